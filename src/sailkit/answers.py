@@ -1,0 +1,113 @@
+"""Reading what a model said: the inverse of prompts. What cannot be read has no label; there is no default class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from sailkit.records import Outcome
+
+# Part of every fingerprint of a reading: change a rule below, raise the number.
+RULES_VERSION = 1
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_WORD = re.compile(r"\w+(?:['’\-]\w+)*")
+_NEGATORS = frozenset(
+    [
+        "not",
+        "no",
+        "never",
+        "neither",
+        "nor",
+        "cannot",
+        "hardly",
+        "barely",
+        "without",
+        "nothing",
+        "isn't",
+        "aren't",
+        "wasn't",
+        "weren't",
+        "doesn't",
+        "don't",
+        "didn't",
+        "can't",
+        "couldn't",
+        "won't",
+        "wouldn't",
+        "shouldn't",
+        "ain't",
+    ]
+)
+# "partly correct" is no answer to a question that asks for one of the labels.
+_HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
+_REACH = 3  # words over which a negation or hedge is taken to hold: "not at all wrong"
+_REFUSAL = re.compile(
+    r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:sorry|unable|afraid|not\s+able|not\s+comfortable|apologi[sz]e)\b"
+    r"|\b(?:i|we)\s+(?:really\s+|simply\s+)?"
+    r"(?:cannot|can't|can\s+not|won't|will\s+not|must\s+decline|decline|refuse|do\s+not\s+know|don't\s+know)\b"
+)
+# Polite openings that may still be followed by an answer.
+_EVASION = re.compile(
+    r"\bas\s+an?\s+(?:ai|artificial|language\s+model|assistant)\b|^\s*(?:sorry|apologies|my\s+apologies)\b"
+)
+
+
+def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcome]:
+    """Read one label from newly generated text.
+
+    The first sentence that speaks of a label decides. A word counts whole ("incorrect" is not "correct"), a
+    negated one does not count ("not wrong", "neither"), and a sentence that names two labels names none.
+
+    Args:
+        text: What the model generated, without the prompt.
+        words: Answer word or phrase -> label.
+
+    Returns:
+        The label and `answered`, or None and why: `refused` or `unreadable`.
+    """
+    phrases = _phrases(tuple(words.items()))
+    for sentence in _SENTENCE_END.split(text.replace("’", "'").casefold()):
+        # "I cannot say whether that is correct" names a label without giving it.
+        if _REFUSAL.search(sentence):
+            return None, "refused"
+        found, spoken = _labels_in(sentence, phrases)
+        if len(found) == 1:
+            return found.pop(), "answered"
+        if _EVASION.search(sentence):
+            return None, "refused"
+        if spoken:
+            return None, "unreadable"
+    return None, "unreadable"
+
+
+def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:
+    """Labels that a sentence gives, and whether it speaks of any, negated or not."""
+    tokens = _WORD.findall(sentence)
+    longest = max(map(len, phrases), default=0)
+    found: set[str] = set()
+    spoken = False
+    denied_until = -1
+    i = 0
+    while i < len(tokens):
+        size = next((n for n in range(longest, 0, -1) if tuple(tokens[i : i + n]) in phrases), 0)
+        if size:
+            spoken = True
+            if i > denied_until:
+                found.add(phrases[tuple(tokens[i : i + size])])
+            else:
+                denied_until = i + size - 1 + _REACH  # "neither correct nor wrong": the denial goes on
+        elif tokens[i] in _NEGATORS or tokens[i] in _HEDGES or tokens[i].endswith("n't"):
+            denied_until = i + _REACH
+        i += size or 1
+    return found, spoken
+
+
+@lru_cache(maxsize=64)
+def _phrases(words: tuple[tuple[str, str], ...]) -> dict[tuple[str, ...], str]:
+    table: dict[tuple[str, ...], str] = {}
+    for phrase, label in words:
+        table[tuple(_WORD.findall(phrase.replace("’", "'").casefold()))] = label
+    table.pop((), None)
+    return table

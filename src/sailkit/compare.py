@@ -1,0 +1,207 @@
+"""Two or more sets of predictions side by side: a verdict that can also be "cannot tell"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sailkit import metrics, predictions
+from sailkit.errors import UserError
+from sailkit.predictions import FACTORS, PredictionSet
+from sailkit.records import Prediction
+from sailkit.summary import Flag, against, baselines, with_flags
+
+ALPHA = 0.05
+_IMPLIED = {"weights_sha256", "max_new_tokens"}  # these go with the model and the way to answer
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Items that two sets share, with the truth: (truth, outcome of a, outcome of b) each."""
+
+    rows: list[tuple[str, str, str]]
+    left_out: int
+
+
+def compare(
+    *sets: Path,
+    against: Literal["human", "reference"] = "human",
+    task: str | None = None,
+    fields: list[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two or more sets of predictions, item by item.
+
+    Args:
+        sets: Run folders, or files of recorded outputs.
+        against: The data set's own labels (human), or those of a reference model.
+        task: For files: the task whose answer words are used.
+        fields: For files: what they call the fields id, text, label, output, prediction, reference and prompt:
+            KEY=NAME, repeated, or a YAML file.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The verdict and what it rests on, for the first pair at the top level, for all pairs in `comparisons`.
+
+    Raises:
+        UserError: Items, labels or reading rules differ, or there is nothing to compare.
+    """
+    if len(sets) < 2:
+        raise UserError("compare needs two or more run folders or files")
+    loaded = _distinct_names([predictions.load(path, task, fields) for path in sets])
+    for other in loaded[1:]:
+        _check_comparable(loaded[0], other)
+    pairs = [_compare_pair(a, b, against, seed) for a, b in combinations(loaded, 2)]
+    adjusted = metrics.holm([pair["p_value"] for pair in pairs])
+    for pair, p in zip(pairs, adjusted, strict=True):
+        pair["p_value_holm"] = p
+        pair.update(_verdict(pair))
+    flags = _flags(loaded, pairs, against)
+    first = pairs[0] if len(pairs) == 1 else {}
+    return with_flags({**first, "names": [s.name for s in loaded], "against": against, "comparisons": pairs}, flags)
+
+
+def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
+    """Two folders may have the same name; a verdict must still say which is which."""
+    names = [s.name for s in sets]
+    return [
+        s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({number})")
+        for number, s in enumerate(sets, start=1)
+    ]
+
+
+def _check_comparable(a: PredictionSet, b: PredictionSet) -> None:
+    if a.labels != b.labels:
+        raise UserError(f"{a.name} and {b.name} have other labels: {', '.join(a.labels)} against {', '.join(b.labels)}")
+    if a.rules_version != b.rules_version:
+        versions = f"{a.rules_version} against {b.rules_version}"
+        raise UserError(
+            f"{a.name} and {b.name} were read by other rules (version {versions}); evaluate again with one sailkit"
+        )
+    ours, theirs = {p.id: p for p in a.predictions}, {p.id: p for p in b.predictions}
+    if alone := [*(i for i in ours if i not in theirs), *(i for i in theirs if i not in ours)]:
+        raise UserError(
+            f"{a.name} and {b.name} have other items: {len(ours)} and {len(theirs)}, "
+            f"{len(alone)} in only one of them, such as {alone[0]!r}"
+        )
+    for what, name in (("text", "text"), ("gold label", "gold")):
+        values = [(i, getattr(p, name), getattr(theirs[i], name)) for i, p in ours.items()]
+        if differ := [i for i, x, y in values if x and y and x != y]:
+            raise UserError(f"{a.name} and {b.name} differ in the {what} of {len(differ)} items, such as {differ[0]!r}")
+
+
+def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int) -> dict[str, Any]:
+    pair = _pair(a, b, truth)
+    labels, rows = a.labels, pair.rows
+    right = [(x == t, y == t) for t, x, y in rows]
+    only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
+    said_a, said_b = [(t, x) for t, x, _ in rows], [(t, y) for t, _, y in rows]
+    figures: dict[str, Any] = {
+        "a": a.name,
+        "b": b.name,
+        "n": len(rows),
+        "both_right": sum(x and y for x, y in right),
+        "both_wrong": sum(not (x or y) for x, y in right),
+        "only_a": only_a,
+        "only_b": only_b,
+        "p_value": metrics.mcnemar(only_a, only_b),
+        "minimum_detectable_difference": metrics.minimum_detectable_difference(only_a + only_b, len(rows)),
+        **_differences(rows, labels, seed),
+        **against(said_a, labels, "a_", seed),
+        **against(said_b, labels, "b_", seed),
+        **baselines(said_a, labels, ""),
+        "factors": {
+            name: [a.provenance[name], b.provenance[name]]
+            for name in FACTORS
+            if name in a.provenance and name in b.provenance and a.provenance[name] != b.provenance[name]
+        },
+        "unknown_provenance": {s.name: s.missing for s in (a, b) if s.missing},
+    }
+    theirs = {p.id: p.reference for p in b.predictions}
+    both = [(p.reference, theirs[p.id]) for p in a.predictions if p.reference and theirs[p.id]]
+    figures["reference_disagreements"] = sum(x != y for x, y in both)
+    figures["left_out"] = pair.left_out
+    return figures
+
+
+def _pair(a: PredictionSet, b: PredictionSet, truth: str) -> Paired:
+    """Join by id; against references, only items on which both recordings have the same one."""
+    theirs = {p.id: p for p in b.predictions}
+    rows = []
+    for p in a.predictions:
+        q = theirs[p.id]
+        label = (p.gold or q.gold) if truth == "human" else _shared_reference(p, q)
+        if label is not None:
+            rows.append((label, p.said, q.said))
+    if not rows:
+        raise UserError(f"{a.name} and {b.name} share no {truth} labels; see --against")
+    return Paired(rows, len(a.predictions) - len(rows))
+
+
+def _shared_reference(p: Prediction, q: Prediction) -> str | None:
+    if p.reference is None or q.reference is None:
+        return p.reference or q.reference
+    return p.reference if p.reference == q.reference else None
+
+
+def _differences(rows: Sequence[tuple[str, str, str]], labels: Sequence[str], seed: int) -> dict[str, float]:
+    """Differences a - b with paired bootstrap intervals: items are drawn with both their outcomes."""
+    columns = (*labels, *metrics.NOT_ANSWERED)
+    at = {name: i for i, name in enumerate(columns)}
+    table = np.zeros((len(labels), len(columns), len(columns)), dtype=np.int64)
+    np.add.at(table, tuple(np.array([[at[x] for x in row] for row in rows]).T), 1)
+    drawn = metrics.resample(table, seed)
+    found: dict[str, float] = {}
+    for name, statistic in (("accuracy", metrics.accuracy), ("macro_f1", metrics.macro_f1)):
+        key = f"{name}_difference"
+        found[key] = float(statistic(table.sum(2)) - statistic(table.sum(1)))
+        found[f"{key}_low"], found[f"{key}_high"] = metrics.interval(statistic(drawn.sum(3)) - statistic(drawn.sum(2)))
+    return found
+
+
+def _verdict(pair: dict[str, Any]) -> dict[str, str]:
+    """Better, worse or cannot tell: of a against b, in accuracy, after Holm's adjustment."""
+    a, b, difference = pair["a"], pair["b"], pair["accuracy_difference"]
+    if pair["p_value_holm"] >= ALPHA or difference == 0:
+        least = pair["minimum_detectable_difference"]
+        text = (
+            f"cannot tell whether {a} or {b} is better (a difference of {least:.3f} would have been found 4 times in 5)"
+        )
+        return {"verdict": "cannot tell", "verdict_text": text}
+    word = "better" if difference > 0 else "worse"
+    return {"verdict": word, "verdict_text": f"{a} is {word} than {b}{_with_factors(pair['factors'])}"}
+
+
+def _with_factors(factors: dict[str, list[Any]]) -> str:
+    return f" (they differ in {', '.join(factors)})" if factors else ""
+
+
+def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth: str) -> list[Flag]:
+    flags = []
+    seen = set()
+    for pair in pairs:
+        for side in ("a", "b"):
+            name, value, base = pair[side], pair[f"{side}_accuracy"], pair["majority_accuracy"]
+            if value < base and name not in seen:
+                text = f"{name} ({value:.4f}) is below always answering {pair['majority_label']} ({base:.4f})"
+                flags.append(Flag("below-majority", text))
+            seen.add(name)
+        if count := pair["reference_disagreements"]:
+            what = "those are left out" if truth == "reference" else "human labels are used"
+            who = f"the references of {pair['a']} and {pair['b']}"
+            text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
+            flags.append(Flag("references-disagree", text))
+        if len(pair["factors"].keys() - _IMPLIED) > 1:
+            who = f"{pair['a']} and {pair['b']}"
+            text = f"{who} differ in {', '.join(pair['factors'])}: the verdict is about all of these together"
+            flags.append(Flag("several-factors", text))
+    for s in sets:
+        if s.missing:
+            what = ", ".join(s.missing) if len(s.missing) < len(FACTORS) - 1 else "model, prompt and settings"
+            flags.append(Flag("missing-provenance", f"{s.name} does not say its {what}"))
+    return flags

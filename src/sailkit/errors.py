@@ -1,0 +1,31 @@
+"""The one kind of error that is the user's to mend; anything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: what, where and the mend, in one line (the CLI exits 2)."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say what is known, and which of it was probably meant.
+
+    Args:
+        word: What the user wrote.
+        known: What would have been understood.
+
+    Returns:
+        The end of an error line, such as `did you mean 'direct'? (known: direct, fair)`.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}(known: {', '.join(names)})"
+
+
+def missing_extra(extra: str, needed_for: str) -> UserError:
+    """The error for an optional dependency that is not installed, with the command that installs it."""
+    return UserError(f"{needed_for} needs an extra: run  pip install 'sailkit[{extra}]'")

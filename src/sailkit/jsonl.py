@@ -1,0 +1,151 @@
+"""JSON Lines: read with the place of every fault named, write whole files atomically, fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError
+
+Row = dict[str, Any]
+
+
+def dumps(value: object) -> str:
+    """One line of JSON, the same bytes for the same value; NaN and infinity are refused."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def read(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Rows of a JSON Lines file with their line numbers.
+
+    Args:
+        path: The file; blank lines are passed over.
+
+    Yields:
+        Line number from 1, and the object on that line.
+
+    Raises:
+        UserError: The file is missing or not UTF-8, or a line is not a JSON object; file and line are named.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                if not raw.strip():
+                    continue
+                try:
+                    # json.loads accepts NaN; such a number would poison every mean after it.
+                    row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from None
+                except ValueError as error:
+                    cut = "" if raw.endswith(b"\n") else "; the file may be truncated"
+                    message = getattr(error, "msg", error)
+                    raise UserError(f"{path}, line {number}: not valid JSON ({message}){cut}") from None
+                except RecursionError:
+                    raise UserError(f"{path}, line {number}: JSON nested too deeply") from None
+                if not isinstance(row, dict):
+                    kind = type(row).__name__
+                    raise UserError(f"{path}, line {number}: expected a JSON object, found {kind}")
+                yield number, row
+    except OSError as error:
+        raise reading_failed(path, error) from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def text_field(row: Row, name: str, path: str | Path, line: int) -> str:
+    """A field that must be there and be text (numbers are accepted where an id is written as one)."""
+    if name not in row:
+        raise UserError(f"{path}, line {line}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise UserError(f"{path}, line {line}: field {name!r} should be text, found {type(value).__name__}")
+    return str(value)
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: a temporary file beside it, fsync, rename."""
+    path = Path(path)
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(payload)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes private files; a result should follow the user's umask like any other.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            Path(name).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise writing_failed(path, error) from None
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Row:
+    """Read one JSON object from a file.
+
+    Raises:
+        UserError: The file is missing, not JSON, or not an object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise reading_failed(path, error) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def reading_failed(path: str | Path, error: OSError) -> UserError:
+    """The one line for a file that cannot be read."""
+    return UserError(f"cannot read {path}: {error.strerror or error}")
+
+
+def writing_failed(path: str | Path, error: OSError) -> UserError:
+    """The one line for a file that cannot be written, with the mend where the disk is full."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""
+    return UserError(f"cannot write {path}: {error.strerror or error}{mend}")
+
+
+def fingerprint(value: object) -> str:
+    """sha256 of a JSON value, its keys sorted; 64 hex digits."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def file_fingerprint(paths: Iterable[str | Path]) -> str:
+    """sha256 over the bytes of files, in the given order; 64 hex digits."""
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            with Path(path).open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise reading_failed(path, error) from None
+    return total.hexdigest()

@@ -1,0 +1,77 @@
+"""Loading a transformers model safely, and what must be known of it before it is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sailkit.errors import UserError
+from sailkit.models.sources import Source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text ids: the tokenizer's, and those that the model's generation config adds."""
+    more = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+    return frozenset(i for i in ids if i is not None)
+
+
+def context_length(model: Any, tokenizer: Any) -> int:
+    """Tokens that the model can take; 2048 where neither config nor tokenizer says."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
+    return min(known) if known else 2048
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a user named; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format that a user named; `auto` takes bfloat16 where the device computes in it."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise UserError(f"--dtype takes auto, {', '.join(DTYPES)}, not {name!r}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    has_bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def load(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A model and its tokenizer; an adapter is merged into its base.
+
+    Raises:
+        UserError: The files cannot be loaded, or would need code or pickles to be run.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    weights = source.base or source
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            weights.folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+        if source.base:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, source.folder).merge_and_unload()
+        has_own = any(source.folder.glob("tokenizer*"))
+        tokenizer = AutoTokenizer.from_pretrained(
+            (source if has_own else weights).folder, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"cannot load {source.folder}: {' '.join(str(error).split())[:300]}") from None
+    return model, tokenizer

@@ -1,0 +1,329 @@
+"""A causal language model on this machine: scores answers and generates, in planned batches."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from sailkit import jsonl
+from sailkit.errors import UserError
+from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
+from sailkit.models.loading import context_length, load, pick_device, pick_dtype, stop_ids
+from sailkit.models.sources import resolve
+from sailkit.prompts import Prompt, Rendered, Renderer
+from sailkit.records import AnswerScore
+
+_BATCH_TOKENS = {"cpu": 4096}
+_BATCH_TOKENS_ELSEWHERE = 32768
+_AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+
+
+class LocalModel:
+    """A transformers causal language model.
+
+    Prompts of one wording share their beginning: it goes through the model once. The answers of one prompt share
+    the prompt: they hang behind it as a tree, in the same pass. The vocabulary head sees scored positions only.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, options: ModelOptions, facts: dict[str, Any]) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            name: What the user called it.
+            model: A transformers causal language model in evaluation mode.
+            tokenizer: Its tokenizer.
+            options: How to run it.
+            facts: Fingerprints and the like, for the manifest.
+
+        Raises:
+            UserError: `--chat on` for a model without a chat template.
+        """
+        templated = bool(getattr(tokenizer, "chat_template", None))
+        if options.chat == "on" and not templated:
+            raise UserError(f"{name} has no chat template; use --chat auto or off")
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS_ELSEWHERE)
+        self.renderer = Renderer(
+            tokenizer, chat=templated and options.chat != "off", context=context_length(model, tokenizer)
+        )
+        self._facts = facts
+        self._stop_ids = stop_ids(model, tokenizer)
+        self._prefix_cache = lru_cache(maxsize=4)(self._run_prefix)
+        self._render = lru_cache(maxsize=65536)(self.renderer.render)
+        self.shared = self._sharing_agrees()
+
+    @classmethod
+    def from_name(cls, name: str, options: ModelOptions) -> LocalModel:
+        """Load a model by name; see `sailkit.models.load_model`."""
+        source = resolve(name)
+        device = pick_device(options.device)
+        dtype = pick_dtype(options.dtype, device)
+        model, tokenizer = load(source, dtype, options.trust_remote_code)
+        files = source.files()
+        facts = {
+            "revision": source.revision,
+            "weights_sha256": jsonl.file_fingerprint(files["weights"]),
+            "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
+        }
+        return cls(name, model.to(device).eval(), tokenizer, options, facts)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the model that decides its answers."""
+        return {
+            "model": self.name,
+            **self._facts,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "chat_template": jsonl.fingerprint(self.tokenizer.chat_template)[:16] if self.renderer.chat else None,
+            "attention": self.model.config._attn_implementation,
+            "shared_passes": self.shared,
+            "batch_tokens": self.batch_tokens,
+            "torch": torch.__version__,
+        }
+
+    def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
+        """Batches of prompts of like length, longest first, within the token budget."""
+        lengths = []
+        for i, prompt in enumerate(prompts):
+            try:
+                rendered = self._render(prompt, reserve)
+            except UserError as error:
+                raise UserError(f"{names[i] if names else f'prompt {i}'}: {error}") from None
+            lengths.append(len(rendered.ids) - (rendered.head if self.shared else 0) + reserve)
+        batches: list[list[int]] = []
+        longest = 0
+        for i in sorted(range(len(prompts)), key=lambda i: (-lengths[i], i)):
+            if not batches or (len(batches[-1]) + 1) * longest > self.batch_tokens:
+                batches.append([])
+                longest = lengths[i]
+            batches[-1].append(i)
+        return batches
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
+        """Log-probability of each label's answer word behind each prompt; see `Model.score`."""
+        rendered = [self._render(prompt, SCORE_RESERVE) for prompt in prompts]
+        ids = {label: self.renderer.answer_ids(rendered[0], word) for label, word in answers.items()}
+        if (longest := max(map(len, ids.values()))) > SCORE_RESERVE:
+            rendered = [self._render(prompt, longest) for prompt in prompts]
+        values = self._halving(rendered, lambda part: self._score_batch(part, list(ids.values())))
+        return [
+            replace(
+                _reply(prompt),
+                answers={
+                    word: AnswerScore(label, ids[label], value)
+                    for (label, word), value in zip(answers.items(), row, strict=True)
+                },
+            )
+            for prompt, row in zip(rendered, values, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished) -> list[Reply]:
+        """Greedy answers; see `Model.generate`."""
+        rendered = [self._render(prompt, max_new_tokens) for prompt in prompts]
+        found = self._halving(rendered, lambda part: self._generate_batch(part, max_new_tokens, finished))
+        return [
+            replace(
+                _reply(prompt),
+                text=self.tokenizer.decode(ids, skip_special_tokens=True),
+                completion_tokens=len(ids),
+            )
+            for prompt, ids in zip(rendered, found, strict=True)
+        ]
+
+    def _halving(self, batch: Sequence[Rendered], work: Any) -> list[Any]:
+        """Do a batch; where memory runs out, do its halves."""
+        try:
+            return list(work(batch))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise UserError(
+                    "out of memory with a single prompt; use a smaller model, --dtype bfloat16 or more memory"
+                ) from None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory with {len(batch)} prompts; going on with half of them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        middle = len(batch) // 2
+        return self._halving(batch[:middle], work) + self._halving(batch[middle:], work)
+
+    def _score_batch(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        """Summed log-probabilities, shape (prompts, answers)."""
+        if not self.shared:
+            return self._score_rows(batch, answers)
+        # The tree's nodes are the answers' proper beginnings; behind each, some answer's next token is scored.
+        nodes = sorted({answer[:n] for answer in answers for n in range(1, len(answer))}, key=lambda n: (len(n), n))
+        place = {(): 0} | {node: i + 1 for i, node in enumerate(nodes)}
+        cache, inputs, positions, mask = self._open_batch(batch, nodes)
+        logits = self.model(
+            input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=cache is not None, logits_to_keep=len(nodes) + 1,
+        ).logits.float()  # fmt: skip
+        normal = torch.logsumexp(logits, -1)
+        _finite(normal)
+        columns = []
+        for answer in answers:
+            steps = [(place[answer[:n]], token) for n, token in enumerate(answer)]
+            columns.append(sum(logits[:, at, token] - normal[:, at] for at, token in steps))
+        return torch.stack(columns, 1).tolist()
+
+    def _score_rows(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        """The same, one answer at a time, for models whose cache or attention is of another kind."""
+        columns = []
+        for answer in answers:
+            rows = [prompt.ids + answer[:-1] for prompt in batch]
+            inputs, keep, positions = self._left_pad(rows)
+            logits = self.model(
+                input_ids=inputs, attention_mask=keep, position_ids=positions,
+                use_cache=False, logits_to_keep=len(answer),
+            ).logits.float()  # fmt: skip
+            normal = torch.logsumexp(logits, -1)
+            _finite(normal)
+            columns.append(sum(logits[:, n, token] - normal[:, n] for n, token in enumerate(answer)))
+        return torch.stack(columns, 1).tolist()
+
+    def _generate_batch(self, batch: Sequence[Rendered], max_new_tokens: int, finished: Finished) -> list[list[int]]:
+        """New token ids of each prompt, without the end-of-text token."""
+        made: list[list[int]] = [[] for _ in batch]
+        alive = list(range(len(batch)))
+        if self.shared:
+            cache, inputs, positions, mask = self._open_batch(batch, [])
+            keep = mask[:, 0, -1] == 0
+        else:
+            inputs, keep, positions = self._left_pad([prompt.ids for prompt in batch])
+            cache, mask = None, keep
+        for _ in range(max_new_tokens):
+            out = self.model(
+                input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            cache = out.past_key_values
+            _finite(out.logits.amax(-1))
+            tokens = out.logits[:, -1].argmax(-1).tolist()
+            stay = []
+            for row, (i, token) in enumerate(zip(alive, tokens, strict=True)):
+                if token in self._stop_ids:
+                    continue
+                made[i].append(token)
+                if not finished(self.tokenizer.decode(made[i], skip_special_tokens=True)):
+                    stay.append(row)
+            if not stay:
+                break
+            rows = torch.tensor(stay, device=self.device)
+            if len(stay) < len(alive):
+                cache.batch_select_indices(rows)
+            alive = [alive[row] for row in stay]
+            inputs = torch.tensor([[made[i][-1]] for i in alive], device=self.device)
+            positions = positions[rows, -1:] + 1
+            keep = torch.cat([keep[rows], keep.new_ones(len(stay), 1)], 1)
+            mask = keep.long()
+        return made
+
+    def _open_batch(
+        self, batch: Sequence[Rendered], nodes: Sequence[tuple[int, ...]]
+    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs of one pass over a batch: what is shared is in the cache, answers' beginnings hang at the end.
+
+        Args:
+            batch: n prompts.
+            nodes: t token sequences, each followed by none of its own beginnings.
+
+        Returns:
+            Cache of h shared positions or None; ids (n, m + t), left-padded; positions (n, m + t); additive mask
+            (n, 1, m + t, h + m + t).
+        """
+        head = min(prompt.head for prompt in batch)
+        if len({prompt.ids[:head] for prompt in batch}) > 1:
+            head = 0
+        inputs, keep, positions = self._left_pad([prompt.ids[head:] for prompt in batch])
+        n, m = inputs.shape
+        t = len(nodes)
+        tree = torch.tensor([node[-1] for node in nodes], dtype=torch.long, device=self.device).expand(n, t)
+        depth = torch.tensor([len(node) for node in nodes], dtype=torch.long, device=self.device)
+        positions = torch.cat([positions, positions[:, -1:] + depth], 1) + head
+        sees = torch.zeros(n, m + t, head + m + t, dtype=torch.bool, device=self.device)
+        sees[:, :, :head] = True
+        sees[:, :, head : head + m] = keep[:, None, :].bool()
+        sees[:, :m, head : head + m] &= torch.ones(m, m, dtype=torch.bool, device=self.device).tril()
+        for i, node in enumerate(nodes):
+            for j, other in enumerate(nodes):
+                sees[:, m + i, head + m + j] = node[: len(other)] == other
+        mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(
+            ~sees, torch.finfo(self.dtype).min
+        )
+        cache = self._widen(self._prefix_cache(batch[0].ids[:head]), n) if head else None
+        return cache, torch.cat([inputs, tree], 1), positions, mask[:, None]
+
+    def _left_pad(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, mask and positions of rows padded on the left; what stands in the padding is never seen."""
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        positions = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]
+        return ids, (positions >= 0).long(), positions.clamp(min=0)
+
+    def _run_prefix(self, ids: tuple[int, ...]) -> Any:
+        return self.model(
+            input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1
+        ).past_key_values
+
+    @staticmethod
+    def _widen(cache: Any, rows: int) -> Any:
+        """A cache of one row, seen as many; the next pass copies what it extends."""
+        wide = copy.copy(cache)
+        wide.layers = [copy.copy(layer) for layer in cache.layers]
+        for layer in wide.layers:
+            layer.keys, layer.values = (
+                layer.keys.expand(rows, -1, -1, -1),
+                layer.values.expand(rows, -1, -1, -1),
+            )
+        return wide
+
+    @torch.inference_mode()
+    def _sharing_agrees(self) -> bool:
+        """Try shared passes against plain ones on a few tokens; architectures differ in caches and masks."""
+        from transformers.cache_utils import DynamicLayer
+
+        ids = tuple(range(3, 11))
+        if self.model.config._attn_implementation not in ("sdpa", "eager"):
+            return False
+        cache = self._run_prefix(ids[:4])
+        if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [])):
+            return False
+        self.shared = True
+        batch = [Rendered(ids, (), 4, 0), Rendered(ids[:6], (), 4, 0)]
+        answers = [ids[:1], ids[2:4], ids[2:3] + ids[5:7]]
+        shared, plain = self._score_batch(batch, answers), self._score_rows(batch, answers)
+        return bool((torch.tensor(shared) - torch.tensor(plain)).abs().max() < _AGREE[self.dtype])
+
+
+def _reply(prompt: Rendered) -> Reply:
+    return Reply(prompt.text, jsonl.fingerprint(prompt.ids)[:16], len(prompt.ids), cut_tokens=prompt.cut_tokens)
+
+
+def _finite(values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(
+            "the model's output is not a number (NaN or infinite logits); try --dtype float32, or check the weights"
+        )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

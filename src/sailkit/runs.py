@@ -1,0 +1,335 @@
+"""A run folder: manifest, lock, resumable output, cache, seeds and progress; written once, used by every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import filelock
+
+from sailkit import __version__, jsonl
+from sailkit.errors import UserError
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "openai", "numpy", "scikit-learn")
+
+
+class Run:
+    """An open run folder, locked against a second process.
+
+    Attributes:
+        folder: Where the run keeps its files.
+        manifest: What was asked and on what; `settings` decides the values, `environment` describes.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    def path(self, name: str) -> Path:
+        """A file of this run."""
+        return self.folder / name
+
+
+@contextlib.contextmanager
+def open_run(folder: str | Path, stage: str, settings: dict[str, Any]) -> Iterator[Run]:
+    """Open a run folder for writing, new or to be continued.
+
+    Args:
+        folder: The run's folder; made if absent.
+        stage: The verb that runs.
+        settings: Everything that decides the values; a run continues only if all of it is the same.
+
+    Yields:
+        The locked run.
+
+    Raises:
+        UserError: Another process holds the folder, it belongs to another run (the settings that differ are
+            named), or it holds something else.
+    """
+    folder = Path(folder)
+    try:
+        # A typo in --out must not adopt, or write into, a folder of something else.
+        foreign = folder.is_dir() and not (folder / MANIFEST).exists()
+        if foreign and any(
+            entry.name != LOCK and not entry.name.startswith(f".{MANIFEST}") for entry in folder.iterdir()
+        ):
+            raise UserError(f"{folder} exists and is not a run folder; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{folder} is in use by another sailkit process; wait for it or choose another --out") from None
+    except OSError as error:
+        raise jsonl.writing_failed(folder, error) from None
+    try:
+        yield Run(folder, _continue_or_begin(folder, stage, settings))
+    finally:
+        lock.release()
+
+
+def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any]:
+    settings = json.loads(jsonl.dumps(settings))  # as it will be read back: tuples are lists
+    if (folder / MANIFEST).exists():
+        manifest = jsonl.read_json(folder / MANIFEST)
+        old = manifest.get("settings", {})
+        changed = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+        if manifest.get("stage") != stage:
+            raise UserError(f"{folder} holds a run of {manifest.get('stage')!r}, not {stage!r}; choose another --out")
+        if changed:
+            what = "; ".join(
+                f"{name}: {_short(old.get(name))} there, {_short(settings.get(name))} now" for name in changed
+            )
+            raise UserError(f"{folder} holds another run ({what}); choose another --out or the same settings")
+        return manifest
+    manifest = {
+        "stage": stage,
+        "fingerprint": jsonl.fingerprint(settings),
+        "settings": settings,
+        "environment": environment(),
+    }
+    jsonl.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a run folder.
+
+    Raises:
+        UserError: The folder has none.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise UserError(f"{folder} is not a run folder: it has no {MANIFEST}")
+    return jsonl.read_json(path)
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """Run folders at or below a folder, by name."""
+    return sorted(path.parent for path in Path(folder).rglob(MANIFEST))
+
+
+def overview(*folders: Path) -> dict[str, Any]:
+    """List runs, or show how two of them differ.
+
+    Args:
+        folders: Where to look (the folder `runs` by default); two run folders, to compare their settings.
+
+    Returns:
+        `runs`, a row each; or `differences`, the two values of each setting that differs.
+    """
+    places = folders or (Path("runs"),)
+    if len(places) == 2 and all((place / MANIFEST).exists() for place in places):
+        first, second = (read_manifest(place) for place in places)
+        flat = [
+            {**m["settings"], **{f"version of {k}": v for k, v in m["environment"]["versions"].items()}}
+            for m in (first, second)
+        ]
+        differ = {
+            k: [flat[0].get(k), flat[1].get(k)] for k in {**flat[0], **flat[1]} if flat[0].get(k) != flat[1].get(k)
+        }
+        return {"names": [str(place) for place in places], "differences": differ}
+    rows = []
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"no folder {place}")
+        for folder in find_runs(place):
+            manifest = read_manifest(folder)
+            shown = {k: manifest["settings"].get(k) for k in ("model", "task", "protocol", "wording", "answer")}
+            started = manifest["environment"]["started_at"]
+            rows.append({"folder": str(folder), "stage": manifest["stage"], **shown, "started_at": started})
+    return {"runs": rows}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and git revision; described in the manifest, deciding nothing."""
+    versions = {"sailkit": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "git_revision": _git_revision(),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git_revision() -> str | None:
+    """The revision of the user's own checkout, marked where it has uncommitted changes."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return None
+
+
+class BatchLog:
+    """An append-only JSON Lines file that is its own checkpoint.
+
+    Rows arrive in planned batches. A killed run leaves complete batches and at most one torn one; the torn one
+    is cut off and computed again as a whole, because a row's low bits depend on the batch it was computed in.
+    """
+
+    def __init__(self, path: Path, plan: Sequence[Sequence[str]]) -> None:
+        """Read what is there and cut it back to whole batches.
+
+        Args:
+            path: The file; need not exist.
+            plan: Ids of every batch, in the order in which they are written.
+
+        Raises:
+            UserError: The rows there are not the first rows of this plan.
+        """
+        self.path = path
+        self.done = 0
+        self.rows_done = 0
+        self._size = 0
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        except OSError as error:
+            raise jsonl.reading_failed(path, error) from None
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        for batch in plan:
+            part = lines[self.rows_done : self.rows_done + len(batch)]
+            for offset, (line, expected) in enumerate(zip(part, batch, strict=False)):
+                number = self.rows_done + offset + 1
+                try:
+                    found = json.loads(line)["id"]
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{path}, line {number}: damaged; remove the run folder to start again") from None
+                if found != expected:
+                    raise UserError(f"{path}, line {number}: found id {found!r} where {expected!r} was planned")
+            if len(part) < len(batch):
+                break
+            self.done += 1
+            self.rows_done += len(batch)
+            self._size += sum(map(len, part))
+        try:
+            self._stream = path.open("ab")
+            self._stream.truncate(self._size)
+        except OSError as error:
+            raise jsonl.writing_failed(path, error) from None
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write one batch through to the disk; on failure the file keeps its whole batches only."""
+        data = "".join(jsonl.dumps(row) + "\n" for row in rows).encode("utf-8")
+        try:
+            self._stream.write(data)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self._size)
+            raise jsonl.writing_failed(self.path, error) from None
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        # After a failed write the buffer still holds what did not fit; it must not be tried again.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+
+class Cache:
+    """Values by the hash of everything that decided them, each an atomic file; safe to share and to delete."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def get(self, key: dict[str, Any]) -> Any:
+        """The stored value, or None; a damaged entry counts as absent."""
+        try:
+            return json.loads(self._path(key).read_text("utf-8"))["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, key: dict[str, Any], value: object) -> None:
+        """Store a value with its key beside it, so that an entry can be read by a person."""
+        jsonl.write_atomic(self._path(key), json.dumps({"key": key, "value": value}, ensure_ascii=False))
+
+    def _path(self, key: dict[str, Any]) -> Path:
+        digest = jsonl.fingerprint(key)
+        return self.folder / digest[:2] / f"{digest}.json"
+
+
+def cache_folder() -> Path:
+    """Where sailkit keeps what can be made again: `SAILKIT_CACHE`, else the user's cache folder."""
+    if chosen := os.environ.get("SAILKIT_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sailkit"
+
+
+def seed_for(seed: int, purpose: str, item: str = "") -> int:
+    """A 64-bit seed from the run's seed, a purpose and an item's id, so that order and shards change nothing."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\x00{purpose}\x00{item}".encode()).digest()[:8], "big")
+
+
+def notice(text: str) -> None:
+    """Tell the person at the terminal something, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Ticker(Protocol):
+    """What a stage calls as it gets on."""
+
+    def __call__(self, steps: int = 1) -> None:
+        """Count steps as done."""
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
+    """Show progress on standard error: a bar with the time left on a terminal, plain lines elsewhere.
+
+    Args:
+        what: A word or two, such as `scoring`.
+        total: Steps in all.
+        done: Steps that an earlier run has done.
+
+    Yields:
+        A function to call with the number of steps done since the last call.
+    """
+    if os.environ.get("SAILKIT_PROGRESS") == "off" or total == done:
+        yield lambda steps=1: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total, completed=done)
+            yield lambda steps=1: bar.advance(task, steps)
+        return
+    start = last = time.monotonic()
+    count = done
+
+    def tick(steps: int = 1) -> None:
+        nonlocal count, last
+        count += steps
+        now = time.monotonic()
+        if now - last >= 5 or (count == total and now - start >= 2):
+            left = (now - start) / max(count - done, 1) * (total - count)
+            notice(f"{what}: {count}/{total}, {left:.0f} s left")
+            last = now
+
+    yield tick

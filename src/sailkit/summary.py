@@ -1,0 +1,189 @@
+"""From predictions to figures and flags: what a set of answers is worth, and why one might doubt it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sailkit import metrics
+from sailkit.records import Prediction
+
+CONSTANT_SHARE = 0.98
+UNREADABLE_SHARE = 0.02
+GOOD_KAPPA = 0.8
+# Two log-probabilities closer than this may change places with the batch that they were computed in.
+NOISE = {"bfloat16": 0.03, "float16": 0.005, "float32": 1e-5}
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A reason to doubt a result: a code for programs and a sentence for people."""
+
+    code: str
+    message: str
+
+
+def summarise(
+    predictions: Sequence[Prediction], labels: Sequence[str], dtype: str | None = None, seed: int = 0
+) -> tuple[dict[str, Any], list[Flag]]:
+    """Figures and flags of one set of predictions.
+
+    Where a model gave reference labels, `accuracy` and its like are against those and the same figures against
+    the data set's own labels stand beside them as `human_...`; otherwise both are the same.
+
+    Args:
+        predictions: What was said; none of them is left out.
+        labels: The task's labels.
+        dtype: What the scores were computed in, for the noise of ties.
+        seed: The bootstrap's seed.
+
+    Returns:
+        Flat figures with intervals as `*_low` and `*_high`, and the flags.
+    """
+    said = [p.said for p in predictions]
+    outcomes = Counter(p.outcome for p in predictions)
+    figures: dict[str, Any] = {"n": len(predictions), "labels": list(labels)}
+    flags = constant_flags(said, labels, "the answers")
+    gold = [(p.gold, p.said) for p in predictions if p.gold is not None]
+    asked = [(p.reference, p.said) for p in predictions if p.reference is not None]
+    both = [(p.reference, p.gold) for p in predictions if p.reference is not None and p.gold is not None]
+    if gold or asked:
+        figures["against"] = "reference" if asked else "human"
+        main = asked or gold
+        figures |= against(main, labels, "", seed) | baselines(gold or asked, labels, "")
+        figures |= _score_figures(predictions, labels, figures["against"])
+        figures["confusion"] = {
+            "rows": list(labels),
+            "columns": [*labels, *metrics.NOT_ANSWERED],
+            "counts": _counts(main, labels).tolist(),
+        }
+    if gold:
+        figures |= against(gold, labels, "human_", seed)
+        flags += _baseline_flags(figures, "human_", "", "human")
+    if asked:
+        figures |= baselines(asked, labels, "reference_") | {"reference_n": len(asked)}
+        flags += _baseline_flags(figures, "", "reference_", "reference")
+    if both:
+        kappa = metrics.kappa(*zip(*both, strict=True))
+        agreement = sum(a == b for a, b in both) / len(both)
+        figures |= {"reference_kappa": kappa, "reference_agreement": agreement}
+        if kappa is None or kappa < GOOD_KAPPA:
+            known = "undefined" if kappa is None else f"{kappa:.3f}"
+            text = f"the reference agrees with the human labels on {agreement:.1%} of the items (kappa {known})"
+            flags.append(Flag("reference-disagrees", f"{text}; read the human figures first"))
+    figures |= {"unreadable": outcomes["unreadable"], "refused": outcomes["refused"]}
+    silent = outcomes["unreadable"] + outcomes["refused"]
+    if predictions and silent / len(predictions) > UNREADABLE_SHARE:
+        text = f"{silent} of {len(predictions)} answers ({silent / len(predictions):.1%}) give no label; see the bounds"
+        flags.append(Flag("unreadable-answers", text))
+    ties = sum(_is_tie(p, NOISE.get(dtype or "", 0.0)) for p in predictions)
+    figures["near_ties"] = ties
+    if ties:
+        what = f"a difference within the numerical noise of {dtype or 'their scores'}"
+        text = f"{ties} of {len(predictions)} answers hang on {what}"
+        flags.append(Flag("near-ties", text))
+    return figures, flags
+
+
+def with_flags(figures: dict[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:
+    """Figures with their flags, as written to JSON: the codes as a list, the sentences by code."""
+    messages: dict[str, list[str]] = {}
+    for flag in flags:
+        messages.setdefault(flag.code, []).append(flag.message)
+    return {**figures, "flags": list(messages), "flag_messages": messages}
+
+
+Pairs = Sequence[tuple[str, str]]
+
+
+def _counts(pairs: Pairs, labels: Sequence[str]) -> metrics.Counts:
+    return metrics.confusion([truth for truth, _ in pairs], [said for _, said in pairs], labels)
+
+
+def against(pairs: Pairs, labels: Sequence[str], prefix: str, seed: int = 0) -> dict[str, Any]:
+    """Figures of one labelling against one truth, with a prefix to every name.
+
+    Args:
+        pairs: The true label, and the label or outcome, of each item.
+        labels: The task's labels.
+        prefix: Put before every name.
+        seed: The bootstrap's seed.
+    """
+    counts = _counts(pairs, labels)
+    figures: dict[str, Any] = {}
+    for name, estimate in metrics.estimates(counts, labels, seed).items():
+        figures |= {
+            f"{prefix}{name}": estimate.value,
+            f"{prefix}{name}_low": estimate.low,
+            f"{prefix}{name}_high": estimate.high,
+        }
+    low, high = metrics.bounds(counts)
+    return figures | {
+        f"{prefix}accuracy_if_unanswered_wrong": low,
+        f"{prefix}accuracy_if_unanswered_right": high,
+    }
+
+
+def baselines(pairs: Pairs, labels: Sequence[str], prefix: str) -> dict[str, Any]:
+    """What answering without looking reaches against one truth."""
+    counts = _counts(pairs, labels)
+    return {
+        f"{prefix}majority_label": labels[int(counts.sum(-1).argmax())],
+        f"{prefix}majority_accuracy": metrics.majority_accuracy(counts),
+        f"{prefix}majority_macro_f1": metrics.majority_macro_f1(counts),
+        f"{prefix}prior_accuracy": metrics.prior_accuracy(counts),
+    }
+
+
+def constant_flags(said: Sequence[str], labels: Sequence[str], what: str) -> list[Flag]:
+    """The flag for a labelling that is one class throughout."""
+    if not said:
+        return []
+    label, count = Counter(said).most_common(1)[0]
+    if label not in labels or count / len(said) < CONSTANT_SHARE:
+        return []
+    share = f"{count} of {len(said)} items ({count / len(said):.1%})"
+    text = f"{what} are {label} for {share}: a constant, whatever its accuracy"
+    return [Flag("constant-predictor", text)]
+
+
+def _baseline_flags(figures: dict[str, Any], prefix: str, base_prefix: str, name: str) -> list[Flag]:
+    low, high = (figures[f"{prefix}accuracy_{end}"] for end in ("low", "high"))
+    base = figures[f"{base_prefix}majority_accuracy"]
+    interval = f"accuracy against the {name} labels, 95 % interval {low:.4f} to {high:.4f}"
+    if high < base:
+        return [
+            Flag(
+                "below-baseline",
+                f"{interval}, is below always answering the most frequent label ({base:.4f})",
+            )
+        ]
+    if low <= base:
+        return [
+            Flag(
+                "baseline-within-interval",
+                f"{interval}, includes always answering the most frequent label ({base:.4f})",
+            )
+        ]
+    return []
+
+
+def _score_figures(predictions: Sequence[Prediction], labels: Sequence[str], truth: str) -> dict[str, Any]:
+    """AUROC and calibration, where every item has probabilities."""
+    if not all(p.scores for p in predictions):
+        return {"auroc": None, "ece": None}
+    pairs = [(p, p.reference if truth == "reference" else p.gold) for p in predictions]
+    known = [(p, str(label)) for p, label in pairs if label is not None]
+    scores = [p.scores for p, _ in known]
+    right = [p.label == label for p, label in known]
+    return {
+        "auroc": metrics.auroc([label for _, label in known], scores, labels),
+        "ece": metrics.expected_calibration_error([max(s.values()) for s in scores], right),
+    }
+
+
+def _is_tie(prediction: Prediction, noise: float) -> bool:
+    logs = sorted((a.logprob for a in prediction.answers.values()), reverse=True)
+    return len(logs) > 1 and logs[0] - logs[1] <= noise

@@ -1,0 +1,377 @@
+"""A task: where its examples are, what its labels are called, how it asks. Built-in tasks and a user's own are YAML."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sailkit import jsonl
+from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.records import Example, SearchResult
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# YAML reads a bare true, no or 1 as something else; a label's word is always text.
+Word = Annotated[
+    str, BeforeValidator(lambda v: str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v)
+]
+
+
+class EvidenceFields(_Spec):
+    """Where a row keeps its search results: a list field, and the fields of each entry."""
+
+    list: str
+    body: str
+    title: str | None = None
+    url: str | None = None
+
+
+class Fields(_Spec):
+    """Names of the fields that hold what a task needs."""
+
+    id: str
+    text: str
+    label: str
+    evidence: EvidenceFields | None = None
+
+
+class LabelFile(_Spec):
+    """A CSV beside a folder of texts that gives each text's label."""
+
+    path: str
+    id: str
+    label: str
+
+
+class DataSpec(_Spec):
+    """How a data set is laid out: one table with fields, or a folder of text files with a label file."""
+
+    file: str | None = None
+    fields: Fields | None = None
+    folder: str | None = None
+    label_file: LabelFile | None = None
+    label_values: dict[Word, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> DataSpec:
+        if (self.fields is None) == (self.folder is None or self.label_file is None):
+            raise ValueError("give either `fields`, or `folder` with `label_file`")
+        return self
+
+
+class LabelSpec(_Spec):
+    """The word that stands for a label in prompts and scores, and other words read as the same."""
+
+    answer: Word
+    also: tuple[Word, ...] = ()
+
+
+class ProtocolSpec(_Spec):
+    """The wordings of one way to ask; each is one prompt, or several in a row with `{previous}`."""
+
+    wordings: dict[str, str | tuple[str, ...]]
+    answers: dict[str, Word] = Field(default_factory=dict)
+    also: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
+    max_new_tokens: int = Field(default=16, ge=1)
+
+
+class TaskSpec(_Spec):
+    """A task as its YAML states it."""
+
+    name: str
+    about: str = ""
+    data: DataSpec
+    labels: dict[str, LabelSpec]
+    default_labels: tuple[str, ...] = ()
+    protocols: dict[str, ProtocolSpec]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSpec:
+        if len(self.labels) < 2:
+            raise ValueError("labels: at least two are needed")
+        for where, names in (
+            ("default_labels", self.default_labels),
+            ("data.label_values", self.data.label_values.values()),
+        ):
+            for name in names:
+                if name not in self.labels:
+                    raise ValueError(f"{where}: {name!r} is no label; {nearest(name, self.labels)}")
+        for protocol, spec in self.protocols.items():
+            if not spec.wordings:
+                raise ValueError(f"protocols.{protocol}: no wordings")
+            for name in (*spec.answers, *spec.also):
+                if name not in self.labels:
+                    raise ValueError(f"protocols.{protocol}: {name!r} is no label; {nearest(name, self.labels)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Question:
+    """One protocol in one wording, for the labels in use.
+
+    Attributes:
+        protocol: `direct`, `fair`, `think-twice`, or a task's own.
+        wording: The wording's name.
+        steps: Prompt templates, one model call each, with `{text}`, `{evidence}`, `{answers}`, `{previous}`.
+        answers: Label -> the word that is asked for and scored.
+        words: Word -> label, for reading.
+        max_new_tokens: How long a step that is generated may become.
+    """
+
+    protocol: str
+    wording: str
+    steps: tuple[str, ...]
+    answers: dict[str, str]
+    words: dict[str, str]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task ready for use.
+
+    Attributes:
+        spec: What the YAML says.
+        labels: The labels in use, in order.
+        folder: Where the YAML is; relative data paths start here.
+    """
+
+    spec: TaskSpec
+    labels: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.spec.name
+
+    def question(self, protocol: str, wording: str | None = None) -> Question:
+        """Pick a protocol and a wording (the first by default).
+
+        Raises:
+            UserError: Unknown protocol or wording, or a label in use has no answer in that protocol.
+        """
+        if protocol not in self.spec.protocols:
+            raise UserError(f"task {self.name} has no protocol {protocol!r}; {nearest(protocol, self.spec.protocols)}")
+        spec = self.spec.protocols[protocol]
+        wording = wording or next(iter(spec.wordings))
+        if wording not in spec.wordings:
+            raise UserError(f"{self.name}/{protocol} has no wording {wording!r}; {nearest(wording, spec.wordings)}")
+        if spec.answers and (missing := [label for label in self.labels if label not in spec.answers]):
+            raise UserError(
+                f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use --labels or another --protocol"
+            )
+        answers = {label: spec.answers.get(label, self.spec.labels[label].answer) for label in self.labels}
+        words = {word: label for label in self.labels for word in (answers[label], *spec.also.get(label, ()))}
+        if not spec.answers:
+            words |= self.words()
+        steps = spec.wordings[wording]
+        return Question(
+            protocol=protocol,
+            wording=wording,
+            steps=(steps,) if isinstance(steps, str) else steps,
+            answers=answers,
+            words=words,
+            max_new_tokens=spec.max_new_tokens,
+        )
+
+    def words(self) -> dict[str, str]:
+        """Word -> label, from the labels' own answers and synonyms, and their names."""
+        table = {label.lower(): label for label in self.labels}
+        for label in self.labels:
+            spec = self.spec.labels[label]
+            table |= dict.fromkeys((spec.answer, *spec.also), label)
+        return table
+
+    def load(self, data: str | Path | None = None) -> Dataset:
+        """Read the task's examples.
+
+        Args:
+            data: File or folder; by default the one that the YAML names.
+
+        Raises:
+            UserError: Nothing is named, or the data are missing, malformed, doubled, mislabelled or empty.
+        """
+        spec = self.spec.data
+        if data is None:
+            if spec.file is None:
+                raise UserError(f"task {self.name} does not carry its data; say where they are with --data")
+            data = self.folder / spec.file
+        path = Path(data)
+        rows = list(_folder_rows(path, spec) if spec.folder else _table_rows(path, spec))
+        seen: dict[str, str] = {}
+        for example, where in rows:
+            if example.id in seen:
+                raise UserError(
+                    f"{where}: id {example.id!r} was used before, at {seen[example.id]}; ids must be unique"
+                )
+            seen[example.id] = where
+        for example, where in rows:
+            if example.label not in self.spec.labels:
+                raise UserError(f"{where}: label {example.label!r} is not one of {', '.join(self.spec.labels)}")
+        used = [example for example, _ in rows if example.label in self.labels]
+        if not used:
+            raise UserError(f"{path}: no examples with the labels {', '.join(self.labels)}")
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return Dataset(tuple(used), left_out=len(rows) - len(used), fingerprint=jsonl.file_fingerprint(files))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples, how many were left out for their labels, and the sha256 of the files."""
+
+    examples: tuple[Example, ...]
+    left_out: int
+    fingerprint: str
+
+
+def builtin_tasks() -> list[str]:
+    """Names of the tasks that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _builtin_folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def _builtin_folder() -> Path:
+    return Path(str(resources.files("sailkit"))) / "data" / "tasks"
+
+
+def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
+    """Load a task by name, or from a YAML file.
+
+    Args:
+        name: A built-in task's name, or a path that ends in `.yaml` or `.yml`.
+        labels: The labels to use; `["all"]` for all; by default those that the task states.
+
+    Raises:
+        UserError: Unknown name, unreadable or invalid YAML (the field is named), unknown label.
+    """
+    own = str(name).endswith((".yaml", ".yml"))
+    if not own and str(name) not in builtin_tasks():
+        raise UserError(
+            f"no task {str(name)!r}: {nearest(str(name), builtin_tasks())}; your own is a path to a .yaml file"
+        )
+    path = Path(name) if own else _builtin_folder() / f"{name}.yaml"
+    try:
+        spec = TaskSpec.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    if labels is None:
+        chosen = spec.default_labels or tuple(spec.labels)
+    elif list(labels) == ["all"]:
+        chosen = tuple(spec.labels)
+    else:
+        for label in labels:
+            if label not in spec.labels:
+                raise UserError(f"task {spec.name} has no label {label!r}; {nearest(label, spec.labels)}")
+        chosen = tuple(label for label in spec.labels if label in labels)
+    if len(chosen) < 2:
+        raise UserError(f"task {spec.name}: choose at least two labels")
+    return Task(spec, chosen, path.parent)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: The file cannot be read or is not YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise jsonl.reading_failed(path, error) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
+    fields = spec.fields
+    assert fields is not None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; this task reads one .jsonl, .csv or .parquet file")
+    for line, row in read_table(path):
+        label = row.get(fields.label)
+        if fields.label not in row:
+            jsonl.text_field(row, fields.label, path, line)
+        example = Example(
+            id=jsonl.text_field(row, fields.id, path, line),
+            text=jsonl.text_field(row, fields.text, path, line),
+            label=spec.label_values.get(str(label), None if label is None else str(label)),
+            evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
+        )
+        yield example, f"{path}, line {line}"
+
+
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON Lines, CSV or parquet file with their numbers from 1 (the header of a CSV is line 1)."""
+    if path.suffix == ".csv":
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream, strict=True)
+                for row in reader:
+                    if None in row or None in row.values():
+                        raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
+                    yield reader.line_num, row
+        except OSError as error:
+            raise jsonl.reading_failed(path, error) from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as UTF-8 CSV ({error})") from None
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise missing_extra("parquet", f"reading {path}") from None
+        try:
+            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    else:
+        yield from jsonl.read(path)
+
+
+def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:
+    entries = row.get(fields.list)
+    if not isinstance(entries, list):
+        raise UserError(f"{path}, line {line}: field {fields.list!r} should be a list of search results")
+    found = []
+    for rank, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not isinstance(entry.get(fields.body), str):
+            raise UserError(f"{path}, line {line}: {fields.list}[{rank - 1}] has no text field {fields.body!r}")
+        title, url = (entry.get(name) if name else None for name in (fields.title, fields.url))
+        found.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
+    return tuple(found)
+
+
+def _folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
+    label_file = spec.label_file
+    assert label_file is not None
+    assert spec.folder is not None
+    texts = path / spec.folder
+    if not texts.is_dir():
+        raise UserError(f"{path} has no folder {spec.folder}; --data should name the folder that holds it")
+    labels: dict[str, str] = {}
+    for line, row in read_table(path / label_file.path):
+        where = path / label_file.path
+        labels[jsonl.text_field(row, label_file.id, where, line)] = jsonl.text_field(row, label_file.label, where, line)
+    # The folder is listed and the labels looked up, so no id from a file ever becomes a path.
+    for file in sorted(texts.glob("*.txt")):
+        if file.stem not in labels:
+            raise UserError(f"{file}: no row with {label_file.id} {file.stem!r} in {path / label_file.path}")
+        try:
+            text = file.read_text("utf-8").strip()
+        except OSError as error:
+            raise jsonl.reading_failed(file, error) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 text ({error.reason})") from None
+        label = labels[file.stem]
+        yield Example(file.stem, text, spec.label_values.get(label, label)), str(file)
