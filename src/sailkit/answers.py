@@ -9,40 +9,19 @@ from functools import lru_cache
 from sailkit.records import Outcome
 
 # Part of every fingerprint of a reading: change a rule below, raise the number.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_WORD = re.compile(r"\w+(?:['’\-]\w+)*")
-_NEGATORS = frozenset(
-    [
-        "not",
-        "no",
-        "never",
-        "neither",
-        "nor",
-        "cannot",
-        "hardly",
-        "barely",
-        "without",
-        "nothing",
-        "isn't",
-        "aren't",
-        "wasn't",
-        "weren't",
-        "doesn't",
-        "don't",
-        "didn't",
-        "can't",
-        "couldn't",
-        "won't",
-        "wouldn't",
-        "shouldn't",
-        "ain't",
-    ]
-)
+_CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|since|although|though|therefore|thus)\b)")
+_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown's, not the word's
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
+# Over the rest of its clause none of these gives a label: "no evidence that the claim is true", "unclear whether".
+_NEGATORS = frozenset(["not", "no", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"])
+_DOUBTS = frozenset(["whether", "if", "unlikely", "unclear", "uncertain", "doubtful", "impossible"])
+_CERTAINTY = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+doubt\b")
 # "partly correct" is no answer to a question that asks for one of the labels.
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
-_REACH = 3  # words over which a negation or hedge is taken to hold: "not at all wrong"
+_REACH = 3  # words over which a hedge is taken to hold, and a negation at the least: "no, it is wrong"
 _REFUSAL = re.compile(
     r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:sorry|unable|afraid|not\s+able|not\s+comfortable|apologi[sz]e)\b"
     r"|\b(?:i|we)\s+(?:really\s+|simply\s+)?"
@@ -58,7 +37,8 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
     """Read one label from newly generated text.
 
     The first sentence that speaks of a label decides. A word counts whole ("incorrect" is not "correct"), a
-    negated one does not count ("not wrong", "neither"), and a sentence that names two labels names none.
+    negated or doubted one does not count ("not wrong", "no evidence that it is right"), and a sentence that names
+    two labels names none.
 
     Args:
         text: What the model generated, without the prompt.
@@ -68,7 +48,7 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
         The label and `answered`, or None and why: `refused` or `unreadable`.
     """
     phrases = _phrases(tuple(words.items()))
-    for sentence in _SENTENCE_END.split(text.replace("’", "'").casefold()):
+    for sentence in _SENTENCE_END.split(text.translate(_APOSTROPHES).casefold()):
         # "I cannot say whether that is correct" names a label without giving it.
         if _REFUSAL.search(sentence):
             return None, "refused"
@@ -84,7 +64,12 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
 
 def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:
     """Labels that a sentence gives, and whether it speaks of any, negated or not."""
-    tokens = _WORD.findall(sentence)
+    tokens: list[str] = []
+    ends: list[int] = []  # of each token's clause: the place of its last token
+    for clause in _CLAUSE_END.split(_CERTAINTY.sub("", sentence)):
+        words = _WORD.findall(clause)
+        tokens += words
+        ends += [len(tokens) - 1] * len(words)
     longest = max(map(len, phrases), default=0)
     found: set[str] = set()
     spoken = False
@@ -97,9 +82,12 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
             if i > denied_until:
                 found.add(phrases[tuple(tokens[i : i + size])])
             else:
-                denied_until = i + size - 1 + _REACH  # "neither correct nor wrong": the denial goes on
-        elif tokens[i] in _NEGATORS or tokens[i] in _HEDGES or tokens[i].endswith("n't"):
-            denied_until = i + _REACH
+                # "neither correct nor wrong": the denial goes on
+                denied_until = max(denied_until, i + size - 1 + _REACH)
+        elif tokens[i] in _HEDGES:
+            denied_until = max(denied_until, i + _REACH)
+        elif tokens[i] in _NEGATORS or tokens[i] in _DOUBTS or tokens[i].endswith("n't"):
+            denied_until = max(denied_until, i + _REACH, ends[i])
         i += size or 1
     return found, spoken
 
@@ -108,6 +96,6 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
 def _phrases(words: tuple[tuple[str, str], ...]) -> dict[tuple[str, ...], str]:
     table: dict[tuple[str, ...], str] = {}
     for phrase, label in words:
-        table[tuple(_WORD.findall(phrase.replace("’", "'").casefold()))] = label
+        table[tuple(_WORD.findall(phrase.translate(_APOSTROPHES).casefold()))] = label
     table.pop((), None)
     return table

@@ -56,7 +56,8 @@ def compare(
     loaded = _distinct_names([predictions.load(path, task, fields) for path in sets])
     for other in loaded[1:]:
         _check_comparable(loaded[0], other)
-    pairs = [_compare_pair(a, b, against, seed) for a, b in combinations(loaded, 2)]
+    chosen = list(combinations(loaded, 2))
+    pairs = [_compare_pair(a, b, against, seed, ALPHA / len(chosen)) for a, b in chosen]
     adjusted = metrics.holm([pair["p_value"] for pair in pairs])
     for pair, p in zip(pairs, adjusted, strict=True):
         pair["p_value_holm"] = p
@@ -95,7 +96,7 @@ def _check_comparable(a: PredictionSet, b: PredictionSet) -> None:
             raise UserError(f"{a.name} and {b.name} differ in the {what} of {len(differ)} items, such as {differ[0]!r}")
 
 
-def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int) -> dict[str, Any]:
+def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, level: float) -> dict[str, Any]:
     pair = _pair(a, b, truth)
     labels, rows = a.labels, pair.rows
     right = [(x == t, y == t) for t, x, y in rows]
@@ -110,7 +111,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int) -> 
         "only_a": only_a,
         "only_b": only_b,
         "p_value": metrics.mcnemar(only_a, only_b),
-        "minimum_detectable_difference": metrics.minimum_detectable_difference(only_a + only_b, len(rows)),
+        "minimum_detectable_difference": metrics.minimum_detectable_difference(only_a + only_b, len(rows), level=level),
         **_differences(rows, labels, seed),
         **against(said_a, labels, "a_", seed),
         **against(said_b, labels, "b_", seed),

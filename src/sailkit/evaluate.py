@@ -102,7 +102,7 @@ def evaluate(
         max_requests: Most requests to an endpoint, retries included; 0 for no limit.
         concurrency: Most requests at a time.
         timeout: Seconds for one request.
-        api_key_env: Environment variable with the endpoint's key.
+        api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
         trust_remote_code: Run code that the model's repository carries.
         csv_out: Also write the predictions as CSV to this file.
 
@@ -149,7 +149,9 @@ def evaluate(
     with runs.open_run(out, "evaluate", settings) as run:
         if calibrate:
             plan = replace(plan, bias=_content_free_bias(loaded, plan))
-        announce_cost(loaded, first, reserve, price=price)
+        steps = len(question.steps)
+        scored = answer == "logprob" and steps == 1
+        announce_cost(loaded, first, question.max_new_tokens, price=price, scored=scored, steps=steps)
         _answer_all(run, loaded, plan, examples, batches)
         more = collect_reference(run, reference, options, chosen, examples, repeats, price) if reference else []
         figures = _finish(run, seed, more)

@@ -22,6 +22,16 @@ def dumps(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+def encode(text: str) -> bytes:
+    r"""UTF-8; half a surrogate pair becomes its escape, `\ud800`, which is how JSON spells it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that UTF-8 can hold: JSON can also spell half a surrogate pair."""
+    return isinstance(value, str) and encode(value) == value.encode("utf-8", "replace")
+
+
 def read(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Rows of a JSON Lines file with their line numbers.
 
@@ -70,13 +80,15 @@ def text_field(row: Row, name: str, path: str | Path, line: int) -> str:
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise UserError(f"{path}, line {line}: field {name!r} should be text, found {type(value).__name__}")
+    if not is_text(str(value)):
+        raise UserError(f"{path}, line {line}: field {name!r} holds half a surrogate pair, which is no character")
     return str(value)
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
     """Write a whole file or nothing: a temporary file beside it, fsync, rename."""
     path = Path(path)
-    payload = data.encode("utf-8") if isinstance(data, str) else data
+    payload = encode(data) if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -136,7 +148,7 @@ def writing_failed(path: str | Path, error: OSError) -> UserError:
 def fingerprint(value: object) -> str:
     """sha256 of a JSON value, its keys sorted; 64 hex digits."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(encode(text)).hexdigest()
 
 
 def file_fingerprint(paths: Iterable[str | Path]) -> str:

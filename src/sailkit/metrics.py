@@ -100,7 +100,8 @@ def mcc(counts: Counts) -> Floats:
 def _ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
     over, under = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
     out: Floats = np.zeros(np.broadcast_shapes(over.shape, under.shape))
-    return np.divide(over, under, out=out, where=under > 0)
+    np.divide(over, under, out=out, where=under > 0)
+    return out
 
 
 STATISTICS: Mapping[str, Callable[[Counts], Floats]] = {
@@ -245,23 +246,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable_difference(discordant: int, n: int, power: float = 0.8) -> float:
-    """The accuracy difference that McNemar's test at 5 % would find with the given power, normal approximation.
+def minimum_detectable_difference(discordant: int, n: int, power: float = 0.8, level: float = 1 - LEVEL) -> float:
+    """The accuracy difference that McNemar's test would find with the given power, normal approximation.
 
     Args:
         discordant: Items on which exactly one of the two is right.
         n: All items.
         power: Chance of finding a true difference of that size.
+        level: The test's level.
 
     Returns:
         A difference in accuracy (Connor 1987, solved for the difference).
     """
-    from scipy.special import ndtri
+    from scipy.special import gammaincinv, ndtri
 
-    if not discordant or not n:
-        return 0.0
-    za, zb = float(ndtri(0.975)), float(ndtri(power))
-    share = discordant / n
+    # Fewer discordant items than this are never significant, however they fall. A difference makes discordant
+    # items of its own: it must be large enough to make that many (a Poisson count) with the given power.
+    needed = math.floor(math.log2(2 / level)) + 1
+    least = float(gammaincinv(needed, power))
+    if n <= least:
+        return 1.0
+    za, zb = float(ndtri(1 - level / 2)), float(ndtri(power))
+    share = max(discordant, least) / n
     # share * za + zb * sqrt(share - d^2) = d * sqrt(n) with sqrt(share) in the first term; solved for d.
     a, b = n + zb**2, za * math.sqrt(share * n)
     d = (b + math.sqrt(max(b**2 - a * (za**2 - zb**2) * share, 0.0))) / a

@@ -12,7 +12,8 @@ from sailkit import jsonl, runs
 from sailkit.answers import RULES_VERSION, read_answer
 from sailkit.errors import UserError, nearest
 from sailkit.records import AnswerScore, Prediction
-from sailkit.tasks import Task, builtin_tasks, load_task, read_table, read_yaml
+from sailkit.tables import read_table, read_yaml
+from sailkit.tasks import Task, builtin_tasks, load_task
 
 PREDICTIONS = "predictions.jsonl"
 REFERENCE_FOLDER = "reference"
@@ -64,7 +65,8 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
     """A prediction as a row of JSON Lines."""
     row = {f.name: getattr(prediction, f.name) for f in dataclasses.fields(prediction)}
     row["answers"] = {
-        word: {"label": a.label, "ids": a.ids, "logprob": a.logprob} for word, a in prediction.answers.items()
+        word: {"label": a.label, "ids": a.ids, "logprob": a.logprob, "bound": a.bound}
+        for word, a in prediction.answers.items()
     }
     # These two are not the run's own: they come from elsewhere when a set is read.
     del row["reference"], row["recorded"]
@@ -74,7 +76,9 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
 def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -> Prediction:
     """The prediction of a row; see `to_row`."""
     try:
-        answers = {w: AnswerScore(a["label"], tuple(a["ids"]), a["logprob"]) for w, a in row["answers"].items()}
+        answers = {
+            w: AnswerScore(a["label"], tuple(a["ids"]), a["logprob"], a["bound"]) for w, a in row["answers"].items()
+        }
         return Prediction(**{**row, "answers": answers, "turns": tuple(row["turns"]), "reference": reference})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: not a prediction ({error})") from None
@@ -133,10 +137,11 @@ def load_run(folder: str | Path) -> PredictionSet:
     reference = {row["id"]: row["label"] for _, row in jsonl.read(asked)} if asked.exists() else {}
     path = folder / PREDICTIONS
     rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read(path)]
-    if len(rows) != settings["n"]:
-        raise UserError(
-            f"{folder} is not finished ({len(rows)} of {settings['n']} items); run the same evaluate command again"
-        )
+    for what, count in (("items", len(rows)), ("reference labels", len(reference) if asked.exists() else len(rows))):
+        if count != settings["n"]:
+            raise UserError(
+                f"{folder} is not finished ({count} of {settings['n']} {what}); run the same evaluate command again"
+            )
     return PredictionSet(
         name=folder.name,
         labels=tuple(settings["labels"]),

@@ -177,21 +177,21 @@ class Renderer:
         Raises:
             UserError: It does not fit even with every search result left out.
         """
-        parts = self.segments(prompt)
+        whole = parts = self.segments(prompt)
         ids = self.encode(parts)
         cut = 0
         budget = self.context - reserve
         if len(ids) > budget:
-            whole = len(ids)
-            parts, ids = self._shorten(parts, ids, budget)
-            cut = whole - len(ids)
+            parts, shorter = self._shorten(parts, ids, budget)
+            cut = len(ids) - len(shorter)
+            ids = shorter
             if len(ids) > budget:
                 raise UserError(
                     f"the prompt has {len(ids)} tokens without its search results, "
                     f"the model takes {self.context} with {reserve} for the answer; "
                     "shorten it, or choose a model with a longer context"
                 )
-        return Rendered(ids, parts, self._head(parts, ids), cut)
+        return Rendered(ids, parts, self._head(whole, ids), cut)
 
     def segments(self, prompt: Prompt) -> tuple[Part, ...]:
         """The whole text that the model gets, template and text from outside still apart."""
@@ -309,7 +309,7 @@ class _GuardedTokenizer:
         self._names = {token["content"]: f"<{nonce}:{token['id']}>" for token in special}
         for token in special:
             token["content"] = self._names[token["content"]]
-        _forget_merges(spec["model"], set(self._names))
+        _rename_pieces(spec["model"], self._names)
         spec["truncation"] = spec["padding"] = None
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._ids = {self._copy.token_to_id(secret): backend.token_to_id(name) for name, secret in self._names.items()}
@@ -318,7 +318,10 @@ class _GuardedTokenizer:
 
     def encode(self, parts: Sequence[Part], *, add_special_tokens: bool) -> tuple[int, ...]:
         text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
-        ids = self._copy.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids = self._copy.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            raise UserError("the text holds half a surrogate pair, which is no character; mend the data") from None
         return tuple(self._ids.get(i, i) for i in ids)
 
     def offsets(self, text: str) -> list[int]:
@@ -329,11 +332,21 @@ class _GuardedTokenizer:
         return self._pattern.sub(lambda match: self._names[match.group()], text) if self._pattern else text
 
 
-def _forget_merges(model: dict[str, Any], names: set[str]) -> None:
-    """Drop merges that spell a special token: converted SentencePiece models have some (`</` + `s>`)."""
-    if model.get("merges"):
+def _rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Give special tokens their secret names in a model's own vocabulary too.
+
+    Converted SentencePiece models can build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
+    """
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): i for piece, i in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
         pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
-        model["merges"] = [pair for pair in pairs if "".join(pair) not in names]
+        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
 
 
 _SPELLED = re.compile(r"<(?=[|/]?[\w｜]+(?:[|▁\w｜ ]*)[|｜]?>)|<(?=\|)|\[(?=/?[A-Z_]{2,}\])|<(?=<)")

@@ -48,11 +48,19 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """How likely one answer wording is behind the prompt: its label, token ids and log-probability (nats)."""
+    """How likely one answer wording is behind the prompt.
+
+    Attributes:
+        label: The label that it stands for.
+        ids: Its token ids; empty where a server does not say.
+        logprob: Its log-probability in nats.
+        bound: True where that is an upper bound: a server gives only the likeliest tokens.
+    """
 
     label: str
     ids: tuple[int, ...]
     logprob: float
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,9 @@ from sailkit.tasks import Task
 class Paid(Protocol):
     """A model whose every answer costs a request."""
 
-    def estimate(self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1) -> dict[str, int]:
+    def estimate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, *, scored: bool = False
+    ) -> dict[str, int]:
         """Requests still to be sent, about how many prompt tokens, at most how many completion tokens."""
 
     def with_repeat(self, repeat: int) -> Model:
@@ -28,7 +30,14 @@ class Paid(Protocol):
 
 
 def announce_cost(
-    model: Model, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, price: str | None = None
+    model: Model,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    repeats: int = 1,
+    price: str | None = None,
+    *,
+    scored: bool = False,
+    steps: int = 1,
 ) -> None:
     """Say what a model that is paid by the request will cost, before the first is sent.
 
@@ -38,11 +47,13 @@ def announce_cost(
         max_new_tokens: Longest answer.
         repeats: How often each prompt is asked.
         price: USD per million tokens, `IN/OUT`.
+        scored: Answers are scored, not generated.
+        steps: Calls for each prompt; the later ones are taken to be like the first.
     """
     if not isinstance(model, Paid):
         return
-    expected = model.estimate(prompts, max_new_tokens, repeats)
-    sent, read, written = expected["requests"], expected["prompt_tokens"], expected["completion_tokens"]
+    expected = model.estimate(prompts, max_new_tokens, repeats, scored=scored)
+    sent, read, written = (steps * expected[name] for name in ("requests", "prompt_tokens", "completion_tokens"))
     cost = "cost unknown: give --price IN/OUT in USD per million tokens"
     if price is not None:
         try:

@@ -14,6 +14,7 @@ from sailkit.records import Prediction
 from sailkit.summary import Flag, against, constant_flags, summarise, with_flags
 
 DEFAULT_CLASS_SHARE = 0.9
+DEFAULT_CLASS_LEAST = 6  # fewer may fall to one of two classes by chance
 _TOLERANCE = 6e-4  # published figures have three or four digits
 _F1_KINDS = ("macro_f1", "weighted_f1")
 
@@ -108,7 +109,7 @@ def _rescore(recorded: PredictionSet, claim: Mapping[str, float], seed: int) -> 
 def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
     """Recorded predictions that the raw answers contradict, nearly all to one class: a parser with a default."""
     wrong = [p for p in rows if p.recorded != p.label]
-    if not wrong:
+    if len(wrong) < DEFAULT_CLASS_LEAST:
         return []
     label, count = Counter(p.recorded for p in wrong).most_common(1)[0]
     if count / len(wrong) < DEFAULT_CLASS_SHARE:
@@ -123,6 +124,8 @@ def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
 
 def _sampled_flags(recorded: PredictionSet) -> list[Flag]:
     """Signs that reference labels were sampled: a stated temperature, or one text with two labels."""
+    if all(p.reference is None for p in recorded.predictions):
+        return []
     flags = []
     hot = {
         float(value)

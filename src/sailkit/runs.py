@@ -22,6 +22,7 @@ from sailkit.errors import UserError
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+_MANIFEST_KEYS = {"stage", "fingerprint", "settings", "environment"}
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "openai", "numpy", "scikit-learn")
 
 
@@ -82,11 +83,11 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any]) -> Iterat
 def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any]:
     settings = json.loads(jsonl.dumps(settings))  # as it will be read back: tuples are lists
     if (folder / MANIFEST).exists():
-        manifest = jsonl.read_json(folder / MANIFEST)
-        old = manifest.get("settings", {})
+        manifest = read_manifest(folder)
+        old = manifest["settings"]
         changed = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-        if manifest.get("stage") != stage:
-            raise UserError(f"{folder} holds a run of {manifest.get('stage')!r}, not {stage!r}; choose another --out")
+        if manifest["stage"] != stage:
+            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not {stage!r}; choose another --out")
         if changed:
             what = "; ".join(
                 f"{name}: {_short(old.get(name))} there, {_short(settings.get(name))} now" for name in changed
@@ -112,17 +113,25 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a run folder.
 
     Raises:
-        UserError: The folder has none.
+        UserError: The folder has none, or one that is not a run's.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
         raise UserError(f"{folder} is not a run folder: it has no {MANIFEST}")
-    return jsonl.read_json(path)
+    manifest = jsonl.read_json(path)
+    if not manifest.keys() >= _MANIFEST_KEYS:
+        raise UserError(f"{folder} is not a run folder: its {MANIFEST} is another program's")
+    return manifest
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """Run folders at or below a folder, by name."""
-    return sorted(path.parent for path in Path(folder).rglob(MANIFEST))
+    """Run folders at or below a folder, by name; other programs keep a manifest.json too, and are passed over."""
+    found = []
+    for path in sorted(Path(folder).rglob(MANIFEST)):
+        with contextlib.suppress(UserError):
+            read_manifest(path.parent)
+            found.append(path.parent)
+    return found
 
 
 def overview(*folders: Path) -> dict[str, Any]:
@@ -231,12 +240,14 @@ class BatchLog:
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write one batch through to the disk; on failure the file keeps its whole batches only."""
-        data = "".join(jsonl.dumps(row) + "\n" for row in rows).encode("utf-8")
+        data = jsonl.encode("".join(jsonl.dumps(row) + "\n" for row in rows))
         try:
             self._stream.write(data)
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
+            # Closed first: a stream that is closed later writes what its buffer still holds into the space just freed.
+            self.close()
             with contextlib.suppress(OSError):
                 os.truncate(self.path, self._size)
             raise jsonl.writing_failed(self.path, error) from None
@@ -244,7 +255,6 @@ class BatchLog:
 
     def close(self) -> None:
         """Close the file."""
-        # After a failed write the buffer still holds what did not fit; it must not be tried again.
         with contextlib.suppress(OSError):
             self._stream.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,5 +186,6 @@ def _score_figures(predictions: Sequence[Prediction], labels: Sequence[str], tru
 
 
 def _is_tie(prediction: Prediction, noise: float) -> bool:
-    logs = sorted((a.logprob for a in prediction.answers.values()), reverse=True)
-    return len(logs) > 1 and logs[0] - logs[1] <= noise
+    # The probabilities decided, and calibration is in them; the answers' own log-probabilities are from before it.
+    first, second, *_ = [*sorted(prediction.scores.values(), reverse=True), 0.0, 0.0]
+    return second > 0 and math.log(first / second) <= noise

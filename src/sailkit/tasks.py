@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sailkit import jsonl
-from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.errors import UserError, nearest
+from sailkit.metrics import NOT_ANSWERED
 from sailkit.records import Example, SearchResult
+from sailkit.tables import read_table, read_yaml
 
 
 class _Spec(BaseModel):
@@ -64,7 +64,7 @@ class DataSpec(_Spec):
 
     @model_validator(mode="after")
     def _one_layout(self) -> DataSpec:
-        if (self.fields is None) == (self.folder is None or self.label_file is None):
+        if len({self.fields is None, self.folder is not None, self.label_file is not None}) > 1:
             raise ValueError("give either `fields`, or `folder` with `label_file`")
         return self
 
@@ -99,10 +99,11 @@ class TaskSpec(_Spec):
     def _consistent(self) -> TaskSpec:
         if len(self.labels) < 2:
             raise ValueError("labels: at least two are needed")
-        for where, names in (
-            ("default_labels", self.default_labels),
-            ("data.label_values", self.data.label_values.values()),
-        ):
+        if taken := self.labels.keys() & NOT_ANSWERED:
+            raise ValueError(f"labels: {taken.pop()!r} is what an answer without a label is called; use another name")
+        _check_words([(label, (spec.answer, *spec.also)) for label, spec in self.labels.items()], "labels")
+        uses = {"default_labels": self.default_labels, "data.label_values": self.data.label_values.values()}
+        for where, names in uses.items():
             for name in names:
                 if name not in self.labels:
                     raise ValueError(f"{where}: {name!r} is no label; {nearest(name, self.labels)}")
@@ -112,7 +113,17 @@ class TaskSpec(_Spec):
             for name in (*spec.answers, *spec.also):
                 if name not in self.labels:
                     raise ValueError(f"protocols.{protocol}: {name!r} is no label; {nearest(name, self.labels)}")
+            answers = ((label, (word,)) for label, word in spec.answers.items())
+            _check_words([*answers, *spec.also.items()], f"protocols.{protocol}")
         return self
+
+
+def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:
+    """Refuse a word that stands for two labels: it would be scored and read as whichever comes last."""
+    seen: dict[str, str] = {}
+    for label, word in ((label, word) for label, own in words for word in own):
+        if (other := seen.setdefault(word.casefold(), label)) != label:
+            raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
 
 
 @dataclass(frozen=True)
@@ -212,11 +223,9 @@ class Task:
         seen: dict[str, str] = {}
         for example, where in rows:
             if example.id in seen:
-                raise UserError(
-                    f"{where}: id {example.id!r} was used before, at {seen[example.id]}; ids must be unique"
-                )
+                first = seen[example.id]
+                raise UserError(f"{where}: id {example.id!r} was used before, at {first}; ids must be unique")
             seen[example.id] = where
-        for example, where in rows:
             if example.label not in self.spec.labels:
                 raise UserError(f"{where}: label {example.label!r} is not one of {', '.join(self.spec.labels)}")
         used = [example for example, _ in rows if example.label in self.labels]
@@ -280,20 +289,6 @@ def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
     return Task(spec, chosen, path.parent)
 
 
-def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds.
-
-    Raises:
-        UserError: The file cannot be read or is not YAML.
-    """
-    try:
-        return yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise jsonl.reading_failed(path, error) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
 def _table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
     fields = spec.fields
     assert fields is not None
@@ -310,33 +305,6 @@ def _table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
         )
         yield example, f"{path}, line {line}"
-
-
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines, CSV or parquet file with their numbers from 1 (the header of a CSV is line 1)."""
-    if path.suffix == ".csv":
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
-                    yield reader.line_num, row
-        except OSError as error:
-            raise jsonl.reading_failed(path, error) from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not readable as UTF-8 CSV ({error})") from None
-    elif path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise missing_extra("parquet", f"reading {path}") from None
-        try:
-            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    else:
-        yield from jsonl.read(path)
 
 
 def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:
@@ -362,7 +330,10 @@ def _folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
     labels: dict[str, str] = {}
     for line, row in read_table(path / label_file.path):
         where = path / label_file.path
-        labels[jsonl.text_field(row, label_file.id, where, line)] = jsonl.text_field(row, label_file.label, where, line)
+        item = jsonl.text_field(row, label_file.id, where, line)
+        if item in labels:
+            raise UserError(f"{where}, line {line}: id {item!r} was used before; ids must be unique")
+        labels[item] = jsonl.text_field(row, label_file.label, where, line)
     # The folder is listed and the labels looked up, so no id from a file ever becomes a path.
     for file in sorted(texts.glob("*.txt")):
         if file.stem not in labels:

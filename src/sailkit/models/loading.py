@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +35,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
@@ -53,25 +58,54 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[A
     """A model and its tokenizer; an adapter is merged into its base.
 
     Raises:
-        UserError: The files cannot be loaded, or would need code or pickles to be run.
+        UserError: The files cannot be loaded, do not belong together, or would need code or pickles to be run.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     weights = source.base or source
+    astray: Iterable[str] = ()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            weights.folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, report = AutoModelForCausalLM.from_pretrained(
+            weights.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         if source.base:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, source.folder).merge_and_unload()
+            model, astray = _merged(model, source.folder)
         has_own = any(source.folder.glob("tokenizer*"))
         tokenizer = AutoTokenizer.from_pretrained(
             (source if has_own else weights).folder, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"cannot load {source.folder}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load {source.folder}: {reason} ({type(error).__name__})") from None
+    # Left alone, these would run with weights made up on the spot.
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{weights.folder}: {len(missing)} weights of its config are not in its files ({missing[0]}...)"
+        )
+    if astray := sorted(astray):
+        raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({astray[0]}...)")
+    if tokenizer.vocab_size > (rows := model.get_input_embeddings().num_embeddings):
+        raise UserError(
+            f"{source.folder}: a tokenizer of {tokenizer.vocab_size} pieces does not belong to a model of {rows}"
+        )
     return model, tokenizer
+
+
+def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
+    """A model with a LoRA adapter merged in, and the adapter weights that only one of both has."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own; that keys do not fit is found out below
+        tuned = PeftModel.from_pretrained(model, adapter)
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    astray = stored ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+    return tuned.merge_and_unload(), {name for name in astray if ".lora_" in name}

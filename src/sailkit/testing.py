@@ -1,0 +1,190 @@
+"""Small honest stand-ins, public, for users' tests too: real over the wire, only the answers are made up."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal, Self
+
+Mishap = Literal[
+    "silent", "dripping", "hang_up", "cut_off", "not_json", "no_choices", "null_message", "null_content", "no_logprobs"
+]  # fmt: skip
+Behaviour = Literal["ok"] | Mishap | int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request as it arrived.
+
+    Attributes:
+        at: When, in seconds of `time.monotonic`.
+        path: The path asked for.
+        headers: Headers, names in lower case.
+        body: The JSON body.
+    """
+
+    at: float
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@dataclass
+class MisbehavingServer:
+    """A server of chat completions on 127.0.0.1 that goes wrong where its script says so.
+
+        with MisbehavingServer({1: 429, 2: "cut_off"}) as server:
+            model = load_model(f"endpoint:any@{server.url}")
+
+    What it can do with a request:
+
+    * `ok`: answer.
+    * a number: fail with that HTTP status; the error's message echoes the request's key, as some proxies do.
+    * `silent`: say nothing; `dripping`: send a space now and then, and never an answer.
+    * `hang_up`: close the connection; `cut_off`: close it within the answer.
+    * `not_json`, `no_choices`, `null_message`: answer with status 200 what is no answer.
+    * `null_content`: answer with a message that has no text.
+    * `no_logprobs`: refuse a request for log-probabilities with status 400, and answer any other.
+
+    Attributes:
+        script: Number of a request, from 1 -> what is done with it.
+        otherwise: What is done with all others.
+        text: What it answers, and why it fails.
+        logprobs: Tokens at the first position -> log-probability; None ignores that they are asked for.
+        seconds: How long an answer takes; failures come at once.
+        headers: Sent with every answer and error, such as Retry-After.
+        requests: What arrived, in order.
+        most_at_once: Most requests that were open at the same time.
+    """
+
+    script: Mapping[int, Behaviour] = field(default_factory=dict)
+    otherwise: Behaviour = "ok"
+    text: str = "Yes."
+    logprobs: Mapping[str, float] | None = None
+    seconds: float = 0.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    requests: list[Received] = field(default_factory=list, init=False)
+    most_at_once: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._open = 0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._server = _Quiet(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        raw = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        with self._lock:
+            headers = {name.lower(): value for name, value in handler.headers.items()}
+            self.requests.append(Received(time.monotonic(), handler.path, headers, json.loads(raw)))
+            number = len(self.requests)
+            self._open += 1
+            self.most_at_once = max(self.most_at_once, self._open)
+        try:
+            self._behave(handler, self.script.get(number, self.otherwise), self.requests[number - 1])
+        finally:
+            with self._lock:
+                self._open -= 1
+
+    def _behave(self, handler: BaseHTTPRequestHandler, behaviour: Behaviour, request: Received) -> None:
+        if behaviour == "no_logprobs" and "logprobs" in request.body:
+            self._send(handler, 400, json.dumps({"error": {"message": "Parameter top_logprobs is not supported."}}))
+        elif isinstance(behaviour, int):
+            message = f"not for {request.headers.get('authorization')}: {self.text}"
+            self._send(handler, behaviour, json.dumps({"error": {"message": message}}))
+        elif behaviour in ("silent", "dripping"):
+            self._stall(handler, drip=behaviour == "dripping")
+        elif behaviour == "hang_up":
+            handler.close_connection = True
+        elif behaviour == "not_json":
+            self._send(handler, 200, "<html>The model is having lunch</html>")
+        else:
+            self._closing.wait(self.seconds)
+            body = json.dumps(self._completion(behaviour, request.body))
+            self._send(handler, 200, body, cut=10 if behaviour == "cut_off" else 0)
+
+    def _completion(self, behaviour: Behaviour, asked: Mapping[str, Any]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": None if behaviour == "null_content" else self.text}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        choice["message"] = None if behaviour == "null_message" else message
+        if asked.get("logprobs") and self.logprobs is not None:
+            top = [{"token": token, "logprob": value, "bytes": None} for token, value in self.logprobs.items()]
+            choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top[: asked.get("top_logprobs", 0)]}]}
+        return {
+            "id": "chatcmpl-0",
+            "object": "chat.completion",
+            "created": 0,
+            "model": f"{asked['model']}-served",
+            "system_fingerprint": "fp_0",
+            "choices": [] if behaviour == "no_choices" else [choice],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+        }
+
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, text: str, cut: int = 0) -> None:
+        data = text.encode()
+        handler.send_response(status)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **self.headers,
+        }.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(data[: len(data) - cut])
+        handler.close_connection = handler.close_connection or cut > 0
+
+    def _stall(self, handler: BaseHTTPRequestHandler, *, drip: bool) -> None:
+        if drip:
+            handler.send_response(200)
+            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Content-Length", "1000000")
+            handler.end_headers()
+        while not self._closing.wait(0.02):
+            if drip:
+                handler.wfile.write(b" ")
+        handler.close_connection = True
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        # A client that goes away is what is being tested, not an error.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def _handler(server: MisbehavingServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept, as real servers do
+
+        def do_POST(self) -> None:
+            server._answer(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler

@@ -1,0 +1,352 @@
+"""A run folder: one process at a time, one set of settings, and the same bytes however often it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sailkit import jsonl, runs
+from sailkit.errors import UserError
+from sailkit.runs import BatchLog, Cache, open_run, seed_for
+
+PLAN = [[f"batch {b}, row {r}" for r in range(1 + b % 3)] for b in range(12)]
+# Appends every batch of the plan that is not yet there; rows are long, so that a batch takes several writes.
+WRITER = """
+import json, sys
+from pathlib import Path
+from sailkit import runs
+folder, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
+with runs.open_run(folder, "test", {"n": sum(map(len, plan))}) as run:
+    log = runs.BatchLog(run.path("rows.jsonl"), plan)
+    print("open", flush=True)
+    for batch in plan[log.done:]:
+        log.append([{"id": item, "text": item * 500} for item in batch])
+    log.close()
+"""
+
+
+def rows_of(batch: list[str]) -> list[dict[str, str]]:
+    return [{"id": item, "text": f"é {item}"} for item in batch]
+
+
+def write_all(path: Path, plan: list[list[str]] = PLAN) -> BatchLog:
+    log = BatchLog(path, plan)
+    for batch in plan[log.done :]:
+        log.append(rows_of(batch))
+    log.close()
+    return log
+
+
+def python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def settings_of(folder: Path, stage: str = "test", **settings: object) -> dict[str, object]:
+    with open_run(folder, stage, settings) as run:
+        return run.manifest["settings"]
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_forgotten(tmp_path):
+    holder = "import sys, time\nfrom sailkit import runs\n"
+    holder += 'with runs.open_run(sys.argv[1], "test", {}):\n    print("open", flush=True)\n    time.sleep(60)'
+    with python(holder, str(tmp_path / "run")) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match="is in use by another sailkit process"):
+            settings_of(tmp_path / "run")
+        process.kill()
+    assert settings_of(tmp_path / "run") == {}
+
+
+def test_the_lock_is_given_back_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), open_run(tmp_path, "test", {}):
+        raise RuntimeError
+    assert settings_of(tmp_path) == {}
+
+
+def test_a_run_goes_on_with_the_same_settings_only(tmp_path):
+    folder = tmp_path / "run"
+    first = {"model": "small", "seed": 1, "labels": ("a", "b")}
+    settings_of(folder, **first)
+    before = (folder / "manifest.json").read_bytes()
+    assert settings_of(folder, **first) == {**first, "labels": ["a", "b"]}
+    with pytest.raises(UserError) as caught:
+        settings_of(folder, model="large", labels=("a", "b"), data="x" * 100)
+    message = str(caught.value)
+    assert 'model: "small" there, "large" now; seed: 1 there, null now; data: null there, "xxx' in message
+    assert "labels" not in message
+    assert len(message) < 300
+    with pytest.raises(UserError, match="holds a run of 'test', not 'other'"):
+        settings_of(folder, "other", **first)
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear to somebody")
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        settings_of(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(UserError, match="is not a run folder: its manifest.json is another program's"):
+        settings_of(tmp_path)
+    with pytest.raises(UserError, match="File exists"):
+        settings_of(tmp_path / "thesis.tex")
+    assert {p.name for p in tmp_path.iterdir()} <= {"thesis.tex", "manifest.json", ".lock"}
+
+
+def test_a_run_killed_before_its_manifest_can_begin_again(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".manifest.json.abc123").write_text("{")
+    assert settings_of(tmp_path, n=1) == {"n": 1}
+
+
+@given(st.data())
+def test_a_log_cut_anywhere_ends_with_the_same_bytes(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("log") / "rows.jsonl"
+    write_all(path)
+    whole = path.read_bytes()
+    size = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:size])
+    log = BatchLog(path, PLAN)
+    log.close()
+    kept = path.read_bytes()
+    assert whole.startswith(kept)
+    assert kept.count(b"\n") == log.rows_done == sum(map(len, PLAN[: log.done]))
+    following = "".join(jsonl.dumps(row) + "\n" for row in rows_of(PLAN[log.done])) if log.done < len(PLAN) else "\n"
+    assert size < len(kept) + len(following.encode()), "a whole batch was thrown away"
+    write_all(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_log_that_is_whole_stays_so(tmp_path):
+    write_all(tmp_path / "rows.jsonl")
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    assert write_all(tmp_path / "rows.jsonl").done == len(PLAN)
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        (b'{"id": "batch 1, ro\n', "line 3: damaged; remove the run folder to start again"),
+        (b"\x00\x00\xff\n", "line 3: damaged"),
+        (b"[]\n", "line 3: damaged"),
+        (b'{"id": "another"}\n', "line 3: found id 'another' where 'batch 1, row 1' was planned"),
+    ],
+)
+def test_a_row_that_was_not_planned_is_named_and_kept(tmp_path, bad, complaint):
+    path = tmp_path / "rows.jsonl"
+    write_all(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = bad
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(UserError) as caught:
+        BatchLog(path, PLAN)
+    assert f"{path}, {complaint}" in str(caught.value)
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_process_killed_at_any_moment_is_continued_to_the_same_bytes(tmp_path):
+    plan = [[f"{b}-{r}" for r in range(1 + b % 7)] for b in range(150)]
+    arguments = json.dumps(plan)
+    with python(WRITER, str(tmp_path / "whole"), arguments) as process:
+        process.stdout.readline()
+        start = time.monotonic()
+        process.wait()
+        length = time.monotonic() - start
+    whole = (tmp_path / "whole" / "rows.jsonl").read_bytes()
+    moments = random.Random(0)
+    killed = set()
+    for _ in range(12):
+        with python(WRITER, str(tmp_path / "killed"), arguments) as process:
+            process.stdout.readline()
+            time.sleep(moments.uniform(0, length / 5))
+            process.send_signal(signal.SIGKILL)
+        killed.add((tmp_path / "killed" / "rows.jsonl").read_bytes())
+    assert len(killed) > 2, "the kills came at no different moments"
+    assert all(whole.startswith(rows) for rows in killed)
+    with python(WRITER, str(tmp_path / "killed"), arguments) as process:
+        assert process.wait() == 0
+    assert (tmp_path / "killed" / "rows.jsonl").read_bytes() == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 128 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root on Linux; a limit on file size stands in for it below")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_whole_batches_and_the_run_completes_later(tmp_path, small_disk):
+    plan = [[f"{b}-{r}" for r in range(8)] for b in range(30)]
+    text = "x" * 700
+    (small_disk / "other").write_bytes(b"\0" * 20_000)
+
+    def append_all(path: Path) -> None:
+        log = BatchLog(path, plan)
+        try:
+            for batch in plan[log.done :]:
+                log.append([{"id": item, "text": text} for item in batch])
+        finally:
+            log.close()
+
+    append_all(tmp_path / "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    path = small_disk / "rows.jsonl"
+    for _ in range(2):  # the second time there is no more room than the first
+        with pytest.raises(UserError) as caught:
+            append_all(path)
+        assert str(caught.value) == (
+            f"cannot write {path}: No space left on device; "
+            "free some space and run the same command again, it goes on where it stopped"
+        )
+        kept = path.read_bytes()
+        assert whole.startswith(kept)
+        assert kept.count(b"\n") % 8 == 0
+        assert 0 < len(kept) < len(whole)
+    with pytest.raises(UserError, match="No space left"):
+        jsonl.write_json(small_disk / "metrics.json", text * 200)
+    assert sorted(p.name for p in small_disk.iterdir()) == ["other", "rows.jsonl"]
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    append_all(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_may_not_grow_keeps_whole_batches(tmp_path):
+    """The same without root: a limit on the size of files stands in for the full disk."""
+    plan = json.dumps([[f"{b}-{r}" for r in range(8)] for b in range(20)])
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, resource.RLIM_INFINITY))
+
+    def run(folder: Path, before=None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WRITER, str(folder), plan]
+        return subprocess.run(command, preexec_fn=before, capture_output=True, text=True)
+
+    assert run(tmp_path / "whole").returncode == 0
+    whole = (tmp_path / "whole" / "rows.jsonl").read_bytes()
+    failed = run(tmp_path / "short", limit)
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("sailkit.errors.UserError: cannot write")
+    assert last.endswith("free some space and run the same command again, it goes on where it stopped")
+    kept = (tmp_path / "short" / "rows.jsonl").read_bytes()
+    assert whole.startswith(kept)
+    assert kept.count(b"\n") % 8 == 0
+    assert 0 < len(kept) <= 70_000
+    assert run(tmp_path / "short").returncode == 0
+    assert (tmp_path / "short" / "rows.jsonl").read_bytes() == whole
+
+
+def test_a_row_with_half_a_surrogate_pair_is_logged(tmp_path):
+    log = BatchLog(tmp_path / "rows.jsonl", [["a"]])
+    log.append([{"id": "a", "raw_output": "\ud83d"}])
+    log.close()
+    assert list(jsonl.read(tmp_path / "rows.jsonl")) == [(1, {"id": "a", "raw_output": "\ud83d"})]
+
+
+def test_the_cache_keeps_a_value_under_everything_that_decided_it(tmp_path):
+    cache, key = Cache(tmp_path), {"model": "m", "revision": 1, "input": "é"}
+    assert cache.get(key) is None
+    cache.put(key, [1, "two"])
+    assert Cache(tmp_path).get(dict(reversed(key.items()))) == [1, "two"]
+    for name in key:
+        assert cache.get({**key, name: "other"}) is None
+        assert cache.get({k: v for k, v in key.items() if k != name}) is None
+    cache.put({**key, "revision": 2}, "new")
+    assert cache.get(key) == [1, "two"]
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"key": {}, "val', b"[]", b"null", b"\xff\xfe", b'{"key": {}}'])
+def test_a_damaged_cache_entry_is_a_miss(tmp_path, damage):
+    cache, key = Cache(tmp_path), {"a": 1}
+    cache.put(key, "value")
+    (entry,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    entry.write_bytes(damage)
+    assert cache.get(key) is None
+    cache.put(key, "value")
+    assert cache.get(key) == "value"
+
+
+def test_the_cache_folder_is_the_one_that_was_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path))
+    assert runs.cache_folder() == tmp_path
+    monkeypatch.delenv("SAILKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert runs.cache_folder() == tmp_path / "xdg" / "sailkit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert runs.cache_folder() == Path.home() / ".cache" / "sailkit"
+
+
+@given(st.integers(), st.text(), st.text())
+def test_a_seed_hangs_on_seed_purpose_and_item(seed, purpose, item):
+    value = seed_for(seed, purpose, item)
+    assert value == seed_for(seed, purpose, item)
+    assert 0 <= value < 2**64
+    assert value not in {seed_for(seed + 1, purpose, item), seed_for(seed, purpose + "x", item)}
+    assert value != seed_for(seed, purpose, item + "x")
+
+
+def test_a_seed_is_the_same_in_every_process_and_version():
+    assert seed_for(0, "bootstrap") == int(hashlib.sha256(b"0\x00bootstrap\x00").hexdigest()[:16], 16)
+
+
+def test_the_overview_lists_runs_and_passes_over_other_folders(tmp_path):
+    for name, model in (("b", "large"), ("a", "small"), ("a/reference", "judge")):
+        settings_of(tmp_path / name, "evaluate", model=model, task="t")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "a web page"}')
+    rows = runs.overview(tmp_path)["runs"]
+    assert [(Path(row["folder"]).relative_to(tmp_path).as_posix(), row["model"]) for row in rows] == [
+        ("a", "small"),
+        ("a/reference", "judge"),
+        ("b", "large"),
+    ]
+    assert all(row["stage"] == "evaluate" and row["task"] == "t" and row["started_at"] for row in rows)
+
+
+def test_the_overview_of_two_runs_shows_what_differs(tmp_path):
+    settings_of(tmp_path / "a", model="small", seed=0)
+    settings_of(tmp_path / "b", model="large", seed=0, shots=4)
+    found = runs.overview(tmp_path / "a", tmp_path / "b")
+    assert found["differences"] == {"model": ["small", "large"], "shots": [None, 4]}
+
+
+def test_a_folder_without_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no folder runs"):
+        runs.overview()
+    assert runs.overview(tmp_path) == {"runs": []}
+    with pytest.raises(UserError, match=r"is not a run folder: it has no manifest\.json"):
+        runs.read_manifest(tmp_path)
+
+
+def test_progress_counts_on_from_where_a_run_stopped(monkeypatch, capsys):
+    monkeypatch.setenv("SAILKIT_PROGRESS", "on")
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    with runs.progress("scoring", total=10, done=4) as tick:
+        for _ in range(3):
+            tick(2)
+    assert capsys.readouterr().err == "scoring: 8/10, 3 s left\nscoring: 10/10, 0 s left\n"
+
+
+def test_progress_can_be_switched_off(capsys):
+    with runs.progress("scoring", total=1) as tick:
+        tick()
+    assert capsys.readouterr().err == ""
