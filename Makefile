@@ -19,7 +19,7 @@ quickstart: $(STAMP)  ## measure a small real model two ways, compare, and write
 	$(BIN)/sailkit report $(OUT)/logprob $(OUT)/generate --out $(OUT)/report.html
 
 test: check  ## everything that takes seconds
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
@@ -27,7 +27,7 @@ check: $(STAMP)  ## style and types
 	$(BIN)/mypy
 
 long: $(STAMP)  ## everything that takes minutes
-	$(BIN)/pytest -m long
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m long
 
 bench: $(STAMP)  ## the measurements that the README quotes
 	$(BIN)/python benchmarks/evaluate.py

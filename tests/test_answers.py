@@ -128,8 +128,16 @@ def test_phrases_of_several_words(text, label):
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [("Yes", "SUPPORTS"), ("No.", "REFUTES"), ("No, it is not fair to say so.", "REFUTES"), ("Correct", None)]
-    + [("Yes, it is fair.", "SUPPORTS"), ("yes and no", None), ("Not fair", "REFUTES"), ("Fair", "SUPPORTS")],
+    [
+        ("Yes", "SUPPORTS"),
+        ("Yes, it is fair.", "SUPPORTS"),
+        ("Fair", "SUPPORTS"),
+        ("No.", "REFUTES"),
+        ("No, it is not fair to say so.", "REFUTES"),
+        ("Not fair", "REFUTES"),
+        ("yes and no", None),
+        ("Correct", None),
+    ],
 )
 def test_a_negation_that_is_itself_an_answer(text, label):
     question = load_task("climate-fever").question("fair")

@@ -71,7 +71,9 @@ def test_only_a_file_that_ends_early_is_said_to_be_truncated(tmp_path):
     assert "truncated" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [lambda path: list(jsonl.read(path)), jsonl.read_json, lambda p: jsonl.file_fingerprint([p])])
+@pytest.mark.parametrize(
+    "read", [lambda path: list(jsonl.read(path)), jsonl.read_json, lambda p: jsonl.file_fingerprint([p])]
+)
 def test_a_missing_file_and_a_folder_are_named(tmp_path, read):
     for path, reason in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(UserError) as caught:
@@ -133,9 +135,9 @@ def test_a_file_is_replaced_whole_or_left_alone(tmp_path):
 
 def test_a_failed_write_leaves_no_litter(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(UserError, match="^cannot write .*taken: Is a directory$"):
+    with pytest.raises(UserError, match=r"^cannot write .*taken: Is a directory$"):
         jsonl.write_atomic(tmp_path / "taken", "text")
-    with pytest.raises(UserError, match="^cannot write "):
+    with pytest.raises(UserError, match="cannot write "):
         jsonl.write_atomic("/proc/none/x", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 

@@ -74,15 +74,14 @@ def test_climate_fever(shared):
 @pytest.mark.parametrize("kind", [int, str])
 def test_climate_fever_as_parquet_with_labels_as_numbers(tmp_path, kind):
     pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     evidence = [{"article": "Ice", "evidence": "It floats.", "votes": ["SUPPORTS", None]}]
     rows = [
         {"claim_id": kind(n), "claim": f"Claim {n}", "claim_label": n % 4, "evidences": evidence * (n % 3)}
         for n in range(8)
     ]
     path = tmp_path / "test.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     found = load_task("climate-fever", ["all"]).load(path).examples
     assert [e.id for e in found] == [str(n) for n in range(8)]
     assert [e.label for e in found[:4]] == ["SUPPORTS", "REFUTES", "NOT_ENOUGH_INFO", "DISPUTED"]
@@ -100,7 +99,9 @@ def test_hate_speech_sentences_in_their_original_layout(shared):
 
 
 def test_a_task_of_ones_own(tmp_path):
-    (tmp_path / "fruit.csv").write_text('\ufeffno,what,kind\n1,"A lemon, ""raw""",1\n2,Ein süßer Apfel,sweet\n', "utf-8")
+    (tmp_path / "fruit.csv").write_text(
+        '\ufeffno,what,kind\n1,"A lemon, ""raw""",1\n2,Ein süßer Apfel,sweet\n', "utf-8"
+    )
     task = load_task(own(tmp_path))
     lemon, apple = task.load().examples
     assert (lemon.id, lemon.text, lemon.label) == ("1", 'A lemon, "raw"', "sour")

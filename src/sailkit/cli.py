@@ -134,7 +134,8 @@ def _show_comparison(found: Result) -> None:
             f"right alone: {escape(pair['a'])} {pair['only_a']}, {escape(pair['b'])} {pair['only_b']}; exact McNemar "
             f"p = {pair['p_value']:.3g}, after Holm {pair['p_value_holm']:.3g}"
         )
-        out.print(f"[bold]{escape(pair['verdict_text'])}[/]")
+        remark = f" ({pair['remark']})" if pair["remark"] else ""
+        out.print(f"[bold]{escape(pair['verdict_text'])}[/]{escape(remark)}")
     _show_flags(found)
 
 

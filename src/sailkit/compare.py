@@ -53,7 +53,12 @@ def compare(
     """
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
-    loaded = _distinct_names([predictions.load(path, task, fields) for path in sets])
+    return compare_sets([predictions.load(path, task, fields) for path in sets], against, seed)
+
+
+def compare_sets(sets: Sequence[PredictionSet], against: str = "human", seed: int = 0) -> dict[str, Any]:
+    """Compare sets of predictions that are read already; see `compare`."""
+    loaded = _distinct_names(sets)
     for other in loaded[1:]:
         _check_comparable(loaded[0], other)
     chosen = list(combinations(loaded, 2))
@@ -168,18 +173,17 @@ def _differences(rows: Sequence[tuple[str, str, str]], labels: Sequence[str], se
 def _verdict(pair: dict[str, Any]) -> dict[str, str]:
     """Better, worse or cannot tell: of a against b, in accuracy, after Holm's adjustment."""
     a, b, difference = pair["a"], pair["b"], pair["accuracy_difference"]
+    remarks = [f"they differ in {', '.join(pair['factors'])}"] if pair["factors"] else []
     if pair["p_value_holm"] >= ALPHA or difference == 0:
         least = pair["minimum_detectable_difference"]
-        text = (
-            f"cannot tell whether {a} or {b} is better (a difference of {least:.3f} would have been found 4 times in 5)"
-        )
-        return {"verdict": "cannot tell", "verdict_text": text}
+        remarks = [f"a difference of {least:.3f} would have been found 4 times in 5", *remarks]
+        return {
+            "verdict": "cannot tell",
+            "verdict_text": f"cannot tell whether {a} or {b} is better",
+            "remark": "; ".join(remarks),
+        }
     word = "better" if difference > 0 else "worse"
-    return {"verdict": word, "verdict_text": f"{a} is {word} than {b}{_with_factors(pair['factors'])}"}
-
-
-def _with_factors(factors: dict[str, list[Any]]) -> str:
-    return f" (they differ in {', '.join(factors)})" if factors else ""
+    return {"verdict": word, "verdict_text": f"{a} is {word} than {b}", "remark": "; ".join(remarks)}
 
 
 def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth: str) -> list[Flag]:

@@ -30,7 +30,7 @@ class Part:
         text: Its text.
         trusted: True for templates; only these may hold special tokens.
         shortenable: True for the bodies of search results.
-        constant: True where every prompt of a run has the same text, as in worked examples.
+        constant: True where every prompt of a run has the same text: the wording's own, and worked examples.
     """
 
     text: str
@@ -87,12 +87,13 @@ def frames() -> dict[str, Any]:
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
-def fill(template: str, values: Mapping[str, str | Sequence[Part]]) -> tuple[Part, ...]:
+def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bool = True) -> tuple[Part, ...]:
     """Put values into a template's `{fields}`; what a value contains is never looked at again.
 
     Args:
         template: Trusted text with `{name}` fields.
         values: Text from outside, or parts as they are.
+        constant: Whether every prompt of a run has this template here.
 
     Raises:
         UserError: The template has a field that is not among the values.
@@ -100,7 +101,7 @@ def fill(template: str, values: Mapping[str, str | Sequence[Part]]) -> tuple[Par
     parts: list[Part] = []
     for i, piece in enumerate(_FIELD.split(template)):
         if i % 2 == 0:
-            parts.append(Part(piece))
+            parts.append(Part(piece, constant=constant))
         elif piece not in values:
             raise UserError(f"a prompt has the unknown field {{{piece}}}; {nearest(piece, values)}")
         else:
@@ -118,7 +119,7 @@ def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
         frame = frames()["result" if result.title else "result_untitled"]
         body = Part(result.body, trusted=False, shortenable=True)
         parts += [Part("\n")] if parts else []
-        parts += fill(frame, {"number": [Part(str(number))], "title": result.title, "body": [body]})
+        parts += fill(frame, {"number": [Part(str(number))], "title": result.title, "body": [body]}, constant=False)
     return tuple(parts)
 
 
@@ -142,7 +143,7 @@ def step_prompt(
     """
     values: dict[str, str | Sequence[Part]] = {
         "text": text.strip(),
-        "answers": [Part(frames()["answers_join"].join(answers))],
+        "answers": [Part(frames()["answers_join"].join(answers), constant=True)],
         "evidence": evidence_parts(results),
         "previous": previous.strip(),
     }
@@ -179,19 +180,16 @@ class Renderer:
         """
         whole = parts = self.segments(prompt)
         ids = self.encode(parts)
-        cut = 0
-        budget = self.context - reserve
+        length, budget = len(ids), self.context - reserve
+        if length > budget:
+            parts, ids = self._shorten(parts, ids, budget)
         if len(ids) > budget:
-            parts, shorter = self._shorten(parts, ids, budget)
-            cut = len(ids) - len(shorter)
-            ids = shorter
-            if len(ids) > budget:
-                raise UserError(
-                    f"the prompt has {len(ids)} tokens without its search results, "
-                    f"the model takes {self.context} with {reserve} for the answer; "
-                    "shorten it, or choose a model with a longer context"
-                )
-        return Rendered(ids, parts, self._head(whole, ids), cut)
+            raise UserError(
+                f"the prompt has {len(ids)} tokens without its search results, "
+                f"the model takes {self.context} with {reserve} for the answer; "
+                "shorten it, or choose a model with a longer context"
+            )
+        return Rendered(ids, parts, self._head(whole, ids), cut_tokens=length - len(ids))
 
     def segments(self, prompt: Prompt) -> tuple[Part, ...]:
         """The whole text that the model gets, template and text from outside still apart."""
@@ -204,19 +202,20 @@ class Renderer:
                 frame = frames()["plain_turn" if reply else "plain"]
                 parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
             return _merge(parts)
-        # The template gets marks in place of text from outside, so that nothing in that text can act in it.
+        # The template gets marks in place of what is not its wording's own, so that nothing in that can act in it.
         mark = f"\ue000{uuid.uuid4().hex}"
         loose: list[Part] = []
         turns = []
         for message in prompt:
             content = ""
             for part in message.parts:
-                content += part.text if part.trusted else f"{mark}:{len(loose)};"
-                loose += [] if part.trusted else [part]
+                own = part.trusted and part.constant
+                content += part.text if own else f"{mark}:{len(loose)};"
+                loose += [] if own else [part]
             turns.append({"role": message.role, "content": content})
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         pieces = re.split(re.escape(mark) + r":(\d+);", text)
-        return _merge([loose[int(piece)] if i % 2 else Part(piece) for i, piece in enumerate(pieces)])
+        return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
 
     def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
         """Token ids of the whole text, tokenised at once; special tokens come from trusted parts only."""
@@ -226,9 +225,7 @@ class Renderer:
     def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
         """Ids of an answer behind a prompt: those that tokenising both together adds."""
         words = Part(answer if self.chat else f" {answer}")
-        tail = rendered.parts[-1]  # the template's own end; nothing before it can change how the answer is cut
-        alone = self._guard.encode([tail], add_special_tokens=False)
-        ids = self._guard.encode([tail, words], add_special_tokens=False)[len(alone) :]
+        ids = self.encode((*rendered.parts, words))[len(rendered.ids) :]
         if not ids:
             raise UserError(
                 f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
@@ -237,16 +234,11 @@ class Renderer:
 
     def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
         """Length of the constant beginning, in tokens that do not depend on what follows."""
-        key = tuple(takewhile(lambda part: part.trusted or part.constant, parts))
+        key = tuple(takewhile(lambda part: part.constant, parts))
         if key not in self._heads:
             self._heads[key] = self.encode(key)[:-1]  # the last token may merge with what follows
-        head = self._heads[key]
-        same = 0
-        for a, b in zip(head, ids, strict=False):
-            if a != b:
-                break
-            same += 1
-        return same
+        pairs = zip(self._heads[key], ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _shorten(
         self, parts: Sequence[Part], ids: Sequence[int], budget: int
@@ -277,13 +269,11 @@ def _water_level(lengths: Sequence[int], excess: int) -> int:
 
 
 def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Join neighbouring trusted parts, so that the first is the whole constant beginning."""
+    """Join neighbouring parts of templates."""
     merged: list[Part] = []
-    for part in parts:
-        if not part.text:
-            continue
-        if merged and part.trusted and merged[-1].trusted:
-            merged[-1] = Part(merged[-1].text + part.text)
+    for part in filter(lambda part: part.text, parts):
+        if merged and part.trusted and merged[-1].trusted and part.constant == merged[-1].constant:
+            merged[-1] = replace(part, text=merged[-1].text + part.text)
         else:
             merged.append(part)
     return tuple(merged)
@@ -314,7 +304,7 @@ class _GuardedTokenizer:
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._ids = {self._copy.token_to_id(secret): backend.token_to_id(name) for name, secret in self._names.items()}
         names = sorted(map(re.escape, self._names), key=len, reverse=True)
-        self._pattern = re.compile("|".join(names)) if names else None
+        self._pattern = re.compile("|".join(names) or "(?!)")
 
     def encode(self, parts: Sequence[Part], *, add_special_tokens: bool) -> tuple[int, ...]:
         text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
@@ -329,7 +319,7 @@ class _GuardedTokenizer:
         return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
 
     def _secret(self, text: str) -> str:
-        return self._pattern.sub(lambda match: self._names[match.group()], text) if self._pattern else text
+        return self._pattern.sub(lambda match: self._names[match.group()], text)
 
 
 def _rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
@@ -338,18 +328,16 @@ def _rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
     Converted SentencePiece models can build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
     """
     vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(piece, piece): i for piece, i in vocabulary.items()}
-    else:
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
-    if "unk_token" in model:
-        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    if "merges" in model:
-        pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
-        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+    pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary
+    model["vocab"] = type(vocabulary)((names.get(piece, piece), value) for piece, value in pieces)
+    if unknown := model.get("unk_token"):
+        model["unk_token"] = names.get(unknown, unknown)
+    pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model.get("merges", ())]
+    model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
 
 
-_SPELLED = re.compile(r"<(?=[|/]?[\w｜]+(?:[|▁\w｜ ]*)[|｜]?>)|<(?=\|)|\[(?=/?[A-Z_]{2,}\])|<(?=<)")
+# One class between the brackets, so that a long text without a closing one costs a single look.
+_SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁| -]*>|[|<])|\[(?=/?[a-z]?[A-Z_]{2,}\])")
 
 
 def escape_special(text: str) -> str:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sailkit import __version__, jsonl, metrics, page, predictions, runs, summary
-from sailkit.compare import compare
+from sailkit.compare import compare_sets
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
 from sailkit.metrics import Estimate
 from sailkit.predictions import PredictionSet
-from sailkit.rescore import rescore
+from sailkit.rescore import rescore_set
 
 _FIGURES = {
     "accuracy": "Accuracy",
@@ -109,7 +109,7 @@ def report(
     views = [_view(path, against, task, fields, seed) for path in sets]
     compared: dict[str, Any] = {"comparisons": [], "flag_messages": {}}
     if len(sets) > 1:
-        compared = compare(*sets, against=against, task=task, fields=fields, seed=seed)
+        compared = compare_sets([view.data for view in views], against, seed)
         views = [replace(view, name=name) for view, name in zip(views, compared["names"], strict=True)]
     names = [view.name for view in views]
     labels = views[0].data.labels
@@ -160,7 +160,7 @@ def _view(path: Path, against: str, task: str | None, fields: list[str] | None, 
         figures = _measured(path, data, seed)
     else:
         facts["recording_sha256"] = jsonl.file_fingerprint([path])
-        figures = rescore(path, task=task, fields=fields, seed=seed)[0]
+        figures = summary.with_flags(*rescore_set(data, {}, seed))
     truth = {"human": [p.gold for p in rows], "reference": [p.reference for p in rows]}
     if not any(truth[against]):
         other = "reference" if against == "human" else "human"
@@ -209,10 +209,9 @@ def _worth(view: View) -> dict[str, str]:
 
 
 def _lead(pair: dict[str, Any]) -> tuple[str, str]:
-    """A verdict and the remark in brackets at its end, which is set smaller."""
+    """A verdict as a headline, and the remark that is set smaller below it."""
     text = pair["verdict_text"]
-    lead, _, remark = text.rpartition(" (") if pair["verdict"] == "cannot tell" or pair["factors"] else (text, "", "")
-    return lead[:1].upper() + lead[1:] if lead.startswith("cannot") else lead, remark.removesuffix(")")
+    return text[:1].upper() + text[1:] if pair["verdict"] == "cannot tell" else text, pair["remark"]
 
 
 Cell = tuple[str, str] | None

@@ -52,7 +52,7 @@ def rescore(
         if claims and len(claims) != len(files):
             raise UserError(f"{len(claims)} --published for {len(files)} files; give one for each, in order")
         sets = [predictions.load_recording(path, task, fields) for path in files]
-        found = [_rescore(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
+        found = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
     kinds = [_f1_kinds(figures, claim) for (figures, _), claim in zip(found, claims, strict=False)]
     named = [kind for kind in kinds if len(kind) == 1]
     if len({*map(tuple, named)}) > 1:
@@ -84,7 +84,16 @@ def _published(text: str) -> dict[str, float]:
     return claim
 
 
-def _rescore(recorded: PredictionSet, claim: Mapping[str, float], seed: int) -> tuple[dict[str, Any], list[Flag]]:
+def rescore_set(
+    recorded: PredictionSet, claim: Mapping[str, float], seed: int = 0
+) -> tuple[dict[str, Any], list[Flag]]:
+    """Figures and flags of one recording that is read already; see `rescore`.
+
+    Args:
+        recorded: The recording.
+        claim: Published figures by name, or nothing.
+        seed: Seed of the bootstrap.
+    """
     rows, labels = recorded.predictions, recorded.labels
     figures, flags = summarise(rows, labels, seed=seed)
     figures = {"name": recorded.name, "task": recorded.provenance["task"], **figures}

