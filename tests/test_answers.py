@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sailkit.answers import read_answer
@@ -178,6 +178,7 @@ def test_a_label_is_never_one_that_was_not_named(pieces):
 def test_text_without_any_of_the_words_is_never_answered(text):
     """All words begin with one of the letters left out."""
     assert {word[0].casefold() for word in WORDS if not word.startswith("not")} <= set("cwrtasfvium")
+    assume(not set(text.casefold()) & set("cwrtasfvium"))  # capitals and ligatures fold to them
     assert read_answer(text, {w: label for w, label in WORDS.items() if not w.startswith("not")})[0] is None
 
 
@@ -212,3 +213,11 @@ def test_a_prompt_repeated_before_the_answer_is_not_read(tmp_path, answer, label
     path.write_text(json.dumps(row) + "\n")
     (read,) = load_recording(path).predictions
     assert (read.label, read.raw_output) == (label, prompt + answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("Neither, strictly speaking, correct nor wrong.", None), ("I'm afraid that is wrong.", "REFUTES")],
+)
+def test_asides_and_regrets(text, label):
+    assert read_answer(text, {"correct": "SUPPORTS", "wrong": "REFUTES"})[0] == label

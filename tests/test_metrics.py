@@ -155,6 +155,8 @@ def test_calibration_error_of_known_cases():
     assert metrics.expected_calibration_error([1.0] * 4, [True] * 4) == 0
     assert metrics.expected_calibration_error([1.0] * 4, [False] * 4) == 1
     assert metrics.expected_calibration_error([0.75] * 4, [True, True, True, False]) == pytest.approx(0)
+    # Full certainty belongs to the last bin, not to one of its own.
+    assert metrics.expected_calibration_error([1.0, 0.95], [False, True]) == pytest.approx(0.475)
 
 
 @given(st.integers(0, 400), st.integers(0, 400))

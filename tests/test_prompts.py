@@ -24,7 +24,9 @@ from sailkit.records import SearchResult
 
 ROOMY = 10**6
 PLAIN = ["smollm2", "llama", "qwen", "stories260k"]
-CHAT = ["smollm2-chat", "qwen-chat"]
+CHAT = ["smollm2-chat", "qwen-chat", "stories260k-chat"]
+# One that writes the beginning of the text itself, and meddles with what it is given.
+TRIMMING = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content | trim }}</s>{% endfor %}<assistant>"
 WORDING = "Use the results.\n\n{evidence}\n\nClaim: {text}\n\nIs it right? Answer with one word: {answers}."
 KNOWN = [
     "</s>", "<s>", "<unk>", "<pad>", "<|im_end|>", "<|im_start|>system", "<|endoftext|>", "[INST]", "[/INST]",
@@ -58,7 +60,10 @@ def make(shared) -> Callable[[str], Renderer]:
 
     @functools.cache
     def renderer(name: str) -> Renderer:
-        return Renderer(tokenizer(name.removesuffix("-chat")), chat=name.endswith("-chat"), context=ROOMY)
+        chosen = copy.deepcopy(tokenizer(name.removesuffix("-chat")))
+        if name == "stories260k-chat":
+            chosen.chat_template = TRIMMING
+        return Renderer(chosen, chat=name.endswith("-chat"), context=ROOMY)
 
     return renderer
 
@@ -96,8 +101,8 @@ def count(ids: Iterable[int], specials: Container[int]) -> int:
 
 
 def visible(text: str) -> str:
-    """Text as it can come back: composed, and with SentencePiece's own mark for a space as a space."""
-    return unicodedata.normalize("NFC", text).replace("▁", " ").strip()
+    """Text as it can come back: composed; SentencePiece writes spaces as it likes."""
+    return "".join(unicodedata.normalize("NFC", text).replace("▁", " ").split())
 
 
 def question(text: str, results=(), template: str = WORDING, shots=()):
@@ -289,8 +294,13 @@ def test_the_head_is_common_to_all_prompts_of_a_wording(renderer, texts, few):
     head = min(r.head for r in found)
     assert len({r.ids[:head] for r in found}) == 1
     assert all(r.head < len(r.ids) for r in found)
-    beginning = renderer.tokenizer("Use the results.", add_special_tokens=not renderer.chat)["input_ids"]
-    assert head >= len(beginning) - 1
+    shared = renderer.tokenizer.decode(found[0].ids[:head])
+    assert ("Ice is hot." if few else "Use the result") in shared
+
+
+def test_a_head_leaves_something_to_run_even_where_the_whole_prompt_is_constant(renderer):
+    found = renderer.render(question("", template="Name a colour."), 8)
+    assert 0 < found.head < len(found.ids)
 
 
 # The answer

@@ -127,6 +127,21 @@ def test_published_values_of_two_kinds_are_not_compared(recordings):
         assert "mixed-f1-kinds" not in found["flags"]
 
 
+def test_a_value_that_may_be_of_either_kind_is_not_accused(tmp_path):
+    """Where both classes are as frequent, macro and weighted F1 are one value."""
+
+    def recorded(name: str, yes: int, no: int) -> tuple[Path, str]:
+        rows = [row(n, prediction_recorded=("wrong", "correct")[n > 3]) for n in range(yes)]
+        rows += [row(100 + n, "REFUTES", "Wrong", prediction_recorded=("correct", "wrong")[n > 9]) for n in range(no)]
+        (found,) = rescore(write(tmp_path / name, rows), task="climate-fever")
+        return tmp_path / name, f"f1={found['recorded_macro_f1']:.4f}"
+
+    (even, first), (uneven, second) = recorded("even.jsonl", 30, 30), recorded("uneven.jsonl", 50, 20)
+    found = rescore(even, uneven, task="climate-fever", published=[first, second])
+    assert [figures["published_f1_kind"] for figures in found] == ["macro_f1/weighted_f1", "macro_f1"]
+    assert not any("mixed-f1-kinds" in figures["flags"] for figures in found)
+
+
 def test_published_values_that_the_file_does_not_give(recordings):
     (found,) = rescore(recordings.llama, task=recordings.task, published=["accuracy=0.70,macro_f1=0.3925"])
     assert found["flag_messages"]["published-differs"] == [

@@ -23,7 +23,7 @@ _CERTAINTY = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+doubt\b")
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
 _REACH = 3  # words over which a hedge is taken to hold, and a negation at the least: "no, it is wrong"
 _REFUSAL = re.compile(
-    r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:sorry|unable|afraid|not\s+able|not\s+comfortable|apologi[sz]e)\b"
+    r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:sorry|unable|not\s+able|not\s+comfortable|apologi[sz]e)\b"
     r"|\b(?:i|we)\s+(?:really\s+|simply\s+)?"
     r"(?:cannot|can't|can\s+not|won't|will\s+not|must\s+decline|decline|refuse|do\s+not\s+know|don't\s+know)\b"
 )
@@ -88,6 +88,8 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
             denied_until = max(denied_until, i + _REACH)
         elif tokens[i] in _NEGATORS or tokens[i] in _DOUBTS or tokens[i].endswith("n't"):
             denied_until = max(denied_until, i + _REACH, ends[i])
+        if tokens[i] == "neither":
+            denied_until = len(tokens)  # "neither, strictly speaking, correct nor wrong"
         i += size or 1
     return found, spoken
 

@@ -204,6 +204,7 @@ def build_app() -> App:
         name="sailkit",
         help="Search-augmented language models whose measurements survive an audit.",
         version=__version__,
+        suppress_keyboard_interrupt=False,
     )
     for name, (stage, show) in VERBS.items():
         app.command(_command(stage, show), name=name)

@@ -302,17 +302,16 @@ class _GuardedTokenizer:
         _rename_pieces(spec["model"], self._names)
         spec["truncation"] = spec["padding"] = None
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        self._ids = {self._copy.token_to_id(secret): backend.token_to_id(name) for name, secret in self._names.items()}
+        assert all(self._copy.token_to_id(new) == backend.token_to_id(old) for old, new in self._names.items())
         names = sorted(map(re.escape, self._names), key=len, reverse=True)
         self._pattern = re.compile("|".join(names) or "(?!)")
 
     def encode(self, parts: Sequence[Part], *, add_special_tokens: bool) -> tuple[int, ...]:
         text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
         try:
-            ids = self._copy.encode(text, add_special_tokens=add_special_tokens).ids
+            return tuple(self._copy.encode(text, add_special_tokens=add_special_tokens).ids)
         except TypeError:
             raise UserError("the text holds half a surrogate pair, which is no character; mend the data") from None
-        return tuple(self._ids.get(i, i) for i in ids)
 
     def offsets(self, text: str) -> list[int]:
         """Where each token of a text ends, in characters."""

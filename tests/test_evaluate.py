@@ -1,0 +1,335 @@
+"""Evaluation end to end, with a real tiny model: what is written, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from sailkit.errors import UserError
+from sailkit.evaluate import evaluate
+
+TASK = """
+name: tiny
+data:
+  file: items.jsonl
+  fields: {id: key, text: claim, label: truth, evidence: {list: found, body: text}}
+labels:
+  good: {answer: good, also: [fine]}
+  bad: {answer: very bad, also: [poor]}
+protocols:
+  direct:
+    wordings:
+      plain: "{text} Is that {answers}?"
+      found: "{evidence} {text} Is that {answers}?"
+      short: "{text} {answers}?"
+  think-twice:
+    max_new_tokens: 6
+    wordings:
+      plain: ["First: {text}", "Second: {previous} {text}", "Third: {previous} {text} {answers}?"]
+"""
+NAMES = ["Lily", "Tom", "a dog", "the bird", "Mom", "a big bear"]
+DEEDS = ["went to the park", "lost a red ball", "saw the rain", "was very happy and sang a song", "ate"]
+
+
+@pytest.fixture(scope="session")
+def tiny(shared: Path) -> str:
+    return str(shared / "models" / "stories260k")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return write_task(tmp_path, 40)
+
+
+def write_task(folder: Path, count: int) -> Path:
+    rows = [
+        {
+            "key": f"item-{i}",
+            "claim": f"{NAMES[i % 6]} {DEEDS[i % 5]} {'again ' * (i % 7)}on day {i}.",
+            "truth": "good" if i % 3 else "bad",
+            "found": [{"text": "Once upon a time there was a day."}] * (i % 2),
+        }
+        for i in range(count)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tiny.yaml").write_text(TASK)
+    return folder / "tiny.yaml"
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
+    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", dtype="float32")
+    rows = rows_of(tmp_path / "run")
+    assert sorted(row["index"] for row in rows) == list(range(40))
+    for row in rows:
+        assert row["outcome"] == "answered"
+        assert row["answered_by"] == "logprob"
+        assert row["answers"]["very bad"]["label"] == "bad"
+        assert len(row["answers"]["very bad"]["ids"]) > 1
+        assert row["scores"]["good"] + row["scores"]["bad"] == pytest.approx(1)
+        assert row["label"] == max(row["scores"], key=row["scores"].get)
+        assert row["text"] in row["prompt"]
+        assert len(row["prompt_fingerprint"]) == 16
+        assert row["prompt_tokens"] > 5
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    settings = manifest["settings"]
+    for name in ("weights_sha256", "tokenizer_sha256", "data_sha256", "prompts_sha256", "task_sha256"):
+        assert len(settings[name]) == 64
+    assert settings["dtype"] == "float32"
+    assert settings["seed"] == 0
+    assert settings["chat_template"] is None
+    assert {"sailkit", "torch", "transformers", "python"} <= manifest["environment"]["versions"].keys()
+    gold, said = [row["gold"] for row in rows], [row["label"] for row in rows]
+    assert figures["accuracy"] == accuracy_score(gold, said)
+    assert figures["macro_f1"] == pytest.approx(f1_score(gold, said, average="macro", labels=["good", "bad"]))
+    assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == figures
+
+
+def test_generated_answers_are_read_or_counted_as_unreadable(tiny, task, tmp_path):
+    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", answer="generate", max_new_tokens=5)
+    rows = rows_of(tmp_path / "run")
+    assert all(row["answered_by"] == "text" and row["scores"] == {} for row in rows)
+    assert all(1 <= row["completion_tokens"] <= 5 and row["raw_output"] for row in rows)
+    assert figures["unreadable"] == sum(row["outcome"] == "unreadable" for row in rows) > 30
+    assert "unreadable-answers" in figures["flags"]
+    assert figures["accuracy"] == figures["accuracy_if_unanswered_wrong"] < figures["accuracy_if_unanswered_right"]
+
+
+@pytest.mark.parametrize("answer", ["logprob", "generate"])
+def test_each_step_is_fed_only_the_new_text_of_the_one_before(tiny, task, tmp_path, answer):
+    evaluate(model=tiny, task=str(task), out=tmp_path / "run", protocol="think-twice", answer=answer, limit=7)
+    for row in rows_of(tmp_path / "run"):
+        first, second = row["turns"]
+        said = [turn["raw_output"].strip() for turn in row["turns"]]
+        assert first["prompt"] == f"First: {row['text']}\nAnswer:"
+        assert second["prompt"] == f"Second: {said[0]} {row['text']}\nAnswer:"
+        assert row["prompt"] == f"Third: {said[1]} {row['text']} good or very bad?\nAnswer:"
+
+
+def test_calibration_moves_the_scores_by_what_empty_inputs_score(tiny, task, tmp_path):
+    evaluate(model=tiny, task=str(task), out=tmp_path / "raw", dtype="float32")
+    evaluate(model=tiny, task=str(task), out=tmp_path / "calibrated", dtype="float32", calibrate=True)
+    before, after = rows_of(tmp_path / "raw"), rows_of(tmp_path / "calibrated")
+    assert [row["answers"] for row in before] == [row["answers"] for row in after]
+    shift = [
+        math.log(b["scores"]["good"] / b["scores"]["bad"]) - math.log(a["scores"]["good"] / a["scores"]["bad"])
+        for a, b in zip(before, after, strict=True)
+    ]
+    assert shift == pytest.approx([shift[0]] * len(shift), abs=1e-6)
+    assert abs(shift[0]) > 0.01
+    with pytest.raises(UserError, match="--calibrate needs --answer logprob"):
+        evaluate(model=tiny, task=str(task), out=tmp_path / "no", calibrate=True, answer="generate")
+
+
+def test_worked_examples_come_first_and_are_never_those_asked_about(tiny, task, tmp_path):
+    with pytest.raises(UserError, match=r"item-0.*also asked about"):
+        evaluate(model=tiny, task=str(task), out=tmp_path / "no", few_shot=tmp_path / "items.jsonl")
+    worked = tmp_path / "worked.jsonl"
+    worked.write_text(json.dumps({"key": "w", "claim": "Sue can fly.", "truth": "bad", "found": []}) + "\n")
+    evaluate(model=tiny, task=str(task), out=tmp_path / "run", few_shot=worked, limit=5)
+    for row in rows_of(tmp_path / "run"):
+        shot = "Sue can fly. Is that good or very bad?\nAnswer: very bad\n\n"
+        assert row["prompt"] == f"{shot}{row['text']} Is that good or very bad?\nAnswer:"
+
+
+def test_limit_csv_and_a_reference_model(tiny, task, tmp_path):
+    figures = evaluate(
+        model=tiny, task=str(task), out=tmp_path / "run", limit=9, csv_out=tmp_path / "rows.csv", reference=tiny
+    )
+    assert figures["n"] == 9
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["id"] for row in table] == [f"item-{i}" for i in range(9)]
+    assert {row["label"] for row in table} <= {"good", "bad"}
+    # This model says nothing readable, so every figure must still be against the data set's labels, and say so.
+    assert figures["against"] == "human"
+    assert "reference-silent" in figures["flags"]
+    with pytest.raises(UserError, match="--repeats asks an endpoint again"):
+        evaluate(model=tiny, task=str(task), out=tmp_path / "run", limit=9, reference=tiny, repeats=2)
+
+
+def test_a_spreadsheet_finds_no_formula_in_the_csv(tiny, tmp_path):
+    write_task(tmp_path, 2)
+    row = {"key": "x", "claim": "=HYPERLINK(1)", "truth": "bad", "found": []}
+    (tmp_path / "items.jsonl").write_text(json.dumps(row) + "\n")
+    evaluate(model=tiny, task=str(tmp_path / "tiny.yaml"), out=tmp_path / "run", csv_out=tmp_path / "rows.csv")
+    assert "'=HYPERLINK(1)" in (tmp_path / "rows.csv").read_text()
+
+
+def command(tiny: str, task: Path, out: Path, *more: str) -> list[str]:
+    words = ["evaluate", "--model", tiny, "--task", str(task), "--out", str(out), "--batch-tokens", "120", *more]
+    return [sys.executable, "-m", "sailkit", *words]
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def stop_at_random_moments(tiny: str, folder: Path, moments: int, seed: int) -> None:
+    """Kill a run at random moments, let it go on, and hold the bytes against an uninterrupted run."""
+    rng = random.Random(seed)
+    task = write_task(folder, 400)
+    subprocess.run(command(tiny, task, folder / "whole"), check=True, capture_output=True)
+    expected = (folder / "whole" / "predictions.jsonl").read_bytes()
+    out, path = folder / "killed", folder / "killed" / "predictions.jsonl"
+    for moment in range(moments):
+        before = whole_lines(path)
+        child = subprocess.Popen(command(tiny, task, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        target = len(before) + rng.randrange(1, max(2, (400 - len(before)) // (moments - moment + 1)))
+        while child.poll() is None and len(whole_lines(path)) < target:
+            time.sleep(0.003)
+        time.sleep(rng.random() * 0.02)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        after = whole_lines(path)
+        assert len(after) > len(before) - 10  # a torn batch is cut off, whole ones stay
+        assert b"\n".join(after) == b"\n".join(expected.splitlines()[: len(after)])
+    done = len(whole_lines(path))
+    assert 0 < done < 400
+    finished = subprocess.run(command(tiny, task, out), check=True, capture_output=True, text=True)
+    assert "error" not in finished.stderr
+    assert path.read_bytes() == expected
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny, tmp_path):
+    stop_at_random_moments(tiny, tmp_path, moments=2, seed=1)
+
+
+@pytest.mark.long
+def test_ten_kills_change_nothing(tiny, tmp_path):
+    stop_at_random_moments(tiny, tmp_path, moments=10, seed=2)
+
+
+def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
+    from sailkit.models.local import LocalModel
+
+    task = write_task(tmp_path, 60)
+    arguments = {"model": tiny, "task": str(task), "out": tmp_path / "run", "batch_tokens": 120}
+    scored: list[int] = []
+    real = LocalModel.score
+
+    def counted(self, prompts, answers):
+        scored.append(len(prompts))
+        if len(scored) == 5:
+            raise KeyboardInterrupt
+        return real(self, prompts, answers)
+
+    monkeypatch.setattr(LocalModel, "score", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(**arguments)
+    interrupted = sum(scored)
+    again = scored[-1]
+    evaluate(**arguments)
+    assert sum(scored) - again == 60
+    assert interrupted < 60
+
+
+def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
+    task = write_task(tmp_path, 400)
+    out = tmp_path / "run"
+    child = subprocess.Popen(command(tiny, task, out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while child.poll() is None and len(whole_lines(out / "predictions.jsonl")) < 20:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert said.splitlines()[-1] == "sailkit: stopped; the same command goes on where it stopped"
+    assert "Traceback" not in said
+    assert subprocess.run(command(tiny, task, out), capture_output=True, check=False).returncode == 0
+
+
+def refused(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_two_processes_cannot_share_a_folder(tiny, tmp_path):
+    task = write_task(tmp_path, 400)
+    out = tmp_path / "run"
+    child = subprocess.Popen(command(tiny, task, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        while child.poll() is None and not (out / "predictions.jsonl").exists():
+            time.sleep(0.005)
+        child.send_signal(signal.SIGSTOP)
+        assert "in use by another sailkit process" in refused(command(tiny, task, out))
+    finally:
+        child.send_signal(signal.SIGCONT)
+        child.kill()
+        child.wait()
+
+
+def test_another_run_is_never_overwritten(tiny, tmp_path):
+    task = write_task(tmp_path, 10)
+    out = tmp_path / "run"
+    subprocess.run(command(tiny, task, out), check=True, capture_output=True)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    said = refused(command(tiny, task, out, "--wording", "short"))
+    assert "wording" in said
+    assert '"plain"' in said
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert "not a run folder" in refused(command(tiny, task, tmp_path / "mine"))
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "no-such-model"}, "no model 'no-such-model'"),
+        ({"task": "climate-fewer"}, "did you mean 'climate-fever'"),
+        ({"wording": "plane"}, "did you mean 'plain'"),
+        ({"protocol": "indirect"}, "did you mean 'direct'"),
+        ({"chat": "on"}, "has no chat template"),
+        ({"limit": 0}, "--limit should be at least 1"),
+        ({"dtype": "int8"}, "--dtype takes"),
+        ({"device": "abacus"}, "--device abacus"),
+        ({"labels": ["good"]}, "at least two labels"),
+        ({"few_shot": Path("nowhere.jsonl")}, "cannot read nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(tiny, task, tmp_path, change, said):
+    arguments = {"model": tiny, "task": str(task), "out": tmp_path / "run", **change}
+    with pytest.raises(UserError) as error:
+        evaluate(**arguments)
+    assert said in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_claim_longer_than_the_context_is_named(tiny, task, tmp_path):
+    row = {"key": "endless", "claim": "again and " * 900, "truth": "bad", "found": []}
+    with (tmp_path / "items.jsonl").open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"item endless: the prompt has .* the model takes 512"):
+        evaluate(model=tiny, task=str(task), out=tmp_path / "run")
+
+
+def test_search_results_are_shortened_and_the_cut_is_recorded(tiny, task, tmp_path):
+    row = {"key": "wordy", "claim": "Tom ate.", "truth": "bad", "found": [{"text": "a day in the park " * 400}]}
+    with (tmp_path / "items.jsonl").open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    evaluate(model=tiny, task=str(task), out=tmp_path / "run", wording="found")
+    by_id = {row["id"]: row for row in rows_of(tmp_path / "run")}
+    assert by_id["wordy"]["cut_tokens"] > 1000
+    assert by_id["wordy"]["prompt"].endswith("Tom ate. Is that good or very bad?\nAnswer:")
+    assert by_id["wordy"]["prompt_tokens"] <= 512
+    assert by_id["item-1"]["cut_tokens"] == 0
