@@ -23,7 +23,12 @@ from sailkit.errors import UserError
 
 Result = dict[str, Any] | list[dict[str, Any]]
 JsonFlag = Annotated[
-    Path | None, Parameter(name="--json", help="Also write the result as JSON: a file, or - for standard output alone.")
+    Path | None,
+    Parameter(
+        name="--json",
+        allow_leading_hyphen=True,
+        help="Also write the result as JSON: a file, or - for standard output alone.",
+    ),
 ]
 
 # Name of a figure -> what a person reads.
