@@ -21,6 +21,7 @@ ORDER = (
     "jsonl",
     "runs",
     "metrics",
+    "guard",
     "prompts",
     "answers",
     "tables",

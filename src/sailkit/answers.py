@@ -9,7 +9,7 @@ from functools import lru_cache
 from sailkit.records import Outcome
 
 # Part of every fingerprint of a reading: change a rule below, raise the number.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|since|although|though|therefore|thus)\b)")
@@ -21,15 +21,17 @@ _DOUBTS = frozenset(["whether", "if", "unlikely", "unclear", "uncertain", "doubt
 _CERTAINTY = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+doubt\b")
 # "partly correct" is no answer to a question that asks for one of the labels.
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
+_PRONOUNS = frozenset(["it", "this", "that", "i", "they"])
 _REACH = 3  # words over which a hedge is taken to hold, and a negation at the least: "no, it is wrong"
 _REFUSAL = re.compile(
-    r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:sorry|unable|not\s+able|not\s+comfortable|apologi[sz]e)\b"
+    r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:unable|not\s+able|not\s+comfortable)\b"
     r"|\b(?:i|we)\s+(?:really\s+|simply\s+)?"
     r"(?:cannot|can't|can\s+not|won't|will\s+not|must\s+decline|decline|refuse|do\s+not\s+know|don't\s+know)\b"
 )
 # Polite openings that may still be followed by an answer.
 _EVASION = re.compile(
-    r"\bas\s+an?\s+(?:ai|artificial|language\s+model|assistant)\b|^\s*(?:sorry|apologies|my\s+apologies)\b"
+    r"\bas\s+an?\s+(?:ai|artificial|language\s+model|assistant)\b"
+    r"|^\s*(?:(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+)?(?:\w+\s+)?(?:sorry|apologi[sz]e|apologies)\b"
 )
 
 
@@ -48,18 +50,20 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
         The label and `answered`, or None and why: `refused` or `unreadable`.
     """
     phrases = _phrases(tuple(words.items()))
+    silent: Outcome = "unreadable"
     for sentence in _SENTENCE_END.split(text.translate(_APOSTROPHES).casefold()):
-        # "I cannot say whether that is correct" names a label without giving it.
-        if _REFUSAL.search(sentence):
-            return None, "refused"
-        found, spoken = _labels_in(sentence, phrases)
+        # "I cannot say whether that is correct" names a label without giving it; what stands before counts.
+        refusal = _REFUSAL.search(sentence)
+        found, spoken = _labels_in(sentence[: refusal.start()] if refusal else sentence, phrases)
         if len(found) == 1:
             return found.pop(), "answered"
-        if _EVASION.search(sentence):
+        if refusal:
             return None, "refused"
-        if spoken:
+        if _EVASION.search(sentence):
+            silent = "refused"
+        elif spoken:
             return None, "unreadable"
-    return None, "unreadable"
+    return None, silent
 
 
 def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:
@@ -77,6 +81,8 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
     i = 0
     while i < len(tokens):
         size = next((n for n in range(longest, 0, -1) if tuple(tokens[i : i + n]) in phrases), 0)
+        if size == 1 and tokens[i] in _NEGATORS and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
+            size = 0  # "no" is an answer by itself; in "no one knows" it is not
         if size:
             spoken = True
             if i > denied_until:

@@ -66,7 +66,7 @@ def _figure_table(figures: Mapping[str, Any], columns: Mapping[str, str]) -> Tab
         table.add_column(heading)
     names = {**_FIGURES, **{f"f1_{label}": f"F1 of {label}" for label in figures["labels"]}}
     for name, title in names.items():
-        table.add_row(title, *(_interval(figures, prefix + name) for prefix in columns.values()))
+        table.add_row(escape(title), *(_interval(figures, prefix + name) for prefix in columns.values()))
     return table
 
 
@@ -103,7 +103,8 @@ def _show_rescored(found: Result) -> None:
         out = _out()
         if "name" in figures:
             out.print(
-                f"\n[bold]{escape(figures['name'])}[/]: {figures['n']} recorded answers, read as task {figures['task']}"
+                f"\n[bold]{escape(figures['name'])}[/]: {figures['n']} recorded answers, "
+                f"read as task {escape(figures['task'])}"
             )
         if "against" in figures:
             columns = {"as recorded": "recorded_", f"read again, {figures['against']}": ""}

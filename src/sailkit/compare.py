@@ -17,7 +17,14 @@ from sailkit.records import Prediction
 from sailkit.summary import Flag, against, baselines, with_flags
 
 ALPHA = 0.05
-_IMPLIED = {"weights_sha256", "max_new_tokens"}  # these go with the model and the way to answer
+# What goes with another factor, and is no second one beside it.
+_IMPLIED = {
+    "weights_sha256": {"model"},
+    "tokenizer_sha256": {"model"},
+    "chat_template": {"model"},
+    "max_new_tokens": {"answer", "protocol"},
+    "prompts_sha256": {"protocol", "wording", "task"},
+}
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,9 @@ def compare(
 def compare_sets(sets: Sequence[PredictionSet], against: str = "human", seed: int = 0) -> dict[str, Any]:
     """Compare sets of predictions that are read already; see `compare`."""
     loaded = _distinct_names(sets)
-    for other in loaded[1:]:
-        _check_comparable(loaded[0], other)
     chosen = list(combinations(loaded, 2))
+    for a, b in chosen:
+        _check_comparable(a, b)
     pairs = [_compare_pair(a, b, against, seed, ALPHA / len(chosen)) for a, b in chosen]
     adjusted = metrics.holm([pair["p_value"] for pair in pairs])
     for pair, p in zip(pairs, adjusted, strict=True):
@@ -201,7 +208,8 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth
             who = f"the references of {pair['a']} and {pair['b']}"
             text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
             flags.append(Flag("references-disagree", text))
-        if len(pair["factors"].keys() - _IMPLIED) > 1:
+        own = [name for name in pair["factors"] if not _IMPLIED.get(name, set()) & pair["factors"].keys()]
+        if len(own) > 1:
             who = f"{pair['a']} and {pair['b']}"
             text = f"{who} differ in {', '.join(pair['factors'])}: the verdict is about all of these together"
             flags.append(Flag("several-factors", text))

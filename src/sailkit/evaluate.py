@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +15,12 @@ from sailkit.models import SCORE_RESERVE, Model, ModelOptions, Reply, load_model
 from sailkit.predictions import PREDICTIONS
 from sailkit.prompts import Message, Part, Prompt, frames, step_prompt
 from sailkit.records import Example, Prediction
-from sailkit.reference import announce_cost, collect_reference
+from sailkit.reference import announce_cost, collect_reference, load_reference
 from sailkit.summary import Flag, summarise, with_flags
 from sailkit.tasks import Question, Task, load_task
 
 METRICS = "metrics.json"
+CALIBRATION = "calibration.json"  # log-probability of each label when nothing is asked about
 AnswerMode = Literal["logprob", "generate"]
 
 
@@ -69,6 +68,7 @@ def evaluate(
     concurrency: int = 8,
     timeout: float = 60.0,
     api_key_env: str = "OPENAI_API_KEY",
+    reference_api_key_env: str | None = None,
     trust_remote_code: bool = False,
     csv_out: Path | None = None,
 ) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def evaluate(
         concurrency: Most requests at a time.
         timeout: Seconds for one request.
         api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
+        reference_api_key_env: The same for an endpoint as reference; needed where both are endpoints.
         trust_remote_code: Run code that the model's repository carries.
         csv_out: Also write the predictions as CSV to this file.
 
@@ -116,17 +117,34 @@ def evaluate(
     question = chosen.question(protocol, wording)
     if max_new_tokens is not None:
         question = replace(question, max_new_tokens=_positive("--max-new-tokens", max_new_tokens))
+    if calibrate and answer != "logprob":
+        raise UserError("--calibrate needs --answer logprob")
     dataset = chosen.load(data)
     examples = dataset.examples[: _positive("--limit", limit) if limit is not None else None]
+    if csv_out is not None and csv_out.exists() and not csv_out.read_bytes().startswith(b"id,text,gold,reference,"):
+        raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another --csv-out")
     turns, shots_fingerprint = _shots(chosen, question, few_shot, shots, examples)
     options = ModelOptions(
         chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
     )
     loaded = load_model(model, options)
     plan = Plan(question, answer, turns)
-    first = [_prompt(plan, example, 0) for example in examples]
-    reserve = question.max_new_tokens if answer == "generate" or len(question.steps) > 1 else SCORE_RESERVE
-    batches = loaded.plan(first, reserve, [f"item {example.id}" for example in examples])
+    if calibrate and answer != "logprob":
+        raise UserError("--calibrate needs --answer logprob")
+    judge = None
+    if reference is not None:
+        if model.startswith("endpoint:") and reference.startswith("endpoint:") and reference_api_key_env is None:
+            raise UserError(
+                "two endpoints, and a key goes to the server it is for: give --reference-api-key-env as well"
+            )
+        judge = load_reference(reference, replace(options, api_key_env=reference_api_key_env or api_key_env), repeats)
+    calls = [[_prompt(plan, example, step) for example in examples] for step in range(len(question.steps))]
+    generates = answer == "generate" or len(question.steps) > 1
+    reserve = question.max_new_tokens if generates else SCORE_RESERVE
+    # Later steps hold what earlier ones wrote; the longest of them says how much fits into a batch.
+    longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
+    room = reserve + (question.max_new_tokens if len(question.steps) > 1 else 0)
+    batches = loaded.plan(longest, room, [f"item {example.id}" for example in examples])
     settings = {
         **loaded.describe(),
         "task": chosen.name,
@@ -138,7 +156,7 @@ def evaluate(
         "search": "evidence" if any("{evidence}" in step for step in question.steps) else "none",
         "shots": shots_fingerprint,
         "calibrate": calibrate,
-        "max_new_tokens": question.max_new_tokens if reserve != SCORE_RESERVE else None,
+        "max_new_tokens": question.max_new_tokens if generates else None,
         "data_sha256": dataset.fingerprint,
         "n": len(examples),
         "left_out": dataset.left_out,
@@ -147,17 +165,23 @@ def evaluate(
         "seed": seed,
     }
     with runs.open_run(out, "evaluate", settings) as run:
+        announce_cost(loaded, calls, question.max_new_tokens, price=price, scored=answer == "logprob")
         if calibrate:
-            plan = replace(plan, bias=_content_free_bias(loaded, plan))
-        steps = len(question.steps)
-        scored = answer == "logprob" and steps == 1
-        announce_cost(loaded, first, question.max_new_tokens, price=price, scored=scored, steps=steps)
+            plan = replace(plan, bias=_kept_bias(run, loaded, plan))
         _answer_all(run, loaded, plan, examples, batches)
-        more = collect_reference(run, reference, options, chosen, examples, repeats, price) if reference else []
+        more = collect_reference(run, judge, chosen, examples, repeats, price) if judge else []
         figures = _finish(run, seed, more)
         if csv_out is not None:
-            jsonl.write_atomic(csv_out, as_csv(predictions.load_run(run.folder).predictions))
+            jsonl.write_atomic(csv_out, predictions.as_csv(predictions.load_run(run.folder).predictions))
         return figures
+
+
+def _kept_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
+    """The bias of a run: measured once, kept in its folder, and the same when it goes on."""
+    path = run.path(CALIBRATION)
+    if not path.exists():
+        jsonl.write_json(path, _content_free_bias(model, plan))
+    return jsonl.read_json(path)
 
 
 def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]) -> None:
@@ -272,8 +296,6 @@ def _softmax(logs: Mapping[str, float]) -> dict[str, float]:
 
 def _content_free_bias(model: Model, plan: Plan) -> dict[str, float]:
     """Log of each label's mean probability on inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
-    if plan.mode != "logprob":
-        raise UserError("--calibrate needs --answer logprob")
     empty = [(i, Example(f"content-free-{i}", text, None)) for i, text in enumerate(frames()["content_free"])]
     found = answer_batch(model, plan, empty)
     if not all(p.scores for p in found):
@@ -310,23 +332,6 @@ def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:
     figures = with_flags({k: run.manifest["settings"][k] for k in asked} | figures, [*flags, *more])
     jsonl.write_json(run.path(METRICS), figures)
     return figures
-
-
-def as_csv(rows: Sequence[Prediction]) -> str:
-    """Predictions as CSV, a row each; cells that a spreadsheet would take for a formula are quoted."""
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    labels = sorted({label for p in rows for label in p.scores})
-    writer.writerow(
-        ["id", "text", "gold", "reference", "label", "outcome", *(f"score_{x}" for x in labels), "raw_output"]
-    )
-    for p in rows:
-        scores = [p.scores.get(label, "") for label in labels]
-        cells = [p.id, p.text, p.gold, p.reference, p.label, p.outcome, *scores, p.raw_output]
-        writer.writerow(
-            ["'" + c if isinstance(c, str) and c[:1] in ("=", "+", "-", "@", "\t", "\r") else c for c in cells]
-        )
-    return stream.getvalue()
 
 
 def _split(labels: Sequence[str] | None) -> list[str] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,8 @@ REFERENCE_FOLDER = "reference"
 # What a verdict between two sets may hang on. A recording says none of it.
 FACTORS = (
     "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
-    "search", "shots", "calibrate", "max_new_tokens",
+    "search", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
+    "max_new_tokens",
 )  # fmt: skip
 RECORDED_FIELDS = {
     "id": "id",
@@ -82,6 +85,23 @@ def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -
         return Prediction(**{**row, "answers": answers, "turns": tuple(row["turns"]), "reference": reference})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: not a prediction ({error})") from None
+
+
+def as_csv(rows: Sequence[Prediction]) -> str:
+    """Predictions as CSV, a row each; cells that a spreadsheet would take for a formula are quoted."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    labels = sorted({label for p in rows for label in p.scores})
+    writer.writerow(
+        ["id", "text", "gold", "reference", "label", "outcome", *(f"score_{x}" for x in labels), "raw_output"]
+    )
+    for p in rows:
+        scores = [p.scores.get(label, "") for label in labels]
+        cells = [p.id, p.text, p.gold, p.reference, p.label, p.outcome, *scores, p.raw_output]
+        writer.writerow(
+            ["'" + c if isinstance(c, str) and c[:1] in ("=", "+", "-", "@", "\t", "\r") else c for c in cells]
+        )
+    return stream.getvalue()
 
 
 def load(path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None) -> PredictionSet:
@@ -204,7 +224,7 @@ def load_recording(
             )
         )  # fmt: skip
         extra.append({k: v for k, v in row.items() if k not in names.values()})
-    provenance = {"task": known.name} | {k: v for k in FACTORS if (v := _same(extra, k)) is not None}
+    provenance = {k: v for k in FACTORS if (v := _same(extra, k)) is not None} | {"task": known.name}
     return PredictionSet(
         path.name.removesuffix(path.suffix), labels, tuple(predictions), provenance, extra=tuple(extra)
     )

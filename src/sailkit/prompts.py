@@ -6,7 +6,6 @@ last step, so that no special token is ever produced from inside it, and only se
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from sailkit.errors import UserError, nearest
+from sailkit.guard import GuardedTokenizer
 from sailkit.records import SearchResult
 
 
@@ -165,7 +165,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.chat = chat
         self.context = context
-        self._guard = _GuardedTokenizer(tokenizer)
+        self._guard = GuardedTokenizer(tokenizer)
+        self._gap: str | None = None
         self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
 
     def render(self, prompt: Prompt, reserve: int) -> Rendered:
@@ -224,13 +225,25 @@ class Renderer:
 
     def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
         """Ids of an answer behind a prompt: those that tokenising both together adds."""
-        words = Part(answer if self.chat else f" {answer}")
+        words = Part((self._before_answer() if self.chat else " ") + answer if answer else "")
         ids = self.encode((*rendered.parts, words))[len(rendered.ids) :]
         if not ids:
             raise UserError(
                 f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
             )
         return ids
+
+    def _before_answer(self) -> str:
+        """What the chat template puts between its last words and an answer: Llama 2's puts a space."""
+        if self._gap is None:
+            asked = [{"role": "user", "content": "x"}]
+            answered = [*asked, {"role": "assistant", "content": "answer"}]
+            before = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            whole = self.tokenizer.apply_chat_template(answered, tokenize=False)
+            at = whole.rfind("answer")
+            gap = whole[len(before) : at] if whole.startswith(before) and at >= len(before) else ""
+            self._gap = gap if gap.isspace() else ""  # anything else is for the model to write
+        return self._gap
 
     def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
         """Length of the constant beginning, in tokens that do not depend on what follows."""
@@ -279,63 +292,6 @@ def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(merged)
 
 
-class _GuardedTokenizer:
-    """A copy of a tokenizer whose special tokens go by secret names that only the template uses.
-
-    Text from outside that spells a special token is then ordinary text, while one pass over the whole prompt
-    gives benign text the very ids that it would have had.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; sailkit needs a tokenizer.json")
-        import tokenizers
-
-        spec = json.loads(backend.to_str())
-        nonce = uuid.uuid4().hex
-        # Added tokens that are white space or words are vocabulary, not structure.
-        special = [t for t in spec["added_tokens"] if t["special"] or re.search(r"[<\[|]", t["content"])]
-        self._names = {token["content"]: f"<{nonce}:{token['id']}>" for token in special}
-        for token in special:
-            token["content"] = self._names[token["content"]]
-        _rename_pieces(spec["model"], self._names)
-        spec["truncation"] = spec["padding"] = None
-        self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        assert all(self._copy.token_to_id(new) == backend.token_to_id(old) for old, new in self._names.items())
-        names = sorted(map(re.escape, self._names), key=len, reverse=True)
-        self._pattern = re.compile("|".join(names) or "(?!)")
-
-    def encode(self, parts: Sequence[Part], *, add_special_tokens: bool) -> tuple[int, ...]:
-        text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
-        try:
-            return tuple(self._copy.encode(text, add_special_tokens=add_special_tokens).ids)
-        except TypeError:
-            raise UserError("the text holds half a surrogate pair, which is no character; mend the data") from None
-
-    def offsets(self, text: str) -> list[int]:
-        """Where each token of a text ends, in characters."""
-        return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
-
-    def _secret(self, text: str) -> str:
-        return self._pattern.sub(lambda match: self._names[match.group()], text)
-
-
-def _rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give special tokens their secret names in a model's own vocabulary too.
-
-    Converted SentencePiece models can build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
-    """
-    vocabulary = model["vocab"]
-    pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary
-    model["vocab"] = type(vocabulary)((names.get(piece, piece), value) for piece, value in pieces)
-    if unknown := model.get("unk_token"):
-        model["unk_token"] = names.get(unknown, unknown)
-    pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model.get("merges", ())]
-    model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
-
-
-# One class between the brackets, so that a long text without a closing one costs a single look.
 _SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁| -]*>|[|<])|\[(?=/?[a-z]?[A-Z_]{2,}\])")
 
 

@@ -31,29 +31,30 @@ class Paid(Protocol):
 
 def announce_cost(
     model: Model,
-    prompts: Sequence[Prompt],
+    calls: Sequence[Sequence[Prompt]],
     max_new_tokens: int,
     repeats: int = 1,
     price: str | None = None,
     *,
     scored: bool = False,
-    steps: int = 1,
 ) -> None:
     """Say what a model that is paid by the request will cost, before the first is sent.
 
     Args:
         model: Any model; one on this machine is passed over.
-        prompts: What will be asked.
+        calls: The prompts of each call of the protocol; what later ones quote of earlier answers is not known yet.
         max_new_tokens: Longest answer.
         repeats: How often each prompt is asked.
         price: USD per million tokens, `IN/OUT`.
-        scored: Answers are scored, not generated.
-        steps: Calls for each prompt; the later ones are taken to be like the first.
+        scored: The last call is scored, not generated.
     """
     if not isinstance(model, Paid):
         return
-    expected = model.estimate(prompts, max_new_tokens, repeats, scored=scored)
-    sent, read, written = (steps * expected[name] for name in ("requests", "prompt_tokens", "completion_tokens"))
+    last = len(calls) - 1
+    expected = [model.estimate(p, max_new_tokens, repeats, scored=scored and i == last) for i, p in enumerate(calls)]
+    sent, read, written = (
+        sum(e[name] for e in expected) for name in ("requests", "prompt_tokens", "completion_tokens")
+    )
     cost = "cost unknown: give --price IN/OUT in USD per million tokens"
     if price is not None:
         try:
@@ -62,16 +63,29 @@ def announce_cost(
             raise UserError(
                 f"--price takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}"
             ) from None
-        cost = f"at most about ${(read * per_in + written * per_out) / 1e6:.4f}"
+        cost = f"about ${(read * per_in + written * per_out) / 1e6:.4f}"
     runs.notice(
         f"{model.name}: {sent} requests to send, about {read} prompt tokens, at most {written} generated; {cost}"
     )
 
 
+def load_reference(name: str, options: ModelOptions, repeats: int) -> Model:
+    """The model that gives reference labels.
+
+    Raises:
+        UserError: It cannot be had, or cannot be asked so often.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats should be at least 1, not {repeats}")
+    model = load_model(name, options)
+    if repeats > 1 and not isinstance(model, Paid):
+        raise UserError(f"--repeats asks an endpoint again; {name} runs here and always answers the same")
+    return model
+
+
 def collect_reference(
     run: runs.Run,
-    name: str,
-    options: ModelOptions,
+    model: Model,
     task: Task,
     examples: Sequence[Example],
     repeats: int = 1,
@@ -81,8 +95,7 @@ def collect_reference(
 
     Args:
         run: The evaluation that they belong to.
-        name: The model.
-        options: How to run it.
+        model: The model; see `load_reference`.
         task: The task; its direct question in the first wording is asked.
         examples: What is asked about.
         repeats: How often each is asked; the first answer is the label.
@@ -91,11 +104,6 @@ def collect_reference(
     Returns:
         A flag where the reference changes its mind, or gives no label.
     """
-    model = load_model(name, options)
-    if repeats < 1:
-        raise UserError(f"--repeats should be at least 1, not {repeats}")
-    if repeats > 1 and not isinstance(model, Paid):
-        raise UserError(f"--repeats asks an endpoint again; {name} runs here and always answers the same")
     question = task.question("direct")
     step = question.steps[0]
     prompts = [step_prompt(step, e.text, list(question.answers.values()), e.evidence) for e in examples]
@@ -111,10 +119,10 @@ def collect_reference(
         "rules_version": RULES_VERSION,
     }
     with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
-        announce_cost(model, prompts, question.max_new_tokens, repeats, price)
+        announce_cost(model, [prompts], question.max_new_tokens, repeats, price)
         log = runs.BatchLog(nested.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
         try:
-            with runs.progress(f"asking {name} for the reference", len(examples), log.rows_done) as tick:
+            with runs.progress(f"asking {model.name} for the reference", len(examples), log.rows_done) as tick:
                 for batch in batches[log.done :]:
                     rows: list[dict[str, Any]] = [{"id": examples[i].id, "label": None, "answers": []} for i in batch]
                     for repeat in range(repeats):
@@ -127,7 +135,7 @@ def collect_reference(
                     tick(len(batch))
         finally:
             log.close()
-        return _flags(name, [row for _, row in jsonl.read(nested.path(PREDICTIONS))], repeats)
+        return _flags(model.name, [row for _, row in jsonl.read(nested.path(PREDICTIONS))], repeats)
 
 
 def flip_rate(rows: Sequence[dict[str, Any]]) -> float:

@@ -167,8 +167,8 @@ def _view(path: Path, against: str, task: str | None, fields: list[str] | None, 
         mend = f"; use --against {other}" if any(truth[other]) else ""
         raise UserError(f"{path} has no {against} labels{mend}")
     judged = [(t, p) for t, p in zip(truth[against], rows, strict=True) if t is not None]
-    if all(p.recorded is not None for p in rows):
-        figures |= summary.against([(t, str(p.recorded)) for t, p in judged], labels, "recorded_", seed)
+    if any(p.recorded is not None for p in rows):
+        figures |= summary.against([(t, p.recorded or "unreadable") for t, p in judged], labels, "recorded_", seed)
     counts = metrics.confusion([t for t, _ in judged], [p.said for _, p in judged], labels)
     return View(data.name, data, figures, "human_" if against == "human" else "", truth[against], counts, facts)
 

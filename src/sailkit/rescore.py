@@ -97,8 +97,8 @@ def rescore_set(
     rows, labels = recorded.predictions, recorded.labels
     figures, flags = summarise(rows, labels, seed=seed)
     figures = {"name": recorded.name, "task": recorded.provenance["task"], **figures}
-    if all(p.recorded is not None for p in rows):
-        said = [str(p.recorded) for p in rows]
+    if any(p.recorded is not None for p in rows):
+        said = [p.recorded or "unreadable" for p in rows]
         truth = [p.reference if figures.get("against") == "reference" else p.gold for p in rows]
         if pairs := [(t, s) for t, s in zip(truth, said, strict=True) if t is not None]:
             figures |= against(pairs, labels, "recorded_", seed)
@@ -112,6 +112,13 @@ def rescore_set(
     kinds = _f1_kinds(figures, claim)
     if "f1" in claim:
         figures["published_f1_kind"] = "/".join(kinds) or None
+        if not kinds and "recorded_macro_f1" in figures:
+            text = f"published F1 {claim['f1']:.4f} is neither the macro, nor the weighted, nor a class's F1"
+            flags.append(Flag("published-differs", f"{text} of the recorded predictions"))
+    if claim and "recorded_accuracy" not in figures:
+        flags.append(
+            Flag("published-unchecked", "the file has no recorded predictions to hold the published figures against")
+        )
     return figures, flags + _aggregate_flags(claim)
 
 
@@ -144,7 +151,7 @@ def _sampled_flags(recorded: PredictionSet) -> list[Flag]:
     }
     if hot:
         how = ", ".join(map(str, sorted(hot)))
-        text = f"the reference was generated at temperature {how}: asked again, it would give other labels"
+        text = f"the recording states temperature {how}: a reference sampled so would give other labels if asked again"
         flags.append(Flag("sampled-reference", text))
     by_text: dict[str, set[str]] = {}
     for p in recorded.predictions:
@@ -172,7 +179,8 @@ def _f1_kinds(figures: Mapping[str, Any], claim: Mapping[str, float]) -> list[st
     """Which F1 of the recorded predictions a published, unnamed F1 is."""
     if "f1" not in claim:
         return [kind for kind in _F1_KINDS if kind in claim]
-    return [k for k in _F1_KINDS if abs(figures.get(f"recorded_{k}", 9.0) - claim["f1"]) <= _TOLERANCE]
+    kinds = (*_F1_KINDS, *(f"f1_{label}" for label in figures.get("labels", [])))
+    return [k for k in kinds if abs(figures.get(f"recorded_{k}", 9.0) - claim["f1"]) <= _TOLERANCE]
 
 
 def _aggregate_flags(claim: Mapping[str, float]) -> list[Flag]:

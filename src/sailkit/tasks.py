@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -231,13 +231,13 @@ class Task:
         used = [example for example, _ in rows if example.label in self.labels]
         if not used:
             raise UserError(f"{path}: no examples with the labels {', '.join(self.labels)}")
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return Dataset(tuple(used), left_out=len(rows) - len(used), fingerprint=jsonl.file_fingerprint(files))
+        used_rows = jsonl.fingerprint([asdict(example) for example, _ in rows])
+        return Dataset(tuple(used), left_out=len(rows) - len(used), fingerprint=used_rows)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples, how many were left out for their labels, and the sha256 of the files."""
+    """Examples, how many were left out for their labels, and the sha256 of all rows as they were read."""
 
     examples: tuple[Example, ...]
     left_out: int

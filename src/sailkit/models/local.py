@@ -9,7 +9,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import tokenizers
 import torch
+import transformers
 
 from sailkit import jsonl
 from sailkit.errors import UserError
@@ -74,6 +76,7 @@ class LocalModel:
             "revision": source.revision,
             "weights_sha256": jsonl.file_fingerprint(files["weights"]),
             "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
+            "config_sha256": jsonl.file_fingerprint(files["config"]),
         }
         return cls(name, model.to(device).eval(), tokenizer, options, facts)
 
@@ -89,6 +92,8 @@ class LocalModel:
             "shared_passes": self.shared,
             "batch_tokens": self.batch_tokens,
             "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
         }
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:

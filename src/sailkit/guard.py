@@ -1,0 +1,83 @@
+"""A tokenizer that text from outside cannot trick into special tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from sailkit.errors import UserError
+
+
+class Piece(Protocol):
+    """Text, and whether it may hold special tokens."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+
+    @property
+    def trusted(self) -> bool:
+        """True for templates."""
+
+
+class GuardedTokenizer:
+    """A copy of a tokenizer whose special tokens go by secret names that only the template uses.
+
+    Text from outside that spells a special token is then ordinary text, while one pass over the whole prompt
+    gives benign text the very ids that it would have had.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; sailkit needs a tokenizer.json")
+        import tokenizers
+
+        spec = json.loads(backend.to_str())
+        nonce = uuid.uuid4().hex
+        # Added tokens that are white space or words are vocabulary, not structure.
+        special = [t for t in spec["added_tokens"] if t["special"] or re.search(r"[<\[|]", t["content"])]
+        self._names = {token["content"]: f"<{nonce}:{token['id']}>" for token in special}
+        for token in special:
+            token["content"] = self._names[token["content"]]
+        _rename_pieces(spec["model"], self._names)
+        spec["truncation"] = spec["padding"] = None
+        self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        assert all(self._copy.token_to_id(new) == backend.token_to_id(old) for old, new in self._names.items())
+        names = sorted(map(re.escape, self._names), key=len, reverse=True)
+        self._pattern = re.compile("|".join(names) or "(?!)")
+
+    def encode(self, parts: Sequence[Piece], *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of the whole text, tokenised at once; special tokens come from trusted pieces only."""
+        text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
+        try:
+            return tuple(self._copy.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError:
+            raise UserError("the text holds half a surrogate pair, which is no character; mend the data") from None
+
+    def offsets(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters."""
+        return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
+
+    def _secret(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self._names[match.group()], text)
+
+
+def _rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Give special tokens their secret names in a model's own vocabulary too.
+
+    Converted SentencePiece models can build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
+    """
+    vocabulary = model["vocab"]
+    pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary
+    model["vocab"] = type(vocabulary)((names.get(piece, piece), value) for piece, value in pieces)
+    if unknown := model.get("unk_token"):
+        model["unk_token"] = names.get(unknown, unknown)
+    pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model.get("merges", ())]
+    model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+
+
+# One class between the brackets, so that a long text without a closing one costs a single look.
