@@ -59,7 +59,7 @@ def ours_scoring(model, prompts, answers):
 def ours_generating(model, prompts):
     model._render.cache_clear()
     model._prefix_cache.cache_clear()
-    for batch in model.plan(prompts, OUTPUT_CAP):
+    for batch in model.plan(prompts, OUTPUT_CAP, generates=True):
         model.generate([prompts[i] for i in batch], OUTPUT_CAP, lambda _: False)
 
 
