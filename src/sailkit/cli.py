@@ -228,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_, **__: runs.notice(f"sailkit: {message}")
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # a reader that has gone shows here, not at exit
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:
