@@ -60,7 +60,7 @@ def ours_scoring(model, prompts, answers):
 def ours_generating(model, prompts):
     model._render.cache_clear()
     model._prefix_cache.cache_clear()
-    for batch in model.plan(prompts, OUTPUT_CAP, generates=True):
+    for batch in model.plan(prompts, OUTPUT_CAP):
         model.generate([prompts[i] for i in batch], OUTPUT_CAP, lambda _: False)
 
 

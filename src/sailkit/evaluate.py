@@ -144,7 +144,7 @@ def evaluate(
     # Later steps hold what earlier ones wrote; the longest of them says how much fits into a batch.
     longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
     room = reserve + (question.max_new_tokens if len(question.steps) > 1 else 0)
-    batches = loaded.plan(longest, room, [f"item {example.id}" for example in examples], generates=generates)
+    batches = loaded.plan(longest, room, [f"item {example.id}" for example in examples])
     settings = {
         **loaded.describe(),
         "task": chosen.name,

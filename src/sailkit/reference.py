@@ -107,7 +107,7 @@ def collect_reference(
     question = task.question("direct")
     step = question.steps[0]
     prompts = [step_prompt(step, e.text, list(question.answers.values()), e.evidence) for e in examples]
-    batches = model.plan(prompts, question.max_new_tokens, [f"item {e.id}" for e in examples], generates=True)
+    batches = model.plan(prompts, question.max_new_tokens, [f"item {e.id}" for e in examples])
     settings = {
         **model.describe(),
         "temperature": 0,

@@ -46,16 +46,13 @@ class Model(Protocol):
     def describe(self) -> dict[str, Any]:
         """Everything about the model that decides its answers, for the manifest."""
 
-    def plan(
-        self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = (), *, generates: bool = False
-    ) -> list[list[int]]:
+    def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Cut a whole run into batches.
 
         Args:
             prompts: All prompts of the run.
             reserve: Tokens to leave free for the answer.
             names: What to call each prompt in an error.
-            generates: Answers are written, token by token, which pays for larger batches.
 
         Returns:
             Batches of indices; every prompt is in one.

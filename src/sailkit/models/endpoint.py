@@ -93,9 +93,7 @@ class EndpointModel:
             "response_format": _FORMAT,
         }
 
-    def plan(
-        self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = (), *, generates: bool = False
-    ) -> list[list[int]]:
+    def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Batches in order; the server keeps its own limits, so `reserve` and `names` decide nothing."""
         size = _BATCHES * self.exchange.options.concurrency
         return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]

@@ -22,7 +22,6 @@ from sailkit.prompts import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
 _BATCH_TOKENS = {"cpu": 1024}  # more only adds padding and cache misses
-_GENERATING = 4  # times as many where answers are written: each new token reads all weights, whatever the batch
 _BATCH_TOKENS_ELSEWHERE = 32768
 _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
@@ -97,9 +96,7 @@ class LocalModel:
             "tokenizers": tokenizers.__version__,
         }
 
-    def plan(
-        self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = (), *, generates: bool = False
-    ) -> list[list[int]]:
+    def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Batches of prompts of like length, longest first, within the token budget."""
         rendered = []
         for i, prompt in enumerate(prompts):
@@ -111,9 +108,8 @@ class LocalModel:
         lengths = [len(prompt.ids) - head + reserve for prompt in rendered]
         batches: list[list[int]] = []
         longest = 0
-        budget = self.batch_tokens * (_GENERATING if generates else 1)
         for i in sorted(range(len(prompts)), key=lambda i: (-lengths[i], i)):
-            if not batches or (len(batches[-1]) + 1) * longest > budget:
+            if not batches or (len(batches[-1]) + 1) * longest > self.batch_tokens:
                 batches.append([])
                 longest = lengths[i]
             batches[-1].append(i)
