@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Rows of a JSON Lines file with their line numbers.
 
     Args:
-        path: The file; blank lines are passed over.
+        path: The file, gzipped if its name ends in .gz; blank lines are passed over.
 
     Yields:
         Line number from 1, and the object on that line.
@@ -46,13 +48,13 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 if not raw.strip():
                     continue
                 try:
                     # json.loads accepts NaN; such a number would poison every mean after it.
-                    row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+                    row = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
                 except UnicodeDecodeError as error:
                     raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from None
                 except ValueError as error:
@@ -65,11 +67,12 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
                     kind = type(row).__name__
                     raise UserError(f"{path}, line {number}: expected a JSON object, found {kind}")
                 yield number, row
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:  # the last two are a gzip file that was cut or spoilt
         raise reading_failed(path, error) from None
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> float:
+    """For `json.loads`, which takes NaN and infinity for numbers; JSON does not."""
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -133,9 +136,9 @@ def read_json(path: str | Path) -> Row:
     return value
 
 
-def reading_failed(path: str | Path, error: OSError) -> UserError:
+def reading_failed(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that cannot be read."""
-    return UserError(f"cannot read {path}: {error.strerror or error}")
+    return UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def writing_failed(path: str | Path, error: OSError) -> UserError:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["answered", "unreadable", "refused"]
+SearchOutcome = Literal["found", "empty", "unavailable", "left_out"]
+Verdict = Literal["informative", "distracting"]
+# Why a search result has no score: the labeler's answer cannot be read, it refused or failed, there was no response.
+JudgementOutcome = Literal["judged", "unreadable", "refused", "failed", "no_response"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,83 @@ class SearchResult:
     source: str = ""
     rank: int = 0
     retrieved_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What a model is asked to do, and the response that it should learn; Alpaca's fields.
+
+    Attributes:
+        id: Unique within the data set.
+        instruction: The task in words.
+        input: What it works on; may be empty.
+        output: The response; may be empty.
+    """
+
+    id: str
+    instruction: str
+    input: str = ""
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """An instruction with its search results; a row of `results.jsonl`.
+
+    Attributes:
+        instruction: What was searched for.
+        results: What was found, best first within each engine.
+        searches: Engine -> how its search went: `found`, `empty` (asked, no results), `unavailable` (could not be
+            asked), `left_out` (not asked, on purpose).
+        dropped_results: Results without any text, which are not kept.
+    """
+
+    instruction: Instruction
+    results: tuple[SearchResult, ...] = ()
+    searches: dict[str, SearchOutcome] = field(default_factory=dict)
+    dropped_results: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One labeler's word on one search result, with respect to the response.
+
+    Attributes:
+        score: How informative, in [0, 1] by the labeler's own measure; None unless judged.
+        verdict: The score against the labeler's threshold; None unless judged.
+        outcome: `judged`, or why there is no score.
+        cut_tokens: Tokens of the result that the labeler did not see.
+        raw_output: What a judging model said, where it was read from text.
+    """
+
+    score: float | None
+    verdict: Verdict | None
+    outcome: JudgementOutcome = "judged"
+    cut_tokens: int = 0
+    raw_output: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """One row of training data, structured: only the tokenizer at hand can say what fits and what must stay text.
+
+    Attributes:
+        id: The instruction's id.
+        instruction: The task in words.
+        input: What it works on; may be empty.
+        results: The search results shown, in order.
+        judgements: One for each result.
+        response: What to say after the verification sentence.
+        style: `sail`, `sail-fixed` or `chat`.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    results: tuple[SearchResult, ...]
+    judgements: tuple[Verdict, ...]
+    response: str
+    style: str
 
 
 @dataclass(frozen=True, slots=True)

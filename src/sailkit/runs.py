@@ -44,13 +44,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(folder: str | Path, stage: str, settings: dict[str, Any]) -> Iterator[Run]:
+def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: float = 0) -> Iterator[Run]:
     """Open a run folder for writing, new or to be continued.
 
     Args:
         folder: The run's folder; made if absent.
         stage: The verb that runs.
         settings: Everything that decides the values; a run continues only if all of it is the same.
+        wait: Seconds to wait for another process that holds the folder.
 
     Yields:
         The locked run.
@@ -69,7 +70,7 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any]) -> Iterat
             raise UserError(f"{folder} exists and is not a run folder; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except filelock.Timeout:
         raise UserError(f"{folder} is in use by another sailkit process; wait for it or choose another --out") from None
     except OSError as error:

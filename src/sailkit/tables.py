@@ -1,8 +1,9 @@
-"""Tables as people keep them: JSON Lines, CSV, parquet, and YAML."""
+"""Tables as people keep them: JSON Lines, JSON lists, CSV, parquet, and YAML."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from sailkit.errors import UserError, missing_extra
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines, CSV or parquet file with their numbers from 1 (the header of a CSV is line 1)."""
+    """Rows of a JSON Lines (also gzipped), JSON list, CSV or parquet file with their numbers from 1.
+
+    The header of a CSV is its line 1.
+    """
     if path.suffix == ".csv":
         try:
             with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -38,8 +42,25 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (OSError, pyarrow.ArrowException) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"cannot read {path}: {reason}") from None
+    elif path.suffix == ".json":
+        yield from enumerate(_json_list(path), start=1)
     else:
         yield from jsonl.read(path)
+
+
+def _json_list(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8"), parse_constant=jsonl.refuse_constant)
+    except OSError as error:
+        raise jsonl.reading_failed(path, error) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}")
+    return rows
 
 
 def read_yaml(path: str | Path) -> Any:

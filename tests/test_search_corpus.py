@@ -1,0 +1,75 @@
+"""What decides an index, and texts that no file was meant to hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import pytest
+
+from sailkit.errors import UserError
+from sailkit.search.corpus import Passage, fingerprint, read_passages
+
+
+def test_a_fingerprint_holds_names_that_become_titles(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Seals.")
+    before = fingerprint([folder])
+    assert fingerprint([folder]) == before
+    (folder / "a.txt").rename(folder / "b.txt")
+    assert fingerprint([folder]) != before
+    assert read_passages([folder]) == [Passage("b", "Seals.")]
+
+
+def test_a_fingerprint_is_of_the_content_and_not_of_the_place_or_the_time(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("Seals.")
+    os.utime(tmp_path / "two" / "a.txt", (0, 0))
+    assert fingerprint([tmp_path / "one"]) == fingerprint([tmp_path / "two"])
+
+
+def test_characters_that_utf8_cannot_hold_become_a_mark(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"title": "\ud800", "text": "half \udfff a pair"}) + "\n")
+    assert read_passages([path]) == [Passage("?", "half ? a pair")]
+
+
+@pytest.mark.parametrize("depth", [10, 900, 985, 100_000])
+def test_json_nested_deeply_is_read_or_an_error(tmp_path, depth):
+    (tmp_path / "a.json").write_text('{"a":' * depth + '"x"' + "}" * depth)
+    try:
+        assert read_passages([tmp_path])[0].body == "x"
+    except UserError:
+        assert depth > 10
+
+
+def test_an_archive_with_a_broken_middle_is_an_error(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    data = bytearray(gzip.compress(os.urandom(20_000)))
+    data[5_000:5_100] = bytes(100)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot read .*a.tar.gz"):
+        read_passages([path])
+
+
+def test_a_wikipedia_dump_and_a_table_of_evidence_are_corpora(tmp_path):
+    dump, evidence = tmp_path / "wiki.jsonl", tmp_path / "evidence.jsonl"
+    page = {"id": "12", "revid": "1", "url": "https://en.wikipedia.org/wiki?curid=12", "title": "Seal"}
+    dump.write_text(
+        json.dumps(page | {"text": "Seals eat fish.\n\nThey swim."}) + "\n" + json.dumps(page | {"text": ""}) + "\n"
+    )
+    evidence.write_text(json.dumps({"claim": "c", "evidence": "Found on the web.", "stance": "refute"}) + "\n")
+    assert read_passages([dump, evidence]) == [
+        Passage("Seal", "Seals eat fish. They swim.", page["url"]),
+        Passage("", "Found on the web."),
+    ]
+
+
+def test_real_corpora(shared):
+    found = read_passages([shared / "corpus" / "nq-open-oracle.jsonl.gz", shared / "corpus" / "factbook.tar.gz"])
+    assert sum(one.title == "Deadpool 2" for one in found) >= 1
+    assert all(len(one.body.split()) <= 120 and "<br>" not in one.body for one in found)
+    assert len(found) > 30_000
