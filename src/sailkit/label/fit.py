@@ -1,0 +1,150 @@
+"""The stage `fit`: a cross-encoder labeler from human judgements, saved as a model that `entailment` loads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from sailkit import jsonl, runs
+from sailkit.errors import UserError, missing_extra
+from sailkit.label import statement
+from sailkit.label.humans import in_first_half, read_judgements
+from sailkit.models.sources import ENCODER, resolve_encoder
+
+FITTED = "fitted.json"
+
+
+def fit(
+    *,
+    data: Path,
+    out: Path,
+    base: str = ENCODER,
+    epochs: float = 3.0,
+    learning_rate: float = 5e-5,
+    batch_size: int = 32,
+    max_length: int = 256,
+    limit: int | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a labeler from human judgements, on the half of the claims that audit does not report on.
+
+    The folder is a normal sequence classification model: use it as entailment:FOLDER.
+
+    Args:
+        data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL.
+        out: The new model folder.
+        base: minilm-l6-v2, a folder or a hub id.
+        epochs: Passes over the pairs.
+        learning_rate: Peak learning rate; it rises over the first tenth and then falls to 0.
+        batch_size: Pairs in an optimizer step.
+        max_length: Most tokens of a pair in training; the result is shortened, never the claim.
+        limit: Only the first so many pairs of that half.
+        dtype: Number format of the forward pass; auto takes bfloat16 where the machine has it. Weights stay float32.
+        seed: Seed of the halves, the order and the new weights.
+
+    Returns:
+        How many pairs and claims were used, the last training loss, and where the model is.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    try:
+        import datasets
+        from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+        from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+    except ImportError:
+        raise missing_extra("label", "fitting a labeler") from None
+    import torch
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from sailkit.models.loading import pick_dtype
+
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    judged = read_judgements(data)
+    used = [one for one in judged.pairs if in_first_half(one.claim, seed)][:limit]
+    if len({one.official for one in used}) < 2:
+        raise UserError(f"{data}: only one kind of judgement to learn from; use more data")
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    set_seed(seed)
+    cuda = torch.cuda.is_available()
+    precision = pick_dtype(dtype, torch.device("cuda" if cuda else "cpu"))
+    source = resolve_encoder(base)
+    model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
+    rows = [
+        {
+            "result": f"{title}. {body}" if (title := one.pair.result.title) else body,
+            "statement": statement(one.pair.instruction),
+            "label": one.share,
+        }
+        for one in used
+        if (body := one.pair.result.body)
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        steps = max(1, round(epochs * len(rows) / batch_size))
+        arguments = CrossEncoderTrainingArguments(
+            output_dir=str(unfinished / "trainer"), num_train_epochs=epochs, learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size, warmup_steps=max(1, steps // 10), seed=seed, data_seed=seed,
+            save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 10),
+            use_cpu=not cuda, dataloader_pin_memory=cuda, bf16=precision == torch.bfloat16,
+            fp16=precision == torch.float16,
+        )  # fmt: skip
+        with runs.progress(f"fitting on {judged.name}", steps) as tick:
+            trainer = CrossEncoderTrainer(
+                model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows),
+                loss=BinaryCrossEntropyLoss(model), callbacks=[_ticking(tick)],
+            )  # fmt: skip
+            trainer.remove_callback(_printer())
+            done = trainer.train()
+        folder = unfinished / "model"
+        inner = model.model
+        inner.config.id2label, inner.config.label2id = {0: "informative"}, {"informative": 0}
+        inner.save_pretrained(folder)
+        tokenizer = model.tokenizer
+        tokenizer.model_max_length = min(tokenizer.model_max_length, inner.config.max_position_embeddings)
+        tokenizer.save_pretrained(folder)
+        told = {
+            "data": judged.name,
+            "data_sha256": judged.sha256,
+            "base_sha256": jsonl.file_fingerprint(source.files()["weights"]),
+            "seed": seed,
+            "pairs": len(rows),
+            "claims": len({one.claim for one in used}),
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "dtype": str(precision).removeprefix("torch."),
+            "train_loss": done.training_loss,
+            "environment": runs.environment(),
+        }
+        jsonl.write_json(folder / FITTED, told)
+        folder.rename(out)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing is kept of an unfinished fit") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return {name: told[name] for name in ("data", "pairs", "claims", "train_loss")} | {"model": str(out)}
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _ticking(tick: runs.Ticker) -> Any:
+    from transformers import TrainerCallback
+
+    class Ticking(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            tick()
+
+    return Ticking()

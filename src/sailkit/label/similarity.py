@@ -1,0 +1,112 @@
+"""Labelers that compare texts: cosine of sentence embeddings (the offline default) and shared words (a baseline)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sailkit import jsonl
+from sailkit.errors import missing_extra
+from sailkit.label import Pair, Score, evenly, statement
+from sailkit.label.chunks import Windows
+from sailkit.models.sources import ENCODER, resolve_encoder
+
+_BATCH = 256
+_WORD = re.compile(r"\w+")
+
+
+class Similarity:
+    """Cosine of the response's embedding (with the instruction in view) and the result's; the best window counts."""
+
+    threshold = 0.5
+
+    def __init__(self, encoder: str = ENCODER, device: str = "auto") -> None:
+        """Load a sentence-transformers model.
+
+        Args:
+            encoder: `minilm-l6-v2`, a folder or a hub id.
+            device: `auto` or a torch device.
+
+        Raises:
+            UserError: The library or the model is not there.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
+        except ImportError:
+            raise missing_extra("label", "the similarity labeler") from None
+        logging.disable_progress_bar()  # ours is shown
+        self.name = "similarity" if encoder == ENCODER else f"similarity:{encoder}"
+        source = resolve_encoder(encoder)
+        self._model = SentenceTransformer(
+            str(source.folder), device=None if device == "auto" else device, local_files_only=True
+        )
+        self._windows = Windows(self._model.tokenizer, int(self._model.max_seq_length or 256) - 2)
+        self._facts = {
+            "weights_sha256": jsonl.file_fingerprint(source.files()["weights"]),
+            "tokenizer_sha256": jsonl.file_fingerprint(source.files()["tokenizer"]),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the labeler that decides its scores."""
+        return {"labeler": self.name, "version": 1, **self._facts, "windows": self._windows.describe()}
+
+    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Batches in order: the encoder sorts by length within each."""
+        return evenly(len(pairs), _BATCH)
+
+    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Cosine of each pair, negative ones as 0."""
+        cut = [self._windows.split(pair.result.body) for pair in pairs]
+        wanted = [statement(pair.instruction) for pair in pairs]
+        bodies = [
+            [_titled(pair.result.title, text) for text in many] for pair, (many, _) in zip(pairs, cut, strict=True)
+        ]
+        texts = list(dict.fromkeys([*wanted, *(text for many in bodies for text in many)]))
+        vectors = self._model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+        place = {text: i for i, text in enumerate(texts)}
+        found = []
+        for pair, text, many, (_, cut_tokens) in zip(pairs, wanted, bodies, cut, strict=True):
+            if not pair.instruction.output.strip():
+                found.append(Score(None, "no_response", cut_tokens))
+                continue
+            best = max(float(vectors[place[text]] @ vectors[place[body]]) for body in many)
+            found.append(Score(min(max(best, 0.0), 1.0), cut_tokens=cut_tokens))
+        return found
+
+
+class Overlap:
+    """Share of the statement's words that the result holds too; words that say nothing are passed over."""
+
+    name = "overlap"
+    threshold = 0.5
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the labeler that decides its scores."""
+        return {"labeler": self.name, "version": 1}
+
+    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Batches in order."""
+        return evenly(len(pairs), 4096)
+
+    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Overlap of each pair."""
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+        def words(text: str) -> set[str]:
+            return {word for word in _WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS}
+
+        found = []
+        for pair in pairs:
+            if not pair.instruction.output.strip():
+                found.append(Score(None, "no_response"))
+                continue
+            wanted = words(statement(pair.instruction))
+            have = words(f"{pair.result.title} {pair.result.body}")
+            found.append(Score(len(wanted & have) / len(wanted) if wanted else 0.0))
+        return found
+
+
+def _titled(title: str, body: str) -> str:
+    return f"{title}. {body}" if title else body
