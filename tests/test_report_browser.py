@@ -9,6 +9,7 @@ import pytest
 
 from sailkit import predictions
 from sailkit.report import report
+from test_audit_page import folder_of, found
 from test_report import HOSTILE, constant, good, hostile_sets, prediction, run_folder
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -172,4 +173,19 @@ def test_ten_thousand_items_open_and_filter(chromium, tmp_path):
     assert reader.shown == "1–50 of 10,000 items"
     assert reader.choose("differ") == "1–50 of 5,000 items"
     assert reader.search("claim number 9999") == "1–1 of 1 item"
+    assert reader.is_quiet()
+
+
+def test_an_audit_is_shown_and_not_run_and_fits_a_phone(chromium, tmp_path):
+    areas = {f"entailment:models/{text}{'long' * 9}{i}": 0.7 - i / 50 for i, text in enumerate(HOSTILE)}
+    told = report(folder_of(tmp_path / "a", found(areas, texts=(HOSTILE[0], HOSTILE[1]))), out=tmp_path / "audit.html")
+    reader = Reader(chromium, Path(told["html"]))
+    assert reader.find(".case .claim").text == HOSTILE[0]
+    assert reader.run("return document.querySelectorAll('img, script').length") == 0
+    assert reader.driver.title == "Labelers against people on climate-fever"
+    for width in (1200, 400):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert reader.run("return document.documentElement.scrollWidth") <= width
+    reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert reader.is_quiet()

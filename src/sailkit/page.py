@@ -67,23 +67,29 @@ def places(out: Path) -> tuple[Path, Path]:
     return html, html.with_suffix(".md")
 
 
-def write(out: tuple[Path, Path], content: dict[str, Any], items: dict[str, Any]) -> None:
+def write(out: tuple[Path, Path], name: str, content: dict[str, Any], items: dict[str, Any] | None = None) -> None:
     """Write both files.
 
     Args:
         out: See `places`.
+        name: Of the two templates.
         content: What the templates show.
-        items: What `collect_items` gave, for the HTML alone.
+        items: What `collect_items` gave, for the HTML alone; without items it has no script.
     """
     from markupsafe import Markup
 
     html, markdown = out
-    style, script = ((_DATA / name).read_text("utf-8") for name in ("report.css", "report.js"))
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    style, script = ((_DATA / file).read_text("utf-8") for file in ("report.css", "report.js"))
+    policy = f"default-src 'none'; style-src {_hash(style)}"
+    inline = {"style": Markup(style)}  # noqa: S704
+    if items is not None:
+        policy += f"; script-src {_hash(script)}"
+        inline |= {"script": Markup(script), "items_json": Markup(_json(items))}  # noqa: S704
     policy += "; base-uri 'none'; form-action 'none'"
-    inline = {"style": Markup(style), "script": Markup(script), "policy": policy, "items_json": Markup(_json(items))}  # noqa: S704
-    jsonl.write_atomic(markdown, _environment(False).get_template("report.md.j2").render(content))
-    jsonl.write_atomic(html, _environment(True).get_template("report.html.j2").render(content, **inline))
+    jsonl.write_atomic(markdown, _environment(False).get_template(f"{name}.md.j2").render(content))
+    jsonl.write_atomic(
+        html, _environment(True).get_template(f"{name}.html.j2").render(content, policy=policy, **inline)
+    )
 
 
 def _hash(text: str) -> str:
@@ -148,7 +154,7 @@ def plots(figures: Mapping[str, Sequence[tuple[str, Estimate, str, float]]]) -> 
     """Where everything goes in a plot of intervals, in per cent of its width.
 
     Args:
-        figures: Figure -> for each set its name, the estimate, and a constant answer with what it gives.
+        figures: Figure -> for each set its name, the estimate, and a baseline in words with what it gives.
 
     Returns:
         `ticks` of the one scale, and `figures` with their rows.
@@ -159,9 +165,9 @@ def plots(figures: Mapping[str, Sequence[tuple[str, Estimate, str, float]]]) -> 
     def place(value: float) -> str:
         return f"{100 * (10 * value - low) / (high - low):.2f}%"
 
-    def row(name: str, e: Estimate, answer: str, base: float) -> dict[str, str]:
+    def row(name: str, e: Estimate, baseline: str, base: float) -> dict[str, str]:
         places = {"at": place(e.value), "low": place(e.low), "high": place(e.high), "constant_at": place(base)}
-        words = {"value": figure(e.value), "span": span(e), "constant": f"always answering {answer}: {figure(base)}"}
+        words = {"value": figure(e.value), "span": span(e), "constant": f"{baseline}: {figure(base)}"}
         return {"name": name, **words, **places}
 
     return {
@@ -179,12 +185,18 @@ def provenance(facts: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, list
     Returns:
         A row for each fact, None where a set does not record it; and the facts that no set records.
     """
-    rows = {name: [_fact(name, known) for known in facts] for name in _FACTS}
+    rows = {name: [fact(name, known) for known in facts] for name in _FACTS}
     known = [(_FACTS[name], values) for name, values in rows.items() if set(values) != {None}]
     return known, [title for name, title in _FACTS.items() if set(rows[name]) == {None} and name not in _OPTIONAL]
 
 
-def _fact(name: str, facts: Mapping[str, Any]) -> str | None:
+def fact(name: str, facts: Mapping[str, Any]) -> str | None:
+    """One of the facts in words, None where it is not known; fingerprints are shortened.
+
+    Args:
+        name: Which.
+        facts: All that is known.
+    """
     value = facts.get(name)
     if value is None:
         return "none" if name in facts and name in _NULL_IS_NONE else None

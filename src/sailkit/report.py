@@ -14,6 +14,7 @@ from sailkit import __version__, jsonl, metrics, page, predictions, runs, summar
 from sailkit.compare import compare_sets
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
+from sailkit.label.audited import is_audit
 from sailkit.metrics import Estimate
 from sailkit.predictions import PredictionSet
 from sailkit.rescore import rescore_set
@@ -69,7 +70,7 @@ class View:
 
     def plotted(self, name: str) -> tuple[str, Estimate, str, float]:
         """What a plot of intervals needs to know."""
-        return self.name, self.estimate(name), self.majority, self.baseline(name)
+        return self.name, self.estimate(name), f"always answering {self.majority}", self.baseline(name)
 
 
 def report(
@@ -81,13 +82,14 @@ def report(
     title: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write one HTML file about one or more sets of predictions, and the same as Markdown beside it.
+    """Write one HTML file about one or more sets of predictions, or audits, and the same as Markdown beside it.
 
     The file loads nothing from elsewhere. It shows the verdict first, then every reason to doubt it, the figures
-    with their intervals, and each item down to its prompt and raw output.
+    with their intervals, and each item down to its prompt and raw output. Of audits of labelers it shows which is
+    best, the figures, each two labelers side by side, and where they differ most.
 
     Args:
-        sets: Run folders, or files of recorded outputs.
+        sets: Run folders, or files of recorded outputs; or folders of audits.
         out: The HTML file, or a folder for report.html; the Markdown gets the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
@@ -101,10 +103,13 @@ def report(
 
     Raises:
         UserError: A set cannot be read or has no such labels, sets do not fit together, or a file that is
-            no report is in the way.
+            no report is in the way; options that an audit does not have.
     """
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
+    audits = [path for path in sets if is_audit(path)]
+    if audits:
+        return _report_audits(sets, audits, out, title, {"against": against != "human", "task": task, "fields": fields})
     places = page.places(out)
     views = [_view(path, against, task, fields, seed) for path in sets]
     compared: dict[str, Any] = {"comparisons": [], "flag_messages": {}}
@@ -139,9 +144,21 @@ def report(
         "unknown": unknown,
     }
     items = page.collect_items(names, [v.data.predictions for v in views], [v.truth for v in views], labels)
-    page.write(places, content, items)
+    page.write(places, "report", content, items)
     verdict = "; ".join(pair["verdict_text"] for pair in pairs) or worth[0]["headline"]
     return {"html": str(places[0]), "markdown": str(places[1]), "verdict": verdict}
+
+
+def _report_audits(
+    sets: Sequence[Path], audits: Sequence[Path], out: Path, title: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    from sailkit import audit_page
+
+    if others := [path for path in sets if path not in audits]:
+        raise UserError(f"{audits[0]} is an audit and {others[0]} is none; report on them one after the other")
+    if given := [name for name, value in options.items() if value]:
+        raise UserError(f"--{given[0]} is for sets of predictions; {audits[0]} is an audit")
+    return audit_page.write(audits, out, title)
 
 
 def _listed(names: Sequence[str]) -> str:
