@@ -52,9 +52,34 @@ class GuardedTokenizer:
 
     def encode(self, parts: Sequence[Piece], *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids of the whole text, tokenised at once; special tokens come from trusted pieces only."""
-        text = "".join(self._secret(part.text) if part.trusted else part.text for part in parts)
+        return tuple(self._encode(self._texts(parts), add_special_tokens).ids)
+
+    def encode_with_starts(
+        self, parts: Sequence[Piece], *, add_special_tokens: bool
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids as `encode` gives them, and for each part the place of the first token that reaches into it."""
+        texts = self._texts(parts)
+        encoded = self._encode(texts, add_special_tokens)
+        offsets = encoded.offsets
+        starts, token, begin = [], 0, 0
+        for text in texts:
+            while token < len(offsets) and offsets[token][1] <= begin:
+                token += 1
+            starts.append(token)
+            begin += len(text)
+        return tuple(encoded.ids), tuple(starts)
+
+    def special_end(self, text: str) -> int | None:
+        """Where the first special token of a template's text ends, in characters."""
+        found = self._pattern.search(text)
+        return found.end() if found else None
+
+    def _texts(self, parts: Sequence[Piece]) -> list[str]:
+        return [self._secret(part.text) if part.trusted else part.text for part in parts]
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> Any:
         try:
-            return tuple(self._copy.encode(text, add_special_tokens=add_special_tokens).ids)
+            return self._copy.encode("".join(texts), add_special_tokens=add_special_tokens)
         except TypeError:
             raise UserError("the text holds half a surrogate pair, which is no character; mend the data") from None
 

@@ -165,7 +165,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.chat = chat
         self.context = context
-        self._guard = GuardedTokenizer(tokenizer)
+        self.guard = GuardedTokenizer(tokenizer)
         self._gap: str | None = None
         self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
 
@@ -183,7 +183,7 @@ class Renderer:
         ids = self.encode(parts)
         length, budget = len(ids), self.context - reserve
         if length > budget:
-            parts, ids = self._shorten(parts, ids, budget)
+            parts, ids = self.shorten(parts, ids, budget)
         if len(ids) > budget:
             raise UserError(
                 f"the prompt has {len(ids)} tokens without its search results, "
@@ -214,14 +214,16 @@ class Renderer:
                 content += part.text if own else f"{mark}:{len(loose)};"
                 loose += [] if own else [part]
             turns.append({"role": message.role, "content": content})
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        # A conversation that ends with an answer is a training example: nothing is asked for behind it.
+        asked = prompt[-1].role != "assistant"
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked)
         pieces = re.split(re.escape(mark) + r":(\d+);", text)
         return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
 
     def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
         """Token ids of the whole text, tokenised at once; special tokens come from trusted parts only."""
         # A chat template writes the beginning-of-text token itself; plain text leaves it to the tokenizer.
-        return self._guard.encode(parts, add_special_tokens=not self.chat)
+        return self.guard.encode(parts, add_special_tokens=not self.chat)
 
     def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
         """Ids of an answer behind a prompt: those that tokenising both together adds."""
@@ -253,12 +255,12 @@ class Renderer:
         pairs = zip(self._heads[key], ids, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    def _shorten(
+    def shorten(
         self, parts: Sequence[Part], ids: Sequence[int], budget: int
     ) -> tuple[tuple[Part, ...], tuple[int, ...]]:
         """Shorten the longest search results first, until the prompt fits or none is left."""
         parts, ids = tuple(parts), tuple(ids)
-        lengths = {i: self._guard.offsets(part.text) for i, part in enumerate(parts) if part.shortenable}
+        lengths = {i: self.guard.offsets(part.text) for i, part in enumerate(parts) if part.shortenable}
         while len(ids) > budget and any(lengths.values()):
             excess = len(ids) - budget
             keep = _water_level([len(ends) for ends in lengths.values()], excess)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Training data from real questions, from the first search to the data card; a stopped run goes on with the same command.
+#
+#   examples/data.sh nq|factcheck|dolpaca SHARED OUT
+#
+# SHARED holds climate-fever/, factcheckgpt/, corpus/ and instructions/; everything that is made goes to OUT.
+set -euo pipefail
+if [ $# -ne 3 ]; then sed -n '2,6p' "$0" >&2; exit 2; fi
+set_name=$1 shared=$2 out=$3
+claims=$shared/climate-fever/climate-fever.jsonl
+stances=$shared/factcheckgpt/subtask3_claim_evidence_stance.jsonl
+questions=$shared/corpus/nq-open-oracle.jsonl.gz
+corpus=(--corpus "$questions" --corpus "$shared/corpus/factbook.tar.gz")
+
+case $set_name in
+  nq)  # questions and their answers
+    asked=(--instructions "$questions" --fields instruction=question,output=answers) threshold=0.5 ;;
+  factcheck)  # claims and their corrections; what the web said of them is searched too
+    asked=(--instructions "$shared/factcheckgpt/subtask4_claim_factuality.jsonl")
+    asked+=(--fields instruction=claim,output=revised_claim)
+    corpus+=(--corpus "$stances") threshold=0.6 ;;
+  dolpaca)  # everyday instructions, of which this corpus answers few; the data card will say so
+    asked=(--instructions "$shared/instructions/dolpaca_prompt_completion_dev.jsonl") threshold=0.5 ;;
+  *) echo "no data set $set_name: nq, factcheck or dolpaca" >&2; exit 2 ;;
+esac
+
+# How far can each labeler be trusted? One is fitted on half of Climate-FEVER; both are measured on the other half.
+fitted=$out/fitted
+[ -d "$fitted" ] || sailkit fit --data "$claims" --out "$fitted"
+sailkit audit --data "$claims" --labeler similarity --labeler "entailment:$fitted" --out "$out/audit"
+
+run=$out/$set_name
+sailkit search "${asked[@]}" "${corpus[@]}" --out "$run/search"
+sailkit label --results "$run/search" --labeler similarity --out "$run/similarity"
+sailkit label --results "$run/search" --labeler "entailment:$fitted" --out "$run/fitted"
+for style in chat sail-fixed sail; do
+  sailkit build --results "$run/search" --labels "$run/similarity" --threshold "$threshold" --style "$style" \
+    --exclude-task "climate-fever=$claims" --audit "$out/audit/audit.json" --export trl --export sail \
+    --out "$run/build-$style"
+done

@@ -1,0 +1,89 @@
+"""The data card: what a training set is made of, and why one might doubt it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from sailkit import jsonl
+from sailkit.records import TrainingExample, Verdict
+
+LEAST_SHARE = 0.2
+
+
+def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The data card: counts, shares, lengths, flags, and the settings.
+
+    Args:
+        train: The training set.
+        counts: What became of all rows; kept as it is.
+        settings: The settings of the run.
+
+    Returns:
+        Figures as they are written to JSON; shares are of the training set's judgements, lengths in words.
+    """
+    shown = Counter(said for one in train for said in one.judgements)
+    total = sum(shown.values())
+    shares = {name: round(shown[name] / total, 4) if total else None for name in get_args(Verdict)}
+    messages: dict[str, list[str]] = {}
+    for name, share in shares.items():
+        if share is not None and share < LEAST_SHARE:
+            text = f"only {share:.1%} of the judgements in the training set are {name}; choose another --threshold"
+            messages.setdefault("one-sided-judgements", []).append(text)
+    if total == 0:
+        messages["no-judgements"] = ["no training row has a search result; a model cannot learn to verify from these"]
+    return {
+        **counts,
+        "judgement_shares": shares,
+        "judgements": {name: shown[name] for name in get_args(Verdict)},
+        "rows_by_results": {str(n): count for n, count in sorted(Counter(len(one.results) for one in train).items())},
+        "rows_by_judgements": dict(sorted(Counter(_kind(one.judgements) for one in train).items())),
+        "words": {
+            "instruction": _words(one.instruction for one in train),
+            "input": _words(one.input for one in train if one.input),
+            "response": _words(one.response for one in train),
+            "search result": _words(result.body for one in train for result in one.results),
+        },
+        **{name: value for name, value in settings.items() if name != "export"},
+        "flags": list(messages),
+        "flag_messages": messages,
+    }
+
+
+def _words(texts: Iterable[str]) -> dict[str, float | int] | None:
+    """Lengths in words; None where there are no texts."""
+    sizes = sorted(len(text.split()) for text in texts)
+    if not sizes:
+        return None
+    middle = statistics.median(sizes)
+    return {"mean": round(statistics.fmean(sizes), 1), "median": middle, "p95": sizes[int(0.95 * (len(sizes) - 1))],
+            "max": sizes[-1]}  # fmt: skip
+
+
+def _kind(judgements: Sequence[Verdict]) -> str:
+    if not judgements:
+        return "none"
+    return "mixed" if len(set(judgements)) > 1 else f"all {judgements[0]}"
+
+
+def page_of(card: Mapping[str, Any]) -> str:
+    """The card as Markdown: a table of the counts, and everything else as a list."""
+    lines = ["# Data card", ""]
+    for sentences in card["flag_messages"].values():
+        lines += [f"> {sentence}" for sentence in sentences] + [""]
+    lines += ["| | |", "|---|---|"]
+    for name, value in card.items():
+        if name in ("flags", "flag_messages"):
+            continue
+        if isinstance(value, dict):
+            lines += [f"| {name.replace('_', ' ')}: {key} | {_cell(entry)} |" for key, entry in value.items()]
+        else:
+            lines.append(f"| {name.replace('_', ' ')} | {_cell(value)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    text = value if isinstance(value, str) else jsonl.dumps(value)
+    return text.replace("|", "\\|").replace("\n", " ")

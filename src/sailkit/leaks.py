@@ -1,0 +1,121 @@
+"""Does training data contain a task's test items? Exact and near duplicates, by words.
+
+What is checked: instruction, input and output of each row, one by one, against the texts of a task's examples (all
+labels). Search results are not: they come from the corpora that a model may also search when it is tested, and are
+never supervised.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sailkit.records import Instruction
+
+RULES_VERSION = 1
+_WORD = re.compile(r"\w+")
+# A shorter text counts only where it is a whole field: "it is" is in everything.
+_RUN = 4
+# Three words, not eight: an eight-word shingle misses a ten-word claim of which one word in the middle was changed.
+_SHINGLE = 3
+# Shingles that a text needs to be compared by them: that of eight words.
+_FEWEST = 6
+_NEAR = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A row that contains a task's example.
+
+    Attributes:
+        task: The task's name.
+        example: The example's id.
+        kind: `exact`: the same words, as a whole field or a run within it; `near`: at least half of the three-word
+            shingles of the shorter of the two.
+        field: `instruction`, `input` or `output`.
+        overlap: The share of shingles; 1 where exact.
+    """
+
+    task: str
+    example: str
+    kind: Literal["exact", "near"]
+    field: str
+    overlap: float
+
+
+def words_of(text: str) -> list[str]:
+    """The words that are compared: no case, no punctuation, compatibility forms made one."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+class LeakCheck:
+    """An inverted index over the texts of tasks' examples."""
+
+    def __init__(self, texts: Iterable[tuple[str, str, str]]) -> None:
+        """Index texts.
+
+        Args:
+            texts: Task name, example id and text of each.
+        """
+        self._names: list[tuple[str, str]] = []
+        self._sizes: list[int] = []
+        self._whole: dict[str, int] = {}  # all words -> the first text that has them
+        self._anchors: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)  # longest word -> texts with it
+        self._shingles: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+        for task, example, text in texts:
+            words = words_of(text)
+            joined = " ".join(words)
+            if not words or joined in self._whole:
+                continue
+            number = len(self._names)
+            self._names.append((task, example))
+            self._whole[joined] = number
+            if len(words) >= _RUN:
+                self._anchors[max(words, key=len)].append((f" {joined} ", number))
+            shingles = _shingles(words)
+            self._sizes.append(len(shingles))
+            if len(shingles) >= _FEWEST:
+                for shingle in shingles:
+                    self._shingles[shingle].append(number)
+
+    def find(self, row: Instruction) -> Leak | None:
+        """The first example that a row contains: an exact one if there is one, else the nearest; None if none."""
+        fields = {name: words_of(getattr(row, name)) for name in ("instruction", "input", "output")}
+        return self._exact(fields) or self._near(fields)
+
+    def _exact(self, fields: Mapping[str, list[str]]) -> Leak | None:
+        for field, words in fields.items():
+            joined = " ".join(words)
+            number = self._whole.get(joined)
+            if number is None:
+                padded = f" {joined} "
+                for anchor in sorted(self._anchors.keys() & set(words)):
+                    number = next((n for text, n in self._anchors[anchor] if text in padded), None)
+                    if number is not None:
+                        break
+            if number is not None:
+                return Leak(*self._names[number], kind="exact", field=field, overlap=1.0)
+        return None
+
+    def _near(self, fields: Mapping[str, list[str]]) -> Leak | None:
+        best: tuple[float, int, str] | None = None
+        for field, words in fields.items():
+            shingles = _shingles(words)
+            if len(shingles) < _FEWEST:
+                continue
+            shared = Counter(n for shingle in shingles & self._shingles.keys() for n in self._shingles[shingle])
+            for number, count in sorted(shared.items()):
+                overlap = count / min(len(shingles), self._sizes[number])
+                if overlap >= _NEAR and (best is None or overlap > best[0]):
+                    best = (overlap, number, field)
+        if best is None:
+            return None
+        return Leak(*self._names[best[1]], kind="near", field=best[2], overlap=round(best[0], 4))
+
+
+def _shingles(words: list[str]) -> set[tuple[str, ...]]:
+    return set(zip(*(words[start:] for start in range(_SHINGLE)), strict=False))
