@@ -1,0 +1,57 @@
+"""The verb `merge`: adapters become part of their base, as plain safetensors that any program loads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from sailkit import jsonl
+from sailkit.errors import UserError
+from sailkit.models.sources import resolve
+
+FACTS = "sailkit.json"  # in a trained model's folder: how it was trained, for those who use it
+
+
+def merge(
+    adapter: Path,
+    *,
+    out: Path,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> dict[str, Any]:
+    """Merge LoRA adapters into their base.
+
+    Args:
+        adapter: The adapter's folder, such as RUN/model.
+        out: The new model folder.
+        dtype: Number format of the merged weights; float32 loses nothing.
+
+    Returns:
+        `model`, the new folder, and `base`.
+
+    Raises:
+        UserError: Not adapters, or ones that do not fit their base.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    source = resolve(str(adapter))
+    if source.base is None:
+        raise UserError(f"{adapter} has no adapters to merge: it is a model already")
+    from sailkit.models.loading import DTYPES, load
+
+    model, tokenizer = load(source, DTYPES[dtype], trust_remote_code=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        if (adapter / FACTS).exists():
+            shutil.copy(adapter / FACTS, unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(out)
+    except OSError as error:
+        raise jsonl.writing_failed(out, error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return {"model": str(out), "base": jsonl.read_json(adapter / "adapter_config.json")["base_model_name_or_path"]}

@@ -1,0 +1,235 @@
+"""A recipe: model, data and every setting of a training run, as YAML; flags change it, unknown keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sailkit import jsonl
+from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.styles import check_style
+
+# Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
+_OURS = {
+    "output_dir": "--out is where everything goes",
+    "completion_only_loss": "the completion alone is supervised, always",
+    "assistant_only_loss": "the completion alone is supervised, always",
+    "dataset_text_field": "rows are structured",
+    "dataset_kwargs": "rows are rendered to token ids here",
+    "truncation_mode": "nothing but search results is ever cut",
+    "chat_template_path": "the model's own template is used",
+    "eos_token": "the tokenizer's own is used",
+    "pad_token": "padding is masked, whatever stands there",
+    "resume_from_checkpoint": "the same command goes on where it stopped",
+    "model_init_kwargs": "use the recipe's own keys",
+    "trust_remote_code": "code that a model carries is not run in training",
+    "push_to_hub": "use --push",
+    "remove_unused_columns": "rows are rendered to token ids here",
+    "disable_tqdm": "progress is shown by sailkit",
+}
+_TOP = (
+    "extends",
+    "about",
+    "model",
+    "data",
+    "held_out",
+    "style",
+    "dtype",
+    "lora",
+    "quantization",
+    "patience",
+    "training",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on what, and how.
+
+    Attributes:
+        model: As `--model` of evaluate.
+        data: Run folders of build, or files of training examples.
+        held_out: The same, for evaluation; where there is none, `held_out.jsonl` beside the data.
+        style: Render every row in this style; None for each row's own.
+        dtype: Number format of a frozen base (LoRA); `auto`, `float32`, `bfloat16` or `float16`.
+        lora: Passed to peft's LoraConfig; None trains all weights.
+        quantization: Passed to transformers' BitsAndBytesConfig, for a frozen base.
+        patience: Evaluations without a lower held-out loss before training stops early.
+        training: Passed to TRL's SFTConfig.
+        about: A sentence for people.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+    style: str | None = None
+    dtype: str = "auto"
+    lora: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    patience: int | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a row, prompt and completion together."""
+        return int(self.training.get("max_length", 1024))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-5 as a number, as YAML 1.2 does; YAML 1.1 takes it for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
+)
+
+
+def read_recipe(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and change it.
+
+    Args:
+        path: The YAML file, which may extend another; None for flags alone.
+        changes: Key -> value; what is None or empty changes nothing.
+        assignments: `key=value`, such as `training.learning_rate=1e-4`; values are YAML.
+
+    Raises:
+        UserError: Not found, not a recipe, or a key that nobody knows; the nearest known one is named.
+    """
+    told = _read(path, ()) if path is not None else {}
+    told = _merged(told, {key: value for key, value in changes.items() if value not in (None, [], ())})
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set {text!r}: write KEY=VALUE, such as training.learning_rate=1e-4")
+        tree: Any = _parse(value, f"--set {text}")
+        for part in reversed(name.strip().split(".")):
+            tree = {part: tree}
+        told = _merged(told, tree)
+    return _checked(told, str(path) if path is not None else "the flags")
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise UserError(f"{path}: extends itself")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise jsonl.reading_failed(path, error) from None
+    told: Any = _parse(text, str(path))
+    if not isinstance(told, dict):
+        raise UserError(f"{path}: a recipe is a mapping, such as  model: smollm2-135m")
+    if base := told.pop("extends", None):
+        told = _merged(_read(path.parent / str(base), (*above, path.resolve())), told)
+    return dict(told)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, those above winning; mappings are merged, and null takes one away."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        found[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return found
+
+
+def _checked(told: Mapping[str, Any], where: str) -> Recipe:
+    _known(told, _TOP, where)
+    lists = {name: _texts(told.get(name), f"{where}: {name}") for name in ("data", "held_out")}
+    parts = {name: _mapping(told.get(name), f"{where}: {name}") for name in ("training", "lora", "quantization")}
+    if not isinstance(told.get("model"), str):
+        raise UserError(f"{where}: no model; write  model: smollm2-135m  or give --model")
+    if not lists["data"]:
+        raise UserError(f"{where}: no data; name a run folder of build, or give --data")
+    if (style := told.get("style")) is not None:
+        check_style(str(style))
+    patience = told.get("patience")
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        raise UserError(f"{where}: patience should be a number of evaluations from 1, not {patience!r}")
+    if parts["quantization"] is not None and parts["lora"] is None:
+        raise UserError(f"{where}: quantization freezes the base; add lora to train adapters on it")
+    _check_training(parts["training"] or {}, f"{where}: training")
+    if parts["lora"] is not None:
+        from_peft = _fields_of_lora()
+        _known(parts["lora"], from_peft, f"{where}: lora")
+    if parts["quantization"] is not None:
+        from transformers import BitsAndBytesConfig
+
+        names = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+        _known(parts["quantization"], names, f"{where}: quantization")
+    return Recipe(
+        model=told["model"],
+        data=lists["data"],
+        held_out=lists["held_out"],
+        style=style,
+        dtype=str(told.get("dtype", "auto")),
+        lora=parts["lora"],
+        quantization=parts["quantization"],
+        patience=patience,
+        training=parts["training"] or {},
+        about=str(told.get("about", "")),
+    )
+
+
+def _check_training(training: Mapping[str, Any], where: str) -> None:
+    try:
+        from trl import SFTConfig
+    except ImportError:
+        raise missing_extra("finetune", "fine-tuning") from None
+    types = {one.name: one.type for one in dataclasses.fields(SFTConfig) if one.init}
+    _known(training, types, where)
+    for key, value in training.items():
+        if key in _OURS:
+            raise UserError(f"{where}.{key} cannot be set: {_OURS[key]}")
+        # A text where a number belongs ("2e-5" in quotes) would be found out by the optimizer, much later.
+        wants = str(types[key])
+        if isinstance(value, str) and "str" not in wants and ("float" in wants or "int" in wants):
+            raise UserError(f"{where}.{key} should be a number, not the text {value!r}")
+
+
+def _fields_of_lora() -> list[str]:
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise missing_extra("finetune", "fine-tuning with LoRA") from None
+    return [one.name for one in dataclasses.fields(LoraConfig) if one.init]
+
+
+def _known(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    names = list(known)
+    for key in keys:
+        if key not in names:
+            close = nearest(str(key), names)
+            # All of TRL's keys would fill a screen.
+            raise UserError(
+                f"{where} has no key {str(key)!r}: {close if len(names) < 20 else close.split('(known')[0]}"
+            )
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{where} should be a mapping")
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value or []
+    if not isinstance(items, list | tuple) or not all(isinstance(one, str) for one in items):
+        raise UserError(f"{where} should be a path or a list of paths")
+    return tuple(items)

@@ -1,0 +1,152 @@
+"""The stage `finetune`: a model learns to say which search results are informative, and to answer with their help."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from sailkit import jsonl, runs
+from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
+from sailkit.finetune.merge import FACTS
+from sailkit.finetune.recipe import Recipe, read_recipe
+from sailkit.models.sources import Source, resolve
+
+HISTORY = "history.jsonl"
+BASE = "base.json"  # the model as it was
+METRICS = "metrics.json"
+DROPPED = "dropped.jsonl"
+MODEL = "model"
+
+
+def finetune(
+    recipe: Path | None = None,
+    *,
+    out: Path,
+    model: str | None = None,
+    data: list[str] | None = None,
+    held_out: list[str] | None = None,
+    style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    set: list[str] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a model on what build wrote.
+
+    The best checkpoint by held-out loss is kept in OUT/model; adapters where the recipe has lora, else all weights. A
+    run that was stopped goes on from its last checkpoint when the same command is given again.
+
+    Args:
+        recipe: A YAML file; flags win over it.
+        out: The run folder.
+        model: smollm2-135m, a hub id, a local folder or a GGUF file.
+        data: Run folders of build, or files of training examples; repeated.
+        held_out: The same, to evaluate on; by default what build held out of the data.
+        style: Render every row in this style instead of its own.
+        set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
+
+    Returns:
+        The figures of metrics.json.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
+    source = resolve(told.model)
+    from sailkit.finetune import trainer as trl
+
+    tokenizer = _tokenizer(source)
+    train = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
+    apart = told.held_out or held_out_of(told.data)
+    aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
+    args = trl.arguments(told, out, held_out=aside is not None)
+    files = source.files()
+    settings = {
+        "recipe": {name: value for name, value in asdict(told).items() if name != "about"},
+        "weights_sha256": jsonl.file_fingerprint(files["weights"]),
+        "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
+        "train_sha256": fingerprint(train),
+        "held_out_sha256": fingerprint(aside) if aside else None,
+        "seed": args.seed,
+    }
+    with runs.open_run(out, "finetune", settings) as run:
+        if run.path(METRICS).exists():  # written last: the run is finished
+            return jsonl.read_json(run.path(METRICS))
+        dropped = [*train.dropped, *(aside.dropped if aside else ())]
+        jsonl.write_atomic(run.path(DROPPED), "".join(jsonl.dumps(row) + "\n" for row in dropped))
+        return _train(run, told, source, tokenizer, train, aside, args)
+
+
+def _tokenizer(source: Source) -> Any:
+    from transformers import AutoTokenizer
+
+    has_own = any(source.folder.glob("tokenizer*"))
+    folder = source.folder if has_own or source.base is None else source.base.folder
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _train(
+    run: runs.Run, told: Recipe, source: Source, tokenizer: Any, train: Prepared, aside: Prepared | None, args: Any
+) -> dict[str, Any]:
+    from sailkit.finetune import trainer as trl
+    from sailkit.finetune.flagging import flagging
+    from sailkit.models import ModelOptions
+    from sailkit.models.local import LocalModel
+
+    def measure(now: Any) -> dict[str, float | None]:
+        assert aside is not None
+        wrapped = LocalModel(told.model, now, tokenizer, ModelOptions(), {})
+        found = flagging(wrapped, aside.examples, told.max_length)
+        return {f"flagging_{name}": value for name, value in found.items()}
+
+    model = trl.load_for_training(source, told)
+    trainer = trl.Trainer(
+        model=model,
+        tokenizer=tokenizer,
+        args=args,
+        train=train,
+        held_out=aside,
+        measure=measure,
+        lora=trl.lora_config(told),
+        patience=told.patience,
+        callbacks=[trl.History(run.path(HISTORY))],
+    )
+    base = run.path(BASE)
+    if aside is not None and not base.exists():
+        jsonl.write_json(base, trainer.evaluate(metric_key_prefix="base"))
+    begun = time.monotonic()
+    with runs.progress(f"training {told.model}", trainer.planned_steps()) as tick:
+        trainer.add_callback(trl.Progress(tick))
+        trainer.train_on(trl.newest_checkpoint(run.path(trl.CHECKPOINTS)))
+    seconds = time.monotonic() - begun
+    after = trainer.evaluate(metric_key_prefix="tuned") if aside is not None else {}
+    _save(run.path(MODEL), trainer.model, tokenizer, told, train)
+    figures = {
+        "model": told.model,
+        **train.figures(),
+        "held_out_rows": len(aside.examples) if aside else 0,
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": seconds,
+        **(jsonl.read_json(base) if aside else {}),
+        **after,
+        "saved": str(run.path(MODEL)),
+    }
+    jsonl.write_json(run.path(METRICS), figures)
+    return figures
+
+
+def _save(folder: Path, model: Any, tokenizer: Any, told: Recipe, train: Prepared) -> None:
+    """Write a model folder whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if told.lora is not None:
+        # The name that the user gave is found on other machines too; the folder behind it is not.
+        model.peft_config["default"].base_model_name_or_path = told.model
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    styles = sorted({one.style for one in train.examples})
+    jsonl.write_json(unfinished / FACTS, {"styles": styles, "max_length": told.max_length, "base": told.model})
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)

@@ -1,0 +1,160 @@
+"""Training for real on a tiny real model: what carries loss, what leaks, what stops, what goes on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sailkit.errors import UserError
+from sailkit.finetune.data import IGNORED, prepare
+from sailkit.finetune.recipe import Recipe
+from sailkit.records import SearchResult, TrainingExample
+
+trl = pytest.importorskip("sailkit.finetune.trainer")
+QUICK = {"bf16": False, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3, "max_length": 512}
+THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
+
+
+def example(i: int) -> TrainingExample:
+    thing = THINGS[i % len(THINGS)]
+    good = SearchResult(f"{thing.title()} like {i} red balls very much.", thing)
+    bad = SearchResult("It was a sunny day and the girl went out." + " She ran." * (i % 5), "Day")
+    results, verdicts = ((good, bad), ("informative", "distracting")) if i % 2 else ((bad,), ("distracting",))
+    return TrainingExample(str(i), f"What do {thing} like?", "", results, verdicts, f"{i} red balls.", "sail-fixed")
+
+
+@pytest.fixture(scope="module")
+def folder(shared):
+    return shared / "models" / "stories260k"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return prepare([example(i) for i in range(16)], tokenizer, 512)
+
+
+def trainer(folder, tokenizer, rows, out, held_out=None, model=None, **training):
+    recipe = Recipe("stories260k", ("d",), training={**QUICK, **training})
+    model = model or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    args = trl.arguments(recipe, out, held_out=held_out is not None)
+    return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=held_out)
+
+
+def batches(one):
+    return list(one.get_train_dataloader())
+
+
+def alone(model, ids, labels):
+    """Summed loss of one row by itself, from the whole vocabulary at every place."""
+    logits = model(torch.tensor([ids])).logits[0, :-1]
+    return functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=IGNORED, reduction="sum")
+
+
+def test_the_loss_is_that_of_the_completion_and_the_end(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, per_device_train_batch_size=4)
+    model = one.model.eval()
+    expected = sum(alone(model, ids, labels) for ids, labels in zip(rows.ids, rows.labels, strict=True))
+    found = sum(one.compute_loss(model, dict(batch), num_items_in_batch=1) for batch in batches(one))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    supervised = sum(label != IGNORED for labels in rows.labels for label in labels)
+    assert sum(int((batch["labels"] != IGNORED).sum()) for batch in batches(one)) == supervised
+
+
+def test_no_prompt_token_is_predicted(folder, tokenizer, rows, tmp_path):
+    """What the loss asks of the logits in front of a prompt token is nothing at all."""
+    one = trainer(folder, tokenizer, rows, tmp_path, per_device_train_batch_size=2)
+    (batch, *_) = batches(one)
+    seen = {}
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        seen["hidden"] = output
+
+    handle = one.model.model.norm.register_forward_hook(keep)
+    one.compute_loss(one.model, dict(batch)).backward()
+    handle.remove()
+    moved = seen["hidden"].grad.abs().sum(-1) > 0
+    following = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    assert torch.equal(moved, following != IGNORED)
+    ends = [int(row.nonzero()[-1]) for row in moved]
+    for row, end in zip(batch["input_ids"], ends, strict=True):
+        assert row[end + 1] == tokenizer.eos_token_id
+
+
+def test_packed_rows_do_not_see_each_other(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, packing=True, max_length=512, per_device_train_batch_size=1)
+    model = one.model.eval()
+    expected = sum(alone(model, ids, labels) for ids, labels in zip(rows.ids, rows.labels, strict=True))
+    packed = batches(one)
+    assert len(packed) < len(rows.ids)
+    found = sum(one.compute_loss(model, dict(batch), num_items_in_batch=1) for batch in packed)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(folder, tokenizer, rows, tmp_path):
+    found = []
+    for size, steps in ((8, 1), (1, 8)):
+        one = trainer(
+            folder, tokenizer, rows, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+            max_steps=1, max_grad_norm=0.0, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+        )  # fmt: skip
+        before = torch.cat([p.detach().flatten().clone() for p in one.model.parameters()])
+        one.train()
+        after = torch.cat([p.detach().flatten() for p in one.model.parameters()])
+        found.append(before - after)
+    assert found[0].abs().max() > 1e-3
+    assert (found[0] - found[1]).abs().max() < 1e-5
+
+
+def test_a_loss_that_is_no_number_stops_with_the_rows_that_made_it(folder, tokenizer, rows, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    for packing in (False, True):
+        one = trainer(folder, tokenizer, rows, tmp_path, model=model, packing=packing, max_steps=1)
+        with pytest.raises(UserError, match=r"loss of step 1 is nan, in the batch of \d+(, \d+)*; try"):
+            one.train()
+
+
+def test_held_out_loss_is_for_each_token_not_for_each_batch(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, held_out=rows, eval_strategy="epoch", per_device_eval_batch_size=3)
+    model = one.model.eval()
+    with torch.no_grad():
+        total = sum(alone(model, ids, labels).item() for ids, labels in zip(rows.ids, rows.labels, strict=True))
+    assert one.evaluate()["eval_loss"] == pytest.approx(total / rows.supervised, rel=1e-5)
+
+
+def test_neither_end_nor_padding_of_the_tokenizer_is_changed(folder, rows, tmp_path):
+    bare = AutoTokenizer.from_pretrained(folder)
+    bare.pad_token = None
+    one = trainer(folder, bare, rows, tmp_path)
+    assert (bare.pad_token, bare.eos_token) == (None, AutoTokenizer.from_pretrained(folder).eos_token)
+    assert one.compute_loss(one.model, dict(batches(one)[0])).item() > 0
+
+
+def test_training_lowers_the_loss(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, held_out=rows, num_train_epochs=6, gradient_accumulation_steps=2,
+                  eval_strategy="no", learning_rate=3e-3)  # fmt: skip
+    before = one.evaluate()["eval_loss"]
+    one.train()
+    assert one.evaluate()["eval_loss"] < 0.7 * before
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    for step, state in ((10, '{"global_step": 10}'), (20, '{"global_st'), (30, None)):
+        place = tmp_path / f"checkpoint-{step}"
+        place.mkdir()
+        (place / "model.safetensors").touch()
+        if state:
+            (place / "trainer_state.json").write_text(state)
+    assert trl.newest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert trl.newest_checkpoint(tmp_path / "nowhere") is None
