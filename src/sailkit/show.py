@@ -1,0 +1,277 @@
+"""What a person reads on the terminal, one function for each verb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sailkit.label.load import short_names
+
+Result = dict[str, Any] | list[dict[str, Any]]
+
+# Name of a figure -> what a person reads.
+_FIGURES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted F1",
+    "mcc": "Matthews correlation",
+}
+
+
+def _out() -> Console:
+    # A pipe or a log has no width; tables should not be squeezed there.
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+
+def _flags(figures: Mapping[str, Any]) -> None:
+    for code, sentences in figures.get("flag_messages", {}).items():
+        for sentence in sentences:
+            _out().print(f"[bold yellow]![/] [bold]{escape(code)}[/]: {escape(sentence)}")
+
+
+def _interval(figures: Mapping[str, Any], name: str) -> str:
+    if name not in figures:
+        return "-"
+    return f"{figures[name]:.4f} [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
+
+
+def _figure_table(figures: Mapping[str, Any], columns: Mapping[str, str]) -> Table:
+    """Figures with intervals; columns are given as heading -> prefix of the names."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("95 % intervals")
+    for heading in columns:
+        table.add_column(heading)
+    names = {**_FIGURES, **{f"f1_{label}": f"F1 of {label}" for label in figures["labels"]}}
+    for name, title in names.items():
+        table.add_row(escape(title), *(_interval(figures, prefix + name) for prefix in columns.values()))
+    return table
+
+
+def _confusion(figures: Mapping[str, Any]) -> None:
+    matrix = figures["confusion"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{figures['against']} label, then answers")
+    for column in matrix["columns"]:
+        table.add_column(escape(column), justify="right")
+    for row, counts in zip(matrix["rows"], matrix["counts"], strict=True):
+        table.add_row(escape(row), *map(str, counts))
+    _out().print(table)
+
+
+def evaluation(figures: Result) -> None:
+    """What `evaluate` found."""
+    assert isinstance(figures, dict)
+    out = _out()
+    what = f"{figures['model']} on {figures['task']} ({figures['protocol']}, {figures['wording']}, {figures['answer']})"
+    out.print(f"\n[bold]{escape(what)}[/]: {figures['n']} items")
+    if "against" in figures:
+        columns = (
+            {"human labels": "human_"} if figures["against"] == "human" else {"reference": "", "human labels": "human_"}
+        )
+        out.print(_figure_table(figures, columns))
+        out.print(f"always answering {escape(figures['majority_label'])}: accuracy {figures['majority_accuracy']:.4f}")
+        if figures.get("auroc") is not None:
+            out.print(f"AUROC {figures['auroc']:.4f}, expected calibration error {figures['ece']:.4f}")
+        _confusion(figures)
+    _flags(figures)
+
+
+def rescored(found: Result) -> None:
+    """What `rescore` found."""
+    for figures in found if isinstance(found, list) else [found]:
+        out = _out()
+        if "name" in figures:
+            out.print(
+                f"\n[bold]{escape(figures['name'])}[/]: {figures['n']} recorded answers, "
+                f"read as task {escape(figures['task'])}"
+            )
+        if "against" in figures:
+            columns = {"as recorded": "recorded_", f"read again, {figures['against']}": ""}
+            if "human_accuracy" in figures and figures["against"] != "human":
+                columns["read again, human labels"] = "human_"
+            out.print(_figure_table(figures, columns))
+            out.print(
+                f"always answering {escape(figures['majority_label'])}: accuracy {figures['majority_accuracy']:.4f}"
+            )
+            _confusion(figures)
+        _flags(figures)
+
+
+def comparison(found: Result) -> None:
+    """What `compare` found."""
+    assert isinstance(found, dict)
+    out = _out()
+    for pair in found["comparisons"]:
+        table = Table(box=None, pad_edge=False)
+        for heading in (
+            f"on {pair['n']} items, {found['against']} labels",
+            pair["a"],
+            pair["b"],
+            "difference (95 % interval)",
+        ):
+            table.add_column(escape(heading))
+        for name in ("accuracy", "macro_f1"):
+            low, high = (pair[f"{name}_difference_{end}"] for end in ("low", "high"))
+            difference = f"{pair[f'{name}_difference']:+.4f}  [{low:+.3f}, {high:+.3f}]"
+            table.add_row(_FIGURES[name], f"{pair[f'a_{name}']:.4f}", f"{pair[f'b_{name}']:.4f}", difference)
+        out.print()
+        out.print(table)
+        out.print(
+            f"right alone: {escape(pair['a'])} {pair['only_a']}, {escape(pair['b'])} {pair['only_b']}; exact McNemar "
+            f"p = {pair['p_value']:.3g}, after Holm {pair['p_value_holm']:.3g}"
+        )
+        remark = f" ({pair['remark']})" if pair["remark"] else ""
+        out.print(f"[bold]{escape(pair['verdict_text'])}[/]{escape(remark)}")
+    _flags(found)
+
+
+def report(found: Result) -> None:
+    """Where `report` wrote, and the verdict."""
+    assert isinstance(found, dict)
+    lines = [found["verdict"], f"report: {found['html']}", f"Markdown: {found['markdown']}"]
+    _out().print("\n".join(map(escape, lines)))
+
+
+def search(found: Result) -> None:
+    """What `search` found."""
+    assert isinstance(found, dict)
+    outcomes = ", ".join(f"{name} {found[name]}" for name in ("found", "empty", "unavailable", "left_out"))
+    out = _out()
+    out.print(f"[bold]{escape(found['engine'])}[/]: {found['n']} instructions: {outcomes}")
+    out.print(f"{found['results_in_all']} results, {found['dropped_results']} without text dropped")
+    out.print(f"results: {escape(found['results'])}")
+
+
+def built(found: Result) -> None:
+    """What `build` made."""
+    assert isinstance(found, dict)
+    names = {
+        "n_in": "rows",
+        "n_train": "train",
+        "n_held_out": "held out",
+        "n_dropped": "dropped",
+        "n_removed": "removed",
+    }
+    _out().print(", ".join(f"{title} {found[name]}" for name, title in names.items()))
+    shares = found["judgement_shares"]
+    _out().print("judgements in train: " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+    _flags(found)
+
+
+def labels(found: Result) -> None:
+    """What `label` judged."""
+    assert isinstance(found, dict)
+    if not found["finished"]:
+        _out().print(f"waiting for the shards {', '.join(map(str, found['missing_shards']))}")
+        return
+    out = _out()
+    out.print(f"[bold]{escape(found['labeler'])}[/]: {found['pairs']} search results of {found['n']} instructions")
+    informative, distracting, threshold = (found[name] for name in ("informative", "distracting", "threshold"))
+    out.print(f"informative {informative}, distracting {distracting} (threshold {threshold:g})")
+    silent = {name: found[name] for name in ("unreadable", "refused", "failed", "no_response") if found[name]}
+    if silent:
+        out.print("without a judgement: " + ", ".join(f"{name} {count}" for name, count in silent.items()))
+    out.print(f"labels: {escape(found['labels'])}")
+
+
+def fitted(found: Result) -> None:
+    """What `fit` made."""
+    assert isinstance(found, dict)
+    _out().print(f"fitted on {found['pairs']} pairs of {found['claims']} claims ({escape(found['data'])})")
+    _out().print(f"model: {escape(found['model'])}")
+
+
+def _places(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def audit(found: Result) -> None:
+    """What `audit` measured."""
+    assert isinstance(found, dict)
+    out = _out()
+    names = short_names(dict.fromkeys(row["labeler"] for row in found["audits"]))
+    for stratum in dict.fromkeys(row["stratum"] for row in found["audits"]):
+        rows = [row for row in found["audits"] if row["stratum"] == stratum]
+        table = Table(box=None, pad_edge=False)
+        headings = ("AUROC", "balanced accuracy", "kappa", "MCC", "distracting: precision", "recall", "Brier", "ECE")
+        for heading in (f"{stratum}, {rows[0]['n']} pairs", *headings):
+            table.add_column(heading)
+        for row in rows:
+            ranges = [
+                f"{_places(row[name])} [{_places(row[name + '_low'])}, {_places(row[name + '_high'])}]"
+                for name in ("auroc", "balanced_accuracy", "kappa")
+            ]
+            rest = [row[name] for name in ("mcc", "precision_distracting", "recall_distracting", "brier", "ece")]
+            table.add_row(escape(names[row["labeler"]]), *ranges, *map(_places, rest))
+        out.print()
+        out.print(table)
+        majority = rows[0]["majority_accuracy"]
+        out.print(f"always the more frequent judgement: accuracy {majority:.3f}, balanced accuracy 0.5, kappa 0")
+    if found["human_kappa"] is not None:
+        out.print(f"one person against the rest: kappa {found['human_kappa']:.3f}")
+    base = "similarity" if "similarity" in found["labelers"] else next(iter(found["labelers"]))
+    first = found["audits"][0]["stratum"]
+    for row in found["differences"]:
+        if row["stratum"] != first or base not in (row["first"], row["second"]):
+            continue
+        gap, low, high = (_places(row[f"auroc_difference{end}"], "+.3f") for end in ("", "_low", "_high"))
+        pair = f"{escape(names[row['second']])} minus {escape(names[row['first']])}"
+        kappa = _places(row["agreement_kappa"])
+        out.print(f"{first}: {pair}: AUROC {gap} [{low}, {high}]; agreement kappa {kappa}")
+    folder = escape(str(Path(found["audit"]).parent))
+    out.print(f"every two labelers, every stratum, and where they differ:  sailkit report {folder}")
+    out.print(f"audit: {escape(found['audit'])}")
+
+
+def runs(found: Result) -> None:
+    """Runs, or how two of them differ."""
+    assert isinstance(found, dict)
+    rows = found.get("runs")
+    if rows is None:
+        rows = [
+            {"setting": name, **dict(zip(found["names"], map(str, pair), strict=True))}
+            for name, pair in found["differences"].items()
+        ]
+    if not rows:
+        _out().print("no runs" if "runs" in found else "the two runs have the same settings")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in rows[0]:
+        table.add_column(escape(heading))
+    for row in rows:
+        table.add_row(*(escape("-" if value is None else str(value)) for value in row.values()))
+    _out().print(table)
+
+
+def finetuned(found: Result) -> None:
+    """What `finetune` did, beside the model as it was."""
+    assert isinstance(found, dict)
+    out = _out()
+    out.print(
+        f"[bold]{escape(found['model'])}[/]: {found['steps']} steps on {found['rows']} examples "
+        f"({found['supervised_tokens']} supervised tokens), {found['dropped']} dropped"
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("held out", "before", "after"):
+        table.add_column(heading)
+    names = {"loss": "loss for each supervised token", "flagging_mcc": "flagging: MCC", "flagging_auroc": "AUROC"}
+    names |= {"flagging_precision": "precision of distracting", "flagging_recall": "recall of distracting"}
+    for name, title in names.items():
+        if f"tuned_{name}" in found:
+            table.add_row(title, *(_places(found.get(f"{prefix}_{name}")) for prefix in ("base", "tuned")))
+    if table.row_count:
+        out.print(table)
+    out.print(f"model: {escape(found['saved'])}")
+
+
+def merged(found: Result) -> None:
+    """Where `merge` wrote."""
+    assert isinstance(found, dict)
+    _out().print(f"merged into {escape(found['base'])}: {escape(found['model'])}")
