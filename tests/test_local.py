@@ -238,7 +238,7 @@ def test_search_results_are_cut_to_the_models_context(stories):
 
 def test_the_manifest_says_what_was_run(stories, folder):
     said = load_model(str(folder), ModelOptions()).describe()
-    assert said["dtype"] == ("bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32")
+    assert said["dtype"] == ("bfloat16" if torch.cpu._is_amx_tile_supported() else "float32")
     assert said["device"] in ("cpu", "cuda", "mps")
     assert said["chat_template"] is None
     assert len(said["weights_sha256"]) == len(said["tokenizer_sha256"]) == 64

@@ -76,7 +76,7 @@ def build(
         UserError: Bad options, or labels that belong to other data.
     """
     check_style(style)
-    counts = _read_shares(shares)
+    counts = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
     _check_options(top, threshold, mix, held_out, forms, limit, labels)
     quoted = jsonl.read_json(audit) if audit is not None else None
@@ -111,7 +111,8 @@ def build(
         return _write(run, builder, forms)
 
 
-def _read_shares(text: str) -> list[float]:
+def read_shares(text: str) -> list[float]:
+    """Shares between commas, as numbers that sum to 1."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -279,11 +280,11 @@ def _removed_row(row: Instruction, leak: Leak) -> jsonl.Row:
 def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, Any]:
     exported = []
     for name, examples in ((TRAIN, built.train), (HELD_OUT, built.held_out)):
-        _write_rows(run.path(name), map(example_row, examples))
+        write_rows(run.path(name), map(example_row, examples))
         stem = run.path(name.removesuffix(".jsonl"))
         exported += [exports.export(examples, form, stem) for form in forms]
-    _write_rows(run.path(DROPPED), built.dropped)
-    _write_rows(run.path(REMOVED), built.removed)
+    write_rows(run.path(DROPPED), built.dropped)
+    write_rows(run.path(REMOVED), built.removed)
     counts = {
         "n_in": built.rows,
         "n_train": len(built.train),
@@ -302,5 +303,6 @@ def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, An
     return card
 
 
-def _write_rows(path: Path, rows: Iterable[jsonl.Row]) -> None:
+def write_rows(path: Path, rows: Iterable[jsonl.Row]) -> None:
+    """Write rows as JSON Lines, whole or not at all."""
     jsonl.write_atomic(path, "".join(jsonl.dumps(row) + "\n" for row in rows))

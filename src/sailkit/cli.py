@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs, show
 from sailkit.build import build
+from sailkit.build_task import build_task
 from sailkit.errors import UserError
 from sailkit.finetune.merge import merge
 from sailkit.finetune.stage import finetune
@@ -41,6 +42,7 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None]]] = {
     "fit": (fit, show.fitted),
     "audit": (audit, show.audit),
     "build": (build, show.built),
+    "build-task": (build_task, show.built),
     "finetune": (finetune, show.finetuned),
     "merge": (merge, show.merged),
     "evaluate": (evaluate.evaluate, show.evaluation),
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers kernels from the hub
-    warnings.showwarning = lambda message, *_, **__: runs.notice(f"sailkit: {message}")
+    warnings.showwarning = _show_warning
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a reader that has gone shows here, not at exit
@@ -113,6 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read the output has gone; Python would complain once more on closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Warnings in one line; what one library says to the programmers of another is none of the user's."""
+    if not issubclass(category, (FutureWarning, DeprecationWarning)):
+        runs.notice(f"sailkit: {message}")
 
 
 def _fail(message: str) -> None:

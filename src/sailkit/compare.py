@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +23,10 @@ _IMPLIED = {
     "tokenizer_sha256": {"model"},
     "chat_template": {"model"},
     "max_new_tokens": {"answer", "protocol"},
-    "prompts_sha256": {"protocol", "wording", "task"},
+    "prompts_sha256": {"protocol", "wording", "task", "style"},
+    "results": {"search"},
+    "style": {"model"},
+    "verify": {"model"},
 }
 
 
@@ -135,6 +138,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, lev
         },
         "unknown_provenance": {s.name: s.missing for s in (a, b) if s.missing},
     }
+    figures["isolates"] = _isolates(figures["factors"], a.provenance.get("search"))
     theirs = {p.id: p.reference for p in b.predictions}
     both = [(p.reference, theirs[p.id]) for p in a.predictions if p.reference and theirs[p.id]]
     figures["reference_disagreements"] = sum(x != y for x, y in both)
@@ -177,10 +181,30 @@ def _differences(rows: Sequence[tuple[str, str, str]], labels: Sequence[str], se
     return found
 
 
+def _own_factors(factors: Mapping[str, Any]) -> list[str]:
+    """Factors that do not merely go with another one."""
+    return [name for name in factors if not _IMPLIED.get(name, set()) & factors.keys()]
+
+
+def _isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:
+    """What a difference is the measure of, where the two sets were made to tell one thing apart; else empty."""
+    own = _own_factors(factors)
+    if own == ["search"]:
+        values = set(factors["search"])
+        if values == {"evidence", "random"}:
+            return "the difference is what the search results give, apart from their mere presence"
+        if values == {"random", "none"}:
+            return "the difference is what the mere presence of search results does"
+    if own == ["model"] and search == "random":
+        return "the difference is what training taught by itself: the search results shown help neither"
+    return ""
+
+
 def _verdict(pair: dict[str, Any]) -> dict[str, str]:
     """Better, worse or cannot tell: of a against b, in accuracy, after Holm's adjustment."""
     a, b, difference = pair["a"], pair["b"], pair["accuracy_difference"]
     remarks = [f"they differ in {', '.join(pair['factors'])}"] if pair["factors"] else []
+    remarks += [pair["isolates"]] if pair["isolates"] else []
     if pair["p_value_holm"] >= ALPHA or difference == 0:
         least = pair["minimum_detectable_difference"]
         remarks = [f"a difference of {least:.3f} would have been found 4 times in 5", *remarks]
@@ -208,7 +232,7 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth
             who = f"the references of {pair['a']} and {pair['b']}"
             text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
             flags.append(Flag("references-disagree", text))
-        own = [name for name in pair["factors"] if not _IMPLIED.get(name, set()) & pair["factors"].keys()]
+        own = _own_factors(pair["factors"])
         if len(own) > 1:
             who = f"{pair['a']} and {pair['b']}"
             text = f"{who} differ in {', '.join(pair['factors'])}: the verdict is about all of these together"

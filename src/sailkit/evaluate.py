@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, predictions, runs
-from sailkit.answers import RULES_VERSION, read_answer
+from sailkit.answers import RULES_VERSION
+from sailkit.asking import AnswerMode, Plan, answer_batch, content_free_bias, places_evidence, prompt_for
 from sailkit.errors import UserError
-from sailkit.models import SCORE_RESERVE, Model, ModelOptions, Reply, load_model
+from sailkit.evidence import Form, Search, form_for, shown
+from sailkit.models import SCORE_RESERVE, Model, ModelOptions, load_model
 from sailkit.predictions import PREDICTIONS
-from sailkit.prompts import Message, Part, Prompt, frames, step_prompt
-from sailkit.records import Example, Prediction
+from sailkit.prompts import Message, Part, frames, step_prompt
+from sailkit.records import Example
 from sailkit.reference import announce_cost, collect_reference, load_reference
+from sailkit.styles import wording as styles
 from sailkit.summary import Flag, summarise, with_flags
-from sailkit.tasks import Question, Task, load_task
+from sailkit.tasks import Half, Question, Task, in_half, load_task
 
 METRICS = "metrics.json"
 CALIBRATION = "calibration.json"  # log-probability of each label when nothing is asked about
-AnswerMode = Literal["logprob", "generate"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an evaluation asks, and how its answers are understood.
-
-    Attributes:
-        question: Protocol and wording.
-        mode: Score the labels or generate an answer in the last step.
-        shots: Worked examples as earlier turns, the same for every item.
-        bias: Log-probability of each label when nothing is asked about; subtracted from the scores.
-    """
-
-    question: Question
-    mode: AnswerMode
-    shots: tuple[Message, ...] = ()
-    bias: Mapping[str, float] | None = None
 
 
 def evaluate(
@@ -52,6 +36,11 @@ def evaluate(
     wording: str | None = None,
     labels: list[str] | None = None,
     limit: int | None = None,
+    half: Half | None = None,
+    search: Search | None = None,
+    results: int = 3,
+    style: Literal["auto", "sail", "sail-fixed", "chat"] = "auto",
+    verify: Literal["auto", "on", "off"] = "auto",
     few_shot: Path | None = None,
     shots: int = 4,
     calibrate: bool = False,
@@ -87,6 +76,14 @@ def evaluate(
         wording: One of the protocol's wordings; the first by default.
         labels: Labels to use, repeated or separated by commas; "all" for all of the task.
         limit: Only the first so many examples.
+        half: Only the examples of this half; build-task trains on the other.
+        search: Which search results to show, in the form of training: the item's own (evidence), those of other items
+            (random), or none. Where the wording places {evidence}, they are shown there. By default as the wording has
+            it.
+        results: Most search results of an item, with --search.
+        style: The form of training: the model's own, else chat where it has a template, else sail-fixed.
+        verify: Have the model say first which search results are informative, and answer behind that; auto for models
+            that were trained to.
         few_shot: A file or folder with worked examples in the task's own form.
         shots: How many of them to show.
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
@@ -120,17 +117,25 @@ def evaluate(
     if calibrate and answer != "logprob":
         raise UserError("--calibrate needs --answer logprob")
     dataset = chosen.load(data)
-    examples = dataset.examples[: _positive("--limit", limit) if limit is not None else None]
+    inside = [one for one in dataset.examples if half is None or in_half(one, half)]
+    asked = inside[: _positive("--limit", limit) if limit is not None else None]
+    if not asked:
+        raise UserError(f"task {chosen.name}: no examples in the {half} half")
+    examples = shown(asked, search, _positive("--results", results), seed, inside) if search else asked
     if csv_out is not None and csv_out.exists() and not csv_out.read_bytes().startswith(b"id,text,gold,reference,"):
         raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another --csv-out")
     turns, shots_fingerprint = _shots(chosen, question, few_shot, shots, examples)
     options = ModelOptions(
         chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
     )
-    loaded = load_model(model, options)
-    plan = Plan(question, answer, turns)
-    if calibrate and answer != "logprob":
-        raise UserError("--calibrate needs --answer logprob")
+    loaded, form = load_model(model, options), None
+    if search and not places_evidence(question):
+        form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))
+        loaded = _in_form(loaded, form, model, options)
+        if turns or len(question.steps) > 1:
+            what = "--few-shot" if turns else f"protocol {protocol}"
+            raise UserError(f"{what} does not go with --search, which asks as in training; leave one of them out")
+    plan = Plan(question, answer, turns, form=form)
     judge = None
     if reference is not None:
         if model.startswith("endpoint:") and reference.startswith("endpoint:") and reference_api_key_env is None:
@@ -138,9 +143,10 @@ def evaluate(
                 "two endpoints, and a key goes to the server it is for: give --reference-api-key-env as well"
             )
         judge = load_reference(reference, replace(options, api_key_env=reference_api_key_env or api_key_env), repeats)
-    calls = [[_prompt(plan, example, step) for example in examples] for step in range(len(question.steps))]
+    calls = [[prompt_for(plan, example, step) for example in examples] for step in range(len(question.steps))]
     generates = answer == "generate" or len(question.steps) > 1
     reserve = question.max_new_tokens if generates else SCORE_RESERVE
+    reserve += form.bound if form and form.verify else 0
     # Later steps hold what earlier ones wrote; the longest of them says how much fits into a batch.
     longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
     room = reserve + (question.max_new_tokens if len(question.steps) > 1 else 0)
@@ -153,7 +159,11 @@ def evaluate(
         "protocol": protocol,
         "wording": question.wording,
         "answer": answer,
-        "search": "evidence" if any("{evidence}" in step for step in question.steps) else "none",
+        "search": search or ("evidence" if places_evidence(question) else "none"),
+        "results": results if search in ("evidence", "random") else None,
+        "style": form.style if form else None,
+        "verify": bool(form and form.verify),
+        "half": half,
         "shots": shots_fingerprint,
         "calibrate": calibrate,
         "max_new_tokens": question.max_new_tokens if generates else None,
@@ -161,7 +171,7 @@ def evaluate(
         "n": len(examples),
         "left_out": dataset.left_out,
         "rules_version": RULES_VERSION,
-        "prompts_sha256": jsonl.fingerprint([question.steps, question.answers, frames()]),
+        "prompts_sha256": jsonl.fingerprint([question.steps, question.answers, frames(), styles() if form else None]),
         "seed": seed,
     }
     with runs.open_run(out, "evaluate", settings) as run:
@@ -169,7 +179,7 @@ def evaluate(
         if calibrate:
             plan = replace(plan, bias=_kept_bias(run, loaded, plan))
         _answer_all(run, loaded, plan, examples, batches)
-        more = collect_reference(run, judge, chosen, examples, repeats, price) if judge else []
+        more = collect_reference(run, judge, chosen, asked, repeats, price) if judge else []
         figures = _finish(run, seed, more)
         if csv_out is not None:
             jsonl.write_atomic(csv_out, predictions.as_csv(predictions.load_run(run.folder).predictions))
@@ -180,7 +190,7 @@ def _kept_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
     """The bias of a run: measured once, kept in its folder, and the same when it goes on."""
     path = run.path(CALIBRATION)
     if not path.exists():
-        jsonl.write_json(path, _content_free_bias(model, plan))
+        jsonl.write_json(path, content_free_bias(model, plan))
     return jsonl.read_json(path)
 
 
@@ -201,106 +211,15 @@ def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Exam
         log.close()
 
 
-def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]]) -> list[Prediction]:
-    """Ask a model about one batch of examples, through all steps of the protocol.
-
-    Args:
-        model: Who is asked.
-        plan: What is asked.
-        batch: Index and example of each item.
-
-    Returns:
-        One prediction for each item, in order.
-    """
-    question = plan.question
-    previous = [""] * len(batch)
-    turns: list[list[dict[str, Any]]] = [[] for _ in batch]
-    last = len(question.steps) - 1
-    for step in range(last):
-        replies = model.generate(_step(plan, batch, step, previous), question.max_new_tokens, lambda _: False)
-        previous = [reply.text or "" for reply in replies]
-        for turn, reply in zip(turns, replies, strict=True):
-            turn.append(
-                {
-                    "prompt": reply.prompt,
-                    "raw_output": reply.text,
-                    "completion_tokens": reply.completion_tokens,
-                }
-            )
-    prompts = _step(plan, batch, last, previous)
-    if plan.mode == "logprob":
-        replies = model.score(prompts, question.answers)
-    else:
-        replies = model.generate(prompts, question.max_new_tokens, lambda text: _complete(text, question.words))
-    return [
-        _understand(plan, index, example, reply, tuple(turn))
-        for (index, example), reply, turn in zip(batch, replies, turns, strict=True)
-    ]
-
-
-def _step(plan: Plan, batch: Sequence[tuple[int, Example]], step: int, previous: Sequence[str]) -> list[Prompt]:
-    return [_prompt(plan, example, step, before) for (_, example), before in zip(batch, previous, strict=True)]
-
-
-def _prompt(plan: Plan, example: Example, step: int, previous: str = "") -> Prompt:
-    answers = list(plan.question.answers.values())
-    return step_prompt(plan.question.steps[step], example.text, answers, example.evidence, previous, plan.shots)
-
-
-def _complete(text: str, words: Mapping[str, str]) -> bool:
-    """An answer is complete with its sentence or line, as soon as that gives a label."""
-    ended = (
-        text.rstrip().endswith((".", "!", "?"))
-        or "\n" in text.strip("\n ")
-        or (text.strip() != "" and text.endswith("\n"))
-    )
-    return ended and read_answer(text, words)[1] == "answered"
-
-
-def _understand(
-    plan: Plan, index: int, example: Example, reply: Reply, turns: tuple[dict[str, Any], ...]
-) -> Prediction:
-    scores: dict[str, float] = {}
-    if reply.answers:
-        bias = plan.bias or {}
-        logs = {a.label: a.logprob - bias.get(a.label, 0.0) for a in reply.answers.values()}
-        scores = _softmax(logs)
-        label, outcome = max(logs, key=lambda name: logs[name]), "answered"
-    else:
-        label, outcome = read_answer(reply.text or "", plan.question.words)  # type: ignore[assignment]
-    return Prediction(
-        id=example.id,
-        index=index,
-        text=example.text,
-        gold=example.label,
-        label=label,
-        outcome=outcome,  # type: ignore[arg-type]
-        answered_by="logprob" if reply.answers else "text",
-        scores=scores,
-        answers=reply.answers,
-        raw_output=reply.text,
-        prompt=reply.prompt,
-        prompt_fingerprint=reply.prompt_fingerprint,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        cut_tokens=reply.cut_tokens,
-        turns=turns,
-    )
-
-
-def _softmax(logs: Mapping[str, float]) -> dict[str, float]:
-    top = max(logs.values())
-    total = sum(math.exp(v - top) for v in logs.values())
-    return {name: math.exp(v - top) / total for name, v in logs.items()}
-
-
-def _content_free_bias(model: Model, plan: Plan) -> dict[str, float]:
-    """Log of each label's mean probability on inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
-    empty = [(i, Example(f"content-free-{i}", text, None)) for i, text in enumerate(frames()["content_free"])]
-    found = answer_batch(model, plan, empty)
-    if not all(p.scores for p in found):
-        raise UserError("--calibrate needs log-probabilities, and this endpoint gives none")
-    return {label: math.log(sum(p.scores[label] for p in found) / len(found)) for label in plan.question.answers}
+def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Model:
+    """The model as the form needs it: without its chat template for the text styles."""
+    templated = bool(loaded.describe().get("chat_template"))
+    if form.style != "chat" and templated and options.chat == "auto":
+        return load_model(model, replace(options, chat="off"))
+    if (form.style == "chat") != templated:
+        mend = "--chat on" if form.style == "chat" else "--chat off"
+        raise UserError(f"--style {form.style} needs {mend}, or another --style")
+    return loaded
 
 
 def _shots(

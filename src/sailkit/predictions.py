@@ -22,7 +22,7 @@ REFERENCE_FOLDER = "reference"
 # What a verdict between two sets may hang on. A recording says none of it.
 FACTORS = (
     "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
-    "search", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
+    "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
     "max_new_tokens",
 )  # fmt: skip
 RECORDED_FIELDS = {

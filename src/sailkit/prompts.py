@@ -41,10 +41,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: `user`, `assistant`, or `text` for a prompt that has its own form and gets no frame.
+        parts: What it says.
+        begun: For the last turn: the answer has begun with it, and goes on behind it.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    begun: bool = False
 
     @property
     def text(self) -> str:
@@ -64,12 +71,14 @@ class Rendered:
         parts: The text they stand for.
         head: How many leading tokens are the template's own, the same for every prompt of the same wording.
         cut_tokens: Tokens of search results that were left out.
+        begun: The prompt ends with the beginning of the answer.
     """
 
     ids: tuple[int, ...]
     parts: tuple[Part, ...]
     head: int
     cut_tokens: int
+    begun: bool = False
 
     @property
     def text(self) -> str:
@@ -190,13 +199,19 @@ class Renderer:
                 f"the model takes {self.context} with {reserve} for the answer; "
                 "shorten it, or choose a model with a longer context"
             )
-        return Rendered(ids, parts, self._head(whole, ids), cut_tokens=length - len(ids))
+        return Rendered(ids, parts, self._head(whole, ids), length - len(ids), prompt[-1].begun)
 
     def segments(self, prompt: Prompt) -> tuple[Part, ...]:
         """The whole text that the model gets, template and text from outside still apart."""
+        if prompt[-1].begun:
+            gap = Part(self._before_answer() if self.chat else " ")
+            return _merge((*self.segments(prompt[:-1]), gap, *prompt[-1].parts))
         if not self.chat:
             parts: list[Part] = []
             for i, message in enumerate(prompt):
+                if message.role == "text":
+                    parts += message.parts
+                    continue
                 if message.role == "assistant":
                     continue
                 reply = prompt[i + 1] if i + 1 < len(prompt) else None
@@ -227,7 +242,8 @@ class Renderer:
 
     def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
         """Ids of an answer behind a prompt: those that tokenising both together adds."""
-        words = Part((self._before_answer() if self.chat else " ") + answer if answer else "")
+        gap = self._before_answer() if self.chat and not rendered.begun else " "
+        words = Part(gap + answer if answer else "")
         ids = self.encode((*rendered.parts, words))[len(rendered.ids) :]
         if not ids:
             raise UserError(

@@ -119,12 +119,17 @@ class Example:
         text: What is judged: a claim, a statement.
         label: The data set's own label, or None where it has none.
         evidence: Search results that belong to it, best first.
+        stances: For each of them the label that it speaks for by people's word, or None where it speaks for none;
+            empty where nobody said.
+        group: Examples of one group are on one side of every split; tasks give each its own where theirs have none.
     """
 
     id: str
     text: str
     label: str | None
     evidence: tuple[SearchResult, ...] = ()
+    stances: tuple[str | None, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

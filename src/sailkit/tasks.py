@@ -2,128 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from sailkit import jsonl
+from sailkit import jsonl, runs
 from sailkit.errors import UserError, nearest
-from sailkit.metrics import NOT_ANSWERED
 from sailkit.records import Example, SearchResult
 from sailkit.tables import read_table, read_yaml
+from sailkit.task_spec import DataSpec, EvidenceFields, TaskSpec
 
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# YAML reads a bare true, no or 1 as something else; a label's word is always text.
-Word = Annotated[
-    str, BeforeValidator(lambda v: str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v)
-]
-
-
-class EvidenceFields(_Spec):
-    """Where a row keeps its search results: a list field, and the fields of each entry."""
-
-    list: str
-    body: str
-    title: str | None = None
-    url: str | None = None
-
-
-class Fields(_Spec):
-    """Names of the fields that hold what a task needs."""
-
-    id: str
-    text: str
-    label: str
-    evidence: EvidenceFields | None = None
-
-
-class LabelFile(_Spec):
-    """A CSV beside a folder of texts that gives each text's label."""
-
-    path: str
-    id: str
-    label: str
-
-
-class DataSpec(_Spec):
-    """How a data set is laid out: one table with fields, or a folder of text files with a label file."""
-
-    file: str | None = None
-    fields: Fields | None = None
-    folder: str | None = None
-    label_file: LabelFile | None = None
-    label_values: dict[Word, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_layout(self) -> DataSpec:
-        if len({self.fields is None, self.folder is not None, self.label_file is not None}) > 1:
-            raise ValueError("give either `fields`, or `folder` with `label_file`")
-        return self
-
-
-class LabelSpec(_Spec):
-    """The word that stands for a label in prompts and scores, and other words read as the same."""
-
-    answer: Word
-    also: tuple[Word, ...] = ()
-
-
-class ProtocolSpec(_Spec):
-    """The wordings of one way to ask; each is one prompt, or several in a row with `{previous}`."""
-
-    wordings: dict[str, str | tuple[str, ...]]
-    answers: dict[str, Word] = Field(default_factory=dict)
-    also: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
-    max_new_tokens: int = Field(default=16, ge=1)
-
-
-class TaskSpec(_Spec):
-    """A task as its YAML states it."""
-
-    name: str
-    about: str = ""
-    data: DataSpec
-    labels: dict[str, LabelSpec]
-    default_labels: tuple[str, ...] = ()
-    protocols: dict[str, ProtocolSpec]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TaskSpec:
-        if len(self.labels) < 2:
-            raise ValueError("labels: at least two are needed")
-        if taken := self.labels.keys() & NOT_ANSWERED:
-            raise ValueError(f"labels: {taken.pop()!r} is what an answer without a label is called; use another name")
-        _check_words([(label, (spec.answer, *spec.also)) for label, spec in self.labels.items()], "labels")
-        uses = {"default_labels": self.default_labels, "data.label_values": self.data.label_values.values()}
-        for where, names in uses.items():
-            for name in names:
-                if name not in self.labels:
-                    raise ValueError(f"{where}: {name!r} is no label; {nearest(name, self.labels)}")
-        for protocol, spec in self.protocols.items():
-            if not spec.wordings:
-                raise ValueError(f"protocols.{protocol}: no wordings")
-            for name in (*spec.answers, *spec.also):
-                if name not in self.labels:
-                    raise ValueError(f"protocols.{protocol}: {name!r} is no label; {nearest(name, self.labels)}")
-            answers = ((label, (word,)) for label, word in spec.answers.items())
-            _check_words([*answers, *spec.also.items()], f"protocols.{protocol}")
-        return self
-
-
-def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:
-    """Refuse a word that stands for two labels: it would be scored and read as whichever comes last."""
-    seen: dict[str, str] = {}
-    for label, word in ((label, word) for label, own in words for word in own):
-        if (other := seen.setdefault(word.casefold(), label)) != label:
-            raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
+Half = Literal["first", "second"]
 
 
 @dataclass(frozen=True)
@@ -244,6 +137,16 @@ class Dataset:
     fingerprint: str
 
 
+def in_first_half(name: str, seed: int) -> bool:
+    """Whether a claim or a group is for choosing, fitting and training (the first half) or for reporting."""
+    return runs.seed_for(seed, "half of the claims", name) % 2 == 0
+
+
+def in_half(example: Example, half: Half) -> bool:
+    """Whether an example is in a half of its data set; groups are never cut, and no seed moves them."""
+    return in_first_half(example.group, 0) == (half == "first")
+
+
 def builtin_tasks() -> list[str]:
     """Names of the tasks that come with the package."""
     return sorted(p.name.removesuffix(".yaml") for p in _builtin_folder().iterdir() if p.name.endswith(".yaml"))
@@ -303,6 +206,8 @@ def _table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
             text=jsonl.text_field(row, fields.text, path, line),
             label=spec.label_values.get(str(label), None if label is None else str(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
+            stances=_stances(row, fields.evidence) if fields.evidence else (),
+            group=jsonl.text_field(row, fields.group or fields.id, path, line),
         )
         yield example, f"{path}, line {line}"
 
@@ -318,6 +223,12 @@ def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: 
         title, url = (entry.get(name) if name else None for name in (fields.title, fields.url))
         found.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
     return tuple(found)
+
+
+def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None, ...]:
+    """What each search result speaks for; nothing where the data do not say it of every one."""
+    said = [entry.get(fields.stance) for entry in row[fields.list]] if fields.stance else []
+    return () if None in said else tuple(fields.stances.get(str(value)) for value in said)
 
 
 def _folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
@@ -345,4 +256,4 @@ def _folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 text ({error.reason})") from None
         label = labels[file.stem]
-        yield Example(file.stem, text, spec.label_values.get(label, label)), str(file)
+        yield Example(file.stem, text, spec.label_values.get(label, label), group=file.stem), str(file)

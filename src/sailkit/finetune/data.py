@@ -78,7 +78,8 @@ def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None)
 
 def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
     """The data sets that bring a held-out part of their own."""
-    return tuple(path for path in paths if (Path(path) / HELD_OUT).is_file())
+    files = {path: Path(path) / HELD_OUT for path in paths}
+    return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
 
 
 def prepare(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int) -> Prepared:

@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 from sailkit import jsonl
 from sailkit.errors import UserError
-from sailkit.models.sources import resolve
-
-FACTS = "sailkit.json"  # in a trained model's folder: how it was trained, for those who use it
+from sailkit.models.sources import TRAINED, resolve
 
 
 def merge(
@@ -46,8 +44,8 @@ def merge(
     try:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        if (adapter / FACTS).exists():
-            shutil.copy(adapter / FACTS, unfinished)
+        if (adapter / TRAINED).exists():
+            shutil.copy(adapter / TRAINED, unfinished)
         unfinished.chmod(0o755)
         unfinished.rename(out)
     except OSError as error:

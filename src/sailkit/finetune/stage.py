@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from sailkit import jsonl, runs
 from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
-from sailkit.finetune.merge import FACTS
 from sailkit.finetune.recipe import Recipe, read_recipe
-from sailkit.models.sources import Source, resolve
+from sailkit.models.sources import TRAINED, Source, resolve
 
 HISTORY = "history.jsonl"
 BASE = "base.json"  # the model as it was
@@ -147,6 +146,6 @@ def _save(folder: Path, model: Any, tokenizer: Any, told: Recipe, train: Prepare
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     styles = sorted({one.style for one in train.examples})
-    jsonl.write_json(unfinished / FACTS, {"styles": styles, "max_length": told.max_length, "base": told.model})
+    jsonl.write_json(unfinished / TRAINED, {"styles": styles, "max_length": told.max_length, "base": told.model})
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -20,7 +20,7 @@ from sailkit import jsonl, runs
 from sailkit.errors import UserError, missing_extra
 from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.finetune.recipe import Recipe
-from sailkit.models.loading import load, pick_device, pick_dtype
+from sailkit.models.loading import cpu_has_fast_bf16, load, pick_device, pick_dtype
 from sailkit.models.sources import Source
 
 CHECKPOINTS = "checkpoints"
@@ -77,7 +77,7 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
 def _has_bf16() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    return cpu_has_fast_bf16()
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sailkit import jsonl, runs
+from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.label import Pair
 from sailkit.records import Instruction, SearchResult
 from sailkit.tables import read_table
+from sailkit.tasks import in_first_half
 
+__all__ = ["HumanJudgements", "HumanPair", "in_first_half", "one_against_the_rest", "read_judgements", "truth"]
 _NEI = "NOT_ENOUGH_INFO"
 _STANCES = {"irrelevant": 0.0, "partially support": 1.0, "completely support": 1.0, "refute": 1.0}
 
@@ -51,11 +53,6 @@ class HumanJudgements:
     pairs: tuple[HumanPair, ...]
     left_out: dict[str, int]
     sha256: str
-
-
-def in_first_half(claim: str, seed: int) -> bool:
-    """Whether a claim is for choosing and fitting (the first half) or for reporting."""
-    return runs.seed_for(seed, "half of the claims", claim) % 2 == 0
 
 
 def read_judgements(path: str | Path) -> HumanJudgements:

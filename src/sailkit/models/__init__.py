@@ -46,6 +46,9 @@ class Model(Protocol):
     def describe(self) -> dict[str, Any]:
         """Everything about the model that decides its answers, for the manifest."""
 
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text takes; an estimate where a server's tokenizer is not known."""
+
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Cut a whole run into batches.
 

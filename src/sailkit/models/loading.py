@@ -50,8 +50,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         raise UserError(f"--dtype takes auto, {', '.join(DTYPES)}, not {name!r}")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has_bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 by tiles (AMX); with AVX-512's instructions float32 is faster."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def compute_dtype(model: Any) -> torch.dtype:

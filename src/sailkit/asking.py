@@ -1,0 +1,177 @@
+"""Asking a model about one batch of examples, through all steps of a protocol, and understanding what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sailkit.answers import read_answer
+from sailkit.errors import UserError
+from sailkit.evidence import Form
+from sailkit.models import Model, Reply
+from sailkit.prompts import Message, Prompt, frames, step_prompt
+from sailkit.records import Example, Prediction
+from sailkit.tasks import Question
+
+AnswerMode = Literal["logprob", "generate"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation asks, and how its answers are understood.
+
+    Attributes:
+        question: Protocol and wording.
+        mode: Score the labels or generate an answer in the last step.
+        shots: Worked examples as earlier turns, the same for every item.
+        bias: Log-probability of each label when nothing is asked about; subtracted from the scores.
+        form: Search results are shown in this form; None where the wording itself places them, or does not.
+    """
+
+    question: Question
+    mode: AnswerMode
+    shots: tuple[Message, ...] = ()
+    bias: Mapping[str, float] | None = None
+    form: Form | None = None
+
+
+def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]]) -> list[Prediction]:
+    """Ask a model about one batch of examples, through all steps of the protocol.
+
+    Args:
+        model: Who is asked.
+        plan: What is asked.
+        batch: Index and example of each item.
+
+    Returns:
+        One prediction for each item, in order.
+    """
+    question = plan.question
+    previous = [""] * len(batch)
+    turns: list[list[dict[str, Any]]] = [[] for _ in batch]
+    last = len(question.steps) - 1
+    for step in range(last):
+        replies = model.generate(_step(plan, batch, step, previous), question.max_new_tokens, lambda _: False)
+        previous = [reply.text or "" for reply in replies]
+        for turn, reply in zip(turns, replies, strict=True):
+            turn.append(
+                {
+                    "prompt": reply.prompt,
+                    "raw_output": reply.text,
+                    "completion_tokens": reply.completion_tokens,
+                }
+            )
+    prompts = _step(plan, batch, last, previous)
+    if plan.form and plan.form.verify:
+        prompts = _verified(model, plan.form, batch, prompts, turns)
+    if plan.mode == "logprob":
+        replies = model.score(prompts, question.answers)
+    else:
+        replies = model.generate(prompts, question.max_new_tokens, lambda text: _complete(text, question.words))
+    return [
+        _understand(plan, index, example, reply, tuple(turn))
+        for (index, example), reply, turn in zip(batch, replies, turns, strict=True)
+    ]
+
+
+def _verified(
+    model: Model,
+    form: Form,
+    batch: Sequence[tuple[int, Example]],
+    prompts: Sequence[Prompt],
+    turns: Sequence[list[dict[str, Any]]],
+) -> list[Prompt]:
+    """Have each item's search results judged; the answer goes on behind the sentence that says so."""
+    found = list(prompts)
+    places = [i for i, (_, example) in enumerate(batch) if example.evidence]
+    if not places:
+        return found
+    replies = model.generate([prompts[i] for i in places], form.bound, form.verified)
+    for i, reply in zip(places, replies, strict=True):
+        sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
+        found[i] = form.behind(prompts[i], sentence)
+        turns[i].append(
+            {
+                "prompt": reply.prompt,
+                "raw_output": reply.text,
+                "completion_tokens": reply.completion_tokens,
+                "verdicts": verdicts,
+            }
+        )
+    return found
+
+
+def _step(plan: Plan, batch: Sequence[tuple[int, Example]], step: int, previous: Sequence[str]) -> list[Prompt]:
+    return [prompt_for(plan, example, step, before) for (_, example), before in zip(batch, previous, strict=True)]
+
+
+def prompt_for(plan: Plan, example: Example, step: int, previous: str = "") -> Prompt:
+    """The conversation of one step, with the new text of the step before."""
+    answers = list(plan.question.answers.values())
+    if plan.form:
+        asked = step_prompt(plan.question.steps[step], example.text, answers)
+        return plan.form.prompt(asked[-1].text, example)
+    return step_prompt(plan.question.steps[step], example.text, answers, example.evidence, previous, plan.shots)
+
+
+def places_evidence(question: Question) -> bool:
+    """Whether a wording says itself where search results go."""
+    return any("{evidence}" in step for step in question.steps)
+
+
+def _complete(text: str, words: Mapping[str, str]) -> bool:
+    """An answer is complete with its sentence or line, as soon as that gives a label."""
+    ended = (
+        text.rstrip().endswith((".", "!", "?"))
+        or "\n" in text.strip("\n ")
+        or (text.strip() != "" and text.endswith("\n"))
+    )
+    return ended and read_answer(text, words)[1] == "answered"
+
+
+def _understand(
+    plan: Plan, index: int, example: Example, reply: Reply, turns: tuple[dict[str, Any], ...]
+) -> Prediction:
+    scores: dict[str, float] = {}
+    if reply.answers:
+        bias = plan.bias or {}
+        logs = {a.label: a.logprob - bias.get(a.label, 0.0) for a in reply.answers.values()}
+        scores = _softmax(logs)
+        label, outcome = max(logs, key=lambda name: logs[name]), "answered"
+    else:
+        label, outcome = read_answer(reply.text or "", plan.question.words)  # type: ignore[assignment]
+    return Prediction(
+        id=example.id,
+        index=index,
+        text=example.text,
+        gold=example.label,
+        label=label,
+        outcome=outcome,  # type: ignore[arg-type]
+        answered_by="logprob" if reply.answers else "text",
+        scores=scores,
+        answers=reply.answers,
+        raw_output=reply.text,
+        prompt=reply.prompt,
+        prompt_fingerprint=reply.prompt_fingerprint,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        cut_tokens=reply.cut_tokens,
+        turns=turns,
+    )
+
+
+def _softmax(logs: Mapping[str, float]) -> dict[str, float]:
+    top = max(logs.values())
+    total = sum(math.exp(v - top) for v in logs.values())
+    return {name: math.exp(v - top) / total for name, v in logs.items()}
+
+
+def content_free_bias(model: Model, plan: Plan) -> dict[str, float]:
+    """Log of each label's mean probability on inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
+    empty = [(i, Example(f"content-free-{i}", text, None)) for i, text in enumerate(frames()["content_free"])]
+    found = answer_batch(model, plan, empty)
+    if not all(p.scores for p in found):
+        raise UserError("--calibrate needs log-probabilities, and this endpoint gives none")
+    return {label: math.log(sum(p.scores[label] for p in found) / len(found)) for label in plan.question.answers}

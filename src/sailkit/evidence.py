@@ -1,0 +1,140 @@
+"""Which search results a model is shown when it is measured, in the form in which it was trained to read them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Literal, get_args
+
+from sailkit import runs
+from sailkit.errors import UserError
+from sailkit.models import Model
+from sailkit.prompts import Message, Part, Prompt
+from sailkit.records import Example, SearchResult, TrainingExample, Verdict
+from sailkit.styles import STYLES, check_style, human, prompt_parts, read_verification, verification
+
+Search = Literal["evidence", "random", "none"]
+MOST_RESULTS = 6  # two to the power of this many verification sentences are told apart
+
+
+@dataclass(frozen=True)
+class Form:
+    """How search results are shown, and whether the model judges them first.
+
+    Attributes:
+        style: As in training.
+        verify: The verification sentence is generated first, and the answer comes behind it.
+        most: Search results that an item has at most.
+        bound: Tokens that a verification sentence may take.
+    """
+
+    style: str
+    verify: bool
+    most: int
+    bound: int = 0
+
+    def prompt(self, question: str, example: Example) -> Prompt:
+        """The conversation that asks a question about an example, rendered as in training."""
+        shown = TrainingExample(example.id, question, "", example.evidence, (), "", self.style)
+        if self.style == "chat":
+            return (Message("user", human(shown)),)
+        return (Message("text", prompt_parts(shown)),)
+
+    @cached_property
+    def sentences(self) -> tuple[str, ...]:
+        """Every verification sentence that there is for as many search results as are shown, or fewer."""
+        counts = range(1, self.most + 1)
+        return tuple(verification(v, self.style) for n in counts for v in product(get_args(Verdict), repeat=n))
+
+    def verified(self, text: str) -> bool:
+        """Whether a text holds a whole verification sentence."""
+        return text.lstrip().startswith(self.sentences)
+
+    def sentence(self, text: str, n: int) -> tuple[str, tuple[Verdict, ...] | None]:
+        """The verification sentence that opens a text, and its verdicts; else the whole text and None."""
+        said = text.strip()
+        own = (verification(v, self.style) for v in product(get_args(Verdict), repeat=n))
+        found = next((sentence for sentence in own if said.startswith(sentence)), None)
+        return (found, read_verification(found, n)) if found else (said, None)
+
+    @staticmethod
+    def behind(prompt: Prompt, sentence: str) -> Prompt:
+        """A prompt whose answer has begun with a sentence; what a model wrote holds no special tokens."""
+        return (*prompt, Message("assistant", (Part(sentence, trusted=False),), begun=True)) if sentence else prompt
+
+
+def form_for(model: Model, style: str, verify: str, most: int) -> Form:
+    """The form for a model.
+
+    Args:
+        model: Who is measured.
+        style: `auto` takes the one that the model was trained in, else `chat` where it has a template.
+        verify: `auto` for models that were trained to.
+        most: Search results that an item has at most.
+
+    Raises:
+        UserError: No such style, a server that should verify, or too many search results to verify.
+    """
+    described = model.describe()
+    trained = [one for one in described.get("trained_styles") or () if one in STYLES]
+    if style == "auto":
+        style = trained[0] if trained else "chat" if described.get("chat_template") else "sail-fixed"
+    check_style(style)
+    server = "served_model" in described
+    checks = bool(trained) if verify == "auto" else verify == "on"
+    if checks and server:
+        raise UserError("--verify on: a server does not go on with an answer that is begun here; leave it out")
+    if checks and most > MOST_RESULTS:
+        raise UserError(f"--results {most}: at most {MOST_RESULTS} search results are verified")
+    form = Form(style, checks and most > 0, most)
+    if not form.verify:
+        return form
+    # Behind a space, which some tokenizers make a token of its own, and with room for the one that ends it.
+    return replace(form, bound=max(model.count_tokens(f" {sentence}") for sentence in form.sentences) + 2)
+
+
+def shown(
+    examples: Sequence[Example], search: Search, results: int, seed: int, pool: Sequence[Example]
+) -> list[Example]:
+    """Examples with the search results that they are shown.
+
+    Args:
+        examples: What is asked about.
+        search: `evidence` (their own), `random` (as many, each of another example) or `none`.
+        results: Most search results of each.
+        seed: Each example's draw comes from this and its id.
+        pool: Examples whose search results are drawn from.
+
+    Raises:
+        UserError: There are no search results to show.
+    """
+    if search == "none":
+        return [replace(one, evidence=(), stances=()) for one in examples]
+    if not any(one.evidence for one in examples):
+        raise UserError(f"--search {search}: the data have no search results; give the task an `evidence` field")
+    if search == "evidence":
+        return [replace(one, evidence=one.evidence[:results], stances=one.stances[:results]) for one in examples]
+    every = [(one.group, result) for one in pool for result in one.evidence]
+    return [replace(one, evidence=_others(one, every, results, seed), stances=()) for one in examples]
+
+
+def _others(
+    one: Example, every: Sequence[tuple[str, SearchResult]], results: int, seed: int
+) -> tuple[SearchResult, ...]:
+    chance = random.Random(runs.seed_for(seed, "random results", one.id))  # noqa: S311 - a draw, not a secret
+    own = {result.body for result in one.evidence}
+    wanted = len(one.evidence[:results])
+    found: list[SearchResult] = []
+    for _ in range(200):
+        if len(found) == wanted:
+            break
+        group, result = chance.choice(every)
+        if group != one.group and result.body not in own:
+            own.add(result.body)
+            found.append(result)
+    if len(found) < wanted:
+        raise UserError(f"--search random: item {one.id}: the other items have too few search results")
+    return tuple(found)
