@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# A small model learns to use search results and is measured against the model that it was; about an hour on two cores.
+# A stopped run goes on with the same command.
+#
+#   examples/finetune.sh SHARED OUT
+#
+# SHARED holds climate-fever/, factcheckgpt/ and corpus/; everything that is made goes to OUT.
+set -euo pipefail
+if [ $# -ne 2 ]; then sed -n '2,7p' "$0" >&2; exit 2; fi
+here=$(cd "$(dirname "$0")" && pwd) shared=$(cd "$1" && pwd)
+mkdir -p "$2" && cd "$2"
+claims=$shared/climate-fever/climate-fever.jsonl
+
+# Claims of one half of Climate-FEVER, and two tasks of claims in pairs that only the evidence can tell apart.
+[ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
+sailkit build-task climate-fever --data "$claims" --half first --held-out 0.05 --out data/climate-fever
+sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl --shares 0.05,0.55,0.4 --held-out 0.05 \
+  --out data/factcheck
+sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl --shares 0.05,0.55,0.4 --held-out 0.04 \
+  --limit 520 --out data/answers
+
+sailkit finetune "$here/../recipes/smollm2-sail.yaml" --out tuned
+
+# On the other half: with its evidence, with that of other claims, with none. Evidence minus random is what search gives.
+for search in evidence random none; do
+  sailkit evaluate --model smollm2-135m --task climate-fever --data "$claims" --half second --search $search \
+    --dtype float32 --out "base-$search"
+  sailkit evaluate --model tuned/model --task climate-fever --data "$claims" --half second --search $search \
+    --dtype float32 --out "tuned-$search"
+done
+sailkit compare tuned-evidence tuned-random base-random base-evidence
+sailkit report tuned --out tuned.html
+sailkit report tuned-evidence tuned-random base-random base-evidence --out climate-fever.html
