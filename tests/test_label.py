@@ -288,6 +288,16 @@ def test_a_judge_behind_a_server_gets_no_more_than_a_server_takes():
     assert "Why does sea ice matter?" in text
 
 
+def test_a_server_whose_probabilities_are_above_one_is_read_by_its_text():
+    from sailkit.testing import MisbehavingServer
+
+    with MisbehavingServer(text="Yes.", logprobs={"Yes": 5.0, "No": 700.0}) as server:
+        judge = load_labeler(f"judge:endpoint:liar@{server.url}")
+        with pytest.warns(RuntimeWarning, match="no log-probabilities"):
+            (found,) = scores(judge, [pair("Ice is said to be hot.")])
+    assert (found.score, found.raw_output) == (1.0, "Yes.")
+
+
 def test_a_judge_that_answers_in_prose_is_unreadable():
     from sailkit.testing import MisbehavingServer
 
