@@ -85,7 +85,7 @@ def fit(
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        steps = max(1, round(epochs * len(rows) / batch_size))
+        steps = math.ceil(epochs * math.ceil(len(rows) / batch_size))
         arguments = CrossEncoderTrainingArguments(
             output_dir=str(unfinished / "trainer"), num_train_epochs=epochs, learning_rate=learning_rate,
             per_device_train_batch_size=batch_size, warmup_steps=max(1, steps // 10), seed=seed, data_seed=seed,
