@@ -4,8 +4,9 @@
 #   examples/data.sh nq|factcheck|dolpaca SHARED OUT
 #
 # SHARED holds climate-fever/, factcheckgpt/, corpus/ and instructions/; everything that is made goes to OUT.
+# LIMIT=300 before the command tries it on the first 300 rows.
 set -euo pipefail
-if [ $# -ne 3 ]; then sed -n '2,6p' "$0" >&2; exit 2; fi
+if [ $# -ne 3 ]; then sed -n '2,7p' "$0" >&2; exit 2; fi
 set_name=$1 shared=$2 out=$3
 claims=$shared/climate-fever/climate-fever.jsonl
 stances=$shared/factcheckgpt/subtask3_claim_evidence_stance.jsonl
@@ -30,7 +31,7 @@ fitted=$out/fitted
 sailkit audit --data "$claims" --labeler similarity --labeler "entailment:$fitted" --out "$out/audit"
 
 run=$out/$set_name
-sailkit search "${asked[@]}" "${corpus[@]}" --out "$run/search"
+sailkit search "${asked[@]}" "${corpus[@]}" ${LIMIT:+--limit "$LIMIT"} --out "$run/search"
 sailkit label --results "$run/search" --labeler similarity --out "$run/similarity"
 sailkit label --results "$run/search" --labeler "entailment:$fitted" --out "$run/fitted"
 for style in chat sail-fixed sail; do

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 from sailkit import jsonl, runs, show
 from sailkit.errors import UserError
 from sailkit.label.audit import _at, _calibration, audit, best_threshold, weighted_auroc
-from sailkit.label.fit import fit
+from sailkit.label.fit import _batches, fit
 from sailkit.label.humans import in_first_half, one_against_the_rest, read_judgements, truth
 from sailkit.label.load import LabelerOptions, load_labeler, short_names
 from sailkit.metrics import kappa
@@ -63,6 +63,63 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "y.jsonl").write_text('{"claim": "c", "evidence": "t", "stance": "maybe"}\n')
     with pytest.raises(UserError, match="stance 'maybe' is not one of"):
         read_judgements(tmp_path / "y.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("fields", "entry", "message"),
+    [
+        ({"claim": None}, {}, "line 1: field 'claim' should be text"),
+        ({"claim": "half \ud800"}, {}, "line 1: field 'claim' should be text"),
+        ({}, {"votes": ["SUPPORTS", "maybe"]}, r"line 1: evidences\[0\]: 'maybe' is no vote; there are SUPPORTS"),
+        ({}, {"evidence_label": 2}, r"evidences\[0\]: 2 is no vote"),
+        ({}, {"evidence": None}, r"evidences\[0\]: field 'evidence' should be text"),
+    ],
+)
+def test_votes_in_other_words_are_refused(tmp_path, fields, entry, message):
+    """They would count as informative: whatever is not NOT_ENOUGH_INFO."""
+    known = {"votes": ["SUPPORTS", None], "evidence": "e", "article": "a", "evidence_label": "SUPPORTS"}
+    row = {"claim_id": 1, "claim": "c", "evidences": [known | entry]} | fields
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=message):
+        read_judgements(tmp_path / "x.jsonl")
+
+
+def test_texts_without_words_have_a_bm25_score_of_nothing(votes, tmp_path):
+    text = re.sub(r"The sea rises in bay \d+\"", 'it is"', votes.read_text())
+    votes.write_text(re.sub(r"A street in town \d+", "is it", text))
+    found = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
+    assert (found["audits"][0]["labeler"], found["audits"][0]["auroc"]) == ("bm25 score", 0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"epochs": float("nan")},
+        {"learning_rate": -1},
+        {"batch_size": 0},
+        {"max_length": 0},
+        {"limit": -1},
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(votes, tmp_path, options):
+    (name,) = options
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} should be"):
+        fit(data=votes, out=tmp_path / "f", **options)
+    if name == "limit":
+        with pytest.raises(UserError, match="--limit should be at least 1, not -1"):
+            audit(data=votes, labeler=["overlap"], out=tmp_path / "a", limit=-1)
+
+
+def test_batches_of_fit_hold_each_row_once_and_like_lengths(votes):
+    sampler = _batches()(range(1000), batch_size=32, drop_last=False, seed=0)
+    first = list(sampler)
+    assert len(first) == len(sampler)
+    assert sorted(row for batch in first for row in batch) == list(range(1000))
+    assert sum(max(batch) - min(batch) for batch in first) / len(first) < 200, "rows are sorted by length"
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
 
 
 def test_the_halves_depend_on_claim_and_seed_alone():

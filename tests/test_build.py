@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sailkit import jsonl, runs
+from sailkit import jsonl, runs, show
 from sailkit.build import build, pool
 from sailkit.errors import UserError
 from sailkit.exports import read_examples
@@ -171,7 +172,7 @@ def test_several_labelers_are_mixed(data, mix, threshold, informative):
 def test_a_result_without_verdict_is_no_candidate(data):
     card = data.build(labels=[data.label("a", (None, 0.9, None, None, None))], shares="0,0,1")
     assert {tuple(r.rank for r in one.results) for one in data.examples()} == {(2,)}
-    assert card["candidates"] == {"informative": 400, "without verdict": 1200}
+    assert card["candidates"] == {"informative": 400, "failed": 1200}
     assert card["fewer_results_than_drawn"] == 400
 
 
@@ -203,6 +204,31 @@ def test_the_card_says_what_the_data_are(data, tmp_path):
     shown = [said for one in data.read("train.jsonl") for said in one.judgements]
     assert card["judgement_shares"]["informative"] == round(shown.count("informative") / len(shown), 4)
     assert card["words"]["response"] == {"mean": 2.0, "median": 2, "p95": 2, "max": 2}
+    assert (card["results_without_text"], card["cut_tokens_in_labelling"]) == (0, 0)
+
+
+def test_the_card_counts_what_was_cut_and_dropped(data, tmp_path):
+    data.rows[0] = replace(data.rows[0], dropped_results=2)
+    folder = data.label()
+    lines = (folder / LABELS).read_text().replace('"cut_tokens":0', '"cut_tokens":7')
+    (folder / LABELS).write_text(lines)
+    card = data.build(labels=[folder], top=2)
+    assert card["cut_tokens_in_labelling"] == 400 * 3 * 7
+    assert card["results_without_text"] == 2
+
+
+def test_the_card_quotes_the_figures_of_its_labelers_only(data, tmp_path):
+    figures = {"auroc": 0.7, "auroc_low": 0.6, "auroc_high": 0.8}
+    rows = [{"labeler": name, "stratum": "official", "n": 9, **figures} for name in ("a", "b")]
+    told = {"data": "climate-fever", "audits": rows, "differences": [{"examples": ["long"]}]}
+    (tmp_path / "audit.json").write_text(json.dumps(told))
+    card = data.build(audit=tmp_path / "audit.json", threshold=0.7)
+    assert card["audit"]["audits"] == rows[:1]
+    assert "differences" not in card["audit"]
+    page = (tmp_path / "built" / "card.md").read_text()
+    assert "| a | official | 9 | 0.700 [0.600, 0.800] | - [-, -] | - [-, -] |" in page
+    other = data.build("other", audit=tmp_path / "audit.json", labels=[data.label("c")], threshold=0.7)
+    assert other["flag_messages"]["unaudited-labeler"] == ["the audit that is quoted does not measure c"]
 
 
 @pytest.mark.parametrize(
@@ -268,3 +294,17 @@ def test_real_claims_do_not_reach_the_training_set(data, shared):
     card = data.build(exclude_task=[f"climate-fever={path}"])
     assert card["n_removed"] == 1
     assert card["exclude_task"][0]["examples"] == 1535
+
+
+def test_a_set_without_search_results_is_told_and_not_a_fault(data, capsys):
+    show.built(data.build(shares="1"))
+    said = capsys.readouterr().out
+    assert "judgements in train: informative -, distracting -" in said
+    assert "! no-judgements" in said
+
+
+@pytest.mark.parametrize("text", ['{"kappa": NaN}', '{"a":' * 100_000], ids=["NaN", "deep"])
+def test_an_audit_that_is_no_json_is_refused(data, tmp_path, text):
+    (tmp_path / "audit.json").write_text(text)
+    with pytest.raises(UserError, match=r"audit.json: not valid JSON"):
+        data.build(audit=tmp_path / "audit.json")

@@ -10,6 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from sailkit.errors import UserError
+from sailkit.predictions import field_names
 from sailkit.rescore import rescore
 
 FIELDS = {
@@ -147,6 +148,14 @@ def test_published_values_that_the_file_does_not_give(recordings):
     assert found["flag_messages"]["published-differs"] == [
         "published accuracy 0.7000, but the recorded predictions give 0.6461"
     ]
+
+
+def test_several_fields_between_commas_are_several():
+    assert field_names(["output=answer,prediction=parsed", "id=key"]) == {
+        "output": "answer",
+        "prediction": "parsed",
+        "id": "key",
+    }
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

@@ -181,3 +181,18 @@ def test_two_kills_change_nothing(tmp_path, corpus):
 @pytest.mark.long
 def test_ten_kills_change_nothing(tmp_path, corpus):
     stop_at_random_moments(tmp_path, corpus, 10)
+
+
+def test_a_damaged_index_is_named_and_not_a_fault(corpus, tmp_path):
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"instruction": "Where do polar bears hunt?", "output": "On the ice."}\n')
+    search(instructions=str(asked), corpus=[corpus], out=tmp_path / "a")
+    (index,) = (path for path in (tmp_path / "cache" / "indexes").iterdir() if path.is_dir())
+    (index / "data.csc.index.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"the index .*bm25-.* cannot be read .*; remove it, it will be built again"):
+        search(instructions=str(asked), corpus=[corpus], out=tmp_path / "b")
+
+
+def test_a_limit_below_one_is_refused(corpus, tmp_path):
+    with pytest.raises(UserError, match="--limit should be at least 1, not -1"):
+        search(instructions=str(corpus), corpus=[corpus], out=tmp_path / "a", limit=-1)

@@ -68,6 +68,16 @@ def test_a_wikipedia_dump_and_a_table_of_evidence_are_corpora(tmp_path):
     ]
 
 
+def test_folders_of_tables_are_corpora_as_wikiextractor_writes_them(tmp_path):
+    (tmp_path / "AA").mkdir()
+    (tmp_path / "AA" / "wiki_00").write_text(json.dumps({"title": "Seal", "text": "Seals eat fish."}) + "\n")
+    (tmp_path / "more.jsonl").write_text(json.dumps({"title": "Bear", "text": "Bears eat seals."}) + "\n")
+    assert read_passages([tmp_path]) == [Passage("Seal", "Seals eat fish."), Passage("Bear", "Bears eat seals.")]
+    before = fingerprint([tmp_path])
+    (tmp_path / "AA" / "wiki_00").write_text(json.dumps({"title": "Seal", "text": "Seals swim."}) + "\n")
+    assert fingerprint([tmp_path]) != before
+
+
 def test_real_corpora(shared):
     found = read_passages([shared / "corpus" / "nq-open-oracle.jsonl.gz", shared / "corpus" / "factbook.tar.gz"])
     assert sum(one.title == "Deadpool 2" for one in found) >= 1

@@ -209,6 +209,14 @@ def test_a_million_characters_are_cut_and_the_rest_is_whole(load, style):
     assert found.supervised == render(example(style, "a", "b"), load("smollm2")).supervised
 
 
+def test_a_title_of_a_million_characters_is_cut_like_a_body(load, style):
+    found = render(example(style, "A body.", title="word </s> " * 100_000), load("smollm2"), max_length=512)
+    assert len(found.ids) <= 512
+    assert found.cut_tokens > 100_000
+    assert "A body." in found.text
+    assert found.supervised == render(example(style, "A body."), load("smollm2")).supervised
+
+
 # Benign text
 
 

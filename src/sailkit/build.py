@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sailkit import exports, jsonl, runs
-from sailkit.card import card_of, page_of
-from sailkit.errors import UserError, nearest
+from sailkit.card import audit_figures, card_of, page_of
+from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.exports import TRAIN, example_row
 from sailkit.instructions import RESULTS, read_searched
 from sailkit.label import LABELS, Labels, read_labels, verdict
@@ -79,9 +79,10 @@ def build(
     counts = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
     _check_options(top, threshold, mix, held_out, forms, limit, labels)
-    quoted = jsonl.read_json(audit) if audit is not None else None
+    read = jsonl.read_json(audit) if audit is not None else None
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
+    quoted = audit_figures(read, [str(one.labeler.get("labeler")) for one in loaded]) if read else None
     check, tasks = _leak_check(exclude_task or ())
     results_file = results / RESULTS if results.is_dir() else results
     settings = {
@@ -131,9 +132,7 @@ def _check_options(
     limit: int | None,
     labels: Sequence[Path],
 ) -> None:
-    for name, value in (("--top", top), ("--limit", limit)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} should be at least 1, not {value}")
+    at_least_one(top=top, limit=limit)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold should be between 0 and 1, not {threshold}")
     if not 0 <= held_out < 1:
@@ -183,7 +182,7 @@ class _Builder:
         self.removed: list[jsonl.Row] = []
         self.rows = 0
         self.candidates: Counter[str] = Counter()
-        self.fewer = 0
+        self.fewer = self.cut = self.without_text = 0
 
     def add_all(self, searched: Sequence[Searched], labels: Sequence[Labels]) -> None:
         with runs.progress("building", len(searched)) as tick:
@@ -193,6 +192,7 @@ class _Builder:
 
     def _add(self, one: Searched, judged: Sequence[Sequence[Judgement]], thresholds: Sequence[float]) -> None:
         self.rows += 1
+        self.without_text += one.dropped_results
         row = one.instruction
         for name in ("instruction", "output"):
             if not getattr(row, name).strip():
@@ -211,9 +211,11 @@ class _Builder:
     ) -> list[tuple[SearchResult, Verdict]]:
         found = []
         for place in pool(one.results, self.top):
-            mixed = self._mix([judgements[place] for judgements in judged], thresholds)
+            said = [judgements[place] for judgements in judged]
+            self.cut += sum(judgement.cut_tokens for judgement in said)
+            mixed = self._mix(said, thresholds)
             if mixed is None:
-                self.candidates["without verdict"] += 1
+                self.candidates[next(one.outcome for one in said if one.outcome != "judged")] += 1
             else:
                 self.candidates[mixed] += 1
                 found.append((one.results[place], mixed))
@@ -295,6 +297,8 @@ def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, An
         "removed": dict(sorted(Counter(f"{row['task']}, {row['kind']}" for row in built.removed).items())),
         "candidates": dict(sorted(built.candidates.items())),
         "fewer_results_than_drawn": built.fewer,
+        "results_without_text": built.without_text,
+        "cut_tokens_in_labelling": built.cut,
         "exports": exported,
     }
     card = card_of(built.train, counts, run.manifest["settings"])

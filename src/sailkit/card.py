@@ -11,6 +11,7 @@ from sailkit import jsonl
 from sailkit.records import TrainingExample, Verdict
 
 LEAST_SHARE = 0.2
+_AUDITED = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "kappa": "kappa"}
 
 
 def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,6 +33,10 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
         if share is not None and share < LEAST_SHARE:
             text = f"only {share:.1%} of the judgements in the training set are {name}; choose another --threshold"
             messages.setdefault("one-sided-judgements", []).append(text)
+    audited = {row["labeler"] for row in (settings.get("audit") or {}).get("audits", ())}
+    for name in (one.get("labeler") for one in settings.get("labelers", ())):
+        if settings.get("audit") and name not in audited:
+            messages.setdefault("unaudited-labeler", []).append(f"the audit that is quoted does not measure {name}")
     if total == 0:
         messages["no-judgements"] = ["no training row has a search result; a model cannot learn to verify from these"]
     return {
@@ -50,6 +55,21 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
         "flags": list(messages),
         "flag_messages": messages,
     }
+
+
+def audit_figures(audit: Mapping[str, Any], labelers: Iterable[str]) -> dict[str, Any]:
+    """What a card quotes of an audit: the figures of the labelers that were used, without examples.
+
+    Args:
+        audit: What `sailkit audit` wrote; anything else is quoted as it is.
+        labelers: Names of the labelers that were used.
+    """
+    rows = audit.get("audits")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return dict(audit)
+    told = {name: audit.get(name) for name in ("data", "data_sha256", "seed", "human_kappa")}
+    used = set(labelers)
+    return told | {"audits": [row for row in rows if row.get("labeler") in used]}
 
 
 def _words(texts: Iterable[str]) -> dict[str, float | int] | None:
@@ -74,14 +94,28 @@ def page_of(card: Mapping[str, Any]) -> str:
     for sentences in card["flag_messages"].values():
         lines += [f"> {sentence}" for sentence in sentences] + [""]
     lines += ["| | |", "|---|---|"]
-    for name, value in card.items():
+    audit = card.get("audit") or {}
+    rows = audit.get("audits", ())
+    for name, value in {**card, "audit": {k: v for k, v in audit.items() if k != "audits"}}.items():
         if name in ("flags", "flag_messages"):
             continue
         if isinstance(value, dict):
             lines += [f"| {name.replace('_', ' ')}: {key} | {_cell(entry)} |" for key, entry in value.items()]
         else:
             lines.append(f"| {name.replace('_', ' ')} | {_cell(value)} |")
+    if rows:
+        lines += ["", "The labelers against people:", "", f"| | stratum | pairs | {' | '.join(_AUDITED)} |"]
+        lines.append("|---" * (len(_AUDITED) + 3) + "|")
+    for row in rows:
+        figures = [_estimate(row, name) for name in _AUDITED.values()]
+        lines.append(f"| {_cell(row['labeler'])} | {row.get('stratum')} | {row.get('n')} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
+
+
+def _estimate(row: Mapping[str, Any], name: str) -> str:
+    value, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
+    shown = [f"{one:.3f}" if isinstance(one, (int, float)) else "-" for one in (value, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def _cell(value: object) -> str:

@@ -52,7 +52,7 @@ def compare(
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
         fields: For files: what they call the fields id, text, label, output, prediction, reference and prompt:
-            KEY=NAME, repeated, or a YAML file.
+            KEY=NAME, repeated or between commas, or a YAML file.
         seed: Seed of the bootstrap.
 
     Returns:

@@ -26,6 +26,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{hint}(known: {', '.join(names)})"
 
 
+def at_least_one(**options: int | None) -> None:
+    """Refuse a count below 1.
+
+    Args:
+        options: What each flag was given, under the parameter's name; None passes.
+
+    Raises:
+        UserError: The first that is below 1.
+    """
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} should be at least 1, not {value}")
+
+
 def missing_extra(extra: str, needed_for: str) -> UserError:
     """The error for an optional dependency that is not installed, with the command that installs it."""
     return UserError(f"{needed_for} needs an extra: run  pip install 'sailkit[{extra}]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from sailkit import jsonl
-from sailkit.errors import UserError, missing_extra, nearest
+from sailkit import jsonl, runs
+from sailkit.errors import UserError, at_least_one, missing_extra, nearest
 from sailkit.records import Instruction, Searched, SearchOutcome, SearchResult
 from sailkit.tables import read_table
 
@@ -41,6 +42,7 @@ def read_instructions(
     Raises:
         UserError: Nothing there, a row that is not understood, an id used twice; file and line are named.
     """
+    at_least_one(limit=limit)
     names = _field_names(fields)
     path = Path(source)
     rows = read_table(path) if path.exists() or not _HUB_ID.fullmatch(str(source)) else _hub_rows(str(source))
@@ -163,13 +165,26 @@ def read_searched(source: str | Path) -> list[Searched]:
             raise UserError(f"{where}: no field 'results'; run  sailkit search  first")
         every = _results(row["results"], where)
         results = with_text(every)
-        dropped = row.get("dropped_results", 0)
+        dropped = row.get("dropped_results") or 0
         if not isinstance(dropped, int):
             raise UserError(f"{where}: field 'dropped_results' should be a number")
         found.append(Searched(one, results, _searches(row, where), dropped + len(every) - len(results)))
     if not found:
         raise UserError(f"{path}: no rows")
+    if len(found) < _planned_rows(path):
+        raise UserError(
+            f"{path.parent} is not finished; run the same  sailkit search  again, it goes on where it stopped"
+        )
     return found
+
+
+def _planned_rows(path: Path) -> int:
+    """How many rows a run of search will have in the end; 0 for a file from elsewhere."""
+    with contextlib.suppress(UserError):
+        manifest = runs.read_manifest(path.parent) if path.name == RESULTS else {}
+        if manifest.get("stage") == "search":
+            return int(manifest["settings"]["n"])
+    return 0
 
 
 def _results(value: object, where: str) -> list[SearchResult]:
@@ -179,7 +194,8 @@ def _results(value: object, where: str) -> list[SearchResult]:
         raise UserError(f"{where}: field 'results' should be a list of objects, or null")
     results = []
     for place, entry in enumerate(value, start=1):
-        rank = entry.get("rank", place)
+        rank = entry.get("rank")
+        rank = place if rank is None else rank
         if not isinstance(rank, int):
             raise UserError(f"{where}: results[{place - 1}]: rank should be a whole number")
         source, at = (str(entry.get(name) or "") for name in ("source", "retrieved_at"))

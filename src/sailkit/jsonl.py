@@ -126,10 +126,10 @@ def read_json(path: str | Path) -> Row:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
     except OSError as error:
         raise reading_failed(path, error) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -119,13 +119,14 @@ def field_names(fields: Sequence[str] | None) -> dict[str, str]:
     """What a recording calls its fields.
 
     Args:
-        fields: `KEY=NAME` pairs, or YAML files of such pairs; the keys are those of `RECORDED_FIELDS`.
+        fields: `KEY=NAME` pairs, also several between commas, or YAML files of such pairs; the keys are those of
+            `RECORDED_FIELDS`.
 
     Raises:
         UserError: An unknown key, or a file that is not a YAML mapping of text.
     """
     names: dict[str, str] = {}
-    for entry in fields or []:
+    for entry in (part for text in fields or [] for part in text.split(",")):
         if entry.endswith((".yaml", ".yml")):
             loaded = read_yaml(entry)
             if not isinstance(loaded, dict) or not all(isinstance(v, str) for v in loaded.values()):

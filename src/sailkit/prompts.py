@@ -29,7 +29,7 @@ class Part:
     Attributes:
         text: Its text.
         trusted: True for templates; only these may hold special tokens.
-        shortenable: True for the bodies of search results.
+        shortenable: True for the titles and bodies of search results.
         constant: True where every prompt of a run has the same text: the wording's own, and worked examples.
     """
 
@@ -120,15 +120,15 @@ def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bo
 
 
 def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
-    """Search results as a numbered list; the bodies may be shortened later, nothing else."""
+    """Search results as a numbered list; they may be shortened later, nothing else."""
     if not results:
         return (Part(frames()["no_results"]),)
     parts: list[Part] = []
     for number, result in enumerate(results, start=1):
         frame = frames()["result" if result.title else "result_untitled"]
-        body = Part(result.body, trusted=False, shortenable=True)
+        title, body = (Part(text, trusted=False, shortenable=True) for text in (result.title, result.body))
         parts += [Part("\n")] if parts else []
-        parts += fill(frame, {"number": [Part(str(number))], "title": result.title, "body": [body]}, constant=False)
+        parts += fill(frame, {"number": [Part(str(number))], "title": [title], "body": [body]}, constant=False)
     return tuple(parts)
 
 

@@ -32,7 +32,7 @@ def rescore(
         files: JSON Lines or CSV files of recorded outputs; none, to check published figures alone.
         task: The task whose answer words are used: a name or a YAML file; found from the labels by default.
         fields: What the files call the fields id, text, label, output, prediction, reference and prompt:
-            KEY=NAME, repeated, or a YAML file.
+            KEY=NAME, repeated or between commas, or a YAML file.
         published: Published figures such as `accuracy=0.6461,f1=0.3925`, one for each file in order.
         seed: Seed of the bootstrap.
 

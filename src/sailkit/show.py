@@ -161,7 +161,7 @@ def built(found: Result) -> None:
     }
     _out().print(", ".join(f"{title} {found[name]}" for name, title in names.items()))
     shares = found["judgement_shares"]
-    _out().print("judgements in train: " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+    _out().print("judgements in train: " + ", ".join(f"{name} {_places(share)}" for name, share in shares.items()))
     _flags(found)
 
 

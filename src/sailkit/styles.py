@@ -145,7 +145,7 @@ def human(example: TrainingExample) -> tuple[Part, ...]:
     for number, result in enumerate(example.results, start=1):
         values: _Values = {
             "number": [Part(str(number))],
-            "title": safe(result.title),
+            "title": [Part(safe(result.title), trusted=False, shortenable=True)],
             "body": [Part(safe(result.body), trusted=False, shortenable=True)],
         }
         results += [Part(words["results_join"])] if results else []

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sailkit import jsonl, metrics, runs
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.label import Pair, Score, score_batch, statement
 from sailkit.label.humans import HumanJudgements, HumanPair, in_first_half, one_against_the_rest, read_judgements, truth
 from sailkit.label.load import LabelerOptions, load_labeler
@@ -68,6 +68,7 @@ def audit(
     Raises:
         UserError: Anything that the user can mend.
     """
+    at_least_one(limit=limit)
     judged = read_judgements(data)
     people = _first(judged.pairs, limit)
     options = LabelerOptions(direction, measure, form, ModelOptions(chat, dtype, device))
@@ -172,8 +173,11 @@ def _bm25(pairs: Sequence[Pair]) -> Floats:
     except ImportError:
         raise missing_extra("search", "the BM25 baseline") from None
     bodies = [f"{pair.result.title} {pair.result.body}" for pair in pairs]
+    words = bm25s.tokenize(bodies, show_progress=False)
+    if not any(words.ids):
+        return np.zeros(len(pairs))
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(bodies, show_progress=False), show_progress=False)
+    index.index(words, show_progress=False)
     asked = [statement(pair.instruction) for pair in pairs]
     tokens = dict(
         zip(asked, bm25s.tokenize(asked, return_ids=False, show_progress=False), strict=True)

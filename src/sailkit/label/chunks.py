@@ -33,6 +33,10 @@ class Windows:
         """Token ids of a text from outside, without special tokens."""
         return self._guard.encode([Part(text, trusted=False)], add_special_tokens=False)
 
+    def ends(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters."""
+        return self._guard.offsets(text)
+
     def spans(self, length: int, size: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
         """Where windows begin and end in a text of so many tokens; at least one, which may be empty."""
         size = size or self.size
@@ -40,11 +44,11 @@ class Windows:
         starts = range(0, max(length - min(self.overlap, size // 4), 1), step)
         return [(start, min(start + size, length)) for start in starts][:most]
 
-    def split(self, text: str) -> tuple[list[str], int]:
-        """Windows of a text as text, and how many tokens are behind the last one."""
+    def split(self, text: str, most: int | None) -> tuple[list[str], int]:
+        """The first so many windows of a text as text, or all of them, and how many tokens are behind the last one."""
         if len(text) <= self.size:  # no token is shorter than a character
             return [text], 0
-        ends = self._guard.offsets(text)
-        spans = self.spans(len(ends), most=self.most)
+        ends = self.ends(text)
+        spans = self.spans(len(ends), most=most)
         starts = [0, *ends]
         return [text[starts[a] : starts[b]] for a, b in spans], len(ends) - spans[-1][1]

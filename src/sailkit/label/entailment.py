@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -20,8 +20,11 @@ from sailkit.models.sources import resolve_encoder
 Direction = Literal["result-first", "response-first", "both"]
 Measure = Literal["entailment", "relevance"]
 Form = Literal["pair", "esp"]
+_Text = TypeVar("_Text", str, tuple[int, ...])
 _BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
 _BATCH_TOKENS_ELSEWHERE = 4096
+_ESP = " is entailed by "
+_SLACK = 8  # tokens that cut texts may have more than they had within the whole
 _MEANINGS = {
     "entailment": re.compile(r"^(entail(s|ed|ment)?|supports?|informative|true)$"),
     "neutral": re.compile(r"^(neutral|not[_ -]?enough[_ -]?info|unrelated|irrelevant)$"),
@@ -95,7 +98,6 @@ class Entailment:
             limits[1] -= config.pad_token_id + 1
         self._room = min(limits) - sum(map(len, self._frame[0]))
         self._windows = Windows(self._tokenizer, self._room)
-        self._joint = self._windows.ids(" is entailed by ") if form == "esp" else ()
         self._sequences = lru_cache(maxsize=65536)(self._make_sequences)
         self._facts = {name: jsonl.file_fingerprint(files) for name, files in source.files().items()}
 
@@ -103,7 +105,7 @@ class Entailment:
         """Everything about the labeler that decides its scores."""
         return {
             "labeler": self.name,
-            "version": 2,
+            "version": 3 if self._form == "esp" else 2,
             "lean_pass": isinstance(self._logits, LeanDeberta),
             "batch_tokens": self._batch_tokens,
             "direction": self._direction,
@@ -169,27 +171,49 @@ class Entailment:
         if not pair.instruction.output.strip():
             return [], 0
         title, body = pair.result.title, pair.result.body
-        result = self._windows.ids(f"{title}. {body}" if title else body)
-        response = self._windows.ids(statement(pair.instruction))
-        parts = self._windows.spans(len(response), max(self._room // 2, 1))
-        left = self._room - max(b - a for a, b in parts) - len(self._joint)
-        spans = self._windows.spans(len(result), left, self._windows.most)
+        texts = f"{title}. {body}" if title else body, statement(pair.instruction)
+        if self._form == "esp":
+            return self._esp_sequences(*texts)
+        result, response = map(self._windows.ids, texts)
+        parts, spans = self._spans(len(result), len(response), self._room)
         made = []
         for a, b in parts:
             for c, d in spans:
-                texts = (result[c:d], response[a:b])
-                if self._direction != "response-first":
-                    made.append(self._joined(*texts))
-                if self._direction != "result-first":
-                    made.append(self._joined(*reversed(texts)))
+                made += [self._joined(*both) for both in self._ordered(result[c:d], response[a:b])]
         return made, len(result) - spans[-1][1]
+
+    def _spans(self, result: int, response: int, room: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Windows of the response and of the result, from their lengths: any two of them fit."""
+        parts = self._windows.spans(response, max(room // 2, 1))
+        return parts, self._windows.spans(result, room - max(b - a for a, b in parts), self._windows.most)
+
+    def _ordered(self, result: _Text, response: _Text) -> list[tuple[_Text, _Text]]:
+        both = [(result, response)] if self._direction != "response-first" else []
+        return both + ([(response, result)] if self._direction != "result-first" else [])
 
     def _joined(self, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         before, between, after = self._frame[0]
-        if self._form == "esp":
-            return before + first + self._joint + second + after, 0
         head = before + first + between
         return head + second + after, len(head)
+
+    def _esp_sequences(self, result: str, response: str) -> tuple[list[tuple[tuple[int, ...], int]], int]:
+        """Like the pairs, but every sentence is tokenised at once: in pieces, some tokenizers give other ids."""
+        before, _, after = self._frame[0]
+
+        def made(texts: list[tuple[str, str]]) -> list[tuple[tuple[int, ...], int]]:
+            return [(before + self._windows.ids(first + _ESP + second) + after, 0) for first, second in texts]
+
+        whole = made(self._ordered(result, response))
+        if all(len(ids) <= self._room + len(before) + len(after) for ids, _ in whole):
+            return whole, 0
+        ends = [[0, *self._windows.ends(text)] for text in (result, response)]
+        room = self._room - len(self._windows.ids(_ESP)) - _SLACK
+        parts, spans = self._spans(len(ends[0]) - 1, len(ends[1]) - 1, room)
+        pieces = []
+        for a, b in parts:
+            for c, d in spans:
+                pieces += self._ordered(result[ends[0][c] : ends[0][d]], response[ends[1][a] : ends[1][b]])
+        return made(pieces), len(ends[0]) - 1 - spans[-1][1]
 
 
 def meanings(id2label: dict[int, str], name: str) -> dict[str, int]:

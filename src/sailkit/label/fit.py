@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import random
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.label import statement
-from sailkit.label.humans import in_first_half, read_judgements
+from sailkit.label.humans import HumanPair, in_first_half, read_judgements
 from sailkit.models.sources import ENCODER, resolve_encoder
 
 FITTED = "fitted.json"
+_POOL = 16  # batches that are cut from one pool of rows, by length
+_LEAST_LENGTH = 16  # tokens; a shorter pair shows next to nothing of both
 
 
 def fit(
@@ -40,9 +45,9 @@ def fit(
         epochs: Passes over the pairs.
         learning_rate: Peak learning rate; it rises over the first tenth and then falls to 0.
         batch_size: Pairs in an optimizer step.
-        max_length: Most tokens of a pair in training; the result is shortened, never the claim.
+        max_length: Most tokens of a pair in training; the longer of the two is shortened.
         limit: Only the first so many pairs of that half.
-        dtype: Number format of the forward pass; auto takes bfloat16 where the machine has it. Weights stay float32.
+        dtype: Number format of the forward pass; auto takes bfloat16 on a GPU that has it. Weights stay float32.
         seed: Seed of the halves, the order and the new weights.
 
     Returns:
@@ -51,6 +56,8 @@ def fit(
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
+    at_least_one(batch_size=batch_size, limit=limit)
+    _check_numbers(epochs, learning_rate, max_length)
     try:
         import datasets
         from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -60,8 +67,6 @@ def fit(
     import torch
     from transformers import set_seed
     from transformers.utils import logging
-
-    from sailkit.models.loading import pick_dtype
 
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
@@ -73,28 +78,20 @@ def fit(
     datasets.disable_progress_bars()
     set_seed(seed)
     cuda = torch.cuda.is_available()
-    precision = pick_dtype(dtype, torch.device("cuda" if cuda else "cpu"))
+    precision = _precision(dtype, cuda)
     source = resolve_encoder(base)
     model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
-    rows = [
-        {
-            "result": f"{title}. {body}" if (title := one.pair.result.title) else body,
-            "statement": statement(one.pair.instruction),
-            "label": one.share,
-        }
-        for one in used
-        if (body := one.pair.result.body)
-    ]
+    rows = _rows(used)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        steps = max(1, round(epochs * len(rows) / batch_size))
+        steps = math.ceil(epochs * math.ceil(len(rows) / batch_size))
         arguments = CrossEncoderTrainingArguments(
             output_dir=str(unfinished / "trainer"), num_train_epochs=epochs, learning_rate=learning_rate,
             per_device_train_batch_size=batch_size, warmup_steps=max(1, steps // 10), seed=seed, data_seed=seed,
             save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 10),
             use_cpu=not cuda, dataloader_pin_memory=cuda, bf16=precision == torch.bfloat16,
-            fp16=precision == torch.float16,
+            fp16=precision == torch.float16, batch_sampler=_batches(),
         )  # fmt: skip
         with runs.progress(f"fitting on {judged.name}", steps) as tick:
             trainer = CrossEncoderTrainer(
@@ -132,6 +129,63 @@ def fit(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {name: told[name] for name in ("data", "pairs", "claims", "train_loss")} | {"model": str(out)}
+
+
+def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
+    """Pairs with the share of votes as target; by length, as the batches need them."""
+    rows = [
+        {
+            "result": f"{title}. {body}" if (title := one.pair.result.title) else body,
+            "statement": statement(one.pair.instruction),
+            "label": one.share,
+        }
+        for one in used
+        if (body := one.pair.result.body)
+    ]
+    return sorted(rows, key=lambda row: len(str(row["result"])))
+
+
+def _check_numbers(epochs: float, learning_rate: float, max_length: int) -> None:
+    for flag, value in (("--epochs", epochs), ("--learning-rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise UserError(f"{flag} should be above 0, not {value}")
+    if max_length < _LEAST_LENGTH:
+        raise UserError(f"--max-length should be at least {_LEAST_LENGTH}, not {max_length}")
+
+
+def _precision(dtype: str, cuda: bool) -> Any:
+    import torch
+
+    from sailkit.models.loading import pick_dtype
+
+    # On a CPU the backward pass of so small a model is slower in bfloat16.
+    chosen = "float32" if dtype == "auto" and not cuda else dtype
+    return pick_dtype(chosen, torch.device("cuda" if cuda else "cpu"))
+
+
+def _batches() -> Any:
+    """Batches of like length, so that little is padded; each epoch cuts and orders them anew."""
+    from torch.utils.data import BatchSampler
+
+    class Batches(BatchSampler):
+        def __init__(self, dataset: Any, batch_size: int, drop_last: bool, seed: int = 0, **_: Any) -> None:
+            super().__init__(dataset, batch_size, drop_last)
+            self.rows, self.seed, self.epoch = len(dataset), seed, 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[list[int]]:
+            chance = random.Random(runs.seed_for(self.seed, "batches", str(self.epoch)))  # noqa: S311 - no secret
+            order = list(range(self.rows))
+            chance.shuffle(order)
+            pool = _POOL * self.batch_size
+            pools = (sorted(order[start : start + pool]) for start in range(0, len(order), pool))  # rows are by length
+            batches = [part[i : i + self.batch_size] for part in pools for i in range(0, len(part), self.batch_size)]
+            chance.shuffle(batches)
+            yield from batches
+
+    return Batches
 
 
 def _printer() -> Any:

@@ -16,6 +16,7 @@ from sailkit.tasks import in_first_half
 
 __all__ = ["HumanJudgements", "HumanPair", "in_first_half", "one_against_the_rest", "read_judgements", "truth"]
 _NEI = "NOT_ENOUGH_INFO"
+_VOTES = ("SUPPORTS", "REFUTES", _NEI)
 _STANCES = {"irrelevant": 0.0, "partially support": 1.0, "completely support": 1.0, "refute": 1.0}
 
 
@@ -87,28 +88,40 @@ def read_judgements(path: str | Path) -> HumanJudgements:
 
 
 def _climate_fever(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
-    claim = str(row["claim"])
-    identity = str(row.get("claim_id", claim))
+    claim = _text(row["claim"], "claim", where)
+    identity = _text(str(row.get("claim_id", claim)), "claim_id", where)
     if not isinstance(row["evidences"], list):
         raise UserError(f"{where}: field 'evidences' should be a list")
     for place, entry in enumerate(row["evidences"]):
+        there = f"{where}: evidences[{place}]"
         try:
-            votes = tuple(vote != _NEI for vote in entry["votes"] if vote is not None)
-            body, title, official = str(entry["evidence"]), str(entry["article"]), entry["evidence_label"] != _NEI
+            said, label = entry["votes"], entry["evidence_label"]
+            body, title = (_text(entry[name], name, there) for name in ("evidence", "article"))
         except (KeyError, TypeError):
-            raise UserError(f"{where}: evidences[{place}] lacks votes, evidence, article or evidence_label") from None
-        if votes:
+            raise UserError(f"{there} lacks votes, evidence, article or evidence_label") from None
+        cast = [vote for vote in said if vote is not None] if isinstance(said, list) else [said]
+        # A vote in other words would count as informative.
+        if unknown := [vote for vote in (*cast, label) if vote not in _VOTES]:
+            raise UserError(f"{there}: {unknown[0]!r} is no vote; there are {', '.join(_VOTES)}")
+        if cast:
+            votes = tuple(vote != _NEI for vote in cast)
             pair = Pair(Instruction(identity, "", "", claim), SearchResult(body, title))
-            yield HumanPair(pair, identity, sum(votes) / len(votes), official, votes)
+            yield HumanPair(pair, identity, sum(votes) / len(votes), label != _NEI, votes)
 
 
 def _factcheck(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
-    claim, stance = str(row["claim"]), str(row["stance"]).strip().lower().replace("-", " ")
+    claim, stance = _text(row["claim"], "claim", where), str(row["stance"]).strip().lower().replace("-", " ")
     if stance not in _STANCES:
         raise UserError(f"{where}: stance {stance!r} is not one of {', '.join(_STANCES)}")
     share = _STANCES[stance]
-    pair = Pair(Instruction(claim, "", "", claim), SearchResult(str(row["evidence"] or "")))
+    pair = Pair(Instruction(claim, "", "", claim), SearchResult(_text(row["evidence"] or "", "evidence", where)))
     yield HumanPair(pair, claim, share, share > 0.5)
+
+
+def _text(value: object, name: str, where: str) -> str:
+    if not jsonl.is_text(value):
+        raise UserError(f"{where}: field {name!r} should be text")
+    return str(value)
 
 
 def truth(pairs: Sequence[HumanPair], stratum: str) -> list[bool | None]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sailkit import jsonl
 from sailkit.answers import RULES_VERSION, read_answer
-from sailkit.label import Pair, Score
-from sailkit.models import SCORE_RESERVE, ModelOptions, load_model
+from sailkit.errors import UserError
+from sailkit.label import Pair, Score, evenly
+from sailkit.models import SCORE_RESERVE, ModelOptions, Reply, load_model
 from sailkit.prompts import Message, Part, Prompt, evidence_parts, fill, frames
+from sailkit.records import JudgementOutcome, SearchResult
+
+_SENT = 20_000  # characters of a result that a server gets: it knows its own limit, and refuses what is beyond
 
 
 class Judge:
@@ -22,6 +27,7 @@ class Judge:
         """Load the model; see `sailkit.models.load_model`."""
         self.name = f"judge:{model}"
         self._model = load_model(model, options)
+        self._sent = _SENT if model.startswith("endpoint:") else None
         self._wording = frames()["judge"]
         self._answers: dict[str, str] = self._wording["answers"]
         self._words = {word: verdict for verdict, words in self._wording["words"].items() for word in words}
@@ -34,33 +40,50 @@ class Judge:
             **self._model.describe(),
             "prompts_sha256": jsonl.fingerprint([self._wording, frames()["result"], frames()["plain"]]),
             "rules_version": RULES_VERSION,
+            **({"most_characters": self._sent} if self._sent else {}),
         }
 
     def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """The model's own plan."""
-        names = [f"result for {pair.instruction.id}" for pair in pairs]
-        return self._model.plan([self.prompt(pair) for pair in pairs], SCORE_RESERVE, names)
+        """The model's own plan of what it is asked, and the rest in order."""
+        prompts = [self.prompt(pair) for pair in pairs]
+        silent = [self._silent(pair, prompt) is not None for pair, prompt in zip(pairs, prompts, strict=True)]
+        asked, rest = ([i for i, left_out in enumerate(silent) if left_out is kind] for kind in (False, True))
+        batches = self._model.plan([prompts[i] for i in asked], SCORE_RESERVE)
+        return [[asked[i] for i in batch] for batch in batches] + [[rest[i] for i in b] for b in evenly(len(rest), 64)]
 
     def score(self, pairs: Sequence[Pair]) -> list[Score]:
         """P(informative) among the two answers; 1 or 0 where only text comes back."""
-        found = []
-        for pair, reply in zip(
-            pairs, self._model.score([self.prompt(pair) for pair in pairs], self._answers), strict=True
-        ):
-            if not pair.instruction.output.strip():
-                found.append(Score(None, "no_response"))
-            elif reply.answers:
-                logs = {answer.label: answer.logprob for answer in reply.answers.values()}
-                odds = logs["distracting"] - logs["informative"]
-                found.append(Score(1 / (1 + math.exp(min(odds, 700.0))), cut_tokens=reply.cut_tokens))
-            else:
-                verdict, outcome = read_answer(reply.text or "", self._words)
-                if verdict is None:
-                    silent = "refused" if outcome == "refused" else "unreadable"
-                    found.append(Score(None, silent, reply.cut_tokens, reply.text))  # type: ignore[arg-type]
-                else:
-                    found.append(Score(float(verdict == "informative"), "judged", reply.cut_tokens, reply.text))
-        return found
+        prompts = [self.prompt(pair) for pair in pairs]
+        silent = [self._silent(pair, prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
+        asked = [prompt for prompt, outcome in zip(prompts, silent, strict=True) if outcome is None]
+        replies = iter(self._model.score(asked, self._answers) if asked else ())
+        return [
+            Score(None, outcome) if outcome else self._read(pair, next(replies))
+            for pair, outcome in zip(pairs, silent, strict=True)
+        ]
+
+    def _silent(self, pair: Pair, prompt: Prompt) -> JudgementOutcome | None:
+        """Why a pair is not asked about: no response, or a question that does not fit even without the result."""
+        if not pair.instruction.output.strip():
+            return "no_response"
+        try:
+            self._model.plan([prompt], SCORE_RESERVE)
+        except UserError:
+            return "failed"
+        return None
+
+    def _read(self, pair: Pair, reply: Reply) -> Score:
+        cut = reply.cut_tokens
+        if self._sent:
+            cut += math.ceil(max(0, len(pair.result.body) - self._sent) / 4)  # about four characters a token
+        if reply.answers:
+            logs = {answer.label: answer.logprob for answer in reply.answers.values()}
+            odds = logs["distracting"] - logs["informative"]
+            return Score(1 / (1 + math.exp(min(odds, 700.0))), cut_tokens=cut)
+        verdict, outcome = read_answer(reply.text or "", self._words)
+        if verdict is None:
+            return Score(None, "refused" if outcome == "refused" else "unreadable", cut, reply.text)
+        return Score(float(verdict == "informative"), "judged", cut, reply.text)
 
     def prompt(self, pair: Pair) -> Prompt:
         """What the model is asked about one pair."""
@@ -70,7 +93,10 @@ class Judge:
         values: dict[str, str | Sequence[Part]] = {
             "question": question,
             "response": one.output.strip(),
-            "evidence": evidence_parts([pair.result]),
+            "evidence": evidence_parts([self._shown(pair.result)]),
             "answers": [Part(frames()["answers_join"].join(self._answers.values()), constant=True)],
         }
         return (Message("user", fill(template, values)),)
+
+    def _shown(self, result: SearchResult) -> SearchResult:
+        return replace(result, title=result.title[: self._sent], body=result.body[: self._sent])

@@ -11,13 +11,14 @@ from sailkit.errors import missing_extra
 from sailkit.label import Pair, Score, evenly, statement
 from sailkit.label.chunks import Windows
 from sailkit.models.sources import ENCODER, resolve_encoder
+from sailkit.records import SearchResult
 
 _BATCH = 256
 _WORD = re.compile(r"\w+")
 
 
 class Similarity:
-    """Cosine of the response's embedding (with the instruction in view) and the result's; the best window counts."""
+    """Cosine of the response (with the instruction in view) and the result; the best two windows of theirs count."""
 
     threshold = 0.5
 
@@ -50,7 +51,7 @@ class Similarity:
 
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores."""
-        return {"labeler": self.name, "version": 1, **self._facts, "windows": self._windows.describe()}
+        return {"labeler": self.name, "version": 2, **self._facts, "windows": self._windows.describe()}
 
     def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Batches in order: the encoder sorts by length within each."""
@@ -58,20 +59,18 @@ class Similarity:
 
     def score(self, pairs: Sequence[Pair]) -> list[Score]:
         """Cosine of each pair, negative ones as 0."""
-        cut = [self._windows.split(pair.result.body) for pair in pairs]
-        wanted = [statement(pair.instruction) for pair in pairs]
-        bodies = [
-            [_titled(pair.result.title, text) for text in many] for pair, (many, _) in zip(pairs, cut, strict=True)
-        ]
-        texts = list(dict.fromkeys([*wanted, *(text for many in bodies for text in many)]))
+        # The encoder drops what is behind its length without a word, so nothing longer ever reaches it.
+        seen = [self._windows.split(_titled(pair.result), self._windows.most) for pair in pairs]
+        wanted = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
+        texts = list(dict.fromkeys(text for many in (*wanted, *(windows for windows, _ in seen)) for text in many))
         vectors = self._model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         place = {text: i for i, text in enumerate(texts)}
         found = []
-        for pair, text, many, (_, cut_tokens) in zip(pairs, wanted, bodies, cut, strict=True):
+        for pair, asked, (windows, cut_tokens) in zip(pairs, wanted, seen, strict=True):
             if not pair.instruction.output.strip():
                 found.append(Score(None, "no_response", cut_tokens))
                 continue
-            best = max(float(vectors[place[text]] @ vectors[place[body]]) for body in many)
+            best = max(float(vectors[place[a]] @ vectors[place[b]]) for a in asked for b in windows)
             found.append(Score(min(max(best, 0.0), 1.0), cut_tokens=cut_tokens))
         return found
 
@@ -108,5 +107,5 @@ class Overlap:
         return found
 
 
-def _titled(title: str, body: str) -> str:
-    return f"{title}. {body}" if title else body
+def _titled(result: SearchResult) -> str:
+    return f"{result.title}. {result.body}" if result.title else result.body

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import openai
 
 _LONGEST_WAIT = 60.0  # seconds that a server may ask to be left alone
+_ROUNDING = 1e-3  # of a log-probability of nearly 0
 _SHORTEST_KEY = 8  # a shorter one is a placeholder such as EMPTY, not a secret
 
 Body = dict[str, Any]
@@ -264,6 +265,8 @@ def _first_position(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
         found = [(str(entry["token"]), float(entry["logprob"])) for entry in top]
     except (KeyError, IndexError, TypeError, ValueError):
         return []
+    if any(logprob > _ROUNDING for _, logprob in found):
+        return []  # no probability is above 1: whatever these are, they are not what was asked for
     return [(token, logprob) for token, logprob in found if math.isfinite(logprob)]
 
 

@@ -16,6 +16,7 @@ from sailkit.errors import UserError
 from sailkit.tables import read_table
 
 _TEXTS = (".txt", ".md")
+_TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
 _BODIES = ("text", "body", "contents", "passage", "evidence")
 _TAG = re.compile(r"<(?:/?[a-zA-Z][a-zA-Z0-9]*)\s*/?>")  # <br>, <p>: the mark-up of a scraped text
 
@@ -40,7 +41,7 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
 
     Args:
         paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}` or of questions with `ctxs`; folders
-            of .txt, .md or .json files; .tar.gz archives of the same.
+            of .txt, .md, .json or .jsonl files, or WikiExtractor's; .tar.gz archives of .txt, .md or .json files.
         words: Most words in a passage.
         overlap: Words that a passage shares with the one before.
 
@@ -86,7 +87,10 @@ def _documents(path: Path) -> Iterator[Passage]:
     try:
         if path.is_dir():
             for file in _files(path):
-                yield from _file_documents(str(file.relative_to(path)), file.read_bytes(), str(file))
+                if _TABLE.fullmatch(file.name):
+                    yield from _documents(file)
+                else:
+                    yield from _file_documents(str(file.relative_to(path)), file.read_bytes(), str(file))
         elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
             # Read without extracting: no name inside becomes a path here.
             with tarfile.open(path) as archive:
@@ -106,7 +110,10 @@ def _documents(path: Path) -> Iterator[Passage]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (*_TEXTS, ".json"))
+    def wanted(file: Path) -> bool:
+        return file.suffix in (*_TEXTS, ".json") or _TABLE.fullmatch(file.name) is not None
+
+    return sorted(file for file in folder.rglob("*") if file.is_file() and wanted(file))
 
 
 def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:

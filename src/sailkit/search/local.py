@@ -13,7 +13,7 @@ import filelock
 import numpy as np
 
 from sailkit import jsonl, runs
-from sailkit.errors import missing_extra
+from sailkit.errors import UserError, missing_extra
 from sailkit.instructions import make_result
 from sailkit.models.sources import ENCODER, resolve_encoder
 from sailkit.records import Instruction
@@ -54,7 +54,7 @@ class LocalSearcher:
         settings = {**self._facts, "bm25s": bm25s.__version__, "version": 1}
         folder = runs.cache_folder() / "indexes" / f"bm25-{jsonl.fingerprint(settings)[:32]}"
         _made_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
-        self._bm25 = bm25s.BM25.load(folder, load_corpus=True, mmap=True)
+        self._bm25 = _whole(folder, lambda: bm25s.BM25.load(folder, load_corpus=True, mmap=True))
         self._passages = self._bm25.corpus
         if engine != "bm25":
             self._open_embeddings(folder)
@@ -128,7 +128,7 @@ class LocalSearcher:
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
         folder = index.with_name(f"{index.name}-{weights[:16]}")
         _made_once(folder, self._build_embeddings)
-        self._vectors = load_file(folder / _VECTORS)["vectors"]
+        self._vectors = _whole(folder, lambda: load_file(folder / _VECTORS)["vectors"])
 
     def _build_embeddings(self, target: Path) -> None:
         from safetensors.numpy import save_file
@@ -167,6 +167,14 @@ def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) 
     index.index(tokens, show_progress=False)
     rows = [{"title": one.title, "text": one.body, "url": one.url} for one in passages]
     index.save(target, corpus=rows, allow_pickle=False, show_progress=False)
+
+
+def _whole(folder: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"the index {folder} cannot be read ({why}); remove it, it will be built again") from None
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> None:

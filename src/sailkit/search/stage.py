@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sailkit import jsonl, runs
-from sailkit.errors import UserError, nearest
+from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.instructions import RESULTS, read_instructions, read_searched, searched_row, with_text
 from sailkit.records import Instruction, Searched
 from sailkit.search import Found, Searcher
@@ -66,8 +66,7 @@ def search(
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
-    if k < 1:
-        raise UserError(f"--k should be at least 1, not {k}")
+    at_least_one(k=k)
     asked = read_instructions(instructions, fields, limit)
     searcher = load_searcher(
         engine,
