@@ -143,7 +143,7 @@ def judging(shared, count, slow, rounds):
 
     def ours():
         model._render.cache_clear()
-        model._prefix_cache.cache_clear()
+        model.passes.prefix_cache.cache_clear()
         for batch in judge.plan(pairs):
             judge.score([pairs[i] for i in batch])
 

@@ -32,6 +32,8 @@ ORDER = (
     "models.sources",
     "models.loading",
     "models.deberta",
+    "models.checks",
+    "models.passes",
     "models.local",
     "models.exchange",
     "models.endpoint",

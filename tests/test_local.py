@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions, load_model
 from sailkit.models.local import LocalModel
+from sailkit.models.passes import Passes
 from sailkit.models.sources import EMBEDDED, resolve
 from sailkit.prompts import Prompt, step_prompt
 from sailkit.records import SearchResult
@@ -183,6 +184,29 @@ def test_texts_are_those_of_greedy_generation(model, share):
     assert found == [(decode(ids, skip_special_tokens=True), len(ids)) for ids in expected]
 
 
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
+def test_knowing_what_is_likely_changes_no_text(model, share):
+    one = model if share else unshared(model)
+    plain = texts(one, some(model), limit=9)
+    # Some of what will be written, whole and in part, and something that will not.
+    likely = [plain[0][0].strip(), plain[-1][0].strip(), "never written at all"]
+    found = one.generate(some(model), 9, lambda _: False, likely)
+    for (text, _), reply in zip(plain, found, strict=True):
+        assert reply.text.strip() == text.strip()
+
+
+def test_a_likely_answer_takes_a_single_pass(stories):
+    (text, count), *_ = texts(stories, PROMPTS[:1], limit=8)
+    passes = []
+    handle = stories.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        (reply,) = stories.generate(PROMPTS[:1], 8, lambda _: False, [text.strip(), "another"])
+    finally:
+        handle.remove()
+    assert (reply.text.strip(), reply.completion_tokens) == (text.strip(), count)
+    assert len(passes) <= 2  # one more for what the prompts share
+
+
 def test_generation_stops_at_any_end_token_of_the_generation_config(stories, own):
     whole = [greedy(stories, prompt, 24) for prompt in PROMPTS]
     end = whole[0][7]
@@ -267,10 +291,9 @@ def test_weights_that_are_not_numbers_are_the_users_to_mend(stories, own):
     broken = copy.deepcopy(stories.model)
     broken.model.layers[2].mlp.up_proj.weight.data[3, 5] = float("nan")
     spoilt = copy.copy(stories)
-    spoilt.model = broken
+    spoilt.model, spoilt.passes = broken, Passes(broken, spoilt.dtype)
     for act in (logprobs, texts):
         for model in (spoilt, unshared(spoilt)):
-            model._prefix_cache = model._run_prefix
             with pytest.raises(UserError, match="not a number"):
                 act(model)
     broken.save_pretrained(own)

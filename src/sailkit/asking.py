@@ -88,7 +88,7 @@ def _verified(
     places = [i for i, (_, example) in enumerate(batch) if example.evidence]
     if not places:
         return found
-    replies = model.generate([prompts[i] for i in places], form.bound, form.verified)
+    replies = model.generate([prompts[i] for i in places], form.bound, form.verified, form.sentences)
     for i, reply in zip(places, replies, strict=True):
         sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
         found[i] = form.behind(prompts[i], sentence)

@@ -69,8 +69,17 @@ class Model(Protocol):
             answers: Label -> answer word.
         """
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished) -> list[Reply]:
-        """Answer each prompt of one batch greedily, until `finished` or the limit."""
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
+    ) -> list[Reply]:
+        """Answer each prompt of one batch greedily, until `finished` or the limit.
+
+        Args:
+            prompts: One batch of the plan.
+            max_new_tokens: The limit.
+            finished: Told the text so far; says whether it is complete.
+            likely: Complete answers that are likely; knowing them may save time, and changes nothing else.
+        """
 
 
 @dataclass(frozen=True)

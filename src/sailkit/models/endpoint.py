@@ -116,8 +116,10 @@ class EndpointModel:
         scores = [label_scores(answer.top_logprobs, answers) for answer in found]
         return [_reply(*parts) for parts in zip(bodies, found, scores, strict=True)]
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished) -> list[Reply]:
-        """Greedy answers; see `Model.generate`. A server is not interrupted, so `finished` decides nothing."""
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
+    ) -> list[Reply]:
+        """Greedy answers; see `Model.generate`. A server is not interrupted: `finished` and `likely` do nothing."""
         bodies = [self._body(prompt, max_new_tokens) for prompt in prompts]
         return [_reply(body, answer, {}) for body, answer in zip(bodies, self._answers(bodies), strict=True)]
 

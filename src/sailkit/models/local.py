@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +15,16 @@ import transformers
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
+from sailkit.models.checks import finite, out_of_memory
 from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
+from sailkit.models.passes import Passes
 from sailkit.models.sources import resolve
 from sailkit.prompts import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
 _BATCH_TOKENS = {"cpu": 2048}  # more adds padding and cache misses, less reads the weights too often
 _BATCH_TOKENS_ELSEWHERE = 32768
+_TREE_TOKENS = 4096  # of likely answers in a pass: each of them costs a row of logits
 _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
@@ -60,7 +62,7 @@ class LocalModel:
         )
         self._facts = facts
         self._stop_ids = stop_ids(model, tokenizer)
-        self._prefix_cache = lru_cache(maxsize=4)(self._run_prefix)
+        self.passes = Passes(model, self.dtype)
         self._render = lru_cache(maxsize=65536)(self.renderer.render)
         self.shared = self._sharing_agrees()
 
@@ -140,10 +142,22 @@ class LocalModel:
         return self._halving(rendered, lambda part: self._score_batch(part, answers))
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished) -> list[Reply]:
-        """Greedy answers; see `Model.generate`."""
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
+    ) -> list[Reply]:
+        """Greedy answers; see `Model.generate`. What is likely is followed as a tree, in a single pass."""
         rendered = [self._render(prompt, max_new_tokens) for prompt in prompts]
-        found = self._halving(rendered, lambda part: self._generate_batch(part, max_new_tokens, finished))
+        found: list[Any] = [None] * len(rendered)
+        if likely and self.shared:
+            answers = [self.renderer.answer_ids(rendered[0], text) for text in likely]
+            rows = max(1, _TREE_TOKENS // sum(map(len, answers)))
+            parts = [rendered[i : i + rows] for i in range(0, len(rendered), rows)]
+            found = [ids for part in parts for ids in self._halving(part, lambda p: self._follow_batch(p, answers))]
+        rest = [i for i, ids in enumerate(found) if ids is None]
+        more = [rendered[i] for i in rest]
+        written = self._halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
+        for i, ids in zip(rest, written, strict=True):
+            found[i] = ids
         return [
             replace(
                 _reply(prompt),
@@ -158,7 +172,7 @@ class LocalModel:
         try:
             return list(work(batch))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise UserError(
@@ -178,34 +192,42 @@ class LocalModel:
         """Summed log-probabilities, shape (prompts, answers)."""
         if not self.shared:
             return self._score_rows(batch, answers)
-        # The tree's nodes are the answers' proper beginnings; behind each, some answer's next token is scored.
-        nodes = sorted({answer[:n] for answer in answers for n in range(1, len(answer))}, key=lambda n: (len(n), n))
-        place = {(): 0} | {node: i + 1 for i, node in enumerate(nodes)}
-        cache, inputs, positions, mask = self._open_batch(batch, nodes)
-        logits = self.model(
-            input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache,
-            use_cache=cache is not None, logits_to_keep=len(nodes) + 1,
-        ).logits.float()  # fmt: skip
+        logits, place = self.passes.tree(batch, answers)
+        logits = logits.float()
         normal = torch.logsumexp(logits, -1)
-        _finite(normal)
+        finite(normal)
         columns = []
         for answer in answers:
             steps = [(place[answer[:n]], token) for n, token in enumerate(answer)]
-            columns.append(sum(logits[:, at, token] - normal[:, at] for at, token in steps))
+            columns.append(torch.stack([logits[:, at, token] - normal[:, at] for at, token in steps]).sum(0))
         return torch.stack(columns, 1).tolist()
+
+    def _follow_batch(
+        self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
+    ) -> list[tuple[int, ...] | None]:
+        """The answer that greedy generation would write first behind each prompt, or None where it is none of these."""
+        logits, place = self.passes.tree(batch, answers)
+        finite(logits.amax(-1))
+        found: list[tuple[int, ...] | None] = []
+        for tokens in logits.argmax(-1).tolist():
+            said: tuple[int, ...] = ()
+            while said in place:
+                said += (tokens[place[said]],)
+            found.append(said if said in answers else None)
+        return found
 
     def _score_rows(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """The same, one answer at a time, for models whose cache or attention is of another kind."""
         columns = []
         for answer in answers:
             rows = [prompt.ids + answer[:-1] for prompt in batch]
-            inputs, keep, positions = self._left_pad(rows)
+            inputs, keep, positions = self.passes.left_pad(rows)
             logits = self.model(
                 input_ids=inputs, attention_mask=keep, position_ids=positions,
                 use_cache=False, logits_to_keep=len(answer),
             ).logits.float()  # fmt: skip
             normal = torch.logsumexp(logits, -1)
-            _finite(normal)
+            finite(normal)
             columns.append(sum(logits[:, n, token] - normal[:, n] for n, token in enumerate(answer)))
         return torch.stack(columns, 1).tolist()
 
@@ -214,10 +236,10 @@ class LocalModel:
         made: list[list[int]] = [[] for _ in batch]
         alive = list(range(len(batch)))
         if self.shared:
-            cache, inputs, positions, mask = self._open_batch(batch, [])
+            cache, inputs, positions, mask = self.passes.open(batch, [])
             keep = mask[:, 0, -1] == 0
         else:
-            inputs, keep, positions = self._left_pad([prompt.ids for prompt in batch])
+            inputs, keep, positions = self.passes.left_pad([prompt.ids for prompt in batch])
             cache, mask = None, keep
         for _ in range(max_new_tokens):
             out = self.model(
@@ -225,7 +247,7 @@ class LocalModel:
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
             cache = out.past_key_values
-            _finite(out.logits.amax(-1))
+            finite(out.logits.amax(-1))
             tokens = out.logits[:, -1].argmax(-1).tolist()
             stay = []
             for row, (i, token) in enumerate(zip(alive, tokens, strict=True)):
@@ -246,65 +268,6 @@ class LocalModel:
             mask = keep.long()
         return made
 
-    def _open_batch(
-        self, batch: Sequence[Rendered], nodes: Sequence[tuple[int, ...]]
-    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of one pass over a batch: what is shared is in the cache, answers' beginnings hang at the end.
-
-        Args:
-            batch: n prompts.
-            nodes: t token sequences, each followed by none of its own beginnings.
-
-        Returns:
-            Cache of h shared positions or None; ids (n, m + t), left-padded; positions (n, m + t); additive mask
-            (n, 1, m + t, h + m + t).
-        """
-        head = min(prompt.head for prompt in batch)
-        if len({prompt.ids[:head] for prompt in batch}) > 1:
-            head = 0
-        inputs, keep, positions = self._left_pad([prompt.ids[head:] for prompt in batch])
-        n, m = inputs.shape
-        t = len(nodes)
-        tree = torch.tensor([node[-1] for node in nodes], dtype=torch.long, device=self.device).expand(n, t)
-        depth = torch.tensor([len(node) for node in nodes], dtype=torch.long, device=self.device)
-        positions = torch.cat([positions, positions[:, -1:] + depth], 1) + head
-        sees = torch.zeros(n, m + t, head + m + t, dtype=torch.bool, device=self.device)
-        sees[:, :, :head] = True
-        sees[:, :, head : head + m] = keep[:, None, :].bool()
-        sees[:, :m, head : head + m] &= torch.ones(m, m, dtype=torch.bool, device=self.device).tril()
-        for i, node in enumerate(nodes):
-            for j, other in enumerate(nodes):
-                sees[:, m + i, head + m + j] = node[: len(other)] == other
-        mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(
-            ~sees, torch.finfo(self.dtype).min
-        )
-        cache = self._widen(self._prefix_cache(batch[0].ids[:head]), n) if head else None
-        return cache, torch.cat([inputs, tree], 1), positions, mask[:, None]
-
-    def _left_pad(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, mask and positions of rows padded on the left; what stands in the padding is never seen."""
-        longest = max(map(len, rows))
-        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        positions = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]
-        return ids, (positions >= 0).long(), positions.clamp(min=0)
-
-    def _run_prefix(self, ids: tuple[int, ...]) -> Any:
-        out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1)
-        return getattr(out, "past_key_values", None)
-
-    @staticmethod
-    def _widen(cache: Any, rows: int) -> Any:
-        """A cache of one row, seen as many; the next pass copies what it extends."""
-        wide = copy.copy(cache)
-        wide.layers = [copy.copy(layer) for layer in cache.layers]
-        for layer in wide.layers:
-            layer.keys, layer.values = (
-                layer.keys.expand(rows, -1, -1, -1),
-                layer.values.expand(rows, -1, -1, -1),
-            )
-        return wide
-
     @torch.inference_mode()
     def _sharing_agrees(self) -> bool:
         """Try shared and padded passes against plain ones on a few tokens; architectures differ in caches and masks."""
@@ -318,7 +281,7 @@ class LocalModel:
         def agrees(found: list[list[float]]) -> bool:
             return bool((torch.tensor(found) - alone).abs().max() < _AGREE[self.dtype])
 
-        layers = getattr(self._run_prefix(ids[:4]), "layers", None)
+        layers = getattr(self.passes.run_prefix(ids[:4]), "layers", None)
         if not layers or not agrees(self._score_rows(batch, answers)):
             kind = type(self.model).__name__
             raise UserError(f"{self.name} ({kind}) is no causal transformer that answers alike alone and in a batch")
@@ -334,16 +297,3 @@ class LocalModel:
 
 def _reply(prompt: Rendered) -> Reply:
     return Reply(prompt.text, jsonl.fingerprint(prompt.ids)[:16], len(prompt.ids), cut_tokens=prompt.cut_tokens)
-
-
-def _finite(values: torch.Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise UserError(
-            "the model's output is not a number (NaN or infinite logits); try --dtype float32, or check the weights"
-        )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # The CPU's allocator, and its kernels in half precision, raise a plain RuntimeError.
-    said = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)
