@@ -20,6 +20,7 @@ from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs
 from sailkit.build import build
 from sailkit.errors import UserError
 from sailkit.finetune.merge import merge
+from sailkit.finetune.processes import first_process
 from sailkit.finetune.stage import finetune
 from sailkit.label.audit import audit
 from sailkit.label.fit import fit
@@ -57,6 +58,8 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
     @functools.wraps(stage)
     def run(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
         found = stage(*args, **kwargs)
+        if not first_process():  # the result is the same in all of them
+            return
         if isinstance(found, list) and len(found) == 1:
             found = found[0]
         if json is not None and str(json) == "-":
@@ -99,12 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers kernels from the hub
     warnings.showwarning = lambda message, *_, **__: runs.notice(f"sailkit: {message}")
+    if not first_process():
+        warnings.showwarning = lambda *_, **__: None
+        os.environ["SAILKIT_PROGRESS"] = "off"
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a reader that has gone shows here, not at exit
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:
+        if not first_process():
+            sys.exit(2)
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
         runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
