@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json as jsonlib
@@ -57,7 +58,8 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
 
     @functools.wraps(stage)
     def run(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
-        found = stage(*args, **kwargs)
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the result
+            found = stage(*args, **kwargs)
         if not first_process():  # the result is the same in all of them
             return
         if isinstance(found, list) and len(found) == 1:

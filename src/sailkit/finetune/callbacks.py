@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,12 @@ class History(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the whole history: it is short, and that of a run that goes on begins in its checkpoint."""
         if state.is_world_process_zero:
-            jsonl.write_atomic(self._path, "".join(jsonl.dumps(row) + "\n" for row in state.log_history))
+            jsonl.write_atomic(self._path, "".join(jsonl.dumps(_written(row)) + "\n" for row in state.log_history))
+
+
+def _written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A gradient's norm can be infinite, and training go on; JSON has no such number."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
 
 
 class Around(TrainerCallback):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -75,7 +76,10 @@ class Processes:
             SystemExit: In the others, which have nothing to add.
         """
         if found := [one for one in self.gather([error]) if one is not None]:
-            raise UserError(found[0]) if self.first else SystemExit(2)
+            if self.first:
+                raise UserError(found[0])
+            time.sleep(1)  # a launcher ends all when it sees the first end; let that be the one that speaks
+            raise SystemExit(2)
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:

@@ -44,7 +44,7 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
         id: The same for a run that goes on, which then is one run of W&B's too.
 
     Yields:
-        Nothing; what a tracker prints goes to standard error meanwhile.
+        Nothing.
     """
     if not names:
         yield
@@ -65,9 +65,8 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-            _finish_wandb(0)
+        yield
+        _finish_wandb(0)
     except BaseException:
         _finish_wandb(1)
         raise

@@ -121,6 +121,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """
         self._processes = processes
         self._speed = Speed()
+        self._right = self._asked = 0  # tokens since the line before, of all processes
         self._known = {ids: one.id for one, ids in zip(train.examples, train.ids, strict=True)}
         self._held_out = held_out
         self._measure = measure
@@ -186,6 +187,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         if "loss" in logs:
             logs["tokens_per_second"] = self._speed.since_last(self._total_train_tokens)
         super().log(logs, start_time)
+        if self.model.training:
+            self._right = self._asked = 0
 
     def speed(self) -> float:
         """Tokens per second of this run so far."""
@@ -235,9 +238,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         count = (wanted != IGNORED).sum()
         if self.model.training:
             right = ((logits.detach().argmax(-1) == wanted) & (wanted != IGNORED)).sum()
-            seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
+            learnt = (following != IGNORED).any(1, keepdim=True)
+            seen = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * learnt).sum()
             figures = self.accelerator.gather(torch.stack([right, count, seen])[None]).sum(0).tolist()
-            self._metrics["train"]["mean_token_accuracy"].append(figures[0] / max(figures[1], 1))
+            self._right, self._asked = self._right + figures[0], self._asked + figures[1]
+            self._metrics["train"]["mean_token_accuracy"] = [self._right / max(self._asked, 1)]
             self._total_train_tokens += figures[2]
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         loss = total / torch.as_tensor(count if items is None else items).clamp(min=1)
