@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
-        runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
+        if first_process():
+            runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more on closing it.

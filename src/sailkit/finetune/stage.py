@@ -152,7 +152,7 @@ def _train(
     base = run.path(BASE)
     tuned: dict[str, Any] = {}
     begun = time.monotonic()
-    with tracking(args.report_to, run.folder, processes.tell(run.manifest.get("fingerprint", ""))[:16]):
+    with tracking(args.report_to, run.folder, jsonl.fingerprint(run.manifest)[:16]):
         with processes.agreed():
             trainer = trl.Trainer(
                 model=loading.load_for_training(source, told),
