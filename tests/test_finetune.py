@@ -183,21 +183,21 @@ def test_a_full_disk_keeps_the_checkpoint_before(folder, data, tmp_path):
     out = tmp_path / "run"
     steps = ("training.max_steps=4", "training.eval_strategy=steps", "training.eval_steps=2")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    from sailkit.finetune import trainer as trl
+    from sailkit.finetune import callbacks
 
-    class Full(trl.TrainerCallback):
+    class Full(callbacks.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             if state.global_step == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
 
-    kept = trl.History
+    kept = callbacks.History
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        trl.History = lambda path: Full()
+        callbacks.History = lambda path: Full()
         with pytest.raises(UserError, match=r"cannot write .*checkpoint-4: .*checkpoint-2 is kept"):
             tune(folder, data, out, *steps)
     finally:
-        trl.History = kept
+        callbacks.History = kept
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["checkpoint-2"]
     assert tune(folder, data, out, *steps)["steps"] == 4

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -344,6 +345,26 @@ def test_progress_counts_on_from_where_a_run_stopped(monkeypatch, capsys):
         for _ in range(3):
             tick(2)
     assert capsys.readouterr().err == "scoring: 8/10, 3 s left\nscoring: 10/10, 0 s left\n"
+
+
+def test_progress_tells_the_speed_in_lines_and_in_the_bar(monkeypatch, capsys):
+    monkeypatch.setenv("SAILKIT_PROGRESS", "on")
+    monkeypatch.setenv("COLUMNS", "120")
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    with runs.progress("training", total=4) as tick:
+        tick(2, "1,234 tokens/s")
+        tick(2, "1,300 tokens/s")
+    assert capsys.readouterr().err == "training: 4/4, 1,300 tokens/s, 0 s left\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("SAILKIT_PROGRESS", "on")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with runs.progress("training", total=4) as tick:
+        tick(1, "1,234 tokens/s")
+    bar = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert re.search(r"training .*1/4 1,234 tokens/s", bar)
 
 
 def test_progress_can_be_switched_off(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json as jsonlib
@@ -21,6 +22,7 @@ from sailkit.build import build
 from sailkit.build_task import build_task
 from sailkit.errors import UserError
 from sailkit.finetune.merge import merge
+from sailkit.finetune.processes import first_process
 from sailkit.finetune.stage import finetune
 from sailkit.label.audit import audit
 from sailkit.label.fit import fit
@@ -58,7 +60,10 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
 
     @functools.wraps(stage)
     def run(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
-        found = stage(*args, **kwargs)
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the result
+            found = stage(*args, **kwargs)
+        if not first_process():  # the result is the same in all of them
+            return
         if isinstance(found, list) and len(found) == 1:
             found = found[0]
         if json is not None and str(json) == "-":
@@ -101,15 +106,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers kernels from the hub
     warnings.showwarning = _show_warning
+    if not first_process():
+        warnings.showwarning = lambda *_, **__: None
+        os.environ["SAILKIT_PROGRESS"] = "off"
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a reader that has gone shows here, not at exit
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:
+        if not first_process():
+            sys.exit(2)
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
-        runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
+        if first_process():
+            runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more on closing it.

@@ -303,8 +303,8 @@ def notice(text: str) -> None:
 class Ticker(Protocol):
     """What a stage calls as it gets on."""
 
-    def __call__(self, steps: int = 1) -> None:
-        """Count steps as done."""
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """Count steps as done; a note, such as the speed, is shown behind the count."""
 
 
 @contextlib.contextmanager
@@ -317,30 +317,31 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
         done: Steps that an earlier run has done.
 
     Yields:
-        A function to call with the number of steps done since the last call.
+        A function to call with the number of steps done since the last call, and with a note where there is one.
     """
     if os.environ.get("SAILKIT_PROGRESS") == "off" or total == done:
-        yield lambda steps=1: None
+        yield lambda steps=1, note="": None
         return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        told, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+        columns = (told, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, completed=done)
-            yield lambda steps=1: bar.advance(task, steps)
+            task = bar.add_task(what, total=total, completed=done, note="")
+            yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
         return
     start = last = time.monotonic()
     count = done
 
-    def tick(steps: int = 1) -> None:
+    def tick(steps: int = 1, note: str = "") -> None:
         nonlocal count, last
         count += steps
         now = time.monotonic()
         if now - last >= 5 or (count == total and now - start >= 2):
             left = (now - start) / max(count - done, 1) * (total - count)
-            notice(f"{what}: {count}/{total}, {left:.0f} s left")
+            notice(f"{what}: {count}/{total}, {note + ', ' if note else ''}{left:.0f} s left")
             last = now
 
     yield tick

@@ -6,12 +6,13 @@ Scoring gives a model that has never seen the form the same chance as one that w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+from sailkit.finetune.processes import Processes
 from sailkit.models.local import LocalModel
 from sailkit.records import SearchResult, TrainingExample, Verdict
 from sailkit.styles import ExampleRenderer, TooLongError
@@ -19,13 +20,16 @@ from sailkit.styles import ExampleRenderer, TooLongError
 _MOST_RESULTS = 6  # two to the power of this many sentences are scored
 
 
-def flagging(model: LocalModel, examples: Sequence[TrainingExample], max_length: int) -> dict[str, Any]:
+def flagging(
+    model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes | None = None
+) -> dict[str, Any]:
     """Compare a model's verdicts with the labels of held-out examples.
 
     Args:
         model: Who flags.
         examples: Labelled examples; those without search results, or with more than six, are passed over.
         max_length: Tokens of a rendered example, as in training.
+        processes: Those that share the work; each of them returns the figures of the whole.
 
     Returns:
         `results` (how many were flagged), `rows`, and, against the labels: `mcc`, `auroc` of P(distracting),
@@ -42,25 +46,37 @@ def flagging(model: LocalModel, examples: Sequence[TrainingExample], max_length:
             continue
         prompt = rendered.ids[: rendered.completion_mask.index(True)]
         prompts.setdefault((one.style, len(one.results)), []).append((one, prompt))
-    said: list[float] = []
-    meant: list[bool] = []
-    decided: list[bool] = []
+    planned = []
     for (style, n), rows in prompts.items():
-        sets = list(product(get_args(Verdict), repeat=n))
         answers = distinct(_sentences(renderer, style, n))
-        for batch in _batches(rows, model.batch_tokens, max(map(len, answers))):
-            for (one, _), scores in zip(batch, model.score_ids([ids for _, ids in batch], answers), strict=True):
-                top = max(scores)
-                shares = [math.exp(score - top) for score in scores]
-                best = sets[scores.index(top)]
-                for place, verdict in enumerate(one.judgements):
-                    bad = sum(
-                        share for share, chosen in zip(shares, sets, strict=True) if chosen[place] == "distracting"
-                    )
-                    said.append(bad / sum(shares))
-                    decided.append(best[place] == "distracting")
-                    meant.append(verdict == "distracting")
-    return {"rows": sum(map(len, prompts.values())), "results": len(meant), **_figures(meant, decided, said)}
+        planned += [(answers, n, batch) for batch in _batches(rows, model.batch_tokens, max(map(len, answers)))]
+    processes = processes or Processes()
+    found: list[_Flag] = []
+    for (answers, n, batch), counts in processes.deal(planned):
+        scores = model.score_ids([ids for _, ids in batch], answers)
+        if counts:
+            found += _flags(n, [one for one, _ in batch], scores)
+    found = processes.gather(found)
+    return {"rows": sum(map(len, prompts.values())), "results": len(found), **_figures(found)}
+
+
+class _Flag(NamedTuple):
+    """One search result: whether the label and the model call it distracting, and how likely the model finds it."""
+
+    meant: bool
+    decided: bool
+    said: float
+
+
+def _flags(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
+    sets = list(product(get_args(Verdict), repeat=n))
+    for one, row in zip(examples, scores, strict=True):
+        top = max(row)
+        shares = [math.exp(score - top) for score in row]
+        best = sets[row.index(top)]
+        for place, verdict in enumerate(one.judgements):
+            bad = sum(share for share, chosen in zip(shares, sets, strict=True) if chosen[place] == "distracting")
+            yield _Flag(verdict == "distracting", best[place] == "distracting", bad / sum(shares))
 
 
 def distinct(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -106,11 +122,12 @@ def _batches(rows: Sequence[Any], budget: int, reserve: int) -> list[list[Any]]:
     return batches
 
 
-def _figures(meant: Sequence[bool], decided: Sequence[bool], said: Sequence[float]) -> dict[str, float | None]:
+def _figures(found: Sequence[_Flag]) -> dict[str, float | None]:
     from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_score, recall_score, roc_auc_score
 
-    if not meant:
+    if not found:
         return dict.fromkeys(("mcc", "auroc", "accuracy", "precision", "recall"))
+    meant, decided, said = zip(*found, strict=True)
     both = len(set(meant)) == 2
     return {
         "mcc": float(matthews_corrcoef(meant, decided)) if both else None,

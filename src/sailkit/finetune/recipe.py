@@ -31,6 +31,8 @@ _OURS = {
     "model_init_kwargs": "use the recipe's own keys",
     "trust_remote_code": "code that a model carries is not run in training",
     "push_to_hub": "use --push",
+    "hub_token": "a recipe is copied into the run's manifest; set HF_TOKEN or log in",
+    "ddp_timeout": "processes wait two hours for each other",
     "remove_unused_columns": "rows are rendered to token ids here",
     "disable_tqdm": "progress is shown by sailkit",
 }

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
 from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
+from sailkit.finetune.processes import Processes, together
 from sailkit.finetune.recipe import Recipe, read_recipe
+from sailkit.finetune.tracking import tracking
 from sailkit.models.sources import TRAINED, Source, resolve
 
 HISTORY = "history.jsonl"
@@ -50,30 +54,54 @@ def finetune(
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
-    told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
-    source = resolve(told.model)
-    from sailkit.finetune import trainer as trl
+    with together() as processes:
+        with processes.agreed():
+            told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
+            source = resolve(told.model)
+            from sailkit.finetune import trainer as trl
 
-    tokenizer = _tokenizer(source)
-    train = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
-    apart = told.held_out or held_out_of(told.data)
-    aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
-    args = trl.arguments(told, out, held_out=aside is not None)
-    files = source.files()
-    settings = {
-        "recipe": {name: value for name, value in asdict(told).items() if name != "about"},
-        "weights_sha256": jsonl.file_fingerprint(files["weights"]),
-        "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
-        "train_sha256": fingerprint(train),
-        "held_out_sha256": fingerprint(aside) if aside else None,
-        "seed": args.seed,
-    }
-    with runs.open_run(out, "finetune", settings) as run:
-        if run.path(METRICS).exists():  # written last: the run is finished
-            return jsonl.read_json(run.path(METRICS))
-        dropped = [*train.dropped, *(aside.dropped if aside else ())]
-        jsonl.write_atomic(run.path(DROPPED), "".join(jsonl.dumps(row) + "\n" for row in dropped))
-        return _train(run, told, source, tokenizer, train, aside, args)
+            tokenizer = _tokenizer(source)
+            train = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
+            apart = told.held_out or held_out_of(told.data)
+            aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
+            args = trl.arguments(told, out, held_out=aside is not None)
+        with _opened(processes, out, told, source, train, aside, args.seed) as run:
+            done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
+            figures = {} if done else _train(run, processes, told, source, tokenizer, train, aside, args)
+            return processes.tell(jsonl.read_json(run.path(METRICS)) if done and processes.first else figures)
+
+
+@contextlib.contextmanager
+def _opened(
+    processes: Processes,
+    out: Path,
+    told: Recipe,
+    source: Source,
+    train: Prepared,
+    aside: Prepared | None,
+    seed: int,
+) -> Iterator[runs.Run]:
+    """The run folder, which the first process holds for all."""
+    with contextlib.ExitStack() as stack:
+        with processes.agreed():
+            run = runs.Run(out, {})
+            if processes.first:
+                files = source.files()
+                settings = {
+                    "recipe": {name: value for name, value in asdict(told).items() if name != "about"},
+                    "weights_sha256": jsonl.file_fingerprint(files["weights"]),
+                    "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
+                    "train_sha256": fingerprint(train),
+                    "held_out_sha256": fingerprint(aside) if aside else None,
+                    "seed": seed,
+                }
+                if processes.count > 1:  # one is what every manifest without it means
+                    settings["processes"] = processes.count
+                run = stack.enter_context(runs.open_run(out, "finetune", settings))
+                if not run.path(METRICS).exists():
+                    dropped = [*train.dropped, *(aside.dropped if aside else ())]
+                    jsonl.write_atomic(run.path(DROPPED), "".join(jsonl.dumps(row) + "\n" for row in dropped))
+        yield run
 
 
 def _tokenizer(source: Source) -> Any:
@@ -85,8 +113,16 @@ def _tokenizer(source: Source) -> Any:
 
 
 def _train(
-    run: runs.Run, told: Recipe, source: Source, tokenizer: Any, train: Prepared, aside: Prepared | None, args: Any
+    run: runs.Run,
+    processes: Processes,
+    told: Recipe,
+    source: Source,
+    tokenizer: Any,
+    train: Prepared,
+    aside: Prepared | None,
+    args: Any,
 ) -> dict[str, Any]:
+    from sailkit.finetune import callbacks, loading
     from sailkit.finetune import trainer as trl
     from sailkit.finetune.flagging import flagging
     from sailkit.models import ModelOptions
@@ -95,55 +131,78 @@ def _train(
     def measure(now: Any) -> dict[str, float | None]:
         assert aside is not None
         wrapped = LocalModel(told.model, now, tokenizer, ModelOptions(), {})
-        found = flagging(wrapped, aside.examples, told.max_length)
+        found = flagging(wrapped, aside.examples, told.max_length, processes)
         return {f"flagging_{name}": value for name, value in found.items()}
 
-    model = trl.load_for_training(source, told)
-    trainer = trl.Trainer(
-        model=model,
-        tokenizer=tokenizer,
-        args=args,
-        train=train,
-        held_out=aside,
-        measure=measure,
-        lora=trl.lora_config(told),
-        patience=told.patience,
-        callbacks=[trl.History(run.path(HISTORY))],
-    )
+    def before() -> None:
+        """Measure the model as it was, once."""
+        figures = processes.tell(jsonl.read_json(base) if processes.first and base.exists() else None)
+        if figures is not None:
+            trainer.log(figures)
+        elif aside is not None:
+            figures = trainer.evaluate(metric_key_prefix="base")
+            if processes.first:
+                jsonl.write_json(base, figures)
+
+    def after() -> None:
+        if aside is not None:
+            tuned.update(trainer.evaluate(metric_key_prefix="tuned"))
+
     base = run.path(BASE)
-    if aside is not None and not base.exists():
-        jsonl.write_json(base, trainer.evaluate(metric_key_prefix="base"))
+    tuned: dict[str, Any] = {}
     begun = time.monotonic()
-    with runs.progress(f"training {told.model}", trainer.planned_steps()) as tick:
-        trainer.add_callback(trl.Progress(tick))
-        trainer.train_on(trl.newest_checkpoint(run.path(trl.CHECKPOINTS)))
+    with tracking(args.report_to, run.folder, jsonl.fingerprint(run.manifest)[:16]):
+        with processes.agreed():
+            trainer = trl.Trainer(
+                model=loading.load_for_training(source, told),
+                tokenizer=tokenizer,
+                args=args,
+                train=train,
+                held_out=aside,
+                measure=measure,
+                lora=loading.lora_config(told),
+                patience=told.patience,
+                callbacks=[callbacks.History(run.path(HISTORY))],
+                processes=processes,
+            )
+        # Before the trackers close.
+        trainer.callback_handler.callbacks.insert(0, callbacks.Around(before, after))
+        steps = trainer.planned_steps() if processes.first else 0
+        with runs.progress(f"training {told.model}", steps) as tick:
+            trainer.add_callback(callbacks.Progress(tick, trainer.speed))
+            trainer.train_on(processes.tell(trl.newest_checkpoint(run.path(trl.CHECKPOINTS))))
     seconds = time.monotonic() - begun
-    after = trainer.evaluate(metric_key_prefix="tuned") if aside is not None else {}
-    _save(run.path(MODEL), trainer.model, tokenizer, told, train)
+    weights = trainer.weights()
     figures = {
         "model": told.model,
         **train.figures(),
         "held_out_rows": len(aside.examples) if aside else 0,
+        "processes": processes.count,
+        "global_batch": args.train_batch_size * args.gradient_accumulation_steps * processes.count,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "epochs": trainer.state.epoch,
         "seconds": seconds,
-        **(jsonl.read_json(base) if aside else {}),
-        **after,
-        "saved": str(run.path(MODEL)),
+        "tokens_per_second": trainer.speed(),
     }
-    jsonl.write_json(run.path(METRICS), figures)
+    with processes.agreed():
+        if processes.first:
+            _save(run.path(MODEL), trainer.accelerator.unwrap_model(trainer.model), weights, tokenizer, told, train)
+            figures |= {**(jsonl.read_json(base) if aside else {}), **tuned, "saved": str(run.path(MODEL))}
+            jsonl.write_json(run.path(METRICS), figures)
     return figures
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, told: Recipe, train: Prepared) -> None:
+def _save(
+    folder: Path, model: Any, weights: dict[str, Any] | None, tokenizer: Any, told: Recipe, train: Prepared
+) -> None:
     """Write a model folder whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     if told.lora is not None:
         # The name that the user gave is found on other machines too; the folder behind it is not.
         model.peft_config["default"].base_model_name_or_path = told.model
-    model.save_pretrained(unfinished)
+    model.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
     styles = sorted({one.style for one in train.examples})
     jsonl.write_json(unfinished / TRAINED, {"styles": styles, "max_length": told.max_length, "base": told.model})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import shutil
@@ -16,12 +15,14 @@ from torch.nn import functional
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sailkit import jsonl, runs
-from sailkit.errors import UserError, missing_extra
+from sailkit import jsonl
+from sailkit.errors import UserError
+from sailkit.finetune.callbacks import Speed
 from sailkit.finetune.data import IGNORED, Prepared
+from sailkit.finetune.processes import Processes
 from sailkit.finetune.recipe import Recipe
-from sailkit.models.loading import cpu_has_fast_bf16, load, pick_device, pick_dtype
-from sailkit.models.sources import Source
+from sailkit.finetune.tracking import check_trackers
+from sailkit.models.loading import cpu_has_fast_bf16
 
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"  # what Transformers writes last
@@ -34,7 +35,9 @@ _DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 16,
+    "ddp_find_unused_parameters": False,
 }
+ALONE = Processes()
 
 
 def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
@@ -62,8 +65,10 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         told["activation_checkpointing"] = False
     if "fp16" not in told and "bf16" not in told:
         told["bf16"] = _has_bf16()
+    told.setdefault("run_name", folder.resolve().name)
+    told.setdefault("project", "sailkit")
     try:
-        return SFTConfig(
+        made = SFTConfig(
             **told,
             output_dir=str(folder / CHECKPOINTS),
             disable_tqdm=True,
@@ -72,6 +77,8 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
+    check_trackers(made.report_to)
+    return made
 
 
 def _has_bf16() -> bool:
@@ -97,6 +104,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         lora: Any = None,
         patience: int | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        processes: Processes = ALONE,
     ) -> None:
         """Prepare to train.
 
@@ -110,7 +118,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             lora: A LoraConfig, or None to train all weights.
             patience: Evaluations without a lower loss before training stops.
             callbacks: More of them.
+            processes: Those that train it together.
         """
+        self._processes = processes
+        self._speed = Speed()
+        self._right = self._asked = 0  # tokens since the line before, of all processes
         self._known = {ids: one.id for one, ids in zip(train.examples, train.ids, strict=True)}
         self._held_out = held_out
         self._measure = measure
@@ -160,6 +172,38 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 f"{kept.name if kept else 'no checkpoint'} is kept, and the same command goes on from there"
             ) from None
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of a step; rows that an epoch begins with, and that fill up its last batch, count only once."""
+        self._speed.start()
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        state = self.accelerator.gradient_state
+        if self._processes.count > 1 and batches and state.end_of_dataloader and state.remainder > 0:
+            mine = state.remainder - self._processes.rank * self.args.per_device_train_batch_size
+            batches[-1]["labels"][max(mine, 0) :] = IGNORED
+            items = self._get_num_items_in_batch(batches, device)
+        return batches, items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the speed since the line of losses before."""
+        if "loss" in logs:
+            logs["tokens_per_second"] = self._speed.since_last(self._total_train_tokens)
+        super().log(logs, start_time)
+        if self.model.training:
+            self._right = self._asked = 0
+
+    def speed(self) -> float:
+        """Tokens per second of this run so far."""
+        return self._speed.overall(self._total_train_tokens)
+
+    def weights(self) -> dict[str, Any] | None:
+        """The weights in one piece where they are in several, which all processes have to ask for; else None."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self._speed.pause():
+            super()._save_checkpoint(model, trial)
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is written elsewhere."""
 
@@ -172,32 +216,36 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             loss = self._supervised_only(model, inputs, num_items_in_batch)
         else:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        value = loss[0] if return_outputs else loss
-        if not bool(torch.isfinite(value)):
+        value = (loss[0] if return_outputs else loss).detach()
+        finite = torch.isfinite(value)
+        if not bool(self.accelerator.gather(finite.int()).all()):
             step = self.state.global_step + 1
-            raise UserError(
+            said = (
                 f"the loss of step {step} is {value.item()}, in the batch of {self._names(inputs)}; "
                 "try a lower learning_rate, max_grad_norm, or bf16: false"
             )
+            self._processes.agree(None if finite else said)
         return loss
 
     def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
         """Cross-entropy where there is something to predict; off CUDA, TRL's kernel predicts every token."""
         following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
         keep = (following != IGNORED).any(0).nonzero().flatten()
+        keep = keep if len(keep) else keep.new_zeros(1)  # nothing to learn, yet gradients to average with the others
         wanted = following[:, keep]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits.float()
         total = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
         count = (wanted != IGNORED).sum()
-        mode = "train" if self.model.training else "eval"
-        with torch.no_grad():
-            right = ((logits.argmax(-1) == wanted) & (wanted != IGNORED)).sum() / count.clamp(min=1)
-        self._metrics[mode]["mean_token_accuracy"].append(float(right))
-        if mode == "train":
-            seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
-            self._total_train_tokens += int(self.accelerator.gather_for_metrics(seen).sum())
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        if self.model.training:
+            right = ((logits.detach().argmax(-1) == wanted) & (wanted != IGNORED)).sum()
+            learnt = (following != IGNORED).any(1, keepdim=True)
+            seen = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * learnt).sum()
+            figures = self.accelerator.gather(torch.stack([right, count, seen])[None]).sum(0).tolist()
+            self._right, self._asked = self._right + figures[0], self._asked + figures[1]
+            self._metrics["train"]["mean_token_accuracy"] = [self._right / max(self._asked, 1)]
+            self._total_train_tokens += figures[2]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         loss = total / torch.as_tensor(count if items is None else items).clamp(min=1)
         if self.args.average_tokens_across_devices and items is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
@@ -225,7 +273,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad(), self.compute_loss_context_manager():
+            with torch.no_grad(), self._speed.pause(), self.compute_loss_context_manager():
                 total, count = self._held_out_loss(model)
                 more = self._measure(model) if self._measure else {}
         finally:
@@ -240,14 +288,15 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _held_out_loss(self, model: Any) -> tuple[float, int]:
         """Summed loss and number of supervised tokens, over all processes."""
         rows = _dataset(self._held_out)
-        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         size = self.args.per_device_eval_batch_size
-        order = sorted(mine, key=lambda i: len(rows[i]["input_ids"]))
-        for start in range(0, len(order), size):
-            batch = self._prepare_inputs(self.data_collator([rows[i] for i in order[start : start + size]]))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        planned = [order[start : start + size] for start in range(0, len(order), size)]
+        for places, counts in self._processes.deal(planned):
+            batch = self._prepare_inputs(self.data_collator([rows[i] for i in places]))
             count = (batch["labels"][:, 1:] != IGNORED).sum()
-            sums += torch.stack([self.compute_loss(model, batch, num_items_in_batch=None) * count, count]).double()
+            loss = self.compute_loss(model, batch, num_items_in_batch=None)
+            sums += torch.stack([loss * count, count]).double() * counts
         total, count = self.accelerator.reduce(sums).tolist()
         return total, int(count)
 
@@ -256,80 +305,6 @@ def _dataset(prepared: Prepared | None) -> Any:
     assert prepared is not None
     rows = zip(prepared.ids, prepared.labels, strict=True)
     return datasets.Dataset.from_list([{"input_ids": list(ids), "labels": list(labels)} for ids, labels in rows])
-
-
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """Counts steps, those of an earlier run included."""
-
-    def __init__(self, tick: runs.Ticker) -> None:
-        self._tick = tick
-        self._done = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count what an earlier run did."""
-        self._advance(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count a step."""
-        self._advance(state)
-
-    def _advance(self, state: Any) -> None:
-        if state.global_step > self._done:
-            self._tick(state.global_step - self._done)
-            self._done = state.global_step
-
-
-class History(TrainerCallback):  # type: ignore[misc]
-    """Keeps what is logged as JSON Lines, with the speed since the line before."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the whole history: it is short, and that of a run that goes on begins in its checkpoint."""
-        if state.is_world_process_zero:
-            jsonl.write_atomic(self._path, "".join(jsonl.dumps(row) + "\n" for row in state.log_history))
-
-
-def load_for_training(source: Source, recipe: Recipe) -> Any:
-    """The model of a recipe: in float32, or frozen in its own number format below adapters.
-
-    Raises:
-        UserError: It cannot be loaded, or quantization lacks its library.
-    """
-    if recipe.lora is None:
-        return load(source, torch.float32, trust_remote_code=False)[0]
-    dtype = pick_dtype(recipe.dtype, pick_device("auto"))
-    quantization = None
-    if recipe.quantization is not None:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise missing_extra("gpu", "quantization")
-        from transformers import BitsAndBytesConfig
-
-        quantization = BitsAndBytesConfig(**recipe.quantization)
-    model, _ = load(source, dtype, trust_remote_code=False, quantization=quantization)
-    for module in model.modules():
-        # On the CPU, bitsandbytes packs weights at the first evaluation and then trains through a kernel without
-        # gradients.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def lora_config(recipe: Recipe) -> Any:
-    """Peft's own configuration, or None.
-
-    Raises:
-        UserError: Peft refuses a value.
-    """
-    if recipe.lora is None:
-        return None
-    from peft import LoraConfig
-
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"lora: {' '.join(str(error).split())}") from None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

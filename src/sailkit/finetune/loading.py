@@ -1,0 +1,54 @@
+"""The model and the adapters of a recipe, ready to be trained."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from sailkit.errors import UserError, missing_extra
+from sailkit.finetune.recipe import Recipe
+from sailkit.models.loading import load, pick_device, pick_dtype
+from sailkit.models.sources import Source
+
+
+def load_for_training(source: Source, recipe: Recipe) -> Any:
+    """The model of a recipe: in float32, or frozen in its own number format below adapters.
+
+    Raises:
+        UserError: It cannot be loaded, or quantization lacks its library.
+    """
+    if recipe.lora is None:
+        return load(source, torch.float32, trust_remote_code=False)[0]
+    dtype = pick_dtype(recipe.dtype, pick_device("auto"))
+    quantization = None
+    if recipe.quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise missing_extra("gpu", "quantization")
+        from transformers import BitsAndBytesConfig
+
+        quantization = BitsAndBytesConfig(**recipe.quantization)
+    model, _ = load(source, dtype, trust_remote_code=False, quantization=quantization)
+    for module in model.modules():
+        # On the CPU, bitsandbytes packs weights at the first evaluation and then trains through a kernel without
+        # gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def lora_config(recipe: Recipe) -> Any:
+    """Peft's own configuration, or None.
+
+    Raises:
+        UserError: Peft refuses a value.
+    """
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig
+
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"lora: {' '.join(str(error).split())}") from None
