@@ -13,11 +13,12 @@ claims=$shared/climate-fever/climate-fever.jsonl
 
 # Claims of one half of Climate-FEVER, and two tasks of claims in pairs that only the evidence can tell apart.
 [ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
-sailkit build-task climate-fever --data "$claims" --half first --held-out 0.05 --out data/climate-fever
-sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl --shares 0.05,0.55,0.4 --held-out 0.05 \
+judged=(--distractors random)
+sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" --held-out 0.05 --out data/climate-fever
+sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" --held-out 0.05 --shares 0.05,0.75,0.2 \
   --out data/factcheck
-sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl --shares 0.05,0.55,0.4 --held-out 0.04 \
-  --limit 520 --out data/answers
+sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" --shares 0.05,0.3,0.35,0.3 \
+  --held-out 0.03 --limit 1350 --out data/answers
 
 sailkit finetune "$here/../recipes/smollm2-sail.yaml" --out tuned
 
