@@ -199,9 +199,9 @@ def test_a_response_spells_no_special_token(tokenizer, style, response):
 
 
 def test_a_million_characters_are_cut_and_the_rest_is_whole(load, style):
-    start = time.monotonic()
+    start = time.process_time()
     found = render(example(style, "word </s> " * 100_000, "Short and whole."), load("smollm2"), max_length=512)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert 480 < len(found.ids) <= 512
     assert found.cut_tokens > 100_000
     assert "Short and whole." in found.text
