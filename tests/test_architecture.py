@@ -62,6 +62,7 @@ ORDER = (
     "finetune.data",
     "finetune.flagging",
     "finetune.trainer",
+    "finetune.plan",
     "finetune.merge",
     "finetune.stage",
     "predictions",

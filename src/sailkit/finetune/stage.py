@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
+from sailkit.errors import UserError
 from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
 from sailkit.finetune.merge import FACTS
+from sailkit.finetune.plan import need_a_gpu, plan
 from sailkit.finetune.recipe import Recipe, read_recipe
 from sailkit.models.sources import Source, resolve
 
@@ -24,12 +26,14 @@ MODEL = "model"
 def finetune(
     recipe: Path | None = None,
     *,
-    out: Path,
+    out: Path | None = None,
     model: str | None = None,
     data: list[str] | None = None,
     held_out: list[str] | None = None,
     style: Literal["sail", "sail-fixed", "chat"] | None = None,
     set: list[str] | None = None,
+    dry_run: bool = False,
+    tokens_per_second: float | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on what build wrote.
 
@@ -44,14 +48,21 @@ def finetune(
         held_out: The same, to evaluate on; by default what build held out of the data.
         style: Render every row in this style instead of its own.
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
+        dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
+        tokens_per_second: With --dry-run: the throughput to reckon the time with.
 
     Returns:
-        The figures of metrics.json.
+        The figures of metrics.json; of a dry run, those of `plan`.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
     told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
+    if dry_run:
+        return plan(told, tokens_per_second)
+    if out is None:
+        raise UserError("finetune needs --out, the run folder (or --dry-run)")
+    need_a_gpu(told)
     source = resolve(told.model)
     from sailkit.finetune import trainer as trl
 
