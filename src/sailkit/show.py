@@ -272,6 +272,8 @@ def finetuned(found: Result) -> None:
     if table.row_count:
         out.print(table)
     out.print(f"model: {escape(found['saved'])}")
+    if "pushed" in found:
+        out.print(f"pushed: {escape(found['pushed'])}")
 
 
 def _planned(found: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sailkit import jsonl, runs
 from sailkit.errors import UserError
+from sailkit.finetune import plots, publish
 from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
 from sailkit.finetune.merge import FACTS
 from sailkit.finetune.plan import need_a_gpu, plan
@@ -21,6 +22,8 @@ BASE = "base.json"  # the model as it was
 METRICS = "metrics.json"
 DROPPED = "dropped.jsonl"
 MODEL = "model"
+PLOTS = "plots"
+DATA_CARDS = "data.json"  # the data cards of what was trained on, as they were
 
 
 def finetune(
@@ -34,6 +37,7 @@ def finetune(
     set: list[str] | None = None,
     dry_run: bool = False,
     tokens_per_second: float | None = None,
+    push: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on what build wrote.
 
@@ -50,6 +54,7 @@ def finetune(
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
         dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
         tokens_per_second: With --dry-run: the throughput to reckon the time with.
+        push: OWNER/NAME on the Hugging Face hub: upload OUT/model there when all is saved; a new repository is private.
 
     Returns:
         The figures of metrics.json; of a dry run, those of `plan`.
@@ -62,6 +67,13 @@ def finetune(
         return plan(told, tokens_per_second)
     if out is None:
         raise UserError("finetune needs --out, the run folder (or --dry-run)")
+    if push is not None:
+        publish.check_repository(push)
+    figures = _run(told, out)
+    return figures if push is None else {**figures, "pushed": publish.push(out / MODEL, push)}
+
+
+def _run(told: Recipe, out: Path) -> dict[str, Any]:
     need_a_gpu(told)
     source = resolve(told.model)
     from sailkit.finetune import trainer as trl
@@ -131,9 +143,9 @@ def _train(
         trainer.train_on(trl.newest_checkpoint(run.path(trl.CHECKPOINTS)))
     seconds = time.monotonic() - begun
     after = trainer.evaluate(metric_key_prefix="tuned") if aside is not None else {}
-    _save(run.path(MODEL), trainer.model, tokenizer, told, train)
     figures = {
         "model": told.model,
+        "about": told.about,
         **train.figures(),
         "held_out_rows": len(aside.examples) if aside else 0,
         "steps": trainer.state.global_step,
@@ -144,11 +156,18 @@ def _train(
         **after,
         "saved": str(run.path(MODEL)),
     }
+    cards = publish.data_cards(told.data)
+    jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
+    card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
+    _save(run.path(MODEL), trainer.model, tokenizer, told, train, card)
+    run.path(PLOTS).mkdir(exist_ok=True)
+    for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
+        jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
     jsonl.write_json(run.path(METRICS), figures)
     return figures
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, told: Recipe, train: Prepared) -> None:
+def _save(folder: Path, model: Any, tokenizer: Any, told: Recipe, train: Prepared, card: str) -> None:
     """Write a model folder whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -159,5 +178,6 @@ def _save(folder: Path, model: Any, tokenizer: Any, told: Recipe, train: Prepare
     tokenizer.save_pretrained(unfinished)
     styles = sorted({one.style for one in train.examples})
     jsonl.write_json(unfinished / FACTS, {"styles": styles, "max_length": told.max_length, "base": told.model})
+    jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

