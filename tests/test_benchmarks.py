@@ -51,3 +51,13 @@ def test_search_benchmark_runs_in_smoke_mode(shared: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for line in ("rank-bm25 / sailkit", "opened in a fresh process", "peak memory", "Natural Questions: hybrid"):
         assert line in done.stdout
+
+
+@pytest.mark.long
+def test_finetune_benchmark_runs_in_smoke_mode(shared: Path) -> None:
+    pytest.importorskip("trl")
+    command = [sys.executable, BENCHMARKS / "finetune.py", "--smoke", "--shared", shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("sailkit / padded to 512: speed", "sailkit / TRL as it comes: speed", "peak memory"):
+        assert line in done.stdout

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from sailkit.errors import UserError
@@ -105,6 +106,9 @@ def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
         )
     assert torch.equal(first, second)
     assert (tmp_path / "merged" / "sailkit.json").exists()
+    adapter, whole = (ModelCard.load(path / "README.md") for path in (tmp_path / "run" / "model", tmp_path / "merged"))
+    assert (adapter.data.library_name, whole.data.library_name) == ("peft", "transformers")
+    assert adapter.text == whole.text
     with pytest.raises(UserError, match="choose another --out"):
         merge(tmp_path / "run" / "model", out=tmp_path / "merged")
     with pytest.raises(UserError, match="it is a model already"):

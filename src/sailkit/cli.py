@@ -115,8 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:
-        if not first_process():
-            sys.exit(2)
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
         if first_process():
@@ -135,5 +133,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _fail(message: str) -> None:
-    runs.notice(f"sailkit: error: {' '.join(message.split())}")
+    if first_process():  # what all found out is told once
+        runs.notice(f"sailkit: error: {' '.join(message.split())}")
     sys.exit(2)

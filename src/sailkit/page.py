@@ -78,18 +78,43 @@ def write(out: tuple[Path, Path], name: str, content: dict[str, Any], items: dic
     """
     from markupsafe import Markup
 
-    html, markdown = out
-    style, script = ((_DATA / file).read_text("utf-8") for file in ("report.css", "report.js"))
+    html, markdown_file = out
+    style, script = _style(), (_DATA / "report.js").read_text("utf-8")
     policy = f"default-src 'none'; style-src {_hash(style)}"
     inline = {"style": Markup(style)}  # noqa: S704
     if items is not None:
         policy += f"; script-src {_hash(script)}"
         inline |= {"script": Markup(script), "items_json": Markup(_json(items))}  # noqa: S704
     policy += "; base-uri 'none'; form-action 'none'"
-    jsonl.write_atomic(markdown, _environment(False).get_template(f"{name}.md.j2").render(content))
+    jsonl.write_atomic(markdown_file, markdown(name, content))
     jsonl.write_atomic(
         html, _environment(True).get_template(f"{name}.html.j2").render(content, policy=policy, **inline)
     )
+
+
+def markdown(name: str, content: Mapping[str, Any]) -> str:
+    """A Markdown template filled in; no text from outside becomes markup.
+
+    Args:
+        name: Of the template.
+        content: What it shows.
+    """
+    return _environment(False).get_template(f"{name}.md.j2").render(content)
+
+
+def svg(content: Mapping[str, Any]) -> Any:
+    """Curves as markup, with their own colours where they stand `alone`."""
+    from markupsafe import Markup
+
+    # The rules that set colours, light and dark, are those of the page.
+    colours = _style()[: _style().index("* {")] if content["alone"] else ""
+    style = Markup(colours + (_DATA / "curves.css").read_text("utf-8"))  # noqa: S704
+    return Markup(_environment(True).get_template("curves.svg.j2").render(content, style=style))  # noqa: S704
+
+
+@functools.cache
+def _style() -> str:
+    return "".join((_DATA / file).read_text("utf-8") for file in ("report.css", "curves.css"))
 
 
 def _hash(text: str) -> str:

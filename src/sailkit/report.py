@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sailkit import __version__, jsonl, metrics, page, predictions, runs, summary
+from sailkit import __version__, audit_page, jsonl, metrics, page, predictions, runs, summary, tuned_page
 from sailkit.compare import compare_sets
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
@@ -18,6 +18,7 @@ from sailkit.label.audited import is_audit
 from sailkit.metrics import Estimate
 from sailkit.predictions import PredictionSet
 from sailkit.rescore import rescore_set
+from sailkit.tuned_page import is_tuned
 
 _FIGURES = {
     "accuracy": "Accuracy",
@@ -82,14 +83,15 @@ def report(
     title: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write one HTML file about one or more sets of predictions, or audits, and the same as Markdown beside it.
+    """Write one HTML file about sets of predictions, audits, or a training run, and the same as Markdown beside it.
 
     The file loads nothing from elsewhere. It shows the verdict first, then every reason to doubt it, the figures
     with their intervals, and each item down to its prompt and raw output. Of audits of labelers it shows which is
-    best, the figures, each two labelers side by side, and where they differ most.
+    best, the figures, each two labelers side by side, and where they differ most. Of a training run it shows what was
+    learnt, the curves, recipe and data.
 
     Args:
-        sets: Run folders, or files of recorded outputs; or folders of audits.
+        sets: Run folders, or files of recorded outputs; or folders of audits; or the run folder of finetune.
         out: The HTML file, or a folder for report.html; the Markdown gets the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
@@ -107,6 +109,8 @@ def report(
     """
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
+    if any(is_tuned(path) for path in sets):
+        return _report_tuned(sets, out, title, {"against": against != "human", "task": task, "fields": fields})
     audits = [path for path in sets if is_audit(path)]
     if audits:
         return _report_audits(sets, audits, out, title, {"against": against != "human", "task": task, "fields": fields})
@@ -152,13 +156,19 @@ def report(
 def _report_audits(
     sets: Sequence[Path], audits: Sequence[Path], out: Path, title: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    from sailkit import audit_page
-
     if others := [path for path in sets if path not in audits]:
         raise UserError(f"{audits[0]} is an audit and {others[0]} is none; report on them one after the other")
     if given := [name for name, value in options.items() if value]:
         raise UserError(f"--{given[0]} is for sets of predictions; {audits[0]} is an audit")
     return audit_page.write(audits, out, title)
+
+
+def _report_tuned(sets: Sequence[Path], out: Path, title: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    if len(sets) > 1:
+        raise UserError(f"one training run at a time, and nothing beside it; {len(sets)} folders were given")
+    if given := [name for name, value in options.items() if value]:
+        raise UserError(f"--{given[0]} is for sets of predictions; {sets[0]} is a training run")
+    return tuned_page.write(sets[0], out, title)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -251,9 +251,12 @@ def runs(found: Result) -> None:
 
 
 def finetuned(found: Result) -> None:
-    """What `finetune` did, beside the model as it was."""
+    """What `finetune` did, beside the model as it was; or what it would take."""
     assert isinstance(found, dict)
     out = _out()
+    if found.get("dry_run"):
+        _planned(found)
+        return
     out.print(
         f"[bold]{escape(found['model'])}[/]: {found['steps']} steps on {found['rows']} examples "
         f"({found['supervised_tokens']} supervised tokens), {found['dropped']} dropped"
@@ -269,6 +272,36 @@ def finetuned(found: Result) -> None:
     if table.row_count:
         out.print(table)
     out.print(f"model: {escape(found['saved'])}")
+    if "pushed" in found:
+        out.print(f"pushed: {escape(found['pushed'])}")
+
+
+def _planned(found: Mapping[str, Any]) -> None:
+    out = _out()
+    about = "about " if found["tokens_estimated"] else ""
+    out.print(f"[bold]{escape(found['model'])}[/], dry run: nothing was loaded or trained")
+    out.print(
+        f"{found['rows']:,} rows, {found['dropped']} dropped; {about}{found['tokens']:,} tokens a pass, "
+        f"{found['supervised_tokens']:,} of them supervised; the longest row has {about}{found['longest']:,}"
+    )
+    out.print(
+        f"{found['steps']:,} steps of {found['rows_per_step']} rows, {found['epochs']:.2f} epochs, "
+        f"{about}{found['tokens_in_all']:,} tokens in all; {found['held_out_rows']:,} rows held out"
+    )
+    if found["memory"]:
+        every, trained = found["parameters"], found["trainable_parameters"]
+        out.print(f"{every:,} parameters, {trained:,} of them trained ({trained / every:.2%})")
+        table = Table(box=None, pad_edge=False)
+        table.add_column("memory of a step")
+        table.add_column("GB", justify="right")
+        for name, size in found["memory"].items():
+            table.add_row(name, f"{size / 1e9:.2f}")
+        out.print(table)
+    if found["seconds"]:
+        hours = found["seconds"] / 3600
+        out.print(f"time: {hours:.1f} hours" if hours >= 1 else f"time: {60 * hours:.1f} minutes")
+    for sentence in found["missing"]:
+        out.print(f"[bold yellow]![/] {escape(sentence)}")
 
 
 def merged(found: Result) -> None:

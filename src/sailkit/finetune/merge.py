@@ -7,8 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from sailkit import jsonl
 from sailkit.errors import UserError
+from sailkit.finetune.publish import MODEL_CARD
 from sailkit.models.sources import TRAINED, resolve
 
 
@@ -46,6 +49,8 @@ def merge(
         tokenizer.save_pretrained(unfinished)
         if (adapter / TRAINED).exists():
             shutil.copy(adapter / TRAINED, unfinished)
+            if (adapter / MODEL_CARD).exists():
+                _copy_card(adapter / MODEL_CARD, unfinished / MODEL_CARD)
         unfinished.chmod(0o755)
         unfinished.rename(out)
     except OSError as error:
@@ -53,3 +58,15 @@ def merge(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {"model": str(out), "base": jsonl.read_json(adapter / "adapter_config.json")["base_model_name_or_path"]}
+
+
+def _copy_card(card: Path, to: Path) -> None:
+    """The adapter's card, saying that it is a whole model now."""
+    from huggingface_hub import ModelCard
+
+    try:
+        copied = ModelCard.load(card, ignore_metadata_errors=True)
+    except (yaml.YAMLError, ValueError) as error:  # somebody wrote in it
+        raise UserError(f"{card}: its front matter cannot be read ({type(error).__name__})") from None
+    copied.data.library_name, copied.data.base_model_relation = "transformers", "finetune"
+    copied.save(to)

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
+from sailkit.errors import UserError
+from sailkit.finetune import plots, publish
 from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
-from sailkit.finetune.processes import Processes, together
+from sailkit.finetune.plan import need_a_gpu, plan
+from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.recipe import Recipe, read_recipe
 from sailkit.finetune.tracking import tracking
 from sailkit.models.sources import TRAINED, Source, resolve
@@ -22,17 +25,22 @@ BASE = "base.json"  # the model as it was
 METRICS = "metrics.json"
 DROPPED = "dropped.jsonl"
 MODEL = "model"
+PLOTS = "plots"
+DATA_CARDS = "data.json"  # the data cards of what was trained on, as they were
 
 
 def finetune(
     recipe: Path | None = None,
     *,
-    out: Path,
+    out: Path | None = None,
     model: str | None = None,
     data: list[str] | None = None,
     held_out: list[str] | None = None,
     style: Literal["sail", "sail-fixed", "chat"] | None = None,
     set: list[str] | None = None,
+    dry_run: bool = False,
+    tokens_per_second: float | None = None,
+    push: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on what build wrote.
 
@@ -47,16 +55,33 @@ def finetune(
         held_out: The same, to evaluate on; by default what build held out of the data.
         style: Render every row in this style instead of its own.
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
+        dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
+        tokens_per_second: With --dry-run: the throughput to reckon the time with.
+        push: OWNER/NAME on the Hugging Face hub: upload OUT/model there when all is saved; a new repository is private.
 
     Returns:
-        The figures of metrics.json.
+        The figures of metrics.json; of a dry run, those of `plan`.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
+    told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
+    if dry_run:
+        return plan(told, tokens_per_second)
+    if out is None:
+        raise UserError("finetune needs --out, the run folder (or --dry-run)")
+    if push is not None:
+        publish.check_repository(push)
+    figures = _run(told, out)
+    if push is None or not first_process():
+        return figures
+    return {**figures, "pushed": publish.push(out / MODEL, push)}
+
+
+def _run(told: Recipe, out: Path) -> dict[str, Any]:
     with together() as processes:
         with processes.agreed():
-            told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
+            need_a_gpu(told)
             source = resolve(told.model)
             from sailkit.finetune import trainer as trl
 
@@ -175,6 +200,7 @@ def _train(
     weights = trainer.weights()
     figures = {
         "model": told.model,
+        "about": told.about,
         **train.figures(),
         "held_out_rows": len(aside.examples) if aside else 0,
         "processes": processes.count,
@@ -187,14 +213,27 @@ def _train(
     }
     with processes.agreed():
         if processes.first:
-            _save(run.path(MODEL), trainer.accelerator.unwrap_model(trainer.model), weights, tokenizer, told, train)
             figures |= {**(jsonl.read_json(base) if aside else {}), **tuned, "saved": str(run.path(MODEL))}
+            cards = publish.data_cards(told.data)
+            jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
+            card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
+            whole = trainer.accelerator.unwrap_model(trainer.model)
+            _save(run.path(MODEL), whole, weights, tokenizer, told, train, card)
+            run.path(PLOTS).mkdir(exist_ok=True)
+            for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
+                jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
             jsonl.write_json(run.path(METRICS), figures)
-    return figures
+    return processes.tell(figures)
 
 
 def _save(
-    folder: Path, model: Any, weights: dict[str, Any] | None, tokenizer: Any, told: Recipe, train: Prepared
+    folder: Path,
+    model: Any,
+    weights: dict[str, Any] | None,
+    tokenizer: Any,
+    told: Recipe,
+    train: Prepared,
+    card: str,
 ) -> None:
     """Write a model folder whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -206,5 +245,6 @@ def _save(
     tokenizer.save_pretrained(unfinished)
     styles = sorted({one.style for one in train.examples})
     jsonl.write_json(unfinished / TRAINED, {"styles": styles, "max_length": told.max_length, "base": told.model})
+    jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

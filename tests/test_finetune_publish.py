@@ -1,0 +1,150 @@
+"""The model card and the push: what the hub reads, what a reader reads, and that no token is left anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sailkit.errors import UserError
+from sailkit.finetune.publish import check_repository, model_card
+from sailkit.finetune.recipe import Recipe
+from sailkit.models.sources import Source
+from test_finetune import data, folder, tune  # noqa: F401 - fixtures
+from test_report import HOSTILE
+from test_tuned_page import CARD, FIGURES
+
+pytest.importorskip("trl")
+TOKEN = "hf_ThisIsTheSecretOfATestAndNothingElse"
+
+
+def card(model: str = "owner/base", base: Path = Path("nowhere"), text: str = "", **recipe) -> tuple[ModelCard, str]:
+    told = Recipe(model, (f"runs/a{text}",), about=f"A small run.{text}", **recipe)
+    own = {**CARD, "style": f"chat{text}", "flag_messages": {"x": [f"only 12.0% are informative{text}"]}}
+    settings = {
+        "model": model,
+        "data": [f"runs/a{text}"],
+        "lora": recipe.get("lora"),
+        "training": {"run_name": f"x{text}"},
+    }
+    made = model_card(told, Source(base), FIGURES, [{"data": f"runs/a{text}", "card": own}], settings)
+    return ModelCard(made), made
+
+
+def test_the_hub_reads_the_front_matter():
+    read, _ = card()
+    assert read.data.base_model == "owner/base"
+    assert (read.data.library_name, read.data.base_model_relation) == ("transformers", "finetune")
+    assert {"sailkit", "search-augmented"} <= set(read.data.tags)
+    assert read.data.license is None
+    read, _ = card("smollm2-135m", lora={"r": 8})
+    assert (read.data.base_model, read.data.license) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert (read.data.library_name, read.data.base_model_relation) == ("peft", "adapter")
+
+
+def test_a_licence_is_that_of_the_base_or_left_to_the_user(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    _, text = card(str(base), base)
+    assert "Add `license` above before you share" in text
+    (base / "README.md").write_text("---\nlicense: llama2\n---\n")
+    read, text = card(str(base), base)
+    assert read.data.license == "llama2"
+    assert "Add `license`" not in text
+    assert read.data.base_model is None  # a folder is nothing that the hub knows
+    assert str(tmp_path) not in text
+    assert "**base**" in text
+    (base / "README.md").write_text("---\nlicense: [\n---\n")
+    assert card(str(base), base)[0].data.license is None
+
+
+def test_a_reader_is_told_figures_data_and_limits():
+    _, text = card()
+    for words in ("| Loss for each supervised token | 3.214 | 1.106 |",
+                  "| Flagging: Matthews correlation | −0.031 | 0.622 |",
+                  "informative 0.12, distracting 0.88", "| supervised tokens of a pass | 2,150 |", "A small run.",
+                  "only 12.0% are informative", "an MCC up to 0.10 can be luck"):  # fmt: skip
+        assert words in text
+    told = Recipe("owner/base", ("a",))
+    blind = model_card(
+        told, Source(Path("nowhere")), {"rows": 3, "held_out_rows": 0}, [{"data": "a", "card": None}], {}
+    )
+    assert "no held-out rows: nothing is known" in blind
+    assert "It has no data card." in blind
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_stay_texts(text):
+    read, made = card(text=text)
+    assert read.data.to_dict() == card()[0].data.to_dict()
+    body = made.split("---", 2)[2]
+    assert "<" not in body
+    assert body.count("\n## ") == card()[1].count("\n## ")
+    for table in re.findall(r"(?:^\|.*\n)+", body, re.M):
+        assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table.splitlines()}) == 1, table
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "a b/c", "owner/..", "https://x/y", "-a/b"])
+def test_a_name_that_is_none_is_refused_before_training(name):
+    with pytest.raises(UserError, match="--push"):
+        check_repository(name)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Refuses whoever asks, as the hub does where a token may not write; echoes what it got, as some proxies do."""
+
+    asked: list[tuple[str, dict]] = []  # noqa: RUF012
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        Hub.asked.append((self.path, json.loads(body)))
+        said = json.dumps({"error": f"not for {self.headers.get('authorization')}"}).encode()
+        self.send_response(403)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_hub_that_refuses_or_is_not_there_costs_one_line_and_nothing_that_was_saved(folder, data, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    set_ = ("training.max_steps=1", "training.eval_strategy='no'", "lora={r: 2}", "dtype=float32")
+    tune(folder, data, out, *set_)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert out / "model" / "README.md" in before
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    refusing = f"http://127.0.0.1:{server.server_address[1]}"
+    from test_finetune import SET
+
+    words = [sys.executable, "-m", "sailkit", "finetune", "--out", out, "--model", folder, "--data", data,
+             "--push", "owner/name", *(word for one in (*SET, *set_) for word in ("--set", one))]  # fmt: skip
+    hubs = {refusing: "the hub answers 403; set HF_TOKEN", "http://127.0.0.1:9": "cannot reach the hub (ConnectError)"}
+    for endpoint, said in hubs.items():
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": endpoint}
+        environment |= {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.strip().splitlines()
+        assert f"model is saved, but was not pushed to owner/name: {said}" in line
+        assert TOKEN not in done.stderr + done.stdout
+    server.shutdown()
+    server.server_close()
+    path, body = Hub.asked[0]
+    assert path == "/api/repos/create"
+    assert body["private"] is True or body.get("visibility") == "private"
+    assert (body["name"], body["organization"]) == ("name", "owner")
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
