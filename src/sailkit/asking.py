@@ -88,7 +88,9 @@ def _verified(
     places = [i for i, (_, example) in enumerate(batch) if example.evidence]
     if not places:
         return found
-    replies = model.generate([prompts[i] for i in places], form.bound, form.verified, form.sentences)
+    counts = sorted({len(batch[i][1].evidence) for i in places})
+    likely = [sentence for n in counts for sentence in form.sentences_of(n)]
+    replies = model.generate([prompts[i] for i in places], form.bound, form.verified, likely)
     for i, reply in zip(places, replies, strict=True):
         sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
         found[i] = form.behind(prompts[i], sentence)

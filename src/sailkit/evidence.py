@@ -46,8 +46,11 @@ class Form:
     @cached_property
     def sentences(self) -> tuple[str, ...]:
         """Every verification sentence that there is for as many search results as are shown, or fewer."""
-        counts = range(1, self.most + 1)
-        return tuple(verification(v, self.style) for n in counts for v in product(get_args(Verdict), repeat=n))
+        return tuple(sentence for n in range(1, self.most + 1) for sentence in self.sentences_of(n))
+
+    def sentences_of(self, n: int) -> tuple[str, ...]:
+        """Every verification sentence of n search results."""
+        return tuple(verification(verdicts, self.style) for verdicts in product(get_args(Verdict), repeat=n))
 
     def verified(self, text: str) -> bool:
         """Whether a text holds a whole verification sentence."""
@@ -56,8 +59,7 @@ class Form:
     def sentence(self, text: str, n: int) -> tuple[str, tuple[Verdict, ...] | None]:
         """The verification sentence that opens a text, and its verdicts; else the whole text and None."""
         said = text.strip()
-        own = (verification(v, self.style) for v in product(get_args(Verdict), repeat=n))
-        found = next((sentence for sentence in own if said.startswith(sentence)), None)
+        found = next((sentence for sentence in self.sentences_of(n) if said.startswith(sentence)), None)
         return (found, read_verification(found, n)) if found else (said, None)
 
     @staticmethod
