@@ -143,7 +143,7 @@ def test_a_hub_that_refuses_or_is_not_there_costs_one_line_and_nothing_that_was_
     server.server_close()
     path, body = Hub.asked[0]
     assert path == "/api/repos/create"
-    assert body["private"] is True or body.get("visibility") == "private"
+    assert body["visibility"] == "private"
     assert (body["name"], body["organization"]) == ("name", "owner")
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
