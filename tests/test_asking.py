@@ -65,7 +65,7 @@ def place(tmp_path_factory, shared):
         "bf16=false",
         "learning_rate=3e-3",
         "max_length=512",
-        "num_train_epochs=12",
+        "num_train_epochs=8",
         "gradient_accumulation_steps=4",
     ]
     finetune(out=place / "run", model=str(shared / "models" / "stories260k"), data=[str(place / "data")],

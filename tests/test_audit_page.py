@@ -201,7 +201,7 @@ def damage(content: dict, what: str) -> str:
         ("no labelers", r"not what sailkit audit writes: labelers: .*at least 1 item"),
         ("figure", r"audits\.1: ece_low is missing; run the audit again"),
         ("text", r"audits\.2\.kappa: .*valid number"),
-        ("nan", r"audits\.2\.auroc: .*finite number"),
+        ("nan", r"audit\.json: not valid JSON \(NaN is not a JSON number\)"),
         ("row", "no figures of 'similarity' in stratum 'official'"),
         ("difference", "no difference of 'bm25 score' and 'overlap' in stratum 'unanimous'"),
     ],

@@ -80,7 +80,8 @@ def test_several_data_sets_in_one_style(tmp_path, tokenizer):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text(json.dumps(example_row(replace(SEALS, id=name))) + "\n")
-    (tmp_path / "b" / "held_out.jsonl").write_text("")
+    (tmp_path / "a" / "held_out.jsonl").write_text("")  # build held nothing out
+    (tmp_path / "b" / "held_out.jsonl").write_text(json.dumps(example_row(SEALS)) + "\n")
     paths = [str(tmp_path / "a"), str(tmp_path / "b" / "train.jsonl")]
     found = read_data(paths, style="sail")
     assert [(one.id, one.style) for one in found] == [("a", "sail"), ("b", "sail")]

@@ -119,6 +119,7 @@ def test_two_processes_train_what_one_trains(folder, data, tmp_path):
     assert not list((tmp_path / "two").glob(".model*"))
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_both_with_one_line(folder, data, tmp_path):
     out = tmp_path / "run"
     more = "training.learning_rate=1e20", "training.max_grad_norm=0.0", "training.gradient_accumulation_steps=2"
