@@ -176,9 +176,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """The batches of a step; rows that an epoch begins with, and that fill up its last batch, count only once."""
         self._speed.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        state = self.accelerator.gradient_state
-        if self._processes.count > 1 and batches and state.end_of_dataloader and state.remainder > 0:
-            mine = state.remainder - self._processes.rank * self.args.per_device_train_batch_size
+        size = self.args.per_device_train_batch_size
+        # Accelerate knows this too, but not in an epoch that goes on behind a checkpoint.
+        left = 0 if self.args.dataloader_drop_last else len(self.train_dataset) % (size * self._processes.count)
+        if self._processes.count > 1 and batches and self.accelerator.gradient_state.end_of_dataloader and left:
+            mine = left - self._processes.rank * size
             batches[-1]["labels"][max(mine, 0) :] = IGNORED
             items = self._get_num_items_in_batch(batches, device)
         return batches, items
