@@ -88,7 +88,7 @@ def evaluate(
         shots: How many of them to show.
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
         chat: Use the model's chat template: auto (where it has one), on, off.
-        dtype: Number format; auto takes bfloat16 where the machine has it.
+        dtype: Number format; auto takes bfloat16 where the machine is faster in it.
         device: Where to run: auto, cpu, cuda:0, mps.
         batch_tokens: Most tokens in a batch; 0 chooses.
         max_new_tokens: Longest generated answer; the protocol's own by default.
