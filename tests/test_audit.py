@@ -270,6 +270,7 @@ def test_the_terminal_shows_only_the_differences_that_matter(votes, tmp_path, ca
     assert f"sailkit report {tmp_path / 'a'}" in " ".join(shown.split())
 
 
+@pytest.mark.long
 def test_a_fitted_labeler_is_a_model_that_entailment_loads(shared, tmp_path):
     path = shared / "climate-fever" / "climate-fever.jsonl"
     figures = fit(data=path, out=tmp_path / "fitted", limit=48, batch_size=8, max_length=64)

@@ -147,6 +147,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+@pytest.mark.long
 def test_a_sharded_model_has_the_loss_and_the_gradients_of_the_whole(folder, data, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     launcher += ["--master-port", str(free_port()), HERE / "sharded.py"]
