@@ -12,19 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sailkit.errors import UserError
 from sailkit.finetune.data import IGNORED, prepare
 from sailkit.finetune.recipe import Recipe
-from sailkit.records import SearchResult, TrainingExample
+from test_finetune import example
 
 trl = pytest.importorskip("sailkit.finetune.trainer")
 QUICK = {"bf16": False, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3, "max_length": 512}
-THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
-
-
-def example(i: int) -> TrainingExample:
-    thing = THINGS[i % len(THINGS)]
-    good = SearchResult(f"{thing.title()} like {i} red balls very much.", thing)
-    bad = SearchResult("It was a sunny day and the girl went out." + " She ran." * (i % 5), "Day")
-    results, verdicts = ((good, bad), ("informative", "distracting")) if i % 2 else ((bad,), ("distracting",))
-    return TrainingExample(str(i), f"What do {thing} like?", "", results, verdicts, f"{i} red balls.", "sail-fixed")
 
 
 @pytest.fixture(scope="module")

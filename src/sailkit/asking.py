@@ -56,13 +56,7 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
         replies = model.generate(_step(plan, batch, step, previous), question.max_new_tokens, lambda _: False)
         previous = [reply.text or "" for reply in replies]
         for turn, reply in zip(turns, replies, strict=True):
-            turn.append(
-                {
-                    "prompt": reply.prompt,
-                    "raw_output": reply.text,
-                    "completion_tokens": reply.completion_tokens,
-                }
-            )
+            turn.append(_turn(reply))
     prompts = _step(plan, batch, last, previous)
     if plan.form and plan.form.verify:
         prompts = _verified(model, plan.form, batch, prompts, turns)
@@ -94,15 +88,13 @@ def _verified(
     for i, reply in zip(places, replies, strict=True):
         sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
         found[i] = form.behind(prompts[i], sentence)
-        turns[i].append(
-            {
-                "prompt": reply.prompt,
-                "raw_output": reply.text,
-                "completion_tokens": reply.completion_tokens,
-                "verdicts": verdicts,
-            }
-        )
+        turns[i].append({**_turn(reply), "verdicts": verdicts})
     return found
+
+
+def _turn(reply: Reply) -> dict[str, Any]:
+    """An earlier call, as a prediction keeps it."""
+    return {"prompt": reply.prompt, "raw_output": reply.text, "completion_tokens": reply.completion_tokens}
 
 
 def _step(plan: Plan, batch: Sequence[tuple[int, Example]], step: int, previous: Sequence[str]) -> list[Prompt]:

@@ -6,18 +6,25 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
-from typing import Literal, get_args
+from typing import Literal
 
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.models import Model
 from sailkit.prompts import Message, Part, Prompt
 from sailkit.records import Example, SearchResult, TrainingExample, Verdict
-from sailkit.styles import STYLES, check_style, human, prompt_parts, read_verification, verification
+from sailkit.styles import (
+    MOST_VERIFIED,
+    STYLES,
+    check_style,
+    every_judgement,
+    human,
+    prompt_parts,
+    read_verification,
+    verification,
+)
 
 Search = Literal["evidence", "random", "none"]
-MOST_RESULTS = 6  # two to the power of this many verification sentences are told apart
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Form:
 
     def sentences_of(self, n: int) -> tuple[str, ...]:
         """Every verification sentence of n search results."""
-        return tuple(verification(verdicts, self.style) for verdicts in product(get_args(Verdict), repeat=n))
+        return tuple(verification(verdicts, self.style) for verdicts in every_judgement(n))
 
     def verified(self, text: str) -> bool:
         """Whether a text holds a whole verification sentence."""
@@ -89,8 +96,8 @@ def form_for(model: Model, style: str, verify: str, most: int) -> Form:
     checks = bool(trained) if verify == "auto" else verify == "on"
     if checks and server:
         raise UserError("--verify on: a server does not go on with an answer that is begun here; leave it out")
-    if checks and most > MOST_RESULTS:
-        raise UserError(f"--results {most}: at most {MOST_RESULTS} search results are verified")
+    if checks and most > MOST_VERIFIED:
+        raise UserError(f"--results {most}: at most {MOST_VERIFIED} search results are verified")
     form = Form(style, checks and most > 0, most)
     if not form.verify:
         return form

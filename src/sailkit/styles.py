@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
+from itertools import product
 from typing import Any, get_args
 
 import yaml
@@ -25,6 +26,7 @@ class TooLongError(UserError):
 
 
 STYLES = ("sail", "sail-fixed", "chat")
+MOST_VERIFIED = 6  # two to the power of this many verification sentences are told apart
 _ENDLESS = 10**12  # tokens; where no length is given nothing is cut
 
 
@@ -62,6 +64,11 @@ def verification(judgements: Sequence[Verdict], style: str) -> str:
         informative=_join(useful, words["number_join"], words["last_number_join"]),
     )
     return sentence[0].upper() + sentence[1:]
+
+
+def every_judgement(n: int) -> list[tuple[Verdict, ...]]:
+    """All the ways in which n search results can be judged."""
+    return list(product(get_args(Verdict), repeat=n))
 
 
 def _join(items: Sequence[str], between: str, last: str) -> str:

@@ -9,15 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import product
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from sailkit.finetune.processes import Processes
 from sailkit.models.local import LocalModel
 from sailkit.records import SearchResult, TrainingExample, Verdict
-from sailkit.styles import ExampleRenderer, TooLongError
-
-_MOST_RESULTS = 6  # two to the power of this many sentences are scored
+from sailkit.styles import MOST_VERIFIED, ExampleRenderer, TooLongError, every_judgement
 
 
 def flagging(
@@ -38,7 +35,7 @@ def flagging(
     renderer = ExampleRenderer(model.tokenizer)
     prompts: dict[tuple[str, int], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
     for one in examples:
-        if not 1 <= len(one.results) <= _MOST_RESULTS:
+        if not 1 <= len(one.results) <= MOST_VERIFIED:
             continue
         try:
             rendered = renderer.render(one, max_length)
@@ -69,7 +66,7 @@ class _Flag(NamedTuple):
 
 
 def _flags(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
-    sets = list(product(get_args(Verdict), repeat=n))
+    sets = every_judgement(n)
     for one, row in zip(examples, scores, strict=True):
         top = max(row)
         shares = [math.exp(score - top) for score in row]
@@ -104,10 +101,10 @@ def _blank(style: str, n: int) -> TrainingExample:
 
 
 def _sentences(renderer: ExampleRenderer, style: str, n: int) -> list[tuple[int, ...]]:
-    """Token ids of every verification sentence of n results, in the order of `product`."""
+    """Token ids of every verification sentence of n results, in the order of `every_judgement`."""
     blank = _blank(style, n)
-    every = product(get_args(Verdict), repeat=n)
-    return [renderer.render(replace(blank, judgements=verdicts)).supervised for verdicts in every]
+    every = (replace(blank, judgements=verdicts) for verdicts in every_judgement(n))
+    return [renderer.render(one).supervised for one in every]
 
 
 def _batches(rows: Sequence[Any], budget: int, reserve: int) -> list[list[Any]]:

@@ -22,7 +22,7 @@ from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.finetune.processes import Processes
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.tracking import check_trackers
-from sailkit.models.loading import cpu_has_fast_bf16
+from sailkit.models.loading import pick_device, pick_dtype
 
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"  # what Transformers writes last
@@ -64,7 +64,7 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
     if not told.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
         told["activation_checkpointing"] = False
     if "fp16" not in told and "bf16" not in told:
-        told["bf16"] = _has_bf16()
+        told["bf16"] = pick_dtype("auto", pick_device("auto")) is torch.bfloat16
     told.setdefault("run_name", folder.resolve().name)
     told.setdefault("project", "sailkit")
     try:
@@ -79,12 +79,6 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
     check_trackers(made.report_to)
     return made
-
-
-def _has_bf16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return cpu_has_fast_bf16()
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
