@@ -76,6 +76,8 @@ ORDER = (
     "finetune.publish",
     "finetune.merge",
     "finetune.stage",
+    "distill",
+    "distill.rows",
     "predictions",
     "summary",
     "reference",

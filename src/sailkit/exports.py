@@ -193,21 +193,21 @@ def _not_read(where: str) -> UserError:
 
 
 @cache
-def _frame(style: str) -> tuple[str, re.Pattern[str]]:
-    """What is before the search results, and a pattern of what is behind them."""
+def _frame(style: str) -> re.Pattern[str]:
+    """The user's turn of a style, with the places of what it holds."""
     frame = wording()["chat" if style == "chat" else "text"]
-    before, behind = frame["human"].split("{results}")
-    asked = re.escape(behind).replace(re.escape("{instruction}"), "(?P<instruction>.*?)")
-    given = re.escape(frame["input"]).replace(re.escape("{input}"), "(?P<input>.*)")
-    return before, re.compile(asked.replace(re.escape("{input}"), f"(?:{given})?") + r"\Z", re.DOTALL)
+    given = re.escape(frame["input"]).replace(re.escape("{input}"), "(?P<input>.*?)")
+    pattern = re.escape(frame["human"]).replace(re.escape("{input}"), f"(?:{given})?")
+    for name in ("results", "instruction"):
+        pattern = pattern.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>.*?)")
+    return re.compile(pattern, re.DOTALL)
 
 
 def _parse(name: str, asked: str, said: str, style: str) -> TrainingExample | None:
-    before, pattern = _frame(style)
-    match = pattern.search(asked, len(before))
-    if match is None or not asked.startswith(before):
+    match = _frame(style).fullmatch(asked)
+    if match is None:
         return None
-    results = _read_results(asked[len(before) : match.start()])
+    results = _read_results(match["results"])
     judgements = None if results is None else read_verification(said, len(results))
     if results is None or judgements is None:
         return None
