@@ -78,6 +78,8 @@ ORDER = (
     "finetune.stage",
     "distill",
     "distill.rows",
+    "distill.align",
+    "distill.project",
     "predictions",
     "summary",
     "reference",

@@ -43,7 +43,7 @@ class GuardedTokenizer:
         self._names = {token["content"]: f"<{nonce}:{token['id']}>" for token in special}
         for token in special:
             token["content"] = self._names[token["content"]]
-        _rename_pieces(spec["model"], self._names)
+        rename_pieces(spec["model"], self._names)
         spec["truncation"] = spec["padding"] = None
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
         assert all(self._copy.token_to_id(new) == backend.token_to_id(old) for old, new in self._names.items())
@@ -91,7 +91,7 @@ class GuardedTokenizer:
         return self._pattern.sub(lambda match: self._names[match.group()], text)
 
 
-def _rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
+def rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
     """Give special tokens their secret names in a model's own vocabulary too.
 
     Converted SentencePiece models can build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.

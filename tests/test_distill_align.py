@@ -1,0 +1,171 @@
+"""The bytes of tokens: they come back whole, whatever the text and the tokenizer's family."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+from sailkit.distill.align import Vocabulary, ends_of, stream
+from sailkit.errors import UserError
+
+TRAINED = ["byte-level", "byte-fallback", "unigram"]
+NAMES = [*TRAINED, "llama", "qwen", "stories260k"]
+TEXTS = [
+    "All search results are informative.",
+    "👩‍🚀 and 👍🏽 in a row 🇨🇿",
+    "气候变化是真的吗？ 気候変動",
+    "e\u0301 is not \u00e9 here",
+    "two  spaces,   three,\ttab",
+    "line\n\nline\r\n",
+    "a\u2581b <0x41> Ġ",
+    "12345 3.14 U.S.A. don't",
+    "\u00a0no-break\u200bzero width",
+    "نص عربي ועברית",
+]
+_CORPUS = ["the quick brown fox jumps over the lazy dog 123", "search results are informative or distracting"] * 20
+
+
+def _trained(name: str) -> Any:
+    """A small tokenizer of one family."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    if name == "byte-level":
+        made = tokenizers.Tokenizer(models.BPE())
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        made.train_from_iterator(_CORPUS, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    if name == "unigram":
+        pieces = [("<unk>", 0.0), ("<end>", 0.0), *((b, -20.0) for b in bytes_)]
+        words = ["▁the", "▁search", "▁result", "s", "▁", "▁are", "▁in", "form", "ative", "e", "a", "t", "."]
+        made = tokenizers.Tokenizer(models.Unigram([*pieces, *((w, -5.0) for w in words)], 0, byte_fallback=True))
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    else:
+        made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        trainer = trainers.BpeTrainer(
+            vocab_size=500, special_tokens=["<unk>", "<end>", *bytes_], show_progress=False, max_token_length=12
+        )
+        made.train_from_iterator([text.replace(" ", "▁") for text in _CORPUS], trainer)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    spec = json.loads(made.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].startswith("<0x")]
+    made = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def load(request: pytest.FixtureRequest) -> Callable[[str], tuple[Any, Vocabulary]]:
+    @cache
+    def find(name: str) -> tuple[Any, Vocabulary]:
+        if name in TRAINED:
+            tokenizer = _trained(name)
+        else:
+            shared = request.getfixturevalue("shared")
+            if name == "llama":
+                tokenizer = LlamaTokenizer.from_pretrained(shared / "tokenizers" / "llama")
+            else:
+                folder = "tokenizers/qwen" if name == "qwen" else "models/stories260k"
+                tokenizer = AutoTokenizer.from_pretrained(shared / folder)
+        return tokenizer, Vocabulary(tokenizer)
+
+    return find
+
+
+def _whole(tokenizer: Any, vocabulary: Vocabulary, text: str) -> bytes:
+    ids = tokenizer("x\n" + text, add_special_tokens=False)["input_ids"]
+    return b"".join(vocabulary.pieces[i] or b"?" for i in ids).strip(b" ").removeprefix(b"x\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_come_back_whole(load, name, text):
+    tokenizer, vocabulary = load(name)
+    expected = unicodedata.normalize("NFC", text) if name == "qwen" else text
+    if name not in ("qwen", "byte-level"):  # pieces of the other families cannot tell the sign for a space from one
+        expected = expected.replace("▁", " ")
+    if name == "unigram":  # takes a spelled byte piece for the byte; `stream` refuses such a completion
+        expected = expected.replace("<0x41>", "A")
+    assert _whole(tokenizer, vocabulary, text) == expected.encode()
+
+
+@pytest.mark.parametrize("name", ["byte-level", "byte-fallback", "llama", "stories260k"])
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁\0"), max_size=40))
+def test_bytes_come_back_whole_for_any_text(load, name, text):
+    tokenizer, vocabulary = load(name)
+    assert _whole(tokenizer, vocabulary, text + ".") == (text + ".").encode()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), cut=st.integers(0, 3))
+def test_a_text_begins_with_its_first_token(load, name, text, cut):
+    vocabulary = load(name)[1]
+    data = text.encode()[cut:] or b"\xe4"  # may begin within a character
+    piece = vocabulary.pieces[vocabulary.first(data)]
+    assert piece
+    assert data.startswith(piece)
+
+
+def test_the_first_token_is_the_very_same_bytes_or_that_of_the_tokenizer(load):
+    qwen, vocabulary = load("qwen")
+    assert vocabulary.pieces[vocabulary.first(b" information")] == b" information"
+    said = " antidisestablishmentarianism!"
+    assert vocabulary.first(said.encode()) == qwen(said)["input_ids"][0]
+
+
+def test_no_special_token_stands_for_bytes(load):
+    for name in NAMES:
+        tokenizer, vocabulary = load(name)
+        end = tokenizer.eos_token
+        assert vocabulary.pieces[tokenizer.eos_token_id] is None
+        assert vocabulary.first(end.encode()) != tokenizer.eos_token_id
+
+
+def test_most_pieces_of_llama_have_a_token_of_qwen(load):
+    llama, qwen = load("llama")[1], load("qwen")[1]
+    texts = [piece for piece in llama.pieces if piece]
+    share = sum(piece in qwen.ids for piece in texts) / len(texts)
+    assert share == pytest.approx(0.826, abs=0.005)
+
+
+def test_a_completion_is_laid_out_from_its_own_beginning(load):
+    llama, vocabulary = load("llama")
+    tokens = llama("### Response: Yes, it is", add_special_tokens=False)["input_ids"]
+    before = len(llama("### Response:", add_special_tokens=False)["input_ids"])
+    laid = stream(vocabulary, [*tokens[before:], llama.eos_token_id], "Yes, it is")
+    assert (laid.starts[0], laid.starts[-1], laid.length) == (-1, 10, 10)
+    assert laid.between(0, 3) == b"Yes"
+    assert ends_of(llama, [laid]) == {llama.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "why"),
+    [("Yes", "one token that ends it"), ("No</s>", "cannot represent"), ("</s>Yes</s>", "one token that ends it")],
+)
+def test_other_tokens_are_refused(load, tokens, why):
+    llama, vocabulary = load("llama")
+    ids = llama(tokens, add_special_tokens=False)["input_ids"]
+    with pytest.raises(UserError, match=why) as told:
+        stream(vocabulary, ids, "Yes", "row 7")
+    assert "row 7" in str(told.value)
+
+
+def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
+    words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    with pytest.raises(UserError, match="WordPiece"):
+        Vocabulary(PreTrainedTokenizerFast(tokenizer_object=words))
