@@ -105,6 +105,16 @@ def read_recipe(path: Path | None, changes: Mapping[str, Any], assignments: Sequ
     Raises:
         UserError: Not found, not a recipe, or a key that nobody knows; the nearest known one is named.
     """
+    return checked(read_settings(path, changes, assignments), where_of(path))
+
+
+def where_of(path: Path | None) -> str:
+    """What a recipe is called in an error."""
+    return str(path) if path is not None else "the flags"
+
+
+def read_settings(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a recipe, changed as in `read_recipe`, and not yet checked."""
     told = _read(path, ()) if path is not None else {}
     told = _merged(told, {key: value for key, value in changes.items() if value not in (None, [], ())})
     for text in assignments:
@@ -115,7 +125,7 @@ def read_recipe(path: Path | None, changes: Mapping[str, Any], assignments: Sequ
         for part in reversed(name.strip().split(".")):
             tree = {part: tree}
         told = _merged(told, tree)
-    return _checked(told, str(path) if path is not None else "the flags")
+    return told
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -151,8 +161,17 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _checked(told: Mapping[str, Any], where: str) -> Recipe:
-    _known(told, _TOP, where)
+def checked(told: Mapping[str, Any], where: str) -> Recipe:
+    """Settings as a recipe.
+
+    Args:
+        told: See `read_settings`.
+        where: What to call them in an error.
+
+    Raises:
+        UserError: A key that nobody knows, or a value that cannot be.
+    """
+    known(told, _TOP, where)
     lists = {name: _texts(told.get(name), f"{where}: {name}") for name in ("data", "held_out")}
     parts = {name: _mapping(told.get(name), f"{where}: {name}") for name in ("training", "lora", "quantization")}
     if not isinstance(told.get("model"), str):
@@ -169,12 +188,12 @@ def _checked(told: Mapping[str, Any], where: str) -> Recipe:
     _check_training(parts["training"] or {}, f"{where}: training")
     if parts["lora"] is not None:
         from_peft = _fields_of_lora()
-        _known(parts["lora"], from_peft, f"{where}: lora")
+        known(parts["lora"], from_peft, f"{where}: lora")
     if parts["quantization"] is not None:
         from transformers import BitsAndBytesConfig
 
         names = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
-        _known(parts["quantization"], names, f"{where}: quantization")
+        known(parts["quantization"], names, f"{where}: quantization")
     return Recipe(
         model=told["model"],
         data=lists["data"],
@@ -195,7 +214,7 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
     except ImportError:
         raise missing_extra("finetune", "fine-tuning") from None
     types = {one.name: one.type for one in dataclasses.fields(SFTConfig) if one.init}
-    _known(training, types, where)
+    known(training, types, where)
     for key, value in training.items():
         if key in _OURS:
             raise UserError(f"{where}.{key} cannot be set: {_OURS[key]}")
@@ -213,8 +232,9 @@ def _fields_of_lora() -> list[str]:
     return [one.name for one in dataclasses.fields(LoraConfig) if one.init]
 
 
-def _known(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    names = list(known)
+def known(keys: Iterable[str], names: Iterable[str], where: str) -> None:
+    """Raise a UserError for a key that is not among the names."""
+    names = list(names)
     for key in keys:
         if key not in names:
             close = nearest(str(key), names)

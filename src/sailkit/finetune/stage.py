@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,19 @@ DROPPED = "dropped.jsonl"
 MODEL = "model"
 PLOTS = "plots"
 DATA_CARDS = "data.json"  # the data cards of what was trained on, as they were
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is learnt; by default the words of the data.
+
+    Attributes:
+        trainer: Makes the trainer; takes what `sailkit.finetune.trainer.Trainer` takes.
+        settings: What decides the goal, for the manifest.
+    """
+
+    trainer: Callable[..., Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def finetune(
@@ -72,13 +85,14 @@ def finetune(
         raise UserError("finetune needs --out, the run folder (or --dry-run)")
     if push is not None:
         publish.check_repository(push)
-    figures = _run(told, out)
+    figures = train(told, out)
     if push is None or not first_process():
         return figures
     return {**figures, "pushed": publish.push(out / MODEL, push)}
 
 
-def _run(told: Recipe, out: Path) -> dict[str, Any]:
+def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
+    """Train a model in a run folder, from its last checkpoint where there is one; see `finetune`."""
     with together() as processes:
         with processes.agreed():
             need_a_gpu(told)
@@ -86,13 +100,13 @@ def _run(told: Recipe, out: Path) -> dict[str, Any]:
             from sailkit.finetune import trainer as trl
 
             tokenizer = _tokenizer(source)
-            train = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
+            rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
             apart = told.held_out or held_out_of(told.data)
             aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
             args = trl.arguments(told, out, held_out=aside is not None)
-        with _opened(processes, out, told, source, train, aside, args.seed) as run:
+        with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
             done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
-            figures = {} if done else _train(run, processes, told, source, tokenizer, train, aside, args)
+            figures = {} if done else _train(run, processes, told, source, tokenizer, rows, aside, args, goal)
             return processes.tell(jsonl.read_json(run.path(METRICS)) if done and processes.first else figures)
 
 
@@ -105,6 +119,7 @@ def _opened(
     train: Prepared,
     aside: Prepared | None,
     seed: int,
+    goal: Goal,
 ) -> Iterator[runs.Run]:
     """The run folder, which the first process holds for all."""
     with contextlib.ExitStack() as stack:
@@ -119,6 +134,7 @@ def _opened(
                     "train_sha256": fingerprint(train),
                     "held_out_sha256": fingerprint(aside) if aside else None,
                     "seed": seed,
+                    **goal.settings,
                 }
                 if processes.count > 1:  # one is what every manifest without it means
                     settings["processes"] = processes.count
@@ -146,6 +162,7 @@ def _train(
     train: Prepared,
     aside: Prepared | None,
     args: Any,
+    goal: Goal,
 ) -> dict[str, Any]:
     from sailkit.finetune import callbacks, loading
     from sailkit.finetune import trainer as trl
@@ -178,7 +195,7 @@ def _train(
     begun = time.monotonic()
     with tracking(args.report_to, run.folder, jsonl.fingerprint(run.manifest)[:16]):
         with processes.agreed():
-            trainer = trl.Trainer(
+            trainer = (goal.trainer or trl.Trainer)(
                 model=loading.load_for_training(source, told),
                 tokenizer=tokenizer,
                 args=args,
