@@ -8,6 +8,8 @@ from typing import Any, Literal
 Outcome = Literal["answered", "unreadable", "refused"]
 SearchOutcome = Literal["found", "empty", "unavailable", "left_out"]
 Verdict = Literal["informative", "distracting"]
+Method = Literal["sequence", "logits", "both"]  # of distillation
+Precision = Literal["float16", "float32"]
 # Why a search result has no score: the labeler's answer cannot be read, it refused or failed, there was no response.
 JudgementOutcome = Literal["judged", "unreadable", "refused", "failed", "no_response"]
 

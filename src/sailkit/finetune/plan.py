@@ -39,16 +39,17 @@ class Lengths:
     cut_tokens: int | None = None
 
 
-def plan(told: Recipe, tokens_per_second: float | None = None) -> dict[str, Any]:
+def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | None = None) -> dict[str, Any]:
     """Check a recipe and say what its run would take.
 
     Args:
         told: The recipe.
         tokens_per_second: Throughput to reckon the time with.
+        layers: How many layers the model will have; those of its config by default.
 
     Returns:
-        Counts of rows, tokens and steps; `parameters` and `trainable_parameters` and `memory` (bytes by part), None
-        where the model's config cannot be had; `seconds`; `tokens_estimated`; and `missing`, in sentences.
+        Counts of rows, tokens and steps; `parameters`, `trainable_parameters`, `columns` (of the output layer) and
+        `memory` (bytes by part), None where the model's config cannot be had; `seconds`; `tokens_estimated`; and `missing`, in sentences.
 
     Raises:
         UserError: The recipe or its data are wrong in a way that the run itself would not survive.
@@ -56,10 +57,10 @@ def plan(told: Recipe, tokens_per_second: float | None = None) -> dict[str, Any]
     from sailkit.finetune import trainer as trl
 
     missing: list[str] = []
-    config, tokenizer = _known_of(told.model, missing)
-    train = _lengths(read_data(told.data, style=told.style), tokenizer, told.max_length)
+    config, tokenizer = known_of(told.model, missing)
+    train = lengths(read_data(told.data, style=told.style), tokenizer, told.max_length)
     apart = told.held_out or held_out_of(told.data)
-    aside = _lengths(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
+    aside = lengths(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
     args = trl.arguments(told, Path(), held_out=aside is not None)
     units = _packed(train.tokens, told.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(units, args)
@@ -83,8 +84,11 @@ def plan(told: Recipe, tokens_per_second: float | None = None) -> dict[str, Any]
         "parameters": None,
         "trainable_parameters": None,
         "memory": None,
+        "columns": None,
     }
     if config is not None:
+        if layers is not None:
+            config.get_text_config().num_hidden_layers = layers
         counts = count(config, told)
         size = args.per_device_train_batch_size
         longest = told.max_length if args.packing else max(train.tokens)
@@ -93,6 +97,7 @@ def plan(told: Recipe, tokens_per_second: float | None = None) -> dict[str, Any]
         found |= {
             "parameters": counts["parameters"],
             "trainable_parameters": counts["trainable_parameters"],
+            "columns": int(config.get_text_config().vocab_size),
             "memory": memory(
                 config, told, counts, size * longest, scored, mixed=mixed, optimizer=str(args.optim),
                 checkpointing=bool(args.activation_checkpointing or args.gradient_checkpointing),
@@ -112,7 +117,7 @@ def need_a_gpu(told: Recipe) -> None:
 
     if told.quantization is None or torch.cuda.is_available():
         return
-    config, _ = _known_of(told.model, [], tokenizer=False)
+    config, _ = known_of(told.model, [], tokenizer=False)
     if config is None:
         return  # what is wrong shows when the model is looked for
     counts = count(config, told)
@@ -131,8 +136,8 @@ def need_a_gpu(told: Recipe) -> None:
     )
 
 
-def _known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[Any, Any]:
-    """Config and tokenizer, each None where it cannot be had; `missing` says why."""
+def known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[Any, Any]:
+    """Config and tokenizer of a model, each None where it cannot be had; `missing` is told why."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -151,7 +156,8 @@ def _known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple
     return (found[0], found[1]) if tokenizer else (found[0], None)
 
 
-def _lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int) -> Lengths:
+def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int) -> Lengths:
+    """Tokens of each example; estimated from words where there is no tokenizer."""
     if tokenizer is not None:
         made = prepare(examples, tokenizer, max_length)
         supervised = tuple(sum(label != IGNORED for label in row) for row in made.labels)

@@ -1,0 +1,184 @@
+"""A teacher's cache in a student's tokens: compiled once for a pair of models, then read by every training step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sailkit import jsonl, runs
+from sailkit.distill.align import Stream, Vocabulary, ends_of, stream
+from sailkit.distill.pairs import pairs_of
+from sailkit.distill.project import Projection, Target, collect
+from sailkit.distill.rows import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
+from sailkit.distill.shards import TeacherCache
+from sailkit.distill.teacher_cache import read_with
+from sailkit.errors import UserError
+from sailkit.finetune.data import IGNORED, Prepared, fingerprint
+
+RULES = 1  # of alignment and projection; raise it when targets change
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The targets of a data set.
+
+    Attributes:
+        targets: A row for each example of the student's.
+        figures: How much of the teacher's word arrived: see `coverage`.
+    """
+
+    targets: Targets
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """One completion on both sides."""
+
+    said: TeacherRow
+    theirs: Stream
+    ours: Stream
+
+
+class Compiler:
+    """From a cache to targets, for one pair of tokenizers."""
+
+    def __init__(self, cache: TeacherCache, teacher_tokenizer: Any, student_tokenizer: Any, min_mass: float) -> None:
+        """Prepare.
+
+        Args:
+            cache: The teacher's.
+            teacher_tokenizer: The tokenizer that it was made with.
+            student_tokenizer: The student's.
+            min_mass: See `Projection`.
+        """
+        self.cache = cache
+        self.teacher_tokenizer = teacher_tokenizer
+        self.teacher, self.student = Vocabulary(teacher_tokenizer), Vocabulary(student_tokenizer)
+        self.min_mass = min_mass
+
+    @property
+    def same(self) -> bool:
+        """Whether both have the same tokens, so that nothing needs to be aligned."""
+        return self.teacher.fingerprint == self.student.fingerprint
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the targets besides the data."""
+        made = runs.read_manifest(self.cache.folder)["fingerprint"]
+        sides = {"teacher_tokens": self.teacher.fingerprint, "student_tokens": self.student.fingerprint}
+        return {"cache": made, **sides, "min_mass": self.min_mass, "rules": RULES}
+
+    def compile(self, prepared: Prepared, file: Path, learn_from: Prepared | None = None) -> Compiled:
+        """The targets of a data set, read from a file that holds the same ones already, else written to it.
+
+        Args:
+            prepared: As the student reads it.
+            file: Where they are kept.
+            learn_from: The data from which the habits of the student's tokenizer are learnt; the same by default.
+
+        Raises:
+            UserError: A completion is not in the cache, or cannot be represented; the cache is left as it is.
+        """
+        learned = fingerprint(learn_from) if learn_from else None
+        key = jsonl.fingerprint([self.settings(), fingerprint(prepared), learned])
+        if (found := _read(file, key)) is not None:
+            return found
+        laid = self._lay(prepared)
+        streams = [one for one in laid if one is not None]
+        ends = ends_of(self.teacher_tokenizer, (one.theirs for one in streams))
+        projection = Projection(self.teacher, self.student, ends, self.min_mass)
+        if not projection.same:
+            known = streams if learn_from is None else [one for one in self._lay(learn_from) if one is not None]
+            projection.learn((one.theirs, one.ours) for one in known)
+        rows: list[list[Target]] = []
+        with runs.progress("aligning teacher and student", len(laid)) as tick:
+            for one, labels in zip(laid, prepared.labels, strict=True):
+                n = sum(label != IGNORED for label in labels)
+                rows.append([Target({}, 1.0, NONE)] * n if one is None else projection.row(one.said, one.theirs, one.ours))
+                tick()
+        made = Compiled(collect(rows), _coverage(rows, laid, self.cache))
+        _write(file, key, made)
+        return made
+
+    def _lay(self, prepared: Prepared) -> list[_Laid | None]:
+        """Both sides of each example; None for one that the teacher had no room for."""
+        settings = self.cache.settings
+        # The teacher has its own style; the words of the completion are the same in both.
+        read = read_with(prepared.examples, self.teacher_tokenizer, settings["max_length"], settings["style"])
+        pairs = {pair.name: pair for pair in pairs_of(read)}
+        found: list[_Laid | None] = []
+        for one, labels in zip(prepared.examples, prepared.labels, strict=True):
+            pair = pairs.get(one.id)
+            if pair is None:
+                found.append(None)
+                continue
+            said = self.cache.get(pair.prompt, pair.completion)
+            if tuple(said.tokens.tolist()) != pair.tokens:
+                raise UserError(f"{self.cache.folder}: example {one.id!r} was tokenised in another way there")
+            tokens = [label for label in labels if label != IGNORED]
+            theirs = stream(self.teacher, pair.tokens, pair.completion, one.id)
+            found.append(_Laid(said, theirs, stream(self.student, tokens, pair.completion, one.id)))
+        return found
+
+
+def _coverage(rows: Sequence[Sequence[Target]], laid: Sequence[_Laid | None], cache: TeacherCache) -> dict[str, Any]:
+    """How much of the teacher's word arrived in the student's tokens.
+
+    Returns:
+        `positions`; the shares of them that are `aligned`, `conditioned` and without a target; `captured_mass`, the
+        mean probability of what the targets list; `identical_tokens`, the share of the student's tokens that are the
+        teacher's in bytes and place; bytes of text in a token of each side; and rows that the teacher had no room for.
+    """
+    kinds = Counter(target.kind for row in rows for target in row)
+    aimed = [1 - target.tail for row in rows for target in row if target.kind != NONE]
+    seen = [one for one in laid if one is not None]
+    bytes_ = sum(one.ours.length for one in seen)
+    ours, theirs = (sum(len(getattr(one, side).tokens) - 1 for one in seen) for side in ("ours", "theirs"))
+    same = sum(len(_spans(one.ours) & _spans(one.theirs)) for one in seen)
+    positions = kinds.total()
+    return {
+        "positions": positions,
+        "aligned": kinds[ALIGNED] / max(positions, 1),
+        "conditioned": kinds[CONDITIONED] / max(positions, 1),
+        "without_target": kinds[NONE] / max(positions, 1),
+        "captured_mass": float(np.mean(aimed)) if aimed else None,
+        "identical_tokens": same / max(ours, 1),
+        "student_bytes_per_token": bytes_ / max(ours, 1),
+        "teacher_bytes_per_token": bytes_ / max(theirs, 1),
+        "rows_without_teacher": sum(one is None for one in laid),
+    }
+
+
+def _spans(one: Stream) -> set[tuple[int, int]]:
+    """From where to where each token but the last reaches."""
+    return set(zip(one.starts[:-1].tolist(), one.starts[1:].tolist(), strict=True))
+
+
+def _write(file: Path, key: str, made: Compiled) -> None:
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in asdict(made.targets).items()}
+    jsonl.write_atomic(file, save(tensors, metadata={"key": key, "figures": jsonl.dumps(made.figures)}))
+
+
+def _read(file: Path, key: str) -> Compiled | None:
+    from json import loads
+
+    from safetensors import SafetensorError, safe_open
+
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "numpy") as opened:
+            told: Mapping[str, str] = opened.metadata() or {}
+            if told.get("key") != key:
+                return None
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return Compiled(Targets(**tensors), loads(told["figures"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None  # it is made again
