@@ -78,6 +78,8 @@ ORDER = (
     "finetune.stage",
     "distill",
     "distill.rows",
+    "distill.loss",
+    "distill.trainer",
     "predictions",
     "summary",
     "reference",
