@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """
         self._processes = processes
         self._speed = Speed()
-        self._right = self._asked = 0  # tokens since the line before, of all processes
+        self._sums: Counter[str] = Counter()  # since the line before, of all processes
         self._known = {ids: one.id for one, ids in zip(train.examples, train.ids, strict=True)}
         self._held_out = held_out
         self._measure = measure
@@ -185,7 +186,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             logs["tokens_per_second"] = self._speed.since_last(self._total_train_tokens)
         super().log(logs, start_time)
         if self.model.training:
-            self._right = self._asked = 0
+            self._sums.clear()
 
     def speed(self) -> float:
         """Tokens per second of this run so far."""
@@ -207,11 +208,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch over the supervised tokens of the whole step; one that is no number stops the run."""
-        plain = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
-        if plain and not return_outputs and inputs["input_ids"].device.type == "cpu":
-            loss = self._supervised_only(model, inputs, num_items_in_batch)
-        else:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
         value = (loss[0] if return_outputs else loss).detach()
         finite = torch.isfinite(value)
         if not bool(self.accelerator.gather(finite.int()).all()):
@@ -223,6 +220,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self._processes.agree(None if finite else said)
         return loss
 
+    def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
+        plain = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
+        if plain and not return_outputs and inputs["input_ids"].device.type == "cpu":
+            return self._supervised_only(model, inputs, items)
+        return super().compute_loss(model, inputs, return_outputs, items)
+
     def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
         """Cross-entropy where there is something to predict; off CUDA, TRL's kernel predicts every token."""
         following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
@@ -233,15 +236,25 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits.float()
         total = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
         count = (wanted != IGNORED).sum()
-        if self.model.training:
-            right = ((logits.detach().argmax(-1) == wanted) & (wanted != IGNORED)).sum()
-            learnt = (following != IGNORED).any(1, keepdim=True)
-            seen = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * learnt).sum()
-            figures = self.accelerator.gather(torch.stack([right, count, seen])[None]).sum(0).tolist()
-            self._right, self._asked = self._right + figures[0], self._asked + figures[1]
-            self._metrics["train"]["mean_token_accuracy"] = [self._right / max(self._asked, 1)]
-            self._total_train_tokens += figures[2]
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        right = ((logits.detach().argmax(-1) == wanted) & (wanted != IGNORED)).sum()
+        self._note(inputs, following, {"asked": count, "right": right})
+        return self._for_each_token(total, count, items)
+
+    def _note(self, inputs: Any, following: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
+        """Add a batch of training to what is logged; `figures` are sums, of them `asked` and `right` in tokens."""
+        if not self.model.training:
+            return
+        learnt = (following != IGNORED).any(1, keepdim=True)
+        seen = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * learnt).sum()
+        sums = torch.stack([seen.double(), *(one.double() for one in figures.values())])
+        tokens, *added = self.accelerator.gather(sums[None]).sum(0).tolist()
+        self._sums.update(dict(zip(figures, added, strict=True)))
+        self._metrics["train"]["mean_token_accuracy"] = [self._sums["right"] / max(self._sums["asked"], 1)]
+        self._total_train_tokens += int(tokens)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def _for_each_token(self, total: torch.Tensor, count: torch.Tensor, items: Any) -> torch.Tensor:
+        """A summed loss over the supervised tokens of the step, or of the batch where those are not known."""
         loss = total / torch.as_tensor(count if items is None else items).clamp(min=1)
         if self.args.average_tokens_across_devices and items is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
@@ -270,31 +283,37 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         model.eval()
         try:
             with torch.no_grad(), self._speed.pause(), self.compute_loss_context_manager():
-                total, count = self._held_out_loss(model)
+                found = self._held_out_figures(model)
                 more = self._measure(model) if self._measure else {}
         finally:
             model.train(was_training)
-        figures = {f"{metric_key_prefix}_loss": total / max(count, 1)}
-        figures |= {f"{metric_key_prefix}_{name}": value for name, value in more.items() if value is not None}
+        figures = {f"{metric_key_prefix}_{k}": v for k, v in {**found, **more}.items() if v is not None}
         self._metrics["eval"].clear()
         self.log(dict(figures))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
-    def _held_out_loss(self, model: Any) -> tuple[float, int]:
-        """Summed loss and number of supervised tokens, over all processes."""
+    def _held_out_figures(self, model: Any) -> dict[str, float]:
+        """Loss for each supervised token of the held-out rows, over all processes."""
         rows = _dataset(self._held_out)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        sums: Any = 0
         size = self.args.per_device_eval_batch_size
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         planned = [order[start : start + size] for start in range(0, len(order), size)]
         for places, counts in self._processes.deal(planned):
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in places]))
-            count = (batch["labels"][:, 1:] != IGNORED).sum()
-            loss = self.compute_loss(model, batch, num_items_in_batch=None)
-            sums += torch.stack([loss * count, count]).double() * counts
-        total, count = self.accelerator.reduce(sums).tolist()
-        return total, int(count)
+            sums += self._held_out_sums(model, batch).double() * counts
+        return self._held_out_means(self.accelerator.reduce(sums).tolist())
+
+    def _held_out_sums(self, model: Any, batch: Any) -> torch.Tensor:
+        """What a batch adds to the figures; shape (sums,)."""
+        count = (batch["labels"][:, 1:] != IGNORED).sum()
+        return torch.stack([self.compute_loss(model, batch, num_items_in_batch=None) * count, count])
+
+    def _held_out_means(self, sums: list[float]) -> dict[str, float]:
+        """The figures that come of those sums."""
+        total, count = sums
+        return {"loss": total / max(count, 1)}
 
 
 def _dataset(prepared: Prepared | None) -> Any:
