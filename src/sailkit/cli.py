@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs, show
 from sailkit.build import build
 from sailkit.build_task import build_task
+from sailkit.distill.teacher_cache import teacher_cache
 from sailkit.errors import UserError
 from sailkit.finetune.merge import merge
 from sailkit.finetune.processes import first_process
@@ -47,6 +48,7 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None]]] = {
     "build-task": (build_task, show.built),
     "finetune": (finetune, show.finetuned),
     "merge": (merge, show.merged),
+    "teacher-cache": (teacher_cache, show.cached),
     "evaluate": (evaluate.evaluate, show.evaluation),
     "rescore": (rescore.rescore, show.rescored),
     "compare": (compare.compare, show.comparison),

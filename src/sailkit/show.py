@@ -308,3 +308,21 @@ def merged(found: Result) -> None:
     """Where `merge` wrote."""
     assert isinstance(found, dict)
     _out().print(f"merged into {escape(found['base'])}: {escape(found['model'])}")
+
+
+def cached(found: Result) -> None:
+    """What `teacher-cache` keeps."""
+    assert isinstance(found, dict)
+    out = _out()
+    out.print(f"[bold]{escape(found['teacher'])}[/]: {found['pairs']:,} completions of {found['n']:,} examples")
+    if not found["finished"]:
+        left = len(found["missing_files"])
+        out.print(f"this part is done; {left} files are still to come from the others")
+        return
+    entries, size = found["entries_per_token"], found["bytes_per_token"]
+    out.print(
+        f"{found['tokens']:,} tokens, {entries:.1f} entries and {size:.0f} bytes each; "
+        f"{found['dropped']} examples dropped, {found['cut_tokens']} tokens of search results left out"
+    )
+    out.print(f"the teacher's own loss for each token: {found['loss']:.3f}; probability left out: {found['tail']:.5f}")
+    out.print(f"cache: {escape(found['cache'])}")

@@ -20,7 +20,7 @@ from sailkit.records import Judgement, Searched
 
 SCORES = "scores.jsonl"  # one row for each pair, in the order of the plan
 _SHARD = re.compile(r"(\d+)/(\d+)")
-_WAIT = 60.0  # seconds that a finished shard waits for another that is writing
+SHARD_WAIT = 60.0  # seconds that a finished shard waits for another that is writing
 # Scores each batch, in order; here, or on a cluster.
 Scorer = Callable[[Labeler, Sequence[Sequence[Pair]]], Generator[list[Score], None, None]]
 
@@ -83,7 +83,7 @@ def label(
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
-    part = _shard(shard)
+    part = read_shard(shard)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold should be from 0 to 1, not {threshold}")
     model = ModelOptions(chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env)
@@ -114,18 +114,19 @@ def label(
         with runs.open_run(out, "label", settings) as run:
             _score_all(run, judge, pairs, names, batches, scorer)
             return _finish(run, rows, [run.path(SCORES)], names, [batches])
-    with runs.open_run(out, "label", settings, wait=_WAIT):
+    with runs.open_run(out, "label", settings, wait=SHARD_WAIT):
         pass  # its settings must be these, whichever shard comes first
     index, count = part
     places = [out / f"shard-{i + 1}-of-{count}" for i in range(count)]
     shares = [batches[i::count] for i in range(count)]
     with runs.open_run(places[index], "label shard", {**settings, "shard": shard}) as run:
         _score_all(run, judge, pairs, names, shares[index], scorer)
-    with runs.open_run(out, "label", settings, wait=_WAIT) as run:
+    with runs.open_run(out, "label", settings, wait=SHARD_WAIT) as run:
         return _finish(run, rows, [place / SCORES for place in places], names, shares)
 
 
-def _shard(text: str | None) -> tuple[int, int] | None:
+def read_shard(text: str | None) -> tuple[int, int] | None:
+    """`I/N` as the part, from 0, and how many there are; None where nothing is shared out."""
     if text is None:
         return None
     match = _SHARD.fullmatch(text)

@@ -73,8 +73,7 @@ class LocalModel:
         device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, device)
         model, tokenizer = load(source, dtype, options.trust_remote_code)
-        digests = {f"{name}_sha256": jsonl.file_fingerprint(paths) for name, paths in source.files().items()}
-        facts = {**source.trained(), "revision": source.revision, **digests}
+        facts = {**source.trained(), "revision": source.revision, **source.digests()}
         return cls(name, model.to(device).eval(), tokenizer, options, facts)
 
     def describe(self) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class LocalModel:
         ids = {label: self.renderer.answer_ids(rendered[0], word) for label, word in answers.items()}
         if (longest := max(map(len, ids.values()))) > SCORE_RESERVE:
             rendered = [self._render(prompt, longest) for prompt in prompts]
-        values = self._halving(rendered, lambda part: self._score_batch(part, list(ids.values())))
+        values = self.halving(rendered, lambda part: self._score_batch(part, list(ids.values())))
         return [
             replace(
                 _reply(prompt),
@@ -139,7 +138,7 @@ class LocalModel:
     def score_ids(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Summed log-probability of token sequences behind prompts of token ids, shape (prompts, answers)."""
         rendered = [Rendered(ids, (), 0, 0) for ids in prompts]
-        return self._halving(rendered, lambda part: self._score_batch(part, answers))
+        return self.halving(rendered, lambda part: self._score_batch(part, answers))
 
     @torch.inference_mode()
     def generate(
@@ -152,10 +151,10 @@ class LocalModel:
             answers = [self.renderer.answer_ids(rendered[0], text) for text in likely]
             rows = max(1, _TREE_TOKENS // sum(map(len, answers)))
             parts = [rendered[i : i + rows] for i in range(0, len(rendered), rows)]
-            found = [ids for part in parts for ids in self._halving(part, lambda p: self._follow_batch(p, answers))]
+            found = [ids for part in parts for ids in self.halving(part, lambda p: self._follow_batch(p, answers))]
         rest = [i for i, ids in enumerate(found) if ids is None]
         more = [rendered[i] for i in rest]
-        written = self._halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
+        written = self.halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
         for i, ids in zip(rest, written, strict=True):
             found[i] = ids
         return [
@@ -167,7 +166,7 @@ class LocalModel:
             for prompt, ids in zip(rendered, found, strict=True)
         ]
 
-    def _halving(self, batch: Sequence[Rendered], work: Any) -> list[Any]:
+    def halving(self, batch: Sequence[Any], work: Any) -> list[Any]:
         """Do a batch; where memory runs out, do its halves."""
         try:
             return list(work(batch))
@@ -186,7 +185,7 @@ class LocalModel:
             stacklevel=2,
         )
         middle = len(batch) // 2
-        return self._halving(batch[:middle], work) + self._halving(batch[middle:], work)
+        return self.halving(batch[:middle], work) + self.halving(batch[middle:], work)
 
     def _score_batch(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Summed log-probabilities, shape (prompts, answers)."""

@@ -58,6 +58,10 @@ class Source:
             config = below["config"] + config
         return {"weights": weights, "tokenizer": token, "config": config}
 
+    def digests(self) -> dict[str, str]:
+        """sha256 of the files of each kind: `weights_sha256`, `tokenizer_sha256`, `config_sha256`."""
+        return {f"{kind}_sha256": jsonl.file_fingerprint(paths) for kind, paths in self.files().items()}
+
     def trained(self) -> dict[str, Any]:
         """What sailkit's own training says of the model: `trained_styles`; nothing for other models."""
         path = self.folder / TRAINED

@@ -1,0 +1,227 @@
+"""The stage `teacher-cache`: a teacher reads each completion once, and students of any tokenizer learn from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sailkit import jsonl, runs
+from sailkit.build import DROPPED, write_rows
+from sailkit.distill.pairs import Pair, distinct, pairs_of
+from sailkit.distill.shards import FORMAT, INDEX, STAGE, Shard, pack, read_index, shard_name
+from sailkit.errors import UserError, at_least_one
+from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read_data
+from sailkit.label.stage import SHARD_WAIT, read_shard
+from sailkit.models import ModelOptions
+from sailkit.records import TrainingExample
+from sailkit.styles import STYLES, wording
+
+if TYPE_CHECKING:
+    from sailkit.distill.teacher import Teacher
+
+
+def teacher_cache(
+    *,
+    teacher: str,
+    data: list[str],
+    out: Path,
+    style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    max_length: int | None = None,
+    k: int = 64,
+    top_p: float = 0.999,
+    precision: Literal["float16", "float32"] = "float16",
+    shard: str | None = None,
+    shard_tokens: int = 65536,
+    teacher_tokenizer: Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    batch_tokens: int = 0,
+    max_requests: int = 0,
+    concurrency: int = 8,
+    timeout: float = 60.0,
+    api_key_env: str = "OPENAI_API_KEY",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Keep what a teacher thinks of each token of the training data's completions, for distillation.
+
+    Writes shards of log-probabilities and their index to a run folder. A run that was stopped goes on where it stopped
+    when the same command is given again.
+
+    Args:
+        teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.
+        data: Run folders of build, whose held-out rows are read too, or files of training examples; repeated.
+        out: The run folder.
+        style: Render every row in this style; by default the one that the teacher was trained in, else each row's own.
+        max_length: Most tokens of a row; search results are shortened to fit. By default what the teacher can take.
+        k: Most tokens to keep at each position.
+        top_p: Keep the smallest set of tokens whose probabilities sum to this.
+        precision: Type of the log-probabilities.
+        shard: Do part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
+        shard_tokens: Tokens of completions in a file; a stopped run goes on with whole files.
+        teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
+        dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
+        device: Where to run: auto, cpu, cuda:0, mps.
+        batch_tokens: Most tokens in a batch; 0 chooses.
+        max_requests: Most requests to an endpoint, retries included; 0 for no limit.
+        concurrency: Most requests at a time.
+        timeout: Seconds for one request.
+        api_key_env: Environment variable with the endpoint's key.
+        trust_remote_code: Run code that the teacher's repository carries.
+
+    Returns:
+        Counts, and where the cache is.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    part = read_shard(shard)
+    at_least_one(k=k, shard_tokens=shard_tokens, max_length=max_length)
+    if not 0 < top_p <= 1:
+        raise UserError(f"--top-p should be above 0 and at most 1, not {top_p}")
+    if precision not in ("float16", "float32"):
+        raise UserError(f"--precision takes float16 or float32, not {precision!r}")
+    examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
+    options = ModelOptions(
+        "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
+    )
+    reader = _teacher(teacher, options, teacher_tokenizer, k, top_p, precision)
+    described = reader.describe()
+    trained = described.get("trained_styles") or ()
+    shown: str | None = style or next((one for one in STYLES if one in trained), None)
+    if max_length is not None and max_length > reader.context:
+        raise UserError(f"--max-length {max_length}: {reader.name} takes {reader.context} tokens")
+    prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown)
+    every = pairs_of(prepared)
+    pairs = distinct(every)
+    # The whole is planned before anything is left to other machines: a value's low bits depend on its batch.
+    files = _files(pairs, reader.plan(pairs), shard_tokens)
+    settings = {
+        **described,
+        "style": shown,
+        "styles_sha256": jsonl.fingerprint(wording()),
+        "max_length": max_length or reader.context,
+        "k": k,
+        "top_p": top_p,
+        "precision": precision,
+        "format": FORMAT,
+        "shard_tokens": shard_tokens,
+        "data_sha256": jsonl.fingerprint([pair.key.hex() for pair in every]),
+        "n": len(every),
+        "pairs": len(pairs),
+    }
+    wait = SHARD_WAIT if part else 0
+    with runs.open_run(out, STAGE, settings, wait=wait) as run:
+        if part is None:
+            made = _make(run.folder, reader, pairs, files, range(len(files)))
+            return _finish(run, prepared, files, made)
+    # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
+    index, count = part
+    with runs.open_run(out / f"shard-{index + 1}-of-{count}", f"{STAGE} shard", {**settings, "shard": shard}):
+        made = _make(out, reader, pairs, files, range(index, len(files), count))
+    with runs.open_run(out, STAGE, settings, wait=wait) as run:
+        return _finish(run, prepared, files, made)
+
+
+def read_with(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, style: str | None) -> Prepared:
+    """Examples as a teacher reads them.
+
+    Args:
+        examples: As they were built.
+        tokenizer: The teacher's.
+        max_length: As in the cache's settings.
+        style: Likewise; None for each example's own.
+    """
+    return prepare([replace(one, style=style) for one in examples] if style else examples, tokenizer, max_length)
+
+
+def _teacher(name: str, options: ModelOptions, tokenizer: Path | None, k: int, top_p: float, precision: str) -> Teacher:
+    from sailkit.distill.teacher import Kept, LocalTeacher
+
+    kept = Kept(k, top_p, precision)
+    if tokenizer is not None:
+        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
+    from sailkit.models.local import LocalModel
+
+    return LocalTeacher(LocalModel.from_name(name, options), kept)
+
+
+def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
+    """Whole batches, as many for each file as have no more than so many tokens; at least one."""
+    files: list[list[list[int]]] = []
+    size = 0
+    for batch in batches:
+        own = sum(len(pairs[i].tokens) for i in batch)
+        if not files or size + own > tokens:
+            files.append([])
+            size = 0
+        files[-1].append(list(batch))
+        size += own
+    return files
+
+
+def _make(
+    folder: Path, teacher: Teacher, pairs: Sequence[Pair], files: Sequence[Sequence[Sequence[int]]], mine: Sequence[int]
+) -> set[str]:
+    """Make those files that are not there yet; the names of those."""
+    paths = {number: folder / shard_name(number) for number in mine}
+    for path in paths.values():
+        for torn in folder.glob(f".{path.name}.*"):  # of a run that was killed while it wrote
+            torn.unlink(missing_ok=True)
+    left = [number for number in mine if not _is_made(paths[number], [pairs[i] for b in files[number] for i in b])]
+    total, todo = (sum(len(batch) for n in numbers for batch in files[n]) for numbers in (mine, left))
+    started, read = time.monotonic(), 0
+    with runs.progress(f"asking {teacher.name}", total, total - todo) as tick:
+        for number in left:
+            keys, rows = [], []
+            for batch in files[number]:
+                asked = [pairs[i] for i in batch]
+                rows += teacher.rows(asked)
+                keys += [pair.key for pair in asked]
+                read += sum(len(pair.inputs) for pair in asked)
+                tick(len(asked), f"{read / (time.monotonic() - started):.0f} tokens/s")
+            jsonl.write_atomic(paths[number], pack(keys, rows))
+    return {paths[number].name for number in left}
+
+
+def _is_made(path: Path, pairs: Sequence[Pair]) -> bool:
+    if not path.exists():
+        return False
+    if Shard(path).keys != [pair.key for pair in pairs]:
+        raise UserError(f"{path} holds other completions than planned; choose another --out")
+    return True
+
+
+def _finish(
+    run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], made: set[str]
+) -> dict[str, Any]:
+    """Write the index, once all files are there."""
+    settings = run.manifest["settings"]
+    figures: dict[str, Any] = {"teacher": settings["model"], "n": settings["n"], "pairs": settings["pairs"]}
+    names = [shard_name(number) for number in range(len(files))]
+    if missing := [name for name in names if not run.path(name).exists()]:
+        return {**figures, "finished": False, "missing_files": missing}
+    index = [Shard(run.path(name)).figures() for name in names]
+    known = {row["file"]: row["sha256"] for row in (read_index(run.folder) if run.path(INDEX).exists() else ())}
+    for row in index:
+        if row["file"] not in made and known.get(row["file"], row["sha256"]) != row["sha256"]:
+            raise UserError(f"{run.path(row['file'])}: damaged; remove that file and run the same command again")
+    write_rows(run.path(DROPPED), prepared.dropped)
+    write_rows(run.path(INDEX), index)
+    sums = {name: sum(row[name] for row in index) for name in ("positions", "entries", "surprise", "tail", "bytes")}
+    return {
+        **figures,
+        "finished": True,
+        "dropped": len(prepared.dropped),
+        "cut_tokens": prepared.cut_tokens,
+        "tokens": sums["positions"],
+        "entries_per_token": sums["entries"] / sums["positions"],
+        "bytes_per_token": sums["bytes"] / sums["positions"],
+        "tail": sums["tail"] / sums["positions"],
+        "loss": sums["surprise"] / sums["positions"],
+        "bytes": sums["bytes"],
+        "files": len(index),
+        "cache": str(run.folder),
+    }
