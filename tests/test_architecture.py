@@ -104,6 +104,7 @@ ORDER = (
     "tuned_page",
     "report",
     "show",
+    "show_training",
     "cli",
     "__main__",
     "testing",

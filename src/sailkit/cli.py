@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs, show
+from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs, show, show_training
 from sailkit.build import build
 from sailkit.build_task import build_task
+from sailkit.distill.stage import distill
 from sailkit.distill.teacher_cache import teacher_cache
 from sailkit.errors import UserError
 from sailkit.finetune.merge import merge
@@ -46,9 +47,10 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None]]] = {
     "audit": (audit, show.audit),
     "build": (build, show.built),
     "build-task": (build_task, show.built),
-    "finetune": (finetune, show.finetuned),
-    "merge": (merge, show.merged),
-    "teacher-cache": (teacher_cache, show.cached),
+    "finetune": (finetune, show_training.finetuned),
+    "merge": (merge, show_training.merged),
+    "teacher-cache": (teacher_cache, show_training.cached),
+    "distill": (distill, show_training.distilled),
     "evaluate": (evaluate.evaluate, show.evaluation),
     "rescore": (rescore.rescore, show.rescored),
     "compare": (compare.compare, show.comparison),

@@ -25,7 +25,8 @@ _FIGURES = {
 }
 
 
-def _out() -> Console:
+def console() -> Console:
+    """Where results are printed."""
     # A pipe or a log has no width; tables should not be squeezed there.
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
@@ -33,7 +34,7 @@ def _out() -> Console:
 def _flags(figures: Mapping[str, Any]) -> None:
     for code, sentences in figures.get("flag_messages", {}).items():
         for sentence in sentences:
-            _out().print(f"[bold yellow]![/] [bold]{escape(code)}[/]: {escape(sentence)}")
+            console().print(f"[bold yellow]![/] [bold]{escape(code)}[/]: {escape(sentence)}")
 
 
 def _interval(figures: Mapping[str, Any], name: str) -> str:
@@ -62,13 +63,13 @@ def _confusion(figures: Mapping[str, Any]) -> None:
         table.add_column(escape(column), justify="right")
     for row, counts in zip(matrix["rows"], matrix["counts"], strict=True):
         table.add_row(escape(row), *map(str, counts))
-    _out().print(table)
+    console().print(table)
 
 
 def evaluation(figures: Result) -> None:
     """What `evaluate` found."""
     assert isinstance(figures, dict)
-    out = _out()
+    out = console()
     what = f"{figures['model']} on {figures['task']} ({figures['protocol']}, {figures['wording']}, {figures['answer']})"
     out.print(f"\n[bold]{escape(what)}[/]: {figures['n']} items")
     if "against" in figures:
@@ -86,7 +87,7 @@ def evaluation(figures: Result) -> None:
 def rescored(found: Result) -> None:
     """What `rescore` found."""
     for figures in found if isinstance(found, list) else [found]:
-        out = _out()
+        out = console()
         if "name" in figures:
             out.print(
                 f"\n[bold]{escape(figures['name'])}[/]: {figures['n']} recorded answers, "
@@ -107,7 +108,7 @@ def rescored(found: Result) -> None:
 def comparison(found: Result) -> None:
     """What `compare` found."""
     assert isinstance(found, dict)
-    out = _out()
+    out = console()
     for pair in found["comparisons"]:
         table = Table(box=None, pad_edge=False)
         for heading in (
@@ -136,14 +137,14 @@ def report(found: Result) -> None:
     """Where `report` wrote, and the verdict."""
     assert isinstance(found, dict)
     lines = [found["verdict"], f"report: {found['html']}", f"Markdown: {found['markdown']}"]
-    _out().print("\n".join(map(escape, lines)))
+    console().print("\n".join(map(escape, lines)))
 
 
 def search(found: Result) -> None:
     """What `search` found."""
     assert isinstance(found, dict)
     outcomes = ", ".join(f"{name} {found[name]}" for name in ("found", "empty", "unavailable", "left_out"))
-    out = _out()
+    out = console()
     out.print(f"[bold]{escape(found['engine'])}[/]: {found['n']} instructions: {outcomes}")
     out.print(f"{found['results_in_all']} results, {found['dropped_results']} without text dropped")
     out.print(f"results: {escape(found['results'])}")
@@ -159,9 +160,9 @@ def built(found: Result) -> None:
         "n_dropped": "dropped",
         "n_removed": "removed",
     }
-    _out().print(", ".join(f"{title} {found[name]}" for name, title in names.items()))
+    console().print(", ".join(f"{title} {found[name]}" for name, title in names.items()))
     shares = found["judgement_shares"]
-    _out().print("judgements in train: " + ", ".join(f"{name} {_places(share)}" for name, share in shares.items()))
+    console().print("judgements in train: " + ", ".join(f"{name} {places(share)}" for name, share in shares.items()))
     _flags(found)
 
 
@@ -169,9 +170,9 @@ def labels(found: Result) -> None:
     """What `label` judged."""
     assert isinstance(found, dict)
     if not found["finished"]:
-        _out().print(f"waiting for the shards {', '.join(map(str, found['missing_shards']))}")
+        console().print(f"waiting for the shards {', '.join(map(str, found['missing_shards']))}")
         return
-    out = _out()
+    out = console()
     out.print(f"[bold]{escape(found['labeler'])}[/]: {found['pairs']} search results of {found['n']} instructions")
     informative, distracting, threshold = (found[name] for name in ("informative", "distracting", "threshold"))
     out.print(f"informative {informative}, distracting {distracting} (threshold {threshold:g})")
@@ -184,18 +185,19 @@ def labels(found: Result) -> None:
 def fitted(found: Result) -> None:
     """What `fit` made."""
     assert isinstance(found, dict)
-    _out().print(f"fitted on {found['pairs']} pairs of {found['claims']} claims ({escape(found['data'])})")
-    _out().print(f"model: {escape(found['model'])}")
+    console().print(f"fitted on {found['pairs']} pairs of {found['claims']} claims ({escape(found['data'])})")
+    console().print(f"model: {escape(found['model'])}")
 
 
-def _places(value: float | None, form: str = ".3f") -> str:
+def places(value: float | None, form: str = ".3f") -> str:
+    """A figure with its places, or a dash."""
     return "-" if value is None else format(value, form)
 
 
 def audit(found: Result) -> None:
     """What `audit` measured."""
     assert isinstance(found, dict)
-    out = _out()
+    out = console()
     names = short_names(dict.fromkeys(row["labeler"] for row in found["audits"]))
     for stratum in dict.fromkeys(row["stratum"] for row in found["audits"]):
         rows = [row for row in found["audits"] if row["stratum"] == stratum]
@@ -205,11 +207,11 @@ def audit(found: Result) -> None:
             table.add_column(heading)
         for row in rows:
             ranges = [
-                f"{_places(row[name])} [{_places(row[name + '_low'])}, {_places(row[name + '_high'])}]"
+                f"{places(row[name])} [{places(row[name + '_low'])}, {places(row[name + '_high'])}]"
                 for name in ("auroc", "balanced_accuracy", "kappa")
             ]
             rest = [row[name] for name in ("mcc", "precision_distracting", "recall_distracting", "brier", "ece")]
-            table.add_row(escape(names[row["labeler"]]), *ranges, *map(_places, rest))
+            table.add_row(escape(names[row["labeler"]]), *ranges, *map(places, rest))
         out.print()
         out.print(table)
         majority = rows[0]["majority_accuracy"]
@@ -221,9 +223,9 @@ def audit(found: Result) -> None:
     for row in found["differences"]:
         if row["stratum"] != first or base not in (row["first"], row["second"]):
             continue
-        gap, low, high = (_places(row[f"auroc_difference{end}"], "+.3f") for end in ("", "_low", "_high"))
+        gap, low, high = (places(row[f"auroc_difference{end}"], "+.3f") for end in ("", "_low", "_high"))
         pair = f"{escape(names[row['second']])} minus {escape(names[row['first']])}"
-        kappa = _places(row["agreement_kappa"])
+        kappa = places(row["agreement_kappa"])
         out.print(f"{first}: {pair}: AUROC {gap} [{low}, {high}]; agreement kappa {kappa}")
     folder = escape(str(Path(found["audit"]).parent))
     out.print(f"every two labelers, every stratum, and where they differ:  sailkit report {folder}")
@@ -240,89 +242,11 @@ def runs(found: Result) -> None:
             for name, pair in found["differences"].items()
         ]
     if not rows:
-        _out().print("no runs" if "runs" in found else "the two runs have the same settings")
+        console().print("no runs" if "runs" in found else "the two runs have the same settings")
         return
     table = Table(box=None, pad_edge=False)
     for heading in rows[0]:
         table.add_column(escape(heading))
     for row in rows:
         table.add_row(*(escape("-" if value is None else str(value)) for value in row.values()))
-    _out().print(table)
-
-
-def finetuned(found: Result) -> None:
-    """What `finetune` did, beside the model as it was; or what it would take."""
-    assert isinstance(found, dict)
-    out = _out()
-    if found.get("dry_run"):
-        _planned(found)
-        return
-    out.print(
-        f"[bold]{escape(found['model'])}[/]: {found['steps']} steps on {found['rows']} examples "
-        f"({found['supervised_tokens']} supervised tokens), {found['dropped']} dropped"
-    )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("held out", "before", "after"):
-        table.add_column(heading)
-    names = {"loss": "loss for each supervised token", "flagging_mcc": "flagging: MCC", "flagging_auroc": "AUROC"}
-    names |= {"flagging_precision": "precision of distracting", "flagging_recall": "recall of distracting"}
-    for name, title in names.items():
-        if f"tuned_{name}" in found:
-            table.add_row(title, *(_places(found.get(f"{prefix}_{name}")) for prefix in ("base", "tuned")))
-    if table.row_count:
-        out.print(table)
-    out.print(f"model: {escape(found['saved'])}")
-    if "pushed" in found:
-        out.print(f"pushed: {escape(found['pushed'])}")
-
-
-def _planned(found: Mapping[str, Any]) -> None:
-    out = _out()
-    about = "about " if found["tokens_estimated"] else ""
-    out.print(f"[bold]{escape(found['model'])}[/], dry run: nothing was loaded or trained")
-    out.print(
-        f"{found['rows']:,} rows, {found['dropped']} dropped; {about}{found['tokens']:,} tokens a pass, "
-        f"{found['supervised_tokens']:,} of them supervised; the longest row has {about}{found['longest']:,}"
-    )
-    out.print(
-        f"{found['steps']:,} steps of {found['rows_per_step']} rows, {found['epochs']:.2f} epochs, "
-        f"{about}{found['tokens_in_all']:,} tokens in all; {found['held_out_rows']:,} rows held out"
-    )
-    if found["memory"]:
-        every, trained = found["parameters"], found["trainable_parameters"]
-        out.print(f"{every:,} parameters, {trained:,} of them trained ({trained / every:.2%})")
-        table = Table(box=None, pad_edge=False)
-        table.add_column("memory of a step")
-        table.add_column("GB", justify="right")
-        for name, size in found["memory"].items():
-            table.add_row(name, f"{size / 1e9:.2f}")
-        out.print(table)
-    if found["seconds"]:
-        hours = found["seconds"] / 3600
-        out.print(f"time: {hours:.1f} hours" if hours >= 1 else f"time: {60 * hours:.1f} minutes")
-    for sentence in found["missing"]:
-        out.print(f"[bold yellow]![/] {escape(sentence)}")
-
-
-def merged(found: Result) -> None:
-    """Where `merge` wrote."""
-    assert isinstance(found, dict)
-    _out().print(f"merged into {escape(found['base'])}: {escape(found['model'])}")
-
-
-def cached(found: Result) -> None:
-    """What `teacher-cache` keeps."""
-    assert isinstance(found, dict)
-    out = _out()
-    out.print(f"[bold]{escape(found['teacher'])}[/]: {found['pairs']:,} completions of {found['n']:,} examples")
-    if not found["finished"]:
-        left = len(found["missing_files"])
-        out.print(f"this part is done; {left} files are still to come from the others")
-        return
-    entries, size = found["entries_per_token"], found["bytes_per_token"]
-    out.print(
-        f"{found['tokens']:,} tokens, {entries:.1f} entries and {size:.0f} bytes each; "
-        f"{found['dropped']} examples dropped, {found['cut_tokens']} tokens of search results left out"
-    )
-    out.print(f"the teacher's own loss for each token: {found['loss']:.3f}; probability left out: {found['tail']:.5f}")
-    out.print(f"cache: {escape(found['cache'])}")
+    console().print(table)

@@ -99,7 +99,9 @@ class Compiler:
         with runs.progress("aligning teacher and student", len(laid)) as tick:
             for one, labels in zip(laid, prepared.labels, strict=True):
                 n = sum(label != IGNORED for label in labels)
-                rows.append([Target({}, 1.0, NONE)] * n if one is None else projection.row(one.said, one.theirs, one.ours))
+                rows.append(
+                    [Target({}, 1.0, NONE)] * n if one is None else projection.row(one.said, one.theirs, one.ours)
+                )
                 tick()
         made = Compiled(collect(rows), _coverage(rows, laid, self.cache))
         _write(file, key, made)

@@ -47,7 +47,8 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     read = [*rows, *aside] if told.method != "sequence" else aside
     lengths = finetune_plan.lengths(read, theirs, told.settings.max_length) if read else None
     supervised = sum(lengths.supervised) if lengths else 0
-    entry = _ENTRY[told.settings.precision] + (2 if config is not None and config.get_text_config().vocab_size > 2**16 else 0)
+    wide = config is not None and config.get_text_config().vocab_size > 2**16
+    entry = _ENTRY[told.settings.precision] + 2 * wide  # ids of two bytes, or of four
     return {
         **found,
         "teacher_tokens": sum(lengths.tokens) if lengths else 0,

@@ -13,7 +13,7 @@ from sailkit.finetune.recipe import Recipe, checked, known, read_settings, where
 from sailkit.records import Method, Precision
 from sailkit.styles import check_style
 
-_OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "student_layers", "distillation")
+_OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outputs", "student_layers", "distillation")
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ class Distillation:
     Attributes:
         method: `sequence` (the teacher's answers), `logits` (its distributions over the data's own words) or `both`
             (its distributions over its own answers).
-        teacher: As `--model` of evaluate.
+        teacher: As `--model` of evaluate; empty where its answers are given and nothing else is asked of it.
         student: The student's recipe.
         teacher_style: How the teacher is asked; None for what it was trained in, else each row's own style.
         teacher_tokenizer: A folder; needed where the teacher is an endpoint.
+        teacher_outputs: A file with the teacher's answers, a list of {prompt, response}.
         student_layers: Make the student from the teacher itself by keeping so many layers, evenly spaced.
         settings: See `Settings`.
     """
@@ -61,8 +62,15 @@ class Distillation:
     student: Recipe
     teacher_style: str | None = None
     teacher_tokenizer: Path | None = None
+    teacher_outputs: Path | None = None
     student_layers: int | None = None
     settings: Settings = field(default_factory=Settings)
+
+    def settings_row(self) -> dict[str, Any]:
+        """All that decides the result, for the manifest."""
+        row = dataclasses.asdict(self)
+        row["student"].pop("about")
+        return row | {name: str(row[name]) for name in ("teacher_tokenizer", "teacher_outputs") if row[name]}
 
     @property
     def ce_weight(self) -> float:
@@ -81,9 +89,14 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
     told = read_settings(path, changes, assignments)
     where = where_of(path)
     own = {name: told.pop(name, None) for name in _OWN}
-    method = own["method"] or "logits"
+    method: Any = own["method"] or "logits"
     if method not in get_args(Method):
         raise UserError(f"{where}: no method {method!r}: {nearest(str(method), get_args(Method))}")
+    given = own["teacher_outputs"]
+    if given and method == "logits":
+        raise UserError(f"{where}: teacher_outputs are for the methods sequence and both")
+    if method == "sequence" and given:
+        own["teacher"] = own["teacher"] or ""
     if not isinstance(own["teacher"], str):
         raise UserError(f"{where}: no teacher; write  teacher: MODEL  or give --teacher")
     if own["teacher_style"] is not None:
@@ -104,6 +117,7 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
         student=checked(told, where),
         teacher_style=own["teacher_style"],
         teacher_tokenizer=Path(tokenizer) if tokenizer else None,
+        teacher_outputs=Path(given) if given else None,
         student_layers=layers,
         settings=_settings(own["distillation"] or {}, f"{where}: distillation"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,15 @@ from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read_data
 from sailkit.finetune.processes import Processes, first_process, together
-from sailkit.finetune.publish import check_repository, data_cards, push as push_to_hub
+from sailkit.finetune.publish import check_repository, data_cards
+from sailkit.finetune.publish import push as push_to_hub
 from sailkit.finetune.stage import MODEL, Goal, train
-from sailkit.models.sources import TRAINED, resolve
+from sailkit.models.sources import resolve
 from sailkit.records import Method, TrainingExample
 from sailkit.styles import STYLES, completion
 
 DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
-ANSWERS = "answers"
+ASKED, ANSWERS = "asked", "answers"
 CACHE = "teacher"
 CUT = "cut"  # the student that was made from the teacher
 STUDENT = "student"  # the training run
@@ -46,6 +47,7 @@ def distill(
     style: Literal["sail", "sail-fixed", "chat"] | None = None,
     teacher_style: Literal["sail", "sail-fixed", "chat"] | None = None,
     teacher_tokenizer: Path | None = None,
+    teacher_outputs: Path | None = None,
     cache: Path | None = None,
     set: list[str] | None = None,
     dry_run: bool = False,
@@ -70,6 +72,7 @@ def distill(
         style: How the student is asked, instead of each row's own style.
         teacher_style: How the teacher is asked; by default what it was trained in, else each row's own style.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
+        teacher_outputs: For sequence and both: a file with the teacher's answers, a list of {prompt, response}.
         cache: A finished run folder of teacher-cache, instead of making one.
         set: KEY=VALUE for any key of the recipe, such as distillation.k=32; repeated.
         dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
@@ -86,6 +89,7 @@ def distill(
         "method": method, "teacher": teacher, "model": model, "student_layers": student_layers, "data": data,
         "held_out": held_out, "style": style, "teacher_style": teacher_style,
         "teacher_tokenizer": str(teacher_tokenizer) if teacher_tokenizer else None,
+        "teacher_outputs": str(teacher_outputs) if teacher_outputs else None,
     }  # fmt: skip
     told = read_distillation(recipe, changes, set or ())
     if dry_run:
@@ -126,16 +130,14 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
 
 @contextlib.contextmanager
 def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]:
-    recipe = asdict(told)
-    recipe["student"].pop("about")
-    settings: dict[str, Any] = {"recipe": recipe, "cache": cache}
+    settings: dict[str, Any] = {"recipe": told.settings_row(), "cache": str(cache) if cache else None}
     for name, who in (("teacher", told.teacher), ("student", told.student.model)):
-        if not who.startswith("endpoint:"):
+        if who and not who.startswith("endpoint:"):
             settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
     rows = read_data(told.student.data, style=told.student.style)
     aside = read_data(_apart(told), HELD_OUT, told.student.style)
     settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])
-    with runs.open_run(out, "distill", jsonl.plain(settings)):
+    with runs.open_run(out, "distill", settings):
         yield
 
 
@@ -160,11 +162,11 @@ class _Work:
 
             with_fewer_layers(resolve(told.teacher), told.student_layers, out / CUT)
         self._data()
-        if self.own_cache:
+        if self.own_cache and told.teacher:
             self._cache()
         if self.logits:
             self.compiled(TRAIN)
-        if self._held_out():
+        if self._measured():
             self.compiled(HELD_OUT)
 
     def _data(self) -> None:
@@ -173,19 +175,26 @@ class _Work:
         rows = _distinct(read_data(told.student.data, style=told.student.style))
         aside = _distinct(read_data(apart, HELD_OUT, told.student.style)) if apart else []
         if told.method != "logits":
-            from sailkit.distill.answers import teacher_answers
-
-            answered = teacher_answers(
-                rows, teacher=told.teacher, out=self.out / ANSWERS, style=self.teacher_style,
-                max_length=told.settings.max_length, max_new_tokens=told.settings.max_new_tokens,
-            )  # fmt: skip
-            rows = answered
+            rows = self._answered(rows)
         folder.mkdir(exist_ok=True)
         for name, part in ((TRAIN, rows), (HELD_OUT, aside)):
             write_rows(folder / name, (example_row(self._worded(one)) for one in part))
         cards = data_cards(told.student.data)
         if len(cards) == 1 and cards[0]["card"]:
             jsonl.write_json(folder / CARD, cards[0]["card"])
+
+    def _answered(self, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
+        """The same rows, with what the teacher says in place of their words."""
+        from sailkit.distill.answers import teacher_answers
+        from sailkit.models import load_model
+
+        told, asked = self.told, self.out / ASKED
+        asked.mkdir(exist_ok=True)
+        write_rows(asked / TRAIN, map(example_row, rows))
+        said = told.teacher_outputs or load_model(told.teacher)
+        style, longest = self.teacher_style, told.settings.max_new_tokens
+        teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
+        return read_data([str(self.out / ANSWERS)])
 
     def _worded(self, one: TrainingExample) -> TrainingExample:
         """An example in the student's style, with the very words that the teacher's style gives it."""
@@ -196,7 +205,7 @@ class _Work:
     @functools.cached_property
     def teacher_style(self) -> str | None:
         """How the teacher is asked; None for each row's own style."""
-        if self.told.teacher_style or self.told.teacher.startswith("endpoint:"):
+        if self.told.teacher_style or self.told.teacher.startswith("endpoint:") or not self.told.teacher:
             return self.told.teacher_style
         trained = resolve(self.told.teacher).trained().get("trained_styles") or ()
         return next((one for one in STYLES if one in trained), None)
@@ -227,6 +236,10 @@ class _Work:
 
     def _held_out(self) -> bool:
         return (self.out / DATA / HELD_OUT).stat().st_size > 0
+
+    def _measured(self) -> bool:
+        """Whether it can be said how near the student comes: there are held-out rows, and a teacher to ask."""
+        return self._held_out() and bool(self.told.teacher)
 
     def student(self) -> Any:
         """The student's recipe, on the data with the teacher's words."""
@@ -307,7 +320,7 @@ class _Work:
         found: dict[str, Any] = {}
         if self.logits:
             found["training_targets"] = self.compiled(TRAIN).figures
-        if self._held_out():
+        if self._measured():
             found["held_out_targets"] = self.compiled(HELD_OUT).figures
             found |= self._fidelity()
         return {**about, **found, "training": trained}

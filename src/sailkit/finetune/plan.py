@@ -49,7 +49,8 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
 
     Returns:
         Counts of rows, tokens and steps; `parameters`, `trainable_parameters`, `columns` (of the output layer) and
-        `memory` (bytes by part), None where the model's config cannot be had; `seconds`; `tokens_estimated`; and `missing`, in sentences.
+        `memory` (bytes by part), None where the model's config cannot be had; `seconds`; `tokens_estimated`; and
+        `missing`, in sentences.
 
     Raises:
         UserError: The recipe or its data are wrong in a way that the run itself would not survive.
