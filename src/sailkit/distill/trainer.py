@@ -71,7 +71,7 @@ class DistillTrainer(Trainer):
             UserError: The model's logits are not those of a plain output layer, or the recipe asks for another loss.
             ValueError: Targets do not fit their rows.
         """
-        head = plain_head(model)
+        plain_head(model)
         args = more["args"]
         if args.loss_type != "nll" or args.label_smoothing_factor:
             raise UserError("training: loss_type and label_smoothing_factor are not for distillation; leave them out")
@@ -86,9 +86,7 @@ class DistillTrainer(Trainer):
         super().__init__(model=model, train=replace(train, labels=parts[0][2]), held_out=held_out, **more)
         if self.aux_loss_enabled:
             raise UserError("cannot distill into a mixture of experts that balances its router by a loss of its own")
-        if causal_lm(self.model).get_output_embeddings() is not head:
-            raise UserError("lora: adapters on the output layer cannot be distilled; leave it out")
-        _add_loss(causal_lm(self.model), head)
+        _add_loss(causal_lm(self.model))
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
         following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
@@ -128,11 +126,14 @@ def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[Ints, t
     return np.concatenate([np.asarray(row, dtype=np.int64) for row in found]), rows
 
 
-def _add_loss(model: Any, head: Any) -> None:
+def _add_loss(model: Any) -> None:
     """Let a causal language model compute a loss at some positions instead of the logits at all; else it is as it was.
 
     The loss is computed within the output layer's own pass, where its matrix is whole even if it is sharded.
     """
+    head = model.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):  # a copy that is trained beside adapters
+        head = head.modules_to_save[head.active_adapter]
     whole, layer = model.forward, head.forward
 
     def head_forward(inputs: torch.Tensor, loss_of: LossOfHead | None = None) -> Any:
