@@ -82,6 +82,7 @@ ORDER = (
     "distill.shards",
     "distill.teacher",
     "distill.teacher_cache",
+    "distill.answers",
     "predictions",
     "summary",
     "reference",

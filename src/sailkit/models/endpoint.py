@@ -237,6 +237,7 @@ def _reply(body: Body, answer: Answer, scores: dict[str, AnswerScore]) -> Reply:
         text=answer.text,
         answers=scores,
         completion_tokens=answer.completion_tokens,
+        cut_off=answer.finish_reason == "length",
     )
 
 
