@@ -81,6 +81,7 @@ ORDER = (
     "distill.pairs",
     "distill.shards",
     "distill.teacher",
+    "distill.echo",
     "distill.teacher_cache",
     "distill.answers",
     "predictions",

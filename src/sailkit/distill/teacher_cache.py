@@ -140,6 +140,12 @@ def _teacher(name: str, options: ModelOptions, tokenizer: Path | None, k: int, t
     from sailkit.distill.teacher import Kept, LocalTeacher
 
     kept = Kept(k, top_p, precision)
+    if name.startswith("endpoint:"):
+        from sailkit.distill.echo import EchoTeacher
+
+        if tokenizer is None:
+            raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
+        return EchoTeacher(name, options, tokenizer, kept)
     if tokenizer is not None:
         raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
     from sailkit.models.local import LocalModel
