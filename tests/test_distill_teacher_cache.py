@@ -25,6 +25,7 @@ from sailkit.finetune.data import HELD_OUT, held_out_of, read_data
 from sailkit.models.sources import resolve
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.styles import completion
+from sailkit.testing import MisbehavingServer
 
 THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
 NOISE = 1e-4  # of a log-probability in fp32
@@ -343,3 +344,105 @@ def test_a_damaged_index_is_told(copy):
     (copy / INDEX).write_text('{"file": "teacher-00001.safetensors"}\n')
     with pytest.raises(UserError, match="line 1: damaged"):
         TeacherCache.open(copy)
+
+
+# A teacher behind a server
+
+
+class Served:
+    """What a server that gives a prompt's log-probabilities says, from a real model."""
+
+    def __init__(self, folder: Path, form: str, most: int = 10**6) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.form, self.most = form, most
+
+    def __call__(self, asked):
+        ids, k = asked["prompt"], min(asked["prompt_logprobs"], self.most)
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(self.model(torch.tensor([ids])).logits[0], -1)
+        best = logprobs.topk(k)
+        places = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        top = [None] + [dict(zip(*place, strict=True)) for place in places]
+        seen = [None] + [logprobs[i, token].item() for i, token in enumerate(ids[1:])]
+        if self.form == "text":
+            texts = [None] + [{f"piece {token}": value for token, value in one.items()} for one in top[1:]]
+            said = {"tokens": ["piece"] * len(ids), "token_logprobs": seen, "top_logprobs": texts[: len(ids)]}
+            return {"logprobs": said}
+        if self.form == "token ids":
+            names = [None] + [{f"token_id:{token}": value for token, value in one.items()} for one in top[1:]]
+            tokens = [f"token_id:{token}" for token in ids]
+            said = {"tokens": tokens, "token_logprobs": seen, "top_logprobs": names[: len(ids)]}
+            said = {name: [*given, "token_id:5" if name == "tokens" else None] for name, given in said.items()}
+            return {"logprobs": said}  # with the token that it generated
+        for one, token, value in zip(top[1:], ids[1:], seen[1:], strict=False):
+            one.setdefault(token, value)
+        listed = [one and {str(token): {"logprob": value, "rank": 1} for token, value in one.items()} for one in top]
+        return {"prompt_logprobs": listed[: len(ids)]}
+
+
+def ask(server, folder, data, out, **more):
+    return teacher_cache(
+        teacher=f"endpoint:any@{server.url}",
+        data=[str(data)],
+        out=out,
+        teacher_tokenizer=folder,
+        max_length=400,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("form", ["prompt_logprobs", "token ids"])
+def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
+    keep(folder, data, tmp_path / "here", max_length=400, k=20, top_p=0.9)
+    with MisbehavingServer({2: 503}, echo=Served(folder, form)) as server:
+        figures = ask(server, folder, data, tmp_path / "there", k=20, top_p=0.9)
+    assert server.requests[0].path == "/v1/completions"
+    assert figures["finished"]
+    here, there = (TeacherCache.open(tmp_path / name) for name in ("here", "there"))
+    there.check(resolve(str(folder)))
+    for pair in pairs(folder, data, 400):
+        a, b = (cache.get(pair.prompt, pair.completion) for cache in (here, there))
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.observed, b.observed, atol=NOISE)
+        np.testing.assert_allclose(a.tail, b.tail, atol=NOISE)
+        for (_, first), (_, second) in zip(entries(a), entries(b), strict=True):
+            assert abs(len(first) - len(second)) <= 1
+            np.testing.assert_allclose(first[: len(second)], second[: len(first)], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("echo", "message"),
+    [
+        (("prompt_logprobs", 19), r"gives (19|20) log-probabilities at a position, and 30 were asked for; use --k"),
+        (("text", 30), "no log-probabilities of a prompt's tokens by token id"),
+        (None, "no log-probabilities of a prompt's tokens by token id"),
+        ("refuses", "refuses to give log-probabilities: Parameter top_logprobs is not supported"),
+        ("others", "reads other tokens than were sent"),
+        ("too much", "sum to .* more than 1"),
+    ],
+)
+def test_a_server_that_does_not_give_what_is_needed_is_told(folder, tmp_path, echo, message):
+    data = write(tmp_path / "data", [example(1)])
+    answers = {
+        "others": lambda asked: {
+            "prompt_logprobs": [None] + [{"9999": {"logprob": -1.0}}] * (len(asked["prompt"]) - 1)
+        },
+        "too much": lambda asked: {"prompt_logprobs": [{str(i): {"logprob": -0.1} for i in range(512)}] * 400},
+    }
+    say = Served(folder, *echo) if isinstance(echo, tuple) else answers.get(echo)
+    with (
+        MisbehavingServer({1: "no_logprobs"} if echo == "refuses" else {}, echo=say) as server,
+        pytest.raises(UserError, match=message),
+    ):
+        ask(server, folder, data, tmp_path / "run", k=30)
+    assert len(server.requests) == 1
+
+
+def test_an_endpoint_needs_its_tokenizer(folder, data, tmp_path):
+    told = {"data": [str(data)], "out": tmp_path / "run"}
+    with pytest.raises(UserError, match="an endpoint needs --teacher-tokenizer"):
+        teacher_cache(teacher="endpoint:x@http://127.0.0.1:9/v1", **told)
+    with pytest.raises(UserError, match="no such folder"):
+        teacher_cache(teacher="endpoint:x@http://127.0.0.1:9/v1", teacher_tokenizer=tmp_path / "no", **told)
+    with pytest.raises(UserError, match="goes with an endpoint"):
+        teacher_cache(teacher=str(folder), teacher_tokenizer=folder, **told)

@@ -15,12 +15,11 @@ from sailkit.prompts import Message, Part, Prompt
 from sailkit.records import Example, SearchResult, TrainingExample, Verdict
 from sailkit.styles import (
     MOST_VERIFIED,
-    STYLES,
     check_style,
+    conversation,
     every_judgement,
-    human,
-    prompt_parts,
     read_verification,
+    trained_style,
     verification,
 )
 
@@ -45,10 +44,7 @@ class Form:
 
     def prompt(self, question: str, example: Example) -> Prompt:
         """The conversation that asks a question about an example, rendered as in training."""
-        shown = TrainingExample(example.id, question, "", example.evidence, (), "", self.style)
-        if self.style == "chat":
-            return (Message("user", human(shown)),)
-        return (Message("text", prompt_parts(shown)),)
+        return conversation(TrainingExample(example.id, question, "", example.evidence, (), "", self.style))
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:
@@ -88,9 +84,9 @@ def form_for(model: Model, style: str, verify: str, most: int) -> Form:
         UserError: No such style, a server that should verify, or too many search results to verify.
     """
     described = model.describe()
-    trained = [one for one in described.get("trained_styles") or () if one in STYLES]
+    trained = trained_style(described)
     if style == "auto":
-        style = trained[0] if trained else "chat" if described.get("chat_template") else "sail-fixed"
+        style = trained or ("chat" if described.get("chat_template") else "sail-fixed")
     check_style(style)
     server = "served_model" in described
     checks = bool(trained) if verify == "auto" else verify == "on"

@@ -44,7 +44,7 @@ def sail_row(example: TrainingExample) -> jsonl.Row:
     """A row of SAIL's `SAIL_train.json`, always in the published wording."""
     one = replace(example, style="sail")
     turns = [{"from": "human", "value": as_text(human(one))}, {"from": "gpt", "value": completion(one)}]
-    return {"id": one.id, "conversations": turns}
+    return {"id": one.id, "conversations": turns, **_unjudged(one)}
 
 
 def trl_row(example: TrainingExample) -> jsonl.Row:
@@ -55,7 +55,12 @@ def trl_row(example: TrainingExample) -> jsonl.Row:
     else:
         prompt, said = as_text(prompt_parts(example)), wording()["text"]["gap"] + completion(example)
     # The style is for reading back: without search results the text does not show it. TRL passes it over.
-    return {"id": example.id, "style": example.style, "prompt": prompt, "completion": said}
+    return {"id": example.id, "style": example.style, "prompt": prompt, "completion": said, **_unjudged(example)}
+
+
+def _unjudged(example: TrainingExample) -> jsonl.Row:
+    """Says that no sentence of the completion judges the search results; where none is said, one is expected."""
+    return {"judged": False} if example.results and not example.judgements else {}
 
 
 def in_text(example: TrainingExample) -> TrainingExample:
@@ -110,7 +115,8 @@ def _parquet(rows: Sequence[jsonl.Row]) -> bytes:
     except ImportError:
         raise missing_extra("parquet", "writing parquet") from None
     stream = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), stream)
+    names = {name: None for row in rows for name in row}  # pyarrow would take those of the first row
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**names, **row} for row in rows]), stream)
     return stream.getvalue()
 
 
@@ -147,15 +153,16 @@ def read_row(row: Mapping[str, Any], where: str) -> TrainingExample:
     Raises:
         UserError: It is none of them.
     """
+    judged = row.get("judged") is not False
     if "conversations" in row:
         said = _turns(row["conversations"], ("human", "gpt"), "from", "value", where)
-        return _from_text(str(row["id"]), said, "sail", where)
+        return _from_text(str(row["id"]), said, "sail", judged, where)
     if "prompt" in row and "completion" in row:
         prompt, reply = row["prompt"], row["completion"]
         if isinstance(prompt, list) and isinstance(reply, list):
             said = _turns([*prompt, *reply], ("user", "assistant"), "role", "content", where)
-            return _from_text(str(row["id"]), said, "chat", where)
-        return _from_prompt(str(row["id"]), prompt, reply, row.get("style"), where)
+            return _from_text(str(row["id"]), said, "chat", judged, where)
+        return _from_prompt(str(row["id"]), prompt, reply, row.get("style"), judged, where)
     return _from_fields(row, where)
 
 
@@ -166,7 +173,7 @@ def _turns(value: object, roles: tuple[str, str], role: str, text: str, where: s
     return [turn[text] for turn in turns]
 
 
-def _from_prompt(name: str, prompt: object, reply: object, style: object, where: str) -> TrainingExample:
+def _from_prompt(name: str, prompt: object, reply: object, style: object, judged: bool, where: str) -> TrainingExample:
     words = wording()["text"]
     head, tail, gap = words["head"], words["tail"], words["gap"]
     fits = isinstance(prompt, str) and prompt.startswith(head) and prompt.endswith(tail)
@@ -175,14 +182,14 @@ def _from_prompt(name: str, prompt: object, reply: object, style: object, where:
     asked, said = prompt[len(head) : len(prompt) - len(tail)], reply[len(gap) :]
     # Where the style is not said, the wording of the sentence shows it.
     for one in ("sail-fixed", "sail"):
-        found = _parse(name, asked, said, one) if style in (None, one) else None
+        found = _parse(name, asked, said, one, judged) if style in (None, one) else None
         if found is not None:
             return found
     raise _not_read(where)
 
 
-def _from_text(name: str, turns: Sequence[str], style: str, where: str) -> TrainingExample:
-    found = _parse(name, turns[0], turns[1], style)
+def _from_text(name: str, turns: Sequence[str], style: str, judged: bool, where: str) -> TrainingExample:
+    found = _parse(name, turns[0], turns[1], style, judged)
     if found is None:
         raise _not_read(where)
     return found
@@ -203,12 +210,12 @@ def _frame(style: str) -> re.Pattern[str]:
     return re.compile(pattern, re.DOTALL)
 
 
-def _parse(name: str, asked: str, said: str, style: str) -> TrainingExample | None:
+def _parse(name: str, asked: str, said: str, style: str, judged: bool) -> TrainingExample | None:
     match = _frame(style).fullmatch(asked)
     if match is None:
         return None
     results = _read_results(match["results"])
-    judgements = None if results is None else read_verification(said, len(results))
+    judgements = None if results is None else read_verification(said, len(results)) if judged else ()
     if results is None or judgements is None:
         return None
     sentence = verification(judgements, style)
@@ -260,6 +267,7 @@ def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
     if not all(jsonl.is_text(text) for result in found for text in (result.title, result.body)):
         raise UserError(f"{where}: a search result's title and body should be text")
     right = isinstance(judgements, list) and all(verdict in get_args(Verdict) for verdict in judgements)
-    if not right or len(judgements) != len(found):
-        raise UserError(f"{where}: field 'judgements' should have one of {json.dumps(get_args(Verdict))} per result")
+    if not right or len(judgements) not in (0, len(found)):
+        known = json.dumps(get_args(Verdict))
+        raise UserError(f"{where}: field 'judgements' should have one of {known} per result, or be empty")
     return TrainingExample(results=found, judgements=tuple(judgements), **texts)

@@ -98,7 +98,7 @@ class TrainingExample:
         instruction: The task in words.
         input: What it works on; may be empty.
         results: The search results shown, in order.
-        judgements: One for each result.
+        judgements: One for each result; none where the response judges them in no sentence that can be read.
         response: What to say after the verification sentence.
         style: `sail`, `sail-fixed` or `chat`.
     """

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import yaml
 
 from sailkit.errors import UserError, nearest
-from sailkit.prompts import Message, Part, Renderer, fill
+from sailkit.prompts import Message, Part, Prompt, Renderer, fill
 from sailkit.records import TrainingExample, Verdict
 
 
@@ -175,6 +175,11 @@ def completion(example: TrainingExample) -> str:
     return sentence + (wording()["behind_verification"] if sentence else "") + response
 
 
+def trained_style(described: Mapping[str, Any]) -> str | None:
+    """The style that a model was trained in here, from its description; None for other models."""
+    return next((one for one in described.get("trained_styles") or () if one in STYLES), None)
+
+
 def as_text(parts: Sequence[Part]) -> str:
     """Parts as plain text."""
     return "".join(part.text for part in parts)
@@ -184,6 +189,13 @@ def prompt_parts(example: TrainingExample) -> tuple[Part, ...]:
     """The whole prompt of a text style, up to and including the heading of the response."""
     words = wording()["text"]
     return (Part(words["head"], constant=True), *human(example), Part(words["tail"], constant=True))
+
+
+def conversation(example: TrainingExample) -> Prompt:
+    """The prompt of an example, to be answered by a model: rendered as in training."""
+    if example.style == "chat":
+        return (Message("user", human(example)),)
+    return (Message("text", prompt_parts(example)),)
 
 
 # Token ids

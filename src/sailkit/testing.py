@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
@@ -37,7 +37,7 @@ class Received:
 
 @dataclass
 class MisbehavingServer:
-    """A server of chat completions on 127.0.0.1 that goes wrong where its script says so.
+    """A server of completions on 127.0.0.1 that goes wrong where its script says so.
 
         with MisbehavingServer({1: 429, 2: "cut_off"}) as server:
             model = load_model(f"endpoint:any@{server.url}")
@@ -57,6 +57,7 @@ class MisbehavingServer:
         otherwise: What is done with all others.
         text: What it answers, and why it fails.
         logprobs: Tokens at the first position -> log-probability; None ignores that they are asked for.
+        echo: Told a request for a text completion, what its choice holds beside the text: such as `prompt_logprobs`.
         seconds: How long an answer takes; failures come at once.
         headers: Sent with every answer and error, such as Retry-After.
         requests: What arrived, in order.
@@ -67,6 +68,7 @@ class MisbehavingServer:
     otherwise: Behaviour = "ok"
     text: str = "Yes."
     logprobs: Mapping[str, float] | None = None
+    echo: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     seconds: float = 0.0
     headers: Mapping[str, str] = field(default_factory=dict)
     requests: list[Received] = field(default_factory=list, init=False)
@@ -125,10 +127,12 @@ class MisbehavingServer:
             body = json.dumps(self._completion(behaviour, request.body))
             self._send(handler, 200, body, cut=10 if behaviour == "cut_off" else 0)
 
-    def _completion(self, behaviour: Behaviour, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _completion(self, behaviour: Behaviour, asked: dict[str, Any]) -> dict[str, Any]:
         message = {"role": "assistant", "content": None if behaviour == "null_content" else self.text}
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         choice["message"] = None if behaviour == "null_message" else message
+        if "prompt" in asked:
+            choice |= {"text": self.text, **(self.echo(asked) if self.echo else {})}
         if asked.get("logprobs") and self.logprobs is not None:
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in self.logprobs.items()]
             choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top[: asked.get("top_logprobs", 0)]}]}

@@ -17,7 +17,7 @@ from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read
 from sailkit.label.stage import SHARD_WAIT, read_shard
 from sailkit.models import ModelOptions
 from sailkit.records import TrainingExample
-from sailkit.styles import STYLES, wording
+from sailkit.styles import trained_style, wording
 
 if TYPE_CHECKING:
     from sailkit.distill.teacher import Teacher
@@ -89,8 +89,7 @@ def teacher_cache(
     )
     reader = _teacher(teacher, options, teacher_tokenizer, k, top_p, precision)
     described = reader.describe()
-    trained = described.get("trained_styles") or ()
-    shown: str | None = style or next((one for one in STYLES if one in trained), None)
+    shown = style or trained_style(described)
     if max_length is not None and max_length > reader.context:
         raise UserError(f"--max-length {max_length}: {reader.name} takes {reader.context} tokens")
     prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown)
@@ -141,6 +140,12 @@ def _teacher(name: str, options: ModelOptions, tokenizer: Path | None, k: int, t
     from sailkit.distill.teacher import Kept, LocalTeacher
 
     kept = Kept(k, top_p, precision)
+    if name.startswith("endpoint:"):
+        from sailkit.distill.echo import EchoTeacher
+
+        if tokenizer is None:
+            raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
+        return EchoTeacher(name, options, tokenizer, kept)
     if tokenizer is not None:
         raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
     from sailkit.models.local import LocalModel

@@ -24,7 +24,7 @@ def flagging(
 
     Args:
         model: Who flags.
-        examples: Labelled examples; those without search results, or with more than six, are passed over.
+        examples: Labelled examples; those without judged search results, or with more than six, are passed over.
         max_length: Tokens of a rendered example, as in training.
         processes: Those that share the work; each of them returns the figures of the whole.
 
@@ -35,7 +35,7 @@ def flagging(
     renderer = ExampleRenderer(model.tokenizer)
     prompts: dict[tuple[str, int], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
     for one in examples:
-        if not 1 <= len(one.results) <= MOST_VERIFIED:
+        if not 1 <= len(one.judgements) <= MOST_VERIFIED:
             continue
         try:
             rendered = renderer.render(one, max_length)

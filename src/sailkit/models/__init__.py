@@ -27,6 +27,7 @@ class Reply:
         answers: Answer word -> score, where the model gives log-probabilities.
         completion_tokens: Tokens generated.
         cut_tokens: Tokens of search results left out of the prompt.
+        cut_off: The answer was stopped by the limit, before its end.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Reply:
     answers: dict[str, AnswerScore] = field(default_factory=dict)
     completion_tokens: int = 0
     cut_tokens: int = 0
+    cut_off: bool = False
 
 
 class Model(Protocol):

@@ -54,7 +54,7 @@ class EndpointModel:
             UserError: The address or an option cannot be used, or the key cannot be sent.
         """
         self.model = model
-        self.base_url = _checked(base_url, options.api_key_env)
+        self.base_url = checked_url(base_url, options.api_key_env)
         self.name = f"endpoint:{model}@{self.base_url}"
         self.exchange = Exchange(self.name, self.base_url, options)
         self.repeat = 0
@@ -65,12 +65,7 @@ class EndpointModel:
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> EndpointModel:
         """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.load_model`."""
-        parts = _NAME.fullmatch(name)
-        if parts is None:
-            raise UserError(f"an endpoint's name has the form {FORM}")
-        if importlib.util.find_spec("openai") is None:
-            raise missing_extra("endpoint", "an endpoint")
-        return cls(parts["model"], parts["url"], options)
+        return cls(*read_name(name), options)
 
     def with_repeat(self, repeat: int) -> EndpointModel:
         """The same model asked once more: its answers are cached under the repeat's number."""
@@ -194,6 +189,16 @@ class EndpointModel:
         return [known[name] for name in names]
 
 
+def read_name(name: str) -> tuple[str, str]:
+    """Model and base URL of `endpoint:MODEL@BASE_URL`; the URL is not looked at."""
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        raise UserError(f"an endpoint's name has the form {FORM}")
+    if importlib.util.find_spec("openai") is None:
+        raise missing_extra("endpoint", "an endpoint")
+    return parts["model"], parts["url"]
+
+
 def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -> dict[str, AnswerScore]:
     """Scores of labels from the likeliest first tokens.
 
@@ -237,10 +242,11 @@ def _reply(body: Body, answer: Answer, scores: dict[str, AnswerScore]) -> Reply:
         text=answer.text,
         answers=scores,
         completion_tokens=answer.completion_tokens,
+        cut_off=answer.finish_reason == "length",
     )
 
 
-def _checked(url: str, api_key_env: str) -> str:
+def checked_url(url: str, api_key_env: str) -> str:
     """A base URL that can be used, shown and kept."""
     try:
         parts = urllib.parse.urlsplit(url)

@@ -164,7 +164,7 @@ class Exchange:
         try:
             # Of the whole exchange; the client's own timeout starts anew with every byte.
             async with asyncio.timeout(self.options.timeout):
-                response = await client.chat.completions.with_raw_response.create(**body)
+                response = await self.post(client, body)
         except TimeoutError:
             raise PassingError(f"no answer within {self.options.timeout:g} s (--timeout)") from None
         except openai.APIStatusError as error:
@@ -172,7 +172,19 @@ class Exchange:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise PassingError(f"the connection failed ({self._safe(str(cause)) or type(cause).__name__})") from None
-        return read_completion(self._safe(response.content.decode("utf-8", "replace")))
+        return self.read(self._safe(response.content.decode("utf-8", "replace")))
+
+    async def post(self, client: openai.AsyncOpenAI, body: Body) -> Any:
+        """Send one request: a chat completion, unless a subclass asks for something else."""
+        return await client.chat.completions.with_raw_response.create(**body)
+
+    def read(self, text: str) -> Answer:
+        """Read the body of the server's answer."""
+        return read_completion(text)
+
+    def refused_logprobs(self, message: str) -> Exception:
+        """What is raised where the server refuses to give log-probabilities: here they are left out from now on."""
+        return _NoLogprobsError(message)
 
     def _refusal(self, error: openai.APIStatusError, body: Body) -> Exception:
         """What a status other than success means: try again, ask otherwise, or tell the user."""
@@ -180,7 +192,7 @@ class Exchange:
         text = self._safe(error.response.text)
         # Some servers call it their own fault (500), which trying again would not mend.
         if (status in (400, 422) or status >= 500) and "logprobs" in body and "logprob" in text.casefold():
-            return _NoLogprobsError()
+            return self.refused_logprobs(_message(text))
         if status in (408, 409, 429) or status >= 500:
             return PassingError(f"status {status}: {_message(text)}", retry_after(headers))
         env = self.options.api_key_env
@@ -218,11 +230,11 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
             pool.submit(asyncio.run, work).result()
 
 
-def read_completion(text: str) -> Answer:
-    """Read the body of a chat completion.
+def read_choice(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The body of an answer, and the first of its choices.
 
     Raises:
-        PassingError: It is none.
+        PassingError: It is no answer.
     """
     try:
         # Half a surrogate pair is JSON, but cannot be written as UTF-8.
@@ -233,6 +245,16 @@ def read_completion(text: str) -> Answer:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         raise PassingError(f"an answer without choices: {_message(text)}")
+    return data, choice
+
+
+def read_completion(text: str) -> Answer:
+    """Read the body of a chat completion.
+
+    Raises:
+        PassingError: It is none.
+    """
+    data, choice = read_choice(text)
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else 0
     if not (content is None or isinstance(content, str)):

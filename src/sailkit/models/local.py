@@ -157,13 +157,17 @@ class LocalModel:
         written = self.halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
         for i, ids in zip(rest, written, strict=True):
             found[i] = ids
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+        # An answer that ended has a token fewer than the limit: the one that ended it is not counted.
+        limit = max_new_tokens
         return [
             replace(
                 _reply(prompt),
-                text=self.tokenizer.decode(ids, skip_special_tokens=True),
+                text=text,
                 completion_tokens=len(ids),
+                cut_off=i in rest and len(ids) == limit and not finished(text),
             )
-            for prompt, ids in zip(rendered, found, strict=True)
+            for i, (prompt, ids, text) in enumerate(zip(rendered, found, texts, strict=True))
         ]
 
     def halving(self, batch: Sequence[Any], work: Any) -> list[Any]:
