@@ -93,6 +93,7 @@ ORDER = (
     "distill.recipe",
     "distill.plan",
     "distill.students",
+    "distill.work",
     "distill.stage",
     "predictions",
     "summary",

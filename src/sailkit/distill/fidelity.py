@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sailkit.distill.rows import NONE, Targets
 from sailkit.finetune.data import IGNORED, Prepared
+from sailkit.metrics import kappa
 
 SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")
 _ROWS = 8  # in a pass
@@ -91,3 +92,24 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         "agreement": sums["agreeing"] / aimed if aimed else None,
         "cross_entropy": sums["cross_entropy"] / positions if positions else None,
     }
+
+
+def flag_agreement(
+    teacher: Mapping[str, Sequence[bool]], student: Mapping[str, Sequence[bool]]
+) -> dict[str, float | None]:
+    """How often two models flag a search result alike.
+
+    Args:
+        teacher: What one says.
+        student: What the other says.
+
+    Returns:
+        `verification_agreement`, the share, and `verification_kappa`, Cohen's; None where nothing was flagged.
+    """
+    names = [name for name in teacher if name in student]
+    pairs = [pair for name in names for pair in zip(teacher[name], student[name], strict=True)]
+    if not pairs:
+        return {"verification_agreement": None, "verification_kappa": None}
+    first, second = ([str(flags[side]) for flags in pairs] for side in (0, 1))
+    alike = sum(a == b for a, b in pairs) / len(pairs)
+    return {"verification_agreement": alike, "verification_kappa": kappa(first, second)}

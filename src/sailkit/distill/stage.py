@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
-from sailkit.build import CARD, write_rows
-from sailkit.distill.fidelity import fidelity, means
 from sailkit.distill.recipe import Distillation, read_distillation
+from sailkit.distill.work import STUDENT, Work, apart_of
 from sailkit.errors import UserError
-from sailkit.exports import TRAIN, example_row
-from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read_data
+from sailkit.exports import example_row
+from sailkit.finetune.data import HELD_OUT, read_data
 from sailkit.finetune.processes import Processes, first_process, together
-from sailkit.finetune.publish import check_repository, data_cards
+from sailkit.finetune.publish import check_repository
 from sailkit.finetune.publish import push as push_to_hub
-from sailkit.finetune.stage import MODEL, Goal, train
+from sailkit.finetune.stage import MODEL, train
 from sailkit.models.sources import resolve
-from sailkit.records import Method, TrainingExample
-from sailkit.styles import STYLES, completion
+from sailkit.records import Method
 
-DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
-ASKED, ANSWERS = "asked", "answers"
-CACHE = "teacher"
-CUT = "cut"  # the student that was made from the teacher
-STUDENT = "student"  # the training run
-TARGETS = "targets-{}.safetensors"
-FIDELITY = "fidelity.jsonl"  # a row for each held-out example
 METRICS = "metrics.json"
 
 
@@ -109,7 +98,7 @@ def distill(
 
 def _distill(told: Distillation, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
-        work = _Work(told, out, cache)
+        work = Work(told, out, cache)
         with processes.agreed():
             if processes.first:
                 stack.enter_context(_opened(told, out, cache))
@@ -135,216 +124,7 @@ def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]
         if who and not who.startswith("endpoint:"):
             settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
     rows = read_data(told.student.data, style=told.student.style)
-    aside = read_data(_apart(told), HELD_OUT, told.student.style)
+    aside = read_data(apart_of(told), HELD_OUT, told.student.style)
     settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])
     with runs.open_run(out, "distill", settings):
         yield
-
-
-def _apart(told: Distillation) -> tuple[str, ...]:
-    return told.student.held_out or held_out_of(told.student.data)
-
-
-class _Work:
-    """The steps of a distillation, each in its own folder, each gone on with where it stopped."""
-
-    def __init__(self, told: Distillation, out: Path, cache: Path | None) -> None:
-        self.told, self.out = told, out
-        self.logits = told.method != "sequence"
-        self.cache = cache or out / CACHE
-        self.own_cache = cache is None
-
-    def make(self) -> None:
-        """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
-        told, out = self.told, self.out
-        if told.student_layers is not None:
-            from sailkit.distill.students import with_fewer_layers
-
-            with_fewer_layers(resolve(told.teacher), told.student_layers, out / CUT)
-        self._data()
-        if self.own_cache and told.teacher:
-            self._cache()
-        if self.logits:
-            self.compiled(TRAIN)
-        if self._measured():
-            self.compiled(HELD_OUT)
-
-    def _data(self) -> None:
-        told, folder = self.told, self.out / DATA
-        apart = _apart(told)
-        rows = _distinct(read_data(told.student.data, style=told.student.style))
-        aside = _distinct(read_data(apart, HELD_OUT, told.student.style)) if apart else []
-        if told.method != "logits":
-            rows = self._answered(rows)
-        folder.mkdir(exist_ok=True)
-        for name, part in ((TRAIN, rows), (HELD_OUT, aside)):
-            write_rows(folder / name, (example_row(self._worded(one)) for one in part))
-        cards = data_cards(told.student.data)
-        if len(cards) == 1 and cards[0]["card"]:
-            jsonl.write_json(folder / CARD, cards[0]["card"])
-
-    def _answered(self, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
-        """The same rows, with what the teacher says in place of their words."""
-        from sailkit.distill.answers import teacher_answers
-        from sailkit.models import load_model
-
-        told, asked = self.told, self.out / ASKED
-        asked.mkdir(exist_ok=True)
-        write_rows(asked / TRAIN, map(example_row, rows))
-        said = told.teacher_outputs or load_model(told.teacher)
-        style, longest = self.teacher_style, told.settings.max_new_tokens
-        teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
-        return read_data([str(self.out / ANSWERS)])
-
-    def _worded(self, one: TrainingExample) -> TrainingExample:
-        """An example in the student's style, with the very words that the teacher's style gives it."""
-        mine = replace(one, style=self.told.student.style or one.style)
-        said = completion(replace(one, style=self.teacher_style or one.style))
-        return mine if completion(mine) == said else replace(mine, judgements=(), response=said)
-
-    @functools.cached_property
-    def teacher_style(self) -> str | None:
-        """How the teacher is asked; None for each row's own style."""
-        if self.told.teacher_style or self.told.teacher.startswith("endpoint:") or not self.told.teacher:
-            return self.told.teacher_style
-        trained = resolve(self.told.teacher).trained().get("trained_styles") or ()
-        return next((one for one in STYLES if one in trained), None)
-
-    def _cache(self) -> None:
-        from sailkit.distill.teacher_cache import teacher_cache
-
-        told, folder = self.told, self.out / DATA
-        read = [str(folder)] if self.logits else [str(folder / HELD_OUT)]
-        if not self.logits and not self._held_out():
-            return
-        teacher_cache(
-            teacher=told.teacher, data=read, out=self.cache, style=self.teacher_style,  # type: ignore[arg-type]
-            max_length=self._room(), k=told.settings.k, top_p=told.settings.top_p,
-            precision=told.settings.precision, teacher_tokenizer=told.teacher_tokenizer,
-        )  # fmt: skip
-
-    def _room(self) -> int:
-        """Tokens of a row as the teacher reads it."""
-        from transformers import AutoConfig
-
-        wanted = self.told.settings.max_length
-        if self.told.teacher.startswith("endpoint:"):
-            return wanted
-        source = resolve(self.told.teacher)
-        config = AutoConfig.from_pretrained((source.base or source).folder).get_text_config()
-        return min(wanted, getattr(config, "max_position_embeddings", None) or wanted)
-
-    def _held_out(self) -> bool:
-        return (self.out / DATA / HELD_OUT).stat().st_size > 0
-
-    def _measured(self) -> bool:
-        """Whether it can be said how near the student comes: there are held-out rows, and a teacher to ask."""
-        return self._held_out() and bool(self.told.teacher)
-
-    def student(self) -> Any:
-        """The student's recipe, on the data with the teacher's words."""
-        told, folder = self.told, self.out / DATA
-        model = str(self.out / CUT) if told.student_layers is not None else told.student.model
-        apart = (str(folder),) if self._held_out() else ()
-        return replace(told.student, model=model, data=(str(folder),), held_out=apart, style=None)
-
-    @functools.cached_property
-    def _tokenizers(self) -> tuple[Any, Any]:
-        from transformers import AutoTokenizer
-
-        def of(name: str) -> Any:
-            source = resolve(name)
-            own = any(source.folder.glob("tokenizer*"))
-            return AutoTokenizer.from_pretrained(source.folder if own or not source.base else source.base.folder)
-
-        given = self.told.teacher_tokenizer
-        teacher = AutoTokenizer.from_pretrained(given) if given else of(self.told.teacher)
-        return teacher, of(self.student().model)
-
-    @functools.cached_property
-    def _compiler(self) -> Any:
-        from sailkit.distill.compile import Compiler
-        from sailkit.distill.shards import TeacherCache
-
-        opened = TeacherCache.open(self.cache)
-        if not self.told.teacher.startswith("endpoint:"):
-            opened.check(resolve(self.told.teacher), style=self.teacher_style)
-        made = Compiler(opened, *self._tokenizers, self.told.settings.min_mass)
-        if first_process():
-            same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
-            runs.notice(f"teacher and student have {same}")
-        return made
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the command
-    def prepared(self, name: str) -> Prepared:
-        """Rows as the student reads them."""
-        examples = read_data([str(self.out / DATA / name)])
-        return prepare(examples, self._tokenizers[1], self.told.student.max_length)
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def compiled(self, name: str) -> Any:
-        """The targets of the training or of the held-out rows."""
-        learn = self.prepared(TRAIN) if name == HELD_OUT and self.logits else None
-        file = self.out / TARGETS.format(name.removesuffix(".jsonl"))
-        return self._compiler.compile(self.prepared(name), file, learn)
-
-    @property
-    def columns(self) -> int:
-        """The student's tokens; what its output layer has beyond them is padding."""
-        return len(self._tokenizers[1])
-
-    def goal(self) -> Goal:
-        """What the student's training run is to learn."""
-        if not self.logits:
-            return Goal()
-        from sailkit.distill.trainer import DistillTrainer
-
-        more = {
-            "targets": self.compiled(TRAIN).targets,
-            "held_out_targets": self.compiled(HELD_OUT).targets if self._held_out() else None,
-            "ce_weight": self.told.ce_weight,
-            "columns": self.columns,
-        }
-        settings = {"method": self.told.method, "ce_weight": self.told.ce_weight, **self._compiler.settings()}
-        return Goal(functools.partial(DistillTrainer, **more), settings)
-
-    def figures(self, trained: dict[str, Any]) -> dict[str, Any]:
-        """How near the student came to the teacher, beside what it was."""
-        told = self.told
-        about = {
-            "method": told.method,
-            "teacher": told.teacher,
-            "student": told.student.model,
-            "student_layers": told.student_layers,
-        }
-        found: dict[str, Any] = {}
-        if self.logits:
-            found["training_targets"] = self.compiled(TRAIN).figures
-        if self._measured():
-            found["held_out_targets"] = self.compiled(HELD_OUT).figures
-            found |= self._fidelity()
-        return {**about, **found, "training": trained}
-
-    def _fidelity(self) -> dict[str, Any]:
-        from sailkit.models import ModelOptions
-        from sailkit.models.local import LocalModel
-
-        rows, figures = [], {}
-        aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
-        for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
-            model = LocalModel.from_name(name, ModelOptions(dtype="float32")).model
-            found = fidelity(model, aside, targets, self.columns)
-            rows += [{"model": who, **row} for row in found]
-            figures[who] = means(found)
-        write_rows(self.out / FIDELITY, rows)
-        return figures
-
-
-def _distinct(rows: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """Rows with an id each: several data sets may use the same."""
-    seen: dict[str, int] = {}
-    found = []
-    for one in rows:
-        seen[one.id] = n = seen.get(one.id, 0) + 1
-        found.append(one if n == 1 else replace(one, id=f"{one.id}#{n}"))
-    return found

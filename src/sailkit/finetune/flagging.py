@@ -6,6 +6,7 @@ Scoring gives a model that has never seen the form the same chance as one that w
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -32,6 +33,30 @@ def flagging(
         `results` (how many were flagged), `rows`, and, against the labels: `mcc`, `auroc` of P(distracting),
         `accuracy`, `precision` and `recall` of distracting; None where they are not defined.
     """
+    found = _decided(model, examples, max_length, processes or Processes())
+    return {"rows": len({flag.name for flag in found}), "results": len(found), **_figures(found)}
+
+
+def verdicts(model: LocalModel, examples: Sequence[TrainingExample], max_length: int) -> dict[str, tuple[bool, ...]]:
+    """What a model calls distracting: example id -> for each search result whether; as in `flagging`."""
+    said: defaultdict[str, list[bool]] = defaultdict(list)
+    for flag in _decided(model, examples, max_length, Processes()):
+        said[flag.name].append(flag.decided)
+    return {name: tuple(flags) for name, flags in said.items()}
+
+
+class _Flag(NamedTuple):
+    """One search result: its example, whether the label and the model call it distracting, and how likely that is."""
+
+    name: str
+    meant: bool
+    decided: bool
+    said: float
+
+
+def _decided(
+    model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes
+) -> list[_Flag]:
     renderer = ExampleRenderer(model.tokenizer)
     prompts: dict[tuple[str, int], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
     for one in examples:
@@ -47,22 +72,12 @@ def flagging(
     for (style, n), rows in prompts.items():
         answers = distinct(_sentences(renderer, style, n))
         planned += [(answers, n, batch) for batch in _batches(rows, model.batch_tokens, max(map(len, answers)))]
-    processes = processes or Processes()
     found: list[_Flag] = []
     for (answers, n, batch), counts in processes.deal(planned):
         scores = model.score_ids([ids for _, ids in batch], answers)
         if counts:
             found += _flags(n, [one for one, _ in batch], scores)
-    found = processes.gather(found)
-    return {"rows": sum(map(len, prompts.values())), "results": len(found), **_figures(found)}
-
-
-class _Flag(NamedTuple):
-    """One search result: whether the label and the model call it distracting, and how likely the model finds it."""
-
-    meant: bool
-    decided: bool
-    said: float
+    return processes.gather(found)
 
 
 def _flags(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
@@ -73,7 +88,7 @@ def _flags(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequenc
         best = sets[row.index(top)]
         for place, verdict in enumerate(one.judgements):
             bad = sum(share for share, chosen in zip(shares, sets, strict=True) if chosen[place] == "distracting")
-            yield _Flag(verdict == "distracting", best[place] == "distracting", bad / sum(shares))
+            yield _Flag(one.id, verdict == "distracting", best[place] == "distracting", bad / sum(shares))
 
 
 def distinct(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -124,7 +139,7 @@ def _figures(found: Sequence[_Flag]) -> dict[str, float | None]:
 
     if not found:
         return dict.fromkeys(("mcc", "auroc", "accuracy", "precision", "recall"))
-    meant, decided, said = zip(*found, strict=True)
+    _, meant, decided, said = zip(*found, strict=True)
     both = len(set(meant)) == 2
     return {
         "mcc": float(matthews_corrcoef(meant, decided)) if both else None,
