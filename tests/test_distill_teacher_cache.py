@@ -211,12 +211,13 @@ def test_two_shards_are_one(folder, data, whole, tmp_path):
 
 
 def stop_at_random_moments(teacher: Path, folder: Path, moments: int) -> None:
-    data = write(folder / "data", map(example, range(120)))
+    data = write(folder / "data", map(example, range(80)))
     told = {"teacher": str(teacher), "data": [str(data)], "dtype": "float32", "shard_tokens": 500}
     teacher_cache(**told, out=folder / "whole")
     count = len(list((folder / "whole").glob("*.safetensors")))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sailkit.distill.teacher", "sailkit.distill.teacher_cache"])
+    preload = ("sailkit.distill.teacher_cache", "sailkit.distill.teacher", "transformers.models.llama.modeling_llama")
+    context.set_forkserver_preload([*preload, "transformers.models.auto.tokenization_auto"])
     chance = random.Random(5)
     killed = 0
     for share in sorted(chance.uniform(0.05, 0.9) for _ in range(moments)):
