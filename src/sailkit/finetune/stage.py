@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,7 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
             apart = told.held_out or held_out_of(told.data)
             aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
+            _check_context(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
         with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
             done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
@@ -143,6 +144,20 @@ def _opened(
                     dropped = [*train.dropped, *(aside.dropped if aside else ())]
                     jsonl.write_atomic(run.path(DROPPED), "".join(jsonl.dumps(row) + "\n" for row in dropped))
         yield run
+
+
+def _check_context(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -> None:
+    """Refuse rows that are longer than anything the model can take."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained((source.base or source).folder).get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    longest = max(len(ids) for part in parts if part for ids in part.ids)
+    if most is not None and longest > most:
+        raise UserError(
+            f"a row has {longest} tokens, and {told.model} takes {most}; set training.max_length to {most} or less, "
+            "and search results will be shortened to fit"
+        )
 
 
 def _tokenizer(source: Source) -> Any:

@@ -1,0 +1,238 @@
+"""The stage as a whole on small real models: what it leaves behind, that no kill changes it, a line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from sailkit.distill.stage import distill
+from sailkit.distill.students import evenly
+from sailkit.errors import UserError
+from sailkit.exports import example_row
+from sailkit.records import SearchResult, TrainingExample
+from sailkit.styles import as_text, prompt_parts
+
+pytest.importorskip("trl")
+RECIPES = Path(__file__).parents[1] / "recipes"
+THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
+SET = ["training.bf16=false", "training.learning_rate=3e-3", "training.max_length=512", "training.logging_steps=1",
+       "training.gradient_accumulation_steps=4", "training.num_train_epochs=2"]  # fmt: skip
+
+
+def example(i: int) -> TrainingExample:
+    thing = THINGS[i % len(THINGS)]
+    good = SearchResult(f"{thing.title()} like {i} red balls very much.", thing)
+    bad = SearchResult("It was a sunny day and the girl went out." + " She ran." * (i % 5), "Day")
+    results, verdicts = ((good, bad), ("informative", "distracting")) if i % 2 else ((bad,), ("distracting",))
+    return TrainingExample(str(i), f"What do {thing} like?", "", results, verdicts, f"{i} red balls.", "sail-fixed")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    for name, numbers in (("train", range(24)), ("held_out", range(24, 32))):
+        rows = (json.dumps(example_row(example(i))) + "\n" for i in numbers)
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(shared: Path) -> Path:
+    return shared / "models" / "stories260k"
+
+
+@pytest.fixture(scope="module")
+def qwen(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random student of Qwen's shape, with its real tokenizer and a padded output layer."""
+    folder = tmp_path_factory.mktemp("qwen")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen")
+    config = Qwen2Config(vocab_size=151_936, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+                         tie_word_embeddings=True)  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def teach(teacher, data, out, *more, **options):
+    return distill(teacher=str(teacher), data=[str(data)], out=out, set=[*SET, *more], **options)
+
+
+def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
+    found = teach(teacher, data, tmp_path / "run", "distillation.top_p=1.0", student_layers=3)
+    assert found["tuned"]["kl"] < 0.5 * found["base"]["kl"]
+    assert found["tuned"]["agreement"] > found["base"]["agreement"]
+    assert found["training_targets"]["aligned"] == 1
+    assert AutoConfig.from_pretrained(tmp_path / "run" / "student" / "model").num_hidden_layers == 3
+    rows = [json.loads(line) for line in (tmp_path / "run" / "fidelity.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in rows] == ["base"] * 8 + ["tuned"] * 8
+    assert distill(teacher=str(teacher), data=[str(data)], out=tmp_path / "run", student_layers=3,
+                   set=[*SET, "distillation.top_p=1.0"]) == found  # fmt: skip
+    with pytest.raises(UserError, match="another run"):
+        teach(teacher, data, tmp_path / "run", student_layers=2)
+
+
+def test_a_student_of_another_tokenizer_comes_nearer(teacher, qwen, data, tmp_path):
+    found = teach(teacher, data, tmp_path / "run", "training.learning_rate=5e-2", model=str(qwen))
+    targets = found["training_targets"]
+    assert targets["aligned"] > 0.5
+    assert targets["student_bytes_per_token"] > targets["teacher_bytes_per_token"] > 1
+    assert found["tuned"]["kl"] < 0.8 * found["base"]["kl"]
+    assert 0 <= found["tuned"]["verification_agreement"] <= 1
+
+
+def test_the_words_are_the_teachers_in_another_style_too(teacher, data, tmp_path):
+    found = teach(teacher, data, tmp_path / "run", model=str(teacher), teacher_style="sail", style="sail-fixed")
+    assert found["training"]["rows"] == 24
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
+    assert all(row["style"] == "sail-fixed" for row in rows)
+    assert "I should ignore the search result and only utilize my own knowledge" in rows[0]["response"]
+
+
+def test_a_sequence_student_learns_recorded_answers(teacher, data, tmp_path):
+    answers = [{"prompt": as_text(prompt_parts(example(i))), "response": f" The answer is {i}."} for i in range(24)]
+    (tmp_path / "said.json").write_text(json.dumps(answers))
+    given = {"teacher_outputs": tmp_path / "said.json", "method": "sequence", "model": str(teacher)}
+    found = distill(data=[str(data)], out=tmp_path / "run", set=SET, **given)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in rows] == [f"The answer is {i}." for i in range(24)]
+    assert found["training"]["rows"] == 24
+    assert "tuned" not in found  # nobody is there to compare it with
+
+
+@pytest.mark.parametrize("method", ["sequence", "both"])
+def test_a_teacher_answers_first(teacher, data, tmp_path, method):
+    found = teach(teacher, data, tmp_path / "run", "distillation.max_new_tokens=400", method=method, student_layers=3)
+    assert found["tuned"]["kl"] < found["base"]["kl"]
+    assert ("training_targets" in found) == (method == "both")
+
+
+def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_path):
+    first = teach(teacher, data, tmp_path / "first", student_layers=3)
+    again = teach(teacher, data, tmp_path / "again", student_layers=3, cache=tmp_path / "first" / "teacher")
+    assert again["tuned"] == first["tuned"]
+    assert not (tmp_path / "again" / "teacher").exists()
+    (tmp_path / "other.jsonl").write_text(json.dumps(example_row(example(99))) + "\n")
+    with pytest.raises(UserError, match="cache of other completions"):
+        teach(teacher, tmp_path / "other.jsonl", tmp_path / "other", student_layers=3,
+              cache=tmp_path / "first" / "teacher")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "why"),
+    [
+        ({"model": "m", "method": "osmosis"}, (), "no method 'osmosis'"),
+        ({"model": "m", "student_layers": 3}, (), "leave out model"),
+        ({"student_layers": 99}, (), "from 1 to 5"),
+        ({"model": "m", "teacher_outputs": Path("said.json")}, (), "methods sequence and both"),
+        ({"model": "m"}, ("distillation.topk=3",), "topk"),
+        ({"model": "m"}, ("distillation.k=0",), "distillation.k"),
+        ({"model": "m"}, ("distillation.top_p=1.5",), "distillation.top_p"),
+        ({"model": "no/such"}, (), "no/such"),
+    ],
+)
+def test_a_mistake_is_one_line(teacher, data, tmp_path, options, more, why):
+    with pytest.raises(UserError, match=re.escape(why)) as told:
+        teach(teacher, data, tmp_path / "run", *more, **options)
+    assert "\n" not in str(told.value)
+
+
+def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
+    long = example(1)
+    long = replace(long, response="red balls. " * 300)
+    (tmp_path / "long.jsonl").write_text(json.dumps(example_row(long)) + "\n")
+    said = {"teacher_outputs": tmp_path / "said.json", "method": "sequence", "model": str(teacher)}
+    (tmp_path / "said.json").write_text(
+        json.dumps([{"prompt": as_text(prompt_parts(long)), "response": long.response}])
+    )
+    with pytest.raises(UserError, match="takes 512"):
+        distill(data=[str(tmp_path / "long.jsonl")], out=tmp_path / "run", set=["training.max_length=4096"], **said)
+
+
+def test_a_teacher_is_needed(data, tmp_path):
+    with pytest.raises(UserError, match="no teacher"):
+        distill(data=[str(data)], model="m", out=tmp_path / "run")
+
+
+def test_layers_are_kept_at_even_distances():
+    assert evenly(30, 15)[:3] == [0, 2, 4]
+    assert evenly(30, 15)[-1] == 29
+    assert evenly(5, 1) == [0]
+    assert evenly(5, 5) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+@pytest.mark.parametrize("method", ["", "-sequence"])
+def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, data, tmp_path, size, method):
+    hidden, layers, wide, heads, keys = {"0.5b": (896, 24, 4864, 14, 2), "1.5b": (1536, 28, 8960, 12, 2)}[size]
+    student, teacher = tmp_path / "student", tmp_path / "teacher"
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(student)
+    Qwen2Config(vocab_size=151_936, hidden_size=hidden, num_hidden_layers=layers, intermediate_size=wide,
+                num_attention_heads=heads, num_key_value_heads=keys, tie_word_embeddings=True,
+                max_position_embeddings=32_768).save_pretrained(student)  # fmt: skip
+    LlamaTokenizer.from_pretrained(shared / "tokenizers" / "llama").save_pretrained(teacher)
+    AutoConfig.for_model("llama").save_pretrained(teacher)
+    recipe = RECIPES / f"distill-qwen2.5-{size}{method}.yaml"
+    found = distill(recipe, teacher=str(teacher), model=str(student), data=[str(data)], dry_run=True)
+    assert found["missing"] == []
+    assert found["same_tokenizer"] is False
+    assert found["parameters"] == pytest.approx({"0.5b": 494e6, "1.5b": 1544e6}[size], rel=0.01)
+    assert found["teacher_answers"] == (24 if method else 0)
+    assert found["cache_bytes"] > 0
+    assert found["memory"]["total"] == sum(size for part, size in found["memory"].items() if part != "total")
+
+
+def _command(teacher: Path, data: Path, out: Path) -> list[str]:
+    told = [part for one in [*SET, "training.save_strategy=steps", "training.save_steps=2",
+                             "training.eval_strategy=steps", "training.eval_steps=2"]
+            for part in ("--set", one)]  # fmt: skip
+    return [sys.executable, "-m", "sailkit", "distill", "--teacher", str(teacher), "--student-layers", "3",
+            "--data", str(data), "--out", str(out), *told]  # fmt: skip
+
+
+def _kill_and_go_on(teacher: Path, data: Path, tmp_path: Path, moments: int) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    whole = _command(teacher, data, tmp_path / "whole")
+    subprocess.run(whole, check=True, env=env, capture_output=True)
+    lasts = time.monotonic() - started
+    out = tmp_path / "killed"
+    for _ in range(moments):
+        process = subprocess.Popen(_command(teacher, data, out), env=env, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.3, 0.95) * lasts)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(_command(teacher, data, out), check=True, env=env, capture_output=True)
+    for file in ("fidelity.jsonl", "student/model/model.safetensors", "targets-train.safetensors"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    shards = sorted(path.name for path in (out / "teacher").glob("*.safetensors"))
+    assert shards == sorted(path.name for path in (tmp_path / "whole" / "teacher").glob("*.safetensors"))
+    assert all((out / "teacher" / n).read_bytes() == (tmp_path / "whole" / "teacher" / n).read_bytes() for n in shards)
+
+
+@pytest.mark.long
+def test_two_kills_change_nothing(teacher, data, tmp_path):
+    _kill_and_go_on(teacher, data, tmp_path, 2)
+
+
+@pytest.mark.long
+def test_ten_kills_change_nothing(teacher, data, tmp_path):
+    _kill_and_go_on(teacher, data, tmp_path, 10)
