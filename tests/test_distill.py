@@ -1,4 +1,4 @@
-"""The stage as a whole on small real models: what it leaves behind, that no kill changes it, a line for each mistake."""
+"""The stage as a whole on small real models: what it leaves behind, that no kill changes it, mistakes in one line."""
 
 from __future__ import annotations
 

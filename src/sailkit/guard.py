@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from sailkit.errors import UserError
@@ -89,6 +90,16 @@ class GuardedTokenizer:
 
     def _secret(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._names[match.group()], text)
+
+
+def guarded(tokenizer: Any) -> GuardedTokenizer:
+    """The guarded copy of a tokenizer, made once: of a large vocabulary that takes a second."""
+    return _guarded(tokenizer, len(tokenizer))  # tokens may be added to it
+
+
+@lru_cache(maxsize=4)
+def _guarded(tokenizer: Any, tokens: int) -> GuardedTokenizer:
+    return GuardedTokenizer(tokenizer)
 
 
 def rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from sailkit.errors import UserError, nearest
-from sailkit.guard import GuardedTokenizer
+from sailkit.guard import guarded
 from sailkit.records import SearchResult
 
 
@@ -174,7 +174,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.chat = chat
         self.context = context
-        self.guard = GuardedTokenizer(tokenizer)
+        self.guard = guarded(tokenizer)
         self._gap: str | None = None
         self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
 
