@@ -13,20 +13,21 @@ claims=$shared/climate-fever/climate-fever.jsonl
 
 # Claims of one half of Climate-FEVER, and two tasks of claims in pairs that only the evidence can tell apart.
 [ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
-judged=(--distractors random)
-sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" --held-out 0.05 --out data/climate-fever
-sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" --held-out 0.05 --shares 0.05,0.75,0.2 \
-  --out data/factcheck
-sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" --shares 0.05,0.3,0.35,0.3 \
-  --held-out 0.03 --limit 1350 --out data/answers
+judged=(--distractors random --supported 0.6 --shares)
+sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.45,0.3,0.2 --held-out 0.05 \
+  --out data/climate-fever
+sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" 0.05,0.8,0.15 \
+  --held-out 0.05 --out data/factcheck
+sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" 0.05,0.55,0.25,0.15 \
+  --held-out 0.03 --limit 1250 --out data/answers
 
 sailkit finetune "$here/../recipes/smollm2-sail.yaml" --out tuned
 
 # On the other half: with its evidence, with that of other claims, with none. Evidence minus random is what search gives.
 for search in evidence random none; do
-  sailkit evaluate --model smollm2-135m --task climate-fever --data "$claims" --half second --search $search \
+  sailkit evaluate --model smollm2-135m --task climate-fever --data "$claims" --half second --search $search --results 3 \
     --dtype float32 --out "base-$search"
-  sailkit evaluate --model tuned/model --task climate-fever --data "$claims" --half second --search $search \
+  sailkit evaluate --model tuned/model --task climate-fever --data "$claims" --half second --search $search --results 3 \
     --dtype float32 --out "tuned-$search"
 done
 sailkit compare tuned-evidence tuned-random base-random base-evidence
