@@ -268,7 +268,7 @@ def test_autocast_computes_in_few_bits_and_sums_in_many():
         loss, grads = both(inputs, aims, chunk=7)
     expected = both(inputs, aims)
     assert {loss.dtype, *(grad.dtype for grad in grads)} == {torch.float32}
-    assert loss != expected[0]
+    assert abs(loss - expected[0]) > 1e-5 * expected[0]
     assert_same((loss, grads), expected, 2e-2, 2e-2)
 
 
