@@ -78,17 +78,15 @@ def assert_same(one, other, loss=1e-5, grads=1e-6):
         assert (a - b).abs().max() <= grads * max(1.0, b.abs().max().item())
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(3, 12), st.floats(0.1, 4))
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(3, 12), st.floats(0.1, 2))
 def test_all_tokens_but_one_listed_is_the_divergence_from_the_whole(seed, n, columns, scale):
-    inputs = layer(seed, n, columns, scale=scale)
+    logits = torch.randn(n, columns, generator=torch.Generator().manual_seed(seed)).mul_(scale).requires_grad_()
     aims = wanted(seed, n, columns, columns - 1)
     dense = torch.zeros(n, columns).scatter_(1, aims.ids, aims.probs)
     dense += (dense == 0) * aims.tail[:, None]  # the one that is not listed
-    logs = (inputs[0] @ inputs[1].T + inputs[2]).log_softmax(-1)
-    loss = torch.nn.functional.kl_div(logs, dense, reduction="sum")
-    expected = loss.detach(), torch.autograd.grad(loss, inputs)
-    assert_same(both(inputs, aims, ce_weight=0.0), expected, grads=3e-6 if scale > 1 else 1e-6)
+    loss = torch.nn.functional.kl_div(logits.log_softmax(-1), dense, reduction="sum")
+    expected = loss.detach(), torch.autograd.grad(loss, logits)
+    assert_same(both([logits, torch.eye(columns), None], aims, ce_weight=0.0), expected)
 
 
 @settings(max_examples=25)
@@ -270,7 +268,7 @@ def test_autocast_computes_in_few_bits_and_sums_in_many():
         loss, grads = both(inputs, aims, chunk=7)
     expected = both(inputs, aims)
     assert {loss.dtype, *(grad.dtype for grad in grads)} == {torch.float32}
-    assert loss != expected[0]
+    assert abs(loss - expected[0]) > 1e-5 * expected[0]
     assert_same((loss, grads), expected, 2e-2, 2e-2)
 
 

@@ -192,6 +192,15 @@ def test_what_is_logged(whole):
     assert row["mean_token_accuracy"] == pytest.approx(right.item() / count)
 
 
+def test_each_line_of_the_log_is_about_its_own_steps(tmp_path):
+    one = trainer(tmp_path, TRAIN, targets=aims(TRAIN, none=0), max_steps=4, gradient_accumulation_steps=4)
+    one.train()
+    lines = [row for row in one.state.log_history if "kl" in row]
+    assert len(lines) > 2
+    for row in lines:
+        assert row["kl"] + 0.3 * row["cross_entropy"] == pytest.approx(row["loss"], rel=1e-4)
+
+
 def test_the_student_becomes_its_teacher(tmp_path):
     """Targets from another model, all tokens listed: the divergence falls to almost nothing, and generation works."""
     teacher, model = student(5).eval(), student()
