@@ -59,9 +59,6 @@ def ask(options, what, told, keep=None):
     environment = {**os.environ, "OMP_NUM_THREADS": threads, **quiet}
     command = [sys.executable, WORKER, what, json.dumps(told)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    for line in done.stderr.splitlines():
-        if line.startswith("GOLD:"):
-            print(line, flush=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-2000:])
     found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -91,13 +88,8 @@ def loss(options):
             [dtype, side, f"{one['peak'] / 1e6:.0f}", f"{one['cpu']:.2f}", f"{one['seconds']:.2f}"]
             for side, one in of.items()
         ]
-        rows.append(
-            [
-                dtype,
-                "ratio",
-                *(ratio(ours[n], dense[n], aim) for n, aim in (("peak", 0.35), ("cpu", 1.25), ("seconds", 1.25))),
-            ]
-        )
+        aims = {"peak": 0.35, "cpu": 1.25, "seconds": 1.25}
+        rows.append([dtype, "ratio", *(ratio(ours[name], dense[name], aim) for name, aim in aims.items())])
         apart = (
             f"{name} {abs(ours[key] / dense[key] - 1):.0e}"
             for name, key in (("loss", "loss"), ("gradient's norm", "slope"))
@@ -123,19 +115,20 @@ def quality(options, place):
     print(
         f"\n## quality: {options.teacher}, asked in {style}; {n} rows, {apart} held out, {options.steps} steps of {options.batch}, {options.seeds} seeds\n"
     )
+    steps = options.steps
     for student, told, longest in students(options, place, style):
         if options.students and student not in options.students.split(","):
             continue
         found = {"sequence": [], "logits": [], "base": []}
         for seed in range(options.seeds):
             sets = {
-                "max_steps": options.steps, "seed": seed, "learning_rate": options.learning_rate or RATES[student],
-                "max_length": longest, "eval_strategy": "no", "save_strategy": "no",
+                "max_steps": steps, "seed": seed, "learning_rate": options.learning_rate or RATES[student],
+                "max_length": longest, "eval_strategy": "'no'", "save_strategy": "'no'",  # quoted: no is false in YAML
                 "gradient_accumulation_steps": options.batch, "bf16": str(options.bf16).lower(),
             }  # fmt: skip
             sets = [f"training.{name}={value}" for name, value in sets.items()]
             for method in ("logits", "sequence"):
-                out = place / student / f"{method}-{seed}"
+                out = place / student / f"{method}-{seed}-{jsonl.fingerprint(sets)[:8]}"
                 out.parent.mkdir(exist_ok=True)
                 more = {"teacher_outputs": outputs} if method == "sequence" else {}
                 same = {**told, "teacher": options.teacher, "data": [str(data)], "teacher_style": style}
@@ -205,9 +198,9 @@ def contest(options, place, steps, seeds):
         for side, each in found.items():
             if isinstance(each, str):
                 continue
-            mine = {**told, "seed": seed, "side": side}
+            mine = {**told, "seed": seed, "side": side, "threads": options.threads}
             try:
-                each.append(ask(options, "train", mine, place / f"{jsonl.fingerprint(mine)[:16]}.json"))
+                each.append(ask(options, "train", mine, place / f"run-{jsonl.fingerprint(mine)[:16]}.json"))
             except RuntimeError as error:
                 if side == "sailkit":
                     raise
@@ -228,44 +221,25 @@ def gold(options, place):
     print(
         f"\n## gold: {options.gold_teacher} into the Qwen-shaped student, {steps} steps of {options.batch}, {how}, {options.seeds} seeds\n"
     )
-    names = ["cpu_step", "seconds_step", "extra", "peak"]
-    of = {
-        side: each if isinstance(each, str) else [statistics.median(run[n] for run in each) for n in names]
-        for side, each in found.items()
-    }
-    ours = of["sailkit"]
+    names = {"cpu_step": (1, ".2f"), "seconds_step": (1, ".2f"), "extra": (1e6, ".0f"), "peak": (1e6, ".0f")}
+    ran = {side: each for side, each in found.items() if not isinstance(each, str)}
+    of = {side: {name: statistics.median(run[name] for run in each) for name in names} for side, each in ran.items()}
+    runs = {side: [run["rows"] for run in each] for side, each in ran.items()}
     rows = []
-    for side, one in of.items():
-        if isinstance(one, str):
-            rows.append([side, one, *[""] * 6])
+    for side, each in found.items():
+        if side not in ran:
+            rows.append([side, each, *[""] * 7])
             continue
-        runs = [run["rows"] for run in found[side]]
-        rows.append(
-            [
-                side,
-                *(f"{mean(runs, name):.4f}" for name in MEASURES),
-                f"{one[0]:.2f}",
-                f"{one[1]:.2f}",
-                f"{one[2] / 1e6:.0f}",
-                f"{one[3] / 1e6:.0f}",
-            ]
-        )
-    table(["", *MEASURES, "CPU s a step", "clock s a step", "MB above the models", "MB in all"], rows)
+        costs = (f"{of[side][name] / unit:{form}}" for name, (unit, form) in names.items())
+        rows.append([side, *(f"{mean(runs[side], name):.4f}" for name in MEASURES), *costs, each[0]["same_tokens"]])
+    head = ["CPU s a step", "clock s a step", "MB above the models", "MB in all", "rows with sailkit's tokens"]
+    table(["", *MEASURES, *head], rows)
     rows = []
-    for side in GOLD:
-        if not isinstance(one := of[side], str):
-            runs = [[run["rows"] for run in found[name]] for name in ("sailkit", side)]
-            rows.append(
-                [
-                    side,
-                    f"{difference(*runs, 'agreement')} (aim >= 0)",
-                    ratio(ours[2], one[2], 0.5),
-                    ratio(ours[0], one[0], 1.0),
-                    ratio(ours[1], one[1], 1.0),
-                ]
-            )
-    if rows:
-        table(["sailkit against", "agreement, difference", "memory", "CPU time a step", "clock a step"], rows)
+    for side in of.keys() & GOLD:
+        costs = (("extra", 0.5), ("cpu_step", 1.0), ("seconds_step", 1.0))
+        ratios = (ratio(of["sailkit"][name], of[side][name], aim) for name, aim in costs)
+        rows.append([side, f"{difference(runs['sailkit'], runs[side], 'agreement')} (aim >= 0)", *ratios])
+    table(["sailkit against", "agreement, difference", "memory", "CPU time a step", "clock a step"], sorted(rows))
     print(
         f"sailkit's cache, made once, the teacher's loading included: {cached['cpu']:.1f} s of CPU time, {cached['seconds']:.1f} s by the clock\n"
     )
@@ -287,6 +261,20 @@ def end_to_end(options, place):
         one = each[0]
         rows.append([side, *(f"{one[n]:.1f}" for n in ours), *(f"{ours[n] / one[n]:.2f}x" for n in ours)])
     table(["", "CPU time, s", "clock, s", "sailkit / it: CPU time", "clock"], rows)
+
+
+def prepare(options):
+    """Choose the teachers; the folder of all that goes back to the same teacher and rows."""
+    from sailkit.models.sources import resolve
+
+    teacher = options.teacher or "smollm2-135m"
+    files = [options.data / name for name in (TRAIN, HELD_OUT)] if options.data else []
+    decides = [resolve(teacher).digests(), jsonl.file_fingerprint(files), options.max_new_tokens, options.smoke]
+    place = options.out.resolve() / f"{options.rows}-rows-{jsonl.fingerprint(decides)[:8]}"
+    place.mkdir(parents=True, exist_ok=True)
+    options.teacher = str(options.shared / "models" / "stories260k") if options.smoke else teacher
+    options.gold_teacher = tiny_teacher(place) if options.smoke else teacher
+    return place
 
 
 def main():
@@ -316,18 +304,17 @@ def main():
         options.rows, options.steps, options.batch, options.seeds, options.rounds = 8, 2, 4, 1, 1
     import torch
 
+    from sailkit.models.loading import pick_device, pick_dtype
+
     torch.set_num_threads(options.threads)
-    options.bf16 = not options.float32 and torch.cpu._is_avx512_bf16_supported()
-    place = options.out.resolve() / ("smoke" if options.smoke else "")
-    place.mkdir(parents=True, exist_ok=True)
-    stories = str(options.shared / "models" / "stories260k")
-    options.teacher, options.gold_teacher = [options.teacher or "smollm2-135m"] * 2
-    if options.smoke and not {"gold", "end-to-end"}.isdisjoint(chosen):
-        options.gold_teacher = tiny_teacher(place)
-    options.teacher = stories if options.smoke else options.teacher
-    works = dict(zip(SECTIONS, (lambda *_: loss(options), quality, gold, end_to_end)))
+    options.bf16 = not options.float32 and pick_dtype("auto", pick_device("auto")) is torch.bfloat16
+    works = {"quality": quality, "gold": gold, "end-to-end": end_to_end}
+    place = None if chosen == ["loss"] else prepare(options)
     for name in chosen:
-        works[name](options, place)
+        if name == "loss":
+            loss(options)
+        else:
+            works[name](options, place)
 
 
 if __name__ == "__main__":
