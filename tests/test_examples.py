@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -55,3 +56,10 @@ def test_a_script_says_how_it_is_called(script):
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"examples/{script.name}" in done.stderr
+
+
+def test_the_picture_of_an_aligned_sentence_is_what_the_tokenizers_say(shared, tmp_path):
+    subprocess.run([sys.executable, EXAMPLES / "aligned.py", shared, tmp_path / "aligned.svg"], check=True)
+    kept = EXAMPLES.parent / "docs" / "aligned.svg"
+    assert (tmp_path / "aligned.svg").read_text("utf-8") == kept.read_text("utf-8")
+    ElementTree.parse(kept)

@@ -10,8 +10,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sailkit import __version__, audit_page, jsonl, metrics, page, predictions, runs, summary, tuned_page
+from sailkit import (
+    __version__,
+    audit_page,
+    distilled_page,
+    jsonl,
+    metrics,
+    page,
+    predictions,
+    runs,
+    summary,
+    tuned_page,
+)
 from sailkit.compare import compare_sets
+from sailkit.distill.results import is_distilled
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
 from sailkit.label.audited import is_audit
@@ -83,15 +95,16 @@ def report(
     title: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write one HTML file about sets of predictions, audits, or a training run, and the same as Markdown beside it.
+    """Write one HTML file about sets of predictions, audits, a training run or distillations, and Markdown beside it.
 
     The file loads nothing from elsewhere. It shows the verdict first, then every reason to doubt it, the figures
     with their intervals, and each item down to its prompt and raw output. Of audits of labelers it shows which is
     best, the figures, each two labelers side by side, and where they differ most. Of a training run it shows what was
-    learnt, the curves, recipe and data.
+    learnt, the curves, recipe and data; of distillations how near each student came to its teacher, and which nearer.
 
     Args:
-        sets: Run folders, or files of recorded outputs; or folders of audits; or the run folder of finetune.
+        sets: Run folders, or files of recorded outputs; or folders of audits; or the run folder of finetune; or
+            run folders of distill, of which the first is compared with each other.
         out: The HTML file, or a folder for report.html; the Markdown gets the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
@@ -105,15 +118,22 @@ def report(
 
     Raises:
         UserError: A set cannot be read or has no such labels, sets do not fit together, or a file that is
-            no report is in the way; options that an audit does not have.
+            no report is in the way; options that the folders do not have.
     """
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
-    if any(is_tuned(path) for path in sets):
-        return _report_tuned(sets, out, title, {"against": against != "human", "task": task, "fields": fields})
-    audits = [path for path in sets if is_audit(path)]
-    if audits:
-        return _report_audits(sets, audits, out, title, {"against": against != "human", "task": task, "fields": fields})
+    options = {"against": against != "human", "task": task, "fields": fields}
+    if tuned := [path for path in sets if is_tuned(path)]:
+        if len(sets) > 1:
+            raise UserError(f"one training run at a time, and nothing beside it; {len(sets)} folders were given")
+        _check(sets, tuned, "a training run", options)
+        return tuned_page.write(sets[0], out, title)
+    if distilled := [path for path in sets if is_distilled(path)]:
+        _check(sets, distilled, "a distillation", options)
+        return distilled_page.write(sets, out, title, seed)
+    if audits := [path for path in sets if is_audit(path)]:
+        _check(sets, audits, "an audit", options)
+        return audit_page.write(audits, out, title)
     places = page.places(out)
     views = [_view(path, against, task, fields, seed) for path in sets]
     compared: dict[str, Any] = {"comparisons": [], "flag_messages": {}}
@@ -153,22 +173,12 @@ def report(
     return {"html": str(places[0]), "markdown": str(places[1]), "verdict": verdict}
 
 
-def _report_audits(
-    sets: Sequence[Path], audits: Sequence[Path], out: Path, title: str | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    if others := [path for path in sets if path not in audits]:
-        raise UserError(f"{audits[0]} is an audit and {others[0]} is none; report on them one after the other")
+def _check(sets: Sequence[Path], own: Sequence[Path], what: str, options: dict[str, Any]) -> None:
+    """Refuse folders of another kind beside these, and options that they do not have."""
+    if others := [path for path in sets if path not in own]:
+        raise UserError(f"{own[0]} is {what} and {others[0]} is none; report on them one after the other")
     if given := [name for name, value in options.items() if value]:
-        raise UserError(f"--{given[0]} is for sets of predictions; {audits[0]} is an audit")
-    return audit_page.write(audits, out, title)
-
-
-def _report_tuned(sets: Sequence[Path], out: Path, title: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    if len(sets) > 1:
-        raise UserError(f"one training run at a time, and nothing beside it; {len(sets)} folders were given")
-    if given := [name for name, value in options.items() if value]:
-        raise UserError(f"--{given[0]} is for sets of predictions; {sets[0]} is a training run")
-    return tuned_page.write(sets[0], out, title)
+        raise UserError(f"--{given[0]} is for sets of predictions; {own[0]} is {what}")
 
 
 def _listed(names: Sequence[str]) -> str:

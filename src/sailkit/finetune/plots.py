@@ -55,7 +55,7 @@ def plots_of(history: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -
         figures: Those of metrics.json; the model as it was counts as step 0.
 
     Returns:
-        Loss, flagging, learning rate and speed, as far as they were logged.
+        Loss, divergence from a teacher, flagging, learning rate and speed, as far as they were logged.
     """
 
     def logged(name: str, base: str | None = None) -> tuple[tuple[float, float], ...]:
@@ -66,6 +66,9 @@ def plots_of(history: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -
     wanted = [
         Plot("loss", "Loss", "loss for each supervised token",
              (Series("training", logged("loss")), Series("held out", logged("eval_loss", "base_loss"), dots=True)),
+             figures.get("best_step")),
+        Plot("kl", "KL to the teacher", "nats for each token",
+             (Series("training", logged("kl")), Series("held out", logged("eval_kl", "base_kl"), dots=True)),
              figures.get("best_step")),
         Plot("flagging", "Flagging, against the labels of the held-out rows", "MCC, AUROC",
              (Series("MCC", logged("eval_flagging_mcc", "base_flagging_mcc"), dots=True),

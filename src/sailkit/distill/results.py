@@ -1,0 +1,232 @@
+"""What a distillation came to, read from its run folder, with intervals over its held-out rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sailkit import jsonl, runs
+from sailkit.distill.fidelity import SUMS, means
+from sailkit.distill.stage import METRICS
+from sailkit.distill.work import DATA, FIDELITY, TARGETS
+from sailkit.errors import UserError
+from sailkit.finetune.data import HELD_OUT
+from sailkit.metrics import RESAMPLES, Estimate, Floats, interval
+from sailkit.runs import seed_for
+
+STAGE = "distill"
+LEAST_ROWS = 5  # held-out rows, for an interval
+# Figure -> which sum over which; both are columns of fidelity.jsonl.
+FIGURES = {"kl": ("kl", "aimed"), "agreement": ("agreeing", "aimed"), "cross_entropy": ("cross_entropy", "positions")}
+WHO = ("base", "tuned")
+_OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_style")  # settings that decide targets
+_DRAWN_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished run of distill.
+
+    Attributes:
+        folder: The run's.
+        manifest: Its manifest.
+        figures: Those of metrics.json.
+        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `SUMS`; empty where the student
+            was not compared with its teacher.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    figures: dict[str, Any]
+    sums: dict[str, dict[str, tuple[float, ...]]]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The held-out rows, in order."""
+        return tuple(self.sums.get("base", ()))
+
+    def said(self, who: str, name: str) -> float | None:
+        """A figure of metrics.json."""
+        found: float | None = self.figures.get(who, {}).get(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs on the same held-out rows.
+
+    Attributes:
+        rows: How many they share.
+        unlike: Why their figures cannot be set side by side; empty where they can.
+        other_targets: Why they were not measured against the very same targets; empty where they were.
+        differences: Figure -> tuned of the first minus tuned of the other.
+    """
+
+    rows: int
+    unlike: str
+    other_targets: str
+    differences: dict[str, Estimate | None]
+
+
+def is_distilled(folder: Path) -> bool:
+    """Whether a folder is a run of distill."""
+    return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == STAGE
+
+
+def read(folder: Path) -> Distilled:
+    """Read a run folder.
+
+    Raises:
+        UserError: The run is not finished, or its files do not fit together.
+    """
+    manifest = runs.read_manifest(folder)
+    if not (folder / METRICS).exists():
+        raise UserError(f"{folder} is not finished; the same distill command goes on where it stopped")
+    figures = jsonl.read_json(folder / METRICS)
+    sums: dict[str, dict[str, tuple[float, ...]]] = {}
+    if "tuned" in figures:
+        rows = [row for _, row in jsonl.read(folder / FIDELITY)]
+        try:
+            for who in WHO:
+                own = [row for row in rows if row["model"] == who]
+                sums[who] = {str(row["id"]): tuple(float(row[name]) for name in SUMS) for row in own}
+                _check(figures[who], means(own), folder)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / FIDELITY}: damaged ({type(error).__name__}: {error})") from None
+        if list(sums["base"]) != list(sums["tuned"]):
+            raise UserError(f"{folder / FIDELITY}: the rows before and after training are not the same")
+    return Distilled(folder, manifest, figures, sums)
+
+
+def _check(told: Mapping[str, Any], found: Mapping[str, float | None], folder: Path) -> None:
+    for name, value in found.items():
+        said = told.get(name)
+        if (said is None) != (value is None) or (said is not None and not math.isclose(said, value or 0.0)):
+            raise UserError(f"{folder / METRICS} does not fit {FIDELITY} beside it; remove both, and distill again")
+
+
+def estimates(run: Distilled, seed: int = 0) -> dict[str, dict[str, Estimate | None]]:
+    """The figures before and after training, and by how much they changed on the same rows.
+
+    Args:
+        run: The run.
+        seed: Of the bootstrap.
+
+    Returns:
+        `base`, `tuned` and `change` -> figure -> value and 95 % interval; None where there is none, as with fewer
+        than `LEAST_ROWS` rows.
+    """
+    if len(run.ids) < LEAST_ROWS:
+        return {who: dict.fromkeys(FIGURES) for who in (*WHO, "change")}
+    table = np.array([[run.sums[who][name] for name in run.ids] for who in WHO])
+    return {**_each(table, seed), "change": _gap(table[::-1], seed)}
+
+
+def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
+    """Compare two students on the held-out rows that both were measured on.
+
+    Args:
+        first: One run.
+        other: The other.
+        seed: Of the bootstrap.
+    """
+    texts = [_held_out(run) for run in (first, other)]
+    shared = [name for name in first.ids if name in other.sums.get("tuned", {}) and _same(name, *texts)]
+    nothing: dict[str, Estimate | None] = dict.fromkeys(FIGURES)
+    if _teacher(first) != _teacher(other):
+        return Paired(len(shared), "their teachers differ", "", nothing)
+    if len(shared) < LEAST_ROWS:
+        return Paired(len(shared), f"they share {len(shared)} held-out rows, too few to tell", "", nothing)
+    table = np.array([[run.sums["tuned"][name] for name in shared] for run in (first, other)])
+    if not np.array_equal(*table[:, :, SUMS.index("positions")]):
+        why = "their students cut the held-out words into other tokens, and figures for each token do not compare"
+        return Paired(len(shared), why, "", nothing)
+    return Paired(len(shared), "", _other_targets(first, other), _gap(table, seed))
+
+
+def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
+    """Figures of tables of sums; shape (2, rows, sums)."""
+    drawn = _resampled(table, seed)
+    return {
+        who: {name: _estimate(_ratio(table[i].sum(0), name), _ratio(drawn[i], name)) for name in FIGURES}
+        for i, who in enumerate(WHO)
+    }
+
+
+def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
+    """The first minus the second, on the same draws of rows."""
+    drawn = _resampled(table, seed)
+    whole = table.sum(1)
+    return {
+        name: _estimate(
+            _ratio(whole[0], name) - _ratio(whole[1], name), _ratio(drawn[0], name) - _ratio(drawn[1], name)
+        )
+        for name in FIGURES
+    }
+
+
+def _resampled(table: Floats, seed: int) -> Floats:
+    """Sums over rows that are drawn with replacement, the same ones for all; shape (2, resamples, sums)."""
+    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
+    n = table.shape[1]
+    parts = []
+    for begin in range(0, RESAMPLES, _DRAWN_AT_ONCE):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(_DRAWN_AT_ONCE, RESAMPLES - begin))
+        parts.append(times.astype(float) @ table)
+    return np.concatenate(parts, 1)
+
+
+def _ratio(sums: Floats, name: str) -> Any:
+    top, bottom = (sums[..., SUMS.index(column)] for column in FIGURES[name])
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+
+
+def _estimate(value: Any, drawn: Floats) -> Estimate | None:
+    known = drawn[np.isfinite(drawn)]
+    return Estimate(float(value), *interval(known)) if np.isfinite(value) and len(known) else None
+
+
+def _held_out(run: Distilled) -> dict[str, dict[str, Any]]:
+    """The held-out rows as the student was given them, by id."""
+    file = run.folder / DATA / HELD_OUT
+    return {str(row.get("id")): row for _, row in jsonl.read(file)} if file.exists() else {}
+
+
+def _same(name: str, first: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether a row says the same in two runs; how it is asked for may differ."""
+    rows = [{**found[name], "style": None} if name in found else None for found in (first, other)]
+    return rows[0] is not None and rows[0] == rows[1]
+
+
+def _teacher(run: Distilled) -> tuple[Any, ...]:
+    settings = run.manifest["settings"]
+    digests = tuple(settings.get(f"teacher_{what}_sha256") for what in ("weights", "tokenizer", "config"))
+    return digests if any(digests) else (settings["recipe"]["teacher"],)
+
+
+def _other_targets(first: Distilled, other: Distilled) -> str:
+    if (made := _targets(first)) is not None and made == _targets(other):
+        return ""
+    recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
+    told = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
+    if differ := [name for name in told[0] if name in _OF_TARGETS and told[0][name] != told[1].get(name)]:
+        return f"the targets were made with another {', '.join(differ)}"
+    return (
+        "the targets are not the same to the byte, as where the teacher read the rows in other batches, or the habits "
+        "of the student's tokenizer were learnt from other rows"
+    )
+
+
+def _targets(run: Distilled) -> str | None:
+    """sha256 of the held-out targets without their header, which says how they were made."""
+    file = run.folder / TARGETS.format(HELD_OUT.removesuffix(".jsonl"))
+    if not file.exists():
+        return None
+    data = file.read_bytes()
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
