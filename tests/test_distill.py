@@ -21,6 +21,7 @@ from sailkit.distill.stage import distill
 from sailkit.distill.students import evenly
 from sailkit.errors import UserError
 from sailkit.exports import example_row
+from sailkit.finetune.stage import finetune
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.styles import as_text, prompt_parts
 
@@ -113,9 +114,21 @@ def test_a_sequence_student_learns_recorded_answers(teacher, data, tmp_path):
     assert "tuned" not in found  # nobody is there to compare it with
 
 
-@pytest.mark.parametrize("method", ["sequence", "both"])
-def test_a_teacher_answers_first(teacher, data, tmp_path, method):
-    found = teach(teacher, data, tmp_path / "run", "distillation.max_new_tokens=400", method=method, student_layers=3)
+@pytest.fixture(scope="module")
+def tuned(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that has learnt to answer, and to end."""
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    more = ["training.num_train_epochs=12", 'training.eval_strategy="no"', 'training.save_strategy="no"']
+    finetune(out=out, model=str(teacher), data=[str(data)], set=[*SET, *more])
+    return out / "model"
+
+
+@pytest.mark.parametrize("method", ["both", pytest.param("sequence", marks=pytest.mark.long)])
+def test_a_teacher_answers_first(tuned, data, tmp_path, method):
+    found = teach(tuned, data, tmp_path / "run", "distillation.max_new_tokens=150", method=method, student_layers=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
+    assert 0 < len(rows) <= 24
+    assert any(row["judgements"] for row in rows)
     assert found["tuned"]["kl"] < found["base"]["kl"]
     assert ("training_targets" in found) == (method == "both")
 
@@ -174,8 +187,11 @@ def test_layers_are_kept_at_even_distances():
     assert evenly(5, 5) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
-@pytest.mark.parametrize("method", ["", "-sequence"])
+@pytest.mark.parametrize(
+    ("size", "method"),
+    [("0.5b", ""), *(pytest.param(*one, marks=pytest.mark.long) for one in [("0.5b", "-sequence"), ("1.5b", ""),
+                                                                           ("1.5b", "-sequence")])],
+)  # fmt: skip
 def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, data, tmp_path, size, method):
     hidden, layers, wide, heads, keys = {"0.5b": (896, 24, 4864, 14, 2), "1.5b": (1536, 28, 8960, 12, 2)}[size]
     student, teacher = tmp_path / "student", tmp_path / "teacher"

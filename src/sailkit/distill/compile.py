@@ -12,7 +12,7 @@ import numpy as np
 
 from sailkit import jsonl, runs
 from sailkit.distill.align import Stream, Vocabulary, ends_of, stream
-from sailkit.distill.pairs import pairs_of
+from sailkit.distill.pairs import Pair, pairs_of
 from sailkit.distill.project import Projection, Target, collect
 from sailkit.distill.rows import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
 from sailkit.distill.shards import TeacherCache
@@ -88,13 +88,14 @@ class Compiler:
         key = jsonl.fingerprint([self.settings(), fingerprint(prepared), learned])
         if (found := _read(file, key)) is not None:
             return found
-        laid = self._lay(prepared)
-        streams = [one for one in laid if one is not None]
-        ends = ends_of(self.teacher_tokenizer, (one.theirs for one in streams))
+        streams = self._streams(prepared)
+        laid = [one and _Laid(self._said(one[0], example.id), one[1], one[2])
+                for one, example in zip(streams, prepared.examples, strict=True)]  # fmt: skip
+        ends = ends_of(self.teacher_tokenizer, (one.theirs for one in laid if one))
         projection = Projection(self.teacher, self.student, ends, self.min_mass)
         if not projection.same:
-            known = streams if learn_from is None else [one for one in self._lay(learn_from) if one is not None]
-            projection.learn((one.theirs, one.ours) for one in known)
+            known = streams if learn_from is None else self._streams(learn_from)
+            projection.learn((one[1], one[2]) for one in known if one)
         rows: list[list[Target]] = []
         with runs.progress("aligning teacher and student", len(laid)) as tick:
             for one, labels in zip(laid, prepared.labels, strict=True):
@@ -107,25 +108,28 @@ class Compiler:
         _write(file, key, made)
         return made
 
-    def _lay(self, prepared: Prepared) -> list[_Laid | None]:
-        """Both sides of each example; None for one that the teacher had no room for."""
+    def _streams(self, prepared: Prepared) -> list[tuple[Pair, Stream, Stream] | None]:
+        """Both sides of each example; None for one that the teacher has no room for."""
         settings = self.cache.settings
         # The teacher has its own style; the words of the completion are the same in both.
         read = read_with(prepared.examples, self.teacher_tokenizer, settings["max_length"], settings["style"])
         pairs = {pair.name: pair for pair in pairs_of(read)}
-        found: list[_Laid | None] = []
+        found: list[tuple[Pair, Stream, Stream] | None] = []
         for one, labels in zip(prepared.examples, prepared.labels, strict=True):
             pair = pairs.get(one.id)
             if pair is None:
                 found.append(None)
                 continue
-            said = self.cache.get(pair.prompt, pair.completion)
-            if tuple(said.tokens.tolist()) != pair.tokens:
-                raise UserError(f"{self.cache.folder}: example {one.id!r} was tokenised in another way there")
             tokens = [label for label in labels if label != IGNORED]
             theirs = stream(self.teacher, pair.tokens, pair.completion, one.id)
-            found.append(_Laid(said, theirs, stream(self.student, tokens, pair.completion, one.id)))
+            found.append((pair, theirs, stream(self.student, tokens, pair.completion, one.id)))
         return found
+
+    def _said(self, pair: Pair, name: str) -> TeacherRow:
+        said = self.cache.get(pair.prompt, pair.completion)
+        if tuple(said.tokens.tolist()) != pair.tokens:
+            raise UserError(f"{self.cache.folder}: example {name!r} was tokenised in another way there")
+        return said
 
 
 def _coverage(rows: Sequence[Sequence[Target]], laid: Sequence[_Laid | None], cache: TeacherCache) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
 
 
 def _likeliest(targets: Targets) -> Any:
-    """The likeliest token of each position; -1 where there is no target, or where the tail outweighs every token."""
+    """The likeliest token of each position; -1 where no token is listed."""
     found = np.full(len(targets.kind), -1, dtype=np.int64)
     for place in np.flatnonzero(targets.kind != NONE):
         here = slice(int(targets.starts[place]), int(targets.starts[place + 1]))

@@ -10,7 +10,7 @@ from sailkit.finetune.data import HELD_OUT, held_out_of, read_data
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
 _ENTRY = {"float16": 4, "float32": 6}
-_POSITION = 12
+_POSITION = 13
 _CHUNK = 128  # positions whose logits exist at a time; sailkit.distill.loss
 
 

@@ -81,7 +81,7 @@ class Work:
 
         told, asked = self.told, self.out / ASKED
         asked.mkdir(exist_ok=True)
-        write_rows(asked / TRAIN, map(example_row, rows))
+        write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
         said = told.teacher_outputs or load_model(told.teacher)
         style, longest = self.teacher_style, told.settings.max_new_tokens
         teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
@@ -166,16 +166,18 @@ class Work:
             runs.notice(f"teacher and student have {same}")
         return made
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the command
-    def prepared(self, name: str) -> Prepared:
+    @functools.lru_cache(maxsize=3)  # noqa: B019 - as long-lived as the command
+    def prepared(self, name: str, folder: str = DATA) -> Prepared:
         """Rows as the student reads them."""
-        examples = read_data([str(self.out / DATA / name)])
+        examples = read_data([str(self.out / folder / name)])
         return prepare(examples, self._tokenizers[1], self.told.student.max_length)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def compiled(self, name: str) -> Any:
         """The targets of the training or of the held-out rows."""
-        learn = self.prepared(TRAIN) if name == HELD_OUT and self.logits else None
+        # The yardstick is the same for all methods: habits as they are in the data's own words.
+        words = ASKED if self.told.method != "logits" else DATA
+        learn = self.prepared(TRAIN, words) if name == HELD_OUT else None
         file = self.out / TARGETS.format(name.removesuffix(".jsonl"))
         return self._compiler.compile(self.prepared(name), file, learn)
 
