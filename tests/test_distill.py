@@ -22,31 +22,19 @@ from sailkit.distill.students import evenly
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.stage import finetune
-from sailkit.records import SearchResult, TrainingExample
 from sailkit.styles import as_text, prompt_parts
+from small_models import student
+from small_rows import example, write
 
 pytest.importorskip("trl")
 RECIPES = Path(__file__).parents[1] / "recipes"
-THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
 SET = ["training.bf16=false", "training.learning_rate=3e-3", "training.max_length=512", "training.logging_steps=1",
        "training.gradient_accumulation_steps=4", "training.num_train_epochs=2"]  # fmt: skip
 
 
-def example(i: int) -> TrainingExample:
-    thing = THINGS[i % len(THINGS)]
-    good = SearchResult(f"{thing.title()} like {i} red balls very much.", thing)
-    bad = SearchResult("It was a sunny day and the girl went out." + " She ran." * (i % 5), "Day")
-    results, verdicts = ((good, bad), ("informative", "distracting")) if i % 2 else ((bad,), ("distracting",))
-    return TrainingExample(str(i), f"What do {thing} like?", "", results, verdicts, f"{i} red balls.", "sail-fixed")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("build")
-    for name, numbers in (("train", range(24)), ("held_out", range(24, 32))):
-        rows = (json.dumps(example_row(example(i))) + "\n" for i in numbers)
-        (folder / f"{name}.jsonl").write_text("".join(rows))
-    return folder
+    return write(tmp_path_factory.mktemp("build"), map(example, range(24)), map(example, range(24, 32)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +49,7 @@ def qwen(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen")
     config = Qwen2Config(vocab_size=151_936, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024,
                          tie_word_embeddings=True)  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -86,11 +74,14 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
         teach(teacher, data, tmp_path / "run", student_layers=2)
 
 
-def test_a_student_of_another_tokenizer_comes_nearer(teacher, qwen, data, tmp_path):
-    found = teach(teacher, data, tmp_path / "run", "training.learning_rate=5e-2", model=str(qwen))
+@pytest.mark.parametrize("family", ["byte-level", pytest.param("qwen", marks=pytest.mark.long)])
+def test_a_student_of_another_tokenizer_comes_nearer(teacher, data, tmp_path, request, family):
+    model = request.getfixturevalue("qwen") if family == "qwen" else student(tmp_path / "student")
+    more = ("training.learning_rate=5e-2", "training.max_length=1024")
+    found = teach(teacher, data, tmp_path / "run", *more, model=str(model))
     targets = found["training_targets"]
     assert targets["aligned"] > 0.5
-    assert targets["student_bytes_per_token"] > targets["teacher_bytes_per_token"] > 1
+    assert targets["student_bytes_per_token"] > 1 < targets["teacher_bytes_per_token"]
     assert found["tuned"]["kl"] < 0.8 * found["base"]["kl"]
     assert 0 <= found["tuned"]["verification_agreement"] <= 1
 
@@ -129,6 +120,7 @@ def test_a_teacher_answers_first(tuned, data, tmp_path, method):
     rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
     assert 0 < len(rows) <= 24
     assert any(row["judgements"] for row in rows)
+    assert {row["style"] for row in rows} == {"sail-fixed"}
     assert found["tuned"]["kl"] < found["base"]["kl"]
     assert ("training_targets" in found) == (method == "both")
 
@@ -139,6 +131,9 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
     assert again["tuned"] == first["tuned"]
     assert not (tmp_path / "again" / "teacher").exists()
     (tmp_path / "other.jsonl").write_text(json.dumps(example_row(example(99))) + "\n")
+    with pytest.raises(UserError, match="k: 64 there, 32 now"):
+        teach(teacher, data, tmp_path / "less", "distillation.k=32", student_layers=3,
+              cache=tmp_path / "first" / "teacher")  # fmt: skip
     with pytest.raises(UserError, match="cache of other completions"):
         teach(teacher, tmp_path / "other.jsonl", tmp_path / "other", student_layers=3,
               cache=tmp_path / "first" / "teacher")  # fmt: skip
@@ -173,6 +168,30 @@ def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
     )
     with pytest.raises(UserError, match="takes 512"):
         distill(data=[str(tmp_path / "long.jsonl")], out=tmp_path / "run", set=["training.max_length=4096"], **said)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["teacher_tokenizer=5"], "should be a path"),
+        (["student_layers=true"], "number of layers"),
+        (["model=m", "distillation.ce_weight=.inf"], "ce_weight"),
+        (["model=m", "distillation.top_p=0"], "top_p"),
+    ],
+)
+def test_a_recipe_of_other_types_is_told(teacher, data, more, why):
+    with pytest.raises(UserError, match=why):
+        distill(teacher=str(teacher), data=[str(data)], set=more, dry_run=True)
+
+
+def test_white_space_around_an_answer_and_equal_ids_are_no_matter(teacher, data, tmp_path):
+    rows = [replace(example(i), id=f"row{'#2' * (i % 2)}", response=f" {i} red balls.\n") for i in range(4)]
+    for name, part in (("one", rows[:2]), ("two", rows[2:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in part))
+    found = distill(teacher=str(teacher), data=[str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")], set=SET,
+                    teacher_style="sail", student_layers=2, out=tmp_path / "run")  # fmt: skip
+    assert found["training"]["rows"] == 4
+    assert found["training_targets"]["without_target"] == 0
 
 
 def test_a_teacher_is_needed(data, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -16,8 +15,8 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from sailkit.distill.align import Vocabulary, ends_of, stream
 from sailkit.errors import UserError
+from small_models import TRAINED, trained
 
-TRAINED = ["byte-level", "byte-fallback", "unigram"]
 NAMES = [*TRAINED, "llama", "qwen", "stories260k"]
 TEXTS = [
     "All search results are informative.",
@@ -31,42 +30,6 @@ TEXTS = [
     "\u00a0no-break\u200bzero width",
     "نص عربي ועברית",
 ]
-_CORPUS = ["the quick brown fox jumps over the lazy dog 123", "search results are informative or distracting"] * 20
-
-
-def _trained(name: str) -> Any:
-    """A small tokenizer of one family."""
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
-    if name == "byte-level":
-        made = tokenizers.Tokenizer(models.BPE())
-        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=["<end>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        made.train_from_iterator(_CORPUS, trainer)
-        return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    if name == "unigram":
-        pieces = [("<unk>", 0.0), ("<end>", 0.0), *((b, -20.0) for b in bytes_)]
-        words = ["▁the", "▁search", "▁result", "s", "▁", "▁are", "▁in", "form", "ative", "e", "a", "t", "."]
-        made = tokenizers.Tokenizer(models.Unigram([*pieces, *((w, -5.0) for w in words)], 0, byte_fallback=True))
-        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    else:
-        made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        trainer = trainers.BpeTrainer(
-            vocab_size=500, special_tokens=["<unk>", "<end>", *bytes_], show_progress=False, max_token_length=12
-        )
-        made.train_from_iterator([text.replace(" ", "▁") for text in _CORPUS], trainer)
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    spec = json.loads(made.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].startswith("<0x")]
-    made = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +37,7 @@ def load(request: pytest.FixtureRequest) -> Callable[[str], tuple[Any, Vocabular
     @cache
     def find(name: str) -> tuple[Any, Vocabulary]:
         if name in TRAINED:
-            tokenizer = _trained(name)
+            tokenizer = trained(name)
         else:
             shared = request.getfixturevalue("shared")
             if name == "llama":

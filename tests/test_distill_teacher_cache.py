@@ -20,14 +20,13 @@ from sailkit.distill.rows import TeacherRow
 from sailkit.distill.shards import INDEX, Shard, TeacherCache, check_mass, pack
 from sailkit.distill.teacher_cache import read_with, teacher_cache
 from sailkit.errors import UserError
-from sailkit.exports import example_row
 from sailkit.finetune.data import HELD_OUT, held_out_of, read_data
 from sailkit.models.sources import resolve
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.styles import completion
 from sailkit.testing import MisbehavingServer
+from small_rows import THINGS, write
 
-THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
 NOISE = 1e-4  # of a log-probability in fp32
 
 
@@ -38,13 +37,6 @@ def example(i: int, name: str = "") -> TrainingExample:
     results, verdicts = ((good, bad), ("informative", "distracting")) if i % 2 else ((bad,), ("distracting",))
     said = f"{i} red balls." + " They ran." * (i % 7)
     return TrainingExample(name or str(i), f"What do {thing} like?", "", results, verdicts, said, "sail-fixed")
-
-
-def write(folder: Path, train, held_out=()) -> Path:
-    folder.mkdir()
-    for name, examples in (("train", train), ("held_out", held_out)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in examples))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -17,33 +17,19 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from sailkit.errors import UserError
-from sailkit.exports import example_row
 from sailkit.finetune.merge import merge
 from sailkit.finetune.stage import finetune
 from sailkit.models import ModelOptions
 from sailkit.models.local import LocalModel
-from sailkit.records import SearchResult, TrainingExample
+from small_rows import example, write
 
 pytest.importorskip("trl")
-THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]
 SET = ["training.bf16=false", "training.learning_rate=2e-3", "training.max_length=512", "training.logging_steps=1"]
-
-
-def example(i: int) -> TrainingExample:
-    thing = THINGS[i % len(THINGS)]
-    good = SearchResult(f"{thing.title()} like {i} red balls very much.", thing)
-    bad = SearchResult("It was a sunny day and the girl went out." + " She ran." * (i % 5), "Day")
-    results, verdicts = ((good, bad), ("informative", "distracting")) if i % 2 else ((bad,), ("distracting",))
-    return TrainingExample(str(i), f"What do {thing} like?", "", results, verdicts, f"{i} red balls.", "sail-fixed")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("build")
-    for name, numbers in (("train", range(24)), ("held_out", range(24, 32))):
-        rows = (json.dumps(example_row(example(i))) + "\n" for i in numbers)
-        (folder / f"{name}.jsonl").write_text("".join(rows))
-    return folder
+    return write(tmp_path_factory.mktemp("build"), map(example, range(24)), map(example, range(24, 32)))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sailkit.distill.recipe import read_distillation
 from sailkit.errors import UserError
 from sailkit.finetune.recipe import read_recipe
 
@@ -79,7 +80,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def test_what_we_ship_is_understood_by_trl(path, tmp_path):
     from sailkit.finetune.trainer import arguments
 
-    told = read_recipe(path, {})
+    told = read_distillation(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
     assert told.about.endswith(".")
     assert arguments(told, tmp_path, held_out=True).learning_rate == told.training["learning_rate"]
 

@@ -20,6 +20,7 @@ from sailkit.distill.rows import Ints
 from sailkit.errors import UserError
 from sailkit.guard import rename_pieces
 
+_MOST_KNOWN = 500_000  # texts whose first token is remembered
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -56,13 +57,17 @@ class Vocabulary:
         added = {token["id"]: token for token in spec["added_tokens"]}
         pieces: list[bytes | None] = [None] * (max([*backend.get_vocab().values(), *added]) + 1)
         plain: set[int] = set()
+        vocabulary = spec["model"]["vocab"]
+        own_pieces = set(vocabulary if isinstance(vocabulary, dict) else (piece for piece, _ in vocabulary))
         for piece, i in backend.get_vocab().items():
             token = added.get(i)
             if token is None:
                 pieces[i] = _from_letters(piece) if self.by_bytes else _from_piece(piece)
                 plain |= set() if _BYTE.fullmatch(piece) else {i}
             elif not token["special"] and not re.search(r"[<\[|]", piece):  # as the guard takes structure
-                pieces[i] = piece.encode()
+                # A piece of the vocabulary itself (a run of spaces) reads as such; what was added reads as it stands.
+                own = not self.by_bytes and piece in own_pieces
+                pieces[i] = _from_piece(piece) if own else piece.encode()
         self.pieces = tuple(pieces)
         self.ids: dict[bytes, int] = {}
         # A byte written as itself yields to the piece that BPE would choose.
@@ -86,6 +91,8 @@ class Vocabulary:
         """
         found = self._first.get(text)
         if found is None:
+            if len(self._first) > _MOST_KNOWN:
+                self._first.clear()
             found = self._first[text] = self._find(text)
         return found
 

@@ -65,7 +65,7 @@ def teacher_answers(
     if style is not None:
         check_style(style)
     train, apart = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
-    examples = _own_names([*train, *apart])
+    examples = own_names([*train, *apart])
     settings = {
         **described,
         "style": style,
@@ -100,8 +100,8 @@ def answered(example: TrainingExample, said: str) -> TrainingExample:
     return found if whole else replace(example, judgements=(), response=text)
 
 
-def _own_names(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """Several data sets may use an id for different rows, and one file may not."""
+def own_names(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
+    """Examples with an id each. Several data sets may use an id for different rows, and one file may not."""
     seen: Counter[str] = Counter()
     found = []
     for one in examples:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,8 @@ def _spans(one: Stream) -> set[tuple[int, int]]:
 def _write(file: Path, key: str, made: Compiled) -> None:
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(value) for name, value in asdict(made.targets).items()}
-    jsonl.write_atomic(file, save(tensors, metadata={"key": key, "figures": jsonl.dumps(made.figures)}))
+    tensors = {name: np.ascontiguousarray(value) for name, value in vars(made.targets).items()}
+    jsonl.write_atomic(file, save(tensors, metadata={"made": jsonl.dumps({"key": key, "figures": made.figures})}))
 
 
 def _read(file: Path, key: str) -> Compiled | None:
@@ -181,10 +181,10 @@ def _read(file: Path, key: str) -> Compiled | None:
         return None
     try:
         with safe_open(file, "numpy") as opened:
-            told: Mapping[str, str] = opened.metadata() or {}
-            if told.get("key") != key:
+            told = loads((opened.metadata() or {})["made"])
+            if told["key"] != key:
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return Compiled(Targets(**tensors), loads(told["figures"]))
+        return Compiled(Targets(**tensors), told["figures"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None  # it is made again

@@ -18,9 +18,11 @@ import numpy as np
 
 from sailkit.distill.align import Stream, Vocabulary
 from sailkit.distill.rows import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
+from sailkit.errors import UserError
 
 _LONGEST = 256  # bytes that one student token may span
 _MOST_TABLES = 100_000
+_LEAST = 1e-6  # probability of an entry; what is less goes to the tail
 _PRIOR = 0.5  # how many sights of a token being taken by its own bytes are worth
 _END = -1  # in the tables of student tokens: the end of text
 _NOTHING = -2  # a teacher token without bytes, which goes to the tail
@@ -96,8 +98,15 @@ class Projection:
                 table = self._tables[begun]
             text = begun + (self.piece(teacher_token) or b"")
             nothing = _END if teacher_token in self.ends else _NOTHING
-            found = table[teacher_token] = self.student.first(text) if text else nothing
+            found = table[teacher_token] = self.first(text) if text else nothing
         return found
+
+    def first(self, text: bytes) -> int:
+        """The student's token that some bytes begin with; what it cannot spell goes to the tail."""
+        try:
+            return self.student.first(text)
+        except UserError:
+            return _NOTHING
 
     def shares(self, begun: bytes, teacher_token: int) -> list[tuple[int, float]]:
         """The student's tokens that a string may begin with, and how often."""
@@ -154,7 +163,7 @@ class _Row:
             if token == theirs.tokens[j] and piece and self.projection.expand:
                 self._follow(found, p, j + 1, before + piece[len(seen) :], start, until)
             elif seen:
-                found[self.projection.student.first(piece[len(seen) :])] += p
+                found[self.projection.first(piece[len(seen) :])] += p
             else:
                 for mine, share in self.projection.shares(before, token):
                     found[mine] += p * share
@@ -163,12 +172,13 @@ class _Row:
         # Of the tail nobody knows what agrees; as much as of the rest is taken to.
         scale = (1 - tail) / agreeing if seen else 1.0
         end = int(ours.tokens[-1])
-        probs = {end if token == _END else token: p * scale for token, p in found.items() if token != _NOTHING}
+        probs = {end if token == _END else token: p * scale
+                 for token, p in found.items() if token != _NOTHING and p * scale > _LEAST}  # fmt: skip
         return Target(probs, max(1 - sum(probs.values()), 0.0), CONDITIONED if seen else ALIGNED)
 
     def _follow(self, found: defaultdict[int, float], p: float, j: int, text: bytes, start: int, until: int) -> None:
         """The text goes on like this: what may come behind decides which of the student's tokens it begins with."""
-        begun = self.projection.student.first(text)
+        begun = self.projection.first(text)
         if start + len(text) > until or len(text) > _LONGEST:
             found[begun] += p
             return

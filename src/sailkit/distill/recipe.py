@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +104,16 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
         check_style(str(own["teacher_style"]))
     layers = own["student_layers"]
     if layers is not None:
-        if not isinstance(layers, int) or layers < 1:
+        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
             raise UserError(f"{where}: student_layers should be a number of layers from 1, not {layers!r}")
         if told.get("model") is not None:
             raise UserError(f"{where}: student_layers makes the student from the teacher; leave out model")
         if own["teacher"].startswith("endpoint:"):
             raise UserError(f"{where}: student_layers needs the teacher's weights, and an endpoint has none to give")
         told["model"] = own["teacher"]
+    for name in ("teacher_tokenizer", "teacher_outputs"):
+        if own[name] is not None and not isinstance(own[name], str):
+            raise UserError(f"{where}: {name} should be a path, not {own[name]!r}")
     tokenizer = own["teacher_tokenizer"]
     return Distillation(
         method=method,
@@ -137,7 +141,8 @@ def _settings(told: Any, where: str) -> Settings:
         value = getattr(found, name)
         if value is None and name == "ce_weight":
             continue
-        if not isinstance(value, int | float) or not 0 <= value <= (most if most is not None else value):
+        number = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or name != "top_p")
+        if not number or not 0 <= value <= (most if most is not None else value):
             raise UserError(f"{where}.{name} should be a number from 0{' to 1' if most else ''}, not {value!r}")
     if found.precision not in get_args(Precision):
         raise UserError(f"{where}.precision: {nearest(str(found.precision), get_args(Precision))}")

@@ -10,17 +10,19 @@ from typing import Any
 
 from sailkit import jsonl, runs
 from sailkit.build import CARD, write_rows
+from sailkit.distill.answers import own_names, teacher_answers
 from sailkit.distill.fidelity import fidelity, flag_agreement, means
 from sailkit.distill.recipe import Distillation
+from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read_data
 from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.stage import MODEL, Goal
-from sailkit.models.sources import resolve
+from sailkit.models.sources import Source, resolve
 from sailkit.records import TrainingExample
-from sailkit.styles import STYLES, completion
+from sailkit.styles import completion, trained_style
 
 DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
 ASKED, ANSWERS = "asked", "answers"
@@ -63,8 +65,8 @@ class Work:
     def _data(self) -> None:
         told, folder = self.told, self.out / DATA
         apart = apart_of(told)
-        rows = _distinct(read_data(told.student.data, style=told.student.style))
-        aside = _distinct(read_data(apart, HELD_OUT, told.student.style)) if apart else []
+        rows = own_names(read_data(told.student.data, style=told.student.style))
+        aside = own_names(read_data(apart, HELD_OUT, told.student.style)) if apart else []
         if told.method != "logits":
             rows = self._answered(rows)
         folder.mkdir(exist_ok=True)
@@ -76,7 +78,6 @@ class Work:
 
     def _answered(self, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
         """The same rows, with what the teacher says in place of their words."""
-        from sailkit.distill.answers import teacher_answers
         from sailkit.models import load_model
 
         told, asked = self.told, self.out / ASKED
@@ -85,21 +86,34 @@ class Work:
         said = told.teacher_outputs or load_model(told.teacher)
         style, longest = self.teacher_style, told.settings.max_new_tokens
         teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
-        return read_data([str(self.out / ANSWERS)])
+        styles = {one.id: one.style for one in rows}
+        return [replace(one, style=styles[one.id]) for one in read_data([str(self.out / ANSWERS)])]
 
     def _worded(self, one: TrainingExample) -> TrainingExample:
         """An example in the student's style, with the very words that the teacher's style gives it."""
         mine = replace(one, style=self.told.student.style or one.style)
         said = completion(replace(one, style=self.teacher_style or one.style))
+        if mine.style != "sail":  # which alone keeps the white space around an answer
+            said = said.strip()
         return mine if completion(mine) == said else replace(mine, judgements=(), response=said)
 
     @functools.cached_property
     def teacher_style(self) -> str | None:
         """How the teacher is asked; None for each row's own style."""
-        if self.told.teacher_style or self.told.teacher.startswith("endpoint:") or not self.told.teacher:
+        if self.told.teacher_style or self._teacher is None:
             return self.told.teacher_style
-        trained = resolve(self.told.teacher).trained().get("trained_styles") or ()
-        return next((one for one in STYLES if one in trained), None)
+        return trained_style(self._teacher.trained())
+
+    @functools.cached_property
+    def _teacher(self) -> Source | None:
+        """The teacher's files; of one behind an endpoint, its tokenizer's."""
+        given = self.told.teacher_tokenizer
+        if given is not None:
+            if not given.is_dir():
+                raise UserError(f"no folder {given}: teacher_tokenizer should hold the teacher's tokenizer")
+            return Source(given)
+        named = self.told.teacher and not self.told.teacher.startswith("endpoint:")
+        return resolve(self.told.teacher) if named else None
 
     def _cache(self) -> None:
         from sailkit.distill.teacher_cache import teacher_cache
@@ -118,12 +132,14 @@ class Work:
         """Tokens of a row as the teacher reads it."""
         from transformers import AutoConfig
 
-        wanted = self.told.settings.max_length
+        known = self._tokenizers[0].model_max_length
         if self.told.teacher.startswith("endpoint:"):
-            return wanted
-        source = resolve(self.told.teacher)
-        config = AutoConfig.from_pretrained((source.base or source).folder).get_text_config()
-        return min(wanted, getattr(config, "max_position_embeddings", None) or wanted)
+            most = (known if 0 < known < 10**9 else 2048) - 1  # of which one is left to generate
+        else:
+            assert self._teacher is not None
+            config = AutoConfig.from_pretrained((self._teacher.base or self._teacher).folder).get_text_config()
+            most = min(known, getattr(config, "max_position_embeddings", None) or known)
+        return int(min(self.told.settings.max_length, most))
 
     def _held_out(self) -> bool:
         return (self.out / DATA / HELD_OUT).stat().st_size > 0
@@ -158,8 +174,10 @@ class Work:
         from sailkit.distill.shards import TeacherCache
 
         opened = TeacherCache.open(self.cache)
-        if not self.told.teacher.startswith("endpoint:"):
-            opened.check(resolve(self.told.teacher), style=self.teacher_style)
+        asked = {name: getattr(self.told.settings, name) for name in ("k", "top_p", "precision")}
+        if not self.told.teacher.startswith("endpoint:") and self._teacher is not None:
+            asked["weights_sha256"] = self._teacher.digests()["weights_sha256"]
+        opened.check(self._teacher, style=self.teacher_style, **asked)
         made = Compiler(opened, *self._tokenizers, self.told.settings.min_mass)
         if first_process():
             same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
@@ -184,7 +202,7 @@ class Work:
     @property
     def columns(self) -> int:
         """The student's tokens; what its output layer has beyond them is padding."""
-        return len(self._tokenizers[1])
+        return 1 + int(max(self._tokenizers[1].get_vocab().values()))  # ids may have gaps
 
     def goal(self) -> Goal:
         """What the student's training run is to learn."""
@@ -226,11 +244,13 @@ class Work:
         rows: list[dict[str, Any]] = []
         figures: dict[str, Any] = {}
         flags: dict[str, dict[str, tuple[bool, ...]]] = {}
-        asked = _distinct(read_data(apart_of(self.told), HELD_OUT, self.told.student.style))
+        asked = own_names(read_data(apart_of(self.told), HELD_OUT, self.told.student.style))
         if not self.told.teacher.startswith("endpoint:"):
             wording = [replace(one, style=self.teacher_style or one.style) for one in asked]
-            teacher = LocalModel.from_name(self.told.teacher, ModelOptions(dtype="float32"))
-            flags["teacher"] = verdicts(teacher, wording, self.told.settings.max_length)
+            # Not kept: a large teacher leaves the room to the students.
+            teacher = LocalModel.from_name(self.told.teacher, ModelOptions())
+            flags["teacher"] = verdicts(teacher, wording, self._compiler.cache.settings["max_length"])
+            del teacher
         aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
         for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
             model = LocalModel.from_name(name, ModelOptions(dtype="float32"))
@@ -241,13 +261,3 @@ class Work:
             figures[who] = means(found) | flag_agreement(flags.get("teacher", {}), flags.get(who, {}))
         write_rows(self.out / FIDELITY, rows)
         return figures
-
-
-def _distinct(rows: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """Rows with an id each: several data sets may use the same."""
-    seen: dict[str, int] = {}
-    found = []
-    for one in rows:
-        seen[one.id] = n = seen.get(one.id, 0) + 1
-        found.append(one if n == 1 else replace(one, id=f"{one.id}#{n}"))
-    return found

@@ -20,7 +20,9 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
         UserError: It cannot be loaded, or quantization lacks its library.
     """
     if recipe.lora is None:
-        return load(source, torch.float32, trust_remote_code=False)[0]
+        return load(source, torch.float32, trust_remote_code=False)[0].requires_grad_(
+            True
+        )  # a merged adapter is frozen
     dtype = pick_dtype(recipe.dtype, pick_device("auto"))
     quantization = None
     if recipe.quantization is not None:

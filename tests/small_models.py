@@ -1,0 +1,62 @@
+"""Tokenizers of three families, trained on the fly, and a random student, for the tests of distillation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TRAINED = ["byte-level", "byte-fallback", "unigram"]
+_CORPUS = ["the quick brown fox jumps over the lazy dog 123", "search results are informative or distracting"] * 20
+
+
+def trained(name: str) -> Any:
+    """A small tokenizer of one family."""
+    if name == "byte-level":
+        made = tokenizers.Tokenizer(models.BPE())
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        made.train_from_iterator(_CORPUS, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    if name == "unigram":
+        pieces = [("<unk>", 0.0), ("<end>", 0.0), *((b, -20.0) for b in bytes_)]
+        words = ["▁the", "▁search", "▁result", "s", "▁", "▁are", "▁in", "form", "ative", "e", "a", "t", "."]
+        made = tokenizers.Tokenizer(models.Unigram([*pieces, *((w, -5.0) for w in words)], 0, byte_fallback=True))
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    else:
+        made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        trainer = trainers.BpeTrainer(
+            vocab_size=500, special_tokens=["<unk>", "<end>", *bytes_], show_progress=False, max_token_length=12
+        )
+        made.train_from_iterator([text.replace(" ", "▁") for text in _CORPUS], trainer)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    spec = json.loads(made.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].startswith("<0x")]
+    made = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
+
+
+def student(folder: Path, padding: int = 24) -> Path:
+    """A random model with a byte-level tokenizer of its own, whose output layer has some rows more."""
+    tokenizer = trained("byte-level")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + padding, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
