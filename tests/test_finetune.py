@@ -157,6 +157,18 @@ def kill_and_go_on(folder, data, tmp_path, moments):
     assert weights[0] == weights[1]
 
 
+def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, data, tmp_path):
+    steps = ("training.max_steps=3", "training.save_steps=1", 'training.eval_strategy="steps"',
+             'training.save_strategy="steps"', "training.eval_steps=1", "training.lr_scheduler_type=constant",
+             "training.gradient_accumulation_steps=2")  # fmt: skip
+    whole = tune(folder, data, tmp_path / "run", *steps)
+    weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "metrics.json").unlink()
+    again = tune(folder, data, tmp_path / "run", *steps)
+    assert (again["steps"], again["tuned_loss"]) == (whole["steps"], whole["tuned_loss"]) == (3, whole["tuned_loss"])
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
+
+
 def test_a_kill_changes_nothing(folder, data, tmp_path):
     kill_and_go_on(folder, data, tmp_path, 1)
 

@@ -169,6 +169,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The batches of a step; rows that an epoch begins with, and that fill up its last batch, count only once."""
+        if self.state.global_step >= self.state.max_steps:  # the checkpoint was the last one, within an epoch
+            self.control.should_training_stop = True
+            return [], None
         self._speed.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         size = self.args.per_device_train_batch_size
