@@ -194,6 +194,28 @@ def test_white_space_around_an_answer_and_equal_ids_are_no_matter(teacher, data,
     assert found["training_targets"]["without_target"] == 0
 
 
+def test_rows_that_the_teacher_has_no_room_for_are_learnt_by_their_words(teacher, data, tmp_path):
+    long = replace(example(1), id="long", instruction="What do seals like? " * 20)
+    (tmp_path / "long.jsonl").write_text(json.dumps(example_row(long)) + "\n")
+    found = teach(teacher, data, tmp_path / "run", "distillation.max_length=300", student_layers=2,
+                  held_out=[str(tmp_path / "long.jsonl")])  # fmt: skip
+    assert found["held_out_targets"]["rows_without_teacher"] == 1
+    assert found["held_out_targets"]["without_target"] == 1
+    assert found["tuned"]["kl"] is None
+    assert found["tuned"]["cross_entropy"] < found["base"]["cross_entropy"]
+
+
+def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
+    asked = [replace(example(i), response="") for i in range(6)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in asked))
+    answers = [{"prompt": as_text(prompt_parts(one)), "response": f" The answer is {one.id}."} for one in asked]
+    (tmp_path / "said.json").write_text(json.dumps(answers))
+    found = teach(teacher, tmp_path / "asked.jsonl", tmp_path / "run", method="both", student_layers=2,
+                  teacher_outputs=tmp_path / "said.json", held_out=[str(data / "held_out.jsonl")])  # fmt: skip
+    assert found["training"]["rows"] == 6
+    assert found["tuned"]["kl"] is not None
+
+
 def test_a_teacher_is_needed(data, tmp_path):
     with pytest.raises(UserError, match="no teacher"):
         distill(data=[str(data)], model="m", out=tmp_path / "run")

@@ -112,7 +112,8 @@ class Compiler:
         """Both sides of each example; None for one that the teacher has no room for."""
         settings = self.cache.settings
         # The teacher has its own style; the words of the completion are the same in both.
-        read = read_with(prepared.examples, self.teacher_tokenizer, settings["max_length"], settings["style"])
+        room, style = settings["max_length"], settings["style"]
+        read = read_with(prepared.examples, self.teacher_tokenizer, room, style, may_be_empty=True)
         pairs = {pair.name: pair for pair in pairs_of(read)}
         found: list[tuple[Pair, Stream, Stream] | None] = []
         for one, labels in zip(prepared.examples, prepared.labels, strict=True):

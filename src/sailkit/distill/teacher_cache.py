@@ -124,7 +124,14 @@ def teacher_cache(
         return _finish(run, prepared, files, made)
 
 
-def read_with(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, style: str | None) -> Prepared:
+def read_with(
+    examples: Sequence[TrainingExample],
+    tokenizer: Any,
+    max_length: int,
+    style: str | None,
+    *,
+    may_be_empty: bool = False,
+) -> Prepared:
     """Examples as a teacher reads them.
 
     Args:
@@ -132,8 +139,10 @@ def read_with(examples: Sequence[TrainingExample], tokenizer: Any, max_length: i
         tokenizer: The teacher's.
         max_length: As in the cache's settings.
         style: Likewise; None for each example's own.
+        may_be_empty: Whether it is all right that the teacher has room for none.
     """
-    return prepare([replace(one, style=style) for one in examples] if style else examples, tokenizer, max_length)
+    styled = [replace(one, style=style) for one in examples] if style else examples
+    return prepare(styled, tokenizer, max_length, may_be_empty=may_be_empty)
 
 
 def _teacher(name: str, options: ModelOptions, tokenizer: Path | None, k: int, top_p: float, precision: str) -> Teacher:

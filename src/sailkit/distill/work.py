@@ -67,6 +67,7 @@ class Work:
         apart = apart_of(told)
         rows = own_names(read_data(told.student.data, style=told.student.style))
         aside = own_names(read_data(apart, HELD_OUT, told.student.style)) if apart else []
+        aside = [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
         if told.method != "logits":
             rows = self._answered(rows)
         folder.mkdir(exist_ok=True)
@@ -194,7 +195,8 @@ class Work:
     def compiled(self, name: str) -> Any:
         """The targets of the training or of the held-out rows."""
         # The yardstick is the same for all methods: habits as they are in the data's own words.
-        words = ASKED if self.told.method != "logits" else DATA
+        asked = self.out / ASKED / TRAIN
+        words = ASKED if asked.exists() and any(one.response.strip() for one in read_data([str(asked)])) else DATA
         learn = self.prepared(TRAIN, words) if name == HELD_OUT else None
         file = self.out / TARGETS.format(name.removesuffix(".jsonl"))
         return self._compiler.compile(self.prepared(name), file, learn)

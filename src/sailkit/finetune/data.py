@@ -82,13 +82,16 @@ def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
 
 
-def prepare(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int) -> Prepared:
+def prepare(
+    examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, *, may_be_empty: bool = False
+) -> Prepared:
     """Render every example.
 
     Args:
         examples: In their styles.
         tokenizer: The model's.
         max_length: Most tokens of one example; search results are shortened to fit, nothing else is.
+        may_be_empty: Whether it is all right that no example fits.
 
     Raises:
         UserError: Nothing is left to train on, or the tokenizer lacks what the style needs.
@@ -111,7 +114,7 @@ def prepare(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int
         labels.append(tuple(token if supervised else IGNORED for token, supervised in masked))
         cut += rendered.cut_tokens
         headings += rendered.headings_left
-    if not kept:
+    if not kept and not may_be_empty:
         why = f": {dropped[0]['reason']}" if dropped else ""
         raise UserError(f"no example is left to train on{why}")
     return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut, headings)
