@@ -125,6 +125,7 @@ def test_a_reader_that_goes_away_is_no_error(small):
     assert child.returncode == 1
 
 
+@pytest.mark.long
 def test_runs_are_listed_and_held_against_each_other(shared, tmp_path):
     model = shared / "models" / "stories260k"
     for name, wording in (("one", "plain"), ("two", "checker")):

@@ -263,6 +263,7 @@ def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
     assert interrupted < 60
 
 
+@pytest.mark.long
 def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     task = write_task(tmp_path, 400)
     out = tmp_path / "run"
@@ -396,6 +397,7 @@ def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smo
     assert all(len(row["turns"]) == (2 if protocol == "think-twice" else 0) for row in rows)
 
 
+@pytest.mark.long
 def test_figures_against_a_reference_model_stand_beside_the_human_ones(smollm, tiny, tmp_path):
     how = {"task": "sample-claims", "limit": 12, "reference": smollm, "dtype": "float32"}
     figures = evaluate(model=tiny, out=tmp_path / "run", **how)
@@ -417,6 +419,7 @@ FULL += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
 FULL += "from sailkit.cli import main; main(sys.argv[2:])"
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_costs_one_line_and_no_rows(tiny, tmp_path):
     task = write_task(tmp_path, 100)
     subprocess.run(command(tiny, task, tmp_path / "whole"), check=True, capture_output=True)

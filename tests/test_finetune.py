@@ -101,6 +101,7 @@ def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
         merge(tmp_path / "merged", out=tmp_path / "again")
 
 
+@pytest.mark.long
 def test_a_quantised_base_trains_adapters_after_it_was_evaluated(folder, data, tmp_path):
     pytest.importorskip("bitsandbytes")
     four = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}"

@@ -117,6 +117,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.long
 def test_a_hub_that_refuses_or_is_not_there_costs_one_line_and_nothing_that_was_saved(folder, data, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     set_ = ("training.max_steps=1", "training.eval_strategy='no'", "lora={r: 2}", "dtype=float32")

@@ -592,6 +592,7 @@ print("as before")
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_where_memory_runs_out_a_batch_is_halved(folder):
     words = [sys.executable, "-c", SHORT_OF_MEMORY, folder]
