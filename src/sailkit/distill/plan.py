@@ -6,12 +6,11 @@ from typing import Any
 
 from sailkit.distill.recipe import Distillation
 from sailkit.finetune import plan as finetune_plan
-from sailkit.finetune.data import HELD_OUT, held_out_of, read_data
+from sailkit.finetune.data import HELD_OUT, apart_of, read_data
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
 _ENTRY = {"float16": 4, "float32": 6}
 _POSITION = 13
-_CHUNK = 128  # positions whose logits exist at a time; sailkit.distill.loss
 
 
 def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str, Any]:
@@ -29,6 +28,8 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     Raises:
         UserError: The recipe or its data are wrong in a way that the run itself would not survive.
     """
+    from sailkit.distill.loss import CHUNK
+
     found = finetune_plan.plan(told.student, tokens_per_second, layers=told.student_layers)
     found |= {"method": told.method, "teacher": told.teacher, "student_layers": told.student_layers}
     missing: list[str] = []
@@ -37,12 +38,12 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     config, theirs = finetune_plan.known_of(place, missing) if place else (None, None)
     if told.method != "sequence" and found["memory"]:
         columns = found.pop("columns")
-        memory = {**found["memory"], "logits": 8 * _CHUNK * columns}
+        memory = {**found["memory"], "logits": 8 * CHUNK * columns}
         memory["total"] = sum(size for name, size in memory.items() if name != "total")
         found["memory"] = memory
     found.pop("columns", None)
     rows = read_data(told.student.data, style=told.teacher_style)
-    apart = told.student.held_out or held_out_of(told.student.data)
+    apart = apart_of(told.student)
     aside = read_data(apart, HELD_OUT, told.teacher_style) if apart else []
     read = [*rows, *aside] if told.method != "sequence" else aside
     lengths = finetune_plan.lengths(read, theirs, told.settings.max_length) if read else None

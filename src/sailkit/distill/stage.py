@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from sailkit import jsonl, runs
 from sailkit.distill.recipe import Distillation, read_distillation
-from sailkit.distill.work import STUDENT, Work, apart_of
+from sailkit.distill.work import STUDENT, Work
 from sailkit.errors import UserError
 from sailkit.exports import example_row
-from sailkit.finetune.data import HELD_OUT, read_data
+from sailkit.finetune.data import HELD_OUT, apart_of, read_data
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.publish import check_repository
 from sailkit.finetune.publish import push as push_to_hub
@@ -124,7 +124,7 @@ def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]
         if who and not who.startswith("endpoint:"):
             settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
     rows = read_data(told.student.data, style=told.student.style)
-    aside = read_data(apart_of(told), HELD_OUT, told.student.style)
+    aside = read_data(apart_of(told.student), HELD_OUT, told.student.style)
     settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])
     with runs.open_run(out, "distill", settings):
         yield

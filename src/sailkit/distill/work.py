@@ -15,7 +15,7 @@ from sailkit.distill.fidelity import fidelity, flag_agreement, means
 from sailkit.distill.recipe import Distillation
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
-from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data
 from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
 from sailkit.finetune.recipe import Recipe
@@ -31,11 +31,6 @@ CUT = "cut"  # the student that was made from the teacher
 STUDENT = "student"  # the training run
 TARGETS = "targets-{}.safetensors"
 FIDELITY = "fidelity.jsonl"  # a row for each held-out example
-
-
-def apart_of(told: Distillation) -> tuple[str, ...]:
-    """The data that are held out."""
-    return told.student.held_out or held_out_of(told.student.data)
 
 
 class Work:
@@ -64,7 +59,7 @@ class Work:
 
     def _data(self) -> None:
         told, folder = self.told, self.out / DATA
-        apart = apart_of(told)
+        apart = apart_of(told.student)
         rows = own_names(read_data(told.student.data, style=told.student.style))
         aside = own_names(read_data(apart, HELD_OUT, told.student.style)) if apart else []
         aside = [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
@@ -160,14 +155,9 @@ class Work:
     def _tokenizers(self) -> tuple[Any, Any]:
         from transformers import AutoTokenizer
 
-        def of(name: str) -> Any:
-            source = resolve(name)
-            own = any(source.folder.glob("tokenizer*"))
-            return AutoTokenizer.from_pretrained(source.folder if own or not source.base else source.base.folder)
-
-        given = self.told.teacher_tokenizer
-        teacher = AutoTokenizer.from_pretrained(given) if given else of(self.told.teacher)
-        return teacher, of(self.student().model)
+        given = self.told.teacher_tokenizer or resolve(self.told.teacher).tokenizer_folder
+        student = resolve(self.student().model).tokenizer_folder
+        return AutoTokenizer.from_pretrained(given), AutoTokenizer.from_pretrained(student)
 
     @functools.cached_property
     def _compiler(self) -> Any:
@@ -246,7 +236,7 @@ class Work:
         rows: list[dict[str, Any]] = []
         figures: dict[str, Any] = {}
         flags: dict[str, dict[str, tuple[bool, ...]]] = {}
-        asked = own_names(read_data(apart_of(self.told), HELD_OUT, self.told.student.style))
+        asked = own_names(read_data(apart_of(self.told.student), HELD_OUT, self.told.student.style))
         if not self.told.teacher.startswith("endpoint:"):
             wording = [replace(one, style=self.teacher_style or one.style) for one in asked]
             # Not kept: a large teacher leaves the room to the students.

@@ -10,6 +10,7 @@ from typing import Any
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, read_examples
+from sailkit.finetune.recipe import Recipe
 from sailkit.records import TrainingExample
 from sailkit.styles import ExampleRenderer, TooLongError
 
@@ -80,6 +81,11 @@ def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
     """The data sets that bring a held-out part of their own."""
     files = {path: Path(path) / HELD_OUT for path in paths}
     return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
+
+
+def apart_of(told: Recipe) -> tuple[str, ...]:
+    """The data sets whose held-out part a recipe is measured on: its own, or those that its data bring."""
+    return told.held_out or held_out_of(told.data)
 
 
 def prepare(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit.errors import UserError
-from sailkit.finetune.data import HELD_OUT, IGNORED, held_out_of, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, IGNORED, apart_of, prepare, read_data
 from sailkit.finetune.recipe import Recipe
 from sailkit.models.sources import outline
 from sailkit.records import TrainingExample
@@ -60,7 +60,7 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
     missing: list[str] = []
     config, tokenizer = known_of(told.model, missing)
     train = lengths(read_data(told.data, style=told.style), tokenizer, told.max_length)
-    apart = told.held_out or held_out_of(told.data)
+    apart = apart_of(told)
     aside = lengths(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
     args = trl.arguments(told, Path(), held_out=aside is not None)
     units = _packed(train.tokens, told.max_length, args) if args.packing else len(train.tokens)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sailkit import jsonl, runs
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
-from sailkit.finetune.data import HELD_OUT, Prepared, fingerprint, held_out_of, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data
 from sailkit.finetune.plan import need_a_gpu, plan
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.recipe import Recipe, read_recipe
@@ -97,11 +97,13 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
         with processes.agreed():
             need_a_gpu(told)
             source = resolve(told.model)
+            from transformers import AutoTokenizer
+
             from sailkit.finetune import trainer as trl
 
-            tokenizer = _tokenizer(source)
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
-            apart = told.held_out or held_out_of(told.data)
+            apart = apart_of(told)
             aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
             _check_context(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
@@ -158,14 +160,6 @@ def _check_context(told: Recipe, source: Source, parts: Sequence[Prepared | None
             f"a row has {longest} tokens, and {told.model} takes {most}; set training.max_length to {most} or less, "
             "and search results will be shortened to fit"
         )
-
-
-def _tokenizer(source: Source) -> Any:
-    from transformers import AutoTokenizer
-
-    has_own = any(source.folder.glob("tokenizer*"))
-    folder = source.folder if has_own or source.base is None else source.base.folder
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def _train(

@@ -95,10 +95,7 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
         )
         if source.base:
             model, astray = _merged(model, source.folder)
-        has_own = any(source.folder.glob("tokenizer*"))
-        tokenizer = AutoTokenizer.from_pretrained(
-            (source if has_own else weights).folder, trust_remote_code=trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the kinds that damaged files raise have no common ancestor
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot load {source.folder}: {reason} ({type(error).__name__})") from None

@@ -58,6 +58,12 @@ class Source:
             config = below["config"] + config
         return {"weights": weights, "tokenizer": token, "config": config}
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is: here, or with the base where an adapter has none of its own."""
+        own = any(self.folder.glob("tokenizer*"))
+        return self.folder if own or self.base is None else self.base.folder
+
     def digests(self) -> dict[str, str]:
         """sha256 of the files of each kind: `weights_sha256`, `tokenizer_sha256`, `config_sha256`."""
         return {f"{kind}_sha256": jsonl.file_fingerprint(paths) for kind, paths in self.files().items()}
