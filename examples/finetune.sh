@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A small model learns to use search results and is measured against the model that it was; about an hour on two cores.
+# A small model learns to use search results and is measured against the model that it was; about an hour and a half on two cores.
 # A stopped run goes on with the same command.
 #
 #   examples/finetune.sh SHARED OUT
@@ -11,15 +11,16 @@ here=$(cd "$(dirname "$0")" && pwd) shared=$(cd "$1" && pwd)
 mkdir -p "$2" && cd "$2"
 claims=$shared/climate-fever/climate-fever.jsonl
 
-# Claims of one half of Climate-FEVER, and two tasks of claims in pairs that only the evidence can tell apart.
+# Claims of one half of Climate-FEVER with their evidence, false claims beside their corrections, and questions with an
+# answer that is right or right for another question, which only the passage can tell.
 [ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
-judged=(--distractors random --supported 0.6 --shares)
-sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.45,0.3,0.2 --held-out 0.05 \
+judged=(--distractors random --supported 0.75 --no-match-wording --shares)
+sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.35,0.3,0.3 --held-out 0.05 \
   --out data/climate-fever
-sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" 0.05,0.8,0.15 \
+sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" 0.05,0.65,0.3 \
   --held-out 0.05 --out data/factcheck
-sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" 0.05,0.55,0.25,0.15 \
-  --held-out 0.03 --limit 1250 --out data/answers
+sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" 0.05,0.65,0.3 \
+  --held-out 0.03 --limit 1000 --out data/answers
 
 sailkit finetune "$here/../recipes/smollm2-sail.yaml" --out tuned
 
