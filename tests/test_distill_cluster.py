@@ -28,11 +28,14 @@ TWO = {"ray": True, "ray_actors": 2, "ray_cpus": 0.5}
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init("local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
-    yield
-    ours = psutil.Process().children(recursive=True)
-    ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=20)
+    with pytest.MonkeyPatch.context() as patch:
+        # The workers import what this file gives them to do.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        ray.init("local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
+        yield
+        ours = psutil.Process().children(recursive=True)
+        ray.shutdown()
+        _, left = psutil.wait_procs(ours, timeout=20)
     assert left == []
 
 
