@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,32 @@ def trained(name: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
 
 
-def student(folder: Path, padding: int = 24) -> Path:
+def changed(tokenizer: Any, change: Callable[[dict[str, Any]], None]) -> Any:
+    """The same tokenizer with another specification."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(spec)
+    made = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token=tokenizer.unk_token)
+
+
+def with_gaps(tokenizer: Any) -> Any:
+    """The same tokenizer, whose end of text stands far behind all other tokens."""
+
+    def change(spec: dict[str, Any]) -> None:
+        last = max(spec["model"]["vocab"].values()) + 50
+        spec["model"]["vocab"]["<end>"] = last
+        next(one for one in spec["added_tokens"] if one["content"] == "<end>")["id"] = last
+
+    return changed(tokenizer, change)
+
+
+def student(folder: Path, padding: int = 24, tokenizer: Any = None) -> Path:
     """A random model with a byte-level tokenizer of its own, whose output layer has some rows more."""
-    tokenizer = trained("byte-level")
+    tokenizer = tokenizer or trained("byte-level")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer) + padding, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=max(tokenizer.get_vocab().values()) + 1 + padding,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +14,26 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
+from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from sailkit.distill.stage import distill
+from sailkit.distill.recipe import read_distillation
+from sailkit.distill.rows import ALIGNED, NONE
+from sailkit.distill.stage import _opened, distill
 from sailkit.distill.students import evenly
 from sailkit.errors import UserError
 from sailkit.exports import example_row
+from sailkit.finetune.loading import load_for_training
+from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.stage import finetune
+from sailkit.models.sources import resolve
 from sailkit.styles import as_text, prompt_parts
-from small_models import student
+from sailkit.testing import MisbehavingServer
+from small_models import student, trained, with_gaps
 from small_rows import example, write
 
 pytest.importorskip("trl")
@@ -68,6 +78,7 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "run" / "student" / "model").num_hidden_layers == 3
     rows = [json.loads(line) for line in (tmp_path / "run" / "fidelity.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["base"] * 8 + ["tuned"] * 8
+    assert all(len(row["flags"]) == len(row["teacher_flags"]) == 1 + int(row["id"]) % 2 for row in rows)
     assert distill(teacher=str(teacher), data=[str(data)], out=tmp_path / "run", student_layers=3,
                    set=[*SET, "distillation.top_p=1.0"]) == found  # fmt: skip
     with pytest.raises(UserError, match="another run"):
@@ -205,6 +216,41 @@ def test_rows_that_the_teacher_has_no_room_for_are_learnt_by_their_words(teacher
     assert found["tuned"]["cross_entropy"] < found["base"]["cross_entropy"]
 
 
+def test_a_training_row_without_room_is_learnt_by_its_words_beside_the_others(teacher, data, tmp_path):
+    long = replace(example(1), id="long", instruction="What do seals like? " * 20)
+    write(tmp_path / "data", [example(0), long, example(2)], map(example, range(24, 26)))
+    found = teach(teacher, tmp_path / "data", tmp_path / "run", "distillation.max_length=300", student_layers=2)
+    targets = found["training_targets"]
+    assert targets["rows_without_teacher"] == 1
+    compiled = load_file(tmp_path / "run" / "targets-train.safetensors")
+    kinds = np.split(compiled["kind"], compiled["rows"][1:-1])
+    assert [set(kind.tolist()) for kind in kinds] == [{ALIGNED}, {NONE}, {ALIGNED}]
+    assert found["training"]["rows"] == 3
+
+
+def test_a_student_may_have_gaps_in_its_ids(teacher, data, tmp_path):
+    model = student(tmp_path / "student", tokenizer=with_gaps(trained("byte-level")))
+    write(tmp_path / "data", map(example, range(4)), map(example, range(24, 26)))
+    found = teach(teacher, tmp_path / "data", tmp_path / "run", "training.max_length=1024", model=str(model))
+    for who in ("base", "tuned"):  # its end of text is a token, not padding that cannot be said
+        assert found[who]["kl"] < 100
+        assert found[who]["cross_entropy"] < 100
+
+
+def test_an_adapter_is_a_student(teacher, data, tmp_path):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(teacher)
+    base.name_or_path = str(teacher)
+    tuned = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    tuned.save_pretrained(tmp_path / "adapter")  # without a tokenizer: that of its base is taken
+    write(tmp_path / "data", map(example, range(4)), map(example, range(24, 26)))
+    found = teach(teacher, tmp_path / "data", tmp_path / "run", model=str(tmp_path / "adapter"))
+    assert found["base"]["kl"] == pytest.approx(0, abs=1e-3)  # it is its teacher still
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict()
+                     for folder in (teacher, tmp_path / "run" / "student" / "model"))  # fmt: skip
+    assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)
+
+
 def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
     asked = [replace(example(i), response="") for i in range(6)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in asked))
@@ -214,6 +260,45 @@ def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
                   teacher_outputs=tmp_path / "said.json", held_out=[str(data / "held_out.jsonl")])  # fmt: skip
     assert found["training"]["rows"] == 6
     assert found["tuned"]["kl"] is not None
+
+
+def test_a_cache_of_another_served_model_is_refused(teacher, data, tmp_path):
+    """A server's weights nobody sees: its model's name is all that tells one from another."""
+    from test_distill_teacher_cache import Served, ask
+
+    with MisbehavingServer(echo=Served(teacher, "prompt_logprobs")) as server:
+        ask(server, teacher, data, tmp_path / "cache")
+    told = {"data": [str(data)], "set": SET, "cache": tmp_path / "cache", "teacher_tokenizer": teacher,
+            "model": str(teacher), "style": "sail-fixed"}  # fmt: skip
+    with pytest.raises(UserError, match="served_model: any there, other now"):
+        distill(teacher=f"endpoint:other@{server.url}", out=tmp_path / "run", **told)
+
+
+def test_answers_that_changed_are_noticed(teacher, data, tmp_path):
+    said = tmp_path / "said.json"
+    answers = [{"prompt": as_text(prompt_parts(example(i))), "response": f" The answer is {i}."} for i in range(24)]
+    said.write_text(json.dumps(answers))
+    given = {"teacher_outputs": said, "method": "sequence", "model": str(teacher), "data": [str(data)]}
+    told = read_distillation(None, {**given, "teacher_outputs": str(said)}, SET)
+    with _opened(told, tmp_path / "run", None):
+        pass
+    said.write_text(said.read_text().replace("answer is 3", "answer is 4"))
+    with pytest.raises(UserError, match="teacher_outputs_sha256"):
+        distill(out=tmp_path / "run", set=SET, **given)
+
+
+def test_a_generation_config_that_cannot_be_saved_is_told_and_reset(teacher, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(teacher, own, copy_function=shutil.copyfile)
+    own.chmod(0o755)
+    config = json.loads((own / "generation_config.json").read_text())
+    (own / "generation_config.json").write_text(json.dumps({**config, "do_sample": False, "temperature": 0.6}))
+    with pytest.warns(RuntimeWarning, match="generation config cannot be saved .temperature.; only") as told:
+        model = load_for_training(resolve(str(own)), Recipe(str(own), ("d",)))
+    assert "\n" not in str(told[0].message)
+    model.generation_config.pad_token_id = 0  # as trainers do
+    model.save_pretrained(tmp_path / "saved")
+    assert model.generation_config.eos_token_id == config["eos_token_id"]
 
 
 def test_a_teacher_is_needed(data, tmp_path):

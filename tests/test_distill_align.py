@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from sailkit.distill.align import Vocabulary, ends_of, stream
 from sailkit.errors import UserError
-from small_models import TRAINED, trained
+from small_models import TRAINED, changed, trained, with_gaps
 
 NAMES = [*TRAINED, "llama", "qwen", "stories260k"]
 TEXTS = [
@@ -132,3 +132,32 @@ def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
     words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     with pytest.raises(UserError, match="WordPiece"):
         Vocabulary(PreTrainedTokenizerFast(tokenizer_object=words))
+
+
+def test_ids_may_have_gaps():
+    tokenizer = with_gaps(trained("byte-level"))
+    vocabulary = Vocabulary(tokenizer)
+    end = tokenizer.eos_token_id
+    assert len(vocabulary.pieces) == end + 1 > len(tokenizer)
+    assert vocabulary.pieces[end - 1] is None
+    ids = tokenizer(" the search", add_special_tokens=False)["input_ids"]
+    assert stream(vocabulary, [*ids, end], "the search").data == b" the search"
+
+
+def test_runs_of_spaces_are_spaces():
+    def change(spec):  # as Gemma has them: pieces of the vocabulary that are added tokens, too
+        for piece in ("▁▁", "▁▁▁"):
+            vocabulary = spec["model"]["vocab"]
+            number = vocabulary[piece] = max(vocabulary.values()) + 1
+            plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+            spec["added_tokens"].append({"id": number, "content": piece, **plain})
+        spec["model"]["merges"] += [["▁", "▁"], ["▁▁", "▁"]]
+
+    tokenizer = changed(trained("byte-fallback"), change)
+    vocabulary = Vocabulary(tokenizer)
+    two, three = tokenizer.convert_tokens_to_ids(["▁▁", "▁▁▁"])
+    assert [vocabulary.pieces[i] for i in (two, three)] == [b"  ", b"   "]
+    assert vocabulary.first(b"  ") == two
+    ids = tokenizer("?   ?  !", add_special_tokens=False)["input_ids"]
+    assert {two, three} < set(ids)
+    assert stream(vocabulary, [*ids, tokenizer.eos_token_id], "?   ?  !").data == b" ?   ?  !"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, LlamaTokenizer
+import tokenizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from sailkit.distill.align import Stream, Vocabulary, stream
 from sailkit.distill.project import Projection, Target, collect
@@ -248,6 +249,25 @@ def test_special_tokens_of_the_teacher_go_to_the_tail(qwen, llama):
     first, _ = _targets(qwen, llama, "Yes", [llama.vocabulary.ids[b"Yes"]], [{yes: 0.7, start: 0.3}])
     assert first.probs == {llama.vocabulary.ids[b"Yes"]: pytest.approx(0.7)}
     assert first.tail == pytest.approx(0.3)
+
+
+def test_what_a_student_cannot_spell_goes_to_the_tail(qwen):
+    words = [("<unk>", 0.0), ("<end>", 0.0), *((letter, -5.0) for letter in ("Y", "e", "s", "Yes"))]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(words, 0))
+    own = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
+    student = Side(own, Vocabulary(own), own.eos_token_id, [], {})
+    yes, no, yesno = (qwen.vocabulary.ids[word] for word in (b"Yes", b"No", b"Yesterday"))
+    y, es = (student.vocabulary.ids[word] for word in (b"Y", b"e"))
+    lists = [{yes: 0.5, no: 0.2, yesno: 0.3}]
+    # At its beginning, and within the teacher's token: `No` has no spelling, nor has what follows in `Yesterday`.
+    first, second, _, _ = _targets(qwen, student, "Yes", [y, es, student.vocabulary.ids[b"s"]], lists)
+    assert first.probs == {student.vocabulary.ids[b"Yes"]: pytest.approx(0.8)}
+    assert first.tail == pytest.approx(0.2)
+    assert second.kind == CONDITIONED
+    lists = [{yes: 0.5, qwen.vocabulary.ids[b"Yo"]: 0.5}]
+    _, second, _, _ = _targets(qwen, student, "Yes", [y, es, student.vocabulary.ids[b"s"]], lists)
+    assert second.probs == {es: pytest.approx(0.5)}
+    assert second.tail == pytest.approx(0.5)
 
 
 def test_rows_are_collected_one_behind_the_other():

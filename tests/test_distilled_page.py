@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from sailkit import jsonl, runs
 from sailkit.distill.fidelity import means
@@ -29,6 +31,7 @@ def row(who: str, i: int, kl: float, agreeing: int, positions: int = 50) -> dict
     return {
         "model": who, "id": f"r{i}", "kl": kl * aimed * (0.8 + 0.1 * (i % 5)), "aimed": aimed,
         "cross_entropy": (kl + 1 + i % 2) * positions, "positions": positions, "agreeing": agreeing - i % 4,
+        "teacher_flags": [True, i % 3 == 0], "flags": [i % (4 if who == "base" else 7) > 0, i % 2 == 0],
     }  # fmt: skip
 
 
@@ -46,11 +49,10 @@ def distilled(
     said = [row("base", i, 2.0, 20, positions) for i in range(rows)]
     said += [row("tuned", i, after, agreeing, positions) for i in range(rows)]
     (folder / "fidelity.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
-    verification = {"verification_agreement": 0.8125, "verification_kappa": 0.4321}
     figures = {
         "method": "logits", "teacher": f"big{text}", "student": f"small{text}", "student_layers": None,
         "training_targets": TARGETS, "held_out_targets": {**TARGETS, "positions": 999},
-        "base": means(said[:rows]) | verification, "tuned": means(said[rows:]) | verification,
+        "base": means(said[:rows]), "tuned": means(said[rows:]),
         "training": {**TRAINED, "about": f"A run.{text}"}, **changes,
     }  # fmt: skip
     jsonl.write_json(folder / "metrics.json", figures)
@@ -105,6 +107,43 @@ def test_intervals_hold_what_they_are_of_and_change_with_nothing_but_the_seed(tm
     assert widths[0] < widths[1] + widths[2]
     assert estimates(run) == found
     assert estimates(run, 1) != found
+
+
+def test_verification_has_intervals_of_the_very_figures(tmp_path):
+    """Against scikit-learn's kappa, on rows that are drawn here one by one."""
+    run = read(distilled(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "fidelity.jsonl").read_text().splitlines()]
+
+    def kappa(own):
+        pairs = [pair for one in own for pair in zip(one["teacher_flags"], one["flags"], strict=True)]
+        return cohen_kappa_score(*zip(*pairs, strict=True))
+
+    found = estimates(run)
+    dice = np.random.default_rng(0)
+    draws = [dice.integers(0, 20, 20) for _ in range(400)]
+    for who, own in (("base", rows[:20]), ("tuned", rows[20:])):
+        one = found[who]["verification_kappa"]
+        assert one.value == pytest.approx(kappa(own)) == pytest.approx(run.figures[who]["verification_kappa"])
+        drawn = [kappa([own[i] for i in draw]) for draw in draws]
+        assert [one.low, one.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06)
+    # Before and after on the same draws.
+    gap = found["change"]["verification_kappa"]
+    drawn = [kappa([rows[20 + i] for i in draw]) - kappa([rows[i] for i in draw]) for draw in draws]
+    assert [gap.low, gap.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06)
+
+
+def test_a_run_whose_teacher_flagged_nothing_has_no_such_figures(tmp_path):
+    folder = distilled(tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "fidelity.jsonl").read_text().splitlines()]
+    for one in rows:
+        del one["teacher_flags"], one["flags"]
+    (folder / "fidelity.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    figures = json.loads((folder / "metrics.json").read_text())
+    with pytest.raises(UserError, match=r"does not fit fidelity\.jsonl"):
+        read(folder)
+    jsonl.write_json(folder / "metrics.json", figures | {"base": means(rows[:20]), "tuned": means(rows[20:])})
+    assert estimates(read(folder))["change"]["verification_kappa"] is None
+    assert "flagged as the teacher" not in made(folder, out=tmp_path / "out.html")[0].text
 
 
 @pytest.mark.parametrize(

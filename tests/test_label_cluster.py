@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sailkit.cluster import Pool
 from sailkit.errors import UserError
-from sailkit.label.cluster import Pool
+from sailkit.label.cluster import scorer
 from sailkit.label.load import LabelerOptions
 from sailkit.label.stage import label
 from test_label import write_results
@@ -103,9 +104,9 @@ def test_another_labeler_on_a_node_is_refused(cluster):
         def describe(self):
             return {"labeler": "overlap", "version": 2}
 
-    pool = Pool("overlap", LabelerOptions(), actors=1, cpus=0.5)
+    score = scorer(Pool(actors=1, cpus=0.5), "overlap", LabelerOptions())
     with pytest.raises(UserError, match=r"is not the one here \(version: 1 there, 2 here\)"):
-        list(pool.score(Changed(), [[]]))
+        list(score(Changed(), [[]]))
 
 
 @pytest.mark.long
@@ -134,7 +135,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, flags, message):
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UserError, match=r"pip install 'sailkit\[ray\]'"):
-        Pool("overlap", LabelerOptions())
+        Pool()
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import __version__, jsonl, page
-from sailkit.distill.results import FIGURES, LEAST_ROWS, WHO, Distilled, Paired, estimates, paired, read
+from sailkit.distill.results import LEAST_ROWS, WHO, Distilled, Paired, estimates, paired, read
 from sailkit.distill.work import STUDENT
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
@@ -199,12 +199,8 @@ def _cell(estimate: Estimate | None, value: float | None = None, change: bool = 
 
 
 def _row(one: _Shown, name: str) -> list[Cell]:
-    known = name in FIGURES
-    cells = [_cell(one.found[who][name] if known else None, one.run.said(who, name)) for who in WHO]
-    if known:
-        return [*cells, _cell(one.found["change"][name], change=True)]
-    before, after = (one.run.said(who, name) for who in WHO)
-    return [*cells, None if before is None or after is None else (page.signed(after - before), "")]
+    cells = [_cell(one.found[who][name], one.run.said(who, name)) for who in WHO]
+    return [*cells, _cell(one.found["change"][name], change=True)]
 
 
 def _fidelity(shown: Sequence[_Shown]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
@@ -220,7 +216,7 @@ def _pairs(first: str, pairs: Sequence[tuple[_Shown, Paired]]) -> list[tuple[str
     return [
         (
             f"{first} minus {one.name}, {pair.rows:,} rows of both",
-            [(_TITLES[name], [_cell(gap, change=True)]) for name, gap in pair.differences.items()],
+            [(_TITLES[name], [_cell(gap, change=True)]) for name, gap in pair.differences.items() if gap],
         )
         for one, pair in pairs
         if not pair.unlike
@@ -288,8 +284,8 @@ def _limits(all_runs: Sequence[Distilled], seed: int) -> list[str]:
         *found,
     ]
     if any(run.said("tuned", "verification_agreement") is not None for run in measured):
-        found.insert(2, "Verification has no interval: verdicts are kept as figures of the whole, not row by row. Its "
-                        "kappa is not defined where both always say the same.")  # fmt: skip
+        found.insert(2, "The kappa of verification is not defined where both always say the same; such draws are left "
+                        "out of its interval.")  # fmt: skip
     if any(run.figures["student_layers"] for run in measured):
         found.insert(2, "A student that was cut out of its teacher says next to nothing before training: that it came "
                         "nearer shows little; set it beside another student.")  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,7 @@ class Compiled:
     figures: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Laid:
-    """One completion on both sides."""
-
-    said: TeacherRow
-    theirs: Stream
-    ours: Stream
+_Laid = tuple[Pair, Stream, Stream] | None  # one completion on both sides; None where the teacher has no room for it
 
 
 class Compiler:
@@ -89,33 +83,39 @@ class Compiler:
         if (found := _read(file, key)) is not None:
             return found
         streams = self._streams(prepared)
-        laid = [one and _Laid(self._said(one[0], example.id), one[1], one[2])
-                for one, example in zip(streams, prepared.examples, strict=True)]  # fmt: skip
-        ends = ends_of(self.teacher_tokenizer, (one.theirs for one in laid if one))
+        ends = ends_of(self.teacher_tokenizer, (one[1] for one in streams if one))
         projection = Projection(self.teacher, self.student, ends, self.min_mass)
         if not projection.same:
             known = streams if learn_from is None else self._streams(learn_from)
             projection.learn((one[1], one[2]) for one in known if one)
-        rows: list[list[Target]] = []
-        with runs.progress("aligning teacher and student", len(laid)) as tick:
-            for one, labels in zip(laid, prepared.labels, strict=True):
-                n = sum(label != IGNORED for label in labels)
-                rows.append(
-                    [Target({}, 1.0, NONE)] * n if one is None else projection.row(one.said, one.theirs, one.ours)
-                )
-                tick()
-        made = Compiled(collect(rows), _coverage(rows, laid, self.cache))
+        aimed = array("d")  # probability that each target lists
+        targets = collect(self._rows(projection, prepared, streams, aimed))
+        made = Compiled(targets, _coverage(targets, aimed, streams))
         _write(file, key, made)
         return made
 
-    def _streams(self, prepared: Prepared) -> list[tuple[Pair, Stream, Stream] | None]:
+    def _rows(
+        self, projection: Projection, prepared: Prepared, streams: Sequence[_Laid], aimed: array[float]
+    ) -> Iterator[list[Target]]:
+        """The targets of each row; of the teacher's word no more than one row is held."""
+        with runs.progress("aligning teacher and student", len(streams)) as tick:
+            for one, example, labels in zip(streams, prepared.examples, prepared.labels, strict=True):
+                if one is None:
+                    row = [Target({}, 1.0, NONE)] * sum(label != IGNORED for label in labels)
+                else:
+                    row = projection.row(self._said(one[0], example.id), one[1], one[2])
+                aimed.extend(1 - target.tail for target in row if target.kind != NONE)
+                yield row
+                tick()
+
+    def _streams(self, prepared: Prepared) -> list[_Laid]:
         """Both sides of each example; None for one that the teacher has no room for."""
         settings = self.cache.settings
         # The teacher has its own style; the words of the completion are the same in both.
         room, style = settings["max_length"], settings["style"]
         read = read_with(prepared.examples, self.teacher_tokenizer, room, style, may_be_empty=True)
         pairs = {pair.name: pair for pair in pairs_of(read)}
-        found: list[tuple[Pair, Stream, Stream] | None] = []
+        found: list[_Laid] = []
         for one, labels in zip(prepared.examples, prepared.labels, strict=True):
             pair = pairs.get(one.id)
             if pair is None:
@@ -133,7 +133,7 @@ class Compiler:
         return said
 
 
-def _coverage(rows: Sequence[Sequence[Target]], laid: Sequence[_Laid | None], cache: TeacherCache) -> dict[str, Any]:
+def _coverage(targets: Targets, aimed: array[float], laid: Sequence[_Laid]) -> dict[str, Any]:
     """How much of the teacher's word arrived in the student's tokens.
 
     Returns:
@@ -141,19 +141,18 @@ def _coverage(rows: Sequence[Sequence[Target]], laid: Sequence[_Laid | None], ca
         mean probability of what the targets list; `identical_tokens`, the share of the student's tokens that are the
         teacher's in bytes and place; bytes of text in a token of each side; and rows that the teacher had no room for.
     """
-    kinds = Counter(target.kind for row in rows for target in row)
-    aimed = [1 - target.tail for row in rows for target in row if target.kind != NONE]
-    seen = [one for one in laid if one is not None]
-    bytes_ = sum(one.ours.length for one in seen)
-    ours, theirs = (sum(len(getattr(one, side).tokens) - 1 for one in seen) for side in ("ours", "theirs"))
-    same = sum(len(_spans(one.ours) & _spans(one.theirs)) for one in seen)
-    positions = kinds.total()
+    kinds = np.bincount(targets.kind, minlength=3).tolist()
+    seen = [one[1:] for one in laid if one is not None]
+    bytes_ = sum(ours.length for _, ours in seen)
+    theirs, ours = (sum(len(one[side].tokens) - 1 for one in seen) for side in (0, 1))
+    same = sum(len(_spans(one[0]) & _spans(one[1])) for one in seen)
+    positions = len(targets.kind)
     return {
         "positions": positions,
         "aligned": kinds[ALIGNED] / max(positions, 1),
         "conditioned": kinds[CONDITIONED] / max(positions, 1),
         "without_target": kinds[NONE] / max(positions, 1),
-        "captured_mass": float(np.mean(aimed)) if aimed else None,
+        "captured_mass": float(np.mean(np.asarray(aimed))) if aimed else None,
         "identical_tokens": same / max(ours, 1),
         "student_bytes_per_token": bytes_ / max(ours, 1),
         "teacher_bytes_per_token": bytes_ / max(theirs, 1),

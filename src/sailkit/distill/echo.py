@@ -17,7 +17,7 @@ import numpy as np
 
 from sailkit.distill.pairs import Pair
 from sailkit.distill.rows import TeacherRow
-from sailkit.distill.teacher import Kept
+from sailkit.distill.teacher import Kept, room
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions
 from sailkit.models.endpoint import checked_url, read_name
@@ -80,9 +80,7 @@ class EchoTeacher:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the kinds that damaged files raise have no common ancestor
             raise UserError(f"cannot load the tokenizer in {folder}: {' '.join(str(error).split())[:200]}") from None
-        limit = self.tokenizer.model_max_length
-        # One token is generated, for servers that would not generate none.
-        self.context = (limit if limit < 10**9 else 2048) - 1
+        self.context = room(None, self.tokenizer)
         self._source = Source(folder)
         self._size = len(set(self.tokenizer.get_vocab().values()))
         self._kept = kept

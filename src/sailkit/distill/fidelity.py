@@ -12,6 +12,8 @@ from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.metrics import kappa
 
 SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")
+# Of a row's search results: called distracting by teacher and student, by neither, by one of them.
+FLAGS = ("both", "neither", "only_teacher", "only_student")
 _ROWS = 8  # in a pass
 
 
@@ -31,7 +33,7 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
     """
     import torch
 
-    from sailkit.distill.loss import Table, distillation_loss, plain_head
+    from sailkit.distill.loss import CHUNK, Table, figures_of, plain_head
 
     head = plain_head(model)
     device = head.weight.device
@@ -54,17 +56,22 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
                 numbers = torch.arange(int(targets.rows[i]), int(targets.rows[i + 1]))
                 inputs = hidden[line, at]
                 wanted = table.at(numbers.to(device))
-                _, parts = distillation_loss(
-                    inputs, head.weight, head.bias, wanted, ce_weight=0.0, columns=columns
-                )  # fmt: skip
-                top = torch.nn.functional.linear(inputs, head.weight, head.bias)[:, :columns].argmax(-1).cpu().numpy()
+                sums, right = torch.zeros(3), 0
+                for begin_at in range(0, len(at), CHUNK):
+                    here = slice(begin_at, begin_at + CHUNK)
+                    logits = torch.nn.functional.linear(inputs[here], head.weight, head.bias).float()
+                    top = logits[:, :columns].argmax(-1).cpu().numpy()
+                    right += int((top == best[numbers[here].numpy()]).sum())
+                    parts = figures_of(logits, wanted.part(here), columns)
+                    sums += torch.stack([parts.kl, parts.aimed, parts.cross_entropy]).cpu()
+                kl, aimed, cross_entropy = sums.tolist()
                 found[i] = {
                     "id": prepared.examples[i].id,
-                    "kl": float(parts.kl),
-                    "aimed": int(parts.aimed),
-                    "cross_entropy": float(parts.cross_entropy),
+                    "kl": kl,
+                    "aimed": int(aimed),
+                    "cross_entropy": cross_entropy,
                     "positions": len(at),
-                    "agreeing": int((top == best[numbers.numpy()]).sum()),
+                    "agreeing": right,
                 }
     return found
 
@@ -79,37 +86,58 @@ def _likeliest(targets: Targets) -> Any:
     return found
 
 
-def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The figures of all rows together: each token counts alike.
+def flagged(
+    rows: Sequence[dict[str, Any]], teacher: Mapping[str, Sequence[bool]], student: Mapping[str, Sequence[bool]]
+) -> list[dict[str, Any]]:
+    """Rows with what both models say of their search results.
+
+    Args:
+        rows: As `fidelity` gives them.
+        teacher: Row -> for each search result whether the teacher calls it distracting.
+        student: The same of the student.
 
     Returns:
-        `kl` and `agreement` for each position with a target, `cross_entropy` for each supervised token.
+        The rows, those that both have flagged with `teacher_flags` and `flags`.
+    """
+    found = []
+    for row in rows:
+        name = row["id"]
+        said = {}
+        if name in teacher and name in student:
+            said = {"teacher_flags": list(teacher[name]), "flags": list(student[name])}
+        found.append({**row, **said})
+    return found
+
+
+def flag_counts(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """How often the two agree and disagree on a row's search results, in the order of `FLAGS`.
+
+    Raises:
+        ValueError: Not equally many were flagged.
+    """
+    pairs = list(zip(row.get("teacher_flags", ()), row.get("flags", ()), strict=True))
+    return tuple(pairs.count(kind) for kind in ((True, True), (False, False), (True, False), (False, True)))
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The figures of all rows together: each token counts alike, and each search result.
+
+    Returns:
+        `kl` and `agreement` for each position with a target, `cross_entropy` for each supervised token;
+        `verification_agreement`, how often both flag a search result alike, and `verification_kappa`, Cohen's. None
+        where there is nothing to count.
     """
     sums = {name: float(sum(row[name] for row in rows)) for name in SUMS}
     aimed, positions = sums["aimed"], sums["positions"]
+    counts = np.array([flag_counts(row) for row in rows], dtype=int).reshape(-1, len(FLAGS)).sum(0).tolist()
+    both, neither, only_teacher, only_student = counts
+    every = both + neither + only_teacher + only_student
+    labels = [("True", "True")] * both + [("False", "False")] * neither
+    labels += [("True", "False")] * only_teacher + [("False", "True")] * only_student
     return {
         "kl": sums["kl"] / aimed if aimed else None,
         "agreement": sums["agreeing"] / aimed if aimed else None,
         "cross_entropy": sums["cross_entropy"] / positions if positions else None,
+        "verification_agreement": (both + neither) / every if every else None,
+        "verification_kappa": kappa(*zip(*labels, strict=True)) if every else None,
     }
-
-
-def flag_agreement(
-    teacher: Mapping[str, Sequence[bool]], student: Mapping[str, Sequence[bool]]
-) -> dict[str, float | None]:
-    """How often two models flag a search result alike.
-
-    Args:
-        teacher: What one says.
-        student: What the other says.
-
-    Returns:
-        `verification_agreement`, the share, and `verification_kappa`, Cohen's; None where nothing was flagged.
-    """
-    names = [name for name in teacher if name in student]
-    pairs = [pair for name in names for pair in zip(teacher[name], student[name], strict=True)]
-    if not pairs:
-        return {"verification_agreement": None, "verification_kappa": None}
-    first, second = ([str(flags[side]) for flags in pairs] for side in (0, 1))
-    alike = sum(a == b for a, b in pairs) / len(pairs)
-    return {"verification_agreement": alike, "verification_kappa": kappa(first, second)}

@@ -9,8 +9,9 @@ already seen are dropped.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -82,20 +83,23 @@ class Projection:
             theirs: The completion in the teacher's tokens.
             ours: In the student's.
         """
-        lists = [_complete(said, i) for i in range(len(said.tokens))]
+        lists = _complete(said)
         if self.same and np.array_equal(theirs.tokens, ours.tokens):
             return [Target(dict(entries), tail, ALIGNED) for entries, tail in lists]
         row = _Row(self, lists, theirs, ours)
         return [row.target(i) for i in range(len(ours.tokens))]
 
+    def table(self, begun: bytes) -> dict[int, int]:
+        """What `token` has found behind some bytes so far."""
+        if len(self._tables) > _MOST_TABLES:  # beginnings do not come back for ever
+            self._tables.clear()
+        return self._tables[begun]
+
     def token(self, begun: bytes, teacher_token: int) -> int:
         """The student's token that a string begins with: some bytes, then a teacher's token."""
-        table = self._tables[begun]
+        table = self.table(begun)
         found = table.get(teacher_token)
         if found is None:
-            if len(self._tables) > _MOST_TABLES:  # beginnings do not come back for ever
-                self._tables.clear()
-                table = self._tables[begun]
             text = begun + (self.piece(teacher_token) or b"")
             nothing = _END if teacher_token in self.ends else _NOTHING
             found = table[teacher_token] = self.first(text) if text else nothing
@@ -108,10 +112,9 @@ class Projection:
         except UserError:
             return _NOTHING
 
-    def shares(self, begun: bytes, teacher_token: int) -> list[tuple[int, float]]:
-        """The student's tokens that a string may begin with, and how often."""
-        habit = None if begun else self._habits.get(teacher_token)
-        return habit or [(self.token(begun, teacher_token), 1.0)]
+    def habits(self, begun: bytes) -> Mapping[int, list[tuple[int, float]]]:
+        """The student's tokens that each of the teacher's becomes behind some bytes, and how often."""
+        return {} if begun else self._habits
 
     def piece(self, teacher_token: int) -> bytes | None:
         """The bytes of a teacher's token."""
@@ -137,6 +140,7 @@ class _Row:
     ) -> None:
         self.projection = projection
         self.lists, self.theirs, self.ours = lists, theirs, ours
+        self.observed: list[int] = theirs.tokens.tolist()  # a number of numpy's is slow to compare
         self.trailing = len(theirs.data) + int(theirs.starts[0]) > theirs.length
 
     def target(self, i: int) -> Target:
@@ -154,19 +158,28 @@ class _Row:
         found: defaultdict[int, float] = defaultdict(float)
         entries, tail = self.lists[j]
         agreeing = 0.0
+        projection, observed = self.projection, self.observed[j]
+        follow = projection.expand and bool(projection.piece(observed))
+        habits, table = projection.habits(before), projection.table(before)
         for token, p in entries:
-            piece = self.projection.piece(token) or b""
-            # A token that ends where the student begins leaves open what comes next.
-            if seen and (len(piece) <= len(seen) or not piece.startswith(seen)):
-                continue
-            agreeing += p
-            if token == theirs.tokens[j] and piece and self.projection.expand:
+            piece = b""
+            if seen:
+                piece = projection.piece(token) or b""
+                # A token that ends where the student begins leaves open what comes next.
+                if len(piece) <= len(seen) or not piece.startswith(seen):
+                    continue
+                agreeing += p
+            if token == observed and follow:
+                piece = projection.piece(token) or b""
                 self._follow(found, p, j + 1, before + piece[len(seen) :], start, until)
             elif seen:
-                found[self.projection.first(piece[len(seen) :])] += p
-            else:
-                for mine, share in self.projection.shares(before, token):
+                found[projection.first(piece[len(seen) :])] += p
+            elif (habit := habits.get(token)) is not None:
+                for mine, share in habit:
                     found[mine] += p * share
+            else:
+                known = table.get(token)
+                found[projection.token(before, token) if known is None else known] += p
         if seen and agreeing < self.projection.min_mass:
             return _NO_TARGET
         # Of the tail nobody knows what agrees; as much as of the rest is taken to.
@@ -184,47 +197,50 @@ class _Row:
             return
         entries, tail = self.lists[j]
         found[begun] += p * tail
+        projection, observed, table = self.projection, self.observed[j], self.projection.table(text)
+        piece = projection.piece(observed)
         for token, q in entries:
-            piece = self.projection.piece(token)
-            if token == self.theirs.tokens[j] and piece:
+            if token == observed and piece:
                 self._follow(found, p * q, j + 1, text + piece, start, until)
             else:
-                found[self.projection.token(text, token)] += p * q
+                known = table.get(token)
+                found[projection.token(text, token) if known is None else known] += p * q
 
 
-def _complete(said: TeacherRow, i: int) -> tuple[Entries, float]:
-    """A position's tokens with their probabilities, the observed one always among them, and that of all others."""
-    here = slice(int(said.starts[i]), int(said.starts[i + 1]))
-    ids = said.ids[here].tolist()
-    probs = np.exp(said.logprobs[here].astype(np.float64)).tolist()
-    tail = float(said.tail[i])
-    if (token := int(said.tokens[i])) not in ids:
-        p = min(float(np.exp(np.float64(said.observed[i]))), tail)
-        ids, probs, tail = [*ids, token], [*probs, p], tail - p
-    whole = sum(probs) + tail  # float16 rounds
-    return [(token, p / whole) for token, p in zip(ids, probs, strict=True)], tail / whole
+def _complete(said: TeacherRow) -> list[tuple[Entries, float]]:
+    """Each position's tokens with their probabilities, the observed one always among them, and that of all others."""
+    starts, tokens = said.starts.tolist(), said.tokens.tolist()
+    every, likely = said.ids.tolist(), np.exp(said.logprobs.astype(np.float64)).tolist()
+    found = []
+    for i, token in enumerate(tokens):
+        here = slice(starts[i], starts[i + 1])
+        ids, probs, tail = every[here], likely[here], float(said.tail[i])
+        if token not in ids:
+            p = min(float(np.exp(np.float64(said.observed[i]))), tail)
+            ids, probs, tail = [*ids, token], [*probs, p], tail - p
+        whole = sum(probs) + tail  # float16 rounds
+        found.append(([(one, p / whole) for one, p in zip(ids, probs, strict=True)], tail / whole))
+    return found
 
 
 def collect(rows: Iterable[Sequence[Target]]) -> Targets:
-    """The targets of all rows of a data set, one behind the other."""
-    lengths, sizes = [0], [0]
-    ids: list[int] = []
-    probs: list[float] = []
-    tail: list[float] = []
-    kind: list[int] = []
+    """The targets of all rows of a data set, one behind the other; each row is let go when it is taken over."""
+    # Numbers of four bytes from the beginning: lists of Python's take ten times as much.
+    lengths, sizes, ids = array("q", [0]), array("q", [0]), array("i")
+    probs, tail, kind = array("f"), array("f"), array("B")
     for row in rows:
         lengths.append(len(row))
         for one in row:
             sizes.append(len(one.probs))
-            ids += one.probs.keys()
-            probs += one.probs.values()
+            ids.extend(one.probs)
+            probs.extend(one.probs.values())
             tail.append(one.tail)
             kind.append(one.kind)
     return Targets(
-        rows=np.cumsum(lengths),
-        starts=np.cumsum(sizes),
-        ids=np.array(ids, dtype=np.int32),
-        probs=np.array(probs, dtype=np.float32),
-        tail=np.array(tail, dtype=np.float32),
-        kind=np.array(kind, dtype=np.uint8),
+        rows=np.cumsum(np.asarray(lengths)),
+        starts=np.cumsum(np.asarray(sizes)),
+        ids=np.asarray(ids),
+        probs=np.asarray(probs),
+        tail=np.asarray(tail),
+        kind=np.asarray(kind),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sailkit import jsonl, runs
-from sailkit.distill.fidelity import SUMS, means
+from sailkit.distill.fidelity import FLAGS, SUMS, flag_counts, means
 from sailkit.distill.stage import METRICS
 from sailkit.distill.work import DATA, FIDELITY, TARGETS
 from sailkit.errors import UserError
@@ -22,8 +22,16 @@ from sailkit.runs import seed_for
 
 STAGE = "distill"
 LEAST_ROWS = 5  # held-out rows, for an interval
-# Figure -> which sum over which; both are columns of fidelity.jsonl.
-FIGURES = {"kl": ("kl", "aimed"), "agreement": ("agreeing", "aimed"), "cross_entropy": ("cross_entropy", "positions")}
+COLUMNS = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
+# Figure -> the sums that it is the first of, over all the others; kappa is made of the same flags.
+_SHARES = {
+    "kl": (("kl",), ("aimed",)),
+    "agreement": (("agreeing",), ("aimed",)),
+    "cross_entropy": (("cross_entropy",), ("positions",)),
+    "verification_agreement": (("both", "neither"), FLAGS),
+}
+KAPPA = "verification_kappa"
+FIGURES = (*_SHARES, KAPPA)
 WHO = ("base", "tuned")
 _OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_style")  # settings that decide targets
 _DRAWN_AT_ONCE = 500
@@ -37,7 +45,7 @@ class Distilled:
         folder: The run's.
         manifest: Its manifest.
         figures: Those of metrics.json.
-        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `SUMS`; empty where the student
+        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `COLUMNS`; empty where the student
             was not compared with its teacher.
     """
 
@@ -95,13 +103,17 @@ def read(folder: Path) -> Distilled:
         try:
             for who in WHO:
                 own = [row for row in rows if row["model"] == who]
-                sums[who] = {str(row["id"]): tuple(float(row[name]) for name in SUMS) for row in own}
+                sums[who] = {str(row["id"]): _sums(row) for row in own}
                 _check(figures[who], means(own), folder)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / FIDELITY}: damaged ({type(error).__name__}: {error})") from None
         if list(sums["base"]) != list(sums["tuned"]):
             raise UserError(f"{folder / FIDELITY}: the rows before and after training are not the same")
     return Distilled(folder, manifest, figures, sums)
+
+
+def _sums(row: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(float(row[name]) for name in SUMS) + flag_counts(row)
 
 
 def _check(told: Mapping[str, Any], found: Mapping[str, float | None], folder: Path) -> None:
@@ -144,7 +156,7 @@ def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
     if len(shared) < LEAST_ROWS:
         return Paired(len(shared), f"they share {len(shared)} held-out rows, too few to tell", "", nothing)
     table = np.array([[run.sums["tuned"][name] for name in shared] for run in (first, other)])
-    if not np.array_equal(*table[:, :, SUMS.index("positions")]):
+    if not np.array_equal(*table[:, :, COLUMNS.index("positions")]):
         why = "their students cut the held-out words into other tokens, and figures for each token do not compare"
         return Paired(len(shared), why, "", nothing)
     return Paired(len(shared), "", _other_targets(first, other), _gap(table, seed))
@@ -154,7 +166,7 @@ def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
     """Figures of tables of sums; shape (2, rows, sums)."""
     drawn = _resampled(table, seed)
     return {
-        who: {name: _estimate(_ratio(table[i].sum(0), name), _ratio(drawn[i], name)) for name in FIGURES}
+        who: {name: _estimate(_figure(table[i].sum(0), name), _figure(drawn[i], name)) for name in FIGURES}
         for i, who in enumerate(WHO)
     }
 
@@ -165,7 +177,7 @@ def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
     whole = table.sum(1)
     return {
         name: _estimate(
-            _ratio(whole[0], name) - _ratio(whole[1], name), _ratio(drawn[0], name) - _ratio(drawn[1], name)
+            _figure(whole[0], name) - _figure(whole[1], name), _figure(drawn[0], name) - _figure(drawn[1], name)
         )
         for name in FIGURES
     }
@@ -182,9 +194,24 @@ def _resampled(table: Floats, seed: int) -> Floats:
     return np.concatenate(parts, 1)
 
 
-def _ratio(sums: Floats, name: str) -> Any:
-    top, bottom = (sums[..., SUMS.index(column)] for column in FIGURES[name])
-    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+def _figure(sums: Floats, name: str) -> Any:
+    """A figure of sums over rows; shape (..., columns) to (...); no number where it is not defined."""
+
+    def total(columns: Sequence[str]) -> Floats:
+        return np.asarray(sums[..., [COLUMNS.index(column) for column in columns]].sum(-1))
+
+    if name != KAPPA:
+        over, under = map(total, _SHARES[name])
+        return _divided(over, under)
+    every = total(FLAGS)
+    alike = total(("both", "neither")) * every
+    yes = total(("both", "only_teacher")) * total(("both", "only_student"))
+    no = total(("neither", "only_student")) * total(("neither", "only_teacher"))
+    return _divided(alike - yes - no, every**2 - yes - no)
+
+
+def _divided(over: Floats, under: Floats) -> Any:
+    return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
 
 
 def _estimate(value: Any, drawn: Floats) -> Estimate | None:

@@ -123,6 +123,8 @@ def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]
     for name, who in (("teacher", told.teacher), ("student", told.student.model)):
         if who and not who.startswith("endpoint:"):
             settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
+    if told.teacher_outputs is not None:
+        settings["teacher_outputs_sha256"] = jsonl.file_fingerprint([told.teacher_outputs])
     rows = read_data(told.student.data, style=told.student.style)
     aside = read_data(apart_of(told.student), HELD_OUT, told.student.style)
     settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])

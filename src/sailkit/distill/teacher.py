@@ -13,6 +13,7 @@ from sailkit.distill.pairs import Pair
 from sailkit.distill.rows import Floats, Ints, TeacherRow
 from sailkit.errors import UserError
 from sailkit.models.checks import finite
+from sailkit.models.loading import context_of
 from sailkit.models.local import LocalModel
 
 # Logits in the model's own number format: of a pass, and of what is taken to float32 at once (256 MB).
@@ -59,6 +60,16 @@ class Kept:
             tail.astype(np.float32),
             observed.astype(np.float32),
         )
+
+
+def room(config: Any, tokenizer: Any) -> int:
+    """Tokens of a row that a teacher can read.
+
+    Args:
+        config: The model's; None for one behind a server, which generates a token, too: some would not generate none.
+        tokenizer: The teacher's.
+    """
+    return context_of(config, tokenizer) - (config is None)
 
 
 class Teacher(Protocol):

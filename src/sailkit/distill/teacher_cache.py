@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sailkit import jsonl, runs
 from sailkit.build import DROPPED, write_rows
+from sailkit.cluster import pool_of
+from sailkit.distill.load import TeacherOptions, load_teacher, packed
 from sailkit.distill.pairs import Pair, distinct, pairs_of
-from sailkit.distill.shards import FORMAT, INDEX, STAGE, Shard, pack, read_index, shard_name
+from sailkit.distill.shards import FORMAT, INDEX, STAGE, Shard, read_index, shard_name
 from sailkit.errors import UserError, at_least_one
 from sailkit.finetune.data import HELD_OUT, Prepared, held_out_of, prepare, read_data
 from sailkit.label.stage import SHARD_WAIT, read_shard
@@ -21,6 +25,11 @@ from sailkit.styles import trained_style, wording
 
 if TYPE_CHECKING:
     from sailkit.distill.teacher import Teacher
+
+File = Sequence[Sequence[Pair]]  # its batches
+Done = Callable[[Sequence[Pair]], None]
+# The bytes of each file, in order; here, or on a cluster.
+Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
 
 
 def teacher_cache(
@@ -35,6 +44,11 @@ def teacher_cache(
     precision: Literal["float16", "float32"] = "float16",
     shard: str | None = None,
     shard_tokens: int = 65536,
+    ray: bool = False,
+    ray_address: str | None = None,
+    ray_actors: int = 0,
+    ray_cpus: float = 0.0,
+    ray_gpus: float = 0.0,
     teacher_tokenizer: Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -61,12 +75,17 @@ def teacher_cache(
         precision: Type of the log-probabilities.
         shard: Do part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
         shard_tokens: Tokens of completions in a file; a stopped run goes on with whole files.
+        ray: Make the files on a Ray cluster, in one started here if there is no other.
+        ray_address: A running cluster; RAY_ADDRESS by default.
+        ray_actors: How many workers; 0 for as many as the cluster has room for.
+        ray_cpus: CPUs of each; 0 for as many as torch uses threads here, or 1 where each has a GPU.
+        ray_gpus: GPUs of each, or a part of one.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
         dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
         device: Where to run: auto, cpu, cuda:0, mps.
         batch_tokens: Most tokens in a batch; 0 chooses.
         max_requests: Most requests to an endpoint, retries included; 0 for no limit.
-        concurrency: Most requests at a time.
+        concurrency: Most requests at a time, of each worker.
         timeout: Seconds for one request.
         api_key_env: Environment variable with the endpoint's key.
         trust_remote_code: Run code that the teacher's repository carries.
@@ -83,11 +102,14 @@ def teacher_cache(
         raise UserError(f"--top-p should be above 0 and at most 1, not {top_p}")
     if precision not in ("float16", "float32"):
         raise UserError(f"--precision takes float16 or float32, not {precision!r}")
+    pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
-    options = ModelOptions(
+    model = ModelOptions(
         "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
     )
-    reader = _teacher(teacher, options, teacher_tokenizer, k, top_p, precision)
+    told = str(teacher_tokenizer) if teacher_tokenizer else None
+    options = TeacherOptions(model, told, k, top_p, precision)
+    reader = load_teacher(teacher, options)
     described = reader.describe()
     shown = style or trained_style(described)
     if max_length is not None and max_length > reader.context:
@@ -114,7 +136,12 @@ def teacher_cache(
     wait = SHARD_WAIT if part else 0
     with runs.open_run(out, STAGE, settings, wait=wait) as run:
         if part is None:
-            made = _make(run.folder, reader, pairs, files, range(len(files)))
+            maker: Maker = _make_here
+            if pool is not None:
+                from sailkit.distill.cluster import packed_there
+
+                maker = functools.partial(_make_there, functools.partial(packed_there, pool, teacher, options))
+            made = _make(run.folder, reader, pairs, files, range(len(files)), maker)
             return _finish(run, prepared, files, made)
     # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
     index, count = part
@@ -145,23 +172,6 @@ def read_with(
     return prepare(styled, tokenizer, max_length, may_be_empty=may_be_empty)
 
 
-def _teacher(name: str, options: ModelOptions, tokenizer: Path | None, k: int, top_p: float, precision: str) -> Teacher:
-    from sailkit.distill.teacher import Kept, LocalTeacher
-
-    kept = Kept(k, top_p, precision)
-    if name.startswith("endpoint:"):
-        from sailkit.distill.echo import EchoTeacher
-
-        if tokenizer is None:
-            raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
-        return EchoTeacher(name, options, tokenizer, kept)
-    if tokenizer is not None:
-        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
-    from sailkit.models.local import LocalModel
-
-    return LocalTeacher(LocalModel.from_name(name, options), kept)
-
-
 def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
     """Whole batches, as many for each file as have no more than so many tokens; at least one."""
     files: list[list[list[int]]] = []
@@ -177,7 +187,12 @@ def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int)
 
 
 def _make(
-    folder: Path, teacher: Teacher, pairs: Sequence[Pair], files: Sequence[Sequence[Sequence[int]]], mine: Sequence[int]
+    folder: Path,
+    teacher: Teacher,
+    pairs: Sequence[Pair],
+    files: Sequence[Sequence[Sequence[int]]],
+    mine: Sequence[int],
+    maker: Maker | None = None,
 ) -> set[str]:
     """Make those files that are not there yet; the names of those."""
     paths = {number: folder / shard_name(number) for number in mine}
@@ -188,16 +203,28 @@ def _make(
     total, todo = (sum(len(batch) for n in numbers for batch in files[n]) for numbers in (mine, left))
     started, read = time.monotonic(), 0
     with runs.progress(f"asking {teacher.name}", total, total - todo) as tick:
-        for number in left:
-            keys, rows = [], []
-            for batch in files[number]:
-                asked = [pairs[i] for i in batch]
-                rows += teacher.rows(asked)
-                keys += [pair.key for pair in asked]
-                read += sum(len(pair.inputs) for pair in asked)
-                tick(len(asked), f"{read / (time.monotonic() - started):.0f} tokens/s")
-            jsonl.write_atomic(paths[number], pack(keys, rows))
+
+        def done(batch: Sequence[Pair]) -> None:
+            nonlocal read
+            read += sum(len(pair.inputs) for pair in batch)
+            tick(len(batch), f"{read / (time.monotonic() - started):.0f} tokens/s")
+
+        asked = [[[pairs[i] for i in batch] for batch in files[number]] for number in left]
+        with contextlib.closing((maker or _make_here)(teacher, asked, done)) as found:
+            for number, data in zip(left, found, strict=True):
+                jsonl.write_atomic(paths[number], data)
     return {paths[number].name for number in left}
+
+
+def _make_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
+    return (packed(teacher, file, done) for file in files)
+
+
+def _make_there(there: Any, teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
+    with contextlib.closing(there(teacher, files)) as found:
+        for file, data in zip(files, found, strict=True):
+            yield data
+            done([pair for batch in file for pair in batch])
 
 
 def _is_made(path: Path, pairs: Sequence[Pair]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from sailkit import jsonl, runs
 from sailkit.build import CARD, write_rows
 from sailkit.distill.answers import own_names, teacher_answers
-from sailkit.distill.fidelity import fidelity, flag_agreement, means
+from sailkit.distill.fidelity import fidelity, flagged, means
 from sailkit.distill.recipe import Distillation
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
@@ -20,6 +20,7 @@ from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.stage import MODEL, Goal
+from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.records import TrainingExample
 from sailkit.styles import completion, trained_style
@@ -30,6 +31,7 @@ CACHE = "teacher"
 CUT = "cut"  # the student that was made from the teacher
 STUDENT = "student"  # the training run
 TARGETS = "targets-{}.safetensors"
+ENDPOINT = "endpoint:"
 FIDELITY = "fidelity.jsonl"  # a row for each held-out example
 
 
@@ -108,7 +110,7 @@ class Work:
             if not given.is_dir():
                 raise UserError(f"no folder {given}: teacher_tokenizer should hold the teacher's tokenizer")
             return Source(given)
-        named = self.told.teacher and not self.told.teacher.startswith("endpoint:")
+        named = self.told.teacher and not self.told.teacher.startswith(ENDPOINT)
         return resolve(self.told.teacher) if named else None
 
     def _cache(self) -> None:
@@ -128,14 +130,13 @@ class Work:
         """Tokens of a row as the teacher reads it."""
         from transformers import AutoConfig
 
-        known = self._tokenizers[0].model_max_length
-        if self.told.teacher.startswith("endpoint:"):
-            most = (known if 0 < known < 10**9 else 2048) - 1  # of which one is left to generate
-        else:
+        from sailkit.distill.teacher import room
+
+        config = None
+        if not self.told.teacher.startswith(ENDPOINT):
             assert self._teacher is not None
-            config = AutoConfig.from_pretrained((self._teacher.base or self._teacher).folder).get_text_config()
-            most = min(known, getattr(config, "max_position_embeddings", None) or known)
-        return int(min(self.told.settings.max_length, most))
+            config = AutoConfig.from_pretrained((self._teacher.base or self._teacher).folder)
+        return min(self.told.settings.max_length, room(config, self._tokenizers[0]))
 
     def _held_out(self) -> bool:
         return (self.out / DATA / HELD_OUT).stat().st_size > 0
@@ -166,7 +167,9 @@ class Work:
 
         opened = TeacherCache.open(self.cache)
         asked = {name: getattr(self.told.settings, name) for name in ("k", "top_p", "precision")}
-        if not self.told.teacher.startswith("endpoint:") and self._teacher is not None:
+        if self.told.teacher.startswith(ENDPOINT):
+            asked["served_model"] = read_name(self.told.teacher)[0]  # its weights nobody sees
+        elif self._teacher is not None:
             asked["weights_sha256"] = self._teacher.digests()["weights_sha256"]
         opened.check(self._teacher, style=self.teacher_style, **asked)
         made = Compiler(opened, *self._tokenizers, self.told.settings.min_mass)
@@ -235,21 +238,24 @@ class Work:
 
         rows: list[dict[str, Any]] = []
         figures: dict[str, Any] = {}
-        flags: dict[str, dict[str, tuple[bool, ...]]] = {}
+        aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
+        # Of the rows that all else is measured on, as the data have them: with their judgements.
+        measured = {one.id for one in aside.examples}
         asked = own_names(read_data(apart_of(self.told.student), HELD_OUT, self.told.student.style))
-        if not self.told.teacher.startswith("endpoint:"):
+        asked = [one for one in asked if one.id in measured]
+        flags: dict[str, tuple[bool, ...]] | None = None
+        if not self.told.teacher.startswith(ENDPOINT):
             wording = [replace(one, style=self.teacher_style or one.style) for one in asked]
             # Not kept: a large teacher leaves the room to the students.
             teacher = LocalModel.from_name(self.told.teacher, ModelOptions())
-            flags["teacher"] = verdicts(teacher, wording, self._compiler.cache.settings["max_length"])
+            flags = verdicts(teacher, wording, self._compiler.cache.settings["max_length"])
             del teacher
-        aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
         for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
             model = LocalModel.from_name(name, ModelOptions(dtype="float32"))
             found = fidelity(model.model, aside, targets, self.columns)
-            if "teacher" in flags:
-                flags[who] = verdicts(model, asked, self.told.student.max_length)
+            if flags is not None:
+                found = flagged(found, flags, verdicts(model, asked, self.told.student.max_length))
             rows += [{"model": who, **row} for row in found]
-            figures[who] = means(found) | flag_agreement(flags.get("teacher", {}), flags.get(who, {}))
+            figures[who] = means(found)
         write_rows(self.out / FIDELITY, rows)
         return figures

@@ -9,7 +9,7 @@ import torch
 
 from sailkit.errors import UserError, missing_extra
 from sailkit.finetune.recipe import Recipe
-from sailkit.models.loading import load, pick_device, pick_dtype
+from sailkit.models.loading import load, pick_device, pick_dtype, saveable
 from sailkit.models.sources import Source
 
 
@@ -20,9 +20,8 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
         UserError: It cannot be loaded, or quantization lacks its library.
     """
     if recipe.lora is None:
-        return load(source, torch.float32, trust_remote_code=False)[0].requires_grad_(
-            True
-        )  # a merged adapter is frozen
+        model = load(source, torch.float32, trust_remote_code=False)[0]
+        return saveable(model, recipe.model).requires_grad_(True)  # a merged adapter is frozen
     dtype = pick_dtype(recipe.dtype, pick_device("auto"))
     quantization = None
     if recipe.quantization is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
+from sailkit.cluster import pool_of
 from sailkit.errors import UserError
 from sailkit.instructions import read_searched
 from sailkit.label import LABELS, Labeler, Pair, Score, labels_row, pairs_fingerprint, score_batch, verdict
@@ -88,15 +89,12 @@ def label(
         raise UserError(f"--threshold should be from 0 to 1, not {threshold}")
     model = ModelOptions(chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env)
     options = LabelerOptions(direction, measure, form, model)
+    pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
     scorer: Scorer = _score_here
-    if ray:
-        from sailkit.label.cluster import Pool
+    if pool is not None:
+        from sailkit.label import cluster
 
-        if part is not None:
-            raise UserError("--ray shares the batches out itself; leave out --shard")
-        scorer = Pool(labeler, options, ray_address, ray_actors, ray_cpus, ray_gpus).score
-    elif ray_address or ray_actors or ray_cpus or ray_gpus:
-        raise UserError("--ray-address, --ray-actors, --ray-cpus and --ray-gpus go with --ray")
+        scorer = cluster.scorer(pool, labeler, options)
     rows = read_searched(results)
     judge = load_labeler(labeler, options)
     pairs = [Pair(row.instruction, result) for row in rows for result in row.results]

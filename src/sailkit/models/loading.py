@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,8 +25,13 @@ def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def context_length(model: Any, tokenizer: Any) -> int:
     """Tokens that the model can take; 2048 where neither config nor tokenizer says."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    return context_of(model.config, tokenizer)
+
+
+def context_of(config: Any, tokenizer: Any) -> int:
+    """The same, of a model that is not loaded; config is None where a server keeps it."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    limits = [most, tokenizer.model_max_length]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
     return min(known) if known else 2048
 
@@ -111,6 +117,35 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
             f"{source.folder}: a tokenizer of {tokenizer.vocab_size} pieces does not belong to a model of {rows}"
         )
     return model, tokenizer
+
+
+def saveable(model: Any, name: str) -> Any:
+    """The same model; a generation config that transformers would refuse to save is told of and reset.
+
+    A published one may ask for a temperature without sampling. It is refused as soon as anything of it was changed, as
+    trainers do, and then at the first checkpoint.
+
+    Args:
+        model: A loaded model.
+        name: What the warning calls it.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return model
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        why = " ".join(str(error).split())
+        flags = re.findall(r"- `(\w+)`:", why)
+        what = ", ".join(flags) or why[:200]
+        warnings.warn(
+            f"{name}: its generation config cannot be saved ({what}); only its special tokens are kept",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        kept = {key: value for key, value in config.to_diff_dict().items() if key.endswith("_token_id")}
+        model.generation_config = type(config)(**kept)
+    return model
 
 
 def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:

@@ -1,0 +1,79 @@
+"""A teacher by its name, and what a file of its cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sailkit.distill.pairs import Pair
+from sailkit.distill.shards import pack
+from sailkit.errors import UserError
+from sailkit.models import ModelOptions
+
+if TYPE_CHECKING:
+    from sailkit.distill.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """How to load and ask a teacher.
+
+    Attributes:
+        model: How to load and run it.
+        tokenizer: The folder of an endpoint's tokenizer.
+        k: See `sailkit.distill.teacher.Kept`.
+        top_p: Likewise.
+        precision: Likewise.
+    """
+
+    model: ModelOptions
+    tokenizer: str | None
+    k: int
+    top_p: float
+    precision: str
+
+
+def load_teacher(name: str, options: TeacherOptions) -> Teacher:
+    """A teacher, on this machine or behind a server.
+
+    Args:
+        name: A model as in evaluate, or `endpoint:MODEL@BASE_URL`.
+        options: How to load and ask it.
+
+    Raises:
+        UserError: It cannot be loaded, or the options do not go with it.
+    """
+    from sailkit.distill.teacher import Kept, LocalTeacher
+
+    kept = Kept(options.k, options.top_p, options.precision)
+    if name.startswith("endpoint:"):
+        from sailkit.distill.echo import EchoTeacher
+
+        if options.tokenizer is None:
+            raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
+        return EchoTeacher(name, options.model, Path(options.tokenizer), kept)
+    if options.tokenizer is not None:
+        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
+    from sailkit.models.local import LocalModel
+
+    return LocalTeacher(LocalModel.from_name(name, options.model), kept)
+
+
+def packed(
+    teacher: Teacher, batches: Iterable[Sequence[Pair]], tick: Callable[[Sequence[Pair]], None] = lambda _: None
+) -> bytes:
+    """The bytes of a file of the cache.
+
+    Args:
+        teacher: Who is asked.
+        batches: What is in the file, as it was planned.
+        tick: Told each batch that is done.
+    """
+    keys, rows = [], []
+    for batch in batches:
+        rows += teacher.rows(batch)
+        keys += [pair.key for pair in batch]
+        tick(batch)
+    return pack(keys, rows)
