@@ -3,10 +3,18 @@
     python benchmarks/finetune.py --shared ../shared/data
 
 `smollm2-135m`, all weights, rows made of Natural Questions with their passages, 16 rows a step, the same optimizer and the
-same number format, against (a) the loop of the project that it succeeds: rows in one form, padded to 512 tokens, the prompt
-supervised too, two at a time; and (b) TRL's SFTTrainer as it comes, on prompt and completion. Each side trains in a process
-of its own, whose peak memory is its own. Supervised tokens are those of the completions, on every side; seconds are those of
-CPU time, which a busy machine distorts less. Medians.
+same number format. Of the rest, each side does what it does by itself:
+
+* sailkit, as a recipe that says nothing of batches: four rows at a time, alike in length within a step; logits at supervised
+  tokens alone; activations kept.
+* (a) the loop of the project that it succeeds: rows in one form, padded to 512 tokens, the prompt supervised too, two rows at
+  a time, activations kept.
+* (b) TRL's SFTTrainer on prompt and completion: eight rows at a time in random order, each padded to the longest of them;
+  activations computed again in the backward pass, which saves memory and costs time; off CUDA, logits at every token, in
+  tiles. The template of the model renders the prompt, and rows longer than the limit are cut.
+
+Each side trains in a process of its own, whose peak memory is its own. Supervised tokens are those of the completions, on
+every side; seconds are those of CPU time, which a busy machine distorts less. Medians.
 """
 
 from __future__ import annotations
@@ -69,10 +77,11 @@ def ours(folder, rows, model, tokenizer, most, settings):
     from sailkit.finetune.recipe import Recipe
 
     told = common(folder, 1, **settings)
-    for name in ("output_dir", "use_cpu", "disable_tqdm"):
-        del told[name]
+    for name in ("output_dir", "use_cpu", "disable_tqdm", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        del told[name]  # sailkit's own, as a recipe that says nothing of batches gets them
     recipe = Recipe("m", ("d",), training={**told, "max_length": most})
     args = trl.arguments(recipe, folder, held_out=False)
+    assert args.train_batch_size * args.gradient_accumulation_steps == ROWS_A_STEP
     train = prepare(rows, tokenizer, most)
     return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=train, held_out=None)
 

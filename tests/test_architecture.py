@@ -66,6 +66,7 @@ ORDER = (
     "finetune",
     "finetune.recipe",
     "finetune.data",
+    "finetune.batches",
     "finetune.processes",
     "finetune.flagging",
     "finetune.loading",

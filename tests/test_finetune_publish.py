@@ -11,19 +11,21 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from local_hub import TOKEN, local_hub
 from sailkit.errors import UserError
 from sailkit.finetune.publish import check_repository, model_card
 from sailkit.finetune.recipe import Recipe
 from sailkit.models.sources import Source
-from test_finetune import data, folder, tune  # noqa: F401 - fixtures
+from test_finetune import SET, data, folder, tune  # noqa: F401 - fixtures
 from test_report import HOSTILE
 from test_tuned_page import CARD, FIGURES
 
 pytest.importorskip("trl")
-TOKEN = "hf_ThisIsTheSecretOfATestAndNothingElse"
+QUICK = ("training.max_steps=1", "training.eval_strategy='no'", "lora={r: 2}", "dtype=float32")
 
 
 def card(model: str = "owner/base", base: Path = Path("nowhere"), text: str = "", **recipe) -> tuple[ModelCard, str]:
@@ -117,25 +119,100 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+def environment(home: Path, endpoint: str) -> dict[str, str]:
+    """Of a command that finds this hub and the token, and uploads over HTTP: Xet is another protocol."""
+    told = {"PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home)}
+    return {**os.environ, **told, "HF_HUB_DISABLE_XET": "1"}
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(place)): path.read_bytes()
+        for path in place.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+PUSH = """
+import pathlib, sys
+from sailkit.finetune.publish import push
+print(push(pathlib.Path(sys.argv[1]), "owner/name"))
+"""
+
+
+def test_a_push_makes_a_private_repository_of_the_whole_folder_once(tmp_path):
+    """huggingface_hub itself against a hub on this machine; weights go the way of large files."""
+    from safetensors.numpy import save_file
+
+    model = tmp_path / "model"
+    model.mkdir()
+    save_file({"a": np.arange(1000, dtype=np.float32)}, model / "model.safetensors")
+    (model / "README.md").write_text(card()[1])
+    (model / "config.json").write_text("{}")
+    before = contents(model)
+    with local_hub() as hub:
+        told = environment(tmp_path / "hf", hub.address)
+        for commits in (1, 1, 2):
+            if commits == 2:  # only what is new is sent
+                (model / "config.json").write_text('{"a": 1}')
+            words = [sys.executable, "-c", PUSH, str(model)]
+            done = subprocess.run(words, capture_output=True, text=True, env=told, check=False)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() == f"{hub.address}/owner/name"
+            assert TOKEN not in done.stdout + done.stderr
+            repository = hub.repositories["owner/name"]
+            assert len(repository.commits) == hub.count("POST", "/commit/") == commits
+            assert repository.files == contents(model)
+    assert before.keys() == {"model.safetensors", "README.md", "config.json"}
+    assert repository.visibility == "private"
+    assert repository.commits[0].startswith("Trained with sailkit")
+    assert hub.count("PUT", "/storage/") == 1
+    asked = [(path, sent) for _, path, sent in hub.asked if "owner/name" in path or path == "/api/repos/create"]
+    assert len(asked) >= 2 + 3 * 2
+    assert {sent for _, sent in asked} == {f"Bearer {TOKEN}"}
+    # A signed address of the storage is on its own, and may be another's.
+    assert {sent for _, path, sent in hub.asked if path.startswith("/storage/")} == {None}
+    assert all(TOKEN not in path for _, path, _ in hub.asked)
+    assert not [name for name, content in contents(tmp_path).items() if TOKEN.encode() in content]
+
+
+@pytest.mark.long
+def test_the_command_trains_and_pushes_and_the_same_command_uploads_nothing_again(folder, data, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "sailkit", "finetune", "--out", out, "--model", folder, "--data", data,
+             "--push", "owner/name", *(word for one in (*SET, *QUICK) for word in ("--set", one))]  # fmt: skip
+    with local_hub() as hub:
+        for _ in range(2):
+            told = environment(tmp_path / "hf", hub.address)
+            done = subprocess.run(words, capture_output=True, text=True, env=told, check=False)
+            assert done.returncode == 0, done.stderr
+            assert f"{hub.address}/owner/name" in done.stdout
+            assert TOKEN not in done.stdout + done.stderr
+    repository = hub.repositories["owner/name"]
+    assert repository.visibility == "private"
+    assert repository.files == contents(out / "model")
+    assert {"adapter_model.safetensors", "README.md"} <= repository.files.keys()
+    assert ModelCard(repository.files["README.md"].decode()).data.library_name == "peft"
+    assert (len(repository.commits), hub.count("PUT", "/storage/")) == (1, 1)
+    assert "No files have been modified" in done.stderr
+    assert not [name for name, content in contents(tmp_path).items() if TOKEN.encode() in content]
+
+
 @pytest.mark.long
 def test_a_hub_that_refuses_or_is_not_there_costs_one_line_and_nothing_that_was_saved(folder, data, tmp_path):  # noqa: F811
     out = tmp_path / "run"
-    set_ = ("training.max_steps=1", "training.eval_strategy='no'", "lora={r: 2}", "dtype=float32")
-    tune(folder, data, out, *set_)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert out / "model" / "README.md" in before
+    tune(folder, data, out, *QUICK)
+    before = contents(out)
+    assert "model/README.md" in before
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     refusing = f"http://127.0.0.1:{server.server_address[1]}"
-    from test_finetune import SET
-
     words = [sys.executable, "-m", "sailkit", "finetune", "--out", out, "--model", folder, "--data", data,
-             "--push", "owner/name", *(word for one in (*SET, *set_) for word in ("--set", one))]  # fmt: skip
+             "--push", "owner/name", *(word for one in (*SET, *QUICK) for word in ("--set", one))]  # fmt: skip
     hubs = {refusing: "the hub answers 403; set HF_TOKEN", "http://127.0.0.1:9": "cannot reach the hub (ConnectError)"}
     for endpoint, said in hubs.items():
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": endpoint}
-        environment |= {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        told = environment(tmp_path / "hf", endpoint)
+        done = subprocess.run(words, capture_output=True, text=True, env=told, check=False)
         assert done.returncode == 2, done.stderr
         (line,) = done.stderr.strip().splitlines()
         assert f"model is saved, but was not pushed to owner/name: {said}" in line
@@ -146,6 +223,5 @@ def test_a_hub_that_refuses_or_is_not_there_costs_one_line_and_nothing_that_was_
     assert path == "/api/repos/create"
     assert body["visibility"] == "private"
     assert (body["name"], body["organization"]) == ("name", "owner")
-    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert after == before
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert contents(out) == before
+    assert not [name for name, content in contents(tmp_path).items() if TOKEN.encode() in content]

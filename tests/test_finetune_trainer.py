@@ -106,6 +106,47 @@ def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(folder, tokenizer, r
     assert (found[0] - found[1]).abs().max() < 1e-5
 
 
+def test_rows_grouped_by_length_come_in_the_order_of_seed_and_epoch(folder, tokenizer, rows, tmp_path):
+    """Whatever was drawn before: a run that goes on within its second epoch has drawn less."""
+
+    def order(seed, epoch, drawn):
+        one = trainer(folder, tokenizer, rows, tmp_path, train_sampling_strategy="group_by_length", seed=seed,
+                      per_device_train_batch_size=2, gradient_accumulation_steps=1)  # fmt: skip
+        torch.rand(drawn)
+        loader = one.get_train_dataloader()
+        loader.set_epoch(epoch)
+        return [batch["input_ids"].tolist() for batch in loader]
+
+    assert order(1, 1, 0) == order(1, 1, 5)
+    assert order(1, 1, 0) != order(1, 0, 0)
+    assert order(1, 1, 0) != order(2, 1, 0)
+
+
+def test_by_default_a_step_is_sixteen_rows_four_at_a_time_in_batches_of_like_rows(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, max_steps=1)
+    shapes = []
+    loss = one.compute_loss
+
+    def seen(model, inputs, *more, **named):
+        shapes.append((tuple(inputs["input_ids"].shape), inputs["attention_mask"].sum(1).tolist()))
+        return loss(model, inputs, *more, **named)
+
+    one.compute_loss = seen
+    one.train()
+    assert len(shapes) == 4
+    lengths = [n for _, some in shapes for n in some]
+    assert sorted(lengths) == sorted(map(len, rows.ids))
+    assert all(shape == (len(some), max(some)) for shape, some in shapes)
+    assert max(rows * width for (rows, width), _ in shapes) <= 4 * max(lengths)
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, (4, 4)), ({"per_device_train_batch_size": 2}, (2, 16)),
+                                              ({"gradient_accumulation_steps": 3}, (1, 3))])  # fmt: skip
+def test_a_recipe_that_gives_half_of_a_step_means_what_it_meant(given, found, tmp_path):
+    args = trl.arguments(Recipe("m", ("d",), training={"bf16": False, **given}), tmp_path, held_out=False)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == found
+
+
 def test_a_loss_that_is_no_number_stops_with_the_rows_that_made_it(folder, tokenizer, rows, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():

@@ -124,7 +124,7 @@ def need_a_gpu(told: Recipe) -> None:
     counts = count(config, told)
     if counts["parameters"] < _LARGE:
         return
-    tokens = told.max_length * int(told.training.get("per_device_train_batch_size", 1))
+    tokens = told.max_length * int(told.step["per_device_train_batch_size"])
     checkpointing = bool(told.training.get("activation_checkpointing") or told.training.get("gradient_checkpointing"))
     needs = memory(
         config, told, counts, tokens, tokens, mixed=True, checkpointing=checkpointing,

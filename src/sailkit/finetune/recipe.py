@@ -36,6 +36,8 @@ _OURS = {
     "remove_unused_columns": "rows are rendered to token ids here",
     "disable_tqdm": "progress is shown by sailkit",
 }
+_STEP = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+_REST_OF_STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
 _TOP = (
     "extends",
     "about",
@@ -83,6 +85,15 @@ class Recipe:
     def max_length(self) -> int:
         """Tokens of a row, prompt and completion together."""
         return int(self.training.get("max_length", 1024))
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """TRL's settings of how many rows a process takes at once, and how many times for a step.
+
+        Where the recipe gives neither, four times four; where it gives one of them, the other is 1 or 16.
+        """
+        given = {name: self.training[name] for name in _STEP if name in self.training}
+        return {**(_REST_OF_STEP if given else _STEP), **given}
 
 
 class _Loader(yaml.SafeLoader):

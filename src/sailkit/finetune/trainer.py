@@ -14,10 +14,12 @@ import datasets
 import torch
 from torch.nn import functional
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from sailkit import jsonl
 from sailkit.errors import UserError
+from sailkit.finetune.batches import SeededByEpoch, alike
 from sailkit.finetune.callbacks import Speed
 from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.finetune.processes import Processes
@@ -34,8 +36,6 @@ _DEFAULTS: dict[str, Any] = {
     "logging_first_step": True,
     "eval_strategy": "epoch",
     "save_total_limit": 2,
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 16,
     "ddp_find_unused_parameters": False,
 }
 ALONE = Processes()
@@ -52,7 +52,7 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
     Raises:
         UserError: TRL refuses a value.
     """
-    told = {**_DEFAULTS, **recipe.training}
+    told = {**_DEFAULTS, **recipe.training, **recipe.step}
     if not held_out:
         told["eval_strategy"] = "no"
     told.setdefault("save_strategy", told["eval_strategy"] if held_out else "epoch")
@@ -167,8 +167,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 f"{kept.name if kept else 'no checkpoint'} is kept, and the same command goes on from there"
             ) from None
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        found = super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SeededByEpoch(found, seed) if isinstance(found, LengthGroupedSampler) else found
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The batches of a step; rows that an epoch begins with, and that fill up its last batch, count only once."""
+        """The batches of a step, like rows together; rows that fill up the last batch of an epoch count only once."""
         if self.state.global_step >= self.state.max_steps:  # the checkpoint was the last one, within an epoch
             self.control.should_training_stop = True
             return [], None
@@ -181,7 +186,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             mine = left - self._processes.rank * size
             batches[-1]["labels"][max(mine, 0) :] = IGNORED
             items = self._get_num_items_in_batch(batches, device)
-        return batches, items
+        return (batches if self.args.pad_to_multiple_of else alike(batches)), items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the speed since the line of losses before."""
@@ -232,14 +237,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
         """Cross-entropy where there is something to predict; off CUDA, TRL's kernel predicts every token."""
         following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        keep = (following != IGNORED).any(0).nonzero().flatten()
-        keep = keep if len(keep) else keep.new_zeros(1)  # nothing to learn, yet gradients to average with the others
-        wanted = following[:, keep]
+        keep = following != IGNORED
+        wanted = following[keep]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits.float()
-        total = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
-        count = (wanted != IGNORED).sum()
-        right = ((logits.detach().argmax(-1) == wanted) & (wanted != IGNORED)).sum()
+        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits.float()  # of those places alone
+        total = functional.cross_entropy(logits, wanted, reduction="sum")
+        count = keep.sum()
+        right = (logits.detach().argmax(-1) == wanted).sum()
         self._note(inputs, following, {"asked": count, "right": right})
         return self._for_each_token(total, count, items)
 

@@ -1,0 +1,91 @@
+"""How the rows of an optimizer step are cut into batches, which changes padding and memory and not the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
+
+from sailkit.finetune.data import IGNORED
+
+# What a batch of padded rows has, and nothing else -> what pads it; where the mask is 0, any token will do.
+_PADDING = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
+
+
+def cut(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Deal rows into batches of like lengths, so that the largest, padding included, is as small as can be.
+
+    Args:
+        lengths: Tokens of each row.
+        parts: How many batches; each has a row at least.
+
+    Returns:
+        Places of the rows of each batch; the longest row is in the first.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    areas = {lengths[i] * count for i in order for count in range(1, len(order) + 1)}
+    found = next(dealt for area in sorted(areas) if len(dealt := _fill(order, lengths, area)) <= parts)
+    while len(found) < parts:
+        largest = max(range(len(found)), key=lambda i: len(found[i]))
+        half = len(found[largest]) // 2
+        found[largest : largest + 1] = [found[largest][:half], found[largest][half:]]
+    return found
+
+
+def _fill(order: Sequence[int], lengths: Sequence[int], area: int) -> list[list[int]]:
+    """As few batches as will do that have no more than so many tokens; a row alone may have more."""
+    found: list[list[int]] = []
+    for i in order:
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= area:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def alike(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of some padded batches in as many others, those alike in length together.
+
+    Args:
+        batches: Of one optimizer step, padded on the right; any others, such as packed ones, stay as they are.
+    """
+    if len(batches) < 2 or any(batch.keys() != _PADDING.keys() for batch in batches):
+        return list(batches)
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches]).tolist()
+    rows = {name: [row for batch in batches for row in batch[name]] for name in _PADDING}
+    return [
+        {
+            name: pad_sequence([rows[name][i][: lengths[i]] for i in places], True, padding)
+            for name, padding in _PADDING.items()
+        }
+        for places in cut(lengths, len(batches))
+    ]
+
+
+class SeededByEpoch(Sampler[int]):
+    """A sampler whose order is told by seed and epoch alone: a run that goes on within an epoch sees it again."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        """Wrap one that draws from its `generator`.
+
+        Args:
+            sampler: The sampler.
+            seed: Of the data.
+        """
+        self._sampler = sampler
+        self._seed = seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        yield from self._sampler
