@@ -208,6 +208,23 @@ def test_a_verdict_says_what_the_sets_differ_in(tmp_path, changes, factors, flag
         assert found["remark"] == f"they differ in {', '.join(factors)}"
 
 
+def test_a_constant_that_wins_accuracy_alone_is_told(tmp_path):
+    """Four of five claims hold; one model says so of all, the other finds those that do not."""
+    gold = ["SUPPORTS"] * 160 + ["REFUTES"] * 40
+    doubts = ["REFUTES"] * 70 + ["SUPPORTS"] * 90 + ["REFUTES"] * 40
+    sets = []
+    for name, said in (("doubter", doubts), ("constant", ["SUPPORTS"] * 200)):
+        rows = [
+            Prediction(str(n), n, f"Claim {n}", truth, word, "answered", word)
+            for n, (truth, word) in enumerate(zip(gold, said, strict=True))
+        ]
+        sets.append(run(tmp_path / name, rows, model=name))
+    found = compare(*sets)
+    assert found["verdict_text"] == "doubter is worse than constant in accuracy, better in macro-F1"
+    assert "measures-disagree" in found["flags"]
+    assert "doubter minus constant: accuracy -0.1500, macro-F1 +0.1" in found["flag_messages"]["measures-disagree"][0]
+
+
 def test_what_a_recording_does_not_say_is_missing(tmp_path):
     recorded = recording(tmp_path / "old.jsonl", ["REFUTES", "SUPPORTS"], ["Wrong", "Correct"])
     found = compare(run(tmp_path / "a", answers([True, True])), recorded)

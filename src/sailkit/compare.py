@@ -17,6 +17,7 @@ from sailkit.records import Prediction
 from sailkit.summary import Flag, against, baselines, with_flags
 
 ALPHA = 0.05
+_MEASURES = {"accuracy": "accuracy", "macro-F1": "macro_f1"}
 # What goes with another factor, and is no second one beside it.
 _IMPLIED = {
     "weights_sha256": {"model"},
@@ -174,7 +175,7 @@ def _differences(rows: Sequence[tuple[str, str, str]], labels: Sequence[str], se
     np.add.at(table, tuple(np.array([[at[x] for x in row] for row in rows]).T), 1)
     drawn = metrics.resample(table, seed)
     found: dict[str, float] = {}
-    for name, statistic in (("accuracy", metrics.accuracy), ("macro_f1", metrics.macro_f1)):
+    for name, statistic in zip(_MEASURES.values(), (metrics.accuracy, metrics.macro_f1), strict=True):
         key = f"{name}_difference"
         found[key] = float(statistic(table.sum(2)) - statistic(table.sum(1)))
         found[f"{key}_low"], found[f"{key}_high"] = metrics.interval(statistic(drawn.sum(3)) - statistic(drawn.sum(2)))
@@ -213,8 +214,20 @@ def _verdict(pair: dict[str, Any]) -> dict[str, str]:
             "verdict_text": f"cannot tell whether {a} or {b} is better",
             "remark": "; ".join(remarks),
         }
-    word = "better" if difference > 0 else "worse"
-    return {"verdict": word, "verdict_text": f"{a} is {word} than {b}", "remark": "; ".join(remarks)}
+    word, other = ("better", "worse") if difference > 0 else ("worse", "better")
+    text = f"{a} is {word} than {b}"
+    if _measures_disagree(pair):
+        text += f" in accuracy, {other} in macro-F1"
+    return {"verdict": word, "verdict_text": text, "remark": "; ".join(remarks)}
+
+
+def _measures_disagree(pair: Mapping[str, Any]) -> bool:
+    """Whether accuracy and macro-F1 each say for certain what the other denies, as beside a constant answer."""
+    sides = []
+    for name in _MEASURES.values():
+        low, high = pair[f"{name}_difference_low"], pair[f"{name}_difference_high"]
+        sides.append((low > 0) - (high < 0))
+    return sides[0] * sides[1] < 0
 
 
 def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth: str) -> list[Flag]:
@@ -232,6 +245,10 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth
             who = f"the references of {pair['a']} and {pair['b']}"
             text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
             flags.append(Flag("references-disagree", text))
+        if _measures_disagree(pair):
+            what = (f"{name} {pair[f'{key}_difference']:+.4f}" for name, key in _MEASURES.items())
+            text = f"{pair['a']} minus {pair['b']}: {', '.join(what)}; one of them answers the more frequent label more"
+            flags.append(Flag("measures-disagree", text))
         own = _own_factors(pair["factors"])
         if len(own) > 1:
             who = f"{pair['a']} and {pair['b']}"
