@@ -124,7 +124,7 @@ def work(side, folder, settings):
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     most = settings["max_length"]
-    settings["bf16"] = pick_dtype("auto", "cpu") is torch.bfloat16  # where the machine is faster in it
+    settings["bf16"] = pick_dtype("auto", torch.device("cpu")) is torch.bfloat16  # where the machine is faster in it
     make = dict(zip(SIDES, (ours, padded, plain)))[side]
     trainer = make(folder, rows, model, tokenizer, most, settings)
     trainer.remove_callback(PrinterCallback)
