@@ -97,6 +97,7 @@ def test_a_student_of_another_tokenizer_comes_nearer(teacher, data, tmp_path, re
     assert 0 <= found["tuned"]["verification_agreement"] <= 1
 
 
+@pytest.mark.long
 def test_the_words_are_the_teachers_in_another_style_too(teacher, data, tmp_path):
     found = teach(teacher, data, tmp_path / "run", model=str(teacher), teacher_style="sail", style="sail-fixed")
     assert found["training"]["rows"] == 24
@@ -125,7 +126,8 @@ def tuned(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out / "model"
 
 
-@pytest.mark.parametrize("method", ["both", pytest.param("sequence", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["both", "sequence"])
 def test_a_teacher_answers_first(tuned, data, tmp_path, method):
     found = teach(tuned, data, tmp_path / "run", "distillation.max_new_tokens=150", method=method, student_layers=3)
     rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]

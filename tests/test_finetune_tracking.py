@@ -71,6 +71,7 @@ def arrived(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
+@pytest.mark.long
 def test_tensorboard_has_every_figure(tracked, written):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -80,6 +81,7 @@ def test_tensorboard_has_every_figure(tracked, written):
         assert [one.value for one in events.Scalars(arrived(name))] == pytest.approx(values, rel=1e-5), name
 
 
+@pytest.mark.long
 def test_trackio_has_every_figure(tracked, written):
     import sqlite3
 
@@ -108,6 +110,7 @@ def records(file: Path):
             yield record
 
 
+@pytest.mark.long
 def test_wandb_has_every_figure(tracked, written):
     from wandb.proto import wandb_internal_pb2
 
@@ -125,12 +128,14 @@ def test_wandb_has_every_figure(tracked, written):
         assert found == pytest.approx(values), name
 
 
+@pytest.mark.long
 def test_everything_stays_in_the_run_folder(tracked):
     place, _ = tracked
     for name in ("home", "elsewhere"):
         assert [path for path in (place / name).rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.long
 def test_no_key_is_written_or_said(tracked):
     place, done = tracked
     files = [path for path in place.rglob("*") if path.is_file()]
@@ -139,10 +144,12 @@ def test_no_key_is_written_or_said(tracked):
     assert SECRET not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_the_result_is_alone_on_standard_output(tracked):
     assert json.loads(tracked[1].stdout)["tuned_loss"] > 0
 
 
+@pytest.mark.long
 def test_the_speed_is_logged_with_every_loss(tracked):
     rows = [json.loads(line) for line in (tracked[0] / "run" / "history.jsonl").read_text().splitlines()]
     assert all(("tokens_per_second" in row) == ("loss" in row) for row in rows)
