@@ -94,12 +94,12 @@ def logged(out: Path, *names: str) -> list[tuple]:
 
 
 def test_two_processes_train_what_one_trains(folder, data, tmp_path):
-    done, said = finished(*launched(folder, data, tmp_path / "two", "training.num_train_epochs=1",
-                                    "training.gradient_accumulation_steps=2"))  # fmt: skip
+    same = ["training.num_train_epochs=1", "training.per_device_train_batch_size=2"]
+    done, said = finished(*launched(folder, data, tmp_path / "two", *same, "training.gradient_accumulation_steps=1"))
     assert done == 0, said
     one = finetune(
         out=tmp_path / "one", model=str(folder), data=[str(data)],
-        set=[*SET, "training.num_train_epochs=1", "training.gradient_accumulation_steps=4"],
+        set=[*SET, *same, "training.gradient_accumulation_steps=2"],
     )  # fmt: skip
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -167,14 +167,16 @@ def test_a_sharded_model_has_the_loss_and_the_gradients_of_the_whole(folder, dat
 
 
 @pytest.mark.long
-def test_two_processes_that_were_killed_end_with_the_same_weights(folder, data, tmp_path):
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_two_processes_that_were_killed_end_with_the_same_weights(folder, data, tmp_path, sampling):
+    """Within the second epoch, whose order of rows has to come again."""
     steps = ["training.max_steps=8", "training.eval_strategy=steps", "training.eval_steps=2",
-             "training.gradient_accumulation_steps=2"]  # fmt: skip
+             "training.gradient_accumulation_steps=2", f"training.train_sampling_strategy={sampling}"]  # fmt: skip
     assert finished(*launched(folder, data, tmp_path / "whole", *steps))[0] == 0
     out = tmp_path / "killed"
     with started(*launched(folder, data, out, *steps)) as child:
         until = time.monotonic() + 240
-        while not (out / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists():
+        while not (out / "checkpoints" / "checkpoint-6" / "trainer_state.json").exists():
             assert child.poll() is None
             assert time.monotonic() < until
             time.sleep(0.01)

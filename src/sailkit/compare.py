@@ -226,7 +226,7 @@ def _measures_disagree(pair: Mapping[str, Any]) -> bool:
     sides = []
     for name in _MEASURES.values():
         low, high = pair[f"{name}_difference_low"], pair[f"{name}_difference_high"]
-        sides.append((low > 0) - (high < 0))
+        sides.append(int(low > 0) - int(high < 0))
     return sides[0] * sides[1] < 0
 
 
@@ -246,9 +246,9 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth
             text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
             flags.append(Flag("references-disagree", text))
         if _measures_disagree(pair):
-            what = (f"{name} {pair[f'{key}_difference']:+.4f}" for name, key in _MEASURES.items())
-            text = f"{pair['a']} minus {pair['b']}: {', '.join(what)}; one of them answers the more frequent label more"
-            flags.append(Flag("measures-disagree", text))
+            gaps = ", ".join(f"{name} {pair[f'{key}_difference']:+.4f}" for name, key in _MEASURES.items())
+            why = "so it is where one answers the more frequent label to most"
+            flags.append(Flag("measures-disagree", f"{pair['a']} minus {pair['b']}: {gaps}; {why}"))
         own = _own_factors(pair["factors"])
         if len(own) > 1:
             who = f"{pair['a']} and {pair['b']}"

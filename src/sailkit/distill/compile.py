@@ -121,6 +121,7 @@ class Compiler:
             if pair is None:
                 found.append(None)
                 continue
+            self.cache.find(pair.prompt, pair.completion)  # now, and not after hours of aligning
             tokens = [label for label in labels if label != IGNORED]
             theirs = stream(self.teacher, pair.tokens, pair.completion, one.id)
             found.append((pair, theirs, stream(self.student, tokens, pair.completion, one.id)))

@@ -203,6 +203,16 @@ class TeacherCache:
             told = "; ".join(f"{name}: {there} there, {here} now" for name, there, here in values)
             raise UserError(f"{self.folder} is the cache of another teacher, tokenizer or template ({told})")
 
+    def find(self, prompt_ids: Sequence[int], completion: str) -> tuple[int, int]:
+        """Where a completion is: its shard and row; no shard is read. Arguments and errors are those of `get`."""
+        place = self._places.get(pair_key(prompt_ids, completion))
+        if place is None:
+            raise UserError(
+                f"{self.folder} is a cache of other completions: {completion[:40]!r} is not there behind this prompt; "
+                f"run  sailkit {STAGE}  on these data"
+            )
+        return place
+
     def get(self, prompt_ids: Sequence[int], completion: str) -> TeacherRow:
         """What the teacher thinks of a completion.
 
@@ -213,13 +223,7 @@ class TeacherCache:
         Raises:
             UserError: It is not there, or its shard is damaged.
         """
-        place = self._places.get(pair_key(prompt_ids, completion))
-        if place is None:
-            raise UserError(
-                f"{self.folder} is a cache of other completions: {completion[:40]!r} is not there behind this prompt; "
-                f"run  sailkit {STAGE}  on these data"
-            )
-        number, row = place
+        number, row = self.find(prompt_ids, completion)
         shard, said = self._shards[number], self.index[number]
         if number not in self._checked:
             if jsonl.file_fingerprint([shard.path]) != said["sha256"]:

@@ -146,7 +146,7 @@ def teacher_cache(
     # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
     index, count = part
     with runs.open_run(out / f"shard-{index + 1}-of-{count}", f"{STAGE} shard", {**settings, "shard": shard}):
-        made = _make(out, reader, pairs, files, range(index, len(files), count))
+        made = _make(out, reader, pairs, files, range(index, len(files), count), _make_here)
     with runs.open_run(out, STAGE, settings, wait=wait) as run:
         return _finish(run, prepared, files, made)
 
@@ -192,7 +192,7 @@ def _make(
     pairs: Sequence[Pair],
     files: Sequence[Sequence[Sequence[int]]],
     mine: Sequence[int],
-    maker: Maker | None = None,
+    maker: Maker,
 ) -> set[str]:
     """Make those files that are not there yet; the names of those."""
     paths = {number: folder / shard_name(number) for number in mine}
@@ -210,7 +210,7 @@ def _make(
             tick(len(batch), f"{read / (time.monotonic() - started):.0f} tokens/s")
 
         asked = [[[pairs[i] for i in batch] for batch in files[number]] for number in left]
-        with contextlib.closing((maker or _make_here)(teacher, asked, done)) as found:
+        with contextlib.closing(maker(teacher, asked, done)) as found:
             for number, data in zip(left, found, strict=True):
                 jsonl.write_atomic(paths[number], data)
     return {paths[number].name for number in left}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 from sailkit.finetune.data import IGNORED
 
@@ -26,8 +28,9 @@ def cut(lengths: Sequence[int], parts: int) -> list[list[int]]:
         Places of the rows of each batch; the longest row is in the first.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    areas = {lengths[i] * count for i in order for count in range(1, len(order) + 1)}
-    found = next(dealt for area in sorted(areas) if len(dealt := _fill(order, lengths, area)) <= parts)
+    areas = sorted({lengths[i] * count for i in order for count in range(1, len(order) + 1)})
+    enough = bisect_left(areas, True, key=lambda area: len(_fill(order, lengths, area)) <= parts)
+    found = _fill(order, lengths, areas[enough])
     while len(found) < parts:
         largest = max(range(len(found)), key=lambda i: len(found[i]))
         half = len(found[largest]) // 2
@@ -65,8 +68,11 @@ def alike(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ]
 
 
-class SeededByEpoch(Sampler[int]):
-    """A sampler whose order is told by seed and epoch alone: a run that goes on within an epoch sees it again."""
+class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]
+    """A sampler whose order is told by seed and epoch alone: a run that goes on within an epoch sees it again.
+
+    It is a callback too, because accelerate does not tell it the epoch where several processes skip rows.
+    """
 
     def __init__(self, sampler: Any, seed: int) -> None:
         """Wrap one that draws from its `generator`.
@@ -85,6 +91,10 @@ class SeededByEpoch(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
         self._epoch = epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Choose the epoch that begins, or goes on."""
+        self.set_epoch(int(state.epoch or 0))
 
     def __iter__(self) -> Iterator[int]:
         self._sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)

@@ -170,7 +170,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         found = super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SeededByEpoch(found, seed) if isinstance(found, LengthGroupedSampler) else found
+        if isinstance(found, LengthGroupedSampler):
+            self.add_callback(found := SeededByEpoch(found, seed))
+        return found
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The batches of a step, like rows together; rows that fill up the last batch of an epoch count only once."""
@@ -179,14 +181,15 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             return [], None
         self._speed.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        size = self.args.per_device_train_batch_size
+        size = self._train_batch_size
         # Accelerate knows this too, but not in an epoch that goes on behind a checkpoint.
         left = 0 if self.args.dataloader_drop_last else len(self.train_dataset) % (size * self._processes.count)
         if self._processes.count > 1 and batches and self.accelerator.gradient_state.end_of_dataloader and left:
             mine = left - self._processes.rank * size
             batches[-1]["labels"][max(mine, 0) :] = IGNORED
             items = self._get_num_items_in_batch(batches, device)
-        return (batches if self.args.pad_to_multiple_of else alike(batches)), items
+        whole = self.args.pad_to_multiple_of or self.aux_loss_enabled  # experts' loss is a mean for each batch
+        return (batches if whole else alike(batches)), items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the speed since the line of losses before."""
