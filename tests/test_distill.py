@@ -352,14 +352,16 @@ def _command(teacher: Path, data: Path, out: Path) -> list[str]:
             "--data", str(data), "--out", str(out), *told]  # fmt: skip
 
 
-def _kill_and_go_on(teacher: Path, data: Path, tmp_path: Path, moments: int) -> None:
+@pytest.mark.long
+def test_ten_kills_change_nothing(teacher, data, tmp_path):
+    """At random moments of the cache, the compiling and the training."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     whole = _command(teacher, data, tmp_path / "whole")
     subprocess.run(whole, check=True, env=env, capture_output=True)
     lasts = time.monotonic() - started
     out = tmp_path / "killed"
-    for _ in range(moments):
+    for _ in range(10):
         process = subprocess.Popen(_command(teacher, data, out), env=env, stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0.3, 0.95) * lasts)
         process.send_signal(signal.SIGKILL)
@@ -370,13 +372,3 @@ def _kill_and_go_on(teacher: Path, data: Path, tmp_path: Path, moments: int) -> 
     shards = sorted(path.name for path in (out / "teacher").glob("*.safetensors"))
     assert shards == sorted(path.name for path in (tmp_path / "whole" / "teacher").glob("*.safetensors"))
     assert all((out / "teacher" / n).read_bytes() == (tmp_path / "whole" / "teacher" / n).read_bytes() for n in shards)
-
-
-@pytest.mark.long
-def test_two_kills_change_nothing(teacher, data, tmp_path):
-    _kill_and_go_on(teacher, data, tmp_path, 2)
-
-
-@pytest.mark.long
-def test_ten_kills_change_nothing(teacher, data, tmp_path):
-    _kill_and_go_on(teacher, data, tmp_path, 10)
