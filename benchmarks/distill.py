@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_data import CONTEXT, answered, own_style, qwen_shaped, rows_of, students, tiny_teacher, tokenizer_folder
+from distill_data import CONTEXT, answered, own_style, qwen_shaped, rows_of, students, tiny_teacher
 from distill_worker import GOLD
 from sailkit import jsonl
 from sailkit.exports import TRAIN
@@ -183,7 +183,9 @@ def difference(ours, theirs, measure):
 
 def contest(options, place, steps, seeds):
     """The cache's figures, and those of each side's runs; a text in place of them where a side failed."""
-    rows, folder = rows_of(options, place), tokenizer_folder(options.gold_teacher)
+    from sailkit.models.sources import resolve
+
+    rows, folder = rows_of(options, place), resolve(options.gold_teacher).tokenizer_folder
     place = place / "gold"
     place.mkdir(exist_ok=True)
     told = {

@@ -17,17 +17,11 @@ from sailkit.models.sources import resolve
 CONTEXT = 512  # of stories260k
 
 
-def tokenizer_folder(name):
-    """Where a model's tokenizer is; adapters may have none of their own."""
-    source = resolve(name)
-    return source.folder if any(source.folder.glob("tokenizer*")) else source.base.folder
-
-
 def tiny_teacher(place):
     """A random model with the tokenizer of smollm2-135m, to see that all runs."""
     folder = place / "tiny-teacher"
     if not (folder / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("smollm2-135m"))
+        tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m").tokenizer_folder)
         config = LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
@@ -117,12 +111,11 @@ def answered(options, place, style):
 
 def own_style(teacher):
     """How a teacher is asked: as it was trained, else in its chat template if it has one."""
-    from sailkit.styles import STYLES
+    from sailkit.styles import trained_style
 
     source = resolve(teacher)
-    trained = source.trained().get("trained_styles") or ()
-    chat = AutoTokenizer.from_pretrained(tokenizer_folder(teacher)).chat_template
-    return next((one for one in STYLES if one in trained), "chat" if chat else "sail-fixed")
+    chat = AutoTokenizer.from_pretrained(source.tokenizer_folder).chat_template
+    return trained_style(source.trained()) or ("chat" if chat else "sail-fixed")
 
 
 def students(options, place, style):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -17,12 +16,9 @@ from sailkit.cluster import Job, Pool
 from sailkit.distill.shards import INDEX, TeacherCache
 from sailkit.distill.teacher_cache import teacher_cache
 from sailkit.errors import UserError
+from small_cluster import small_cluster
 from small_rows import example, write
 
-# A token of the tests' own, or Ray writes one into the home folder; read when ray is imported, and by what is started.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-ray = pytest.importorskip("ray", reason="needs the extra: pip install 'sailkit[ray]'")
 TWO = {"ray": True, "ray_actors": 2, "ray_cpus": 0.5}
 
 
@@ -31,12 +27,8 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         # The workers import what this file gives them to do.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        ray.init("local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
-        yield
-        ours = psutil.Process().children(recursive=True)
-        ray.shutdown()
-        _, left = psutil.wait_procs(ours, timeout=20)
-    assert left == []
+        with small_cluster():
+            yield
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -19,12 +17,9 @@ from sailkit.errors import UserError
 from sailkit.label.cluster import scorer
 from sailkit.label.load import LabelerOptions
 from sailkit.label.stage import label
+from small_cluster import small_cluster
 from test_label import write_results
 
-# A token of the tests' own, or Ray writes one into the home folder; read when ray is imported, and by what is started.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-ray = pytest.importorskip("ray", reason="needs the extra: pip install 'sailkit[ray]'")
 ONE = {"ray": True, "ray_actors": 1, "ray_cpus": 0.5}
 TWO = {**ONE, "ray_actors": 2}
 
@@ -33,12 +28,8 @@ TWO = {**ONE, "ray_actors": 2}
 def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAILKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        ray.init("local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
-        yield
-        ours = psutil.Process().children(recursive=True)
-        ray.shutdown()
-        _, left = psutil.wait_procs(ours, timeout=20)
-    assert left == []
+        with small_cluster():
+            yield
 
 
 def same(one: Path, other: Path) -> bool:

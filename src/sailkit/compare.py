@@ -17,7 +17,7 @@ from sailkit.records import Prediction
 from sailkit.summary import Flag, against, baselines, with_flags
 
 ALPHA = 0.05
-_MEASURES = {"accuracy": "accuracy", "macro-F1": "macro_f1"}
+_MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 # What goes with another factor, and is no second one beside it.
 _IMPLIED = {
     "weights_sha256": {"model"},
@@ -175,7 +175,7 @@ def _differences(rows: Sequence[tuple[str, str, str]], labels: Sequence[str], se
     np.add.at(table, tuple(np.array([[at[x] for x in row] for row in rows]).T), 1)
     drawn = metrics.resample(table, seed)
     found: dict[str, float] = {}
-    for name, statistic in zip(_MEASURES.values(), (metrics.accuracy, metrics.macro_f1), strict=True):
+    for name, statistic in _MEASURES.items():
         key = f"{name}_difference"
         found[key] = float(statistic(table.sum(2)) - statistic(table.sum(1)))
         found[f"{key}_low"], found[f"{key}_high"] = metrics.interval(statistic(drawn.sum(3)) - statistic(drawn.sum(2)))
@@ -224,7 +224,7 @@ def _verdict(pair: dict[str, Any]) -> dict[str, str]:
 def _measures_disagree(pair: Mapping[str, Any]) -> bool:
     """Whether accuracy and macro-F1 each say for certain what the other denies, as beside a constant answer."""
     sides = []
-    for name in _MEASURES.values():
+    for name in _MEASURES:
         low, high = pair[f"{name}_difference_low"], pair[f"{name}_difference_high"]
         sides.append(int(low > 0) - int(high < 0))
     return sides[0] * sides[1] < 0
@@ -246,7 +246,7 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth
             text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
             flags.append(Flag("references-disagree", text))
         if _measures_disagree(pair):
-            gaps = ", ".join(f"{name} {pair[f'{key}_difference']:+.4f}" for name, key in _MEASURES.items())
+            gaps = f"accuracy {pair['accuracy_difference']:+.4f}, macro-F1 {pair['macro_f1_difference']:+.4f}"
             why = "so it is where one answers the more frequent label to most"
             flags.append(Flag("measures-disagree", f"{pair['a']} minus {pair['b']}: {gaps}; {why}"))
         own = _own_factors(pair["factors"])

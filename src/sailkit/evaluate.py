@@ -12,7 +12,7 @@ from sailkit.answers import RULES_VERSION
 from sailkit.asking import AnswerMode, Plan, answer_batch, content_free_bias, places_evidence, prompt_for
 from sailkit.errors import UserError
 from sailkit.evidence import Form, Search, form_for, shown
-from sailkit.models import SCORE_RESERVE, Model, ModelOptions, load_model
+from sailkit.models import SCORE_RESERVE, Model, ModelOptions, is_endpoint, load_model
 from sailkit.predictions import PREDICTIONS
 from sailkit.prompts import Message, Part, frames, step_prompt
 from sailkit.records import Example
@@ -138,7 +138,7 @@ def evaluate(
     plan = Plan(question, answer, turns, form=form)
     judge = None
     if reference is not None:
-        if model.startswith("endpoint:") and reference.startswith("endpoint:") and reference_api_key_env is None:
+        if is_endpoint(model) and is_endpoint(reference) and reference_api_key_env is None:
             raise UserError(
                 "two endpoints, and a key goes to the server it is for: give --reference-api-key-env as well"
             )

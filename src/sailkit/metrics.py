@@ -192,9 +192,19 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
         return None
     table = np.zeros((len(names), len(names)))
     np.add.at(table, ([names[a] for a in first], [names[b] for b in second]), 1)
-    table /= table.sum()
-    chance = float(table.sum(0) @ table.sum(1))
-    return (float(np.trace(table)) - chance) / (1 - chance)
+    return float(kappa_of(table))
+
+
+def kappa_of(tables: Floats) -> Floats:
+    """Cohen's kappa of how often two labellings say what; no number where both are one and the same constant.
+
+    Args:
+        tables: Counts; shape (..., labels of the first, labels of the second), to (...).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = tables / tables.sum((-2, -1), keepdims=True)
+        chance = (shares.sum(-1) * shares.sum(-2)).sum(-1)
+        return np.asarray((np.trace(shares, axis1=-2, axis2=-1) - chance) / (1 - chance))
 
 
 def auroc(gold: Sequence[str], scores: Sequence[Mapping[str, float]], labels: Sequence[str]) -> float | None:

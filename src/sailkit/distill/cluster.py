@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sailkit.cluster import Job, Pool
-from sailkit.distill.load import TeacherOptions, load_teacher, packed
+from sailkit.distill.load import Done, File, Maker, TeacherOptions, load_teacher, packed
 from sailkit.distill.pairs import Pair
 from sailkit.models import ModelOptions
 
@@ -15,23 +16,24 @@ if TYPE_CHECKING:
     from sailkit.distill.teacher import Teacher
 
 
-def packed_there(
-    pool: Pool, name: str, options: TeacherOptions, teacher: Teacher, files: Sequence[Sequence[Sequence[Pair]]]
-) -> Generator[bytes, None, None]:
-    """The bytes of each file, in order.
+def maker(pool: Pool, name: str, options: TeacherOptions) -> Maker:
+    """A function that gives the bytes of each file, in order, from a cluster, and tells what is done.
 
     Args:
         pool: Where.
         name: The teacher's, as every node finds it.
         options: How to load and ask it.
-        teacher: The same teacher as it is here; the nodes' must be its equal.
-        files: What is left of the plan: the batches of each file.
-
-    Raises:
-        UserError: No cluster, no room on it, or what the teacher there raised.
     """
     job = Job("teacher", _load, {"name": name, "options": asdict(options)}, _pack)
-    yield from pool.run(job, teacher, [[[asdict(pair) for pair in batch] for batch in file] for file in files])
+
+    def make(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
+        tasks = [[[asdict(pair) for pair in batch] for batch in file] for file in files]
+        with contextlib.closing(pool.run(job, teacher, tasks)) as answers:
+            for file, data in zip(files, answers, strict=True):
+                yield data
+                done([pair for batch in file for pair in batch])
+
+    return make
 
 
 def _load(setup: dict[str, Any]) -> Teacher:

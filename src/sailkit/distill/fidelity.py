@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from sailkit.distill.rows import NONE, Targets
 from sailkit.finetune.data import IGNORED, Prepared
-from sailkit.metrics import kappa
+from sailkit.metrics import Floats, kappa_of
 
 SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")
 # Of a row's search results: called distracting by teacher and student, by neither, by one of them.
@@ -119,6 +120,11 @@ def flag_counts(row: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(pairs.count(kind) for kind in ((True, True), (False, False), (True, False), (False, True)))
 
 
+def flags_kappa(counts: Floats) -> Floats:
+    """Cohen's kappa of counts in the order of `FLAGS`; shape (..., 4) to (...)."""
+    return kappa_of(counts[..., [0, 2, 3, 1]].reshape(*counts.shape[:-1], 2, 2))
+
+
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """The figures of all rows together: each token counts alike, and each search result.
 
@@ -129,15 +135,12 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """
     sums = {name: float(sum(row[name] for row in rows)) for name in SUMS}
     aimed, positions = sums["aimed"], sums["positions"]
-    counts = np.array([flag_counts(row) for row in rows], dtype=int).reshape(-1, len(FLAGS)).sum(0).tolist()
-    both, neither, only_teacher, only_student = counts
-    every = both + neither + only_teacher + only_student
-    labels = [("True", "True")] * both + [("False", "False")] * neither
-    labels += [("True", "False")] * only_teacher + [("False", "True")] * only_student
+    flags = np.array([flag_counts(row) for row in rows], dtype=float).reshape(-1, len(FLAGS)).sum(0)
+    every, kappa = float(flags.sum()), float(flags_kappa(flags))
     return {
         "kl": sums["kl"] / aimed if aimed else None,
         "agreement": sums["agreeing"] / aimed if aimed else None,
         "cross_entropy": sums["cross_entropy"] / positions if positions else None,
-        "verification_agreement": (both + neither) / every if every else None,
-        "verification_kappa": kappa(*zip(*labels, strict=True)) if every else None,
+        "verification_agreement": float(flags[0] + flags[1]) / every if every else None,
+        "verification_kappa": None if math.isnan(kappa) else kappa,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 from sailkit.distill.pairs import Pair
 from sailkit.distill.shards import pack
 from sailkit.errors import UserError
-from sailkit.models import ModelOptions
+from sailkit.models import ModelOptions, is_endpoint
 
 if TYPE_CHECKING:
     from sailkit.distill.teacher import Teacher
+
+File = Sequence[Sequence[Pair]]  # its batches
+Done = Callable[[Sequence[Pair]], None]
+# The bytes of each file, in order; here, or on a cluster.
+Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
     from sailkit.distill.teacher import Kept, LocalTeacher
 
     kept = Kept(options.k, options.top_p, options.precision)
-    if name.startswith("endpoint:"):
+    if is_endpoint(name):
         from sailkit.distill.echo import EchoTeacher
 
         if options.tokenizer is None:
@@ -61,9 +66,7 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
     return LocalTeacher(LocalModel.from_name(name, options.model), kept)
 
 
-def packed(
-    teacher: Teacher, batches: Iterable[Sequence[Pair]], tick: Callable[[Sequence[Pair]], None] = lambda _: None
-) -> bytes:
+def packed(teacher: Teacher, batches: File, tick: Done = lambda _: None) -> bytes:
     """The bytes of a file of the cache.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from sailkit.errors import UserError, nearest
 from sailkit.finetune.recipe import Recipe, checked, known, read_settings, where_of
+from sailkit.models import is_endpoint
 from sailkit.records import Method, Precision
 from sailkit.styles import check_style
 
@@ -108,7 +109,7 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
             raise UserError(f"{where}: student_layers should be a number of layers from 1, not {layers!r}")
         if told.get("model") is not None:
             raise UserError(f"{where}: student_layers makes the student from the teacher; leave out model")
-        if own["teacher"].startswith("endpoint:"):
+        if is_endpoint(own["teacher"]):
             raise UserError(f"{where}: student_layers needs the teacher's weights, and an endpoint has none to give")
         told["model"] = own["teacher"]
     for name in ("teacher_tokenizer", "teacher_outputs"):

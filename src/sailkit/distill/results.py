@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sailkit import jsonl, runs
-from sailkit.distill.fidelity import FLAGS, SUMS, flag_counts, means
+from sailkit.distill.fidelity import FLAGS, SUMS, flag_counts, flags_kappa, means
 from sailkit.distill.stage import METRICS
 from sailkit.distill.work import DATA, FIDELITY, TARGETS
 from sailkit.errors import UserError
@@ -197,20 +197,12 @@ def _resampled(table: Floats, seed: int) -> Floats:
 def _figure(sums: Floats, name: str) -> Any:
     """A figure of sums over rows; shape (..., columns) to (...); no number where it is not defined."""
 
-    def total(columns: Sequence[str]) -> Floats:
-        return np.asarray(sums[..., [COLUMNS.index(column) for column in columns]].sum(-1))
+    def counted(columns: Sequence[str]) -> Floats:
+        return np.asarray(sums[..., [COLUMNS.index(column) for column in columns]])
 
-    if name != KAPPA:
-        over, under = map(total, _SHARES[name])
-        return _divided(over, under)
-    every = total(FLAGS)
-    alike = total(("both", "neither")) * every
-    yes = total(("both", "only_teacher")) * total(("both", "only_student"))
-    no = total(("neither", "only_student")) * total(("neither", "only_teacher"))
-    return _divided(alike - yes - no, every**2 - yes - no)
-
-
-def _divided(over: Floats, under: Floats) -> Any:
+    if name == KAPPA:
+        return flags_kappa(counted(FLAGS))
+    over, under = (counted(columns).sum(-1) for columns in _SHARES[name])
     return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
 
 

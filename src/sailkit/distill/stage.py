@@ -17,6 +17,7 @@ from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.publish import check_repository
 from sailkit.finetune.publish import push as push_to_hub
 from sailkit.finetune.stage import MODEL, train
+from sailkit.models import is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.records import Method
 
@@ -121,7 +122,7 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
 def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]:
     settings: dict[str, Any] = {"recipe": told.settings_row(), "cache": str(cache) if cache else None}
     for name, who in (("teacher", told.teacher), ("student", told.student.model)):
-        if who and not who.startswith("endpoint:"):
+        if who and not is_endpoint(who):
             settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
     if told.teacher_outputs is not None:
         settings["teacher_outputs_sha256"] = jsonl.file_fingerprint([told.teacher_outputs])

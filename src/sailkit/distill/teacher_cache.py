@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sailkit import jsonl, runs
 from sailkit.build import DROPPED, write_rows
 from sailkit.cluster import pool_of
-from sailkit.distill.load import TeacherOptions, load_teacher, packed
+from sailkit.distill.load import Done, File, Maker, TeacherOptions, load_teacher, packed
 from sailkit.distill.pairs import Pair, distinct, pairs_of
 from sailkit.distill.shards import FORMAT, INDEX, STAGE, Shard, read_index, shard_name
 from sailkit.errors import UserError, at_least_one
@@ -25,11 +24,6 @@ from sailkit.styles import trained_style, wording
 
 if TYPE_CHECKING:
     from sailkit.distill.teacher import Teacher
-
-File = Sequence[Sequence[Pair]]  # its batches
-Done = Callable[[Sequence[Pair]], None]
-# The bytes of each file, in order; here, or on a cluster.
-Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
 
 
 def teacher_cache(
@@ -138,9 +132,9 @@ def teacher_cache(
         if part is None:
             maker: Maker = _make_here
             if pool is not None:
-                from sailkit.distill.cluster import packed_there
+                from sailkit.distill import cluster
 
-                maker = functools.partial(_make_there, functools.partial(packed_there, pool, teacher, options))
+                maker = cluster.maker(pool, teacher, options)
             made = _make(run.folder, reader, pairs, files, range(len(files)), maker)
             return _finish(run, prepared, files, made)
     # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
@@ -218,13 +212,6 @@ def _make(
 
 def _make_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
     return (packed(teacher, file, done) for file in files)
-
-
-def _make_there(there: Any, teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
-    with contextlib.closing(there(teacher, files)) as found:
-        for file, data in zip(files, found, strict=True):
-            yield data
-            done([pair for batch in file for pair in batch])
 
 
 def _is_made(path: Path, pairs: Sequence[Pair]) -> bool:

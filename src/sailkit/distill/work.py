@@ -20,6 +20,7 @@ from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.stage import MODEL, Goal
+from sailkit.models import is_endpoint
 from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.records import TrainingExample
@@ -31,7 +32,6 @@ CACHE = "teacher"
 CUT = "cut"  # the student that was made from the teacher
 STUDENT = "student"  # the training run
 TARGETS = "targets-{}.safetensors"
-ENDPOINT = "endpoint:"
 FIDELITY = "fidelity.jsonl"  # a row for each held-out example
 
 
@@ -110,7 +110,7 @@ class Work:
             if not given.is_dir():
                 raise UserError(f"no folder {given}: teacher_tokenizer should hold the teacher's tokenizer")
             return Source(given)
-        named = self.told.teacher and not self.told.teacher.startswith(ENDPOINT)
+        named = self.told.teacher and not is_endpoint(self.told.teacher)
         return resolve(self.told.teacher) if named else None
 
     def _cache(self) -> None:
@@ -133,7 +133,7 @@ class Work:
         from sailkit.distill.teacher import room
 
         config = None
-        if not self.told.teacher.startswith(ENDPOINT):
+        if not is_endpoint(self.told.teacher):
             assert self._teacher is not None
             config = AutoConfig.from_pretrained((self._teacher.base or self._teacher).folder)
         return min(self.told.settings.max_length, room(config, self._tokenizers[0]))
@@ -167,7 +167,7 @@ class Work:
 
         opened = TeacherCache.open(self.cache)
         asked = {name: getattr(self.told.settings, name) for name in ("k", "top_p", "precision")}
-        if self.told.teacher.startswith(ENDPOINT):
+        if is_endpoint(self.told.teacher):
             asked["served_model"] = read_name(self.told.teacher)[0]  # its weights nobody sees
         elif self._teacher is not None:
             asked["weights_sha256"] = self._teacher.digests()["weights_sha256"]
@@ -244,7 +244,7 @@ class Work:
         asked = own_names(read_data(apart_of(self.told.student), HELD_OUT, self.told.student.style))
         asked = [one for one in asked if one.id in measured]
         flags: dict[str, tuple[bool, ...]] | None = None
-        if not self.told.teacher.startswith(ENDPOINT):
+        if not is_endpoint(self.told.teacher):
             wording = [replace(one, style=self.teacher_style or one.style) for one in asked]
             # Not kept: a large teacher leaves the room to the students.
             teacher = LocalModel.from_name(self.told.teacher, ModelOptions())

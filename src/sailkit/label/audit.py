@@ -259,15 +259,13 @@ def _at(threshold: float, gold: npt.NDArray[np.bool_], scores: Floats, weights: 
     said = scores >= threshold
     cell = {(g, p): weights @ ((gold == g) & (said == p)) for g in (True, False) for p in (True, False)}
     tp, fn, fp, tn = cell[True, True], cell[True, False], cell[False, True], cell[False, False]
-    counts = np.stack([np.stack([tp, fn], -1), np.stack([fp, tn], -1)], -2)
-    counts = np.concatenate([counts, np.zeros((*counts.shape[:-1], 2))], -1)  # no unreadable, none refused
-    total = tp + fn + fp + tn
-    chance = ((tp + fn) * (tp + fp) + (fp + tn) * (fn + tn)) / total**2
+    table = np.stack([np.stack([tp, fn], -1), np.stack([fp, tn], -1)], -2)
+    counts = np.concatenate([table, np.zeros((*table.shape[:-1], 2))], -1)  # no unreadable, none refused
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "balanced_accuracy": metrics.balanced_accuracy(counts),
             "mcc": metrics.mcc(counts),
-            "kappa": ((tp + tn) / total - chance) / (1 - chance),
+            "kappa": metrics.kappa_of(table),
             "precision_distracting": tn / (tn + fn),
             "recall_distracting": tn / (tn + fp),
         }

@@ -111,6 +111,11 @@ class ModelOptions:
     api_key_env: str = "OPENAI_API_KEY"
 
 
+def is_endpoint(name: str) -> bool:
+    """Whether a model's name is that of one behind a server."""
+    return name.startswith("endpoint:")
+
+
 def load_model(name: str, options: ModelOptions | None = None) -> Model:
     """Load a model by name.
 
@@ -125,7 +130,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     options = options or ModelOptions()
     if options.chat not in ("auto", "on", "off"):
         raise UserError(f"--chat takes auto, on or off, not {options.chat!r}")
-    if name.startswith("endpoint:"):
+    if is_endpoint(name):
         from sailkit.models.endpoint import EndpointModel
 
         return EndpointModel.from_name(name, options)
