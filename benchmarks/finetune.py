@@ -1,9 +1,11 @@
 """How fast a training step of `sailkit finetune` is: side by side with two others, on the same model and rows.
 
     python benchmarks/finetune.py --shared ../shared/data
+    python benchmarks/finetune.py --data data/climate-fever --data data/factcheck --data data/answers
 
-`smollm2-135m`, all weights, rows made of Natural Questions with their passages, 16 rows a step, the same optimizer and the
-same number format. Of the rest, each side does what it does by itself:
+`smollm2-135m`, all weights, 16 rows a step, the same optimizer and the same number format. The rows are made of Natural
+Questions with up to four of their passages, or drawn from what `build` and `build-task` wrote. Of the rest, each side does
+what it does by itself:
 
 * sailkit, as a recipe that says nothing of batches: four rows at a time, alike in length within a step; logits at supervised
   tokens alone; activations kept.
@@ -60,6 +62,12 @@ def make_rows(path, count, style):
         results = tuple(passages[k] for k in chosen)
         rows.append(TrainingExample(str(i), one["question"], "", results, verdicts, one["answers"][0], style))
     return rows
+
+
+def draw_rows(folders, count):
+    """Rows of training data at hand, in random order."""
+    rows = [row for folder in folders for row in read_examples(folder)]
+    return random.Random(0).sample(rows, count)
 
 
 def common(folder, size, **more):
@@ -132,12 +140,13 @@ def work(side, folder, settings):
     trainer.train()
     seconds, cpu = time.perf_counter() - start, time.process_time() - begun
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    supervised = prepare(rows, tokenizer, most).supervised
+    ready = prepare(rows, tokenizer, most)
     found = {
         "seconds": seconds,
         "cpu": cpu,
         "peak_gb": peak * 1024 / 1e9,
-        "supervised": supervised,
+        "supervised": ready.supervised,
+        "tokens": ready.tokens,
         "bf16": settings["bf16"],
     }
     print(json.dumps({**found, "loss": trainer.state.log_history[0]["loss"]}))
@@ -145,13 +154,17 @@ def work(side, folder, settings):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="the shared data")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--shared", type=Path, help="the shared data")
+    data.add_argument("--data", action="append", help="a folder of training data; several can be given")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="a tiny model and few rows, to see that it runs")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.smoke and options.data:
+        parser.error("--smoke goes with --shared")
     if options.work:
         work(options.work[0], Path(options.work[1]), json.loads(options.work[2]))
         return
@@ -162,7 +175,10 @@ def main():
         count, rounds = ROWS_A_STEP, 1
     found = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as place:
-        rows = make_rows(options.shared / "corpus" / "nq-open-oracle.jsonl.gz", count, style)
+        if options.data:
+            rows = draw_rows(options.data, count)
+        else:
+            rows = make_rows(options.shared / "corpus" / "nq-open-oracle.jsonl.gz", count, style)
         file = Path(place) / "rows.jsonl"
         file.write_text("".join(json.dumps(example_row(one)) + "\n" for one in rows))
         settings = {"rows": str(file), "model": model, "max_length": most, "steps": count // ROWS_A_STEP}
@@ -170,15 +186,15 @@ def main():
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "TRANSFORMERS_VERBOSITY": "error"}
         for _ in range(rounds):
             for side in SIDES:  # one after the other, so that a busy moment hits all of them
-                command = [sys.executable, __file__, "--shared", options.shared, "--work", side, place]
-                command.append(json.dumps(settings))
+                command = [sys.executable, __file__, "--data", "", "--work", side, place, json.dumps(settings)]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
                 if done.returncode:
                     sys.exit(f"{side}: {done.stderr[-2000:]}")
                 found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
     first = found[SIDES[0]][0]
     print(
-        f"{model}: {count} rows, {ROWS_A_STEP} a step, {first['supervised']:,} supervised tokens, "
+        f"{model}: {count} rows of {first['tokens'] / count:.0f} tokens in the mean, {ROWS_A_STEP} a step, "
+        f"{first['supervised']:,} supervised tokens, "
         f"{'bfloat16 autocast' if first['bf16'] else 'float32'}, AdamW, threads {options.threads}, rounds {rounds}"
     )
     speed, memory = {}, {}

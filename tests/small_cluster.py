@@ -19,9 +19,10 @@ ray = pytest.importorskip("ray", reason="needs the extra: pip install 'sailkit[r
 @contextlib.contextmanager
 def small_cluster() -> Iterator[None]:
     """Start one, and see that nothing of it is left; its workers have the environment of now."""
+    others = psutil.Process().children(recursive=True)  # of tests before, such as a tracker's service
     ray.init("local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
     yield
-    ours = psutil.Process().children(recursive=True)
+    ours = set(psutil.Process().children(recursive=True)) - set(others)
     ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=20)
-    assert left == []
+    _, left = psutil.wait_procs(ours, timeout=60)
+    assert left == [], [one.cmdline() for one in left if one.is_running()]
