@@ -71,6 +71,7 @@ ORDER = (
     "finetune.flagging",
     "finetune.loading",
     "finetune.callbacks",
+    "finetune.checkpoints",
     "finetune.tracking",
     "finetune.trainer",
     "finetune.plan",

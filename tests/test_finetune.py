@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -170,6 +174,19 @@ def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, 
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
 
 
+def test_training_stops_where_the_loss_falls_no_longer_killed_or_not(folder, data, tmp_path):
+    steps = ("patience=2", "training.learning_rate=0", "training.num_train_epochs=8", "training.save_total_limit=9")
+    whole = tune(folder, data, tmp_path / "run", *steps)
+    assert (whole["epochs"], whole["best_step"]) == (3, 2)
+    before = losses(tmp_path / "run")
+    for lost in ((), ("checkpoint-6",), ("checkpoint-4", "checkpoint-6")):
+        (tmp_path / "run" / "metrics.json").unlink()
+        for name in lost:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
+        assert tune(folder, data, tmp_path / "run", *steps)["steps"] == whole["steps"]
+        assert losses(tmp_path / "run") == before
+
+
 def test_a_kill_changes_nothing(folder, data, tmp_path):
     kill_and_go_on(folder, data, tmp_path, 1)
 
@@ -179,28 +196,44 @@ def test_five_kills_change_nothing(folder, data, tmp_path):
     kill_and_go_on(folder, data, tmp_path, 5)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(folder, data, tmp_path):
-    """A limit on the size of files stands for the full disk: the second checkpoint's optimizer state does not fit."""
-    import resource
+@contextlib.contextmanager
+def little_room(size: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A limit on the size of files stands for a full disk; from the start, or when what is given sets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        if size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
+
+def test_a_full_disk_at_the_end_is_one_line_and_costs_nothing(folder, data, tmp_path):
+    steps = (*STEPS, "training.eval_strategy=no", "training.save_strategy=no")
+    with little_room(16_000), pytest.raises(UserError, match=r"^cannot write .*model: .*free some space"):
+        tune(folder, data, tmp_path / "run", *steps)
+    assert tune(folder, data, tmp_path / "run", *steps)["steps"] == 3
+    with little_room(200_000), pytest.raises(UserError, match=r"^cannot write .*merged: .*free some space"):
+        merge(tmp_path / "run" / "model", out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(folder, data, tmp_path):
+    """The second checkpoint's optimizer state does not fit."""
     out = tmp_path / "run"
     steps = ("training.max_steps=4", "training.eval_strategy=steps", "training.eval_steps=2")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     from sailkit.finetune import callbacks
 
     class Full(callbacks.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             if state.global_step == 3:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+                limit(200_000)
 
-    kept = callbacks.History
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        callbacks.History = lambda path: Full()
+    with little_room() as limit, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "History", lambda path: Full())
         with pytest.raises(UserError, match=r"cannot write .*checkpoint-4: .*checkpoint-2 is kept"):
             tune(folder, data, out, *steps)
-    finally:
-        callbacks.History = kept
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["checkpoint-2"]
     assert tune(folder, data, out, *steps)["steps"] == 4

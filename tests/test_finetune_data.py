@@ -74,6 +74,16 @@ def test_a_tokenizer_without_an_end_is_refused(shared):
     endless.eos_token = None
     with pytest.raises(UserError, match="no end-of-text token"):
         prepare([SEALS], endless, 512)
+    endless.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with pytest.raises(UserError, match="no end-of-text token"):  # a line break ends no turn
+        prepare([replace(SEALS, style="chat")], endless, 512)
+
+
+def test_rows_of_two_data_sets_have_names_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(example_row(replace(SEALS, id="0", response=name))) + "\n")
+    found = read_data([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert [(one.id, one.response) for one in found] == [("0", "a"), ("0#2", "b")]
 
 
 def test_several_data_sets_in_one_style(tmp_path, tokenizer):

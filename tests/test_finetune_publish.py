@@ -25,7 +25,7 @@ from test_report import HOSTILE
 from test_tuned_page import CARD, FIGURES
 
 pytest.importorskip("trl")
-QUICK = ("training.max_steps=1", "training.eval_strategy='no'", "lora={r: 2}", "dtype=float32")
+QUICK = ("training.max_steps=1", "training.eval_strategy=no", "lora={r: 2}", "dtype=float32")
 
 
 def card(model: str = "owner/base", base: Path = Path("nowhere"), text: str = "", **recipe) -> tuple[ModelCard, str]:

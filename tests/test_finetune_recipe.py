@@ -26,6 +26,12 @@ def test_numbers_are_numbers_in_every_spelling(tmp_path):
     assert told.data == ("runs/build",)
 
 
+def test_no_is_a_word(tmp_path):
+    told = read_recipe(recipe(tmp_path, BASE + "  eval_strategy: no\n"), {}, ["training.save_strategy=no"])
+    assert (told.training["eval_strategy"], told.training["save_strategy"]) == ("no", "no")
+    assert read_recipe(recipe(tmp_path, BASE + "  bf16: False\n"), {}).training["bf16"] is False
+
+
 def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
     recipe(tmp_path, BASE + "lora: {r: 16, lora_alpha: 32}\n", "base.yaml")
     above = recipe(tmp_path, "extends: base.yaml\nlora: {r: 8}\ntraining: {num_train_epochs: 1}\n")
@@ -47,6 +53,18 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("training: {completion_only_loss: false}\n", "completion_only_loss cannot be set: the completion alone"),
         ("training: {output_dir: x}\n", "output_dir cannot be set: --out"),
         ("training: {learning_rate: 'fast'}\n", "should be a number, not the text 'fast'"),
+        ("training: {learning_rate: null}\n", "learning_rate should be a number, not empty"),
+        ("training: {max_length: null}\n", "max_length should be a whole number, not empty"),
+        ("training: {max_length: 0}\n", "max_length should be at least 1"),
+        ("training: {per_device_train_batch_size: 0}\n", "should be at least 1"),
+        ("training: {num_train_epochs: -1}\n", "num_train_epochs should be above 0"),
+        ("training: {gradient_checkpointing: yes}\n", "should be true or false, not the text 'yes'"),
+        ("training: {save_only_model: true}\n", "save_only_model cannot be set: a stopped run could not go on"),
+        ("training: {packing_strategy: wrapped}\n", "packing_strategy should be bfd"),
+        ("training: {train_sampling_strategy: rendom}\n", "did you mean 'random'"),
+        ("lora: {r: '16'}\n", "r should be a whole number, not the text '16'"),
+        ("lora: {target_modules: 5}\n", "target_modules should be a list or a text, not 5"),
+        ("lora: {}\nquantization: {load_in_4bit: 'yes'}\n", "should be true or false, not the text 'yes'"),
         ("training: [1]\n", "training should be a mapping"),
         ("data: {a: 1}\n", "should be a path or a list of paths"),
         ("style: sale\n", "no style 'sale'"),

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
+from sailkit.finetune.checkpoints import newest
 from sailkit.finetune.data import IGNORED, prepare
 from sailkit.finetune.recipe import Recipe
 from test_finetune import example
@@ -189,5 +190,34 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         (place / "model.safetensors").touch()
         if state:
             (place / "trainer_state.json").write_text(state)
-    assert trl.newest_checkpoint(tmp_path).name == "checkpoint-10"
-    assert trl.newest_checkpoint(tmp_path / "nowhere") is None
+    assert newest(tmp_path).name == "checkpoint-10"
+    assert newest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluated", "saved"),
+    [
+        ({}, "epoch", "epoch"),
+        ({"num_train_epochs": 1}, ("steps", 0.25), ("steps", 0.25)),
+        ({"max_steps": 9}, ("steps", 0.25), ("steps", 0.25)),
+        ({"eval_steps": 5}, ("steps", 5), ("steps", 5)),
+        ({"save_steps": 7}, ("steps", 7), ("steps", 7)),
+        ({"eval_strategy": "no"}, "no", "epoch"),
+        ({"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 0.1}, "epoch", ("steps", 0.1)),
+    ],
+)
+def test_a_run_is_saved_before_its_end_whatever_the_recipe_says(tmp_path, training, evaluated, saved):
+    for held_out in (True, False):
+        made = trl.arguments(Recipe("m", ("d",), training={"bf16": False, **training}), tmp_path, held_out=held_out)
+        found = [
+            (how.value, steps) if how == "steps" else how.value
+            for how, steps in ((made.eval_strategy, made.eval_steps), (made.save_strategy, made.save_steps))
+        ]
+        assert found == [evaluated if held_out else "no", saved]
+        assert made.load_best_model_at_end == (held_out and evaluated == saved)
+
+
+def test_patience_needs_evaluations_that_are_saved(tmp_path):
+    told = Recipe("m", ("d",), patience=2, training={"bf16": False, "save_strategy": "steps", "eval_strategy": "epoch"})
+    with pytest.raises(UserError, match="patience: training is evaluated and saved at the same steps"):
+        trl.arguments(told, tmp_path, held_out=True)

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -141,11 +142,14 @@ def reading_failed(path: str | Path, error: Exception) -> UserError:
     return UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
-def writing_failed(path: str | Path, error: OSError) -> UserError:
+def writing_failed(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that cannot be written, with the mend where the disk is full."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = getattr(error, "strerror", None) or str(error)
+    told = re.search(r"os error (\d+)", said)  # as safetensors tells it
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""
-    return UserError(f"cannot write {path}: {error.strerror or error}{mend}")
+    return UserError(f"cannot write {path}: {said}{mend}")
 
 
 def fingerprint(value: object) -> str:

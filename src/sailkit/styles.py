@@ -276,16 +276,15 @@ class ExampleRenderer:
 
     def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
         """All parts, the first of the completion, and the first behind it."""
-        if self.tokenizer.eos_token is None:
-            raise UserError(f"{type(self.tokenizer).__name__} has no end-of-text token, and training needs one")
         before = prompt_parts(example)
-        said = [
-            Part(wording()["text"]["gap"]),
-            Part(completion(example), trusted=False),
-            Part(self.tokenizer.eos_token),
-        ]
+        said = [Part(wording()["text"]["gap"]), Part(completion(example), trusted=False), Part(self._end())]
         parts = (*before, *said)
         return parts, len(before), len(parts)
+
+    def _end(self) -> str:
+        if self.tokenizer.eos_token is None:
+            raise UserError(f"{type(self.tokenizer).__name__} has no end-of-text token, and training needs one")
+        return str(self.tokenizer.eos_token)
 
     def _chat_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -303,7 +302,7 @@ class ExampleRenderer:
         # Supervised up to the token that ends the turn; a template without one gets the end of text.
         tail = "".join(part.text for part in parts[place + 1 :])
         end = self._chat.guard.special_end(tail)
-        closing = tail[:end] if end else tail + (self.tokenizer.eos_token or "")
+        closing = tail[:end] if end else tail + self._end()
         rest = tail[end:] if end else ""
         before = [*parts[: place - 1], Part(given[:head], constant=True)]
         said = [

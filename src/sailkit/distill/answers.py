@@ -12,7 +12,7 @@ from sailkit import jsonl, runs
 from sailkit.build import DROPPED, write_rows
 from sailkit.errors import UserError, at_least_one
 from sailkit.exports import TRAIN, example_row
-from sailkit.finetune.data import HELD_OUT, held_out_of, read_data
+from sailkit.finetune.data import HELD_OUT, held_out_of, own_names, read_data
 from sailkit.models import Model
 from sailkit.records import TrainingExample
 from sailkit.styles import (
@@ -98,20 +98,6 @@ def answered(example: TrainingExample, said: str) -> TrainingExample:
     # The sentence may be there in other words, or nothing behind it.
     whole = completion(found) == text and found.response.strip()
     return found if whole else replace(example, judgements=(), response=text)
-
-
-def own_names(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """Examples with an id each. Several data sets may use an id for different rows, and one file may not."""
-    seen: Counter[str] = Counter()
-    found = []
-    for one in examples:
-        name = one.id
-        while seen[name]:
-            name = f"{one.id}#{seen[one.id] + 1}"
-            seen[one.id] += 1
-        seen[name] += 1
-        found.append(replace(one, id=name))
-    return found
 
 
 def _check_form(teacher: Model, examples: Sequence[TrainingExample]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sailkit import jsonl, runs
 from sailkit.build import CARD, write_rows
-from sailkit.distill.answers import own_names, teacher_answers
+from sailkit.distill.answers import teacher_answers
 from sailkit.distill.fidelity import fidelity, flagged, means
 from sailkit.distill.recipe import Distillation
 from sailkit.errors import UserError
@@ -62,8 +62,8 @@ class Work:
     def _data(self) -> None:
         told, folder = self.told, self.out / DATA
         apart = apart_of(told.student)
-        rows = own_names(read_data(told.student.data, style=told.student.style))
-        aside = own_names(read_data(apart, HELD_OUT, told.student.style)) if apart else []
+        rows = read_data(told.student.data, style=told.student.style)
+        aside = read_data(apart, HELD_OUT, told.student.style) if apart else []
         aside = [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
         if told.method != "logits":
             rows = self._answered(rows)
@@ -241,7 +241,7 @@ class Work:
         aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
         # Of the rows that all else is measured on, as the data have them: with their judgements.
         measured = {one.id for one in aside.examples}
-        asked = own_names(read_data(apart_of(self.told.student), HELD_OUT, self.told.student.style))
+        asked = read_data(apart_of(self.told.student), HELD_OUT, self.told.student.style)
         asked = [one for one in asked if one.id in measured]
         flags: dict[str, tuple[bool, ...]] | None = None
         if not is_endpoint(self.told.teacher):

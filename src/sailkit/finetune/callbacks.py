@@ -9,9 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sailkit import jsonl, runs
+
+
+class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
+    """Counts on where a checkpoint stopped counting."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Transformers restores all callbacks or none, and those that it restores lose what they were made with."""
+        super().on_train_begin(args, state, control, **more)
+        kept = state.stateful_callbacks.get(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
 
 
 class Speed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,21 @@ def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None)
     found: list[TrainingExample] = []
     for path in map(Path, paths):
         found += read_examples(path / file if path.is_dir() else path)
-    return [replace(one, style=style) for one in found] if style else found
+    return own_names([replace(one, style=style) for one in found] if style else found)
+
+
+def own_names(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
+    """Examples with an id each. Several data sets may use an id for different rows, and one file may not."""
+    seen: Counter[str] = Counter()
+    found = []
+    for one in examples:
+        name = one.id
+        while seen[name]:
+            name = f"{one.id}#{seen[one.id] + 1}"
+            seen[one.id] += 1
+        seen[name] += 1
+        found.append(replace(one, id=name))
+    return found
 
 
 def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ def merge(
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
+    from safetensors import SafetensorError
+
     from sailkit.models.loading import DTYPES, load
 
     model, tokenizer = load(source, DTYPES[dtype], trust_remote_code=False)
@@ -53,7 +55,7 @@ def merge(
                 _copy_card(adapter / MODEL_CARD, unfinished / MODEL_CARD)
         unfinished.chmod(0o755)
         unfinished.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise jsonl.writing_failed(out, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sailkit import jsonl
 from sailkit.errors import UserError, missing_extra, nearest
@@ -32,10 +34,21 @@ _OURS = {
     "trust_remote_code": "code that a model carries is not run in training",
     "push_to_hub": "use --push",
     "hub_token": "a recipe is copied into the run's manifest; set HF_TOKEN or log in",
+    "save_only_model": "a stopped run could not go on",
     "ddp_timeout": "processes wait two hours for each other",
     "remove_unused_columns": "rows are rendered to token ids here",
     "disable_tqdm": "progress is shown by sailkit",
 }
+# Numbers that TRL would stumble over later, or take for another meaning -> the least that they can be.
+_LEAST = {
+    "max_length": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 1e-6,
+    "dataloader_num_workers": 0,
+}
+_ORDERS = ("random", "sequential", "group_by_length")
 _STEP = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 _REST_OF_STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
 _TOP = (
@@ -97,9 +110,14 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-5 as a number, as YAML 1.2 does; YAML 1.1 takes it for a text."""
+    """As in YAML 1.2, 1e-5 is a number, and `no` is a text; `eval_strategy: no` is one of TRL's settings."""
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in pairs if one[0] != _BOOL] for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
 )
@@ -198,13 +216,14 @@ def checked(told: Mapping[str, Any], where: str) -> Recipe:
         raise UserError(f"{where}: quantization freezes the base; add lora to train adapters on it")
     _check_training(parts["training"] or {}, f"{where}: training")
     if parts["lora"] is not None:
-        from_peft = _fields_of_lora()
-        known(parts["lora"], from_peft, f"{where}: lora")
+        _check_values(parts["lora"], _types_of_lora(), f"{where}: lora")
     if parts["quantization"] is not None:
         from transformers import BitsAndBytesConfig
 
-        names = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
-        known(parts["quantization"], names, f"{where}: quantization")
+        usual = {name: one.default for name, one in inspect.signature(BitsAndBytesConfig).parameters.items()}
+        del usual["kwargs"]
+        types = {name: Any if value is None else type(value) for name, value in usual.items()}  # none are declared
+        _check_values(parts["quantization"], types, f"{where}: quantization")
     return Recipe(
         model=told["model"],
         data=lists["data"],
@@ -224,23 +243,51 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         from trl import SFTConfig
     except ImportError:
         raise missing_extra("finetune", "fine-tuning") from None
-    types = {one.name: one.type for one in dataclasses.fields(SFTConfig) if one.init}
-    known(training, types, where)
-    for key, value in training.items():
-        if key in _OURS:
-            raise UserError(f"{where}.{key} cannot be set: {_OURS[key]}")
-        # A text where a number belongs ("2e-5" in quotes) would be found out by the optimizer, much later.
-        wants = str(types[key])
-        if isinstance(value, str) and "str" not in wants and ("float" in wants or "int" in wants):
-            raise UserError(f"{where}.{key} should be a number, not the text {value!r}")
+    _check_values(training, _types_of(SFTConfig) | {"max_length": int}, where)
+    for key in training.keys() & _OURS.keys():
+        raise UserError(f"{where}.{key} cannot be set: {_OURS[key]}")
+    for key, least in _LEAST.items():
+        if training.get(key, least) < least:
+            raise UserError(f"{where}.{key} should be {'above 0' if 0 < least < 1 else f'at least {least}'}")
+    if (order := training.get("train_sampling_strategy", _ORDERS[0])) not in _ORDERS:
+        raise UserError(f"{where}.train_sampling_strategy: no such order {order!r}; {nearest(order, _ORDERS)}")
+    if training.get("packing_strategy", "bfd") != "bfd":
+        raise UserError(f"{where}.packing_strategy should be bfd: the others cut rows, or let them see each other")
 
 
-def _fields_of_lora() -> list[str]:
+def _types_of_lora() -> dict[str, Any]:
     try:
         from peft import LoraConfig
     except ImportError:
         raise missing_extra("finetune", "fine-tuning with LoRA") from None
-    return [one.name for one in dataclasses.fields(LoraConfig) if one.init]
+    return _types_of(LoraConfig)
+
+
+def _types_of(kind: Any) -> dict[str, Any]:
+    """The settings of a dataclass, and what each of them takes."""
+    types = typing.get_type_hints(kind)
+    return {one.name: types[one.name] for one in dataclasses.fields(kind) if one.init}
+
+
+def _check_values(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
+    """Raise a UserError for an unknown key, or a value of the wrong kind, which would be found out much later."""
+    known(values, types, where)
+    for key, value in values.items():
+        config = None if dataclasses.is_dataclass(types[key]) else ConfigDict(arbitrary_types_allowed=True)
+        try:
+            TypeAdapter(types[key], config=config).validate_python(value, strict=True)
+        except ValidationError:
+            given = "empty" if value is None else f"the text {value!r}" if isinstance(value, str) else repr(value)
+            raise UserError(f"{where}.{key} should be {_in_words(types[key])}, not {given}") from None
+
+
+def _in_words(kind: Any) -> str:
+    """A type, for people."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+    parts = [one for one in typing.get_args(kind) if one is not type(None)]
+    if typing.get_origin(kind) in (list, set, tuple, dict):
+        return "a list" if typing.get_origin(kind) is not dict else "a mapping"
+    return " or ".join(dict.fromkeys(map(_in_words, parts))) if parts else words.get(kind, "one of its values")
 
 
 def known(keys: Iterable[str], names: Iterable[str], where: str) -> None:

@@ -173,7 +173,9 @@ def _train(
     args: Any,
     goal: Goal,
 ) -> dict[str, Any]:
-    from sailkit.finetune import callbacks, loading
+    from safetensors import SafetensorError
+
+    from sailkit.finetune import callbacks, checkpoints, loading
     from sailkit.finetune import trainer as trl
     from sailkit.finetune.flagging import flagging
     from sailkit.models import ModelOptions
@@ -221,7 +223,7 @@ def _train(
         steps = trainer.planned_steps() if processes.first else 0
         with runs.progress(f"training {told.model}", steps) as tick:
             trainer.add_callback(callbacks.Progress(tick, trainer.speed))
-            trainer.train_on(processes.tell(trl.newest_checkpoint(run.path(trl.CHECKPOINTS))))
+            trainer.train_on(processes.tell(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
     seconds = time.monotonic() - begun
     weights = trainer.weights()
     figures = {
@@ -244,7 +246,10 @@ def _train(
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
             card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
             whole = trainer.accelerator.unwrap_model(trainer.model)
-            _save(run.path(MODEL), whole, weights, tokenizer, told, train, card)
+            try:
+                _save(run.path(MODEL), whole, weights, tokenizer, told, train, card)
+            except (OSError, SafetensorError) as error:
+                raise jsonl.writing_failed(run.path(MODEL), error) from None
             run.path(PLOTS).mkdir(exist_ok=True)
             for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
                 jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))

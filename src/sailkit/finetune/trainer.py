@@ -13,28 +13,25 @@ from typing import Any
 import datasets
 import torch
 from torch.nn import functional
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.finetune.batches import SeededByEpoch, alike
-from sailkit.finetune.callbacks import Speed
+from sailkit.finetune.callbacks import EarlyStopping, Speed
+from sailkit.finetune.checkpoints import CHECKPOINTS, newest, stopped_at, whole
 from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.finetune.processes import Processes
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.tracking import check_trackers
 from sailkit.models.loading import pick_device, pick_dtype
 
-CHECKPOINTS = "checkpoints"
-STATE = "trainer_state.json"  # what Transformers writes last
 # What a user need not say; anything in the recipe wins.
 _DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "logging_steps": 10,
     "logging_first_step": True,
-    "eval_strategy": "epoch",
     "save_total_limit": 2,
     "ddp_find_unused_parameters": False,
 }
@@ -53,12 +50,15 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         UserError: TRL refuses a value.
     """
     told = {**_DEFAULTS, **recipe.training, **recipe.step}
+    every, steps = _often(told)
+    told.setdefault("eval_strategy", every)
+    told.setdefault("save_strategy", told["eval_strategy"] if held_out and told["eval_strategy"] != "no" else every)
+    told = {"eval_steps": steps, "save_steps": steps, **told}
     if not held_out:
         told["eval_strategy"] = "no"
-    told.setdefault("save_strategy", told["eval_strategy"] if held_out else "epoch")
-    if "eval_steps" in told:
-        told.setdefault("save_steps", told["eval_steps"])
     best = held_out and told["save_strategy"] == told["eval_strategy"] != "no"
+    if recipe.patience and held_out and not best:
+        raise UserError("patience: training is evaluated and saved at the same steps then; set eval_strategy alone")
     told.setdefault("load_best_model_at_end", best)
     if best:
         told.setdefault("metric_for_best_model", "eval_loss")
@@ -66,6 +66,7 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         told["activation_checkpointing"] = False
     if "fp16" not in told and "bf16" not in told:
         told["bf16"] = pick_dtype("auto", pick_device("auto")) is torch.bfloat16
+    told["report_to"] = told["report_to"] or "none"
     told.setdefault("run_name", folder.resolve().name)
     told.setdefault("project", "sailkit")
     try:
@@ -76,10 +77,17 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
             use_cpu=not torch.cuda.is_available(),
             dataset_kwargs=None if told.get("packing") else {"skip_prepare_dataset": True},
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
     check_trackers(made.report_to)
     return made
+
+
+def _often(told: Mapping[str, Any]) -> tuple[str, float]:
+    """When to evaluate and to save where the recipe does not say: each epoch, or at each quarter of a single one."""
+    steps = told.get("eval_steps") or told.get("save_steps")
+    once = told.get("max_steps", 0) > 0 or told.get("num_train_epochs", 3) <= 1
+    return ("steps" if steps or once else "epoch"), steps or 0.25
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -122,7 +130,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._held_out = held_out
         self._measure = measure
         padding = tokenizer.pad_token, model.config.get_text_config().pad_token_id
-        early = [EarlyStoppingCallback(patience)] if patience and held_out else []
+        early = [EarlyStopping(patience)] if patience and held_out else []
         try:
             super().__init__(
                 model=model,
@@ -133,7 +141,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 peft_config=lora,
                 callbacks=[*callbacks, *early],
             )
-        except ValueError as error:  # target modules that match nothing, settings that exclude each other
+        except (ValueError, ImportError) as error:  # such as target modules that match nothing
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
         # TRL lends the end of text as padding; a tokenizer saved like that teaches others to mask it.
         tokenizer.pad_token, self.model.config.get_text_config().pad_token_id = padding
@@ -153,15 +161,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         Raises:
             UserError: A loss that is no number, or a checkpoint that cannot be written; earlier ones are kept.
         """
+        if checkpoint and (steps := stopped_at(checkpoint)) is not None:
+            self.args.max_steps = steps
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:  # those of safetensors, torch and the system have no common ancestor
             folder = Path(self.args.output_dir)
             torn = folder / f"checkpoint-{self.state.global_step}"
-            if not torn.is_dir() or _whole(torn / STATE):
+            if not torn.is_dir() or whole(torn):
                 raise
             shutil.rmtree(torn, ignore_errors=True)
-            kept = newest_checkpoint(folder)
+            kept = newest(folder)
             raise UserError(
                 f"cannot write {torn}: {' '.join(str(error).split())[:200]}; "
                 f"{kept.name if kept else 'no checkpoint'} is kept, and the same command goes on from there"
@@ -300,7 +310,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         figures = {f"{metric_key_prefix}_{k}": v for k, v in {**found, **more}.items() if v is not None}
         self._metrics["eval"].clear()
         self.log(dict(figures))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        if metric_key_prefix == "eval":  # what decides when to stop hears of nothing else
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def _held_out_figures(self, model: Any) -> dict[str, float]:
@@ -330,21 +341,3 @@ def _dataset(prepared: Prepared | None) -> Any:
     assert prepared is not None
     rows = zip(prepared.ids, prepared.labels, strict=True)
     return datasets.Dataset.from_list([{"input_ids": list(ids), "labels": list(labels)} for ids, labels in rows])
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end; see `STATE`."""
-    steps: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.partition("-")[2]
-        weights = any(path.glob("*.safetensors"))
-        if number.isdigit() and weights and _whole(path / STATE):
-            steps[int(number)] = path
-    return steps[max(steps)] if steps else None
-
-
-def _whole(path: Path) -> bool:
-    try:
-        return math.isfinite(jsonl.read_json(path)["global_step"])
-    except (UserError, KeyError, TypeError):
-        return False
