@@ -231,7 +231,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="few items, one round: does it run")
     args = parser.parse_args()
     if args.smoke:
-        args.items, args.rounds, args.dtype = 24, 1, ["float32"]
+        args.items, args.rounds, args.dtype = 8, 1, ["float32"]
     examples = load_task("climate-fever").load(args.data).examples[: args.items]
     print(f"smollm2-135m, {len(examples)} claims, medians of {args.rounds}, {torch.get_num_threads()} threads")
     for dtype in args.dtype:
