@@ -46,6 +46,25 @@ def test_json_nested_deeply_is_read_or_an_error(tmp_path, depth):
         assert depth > 10
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use List<String>, vector<int> and Box<P> here.",
+        "if a <b and c> d, #include <stdio.h>, <brown> or <a and b>",
+        "</s> <s> <|im_end|> <http://creativecommons.org/publicdomain/zero/1.0/>",
+    ],
+)
+def test_only_markup_is_removed(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert read_passages([tmp_path]) == [Passage("a", text)]
+
+
+def test_markup_becomes_a_space(tmp_path):
+    text = """One<br>two<BR />three <em lang="cs">four</em> <p style="margin: 0in;"><ref name=a>five</ref><h2 id='x'>"""
+    (tmp_path / "a.txt").write_text(text)
+    assert read_passages([tmp_path]) == [Passage("a", "One two three four five")]
+
+
 def test_an_archive_with_a_broken_middle_is_an_error(tmp_path):
     path = tmp_path / "a.tar.gz"
     data = bytearray(gzip.compress(os.urandom(20_000)))

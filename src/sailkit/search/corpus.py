@@ -18,7 +18,14 @@ from sailkit.tables import read_table
 _TEXTS = (".txt", ".md")
 _TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
 _BODIES = ("text", "body", "contents", "passage", "evidence")
-_TAG = re.compile(r"<(?:/?[a-zA-Z][a-zA-Z0-9]*)\s*/?>")  # <br>, <p>: the mark-up of a scraped text
+# The mark-up of scraped texts and of Wikipedia. Only what it really holds: List<String> and <stdio.h> are text.
+_MARKUP = (
+    "br|hr|h[1-6]|em|strong|small|big|sup|sub|span|div|font|center|blockquote|"
+    "ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tr|td|th|ref|nowiki"
+)
+_ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+# One letter in capitals is rather a type's parameter, as in Box<P>.
+_TAG = re.compile(rf"</?(?:[abip]|{_MARKUP}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ _FUSION = 60  # k of reciprocal rank fusion (Cormack et al. 2009)
 _DEPTH = 100  # candidates of each engine that are fused
 _CHUNK = 2048
 _VECTORS = "vectors.safetensors"
+_RULES = 2  # how texts are cleaned, cut and encoded: an index of other rules is not reused
 
 
 class LocalSearcher:
@@ -51,7 +52,7 @@ class LocalSearcher:
             raise missing_extra("search", "searching a corpus") from None
         self.name: str = engine
         self._facts = {"corpus_sha256": fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
-        settings = {**self._facts, "bm25s": bm25s.__version__, "version": 1}
+        settings = {**self._facts, "bm25s": bm25s.__version__, "version": _RULES}
         folder = runs.cache_folder() / "indexes" / f"bm25-{jsonl.fingerprint(settings)[:32]}"
         _made_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
         self._bm25 = _whole(folder, lambda: bm25s.BM25.load(folder, load_corpus=True, mmap=True))
@@ -61,7 +62,7 @@ class LocalSearcher:
 
     def describe(self) -> dict[str, Any]:
         """Everything about the searcher that decides its results."""
-        return {"engine": self.name, "version": 1, **self._facts, "passages": len(self._passages)}
+        return {"engine": self.name, "version": _RULES, **self._facts, "passages": len(self._passages)}
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
         """The best k passages for each instruction."""
