@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from sailkit.errors import UserError
+from sailkit.tables import read_table
 from sailkit.tasks import builtin_tasks, load_task
 
 OWN = {
@@ -168,6 +170,15 @@ def test_data_that_are_not_there(tmp_path):
     assert "is a folder; this task reads one" in complaint(task.load, tmp_path)
     path = tmp_path / "none.parquet"
     assert complaint(task.load, path) == f"cannot read {path}: No such file or directory"
+
+
+def test_a_csv_may_hold_long_texts_and_nobody_else_is_changed(tmp_path):
+    before = csv.field_size_limit()
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text(f"title,text\n{name},{'x' * 5_000_000}\n{name},short\n")
+    both = zip(read_table(tmp_path / "one.csv"), read_table(tmp_path / "two.csv"), strict=True)
+    seen = [(a["title"], b["title"], len(b["text"]), csv.field_size_limit()) for (_, a), (_, b) in both]
+    assert seen == [("one", "two", 5_000_000, before), ("one", "two", 5, before)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import yaml
 from sailkit import jsonl
 from sailkit.errors import UserError, missing_extra
 
+_LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
+
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSON Lines (also gzipped), JSON list, CSV or parquet file with their numbers from 1.
@@ -23,7 +25,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
-                for row in reader:
+                for row in _csv_rows(reader):
                     if None in row or None in row.values():
                         raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
                     yield reader.line_num, row
@@ -46,6 +48,19 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(_json_list(path), start=1)
     else:
         yield from jsonl.read(path)
+
+
+def _csv_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
+    """Rows whose fields may be long: the library's limit is lifted for our reads, and for nobody else's."""
+    while True:
+        before = csv.field_size_limit(_LONGEST_FIELD)
+        try:
+            row = next(reader, None)
+        finally:
+            csv.field_size_limit(before)
+        if row is None:
+            return
+        yield row
 
 
 def _json_list(path: Path) -> list[dict[str, Any]]:
