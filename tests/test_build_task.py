@@ -152,6 +152,8 @@ def test_own_distractors_are_those_that_people_found_to_say_nothing(task, tmp_pa
         ({"shares": "0.5,0.1"}, "--shares"),
         ({"protocol": "fair"}, "has no protocol 'fair'"),
         ({"held_out": 1.0}, "use a smaller --held-out"),
+        ({"limit": 0}, "--limit should be at least 1, not 0"),
+        ({"limit": -2}, "--limit should be at least 1, not -2"),
     ],
 )
 def test_bad_options_are_one_line(task, tmp_path, options, message):

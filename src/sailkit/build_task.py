@@ -20,7 +20,7 @@ import numpy as np
 from sailkit import jsonl, runs
 from sailkit.build import CARD, CARD_PAGE, DROPPED, HELD_OUT, REMOVED, read_shares, write_rows
 from sailkit.card import card_of, page_of
-from sailkit.errors import UserError, nearest
+from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.exports import TRAIN, example_row
 from sailkit.leaks import LeakCheck
 from sailkit.prompts import fill, frames
@@ -90,6 +90,7 @@ def build_task(
     Raises:
         UserError: Bad options, or a task without judged evidence.
     """
+    at_least_one(limit=limit)
     check_style(style)
     counts = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
