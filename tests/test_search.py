@@ -135,6 +135,17 @@ def test_recorded_searches_keep_their_outcomes(tmp_path):
         search(instructions=asked, out=tmp_path / "other", engine="recorded", recorded=path)
 
 
+def test_a_limit_cuts_a_recording_too(tmp_path):
+    asked = ask(tmp_path, *({"instruction": f"ask {i}"} for i in range(5)))
+    path = tmp_path / "recorded.json"
+    path.write_text(json.dumps([[None, [{"body": f"text {i}"}]] for i in range(5)]))
+    search(instructions=asked, out=tmp_path / "run", engine="recorded", recorded=path, limit=3)
+    assert [row.results[0].body for row in read_searched(tmp_path / "run")] == ["text 0", "text 1", "text 2"]
+    path.write_text(json.dumps([[None, []]] * 3))
+    with pytest.raises(UserError, match="has 3 entries and there are 5 instructions"):
+        search(instructions=asked, out=tmp_path / "other", engine="recorded", recorded=path, limit=3)
+
+
 @given(st.lists(st.lists(st.integers(0, 20), unique=True), min_size=1, max_size=3))
 def test_fusion_keeps_every_candidate_and_puts_agreement_first(rankings):
     found = fuse(rankings)
@@ -147,6 +158,7 @@ def test_bad_options(tmp_path, corpus):
     asked = ask(tmp_path, {"instruction": "seals"})
     for options, message in (
         ({"corpus": [corpus], "k": 0}, "--k should be"),
+        ({"engine": "recorded", "limit": 0}, "--limit should be"),
         ({}, "needs --corpus"),
         ({"engine": "recorded"}, "needs --recorded"),
     ):

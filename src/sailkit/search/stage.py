@@ -66,11 +66,13 @@ def search(
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
-    at_least_one(k=k)
-    asked = read_instructions(instructions, fields, limit)
+    at_least_one(k=k, limit=limit)
+    # A recording is parallel to all of them.
+    every = read_instructions(instructions, fields, None if "recorded" in engine else limit)
+    asked = every[:limit]
     searcher = load_searcher(
         engine,
-        asked,
+        every,
         corpus=corpus,
         recorded=recorded,
         passage_words=passage_words,
