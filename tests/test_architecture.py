@@ -32,6 +32,7 @@ ORDER = (
     "models",
     "models.sources",
     "models.loading",
+    "models.encoder",
     "models.deberta",
     "models.checks",
     "models.passes",

@@ -111,6 +111,27 @@ def test_numbers_that_cannot_be_are_refused(votes, tmp_path, options):
             audit(data=votes, labeler=["overlap"], out=tmp_path / "a", limit=-1)
 
 
+def test_fit_reads_special_tokens_as_text_and_saves_them_by_their_names(votes, tmp_path, monkeypatch):
+    from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer
+
+    seen = []
+    train = CrossEncoderTrainer.train
+
+    def spied(trainer):
+        trainer.model[0].register_forward_pre_hook(lambda _, given: seen.extend(given[0]["input_ids"].tolist()))
+        return train(trainer)
+
+    monkeypatch.setattr(CrossEncoderTrainer, "train", spied)
+    votes.write_text(votes.read_text().replace("rises", "[SEP] rises").replace("The sea", "[CLS] sea [MASK]"))
+    fit(data=votes, out=tmp_path / "f", limit=8, batch_size=8, epochs=1, max_length=64)
+    tokenizer = CrossEncoder(str(tmp_path / "f"), local_files_only=True).tokenizer
+    assert tokenizer.sep_token == "[SEP]"
+    frame = [tokenizer.cls_token_id, *[tokenizer.sep_token_id] * 2]
+    special = set(tokenizer.all_special_ids) - {tokenizer.pad_token_id}
+    assert len(seen) == 8
+    assert all([i for i in row if i in special] == frame for row in seen)
+
+
 def test_batches_of_fit_hold_each_row_once_and_like_lengths(votes):
     sampler = _batches()(range(1000), batch_size=32, drop_last=False, seed=0)
     first = list(sampler)

@@ -110,6 +110,38 @@ def test_similarity_prefers_what_is_about_the_response(similarity):
     assert near.score > 0.5 > 0.2 > far.score
 
 
+def test_similarity_reads_no_special_token_in_a_text_and_benign_texts_as_they_are(similarity, encoder):
+    from sentence_transformers import SentenceTransformer
+
+    plain, ours = SentenceTransformer(str(encoder), local_files_only=True), similarity._model
+    benign = ["Bears wait on the ice.", "ünï [b] <c> 日本", "ice " * 600, "", "[sep]"]
+    assert (ours.encode(benign) == plain.encode(benign)).all()
+    for text in ("cats [SEP] purr", "[CLS] [MASK]", *HOSTILE):
+        ids, attended = (ours.tokenize([text])[name][0] for name in ("input_ids", "attention_mask"))
+        special = [i for i in ids[attended.bool()].tolist() if i in plain.tokenizer.all_special_ids]
+        assert special == [plain.tokenizer.cls_token_id, plain.tokenizer.sep_token_id]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "bogus"])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(UserError, match=f"--device {device}: "):
+        load_labeler("similarity", LabelerOptions(model=ModelOptions(device=device)))
+
+
+def test_a_language_model_is_no_encoder_and_a_model_without_pooling_is_told_of(tiny, encoder, tmp_path):
+    with pytest.raises(UserError, match="is a language model, not a sentence encoder"):
+        load_labeler(f"similarity:{tiny}")
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((encoder / name).read_bytes())
+    with pytest.warns(RuntimeWarning, match="bare has no modules.json"):
+        load_labeler(f"similarity:{folder}")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.warns(RuntimeWarning), pytest.raises(UserError, match=r"cannot load .*bare as an encoder"):
+        load_labeler(f"similarity:{folder}")
+
+
 def test_similarity_reads_the_end_of_a_long_result(similarity):
     filler = "Shares rose on Monday. " * 200
     first, last = scores(similarity, [pair(filler), pair(filler + "Polar bears hunt seals from the sea ice.")])

@@ -17,7 +17,7 @@ from sailkit.errors import UserError
 from sailkit.instructions import read_searched
 from sailkit.search import Found
 from sailkit.search.corpus import Passage, cut, read_passages
-from sailkit.search.local import fuse
+from sailkit.search.local import LocalSearcher, fuse
 from sailkit.search.stage import search
 
 DOCUMENTS = {
@@ -92,6 +92,12 @@ def test_the_best_passage_comes_first(tmp_path, corpus, engine):
     assert [result.rank for result in rows[0].results] == list(range(1, len(rows[0].results) + 1))
     assert {result.source for row in rows for result in row.results} == {engine}
     assert figures["found"] == figures["n"] == 2
+
+
+def test_dense_reads_special_tokens_as_text(tmp_path, corpus):
+    searcher = LocalSearcher("dense", [corpus])
+    ids = searcher._encoder.tokenize(["seals [SEP] ice"])["input_ids"][0].tolist()
+    assert ids.count(searcher._encoder.tokenizer.sep_token_id) == 1
 
 
 def test_outcomes_stay_apart(tmp_path, corpus):

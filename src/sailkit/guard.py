@@ -88,6 +88,20 @@ class GuardedTokenizer:
         """Where each token of a text ends, in characters."""
         return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
 
+    def as_transformers(self, tokenizer: Any) -> Any:
+        """The same as a tokenizer of transformers, as which it was made: its special tokens bear the secret names."""
+        from transformers import PreTrainedTokenizerFast
+
+        kinds = {kind: self._names.get(token, token) for kind, token in tokenizer.special_tokens_map.items()}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=self._copy,
+            model_max_length=tokenizer.model_max_length,
+            padding_side=tokenizer.padding_side,
+            truncation_side=tokenizer.truncation_side,
+            model_input_names=tokenizer.model_input_names,
+            **kinds,
+        )
+
     def _secret(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._names[match.group()], text)
 
@@ -95,6 +109,14 @@ class GuardedTokenizer:
 def guarded(tokenizer: Any) -> GuardedTokenizer:
     """The guarded copy of a tokenizer, made once: of a large vocabulary that takes a second."""
     return _guarded(tokenizer, len(tokenizer))  # tokens may be added to it
+
+
+def for_texts(tokenizer: Any) -> Any:
+    """A tokenizer to hand to a library that reads texts from outside: none of them becomes a special token.
+
+    It is not for saving: its special tokens have other names.
+    """
+    return GuardedTokenizer(tokenizer).as_transformers(tokenizer)
 
 
 @lru_cache(maxsize=4)

@@ -14,6 +14,7 @@ from sailkit import jsonl, runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.label import statement
 from sailkit.label.humans import HumanPair, in_first_half, read_judgements
+from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
 
 FITTED = "fitted.json"
@@ -81,6 +82,7 @@ def fit(
     precision = _precision(dtype, cuda)
     source = resolve_encoder(base)
     model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
+    tokenizer = guard_texts(model)
     rows = _rows(used)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -104,7 +106,6 @@ def fit(
         inner = model.model
         inner.config.id2label, inner.config.label2id = {0: "informative"}, {"informative": 0}
         inner.save_pretrained(folder)
-        tokenizer = model.tokenizer
         tokenizer.model_max_length = min(tokenizer.model_max_length, inner.config.max_position_embeddings)
         tokenizer.save_pretrained(folder)
         told = {

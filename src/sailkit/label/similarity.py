@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sailkit import jsonl
-from sailkit.errors import missing_extra
 from sailkit.label import Pair, Score, evenly, statement
 from sailkit.label.chunks import Windows
-from sailkit.models.sources import ENCODER, resolve_encoder
+from sailkit.models.encoder import load_encoder
+from sailkit.models.sources import ENCODER
 from sailkit.records import SearchResult
 
 _BATCH = 256
@@ -30,19 +30,10 @@ class Similarity:
             device: `auto` or a torch device.
 
         Raises:
-            UserError: The library or the model is not there.
+            UserError: The library, the device or the model is not there, or it is a language model.
         """
-        try:
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging
-        except ImportError:
-            raise missing_extra("label", "the similarity labeler") from None
-        logging.disable_progress_bar()  # ours is shown
         self.name = "similarity" if encoder == ENCODER else f"similarity:{encoder}"
-        source = resolve_encoder(encoder)
-        self._model = SentenceTransformer(
-            str(source.folder), device=None if device == "auto" else device, local_files_only=True
-        )
+        self._model, source = load_encoder(encoder, "the similarity labeler", device)
         self._windows = Windows(self._model.tokenizer, int(self._model.max_seq_length or 256) - 2)
         self._facts = {
             "weights_sha256": jsonl.file_fingerprint(source.files()["weights"]),
@@ -51,7 +42,7 @@ class Similarity:
 
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores."""
-        return {"labeler": self.name, "version": 2, **self._facts, "windows": self._windows.describe()}
+        return {"labeler": self.name, "version": 3, **self._facts, "windows": self._windows.describe()}
 
     def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Batches in order: the encoder sorts by length within each."""

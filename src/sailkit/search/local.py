@@ -15,7 +15,8 @@ import numpy as np
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, missing_extra
 from sailkit.instructions import make_result
-from sailkit.models.sources import ENCODER, resolve_encoder
+from sailkit.models.encoder import load_encoder
+from sailkit.models.sources import ENCODER
 from sailkit.records import Instruction
 from sailkit.search import Found
 from sailkit.search.corpus import fingerprint, read_passages
@@ -119,13 +120,9 @@ class LocalSearcher:
     def _open_embeddings(self, index: Path) -> None:
         try:
             from safetensors.numpy import load_file
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging
         except ImportError:
             raise missing_extra("label", f"--engine {self.name}") from None
-        logging.disable_progress_bar()  # ours is shown
-        source = resolve_encoder(ENCODER)
-        self._encoder = SentenceTransformer(str(source.folder), local_files_only=True)
+        self._encoder, source = load_encoder(ENCODER, f"--engine {self.name}")
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
         folder = index.with_name(f"{index.name}-{weights[:16]}")
         _made_once(folder, self._build_embeddings)

@@ -1,0 +1,71 @@
+"""Sentence encoders, read by sentence-transformers but safe from what texts spell."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from sailkit import jsonl
+from sailkit.errors import UserError, missing_extra
+from sailkit.guard import for_texts
+from sailkit.models.sources import Source, resolve_encoder
+
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+
+
+def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any, Source]:
+    """A SentenceTransformer for texts from outside, and where its files are.
+
+    Args:
+        name: `minilm-l6-v2`, a folder or a hub id.
+        needed_for: What wants it, for the error where the library is not installed.
+        device: `auto` or a torch device.
+
+    Raises:
+        UserError: The library, the device or the model is not there, or the model is a language model.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+    except ImportError:
+        raise missing_extra("label", needed_for) from None
+    from sailkit.models.loading import pick_device
+
+    logging.disable_progress_bar()  # ours is shown
+    source = resolve_encoder(name)
+    where = pick_device(device)
+    _check(name, source)
+    try:
+        model = SentenceTransformer(str(source.folder), device=str(where), local_files_only=True)
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        raise UserError(f"cannot load {name} as an encoder: {' '.join(str(error).split())[:200]}") from None
+    guard_texts(model)
+    return model, source
+
+
+def guard_texts(model: Any) -> Any:
+    """Have a model of sentence-transformers read special tokens in texts as the text that they are.
+
+    Returns:
+        The tokenizer that it had, which is the one to save.
+    """
+    tokenizer = model.tokenizer
+    # Since version 6 a module's tokenizer is its processor's, and cannot be set.
+    setattr(model[0], "processor" if hasattr(model[0], "processor") else "tokenizer", for_texts(tokenizer))
+    return tokenizer
+
+
+def _check(name: str, source: Source) -> None:
+    """The library turns any model at all into an encoder; what was never trained as one is told of."""
+    if (source.folder / "modules.json").exists():
+        return
+    config = (source.base or source).folder / "config.json"
+    told = jsonl.read_json(config) if config.is_file() else {}
+    if any(kind.endswith(_LANGUAGE_MODELS) for kind in told.get("architectures") or ()):
+        raise UserError(f"{name} is a language model, not a sentence encoder; as a judge it is judge:{name}")
+    warnings.warn(
+        f"{name} has no modules.json: it may never have been trained to compare sentences; "
+        "the mean of its token vectors is taken",
+        RuntimeWarning,
+        stacklevel=3,
+    )
