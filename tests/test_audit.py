@@ -111,6 +111,16 @@ def test_numbers_that_cannot_be_are_refused(votes, tmp_path, options):
             audit(data=votes, labeler=["overlap"], out=tmp_path / "a", limit=-1)
 
 
+def test_fit_refuses_what_its_base_cannot_take(votes, tmp_path):
+    with pytest.raises(UserError, match="--max-length 5000: minilm-l6-v2 takes at most 512 tokens"):
+        fit(data=votes, out=tmp_path / "f", max_length=5000)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(re.sub(r'"evidence": "[^"]*"', '"evidence": ""', votes.read_text()))
+    with pytest.raises(UserError, match="no evidence with text to learn from"):
+        fit(data=empty, out=tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
 def test_fit_reads_special_tokens_as_text_and_saves_them_by_their_names(votes, tmp_path, monkeypatch):
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer
 

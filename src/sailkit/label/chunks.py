@@ -8,6 +8,13 @@ from sailkit.guard import GuardedTokenizer
 from sailkit.prompts import Part
 
 
+def positions(config: Any) -> int:
+    """Most tokens that an encoder has positions for."""
+    most: int = getattr(config, "max_position_embeddings", 512)
+    # RoBERTa counts its positions from the padding's id.
+    return most - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else most
+
+
 class Windows:
     """Cuts texts into windows for one tokenizer; what a text spells never becomes a special token."""
 

@@ -12,7 +12,7 @@ import torch
 from sailkit import jsonl
 from sailkit.errors import UserError, nearest
 from sailkit.label import Pair, Score, statement
-from sailkit.label.chunks import Windows
+from sailkit.label.chunks import Windows, positions
 from sailkit.models.deberta import LeanDeberta, lean
 from sailkit.models.loading import pick_device, pick_dtype
 from sailkit.models.sources import resolve_encoder
@@ -92,11 +92,7 @@ class Entailment:
         self.name = f"entailment:{model}"
         self._direction, self._measure, self._form = direction, measure, form
         self._frame = _frame(self._tokenizer, pair=form == "pair")
-        limits = [self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)]
-        # RoBERTa counts its positions from the padding's id.
-        if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-            limits[1] -= config.pad_token_id + 1
-        self._room = min(limits) - sum(map(len, self._frame[0]))
+        self._room = min(self._tokenizer.model_max_length, positions(config)) - sum(map(len, self._frame[0]))
         self._windows = Windows(self._tokenizer, self._room)
         self._sequences = lru_cache(maxsize=65536)(self._make_sequences)
         self._facts = {name: jsonl.file_fingerprint(files) for name, files in source.files().items()}

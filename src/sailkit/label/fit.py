@@ -13,7 +13,8 @@ from typing import Any, Literal
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.label import statement
-from sailkit.label.humans import HumanPair, in_first_half, read_judgements
+from sailkit.label.chunks import positions
+from sailkit.label.humans import HumanJudgements, HumanPair, in_first_half, read_judgements
 from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
 
@@ -72,9 +73,7 @@ def fit(
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
     judged = read_judgements(data)
-    used = [one for one in judged.pairs if in_first_half(one.claim, seed)][:limit]
-    if len({one.official for one in used}) < 2:
-        raise UserError(f"{data}: only one kind of judgement to learn from; use more data")
+    used = _used(judged, data, seed, limit)
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     set_seed(seed)
@@ -83,6 +82,8 @@ def fit(
     source = resolve_encoder(base)
     model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
     tokenizer = guard_texts(model)
+    if max_length > (most := positions(model.model.config)):
+        raise UserError(f"--max-length {max_length}: {base} takes at most {most} tokens")
     rows = _rows(used)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -130,6 +131,15 @@ def fit(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {name: told[name] for name in ("data", "pairs", "claims", "train_loss")} | {"model": str(out)}
+
+
+def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> list[HumanPair]:
+    half = [one for one in judged.pairs if in_first_half(one.claim, seed)][:limit]
+    used = [one for one in half if one.pair.result.body.strip()]
+    if len({one.official for one in used}) < 2:
+        what = "only one kind of judgement" if used else "no evidence with text"
+        raise UserError(f"{data}: {what} to learn from; use more data")
+    return used
 
 
 def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
