@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 from sailkit.distill.recipe import read_distillation
 from sailkit.distill.rows import ALIGNED, NONE
 from sailkit.distill.stage import _opened, distill
-from sailkit.distill.students import evenly
+from sailkit.distill.students import evenly, with_fewer_layers
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.loading import load_for_training
@@ -313,6 +314,22 @@ def test_layers_are_kept_at_even_distances():
     assert evenly(30, 15)[-1] == 29
     assert evenly(5, 1) == [0]
     assert evenly(5, 5) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("room", [100, 200_000])  # for its config, and not for its weights
+def test_a_full_disk_is_one_line_and_leaves_no_student(teacher, tmp_path, room):
+    """A limit on the size of files stands for the full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*cut: File too large; free some space"):
+            with_fewer_layers(resolve(str(teacher)), 3, tmp_path / "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+    assert with_fewer_layers(resolve(str(teacher)), 3, tmp_path / "cut") == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
