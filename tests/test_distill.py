@@ -29,8 +29,11 @@ from sailkit.distill.students import evenly, with_fewer_layers
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.loading import load_for_training
+from sailkit.finetune.merge import merge
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.stage import finetune
+from sailkit.models import ModelOptions
+from sailkit.models.local import LocalModel
 from sailkit.models.sources import resolve
 from sailkit.styles import as_text, prompt_parts
 from sailkit.testing import MisbehavingServer
@@ -252,6 +255,33 @@ def test_an_adapter_is_a_student(teacher, data, tmp_path):
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict()
                      for folder in (teacher, tmp_path / "run" / "student" / "model"))  # fmt: skip
     assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)
+
+
+def test_a_base_that_changed_under_its_adapter_is_told(teacher, data, tmp_path):
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(teacher, base, copy_function=shutil.copyfile)
+    base.chmod(0o755)
+    lora = ["lora={r: 2}", "training.max_steps=1", "dtype=float32"]
+    finetune(out=tuned, model=str(base), data=[str(data)], set=[*SET, *lora])
+    adapter, options = tuned / "model", ModelOptions(dtype="float32")
+    assert LocalModel.from_name(str(adapter), options)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.neg_()
+    model.save_pretrained(base)
+    for use in (
+        lambda: LocalModel.from_name(str(adapter), options),
+        lambda: merge(adapter, out=tmp_path / "merged"),
+        lambda: teach(teacher, data, tmp_path / "student", model=str(adapter)),
+        lambda: teach(adapter, data, tmp_path / "taught", model=str(teacher)),
+    ):
+        with pytest.raises(UserError, match=f"model: its base {base} has other weights") as told:
+            use()
+        assert "\n" not in str(told.value)
+    said = json.loads((adapter / "sailkit.json").read_text())
+    del said["base_weights_sha256"]  # as adapters from elsewhere
+    (adapter / "sailkit.json").write_text(json.dumps(said))
+    assert LocalModel.from_name(str(adapter), options)
 
 
 def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):

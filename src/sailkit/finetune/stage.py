@@ -244,7 +244,8 @@ def _train(
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
             card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
             whole = trainer.accelerator.unwrap_model(trainer.model)
-            _save(run.path(MODEL), whole, weights, tokenizer, told, train, card)
+            base_sha256 = run.manifest["settings"]["weights_sha256"]
+            _save(run.path(MODEL), whole, weights, tokenizer, told, train, card, base_sha256)
             run.path(PLOTS).mkdir(exist_ok=True)
             for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
                 jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
@@ -260,19 +261,24 @@ def _save(
     told: Recipe,
     train: Prepared,
     card: str,
+    base_sha256: str,
 ) -> None:
     """Write a model folder whole or not at all."""
+    from sailkit.models.loading import BASE_WEIGHTS
+
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
+    styles = sorted({one.style for one in train.examples})
+    trained = {"styles": styles, "max_length": told.max_length, "base": told.model}
     if told.lora is not None:
+        trained[BASE_WEIGHTS] = base_sha256
         # The name that the user gave is found on other machines too; the folder behind it is not. Written afterwards:
         # peft looks the name up on the hub when it saves.
         adapter = jsonl.read_json(unfinished / ADAPTER)
         jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": told.model})
-    styles = sorted({one.style for one in train.examples})
-    jsonl.write_json(unfinished / TRAINED, {"styles": styles, "max_length": told.max_length, "base": told.model})
+    jsonl.write_json(unfinished / TRAINED, trained)
     jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
