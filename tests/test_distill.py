@@ -118,6 +118,7 @@ def test_a_sequence_student_learns_recorded_answers(teacher, data, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == [f"The answer is {i}." for i in range(24)]
     assert found["training"]["rows"] == 24
+    assert found["answers_in_order"] is False
     assert "tuned" not in found  # nobody is there to compare it with
 
 

@@ -43,6 +43,7 @@ class Work:
         self.logits = told.method != "sequence"
         self.cache = cache or out / CACHE
         self.own_cache = cache is None
+        self.in_order = False  # whether given answers were told apart by their order alone
 
     def make(self) -> None:
         """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
@@ -83,7 +84,8 @@ class Work:
         write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
         said = told.teacher_outputs or load_model(told.teacher)
         style, longest = self.teacher_style, told.settings.max_new_tokens
-        teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
+        found = teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
+        self.in_order = found["in_order"]
         styles = {one.id: one.style for one in rows}
         return [replace(one, style=styles[one.id]) for one in read_data([str(self.out / ANSWERS)])]
 
@@ -223,7 +225,7 @@ class Work:
             "student": told.student.model,
             "student_layers": told.student_layers,
         }
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"answers_in_order": self.in_order} if told.teacher_outputs else {}
         if self.logits:
             found["training_targets"] = self.compiled(TRAIN).figures
         if self._measured():
