@@ -85,7 +85,9 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
     assert all(len(row["flags"]) == len(row["teacher_flags"]) == 1 + int(row["id"]) % 2 for row in rows)
     assert distill(teacher=str(teacher), data=[str(data)], out=tmp_path / "run", student_layers=3,
                    set=[*SET, "distillation.top_p=1.0"]) == found  # fmt: skip
-    with pytest.raises(UserError, match="another run"):
+    with pytest.raises(
+        UserError, match=r"another run \(recipe.student_layers: 3 there, 2 now; recipe.settings.top_p: "
+    ):
         teach(teacher, data, tmp_path / "run", student_layers=2)
 
 
@@ -152,6 +154,7 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
     with pytest.raises(UserError, match="k: 64 there, 32 now"):
         teach(teacher, data, tmp_path / "less", "distillation.k=32", student_layers=3,
               cache=tmp_path / "first" / "teacher")  # fmt: skip
+    assert not (tmp_path / "less").exists()
     with pytest.raises(UserError, match="cache of other completions"):
         teach(teacher, tmp_path / "other.jsonl", tmp_path / "other", student_layers=3,
               cache=tmp_path / "first" / "teacher")  # fmt: skip
@@ -163,6 +166,11 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
         ({"model": "m", "method": "osmosis"}, (), "no method 'osmosis'"),
         ({"model": "m", "student_layers": 3}, (), "leave out model"),
         ({"student_layers": 99}, (), "from 1 to 5"),
+        ({"student_layers": 2}, ("training.optim=bogus",), "training: "),
+        ({"student_layers": 2}, ("training.max_length=4",), "no example is left to train on"),
+        ({"student_layers": 2}, ("training.label_smoothing_factor=0.1",), "not for distillation"),
+        ({"student_layers": 2}, ("lora={target_modules: [nothing]}",), "does not fit the model"),
+        ({"student_layers": 2, "method": "both"}, ("training.max_length=4",), "no example is left to train on"),
         ({"model": "m", "teacher_outputs": Path("said.json")}, (), "methods sequence and both"),
         ({"model": "m"}, ("distillation.topk=3",), "topk"),
         ({"model": "m"}, ("distillation.k=0",), "distillation.k"),
@@ -174,6 +182,7 @@ def test_a_mistake_is_one_line(teacher, data, tmp_path, options, more, why):
     with pytest.raises(UserError, match=re.escape(why)) as told:
         teach(teacher, data, tmp_path / "run", *more, **options)
     assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()  # so the right command can have it
 
 
 def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
@@ -186,6 +195,11 @@ def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
     )
     with pytest.raises(UserError, match="takes 512"):
         distill(data=[str(tmp_path / "long.jsonl")], out=tmp_path / "run", set=["training.max_length=4096"], **said)
+
+
+def test_layers_that_there_are_not_are_told_by_a_dry_run(teacher, data):
+    with pytest.raises(UserError, match="from 1 to 5"):
+        teach(teacher, data, None, student_layers=99, dry_run=True)
 
 
 @pytest.mark.parametrize(
