@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
+import multiprocessing
 import random
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from sailkit.distill import teacher_cache as maker
 from sailkit.distill.recipe import read_distillation
 from sailkit.distill.rows import ALIGNED, NONE
 from sailkit.distill.stage import _opened, distill
@@ -406,31 +407,69 @@ def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, da
     assert found["memory"]["total"] == sum(size for part, size in found["memory"].items() if part != "total")
 
 
-def _command(teacher: Path, data: Path, out: Path) -> list[str]:
-    told = [part for one in [*SET, "training.save_strategy=steps", "training.save_steps=2",
-                             "training.eval_strategy=steps", "training.eval_steps=2"]
-            for part in ("--set", one)]  # fmt: skip
-    return [sys.executable, "-m", "sailkit", "distill", "--teacher", str(teacher), "--student-layers", "3",
-            "--data", str(data), "--out", str(out), *told]  # fmt: skip
+COMMAND = """
+import functools, torch
+from sailkit.distill import stage, teacher_cache
+teacher_cache.teacher_cache = functools.partial(teacher_cache.teacher_cache, **small)
+torch.set_num_threads(threads)
+stage.distill(**told)
+"""
+SMALL = {"shard_tokens": 200, "batch_tokens": 1000}  # files of the cache, so that a kill finds some of them written
+FORKED = multiprocessing.get_context("forkserver")
+
+
+def _progress(out: Path) -> dict[str, int]:
+    """Files of the cache, files of targets and steps of the training that are written."""
+    history = out / "student" / "history.jsonl"
+    lines = history.read_text().splitlines() if history.exists() else []
+    files = (len(list(out.glob(f"{name}-*.safetensors"))) for name in ("teacher/teacher", "targets"))
+    return dict(zip(("cache", "targets"), files, strict=True)) | {
+        "training": max((json.loads(line)["step"] for line in lines), default=0)
+    }
+
+
+def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
+    """Kill a distillation while it makes its cache, its targets and its steps, so many times each."""
+    FORKED.set_forkserver_preload(
+        ["sailkit.distill.stage", "sailkit.distill.trainer", "sailkit.distill.teacher_cache", "sailkit.distill.teacher",
+         "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "sklearn.metrics"]
+    )  # fmt: skip
+    forkserver.ensure_running()  # it loads all that while the run below goes on
+    often = [f"training.{name}" for name in ("save_strategy=steps", "save_steps=2", "eval_strategy=steps",
+                                             "eval_steps=2", f"num_train_epochs={epochs}")]  # fmt: skip
+    told = {"teacher": str(teacher), "student_layers": 3, "data": [str(data)], "set": [*SET, *often]}
+    monkeypatch.setattr(maker, "teacher_cache", functools.partial(maker.teacher_cache, **SMALL))
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    distill(**told, out=whole)
+    count = _progress(whole)
+    inside = {"small": SMALL, "threads": torch.get_num_threads(), "told": {**told, "out": out}}
+    for part, times in kills.items():
+        for number in range(times):
+            # Up to some point of this share of the part, and further than it came before; then a moment longer.
+            share = (number + random.uniform(0.1, 0.8)) / times
+            wanted = max(share * count[part], _progress(out)[part] + 1)
+            child = FORKED.Process(target=exec, args=(COMMAND, inside))
+            child.start()
+            while child.is_alive() and _progress(out)[part] < wanted:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.01))
+            child.kill()
+            child.join()
+            assert child.exitcode == -signal.SIGKILL
+            assert not (out / "student" / "metrics.json").exists()
+            if part == "cache":
+                assert not (out / "teacher" / "index.jsonl").exists()
+    distill(**told, out=out)
+    names = [path.relative_to(whole) for path in whole.glob("teacher/*.safetensors")]
+    assert len(names) == count["cache"] == _progress(out)["cache"] > 5
+    for name in (*names, "fidelity.jsonl", "student/model/model.safetensors", "targets-train.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_kills_of_cache_and_training_change_nothing(teacher, data, tmp_path, monkeypatch):
+    kill_and_go_on(teacher, data, tmp_path, monkeypatch, 2, cache=1, training=2)
 
 
 @pytest.mark.long
-def test_ten_kills_change_nothing(teacher, data, tmp_path):
-    """At random moments of the cache, the compiling and the training."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    whole = _command(teacher, data, tmp_path / "whole")
-    subprocess.run(whole, check=True, env=env, capture_output=True)
-    lasts = time.monotonic() - started
-    out = tmp_path / "killed"
-    for _ in range(10):
-        process = subprocess.Popen(_command(teacher, data, out), env=env, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0.3, 0.95) * lasts)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(_command(teacher, data, out), check=True, env=env, capture_output=True)
-    for file in ("fidelity.jsonl", "student/model/model.safetensors", "targets-train.safetensors"):
-        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    shards = sorted(path.name for path in (out / "teacher").glob("*.safetensors"))
-    assert shards == sorted(path.name for path in (tmp_path / "whole" / "teacher").glob("*.safetensors"))
-    assert all((out / "teacher" / n).read_bytes() == (tmp_path / "whole" / "teacher" / n).read_bytes() for n in shards)
+def test_ten_kills_change_nothing(teacher, data, tmp_path, monkeypatch):
+    kill_and_go_on(teacher, data, tmp_path, monkeypatch, 10, cache=4, targets=1, training=5)
