@@ -97,8 +97,8 @@ ORDER = (
     "distill.trainer",
     "distill.fidelity",
     "distill.recipe",
-    "distill.plan",
     "distill.students",
+    "distill.plan",
     "distill.work",
     "distill.stage",
     "distill.results",
@@ -236,3 +236,9 @@ def test_such_code_would_be_noticed(code):
 @pytest.mark.parametrize("code", ["model.eval()", "re.compile('x')", "load(trust_remote_code=flag)", "import torch"])
 def test_other_code_is_left_alone(code):
     assert list(dangers(ast.parse(code))) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_model_is_spread_over_devices(name):
+    """Under a launcher each process has a device of its own, and the trainer puts the model there."""
+    assert "device_map" not in FILES[name].read_text("utf-8")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
+import multiprocessing
 import random
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,19 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from sailkit.distill import teacher_cache as maker
 from sailkit.distill.recipe import read_distillation
 from sailkit.distill.rows import ALIGNED, NONE
 from sailkit.distill.stage import _opened, distill
-from sailkit.distill.students import evenly
+from sailkit.distill.students import evenly, with_fewer_layers
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.loading import load_for_training
+from sailkit.finetune.merge import merge
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.stage import finetune
+from sailkit.models import ModelOptions
+from sailkit.models.local import LocalModel
 from sailkit.models.sources import resolve
 from sailkit.styles import as_text, prompt_parts
 from sailkit.testing import MisbehavingServer
@@ -81,7 +86,9 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
     assert all(len(row["flags"]) == len(row["teacher_flags"]) == 1 + int(row["id"]) % 2 for row in rows)
     assert distill(teacher=str(teacher), data=[str(data)], out=tmp_path / "run", student_layers=3,
                    set=[*SET, "distillation.top_p=1.0"]) == found  # fmt: skip
-    with pytest.raises(UserError, match="another run"):
+    with pytest.raises(
+        UserError, match=r"another run \(recipe.student_layers: 3 there, 2 now; recipe.settings.top_p: "
+    ):
         teach(teacher, data, tmp_path / "run", student_layers=2)
 
 
@@ -114,6 +121,7 @@ def test_a_sequence_student_learns_recorded_answers(teacher, data, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == [f"The answer is {i}." for i in range(24)]
     assert found["training"]["rows"] == 24
+    assert found["answers_in_order"] is False
     assert "tuned" not in found  # nobody is there to compare it with
 
 
@@ -147,6 +155,7 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
     with pytest.raises(UserError, match="k: 64 there, 32 now"):
         teach(teacher, data, tmp_path / "less", "distillation.k=32", student_layers=3,
               cache=tmp_path / "first" / "teacher")  # fmt: skip
+    assert not (tmp_path / "less").exists()
     with pytest.raises(UserError, match="cache of other completions"):
         teach(teacher, tmp_path / "other.jsonl", tmp_path / "other", student_layers=3,
               cache=tmp_path / "first" / "teacher")  # fmt: skip
@@ -158,6 +167,11 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
         ({"model": "m", "method": "osmosis"}, (), "no method 'osmosis'"),
         ({"model": "m", "student_layers": 3}, (), "leave out model"),
         ({"student_layers": 99}, (), "from 1 to 5"),
+        ({"student_layers": 2}, ("training.optim=bogus",), "training: "),
+        ({"student_layers": 2}, ("training.max_length=4",), "no example is left to train on"),
+        ({"student_layers": 2}, ("training.label_smoothing_factor=0.1",), "not for distillation"),
+        ({"student_layers": 2}, ("lora={target_modules: [nothing]}",), "does not fit the model"),
+        ({"student_layers": 2, "method": "both"}, ("training.max_length=4",), "no example is left to train on"),
         ({"model": "m", "teacher_outputs": Path("said.json")}, (), "methods sequence and both"),
         ({"model": "m"}, ("distillation.topk=3",), "topk"),
         ({"model": "m"}, ("distillation.k=0",), "distillation.k"),
@@ -169,6 +183,7 @@ def test_a_mistake_is_one_line(teacher, data, tmp_path, options, more, why):
     with pytest.raises(UserError, match=re.escape(why)) as told:
         teach(teacher, data, tmp_path / "run", *more, **options)
     assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()  # so the right command can have it
 
 
 def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
@@ -181,6 +196,11 @@ def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
     )
     with pytest.raises(UserError, match="takes 512"):
         distill(data=[str(tmp_path / "long.jsonl")], out=tmp_path / "run", set=["training.max_length=4096"], **said)
+
+
+def test_layers_that_there_are_not_are_told_by_a_dry_run(teacher, data):
+    with pytest.raises(UserError, match="from 1 to 5"):
+        teach(teacher, data, None, student_layers=99, dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +273,33 @@ def test_an_adapter_is_a_student(teacher, data, tmp_path):
     assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)
 
 
+def test_a_base_that_changed_under_its_adapter_is_told(teacher, data, tmp_path):
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(teacher, base, copy_function=shutil.copyfile)
+    base.chmod(0o755)
+    lora = ["lora={r: 2}", "training.max_steps=1", "dtype=float32"]
+    finetune(out=tuned, model=str(base), data=[str(data)], set=[*SET, *lora])
+    adapter, options = tuned / "model", ModelOptions(dtype="float32")
+    assert LocalModel.from_name(str(adapter), options)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.neg_()
+    model.save_pretrained(base)
+    for use in (
+        lambda: LocalModel.from_name(str(adapter), options),
+        lambda: merge(adapter, out=tmp_path / "merged"),
+        lambda: teach(teacher, data, tmp_path / "student", model=str(adapter)),
+        lambda: teach(adapter, data, tmp_path / "taught", model=str(teacher)),
+    ):
+        with pytest.raises(UserError, match=f"model: its base {base} has other weights") as told:
+            use()
+        assert "\n" not in str(told.value)
+    said = json.loads((adapter / "sailkit.json").read_text())
+    del said["base_weights_sha256"]  # as adapters from elsewhere
+    (adapter / "sailkit.json").write_text(json.dumps(said))
+    assert LocalModel.from_name(str(adapter), options)
+
+
 def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
     asked = [replace(example(i), response="") for i in range(6)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in asked))
@@ -315,6 +362,22 @@ def test_layers_are_kept_at_even_distances():
     assert evenly(5, 5) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("room", [100, 200_000])  # for its config, and not for its weights
+def test_a_full_disk_is_one_line_and_leaves_no_student(teacher, tmp_path, room):
+    """A limit on the size of files stands for the full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*cut: File too large; free some space"):
+            with_fewer_layers(resolve(str(teacher)), 3, tmp_path / "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+    assert with_fewer_layers(resolve(str(teacher)), 3, tmp_path / "cut") == [0, 2, 4]
+
+
 @pytest.mark.parametrize(
     ("size", "method"),
     [("0.5b", ""), *(pytest.param(*one, marks=pytest.mark.long) for one in [("0.5b", "-sequence"), ("1.5b", ""),
@@ -344,31 +407,69 @@ def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, da
     assert found["memory"]["total"] == sum(size for part, size in found["memory"].items() if part != "total")
 
 
-def _command(teacher: Path, data: Path, out: Path) -> list[str]:
-    told = [part for one in [*SET, "training.save_strategy=steps", "training.save_steps=2",
-                             "training.eval_strategy=steps", "training.eval_steps=2"]
-            for part in ("--set", one)]  # fmt: skip
-    return [sys.executable, "-m", "sailkit", "distill", "--teacher", str(teacher), "--student-layers", "3",
-            "--data", str(data), "--out", str(out), *told]  # fmt: skip
+COMMAND = """
+import functools, torch
+from sailkit.distill import stage, teacher_cache
+teacher_cache.teacher_cache = functools.partial(teacher_cache.teacher_cache, **small)
+torch.set_num_threads(threads)
+stage.distill(**told)
+"""
+SMALL = {"shard_tokens": 200, "batch_tokens": 1000}  # files of the cache, so that a kill finds some of them written
+FORKED = multiprocessing.get_context("forkserver")
+
+
+def _progress(out: Path) -> dict[str, int]:
+    """Files of the cache, files of targets and steps of the training that are written."""
+    history = out / "student" / "history.jsonl"
+    lines = history.read_text().splitlines() if history.exists() else []
+    files = (len(list(out.glob(f"{name}-*.safetensors"))) for name in ("teacher/teacher", "targets"))
+    return dict(zip(("cache", "targets"), files, strict=True)) | {
+        "training": max((json.loads(line)["step"] for line in lines), default=0)
+    }
+
+
+def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
+    """Kill a distillation while it makes its cache, its targets and its steps, so many times each."""
+    FORKED.set_forkserver_preload(
+        ["sailkit.distill.stage", "sailkit.distill.trainer", "sailkit.distill.teacher_cache", "sailkit.distill.teacher",
+         "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "sklearn.metrics"]
+    )  # fmt: skip
+    forkserver.ensure_running()  # it loads all that while the run below goes on
+    often = [f"training.{name}" for name in ("save_strategy=steps", "save_steps=2", "eval_strategy=steps",
+                                             "eval_steps=2", f"num_train_epochs={epochs}")]  # fmt: skip
+    told = {"teacher": str(teacher), "student_layers": 3, "data": [str(data)], "set": [*SET, *often]}
+    monkeypatch.setattr(maker, "teacher_cache", functools.partial(maker.teacher_cache, **SMALL))
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    distill(**told, out=whole)
+    count = _progress(whole)
+    inside = {"small": SMALL, "threads": torch.get_num_threads(), "told": {**told, "out": out}}
+    for part, times in kills.items():
+        for number in range(times):
+            # Up to some point of this share of the part, and further than it came before; then a moment longer.
+            share = (number + random.uniform(0.1, 0.8)) / times
+            wanted = max(share * count[part], _progress(out)[part] + 1)
+            child = FORKED.Process(target=exec, args=(COMMAND, inside))
+            child.start()
+            while child.is_alive() and _progress(out)[part] < wanted:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.01))
+            child.kill()
+            child.join()
+            assert child.exitcode == -signal.SIGKILL
+            assert not (out / "student" / "metrics.json").exists()
+            if part == "cache":
+                assert not (out / "teacher" / "index.jsonl").exists()
+    distill(**told, out=out)
+    names = [path.relative_to(whole) for path in whole.glob("teacher/*.safetensors")]
+    assert len(names) == count["cache"] == _progress(out)["cache"] > 5
+    for name in (*names, "fidelity.jsonl", "student/model/model.safetensors", "targets-train.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_kills_of_cache_and_training_change_nothing(teacher, data, tmp_path, monkeypatch):
+    kill_and_go_on(teacher, data, tmp_path, monkeypatch, 2, cache=1, training=2)
 
 
 @pytest.mark.long
-def test_ten_kills_change_nothing(teacher, data, tmp_path):
-    """At random moments of the cache, the compiling and the training."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    whole = _command(teacher, data, tmp_path / "whole")
-    subprocess.run(whole, check=True, env=env, capture_output=True)
-    lasts = time.monotonic() - started
-    out = tmp_path / "killed"
-    for _ in range(10):
-        process = subprocess.Popen(_command(teacher, data, out), env=env, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0.3, 0.95) * lasts)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(_command(teacher, data, out), check=True, env=env, capture_output=True)
-    for file in ("fidelity.jsonl", "student/model/model.safetensors", "targets-train.safetensors"):
-        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    shards = sorted(path.name for path in (out / "teacher").glob("*.safetensors"))
-    assert shards == sorted(path.name for path in (tmp_path / "whole" / "teacher").glob("*.safetensors"))
-    assert all((out / "teacher" / n).read_bytes() == (tmp_path / "whole" / "teacher" / n).read_bytes() for n in shards)
+def test_ten_kills_change_nothing(teacher, data, tmp_path, monkeypatch):
+    kill_and_go_on(teacher, data, tmp_path, monkeypatch, 10, cache=4, targets=1, training=5)

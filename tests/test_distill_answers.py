@@ -176,17 +176,32 @@ def test_answers_of_a_file_belong_to_their_prompts(tmp_path):
     assert [one.response for one in read_examples(tmp_path / "run")] == ["Bear 1.", "Bear 2."]
     assert [one.response for one in read_examples(tmp_path / "run" / "held_out.jsonl")] == ["Bear 3."]
     assert (figures["n_train"], figures["n_held_out"], figures["unjudged"]) == (2, 1, 3)
+    assert not figures["in_order"]
 
 
-def test_answers_of_a_file_may_be_in_order(tmp_path):
-    data = write(tmp_path / "data", [example("1"), example("2"), example("3")])
-    file = say(tmp_path / "x.json", [("one", "Bear 1."), ("two", " "), ("three", "Bear 3.")])
-    figures = teacher_answers(file, [data], tmp_path / "run")
+@pytest.mark.parametrize("wording", [None, "", "Q: {instruction}  {input}\nA:"])
+def test_answers_of_a_file_may_be_in_order(tmp_path, capsys, wording):
+    rows = [replace(example(str(i)), input=f"It is\n{i}.") for i in (1, 2, 3)]
+    data = write(tmp_path / "data", rows)
+    responses = ["Bear 1.", " ", "Bear 3."]
+    if wording is None:
+        (tmp_path / "x.json").write_text(json.dumps([{"response": text} for text in responses]))
+    else:
+        prompts = [wording.format(instruction=one.instruction, input=one.input) for one in rows]
+        say(tmp_path / "x.json", zip(prompts, responses, strict=True))
+    figures = teacher_answers(tmp_path / "x.json", [data], tmp_path / "run")
     assert [one.response for one in read_examples(tmp_path / "run")] == ["Bear 1.", "Bear 3."]
     assert figures["dropped"] == {"empty answer": 1}
+    assert figures["in_order"]
+    told = capsys.readouterr().err
+    assert ("worded in another way" if wording else "has no prompts") in told
+    assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize("prompts", [["one"], ["one", "two", "three"], ["{first}", "two"]])
+@pytest.mark.parametrize(
+    "prompts",
+    [["one"], ["one", "two"], ["one", "two", "three"], ["{first}", "two"], ["Who waits, 2?", "Who waits, 1?"]],
+)
 def test_answers_to_other_prompts_are_told(tmp_path, prompts):
     data = write(tmp_path / "data", [example("1"), example("2")])
     file = say(tmp_path / "x.json", [(prompt.format(first=asked(example("1"))), "Bear.") for prompt in prompts])
@@ -196,16 +211,29 @@ def test_answers_to_other_prompts_are_told(tmp_path, prompts):
         teacher_answers(file, [data], tmp_path / "run")
 
 
+def test_a_prompt_of_the_other_row_is_not_enough_where_all_ask_the_same(tmp_path):
+    rows = [replace(example(str(i)), instruction="Is it true?", input=f"Claim {i}.") for i in (1, 2)]
+    data = write(tmp_path / "data", rows)
+    file = say(tmp_path / "x.json", [(f"Is it true? {one.input}", "Yes.") for one in reversed(rows)])
+    with pytest.raises(UserError, match="do not belong to these 2 rows"):
+        teacher_answers(file, [data], tmp_path / "run")
+
+
 def test_a_file_without_answers_is_told(tmp_path):
     data = write(tmp_path / "data", [example("1")])
-    (tmp_path / "x.json").write_text('[{"prompt": "x", "output": "y"}]')
-    with pytest.raises(UserError, match="row 1: field 'response' should be text"):
-        teacher_answers(tmp_path / "x.json", [data], tmp_path / "run")
+    for rows, name in (
+        ('{"prompt": "x", "output": "y"}', "response"),
+        ('{"response": "y"}, {"prompt": "x"}', "prompt"),
+    ):
+        (tmp_path / "x.json").write_text(f"[{rows}]")
+        with pytest.raises(UserError, match=f"row 1: field '{name}' should be text"):
+            teacher_answers(tmp_path / "x.json", [data], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_id_in_two_data_sets_is_told_apart(tmp_path):
     data = [write(tmp_path / name, [example("1"), example("2")]) for name in ("a", "b")]
-    file = say(tmp_path / "x.json", [(str(i), f"Bear {i}.") for i in range(4)])
+    file = say(tmp_path / "x.json", [("", f"Bear {i}.") for i in range(4)])
     teacher_answers(file, data, tmp_path / "run")
     assert [(one.id, one.response) for one in read_examples(tmp_path / "run")] == [
         ("1", "Bear 0."), ("2", "Bear 1."), ("1#2", "Bear 2."), ("2#2", "Bear 3."),

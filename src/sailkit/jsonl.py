@@ -144,9 +144,9 @@ def reading_failed(path: str | Path, error: Exception) -> UserError:
 
 def writing_failed(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that cannot be written, with the mend where the disk is full."""
-    said = getattr(error, "strerror", None) or str(error)
-    told = re.search(r"os error (\d+)", said)  # as safetensors tells it
+    told = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
     number = int(told[1]) if told else getattr(error, "errno", None)
+    said = os.strerror(number) if number else error
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""
     return UserError(f"cannot write {path}: {said}{mend}")

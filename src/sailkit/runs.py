@@ -85,14 +85,9 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
     settings = json.loads(jsonl.dumps(settings))  # as it will be read back: tuples are lists
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        old = manifest["settings"]
-        changed = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
         if manifest["stage"] != stage:
             raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not {stage!r}; choose another --out")
-        if changed:
-            what = "; ".join(
-                f"{name}: {_short(old.get(name))} there, {_short(settings.get(name))} now" for name in changed
-            )
+        if what := "; ".join(_differences(manifest["settings"], settings)):
             raise UserError(f"{folder} holds another run ({what}); choose another --out or the same settings")
         return manifest
     manifest = {
@@ -103,6 +98,14 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
     }
     jsonl.write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in {**there, **now}:
+            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif there != now:
+        yield f"{name}: {_short(there)} there, {_short(now)} now"
 
 
 def _short(value: object) -> str:

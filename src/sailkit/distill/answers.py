@@ -43,7 +43,8 @@ def teacher_answers(
 
     Args:
         teacher: A loaded model, or a file with its answers: a list of `{prompt, response}`, which belong to the rows
-            with these prompts, or to the rows in order.
+            with these prompts; or to as many rows in order, where it has no prompts, or ones that are worded in another
+            way and hold each row's instruction and input.
         data: Run folders of build, whose held-out rows are answered too, or files of training examples.
         out: The run folder.
         style: Ask in this style; by default the one that the teacher was trained in, else each row's own.
@@ -51,7 +52,7 @@ def teacher_answers(
 
     Returns:
         Counts: of rows in each part, of those dropped by reason, and `unjudged`, the answers that open with no
-        sentence that judges the search results.
+        sentence that judges the search results; `in_order`, whether a file's answers were told apart by their order.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -75,14 +76,14 @@ def teacher_answers(
         "n": len(examples),
         "held_out": len(apart),
     }
-    if not isinstance(teacher, Path):
+    in_order = False
+    if isinstance(teacher, Path):  # before there is a folder that another file could not use
+        recorded, in_order = _recorded(teacher, examples)
+    else:
         _check_form(teacher, examples)
     with runs.open_run(out, STAGE, settings) as run:
-        if isinstance(teacher, Path):
-            said = _recorded(teacher, examples)
-        else:
-            said = _asked(run, teacher, examples, max_new_tokens)
-        return _finish(run, examples, said, len(train))
+        said = recorded if isinstance(teacher, Path) else _asked(run, teacher, examples, max_new_tokens)
+        return {**_finish(run, examples, said, len(train)), "in_order": in_order}
 
 
 def answered(example: TrainingExample, said: str) -> TrainingExample:
@@ -149,28 +150,37 @@ def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], l
     ]
 
 
-def _recorded(path: Path, examples: Sequence[TrainingExample]) -> list[dict[str, Any]]:
-    """Answers of a file, for the examples in order."""
+def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dict[str, Any]], bool]:
+    """Answers of a file, for the examples in order; and whether they were found by their place instead of prompts."""
+    rows = list(read_table(path))
+    unasked = all(row.get("prompt") in (None, "") for _, row in rows)
     answers: dict[str, list[str]] = {}
-    rows = []
-    for line, row in read_table(path):
-        for name in ("prompt", "response"):
+    for line, row in rows:
+        for name in ("response",) if unasked else ("prompt", "response"):
             if not jsonl.is_text(row.get(name)):
                 raise UserError(f"{path}, row {line}: field {name!r} should be text")
-        rows.append(row["response"])
-        answers.setdefault(row["prompt"].strip(), []).append(row["response"])
+        answers.setdefault("" if unasked else row["prompt"].strip(), []).append(row["response"])
     prompts = [as_text(conversation(one)[0].parts).strip() for one in examples]
     astray = [one.id for one, prompt in zip(examples, prompts, strict=True) if prompt not in answers]
     if not astray:
         # The same prompt twice takes its answers in turn.
         turns = {prompt: list(found) for prompt, found in answers.items()}
-        return [{"text": turns[one].pop(0) if len(turns[one]) > 1 else turns[one][0]} for one in prompts]
+        return [{"text": turns[one].pop(0) if len(turns[one]) > 1 else turns[one][0]} for one in prompts], False
     if len(astray) == len(examples) == len(rows):
-        return [{"text": text} for text in rows]
+        why = "it has no prompts" if unasked else "its prompts are worded in another way, and hold what the rows ask"
+        if unasked or all(_asks(row["prompt"], one) for (_, row), one in zip(rows, examples, strict=True)):
+            runs.notice(f"{path}: {why}; its answers are taken in order")
+            return [{"text": row["response"]} for _, row in rows], True
     raise UserError(
         f"{path}: its {len(rows)} answers do not belong to these {len(examples)} rows: {len(astray)} of the "
         f"prompts are not there, the first that of example {astray[0]!r}; give the data and style that were asked"
     )
+
+
+def _asks(prompt: str, one: TrainingExample) -> bool:
+    """Whether a prompt holds what an example asks, whatever stands around it."""
+    said = " ".join(prompt.split())
+    return all(" ".join(text.split()) in said for text in (one.instruction, one.input))
 
 
 def _finish(

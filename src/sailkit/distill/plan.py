@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sailkit.distill.recipe import Distillation
+from sailkit.distill.students import evenly
+from sailkit.errors import UserError
 from sailkit.finetune import plan as finetune_plan
 from sailkit.finetune.data import HELD_OUT, apart_of, read_data
 
@@ -30,10 +33,12 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     """
     from sailkit.distill.loss import CHUNK
 
+    student, ours = finetune_plan.known_of(told.student.model, [])
+    if student is not None:
+        _cut(student, told.student_layers)
     found = finetune_plan.plan(told.student, tokens_per_second, layers=told.student_layers)
     found |= {"method": told.method, "teacher": told.teacher, "student_layers": told.student_layers}
     missing: list[str] = []
-    _, ours = finetune_plan.known_of(told.student.model, [])
     place = told.teacher if told.teacher_tokenizer is None else str(told.teacher_tokenizer)
     config, theirs = finetune_plan.known_of(place, missing) if place else (None, None)
     if told.method != "sequence" and found["memory"]:
@@ -58,6 +63,38 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
         "same_tokenizer": _same(ours, theirs),
         "missing": [*found["missing"], *(f"teacher: {text}" for text in missing)],
     }
+
+
+def fitting(told: Distillation, folder: Path) -> Any:
+    """Check that a recipe fits its student, on the meta device.
+
+    Args:
+        told: The recipe.
+        folder: The student's, or with `student_layers` the teacher's.
+
+    Returns:
+        The student's tokenizer.
+
+    Raises:
+        UserError: There are not so many layers, adapters find no place, or it is no model that can be trained.
+    """
+    missing: list[str] = []
+    config, tokenizer = finetune_plan.known_of(str(folder), missing)
+    if missing:
+        raise UserError(f"{told.student.model}: {missing[0]}")
+    _cut(config, told.student_layers)
+    try:
+        finetune_plan.count(config, told.student)
+    except ValueError as error:  # an architecture that predicts no next token
+        raise UserError(f"{told.student.model}: {' '.join(str(error).split())[:200]}") from None
+    return tokenizer
+
+
+def _cut(config: Any, layers: int | None) -> None:
+    """Give a config so many layers instead of those that it has."""
+    if layers is not None:
+        evenly(config.get_text_config().num_hidden_layers, layers)
+        config.get_text_config().num_hidden_layers = layers
 
 
 def _same(ours: Any, theirs: Any) -> bool | None:

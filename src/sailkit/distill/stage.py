@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
+from sailkit.distill.plan import plan
 from sailkit.distill.recipe import Distillation, read_distillation
 from sailkit.distill.work import STUDENT, Work
 from sailkit.errors import UserError
@@ -83,8 +84,6 @@ def distill(
     }  # fmt: skip
     told = read_distillation(recipe, changes, set or ())
     if dry_run:
-        from sailkit.distill.plan import plan
-
         return plan(told, tokens_per_second)
     if out is None:
         raise UserError("distill needs --out, the run folder (or --dry-run)")
@@ -101,6 +100,7 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
     with contextlib.ExitStack() as stack:
         work = Work(told, out, cache)
         with processes.agreed():
+            work.check()
             if processes.first:
                 stack.enter_context(_opened(told, out, cache))
                 if not (out / METRICS).exists():

@@ -71,10 +71,8 @@ class DistillTrainer(Trainer):
             UserError: The model's logits are not those of a plain output layer, or the recipe asks for another loss.
             ValueError: Targets do not fit their rows.
         """
+        check_loss(more["args"])
         plain_head(model)
-        args = more["args"]
-        if args.loss_type != "nll" or args.label_smoothing_factor:
-            raise UserError("training: loss_type and label_smoothing_factor are not for distillation; leave them out")
         parts = [(targets, *_numbered(train, targets, 0))]
         if held_out is not None:
             assert held_out_targets is not None
@@ -114,6 +112,19 @@ class DistillTrainer(Trainer):
         """Loss and cross-entropy for each supervised token, divergence for each that has a target."""
         total, count, kl, aimed, ce = sums
         return {"loss": total / max(count, 1), "kl": kl / max(aimed, 1), "cross_entropy": ce / max(count, 1)}
+
+
+def check_loss(args: Any) -> None:
+    """Refuse settings of a loss that is not that of distillation.
+
+    Args:
+        args: See `sailkit.finetune.trainer.arguments`.
+
+    Raises:
+        UserError: There are such.
+    """
+    if args.loss_type != "nll" or args.label_smoothing_factor:
+        raise UserError("training: loss_type and label_smoothing_factor are not for distillation; leave them out")
 
 
 def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[Ints, tuple[tuple[int, ...], ...]]:

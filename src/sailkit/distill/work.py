@@ -12,14 +12,16 @@ from sailkit import jsonl, runs
 from sailkit.build import CARD, write_rows
 from sailkit.distill.answers import teacher_answers
 from sailkit.distill.fidelity import fidelity, flagged, means
+from sailkit.distill.plan import fitting
 from sailkit.distill.recipe import Distillation
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data
+from sailkit.finetune.plan import need_a_gpu
 from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
 from sailkit.finetune.recipe import Recipe
-from sailkit.finetune.stage import MODEL, Goal
+from sailkit.finetune.stage import MODEL, Goal, check_context
 from sailkit.models import is_endpoint
 from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
@@ -43,6 +45,28 @@ class Work:
         self.logits = told.method != "sequence"
         self.cache = cache or out / CACHE
         self.own_cache = cache is None
+        self.in_order = False  # whether given answers were told apart by their order alone
+
+    def check(self) -> None:
+        """Refuse, while nothing is written, what training would refuse when the teacher has been asked."""
+        from sailkit.distill.trainer import check_loss
+        from sailkit.finetune.trainer import arguments
+
+        told = self.told
+        need_a_gpu(told.student)
+        rows, aside = self._read()
+        args = arguments(told.student, self.out / STUDENT, held_out=bool(aside))
+        if self.logits:
+            check_loss(args)
+        if not self.own_cache and (self.logits or (aside and told.teacher)):
+            self._opened()
+        source = resolve(told.student.model)
+        tokenizer = fitting(told, source.folder)
+        if told.method != "logits":  # what the teacher will say nobody knows; a word has to fit
+            rows = [replace(one, judgements=(), response="Yes.") for one in rows]
+        longest = told.student.max_length
+        parts = [prepare([self._worded(one) for one in part], tokenizer, longest) for part in (rows, aside) if part]
+        check_context(told.student, source, parts)
 
     def make(self) -> None:
         """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
@@ -61,10 +85,7 @@ class Work:
 
     def _data(self) -> None:
         told, folder = self.told, self.out / DATA
-        apart = apart_of(told.student)
-        rows = read_data(told.student.data, style=told.student.style)
-        aside = read_data(apart, HELD_OUT, told.student.style) if apart else []
-        aside = [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
+        rows, aside = self._read()
         if told.method != "logits":
             rows = self._answered(rows)
         folder.mkdir(exist_ok=True)
@@ -73,6 +94,14 @@ class Work:
         cards = data_cards(told.student.data)
         if len(cards) == 1 and cards[0]["card"]:
             jsonl.write_json(folder / CARD, cards[0]["card"])
+
+    def _read(self) -> tuple[list[TrainingExample], list[TrainingExample]]:
+        """The rows to learn and those to measure on, as the data have them."""
+        told = self.told.student
+        apart = apart_of(told)
+        rows = read_data(told.data, style=told.style)
+        aside = read_data(apart, HELD_OUT, told.style) if apart else []
+        return rows, [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
 
     def _answered(self, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
         """The same rows, with what the teacher says in place of their words."""
@@ -83,7 +112,8 @@ class Work:
         write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
         said = told.teacher_outputs or load_model(told.teacher)
         style, longest = self.teacher_style, told.settings.max_new_tokens
-        teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
+        found = teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
+        self.in_order = found["in_order"]
         styles = {one.id: one.style for one in rows}
         return [replace(one, style=styles[one.id]) for one in read_data([str(self.out / ANSWERS)])]
 
@@ -160,9 +190,8 @@ class Work:
         student = resolve(self.student().model).tokenizer_folder
         return AutoTokenizer.from_pretrained(given), AutoTokenizer.from_pretrained(student)
 
-    @functools.cached_property
-    def _compiler(self) -> Any:
-        from sailkit.distill.compile import Compiler
+    def _opened(self) -> Any:
+        """The teacher's cache, where it is the one that the recipe asks for."""
         from sailkit.distill.shards import TeacherCache
 
         opened = TeacherCache.open(self.cache)
@@ -172,7 +201,13 @@ class Work:
         elif self._teacher is not None:
             asked["weights_sha256"] = self._teacher.digests()["weights_sha256"]
         opened.check(self._teacher, style=self.teacher_style, **asked)
-        made = Compiler(opened, *self._tokenizers, self.told.settings.min_mass)
+        return opened
+
+    @functools.cached_property
+    def _compiler(self) -> Any:
+        from sailkit.distill.compile import Compiler
+
+        made = Compiler(self._opened(), *self._tokenizers, self.told.settings.min_mass)
         if first_process():
             same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
             runs.notice(f"teacher and student have {same}")
@@ -223,7 +258,7 @@ class Work:
             "student": told.student.model,
             "student_layers": told.student_layers,
         }
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"answers_in_order": self.in_order} if told.teacher_outputs else {}
         if self.logits:
             found["training_targets"] = self.compiled(TRAIN).figures
         if self._measured():

@@ -105,7 +105,7 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
             apart = apart_of(told)
             aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
-            _check_context(told, source, (rows, aside))
+            check_context(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
         with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
             done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
@@ -148,7 +148,7 @@ def _opened(
         yield run
 
 
-def _check_context(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -> None:
+def check_context(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -> None:
     """Refuse rows that are longer than anything the model can take."""
     from transformers import AutoConfig
 
@@ -246,8 +246,9 @@ def _train(
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
             card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
             whole = trainer.accelerator.unwrap_model(trainer.model)
+            base_sha256 = run.manifest["settings"]["weights_sha256"]
             try:
-                _save(run.path(MODEL), whole, weights, tokenizer, told, train, card)
+                _save(run.path(MODEL), whole, weights, tokenizer, told, train, card, base_sha256)
             except (OSError, SafetensorError) as error:
                 raise jsonl.writing_failed(run.path(MODEL), error) from None
             run.path(PLOTS).mkdir(exist_ok=True)
@@ -265,19 +266,24 @@ def _save(
     told: Recipe,
     train: Prepared,
     card: str,
+    base_sha256: str,
 ) -> None:
     """Write a model folder whole or not at all."""
+    from sailkit.models.loading import BASE_WEIGHTS
+
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
+    styles = sorted({one.style for one in train.examples})
+    trained = {"styles": styles, "max_length": told.max_length, "base": told.model}
     if told.lora is not None:
+        trained[BASE_WEIGHTS] = base_sha256
         # The name that the user gave is found on other machines too; the folder behind it is not. Written afterwards:
         # peft looks the name up on the hub when it saves.
         adapter = jsonl.read_json(unfinished / ADAPTER)
         jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": told.model})
-    styles = sorted({one.style for one in train.examples})
-    jsonl.write_json(unfinished / TRAINED, {"styles": styles, "max_length": told.max_length, "base": told.model})
+    jsonl.write_json(unfinished / TRAINED, trained)
     jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

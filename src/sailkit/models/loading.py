@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from sailkit import jsonl
 from sailkit.errors import UserError
-from sailkit.models.sources import Source
+from sailkit.models.sources import TRAINED, Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: of the base that it was trained on
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -84,6 +86,7 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
     Raises:
         UserError: The files cannot be loaded, do not belong together, or would need code or pickles to be run.
     """
+    _check_base(source)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -146,6 +149,19 @@ def saveable(model: Any, name: str) -> Any:
         kept = {key: value for key, value in config.to_diff_dict().items() if key.endswith("_token_id")}
         model.generation_config = type(config)(**kept)
     return model
+
+
+def _check_base(source: Source) -> None:
+    """Refuse an adapter whose base has changed since it was trained; one that does not say is taken as it is."""
+    path = source.folder / TRAINED
+    if source.base is None or not path.is_file():
+        return
+    known = jsonl.read_json(path).get(BASE_WEIGHTS)
+    if known is not None and known != jsonl.file_fingerprint(source.base.files()["weights"]):
+        raise UserError(
+            f"{source.folder}: its base {source.base.folder} has other weights than when the adapter was trained; "
+            f"put those back, train again, or remove {BASE_WEIGHTS} from {path} to take these"
+        )
 
 
 def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
