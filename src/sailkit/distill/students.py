@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 from sailkit import jsonl
 from sailkit.errors import UserError
@@ -40,7 +38,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     """
     import torch
 
-    from sailkit.models.loading import load
+    from sailkit.models.loading import load, saved_whole
 
     made = {"weights_sha256": jsonl.file_fingerprint(source.files()["weights"]), "layers": keep}
     if (out / MADE_OF).exists() and (found := jsonl.read_json(out / MADE_OF)).items() >= made.items():
@@ -59,22 +57,8 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     config.num_hidden_layers = keep
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in kept]
-    _save(model, tokenizer, {**made, "kept": kept}, out)
-    return kept
-
-
-def _save(model: Any, tokenizer: Any, made: dict[str, Any], out: Path) -> None:
-    from safetensors import SafetensorError
-
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with saved_whole(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        jsonl.write_json(unfinished / MADE_OF, made)
-        shutil.rmtree(out, ignore_errors=True)
-        unfinished.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise jsonl.writing_failed(out, error) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        jsonl.write_json(unfinished / MADE_OF, {**made, "kept": kept})
+    return kept

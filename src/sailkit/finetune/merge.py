@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,26 +38,16 @@ def merge(
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
-    from safetensors import SafetensorError
-
-    from sailkit.models.loading import DTYPES, load
+    from sailkit.models.loading import DTYPES, load, saved_whole
 
     model, tokenizer = load(source, DTYPES[dtype], trust_remote_code=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with saved_whole(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         if (adapter / TRAINED).exists():
             shutil.copy(adapter / TRAINED, unfinished)
             if (adapter / MODEL_CARD).exists():
                 _copy_card(adapter / MODEL_CARD, unfinished / MODEL_CARD)
-        unfinished.chmod(0o755)
-        unfinished.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise jsonl.writing_failed(out, error) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return {"model": str(out), "base": jsonl.read_json(adapter / ADAPTER)["base_model_name_or_path"]}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -173,8 +172,6 @@ def _train(
     args: Any,
     goal: Goal,
 ) -> dict[str, Any]:
-    from safetensors import SafetensorError
-
     from sailkit.finetune import callbacks, checkpoints, loading
     from sailkit.finetune import trainer as trl
     from sailkit.finetune.flagging import flagging
@@ -247,10 +244,7 @@ def _train(
             card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
             whole = trainer.accelerator.unwrap_model(trainer.model)
             base_sha256 = run.manifest["settings"]["weights_sha256"]
-            try:
-                _save(run.path(MODEL), whole, weights, tokenizer, told, train, card, base_sha256)
-            except (OSError, SafetensorError) as error:
-                raise jsonl.writing_failed(run.path(MODEL), error) from None
+            _save(run.path(MODEL), whole, weights, tokenizer, told, train, card, base_sha256)
             run.path(PLOTS).mkdir(exist_ok=True)
             for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
                 jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
@@ -269,21 +263,18 @@ def _save(
     base_sha256: str,
 ) -> None:
     """Write a model folder whole or not at all."""
-    from sailkit.models.loading import BASE_WEIGHTS
+    from sailkit.models.loading import BASE_WEIGHTS, saved_whole
 
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, state_dict=weights)
-    tokenizer.save_pretrained(unfinished)
     styles = sorted({one.style for one in train.examples})
     trained = {"styles": styles, "max_length": told.max_length, "base": told.model}
-    if told.lora is not None:
-        trained[BASE_WEIGHTS] = base_sha256
-        # The name that the user gave is found on other machines too; the folder behind it is not. Written afterwards:
-        # peft looks the name up on the hub when it saves.
-        adapter = jsonl.read_json(unfinished / ADAPTER)
-        jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": told.model})
-    jsonl.write_json(unfinished / TRAINED, trained)
-    jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with saved_whole(folder) as unfinished:
+        model.save_pretrained(unfinished, state_dict=weights)
+        tokenizer.save_pretrained(unfinished)
+        if told.lora is not None:
+            trained[BASE_WEIGHTS] = base_sha256
+            # The name that the user gave is found on other machines too; the folder behind it is not. Written
+            # afterwards: peft looks the name up on the hub when it saves.
+            adapter = jsonl.read_json(unfinished / ADAPTER)
+            jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": told.model})
+        jsonl.write_json(unfinished / TRAINED, trained)
+        jsonl.write_atomic(unfinished / publish.MODEL_CARD, card)  # instead of peft's
