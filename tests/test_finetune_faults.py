@@ -73,7 +73,7 @@ FAULTS = {
         test_finetune.test_a_kill_changes_nothing,
     ),
 }
-SLOW = ("chance is not restored", "patience begins anew after a stop")
+SLOW = ("each batch counts alike", "chance is not restored", "patience begins anew after a stop")
 
 
 @pytest.mark.parametrize(
