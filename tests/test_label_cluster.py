@@ -132,7 +132,7 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_command_that_is_stopped_goes_on_and_leaves_nothing(tmp_path, how):
-    results = write_results(tmp_path / "results.jsonl", 60000)
+    results = write_results(tmp_path / "results.jsonl", 180000)  # some seconds behind the first bytes
     command = [sys.executable, "-m", "sailkit", "label", "--results", str(results), "--labeler", "overlap", "--out"]
     subprocess.run([*command, str(tmp_path / "here")], check=True, capture_output=True)
     command += [str(tmp_path / "there"), "--ray", "--ray-actors", "1"]
