@@ -104,5 +104,12 @@ if __name__ == "__main__":
     shared, out = map(Path, sys.argv[1:])
     out.mkdir(parents=True, exist_ok=True)
     for made in (factcheck, answers):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made(shared))
-        (out / f"{made.__name__}.jsonl").write_text(text, encoding="utf-8")
+        try:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made(shared))
+        except FileNotFoundError as missing:
+            print(f"no {missing.filename}: SHARED is the folder that holds factcheckgpt/ and corpus/", file=sys.stderr)
+            sys.exit(2)
+        # A name that is there is a file that is whole: who goes on looks at the name alone.
+        partial = out / f"{made.__name__}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out / f"{made.__name__}.jsonl")

@@ -51,6 +51,14 @@ def test_corrections_stand_in_one_group_with_what_they_correct(claims):
     assert sum(labels == {"SUPPORTS", "REFUTES"} for labels in groups.values()) > 100
 
 
+def test_a_folder_without_the_data_is_told_in_one_line(tmp_path):
+    call = [sys.executable, EXAMPLES / "claims.py", tmp_path, tmp_path / "out"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "factcheckgpt" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.sh")), ids=lambda path: path.name)
 def test_a_script_says_how_it_is_called(script):
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
