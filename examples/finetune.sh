@@ -14,11 +14,11 @@ claims=$shared/climate-fever/climate-fever.jsonl
 # Claims of one half of Climate-FEVER with their evidence, false claims beside their corrections, and questions with an
 # answer that is right or right for another question, which only the passage can tell.
 [ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
-judged=(--distractors random --supported 0.75 --no-match-wording --shares)
+judged=(--distractors random --supported 0.75 --shares)
 sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.35,0.3,0.3 --held-out 0.05 \
-  --out data/climate-fever
+  --no-match-wording --out data/climate-fever
 sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" 0.05,0.65,0.3 \
-  --held-out 0.05 --out data/factcheck
+  --held-out 0.05 --no-match-wording --out data/factcheck
 sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" 0.05,0.65,0.3 \
   --held-out 0.03 --limit 1000 --out data/answers
 
