@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sailkit import jsonl
 from sailkit.build_task import build_task, wording_auroc
 from sailkit.errors import UserError
 from sailkit.exports import read_examples
@@ -142,6 +143,39 @@ def test_own_distractors_are_those_that_people_found_to_say_nothing(task, tmp_pa
     ]
     assert shown
     assert all(body == f"Passage {number} on {SUBJECTS[int(number) % 10]} says nothing." for number, body in shown)
+
+
+def test_no_search_result_is_shown_twice(task, tmp_path):
+    build_task(**task, out=tmp_path / "out", distractors=["own"], shares="0,0,0,1", supported=0.3)
+    for one in rows_of(tmp_path / "out"):
+        assert len({result.body for result in one.results}) == 3
+
+
+def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
+    card = build_task(**task, out=tmp_path / "out", limit=20, held_out=0)
+    every = rows_of(tmp_path / "out")
+    drawn = {one.id.split("/")[0] for one in every}
+    dropped = {row["id"]: row["reason"] for _, row in jsonl.read(tmp_path / "out" / "dropped.jsonl")}
+    assert len(every) == 20
+    assert set(dropped.values()) == {"not drawn"}
+    assert not drawn & dropped.keys()
+    assert len(drawn | dropped.keys()) == card["n_in"] == 90
+
+
+@pytest.mark.parametrize("labels", [["yes_", "no_"], ["yes_", "no_", "no_"], ["yes_"] * 30 + ["no_"]])
+def test_few_examples_are_balanced_without_a_look_at_their_wording(task, tmp_path, labels):
+    rows = [row(number, label) for number, label in enumerate(labels)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**one, "pair": one["id"]}) + "\n" for one in rows))
+    card = build_task(**task, out=tmp_path / "out", held_out=0)
+    assert card["labels"]["yes_"] == card["labels"]["no_"]
+    assert set(card["wording_auroc"].values()) == {None}
+
+
+def test_a_single_label_is_nothing_to_balance(task, tmp_path):
+    rows = [row(number, "yes_") for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(UserError, match="all judged evidence speaks for yes_"):
+        build_task(**task, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_files_read_back(some):
             assert found["rows"] == len(some)
             assert found["ambiguous"] == 0
             assert read_examples(Path(folder) / found["file"]) == [in_text(one) for one in expected]
+
+
+def test_a_body_that_counts_to_three_hundred_thousand_is_read_back_at_once():
+    body = "".join(f"\n\n({number}) " for number in range(2, 300_000))
+    one = TrainingExample("7", "Do", "it", (SearchResult(body, "T"),), ("distracting",), "Done.", "sail")
+    start = time.process_time()
+    with pytest.raises(UserError, match="does not have the form"):  # counted as ambiguous by the writer
+        read_row(sail_row(one), "")
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -171,6 +171,13 @@ def test_similarity_reads_the_end_of_a_long_response(similarity):
     assert found[1].score > found[0].score + 0.02  # the last window is mostly about shares, too
 
 
+def test_similarity_reads_the_end_of_a_text_with_more_tokens_than_characters(similarity):
+    filler = "한국어 문장은 자모로 나뉜다 " * 14  # a syllable is up to three tokens
+    assert len(filler) < similarity.describe()["windows"]["size"]
+    first, last = scores(similarity, [pair(filler), pair(filler + "Bears hunt seals.")])
+    assert last.score > first.score + 0.02
+
+
 def test_similarity_counts_what_a_long_title_pushes_out(similarity):
     title, body = "Shares rose on Monday. " * 600, "Polar bears hunt seals from the sea ice."
     assert scores(similarity, [pair(body, title=title)])[0].cut_tokens > 1000
@@ -421,7 +428,11 @@ def test_shards_give_the_bytes_of_the_whole(nli, make_nli, tmp_path):
     assert found["missing_shards"] == [2]
     with pytest.raises(UserError, match="not finished"):
         read_labels(tmp_path / "parts", read_searched(results))
-    done = label(results=results, out=tmp_path / "parts", labeler=name, dtype="float32", shard="2/3")
+    scored = tmp_path / "parts" / "shard-1-of-3" / "scores.jsonl"
+    scored.write_bytes(scored.read_bytes()[:-5])  # one that was killed, or is at work, has half a line
+    found = label(results=results, out=tmp_path / "parts", labeler=name, dtype="float32", shard="2/3")
+    assert found["missing_shards"] == [1]
+    done = label(results=results, out=tmp_path / "parts", labeler=name, dtype="float32", shard="1/3")
     assert done["finished"]
     assert (tmp_path / "parts" / "labels.jsonl").read_bytes() == (tmp_path / "whole" / "labels.jsonl").read_bytes()
     for bad in ("0/3", "4/3", "1", "a/b"):

@@ -201,6 +201,19 @@ def test_what_was_unavailable_is_asked_again_and_what_was_found_is_not(tmp_path)
     assert len(kept.read_text().splitlines()) == 3
 
 
+def test_an_answer_is_not_lost_when_more_is_asked_for_and_none_comes(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    with Engine({2: 404}) as engine:
+        (first,) = run(tmp_path, engine, "a", snapshot=kept)
+        more = run(tmp_path, engine, "a", out="more", snapshot=kept, k=20)  # nine were all there were
+        again = run(tmp_path, engine, "a", out="again", snapshot=kept, k=20, offline=True)
+        (offline,) = run(tmp_path, engine, "a", out="offline", snapshot=kept, offline=True)
+    assert engine.asked == ["a", "a"]
+    assert (len(first.results), len(more[0].results)) == (5, 9)
+    assert more == again
+    assert first == offline
+
+
 def test_an_engine_that_is_down_stops_the_run_and_it_goes_on_later(tmp_path):
     texts = [f"q{i}" for i in range(20)]
     with Engine(dict.fromkeys(range(9, 19), 404)) as engine:

@@ -173,6 +173,15 @@ def test_headings_are_escaped_where_the_style_is_ours_and_counted_where_not(load
     assert escape_headings(escape_headings(faked)) == escape_headings(faked)
 
 
+@pytest.mark.parametrize("filling", ["#", "## ", "##\t", "# "])
+def test_headings_are_looked_for_in_a_million_characters_at_once(filling):
+    text = filling * (1_000_000 // len(filling)) + " " * 1_000_000
+    start = time.process_time()
+    assert escape_headings(text) == text
+    assert escape_headings(f"{text}### Response:") == f"{text}# # # Response:"
+    assert time.process_time() - start < 20
+
+
 @given(data=st.data())
 def test_outside_text_changes_nothing_but_itself(tokenizer, style, data):
     title, body, asked, given_ = (data.draw(OUTSIDE) for _ in range(4))

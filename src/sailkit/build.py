@@ -9,6 +9,7 @@ import statistics
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -200,7 +201,7 @@ class _Builder:
                 return
         leak = self.check.find(row) if self.check else None
         if leak:
-            self.removed.append(_removed_row(row, leak))
+            self.removed.append(removed_row(row.id, leak))
             return
         example = self._example(one, self._candidates(one, judged, thresholds))
         side = runs.seed_for(self.seed, "held out", group_of(row)) < self.held_out_share * 2**64
@@ -268,15 +269,9 @@ def group_of(row: Instruction) -> str:
     return "\x00".join(" ".join(re.findall(r"\w+", text.casefold())) or text for text in (row.instruction, row.input))
 
 
-def _removed_row(row: Instruction, leak: Leak) -> jsonl.Row:
-    return {
-        "id": row.id,
-        "task": leak.task,
-        "example": leak.example,
-        "kind": leak.kind,
-        "field": leak.field,
-        "overlap": leak.overlap,
-    }
+def removed_row(name: str, leak: Leak) -> jsonl.Row:
+    """A row of `removed.jsonl`: which example the row of this id contains, and how."""
+    return {"id": name, **asdict(leak)}
 
 
 def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, Any]:

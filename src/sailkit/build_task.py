@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sailkit import jsonl, runs
-from sailkit.build import CARD, CARD_PAGE, DROPPED, HELD_OUT, REMOVED, read_shares, write_rows
+from sailkit.build import CARD, CARD_PAGE, DROPPED, HELD_OUT, REMOVED, read_shares, removed_row, write_rows
 from sailkit.card import card_of, page_of
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.exports import TRAIN, example_row
@@ -29,8 +29,10 @@ from sailkit.styles import as_text, check_style, wording
 from sailkit.tasks import Half, Task, in_half, load_task
 
 Distractor = Literal["random", "near", "own"]
+_VERSION = 2  # of how rows are drawn
 _BINS = 8  # of claims by what their wording alone says of the label
 _MOST_COPIES = 3  # draws of one claim and label, so that a rare label keeps up
+_FEWEST = 10  # units of each label from which on their wording is compared
 _NEAR = slice(2, 20)  # the nearest results of other claims; the very nearest may well be informative
 
 
@@ -77,7 +79,8 @@ def build_task(
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
         supported: Share of the rows with search results of which at least one is informative.
         distractors: Where distracting results come from: random (other examples), near (other examples, on a like
-            subject), own (this example's evidence that speaks for nothing); random and near by default.
+            subject), own (this example's evidence that speaks for nothing, random where that is too little); random
+            and near by default.
         match_wording: Balance the labels among claims of like wording, not only over all.
         protocol: Of the task; its wordings are drawn from.
         held_out: Share of examples that are kept apart.
@@ -103,6 +106,7 @@ def build_task(
     chosen = load_task(task)
     dataset = load_task(task, ["all"]).load(data)
     settings = {
+        "version": _VERSION,
         "task": chosen.name,
         "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
         "data_sha256": dataset.fingerprint,
@@ -130,6 +134,8 @@ def build_task(
         if not usable:
             raise UserError(f"task {chosen.name} has no evidence that people judged; give its YAML a `stance`")
         units = [_Unit(one, label) for one in usable for label in chosen.labels if label in one.stances]
+        if len({unit.label for unit in units}) < 2:
+            raise UserError(f"task {chosen.name}: all judged evidence speaks for {units[0].label}; nothing to balance")
         drawn = _balanced(units, chosen.labels, match_wording, seed)[:limit]
         drawer = _Drawer(chosen, protocol, kept, counts, supported, kinds, style, seed)
         rows = [(unit, drawer.draw(unit, copy)) for unit, copy in drawn]
@@ -138,8 +144,12 @@ def build_task(
         aside = [row for (_, row), aside in zip(rows, apart, strict=True) if aside]
         if not train:
             raise UserError(f"no row is left to train on; use a smaller --held-out than {held_out}")
-        used = {one.id for one in usable}
-        dropped = [{"id": one.id, "reason": "no judged evidence"} for one in kept if one.id not in used]
+        judged, used = {one.id for one in usable}, {unit.example.id for unit, _ in rows}
+        dropped = [
+            {"id": one.id, "reason": "not drawn" if one.id in judged else "no judged evidence"}
+            for one in kept
+            if one.id not in used
+        ]
         for name, part in ((TRAIN, train), (HELD_OUT, aside)):
             write_rows(run.path(name), map(example_row, part))
         write_rows(run.path(DROPPED), dropped)
@@ -180,7 +190,7 @@ def _without_leaks(
         if leak is None:
             kept.append(one)
         else:
-            removed.append({"id": one.id, "example": leak.example, "kind": leak.kind, "overlap": leak.overlap})
+            removed.append(removed_row(one.id, leak))
     return kept, removed
 
 
@@ -188,8 +198,8 @@ def _balanced(units: Sequence[_Unit], labels: Sequence[str], match: bool, seed: 
     """Units and the number of the draw, each label as often as the others among claims of like wording."""
     told = np.array([unit.label == labels[0] for unit in units])
     bins = np.zeros(len(units), dtype=int)
-    if match and len(labels) == 2 and 0 < told.sum() < len(told):
-        scores = _wording_scores([unit.example for unit in units], told, seed)
+    scores = _wording_scores([unit.example for unit in units], told, seed) if match and len(labels) == 2 else None
+    if scores is not None:
         edges = np.quantile(scores, np.linspace(0, 1, _BINS + 1)[1:-1])
         bins = np.searchsorted(edges, scores)
     found = []
@@ -209,14 +219,17 @@ def _balanced(units: Sequence[_Unit], labels: Sequence[str], match: bool, seed: 
 
 
 def _wording_scores(examples: Sequence[Example], told: Any, seed: int) -> Any:
-    """Out-of-fold log-odds of the first label from the words of the text alone."""
+    """Out-of-fold log-odds of the first label from the words of the text alone; None where there are too few."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
-    groups = [one.group for one in examples]
-    folds = StratifiedGroupKFold(min(5, len(set(groups))), shuffle=True, random_state=seed)
+    groups = np.array([one.group for one in examples])
+    several = min(len(set(groups[told])), len(set(groups[~told])))  # each fold is told by both labels of the others
+    if several < 2 or min(told.sum(), (~told).sum()) < _FEWEST:
+        return None
+    folds = StratifiedGroupKFold(min(5, several), shuffle=True, random_state=seed)
     words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10))
     texts = [one.text for one in examples]
     return cross_val_predict(words, texts, told, groups=groups, cv=folds, method="decision_function")
@@ -227,9 +240,8 @@ def wording_auroc(examples: Sequence[Example], labels: Sequence[str], seed: int 
     from sklearn.metrics import roc_auc_score
 
     told = np.array([label == sorted(set(labels))[0] for label in labels])
-    if len(set(labels)) != 2 or min(told.sum(), (~told).sum()) < 10:
-        return None
-    return round(float(roc_auc_score(told, _wording_scores(examples, told, seed))), 4)
+    scores = _wording_scores(examples, told, seed) if len(set(labels)) == 2 else None
+    return None if scores is None else round(float(roc_auc_score(told, scores)), 4)
 
 
 class _Drawer:
@@ -268,10 +280,8 @@ class _Drawer:
         if n and chance.random() < self.supported:
             good = chance.sample(own, chance.randint(1, min(n, len(own))))
         shown: list[tuple[SearchResult, Verdict]] = [(result, "informative") for result in good]
-        seen = {result.body for result in one.evidence}
         while len(shown) < n:
-            result = self._distracting(one, chance, seen)
-            seen.add(result.body)
+            result = self._distracting(one, chance, {result.body for result, _ in shown})
             shown.append((result, "distracting"))
         chance.shuffle(shown)
         question = chance.choice(self.questions)
@@ -286,18 +296,19 @@ class _Drawer:
             style=self.style,
         )
 
-    def _distracting(self, one: Example, chance: random.Random, seen: set[str]) -> SearchResult:
+    def _distracting(self, one: Example, chance: random.Random, shown: set[str]) -> SearchResult:
         kind = chance.choice(self.kinds)
         if kind == "own":
-            found = [r for r, stance in zip(one.evidence, one.stances, strict=True) if stance is None]
-            if found:
+            silent = (r for r, stance in zip(one.evidence, one.stances, strict=True) if stance is None)
+            if found := [result for result in silent if result.body not in shown]:
                 return chance.choice(found)
+        own = {result.body for result in one.evidence}
         near = self.near.get(one.id, ())
         for _ in range(100):
             group, result = self.pool[
                 chance.choice(near) if kind == "near" and len(near) else chance.randrange(len(self.pool))
             ]
-            if group != one.group and result.body not in seen:
+            if group != one.group and result.body not in own | shown:
                 return result
         raise UserError(f"example {one.id!r}: no other example has a search result that could distract")
 

@@ -232,19 +232,16 @@ def _read_results(text: str) -> tuple[SearchResult, ...] | None:
     words = wording()
     if text == words["no_results"]:
         return ()
-    bodies: list[str] = []
-    rest = text
-    opening, number = words["result"].split("{title}")[0], 1
-    if not rest.startswith(opening.format(number=1)):
+    opening, between = words["result"].split("{title}")[0], words["results_join"]
+    if not text.startswith(opening.format(number=1)):
         return None
-    while True:
-        rest = rest[len(opening.format(number=number)) :]
-        number += 1
-        at = rest.find(words["results_join"] + opening.format(number=number))
-        bodies.append(rest if at < 0 else rest[:at])
-        if at < 0:
-            break
-        rest = rest[at + len(words["results_join"]) :]
+    bodies: list[str] = []
+    place: int | None = 0
+    while place is not None:
+        start = place + len(opening.format(number=len(bodies) + 1))
+        at = text.find(between + opening.format(number=len(bodies) + 2), start)
+        bodies.append(text[start : at if at >= 0 else None])
+        place = at + len(between) if at >= 0 else None
     pairs = [body.partition("\n") for body in bodies]
     return tuple(SearchResult(body, title=title) for title, _, body in pairs)
 

@@ -18,12 +18,7 @@ from sailkit.tables import read_table
 RESULTS = "results.jsonl"
 _FIELDS = ("id", "instruction", "input", "output")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# Alpaca's prompt, as prompt/completion files carry it.
-_ALPACA = re.compile(
-    r"(?:Below is an instruction[^\n]*\n+)?### Instruction:\s*(?P<instruction>.*?)"
-    r"(?:\n+### Input:\s*(?P<input>.*?))?\n+### Response:\s*",
-    re.DOTALL,
-)
+_PREAMBLE = re.compile(r"(?:Below is an instruction[^\n]*\n++)?")
 
 
 def read_instructions(
@@ -73,8 +68,7 @@ def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
 def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, where: str) -> Instruction:
     values = dict(row)
     if "instruction" not in names and "instruction" not in row and isinstance(row.get("prompt"), str):
-        match = _ALPACA.fullmatch(row["prompt"])
-        values |= match.groupdict() if match else {"instruction": row["prompt"]}
+        values |= _alpaca_fields(row["prompt"]) or {"instruction": row["prompt"]}
         values["output"] = row.get("completion")
     elif isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):
         values = {**row["instances"][0], **values}
@@ -90,6 +84,16 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, w
     identity = str(place) if values.get("id") is None else _text(values["id"], "id", where)
     texts = [_text(values.get(name), name, where) for name in _FIELDS[1:]]
     return Instruction(identity, *texts)
+
+
+def _alpaca_fields(prompt: str) -> dict[str, str] | None:
+    """Instruction and input of Alpaca's prompt, as prompt/completion files carry it; None for another prompt."""
+    before, asked, rest = prompt.partition("### Instruction:")
+    middle, answer, behind = rest.rpartition("\n### Response:")
+    if not asked or not answer or behind.strip() or not _PREAMBLE.fullmatch(before):
+        return None
+    instruction, _, given = middle.partition("\n### Input:")
+    return {"instruction": instruction.lstrip().rstrip("\n"), "input": given.lstrip().rstrip("\n")}
 
 
 def _text(value: object, name: str, where: str) -> str:

@@ -126,8 +126,9 @@ _Values = dict[str, str | Sequence[Part]]
 
 @cache
 def _heading() -> re.Pattern[str]:
-    names = "|".join(re.escape(name).replace(r"\ ", "[ \t]+") for name in wording()["headings"])
-    return re.compile(rf"#{{2,}}(?=[ \t]*(?:{names})[ \t]*:)", re.IGNORECASE)
+    names = "|".join(re.escape(name).replace(r"\ ", "[ \t]++") for name in wording()["headings"])
+    # Nothing is looked at twice: a million hashes would take hours.
+    return re.compile(rf"(?<!#)#{{2,}}+(?=[ \t]*+(?:{names})[ \t]*+:)", re.IGNORECASE)
 
 
 def escape_headings(text: str) -> str:

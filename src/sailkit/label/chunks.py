@@ -53,8 +53,6 @@ class Windows:
 
     def split(self, text: str, most: int | None) -> tuple[list[str], int]:
         """The first so many windows of a text as text, or all of them, and how many tokens are behind the last one."""
-        if len(text) <= self.size:  # no token is shorter than a character
-            return [text], 0
         ends = self.ends(text)
         spans = self.spans(len(ends), most=most)
         starts = [0, *ends]

@@ -42,7 +42,7 @@ class Similarity:
 
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores."""
-        return {"labeler": self.name, "version": 3, **self._facts, "windows": self._windows.describe()}
+        return {"labeler": self.name, "version": 4, **self._facts, "windows": self._windows.describe()}
 
     def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Batches in order: the encoder sorts by length within each."""

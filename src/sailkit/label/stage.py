@@ -171,10 +171,12 @@ def _finish(
     scores: dict[str, Score] = {}
     missing = []
     for number, (file, share) in enumerate(zip(files, shares, strict=True), start=1):
-        found = [row for _, row in jsonl.read(file)] if file.exists() else []
-        if len(found) < sum(map(len, share)):
+        count = sum(map(len, share))
+        # The last line of a shard that is at work, or was killed, may be half written.
+        if not file.exists() or file.read_bytes().count(b"\n") < count:
             missing.append(number)
-        scores |= {row.pop("id"): Score(**row) for row in found}
+        elif not missing:
+            scores |= {row.pop("id"): Score(**row) for _, row in jsonl.read(file)}
     if missing:
         return {**figures, "finished": False, "missing_shards": missing}
     threshold = run.manifest["settings"]["threshold"]

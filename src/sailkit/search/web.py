@@ -131,7 +131,9 @@ class WebSearcher:
         if entry is None and self._offline:
             return Found(self.name, "unavailable")
         if entry is None or (entry.k < k and len(entry.results) < k and not self._offline):
-            entry = known[text] = self._freeze(text, k)
+            asked = self._freeze(text, k)
+            if entry is None or asked.outcome != "unavailable":
+                entry = known[text] = asked
         return Found(self.name, entry.outcome, entry.results[:k])
 
     def _freeze(self, text: str, k: int) -> _Entry:
@@ -198,8 +200,8 @@ class WebSearcher:
                 entry = _entry(row, where)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{where}: not a line of a snapshot") from None
-            # The last word counts. What was unavailable is asked again, unless there is no asking.
-            if engine == self.name and isinstance(text, str) and (self._offline or entry.outcome != "unavailable"):
+            # The last answer counts. What was unavailable is asked again, or is unavailable again where none is asked.
+            if engine == self.name and isinstance(text, str) and entry.outcome != "unavailable":
                 known[text] = entry
         return known
 
