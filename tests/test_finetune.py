@@ -118,6 +118,8 @@ def test_a_quantised_base_trains_adapters_after_it_was_evaluated(folder, data, t
 def test_adapters_on_nothing_are_an_error(folder, data, tmp_path):
     with pytest.raises(UserError, match=r"does not fit the model: Target modules .*nowhere"):
         tune(folder, data, tmp_path / "run", "lora={target_modules: [nowhere]}", "dtype=float32")
+    with pytest.raises(UserError, match=r"lora: missing \), unterminated"):
+        tune(folder, data, tmp_path / "again", "lora={target_modules: (}")
 
 
 def test_a_token_that_the_model_has_no_row_for_is_an_error(folder, data, tmp_path):
