@@ -118,6 +118,18 @@ def test_a_quantised_base_trains_adapters_after_it_was_evaluated(folder, data, t
 def test_adapters_on_nothing_are_an_error(folder, data, tmp_path):
     with pytest.raises(UserError, match=r"does not fit the model: Target modules .*nowhere"):
         tune(folder, data, tmp_path / "run", "lora={target_modules: [nowhere]}", "dtype=float32")
+    with pytest.raises(UserError, match=r"lora: missing \), unterminated"):
+        tune(folder, data, tmp_path / "again", "lora={target_modules: (}")
+
+
+def test_a_token_that_the_model_has_no_row_for_is_an_error(folder, data, tmp_path):
+    larger = shutil.copytree(folder, tmp_path / "larger")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<end>"})  # and the embeddings were not resized
+    tokenizer.save_pretrained(larger)
+    with pytest.raises(UserError, match=r"example '0' has a token that .* has no row for \(512\)"):
+        tune(larger, data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 COMMAND = """

@@ -18,7 +18,7 @@ from sailkit import cli
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.data import prepare
-from sailkit.finetune.plan import count, memory, plan
+from sailkit.finetune.plan import count, memory, need_a_gpu, plan
 from sailkit.finetune.recipe import Recipe, read_recipe
 from sailkit.finetune.stage import finetune
 from test_finetune import example
@@ -171,6 +171,13 @@ def test_without_a_gpu_a_large_quantised_base_is_refused_in_one_line(llama, data
     (line,) = done.stderr.strip().splitlines()
     assert "6.74 billion parameters) as a quantised base needs a CUDA GPU with about" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_gpu_there_is_nowhere_to_take_activations_from():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="activation_offloading needs a GPU"):
+        need_a_gpu(Recipe("m", ("d",), training={"activation_offloading": True}))
 
 
 def test_a_run_needs_a_folder(data):

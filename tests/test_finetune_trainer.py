@@ -150,6 +150,7 @@ def test_a_recipe_that_gives_half_of_a_step_means_what_it_meant(given, found, tm
 
 
 def test_a_loss_that_is_no_number_stops_with_the_rows_that_made_it(folder, tokenizer, rows, tmp_path):
+    aside = prepare([example(i) for i in (20, 21)], tokenizer, 512)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
@@ -157,6 +158,9 @@ def test_a_loss_that_is_no_number_stops_with_the_rows_that_made_it(folder, token
         one = trainer(folder, tokenizer, rows, tmp_path, model=model, packing=packing, max_steps=1)
         with pytest.raises(UserError, match=r"loss of step 1 is nan, in the batch of \d+(, \d+)*; try"):
             one.train()
+    one = trainer(folder, tokenizer, rows, tmp_path, aside, model=model)
+    with pytest.raises(UserError, match=r"held-out loss behind step 0 is nan, in the batch of 20, 21; try"):
+        one.evaluate()
 
 
 def test_held_out_loss_is_for_each_token_not_for_each_batch(folder, tokenizer, rows, tmp_path):
@@ -221,3 +225,28 @@ def test_patience_needs_evaluations_that_are_saved(tmp_path):
     told = Recipe("m", ("d",), patience=2, training={"bf16": False, "save_strategy": "steps", "eval_strategy": "epoch"})
     with pytest.raises(UserError, match="patience: training is evaluated and saved at the same steps"):
         trl.arguments(told, tmp_path, held_out=True)
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"learning_rate": -1.0}, "training: Invalid learning rate"),
+        ({"weight_decay": -1.0}, "training: Invalid weight_decay"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "training: One of min_lr"),
+    ],
+)
+def test_what_optimizer_and_schedule_would_refuse_is_told_without_a_model(tmp_path, training, said):
+    told = Recipe("m", ("d",), training={"bf16": False, **training})
+    with pytest.raises(UserError, match=said):
+        trl.arguments(told, tmp_path, held_out=False)
+
+
+def test_rows_that_make_no_whole_batch_are_not_trained_on_silently(folder, tokenizer, rows, tmp_path):
+    with pytest.raises(UserError, match="dataloader_drop_last: 16 rows are no whole batch"):
+        trainer(folder, tokenizer, rows, tmp_path, dataloader_drop_last=True, per_device_train_batch_size=17)
+
+
+def test_a_figure_that_there_is_not_cannot_choose_the_best(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, rows, metric_for_best_model="eval_los")
+    with pytest.raises(UserError, match="no figure 'los'; did you mean 'loss'"):
+        one.evaluate(metric_key_prefix="base")

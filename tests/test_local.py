@@ -455,11 +455,11 @@ def test_what_is_no_causal_transformer_is_refused(stories, kind):
 def make_adapter(folder, tmp_path):
     """A LoRA adapter with random weights, as peft saves it."""
 
-    def make(base: Path = folder, name: str = "adapter", **edits) -> tuple[Path, object]:
+    def make(base: Path = folder, name: str = "adapter", on=("q_proj", "v_proj"), **edits) -> tuple[Path, object]:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
-        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        config = LoraConfig(r=4, target_modules=list(on), init_lora_weights=False, task_type="CAUSAL_LM")
         tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
         tuned.save_pretrained(tmp_path / name)
         edit(tmp_path / name / "adapter_config.json", base_model_name_or_path=str(folder), **edits)
@@ -472,8 +472,12 @@ deprecated = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 
 @deprecated
-def test_an_adapter_scores_as_its_peft_model_does(make_adapter, stories):
-    folder, tuned = make_adapter()
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers:UserWarning")
+@pytest.mark.parametrize("on", [["q_proj", "v_proj"], ["embed_tokens"], ["lm_head"]], ids=" ".join)
+def test_an_adapter_scores_as_its_peft_model_does(make_adapter, stories, on):
+    """Also one on a matrix that embeddings and output layer share: merged, it is in the one alone."""
+    folder, tuned = make_adapter(on=on)
     model = load_model(str(folder), FP32)
     for reply in model.score(PROMPTS, ANSWERS):
         for score in reply.answers.values():

@@ -21,7 +21,7 @@ from sailkit.finetune.plan import need_a_gpu
 from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
 from sailkit.finetune.recipe import Recipe
-from sailkit.finetune.stage import MODEL, Goal, check_context
+from sailkit.finetune.stage import MODEL, Goal, check_rows
 from sailkit.models import is_endpoint
 from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
@@ -66,7 +66,7 @@ class Work:
             rows = [replace(one, judgements=(), response="Yes.") for one in rows]
         longest = told.student.max_length
         parts = [prepare([self._worded(one) for one in part], tokenizer, longest) for part in (rows, aside) if part]
-        check_context(told.student, source, parts)
+        check_rows(told.student, source, parts)
 
     def make(self) -> None:
         """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""

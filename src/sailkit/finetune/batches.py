@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -66,6 +67,24 @@ def alike(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         }
         for places in cut(lengths, len(batches))
     ]
+
+
+def names(batch: Mapping[str, Any], known: Mapping[tuple[int, ...], str]) -> list[str]:
+    """Ids of the examples in a batch, found by their tokens: neither padding nor packing keeps them.
+
+    Args:
+        batch: Padded rows, or packed ones with their positions.
+        known: Tokens of each row -> its id; any other is `?`.
+    """
+    rows = batch["input_ids"].tolist()
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    found = []
+    for i, row in enumerate(rows):
+        ends = [0, len(row)] if mask is None else [0, int(mask[i].sum())]
+        if mask is None and positions is not None:
+            ends = [*(positions[i] == 0).nonzero().flatten().tolist(), len(row)]
+        found += [known.get(tuple(row[a:b]), "?") for a, b in itertools.pairwise(ends)]
+    return found
 
 
 class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]

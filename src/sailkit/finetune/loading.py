@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
     """The model of a recipe: in float32, or frozen in its own number format below adapters.
 
     Raises:
-        UserError: It cannot be loaded, or quantization lacks its library.
+        UserError: It cannot be loaded, or what the recipe asks for lacks its library.
     """
+    if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("training.use_liger_kernel needs a library: run  pip install liger-kernel")
     if recipe.lora is None:
         model = load(source, torch.float32, trust_remote_code=False)[0]
         return saveable(model, recipe.model).requires_grad_(True)  # a merged adapter is frozen
@@ -50,6 +53,9 @@ def lora_config(recipe: Recipe) -> Any:
     from peft import LoraConfig
 
     try:
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(pattern := recipe.lora.get(name), str):
+                re.compile(pattern)
         return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, re.error) as error:
         raise UserError(f"lora: {' '.join(str(error).split())}") from None

@@ -109,14 +109,19 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
 
 
 def need_a_gpu(told: Recipe) -> None:
-    """Refuse a quantised base that this machine could not train on, before any weights are fetched.
+    """Refuse what this machine could not do without a GPU, before any weights are fetched.
 
     Raises:
-        UserError: There is no GPU and the base is large; says what it would need.
+        UserError: There is none, and activations are to leave it, or the quantised base is large; says what it would
+            need.
     """
     import torch
 
-    if told.quantization is None or torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return
+    if told.training.get("activation_offloading"):
+        raise UserError("training.activation_offloading needs a GPU to take activations from; leave it out")
+    if told.quantization is None:
         return
     config, _ = known_of(told.model, [], tokenizer=False)
     if config is None:

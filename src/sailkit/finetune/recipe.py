@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,12 @@ _OURS = {
     "remove_unused_columns": "rows are rendered to token ids here",
     "disable_tqdm": "progress is shown by sailkit",
 }
+# The same of peft.
+_NOT_OF_LORA = {
+    "inference_mode": "adapters are here to be trained",
+    "lora_bias": "a base without biases could not take it in, and every use of a model here merges its adapters",
+}
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Numbers that TRL would stumble over later, or take for another meaning -> the least that they can be.
 _LEAST = {
     "max_length": 1,
@@ -210,13 +217,15 @@ def checked(told: Mapping[str, Any], where: str) -> Recipe:
     if (style := told.get("style")) is not None:
         check_style(str(style))
     patience = told.get("patience")
-    if patience is not None and (not isinstance(patience, int) or patience < 1):
+    if patience is not None and (not isinstance(patience, int) or isinstance(patience, bool) or patience < 1):
         raise UserError(f"{where}: patience should be a number of evaluations from 1, not {patience!r}")
+    if (dtype := str(told.get("dtype", _DTYPES[0]))) not in _DTYPES:
+        raise UserError(f"{where}: dtype: no number format {dtype!r}: {nearest(dtype, _DTYPES)}")
     if parts["quantization"] is not None and parts["lora"] is None:
         raise UserError(f"{where}: quantization freezes the base; add lora to train adapters on it")
     _check_training(parts["training"] or {}, f"{where}: training")
     if parts["lora"] is not None:
-        _check_values(parts["lora"], _types_of_lora(), f"{where}: lora")
+        _check_values(parts["lora"], _types_of_lora(), f"{where}: lora", _NOT_OF_LORA)
     if parts["quantization"] is not None:
         from transformers import BitsAndBytesConfig
 
@@ -229,7 +238,7 @@ def checked(told: Mapping[str, Any], where: str) -> Recipe:
         data=lists["data"],
         held_out=lists["held_out"],
         style=style,
-        dtype=str(told.get("dtype", "auto")),
+        dtype=dtype,
         lora=parts["lora"],
         quantization=parts["quantization"],
         patience=patience,
@@ -243,9 +252,7 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         from trl import SFTConfig
     except ImportError:
         raise missing_extra("finetune", "fine-tuning") from None
-    _check_values(training, _types_of(SFTConfig) | {"max_length": int}, where)
-    for key in training.keys() & _OURS.keys():
-        raise UserError(f"{where}.{key} cannot be set: {_OURS[key]}")
+    _check_values(training, _types_of(SFTConfig) | {"max_length": int}, where, _OURS)
     for key, least in _LEAST.items():
         if training.get(key, least) < least:
             raise UserError(f"{where}.{key} should be {'above 0' if 0 < least < 1 else f'at least {least}'}")
@@ -269,10 +276,23 @@ def _types_of(kind: Any) -> dict[str, Any]:
     return {one.name: types[one.name] for one in dataclasses.fields(kind) if one.init}
 
 
-def _check_values(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
-    """Raise a UserError for an unknown key, or a value of the wrong kind, which would be found out much later."""
+def _check_values(
+    values: Mapping[str, Any], types: Mapping[str, Any], where: str, ours: Mapping[str, str] | None = None
+) -> None:
+    """Raise a UserError for an unknown key, or a value of the wrong kind, which would be found out much later.
+
+    Args:
+        values: What the recipe says.
+        types: What each key takes.
+        where: What to call them in an error.
+        ours: Keys that cannot be set -> why.
+    """
     known(values, types, where)
     for key, value in values.items():
+        if ours and key in ours:
+            raise UserError(f"{where}.{key} cannot be set: {ours[key]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}.{key} should be a finite number, not {value}")
         config = None if dataclasses.is_dataclass(types[key]) else ConfigDict(arbitrary_types_allowed=True)
         try:
             TypeAdapter(types[key], config=config).validate_python(value, strict=True)

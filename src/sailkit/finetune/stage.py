@@ -104,7 +104,7 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
             apart = apart_of(told)
             aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
-            check_context(told, source, (rows, aside))
+            check_rows(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
         with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
             done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
@@ -147,13 +147,19 @@ def _opened(
         yield run
 
 
-def check_context(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -> None:
-    """Refuse rows that are longer than anything the model can take."""
+def check_rows(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -> None:
+    """Refuse rows that are longer than anything the model can take, or hold tokens that it does not have."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained((source.base or source).folder).get_text_config()
+    rows = [(one.id, ids) for part in parts if part for one, ids in zip(part.examples, part.ids, strict=True)]
+    if strange := next((name for name, ids in rows if max(ids) >= config.vocab_size), None):
+        raise UserError(
+            f"example {strange!r} has a token that {told.model} has no row for ({config.vocab_size}); resize its "
+            "embeddings to its tokenizer, or use the tokenizer that it was trained with"
+        )
     most = getattr(config, "max_position_embeddings", None)
-    longest = max(len(ids) for part in parts if part for ids in part.ids)
+    longest = max(len(ids) for _, ids in rows)
     if most is not None and longest > most:
         raise UserError(
             f"a row has {longest} tokens, and {told.model} takes {most}; set training.max_length to {most} or less, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from collections import Counter
@@ -13,12 +12,12 @@ from typing import Any
 import datasets
 import torch
 from torch.nn import functional
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from sailkit.errors import UserError
-from sailkit.finetune.batches import SeededByEpoch, alike
+from sailkit.errors import UserError, nearest
+from sailkit.finetune.batches import SeededByEpoch, alike, names
 from sailkit.finetune.callbacks import EarlyStopping, Speed
 from sailkit.finetune.checkpoints import CHECKPOINTS, newest, stopped_at, whole
 from sailkit.finetune.data import IGNORED, Prepared
@@ -77,6 +76,9 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
             use_cpu=not torch.cuda.is_available(),
             dataset_kwargs=None if told.get("packing") else {"skip_prepare_dataset": True},
         )
+        # Refused here, and not when the weights are loaded.
+        optimizer = torch.optim.AdamW([torch.zeros(1)], made.learning_rate, weight_decay=made.weight_decay)
+        get_scheduler(made.lr_scheduler_type, optimizer, 0, 1, made.lr_scheduler_kwargs)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
     check_trackers(made.report_to)
@@ -126,7 +128,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._processes = processes
         self._speed = Speed()
         self._sums: Counter[str] = Counter()  # since the line before, of all processes
-        self._known = {ids: one.id for one, ids in zip(train.examples, train.ids, strict=True)}
+        parts = [part for part in (held_out, train) if part]
+        self._known = {ids: one.id for part in parts for one, ids in zip(part.examples, part.ids, strict=True)}
         self._held_out = held_out
         self._measure = measure
         padding = tokenizer.pad_token, model.config.get_text_config().pad_token_id
@@ -143,6 +146,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             )
         except (ValueError, ImportError) as error:  # such as target modules that match nothing
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
+        if not len(self.get_train_dataloader()):
+            raise UserError(f"training.dataloader_drop_last: {len(self.train_dataset)} rows are no whole batch")
         # TRL lends the end of text as padding; a tokenizer saved like that teaches others to mask it.
         tokenizer.pad_token, self.model.config.get_text_config().pad_token_id = padding
         for printer in (PrinterCallback, ProgressCallback):
@@ -233,9 +238,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         value = (loss[0] if return_outputs else loss).detach()
         finite = torch.isfinite(value)
         if not bool(self.accelerator.gather(finite.int()).all()):
-            step = self.state.global_step + 1
+            step = self.state.global_step
+            which = f"loss of step {step + 1}" if self.model.training else f"held-out loss behind step {step}"
             said = (
-                f"the loss of step {step} is {value.item()}, in the batch of {self._names(inputs)}; "
+                f"the {which} is {value.item()}, in the batch of {', '.join(names(inputs, self._known))}; "
                 "try a lower learning_rate, max_grad_norm, or bf16: false"
             )
             self._processes.agree(None if finite else said)
@@ -280,18 +286,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return loss
 
-    def _names(self, inputs: Any) -> str:
-        """Ids of the examples in a batch, found by their tokens: neither padding nor packing keeps them."""
-        rows = inputs["input_ids"].tolist()
-        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-        found = []
-        for i, row in enumerate(rows):
-            ends = [0, len(row)] if mask is None else [0, int(mask[i].sum())]
-            if mask is None and positions is not None:
-                ends = [*(positions[i] == 0).nonzero().flatten().tolist(), len(row)]
-            found += [self._known.get(tuple(row[a:b]), "?") for a, b in itertools.pairwise(ends)]
-        return ", ".join(found)
-
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Loss for each supervised token of the held-out rows, and what else is measured of the model.
 
@@ -308,6 +302,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         finally:
             model.train(was_training)
         figures = {f"{metric_key_prefix}_{k}": v for k, v in {**found, **more}.items() if v is not None}
+        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if f"{metric_key_prefix}_{best}" not in figures:
+            known = [name.removeprefix(f"{metric_key_prefix}_") for name in figures]
+            self._processes.agree(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, known)}")
         self._metrics["eval"].clear()
         self.log(dict(figures))
         if metric_key_prefix == "eval":  # what decides when to stop hears of nothing else

@@ -202,4 +202,21 @@ def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         stored = set(file.keys())
     astray = stored ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
-    return tuned.merge_and_unload(), {name for name in astray if ".lora_" in name}
+    _untie(tuned.get_base_model())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what was just done
+        merged = tuned.merge_and_unload()
+    return merged, {name for name in astray if ".lora_" in name}
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer a matrix of its own where an adapter is on the one that it shares with the embeddings.
+
+    Merged into a shared matrix, the adapter of one layer would change the other too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    into, out = (one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in ends)
+    if any(isinstance(one, BaseTunerLayer) for one in ends) and out.weight is into.weight:
+        out.weight = torch.nn.Parameter(out.weight.detach().clone(), requires_grad=False)
