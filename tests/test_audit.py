@@ -63,6 +63,10 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "y.jsonl").write_text('{"claim": "c", "evidence": "t", "stance": "maybe"}\n')
     with pytest.raises(UserError, match="stance 'maybe' is not one of"):
         read_judgements(tmp_path / "y.jsonl")
+    rows = ['{"claim": "c", "evidences": []}', '{"claim": "c", "evidence": "t", "stance": "refute"}']
+    (tmp_path / "z.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="line 2: a row of factcheck-gpt among those of climate-fever"):
+        read_judgements(tmp_path / "z.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,12 @@ def test_a_corpus_that_cannot_be_used_is_an_error_in_one_line(tmp_path):
         read_passages([tmp_path / "bad.txt"], words=5, overlap=5)
 
 
+def test_a_corpus_without_words_is_an_error_in_one_line(tmp_path, corpus):
+    (tmp_path / "silent.jsonl").write_text('{"text": "of the"}\n{"text": "a b c"}\n')
+    with pytest.raises(UserError, match=r"no words to search for in .*silent.jsonl"):
+        LocalSearcher("bm25", [tmp_path / "silent.jsonl"])
+
+
 @pytest.mark.parametrize("engine", ["bm25", "dense", "hybrid"])
 def test_the_best_passage_comes_first(tmp_path, corpus, engine):
     asked = ask(tmp_path, {"instruction": "Where do polar bears hunt?"}, {"instruction": "How do plants make sugar?"})

@@ -80,10 +80,9 @@ def build(
     counts = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
     _check_options(top, threshold, mix, held_out, forms, limit, labels)
-    read = jsonl.read_json(audit) if audit is not None else None
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
-    quoted = audit_figures(read, [str(one.labeler.get("labeler")) for one in loaded]) if read else None
+    quoted = audit_figures(audit, [str(one.labeler.get("labeler")) for one in loaded]) if audit else None
     check, tasks = _leak_check(exclude_task or ())
     results_file = results / RESULTS if results.is_dir() else results
     settings = {
