@@ -128,6 +128,16 @@ def test_an_index_is_built_once_and_never_used_for_another_corpus(tmp_path, corp
         search(instructions=asked, out=tmp_path / "one", corpus=[corpus])
 
 
+def test_what_a_killed_build_left_in_the_cache_is_removed(tmp_path, corpus):
+    LocalSearcher("bm25", [corpus])
+    (index,) = (tmp_path / "cache" / "indexes").glob("bm25-*[!k]")
+    left = index.with_name(f".{index.name}.killed")
+    index.rename(left)
+    LocalSearcher("bm25", [corpus])
+    assert index.is_dir()
+    assert not left.exists()
+
+
 def test_recorded_searches_keep_their_outcomes(tmp_path):
     asked = ask(tmp_path, *({"instruction": f"ask {i}"} for i in range(3)))
     path = tmp_path / "recorded.json"

@@ -59,7 +59,7 @@ def build(
         out: Run folder to write: train.jsonl, held_out.jsonl, dropped.jsonl, removed.jsonl, card.json and card.md.
         style: How a row will read: the model's own chat template, SAIL's published prompt, or that without its slips.
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
-        top: Search results to draw from, the best of them by rank; the best BM25 hit is always one more.
+        top: Search results to draw from, the best of them by rank; of several engines the best BM25 hit is one more.
         threshold: Scores from here on are informative; by default each labeler's own threshold.
         mix: How several labelers decide: the mean of their scores, all of them, or any of them.
         held_out: Share of instructions that are kept apart; the same instruction and input are always on one side.

@@ -184,6 +184,8 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> None:
         with filelock.FileLock(f"{folder}.lock"):
             if folder.exists():
                 return
+            for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed; we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
             unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 make(unfinished)
