@@ -63,6 +63,10 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "y.jsonl").write_text('{"claim": "c", "evidence": "t", "stance": "maybe"}\n')
     with pytest.raises(UserError, match="stance 'maybe' is not one of"):
         read_judgements(tmp_path / "y.jsonl")
+    rows = ['{"claim": "c", "evidences": []}', '{"claim": "c", "evidence": "t", "stance": "refute"}']
+    (tmp_path / "z.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="line 2: a row of factcheck-gpt among those of climate-fever"):
+        read_judgements(tmp_path / "z.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +255,17 @@ def test_a_folder_holds_one_audit_and_names_what_another_would_change(votes, tmp
     with pytest.raises(UserError, match="no labeler 'lap'"):
         audit(data=votes, labeler=["overlap", "lap"], out=tmp_path / "b")
     assert not (tmp_path / "b").exists(), "a typo leaves nothing that the next command would trip over"
+
+
+@pytest.mark.parametrize(("first", "does"), [(True, "chooses the threshold"), (False, "is reported on")])
+def test_both_halves_need_both_kinds_of_judgement(votes, tmp_path, first, does):
+    rows = [row for _, row in jsonl.read(votes)]
+    for row in rows:
+        if in_first_half(row["claim_id"], 0) == first:
+            del row["evidences"][1]
+    votes.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"only one kind of judgement in the half that {does}"):
+        audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
 
 
 def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_path):

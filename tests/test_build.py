@@ -308,3 +308,12 @@ def test_an_audit_that_is_no_json_is_refused(data, tmp_path, text):
     (tmp_path / "audit.json").write_text(text)
     with pytest.raises(UserError, match=r"audit.json: not valid JSON"):
         data.build(audit=tmp_path / "audit.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"audits": "x"}', '{"audits": [1]}', '{"audits": [{}]}', '{"audits": [{"labeler": ["a"]}]}']
+)
+def test_an_audit_that_is_something_else_is_refused(data, tmp_path, text):
+    (tmp_path / "audit.json").write_text(text)
+    with pytest.raises(UserError, match=r"audit.json is not what  sailkit audit  writes"):
+        data.build(audit=tmp_path / "audit.json")

@@ -83,6 +83,12 @@ def test_a_corpus_that_cannot_be_used_is_an_error_in_one_line(tmp_path):
         read_passages([tmp_path / "bad.txt"], words=5, overlap=5)
 
 
+def test_a_corpus_without_words_is_an_error_in_one_line(tmp_path, corpus):
+    (tmp_path / "silent.jsonl").write_text('{"text": "of the"}\n{"text": "a b c"}\n')
+    with pytest.raises(UserError, match=r"no words to search for in .*silent.jsonl"):
+        LocalSearcher("bm25", [tmp_path / "silent.jsonl"])
+
+
 @pytest.mark.parametrize("engine", ["bm25", "dense", "hybrid"])
 def test_the_best_passage_comes_first(tmp_path, corpus, engine):
     asked = ask(tmp_path, {"instruction": "Where do polar bears hunt?"}, {"instruction": "How do plants make sugar?"})
@@ -120,6 +126,16 @@ def test_an_index_is_built_once_and_never_used_for_another_corpus(tmp_path, corp
     assert (found["found"], found["empty"]) == (0, 1)
     with pytest.raises(UserError, match="corpus_sha256"):
         search(instructions=asked, out=tmp_path / "one", corpus=[corpus])
+
+
+def test_what_a_killed_build_left_in_the_cache_is_removed(tmp_path, corpus):
+    LocalSearcher("bm25", [corpus])
+    (index,) = (tmp_path / "cache" / "indexes").glob("bm25-*[!k]")
+    left = index.with_name(f".{index.name}.killed")
+    index.rename(left)
+    LocalSearcher("bm25", [corpus])
+    assert index.is_dir()
+    assert not left.exists()
 
 
 def test_recorded_searches_keep_their_outcomes(tmp_path):

@@ -59,7 +59,7 @@ def build(
         out: Run folder to write: train.jsonl, held_out.jsonl, dropped.jsonl, removed.jsonl, card.json and card.md.
         style: How a row will read: the model's own chat template, SAIL's published prompt, or that without its slips.
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
-        top: Search results to draw from, the best of them by rank; the best BM25 hit is always one more.
+        top: Search results to draw from, the best of them by rank; of several engines the best BM25 hit is one more.
         threshold: Scores from here on are informative; by default each labeler's own threshold.
         mix: How several labelers decide: the mean of their scores, all of them, or any of them.
         held_out: Share of instructions that are kept apart; the same instruction and input are always on one side.
@@ -80,10 +80,9 @@ def build(
     counts = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
     _check_options(top, threshold, mix, held_out, forms, limit, labels)
-    read = jsonl.read_json(audit) if audit is not None else None
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
-    quoted = audit_figures(read, [str(one.labeler.get("labeler")) for one in loaded]) if read else None
+    quoted = audit_figures(audit, [str(one.labeler.get("labeler")) for one in loaded]) if audit else None
     check, tasks = _leak_check(exclude_task or ())
     results_file = results / RESULTS if results.is_dir() else results
     settings = {

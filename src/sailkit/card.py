@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from sailkit import jsonl
+from sailkit.errors import UserError
 from sailkit.records import TrainingExample, Verdict
 
 LEAST_SHARE = 0.2
@@ -57,19 +59,27 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
     }
 
 
-def audit_figures(audit: Mapping[str, Any], labelers: Iterable[str]) -> dict[str, Any]:
+def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
     """What a card quotes of an audit: the figures of the labelers that were used, without examples.
 
     Args:
-        audit: What `sailkit audit` wrote; anything else is quoted as it is.
+        path: The JSON that `sailkit audit` wrote.
         labelers: Names of the labelers that were used.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
     """
+    audit = jsonl.read_json(path)
     rows = audit.get("audits")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return dict(audit)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_named(row) for row in rows):
+        raise UserError(f"{path} is not what  sailkit audit  writes: it has no figures of labelers")
     told = {name: audit.get(name) for name in ("data", "data_sha256", "seed", "human_kappa")}
     used = set(labelers)
-    return told | {"audits": [row for row in rows if row.get("labeler") in used]}
+    return told | {"audits": [row for row in rows if row["labeler"] in used]}
+
+
+def _is_named(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("labeler"), str) and isinstance(row.get("stratum"), str)
 
 
 def _words(texts: Iterable[str]) -> dict[str, float | int] | None:

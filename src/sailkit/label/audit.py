@@ -213,11 +213,12 @@ def _figures(
     said = truth(people, stratum)
     known = np.array([value is not None for value in said]) & ~np.isnan(scores)
     gold = np.array([bool(value) for value in said])
-    chosen = best_threshold(gold[known & half], scores[known & half])
     test = known & ~half
+    for part, does in ((known & half, "chooses the threshold"), (test, "is reported on")):
+        if gold[part].all() or not gold[part].any():
+            raise UserError(f"stratum {stratum}: only one kind of judgement in the half that {does}; use more data")
+    chosen = best_threshold(gold[known & half], scores[known & half])
     y, s, w = gold[test], scores[test], weights[:, test]
-    if y.all() or not y.any():
-        raise UserError(f"stratum {stratum}: only one kind of judgement in the half that is reported on; use more data")
     many = np.concatenate([np.ones((1, len(y))), w])  # the first row is the sample itself
     figures: dict[str, Any] = {
         "n": int(test.sum()),

@@ -68,13 +68,15 @@ def read_judgements(path: str | Path) -> HumanJudgements:
     for line, row in read_table(path):
         where = f"{path}, line {line}"
         if "evidences" in row and "claim" in row:
-            name, many = "climate-fever", _climate_fever(row, where)
+            kind, many = "climate-fever", _climate_fever(row, where)
         elif "stance" in row and "evidence" in row and "claim" in row:
-            name, many = "factcheck-gpt", _factcheck(row, where)
+            kind, many = "factcheck-gpt", _factcheck(row, where)
         else:
             raise UserError(
                 f"{where}: neither Climate-FEVER (claim, evidences) nor Factcheck-GPT (claim, evidence, stance)"
             )
+        if kind != (name := name or kind):
+            raise UserError(f"{where}: a row of {kind} among those of {name}")
         for one in many:
             result = one.pair.result
             found.setdefault((one.claim, result.title, result.body), []).append(one)

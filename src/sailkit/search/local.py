@@ -160,8 +160,10 @@ def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) 
 
     passages = read_passages(corpus, words, overlap)
     runs.notice(f"indexing {len(passages)} passages, once")
-    index = bm25s.BM25(backend="numba")
     tokens = bm25s.tokenize([f"{one.title} {one.body}" for one in passages], show_progress=False)
+    if not any(tokens.ids):
+        raise UserError(f"no words to search for in {', '.join(map(str, corpus))}, only ones like 'the', or letters")
+    index = bm25s.BM25(backend="numba")
     index.index(tokens, show_progress=False)
     rows = [{"title": one.title, "text": one.body, "url": one.url} for one in passages]
     index.save(target, corpus=rows, allow_pickle=False, show_progress=False)
@@ -182,6 +184,8 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> None:
         with filelock.FileLock(f"{folder}.lock"):
             if folder.exists():
                 return
+            for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed; we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
             unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 make(unfinished)
