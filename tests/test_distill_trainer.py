@@ -289,6 +289,12 @@ def test_an_output_layer_that_is_trained_whole_beside_adapters(tmp_path):
     assert not torch.equal(model.lm_head.modules_to_save["default"].weight, before)
 
 
+def test_an_output_layer_that_shares_a_trained_token_is_refused(tmp_path):
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=[5])
+    with pytest.raises(UserError, match="output layer is in an adapter; leave it out of lora"):
+        trainer(tmp_path, TRAIN, model=student(tied=True), lora=lora)
+
+
 def test_the_whole_logits_are_still_there(tmp_path):
     ids = torch.tensor([TRAIN.ids[0]])
     model = student().eval()

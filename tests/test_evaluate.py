@@ -336,6 +336,8 @@ def test_another_run_is_never_overwritten(tiny, tmp_path):
         ({"labels": ["good"]}, "at least two labels"),
         ({"few_shot": Path("nowhere.jsonl")}, "cannot read nowhere.jsonl"),
         ({"calibrate": True, "answer": "generate"}, "--calibrate needs --answer logprob"),
+        ({"verify": "on"}, "--verify on needs --search"),
+        ({"style": "sail", "search": "evidence", "wording": "found"}, "--style sail needs --search, and a --wording"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(tiny, task, tmp_path, change, said):

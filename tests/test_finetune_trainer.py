@@ -250,3 +250,9 @@ def test_a_figure_that_there_is_not_cannot_choose_the_best(folder, tokenizer, ro
     one = trainer(folder, tokenizer, rows, tmp_path, rows, metric_for_best_model="eval_los")
     with pytest.raises(UserError, match="no figure 'los'; did you mean 'loss'"):
         one.evaluate(metric_key_prefix="base")
+
+
+@pytest.mark.parametrize(("figure", "greater"), [("loss", False), ("eval_kl", False), ("flagging_mcc", True)])
+def test_the_best_is_the_lowest_loss_divergence_or_entropy_and_the_highest_of_all_else(tmp_path, figure, greater):
+    told = Recipe("m", ("d",), training={"bf16": False, "metric_for_best_model": figure})
+    assert trl.arguments(told, tmp_path, held_out=True).greater_is_better is greater

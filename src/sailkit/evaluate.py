@@ -114,6 +114,10 @@ def evaluate(
     question = chosen.question(protocol, wording)
     if max_new_tokens is not None:
         question = replace(question, max_new_tokens=_positive("--max-new-tokens", max_new_tokens))
+    formed = search is not None and not places_evidence(question)
+    if not formed and (style != "auto" or verify == "on"):
+        flag = f"--style {style}" if style != "auto" else "--verify on"
+        raise UserError(f"{flag} needs --search, and a --wording that does not place {{evidence}} itself")
     if calibrate and answer != "logprob":
         raise UserError("--calibrate needs --answer logprob")
     dataset = chosen.load(data)
@@ -129,7 +133,7 @@ def evaluate(
         chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
     )
     loaded, form = load_model(model, options), None
-    if search and not places_evidence(question):
+    if formed:
         form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))
         loaded = _in_form(loaded, form, model, options)
         if turns or len(question.steps) > 1:

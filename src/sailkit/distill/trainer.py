@@ -145,6 +145,8 @@ def _add_loss(model: Any) -> None:
     head = model.get_output_embeddings()
     if hasattr(head, "modules_to_save"):  # a copy that is trained beside adapters
         head = head.modules_to_save[head.active_adapter]
+    if not isinstance(head, torch.nn.Linear):  # its matrix is not what the adapter makes of it
+        raise UserError("cannot distill into a model whose output layer is in an adapter; leave it out of lora")
     whole, layer = model.forward, head.forward
 
     def head_forward(inputs: torch.Tensor, loss_of: LossOfHead | None = None) -> Any:

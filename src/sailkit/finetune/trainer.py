@@ -61,6 +61,8 @@ def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
     told.setdefault("load_best_model_at_end", best)
     if best:
         told.setdefault("metric_for_best_model", "eval_loss")
+    if wanted := told.get("metric_for_best_model"):  # Transformers takes a loss alone for one that should be low
+        told.setdefault("greater_is_better", not wanted.endswith(("loss", "kl", "cross_entropy")))
     if not told.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
         told["activation_checkpointing"] = False
     if "fp16" not in told and "bf16" not in told:
