@@ -195,11 +195,10 @@ def test_one_sided_judgements_are_flagged(data):
 
 
 def test_the_card_says_what_the_data_are(data, tmp_path):
-    (tmp_path / "audit.json").write_text('{"kappa": 0.4}')
-    card = data.build(audit=tmp_path / "audit.json", threshold=0.7)
+    card = data.build(threshold=0.7)
     assert card == json.loads((tmp_path / "built" / "card.json").read_text())
     assert card["labelers"] == [{"labeler": "a"}]
-    assert card["audit"] == {"kappa": 0.4}
+    assert card["audit"] is None
     assert card["results_sha256"] == jsonl.file_fingerprint([tmp_path / "results.jsonl"])
     shown = [said for one in data.read("train.jsonl") for said in one.judgements]
     assert card["judgement_shares"]["informative"] == round(shown.count("informative") / len(shown), 4)

@@ -143,7 +143,8 @@ KILLED = ("training.num_train_epochs=4", "training.gradient_accumulation_steps=2
 
 def losses(out: Path) -> list[tuple[int, float]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return [(row["step"], row[name]) for row in rows for name in ("loss", "eval_loss", "learning_rate") if name in row]
+    names = ("loss", "eval_loss", "learning_rate", "num_tokens")
+    return [(row["step"], row[name]) for row in rows for name in names if name in row]
 
 
 def kill_and_go_on(folder, data, tmp_path, moments):

@@ -114,10 +114,7 @@ def evaluate(
     question = chosen.question(protocol, wording)
     if max_new_tokens is not None:
         question = replace(question, max_new_tokens=_positive("--max-new-tokens", max_new_tokens))
-    formed = search is not None and not places_evidence(question)
-    if not formed and (style != "auto" or verify == "on"):
-        flag = f"--style {style}" if style != "auto" else "--verify on"
-        raise UserError(f"{flag} needs --search, and a --wording that does not place {{evidence}} itself")
+    formed = _in_form_of_training(question, search, style, verify)
     if calibrate and answer != "logprob":
         raise UserError("--calibrate needs --answer logprob")
     dataset = chosen.load(data)
@@ -213,6 +210,15 @@ def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Exam
                 tick(len(batch))
     finally:
         log.close()
+
+
+def _in_form_of_training(question: Question, search: Search | None, style: str, verify: str) -> bool:
+    """Whether search results are shown in the form of training; what is only for that is refused elsewhere."""
+    formed = search is not None and not places_evidence(question)
+    if not formed and (style != "auto" or verify == "on"):
+        flag = f"--style {style}" if style != "auto" else "--verify on"
+        raise UserError(f"{flag} needs --search, and a --wording that does not place {{evidence}} itself")
+    return formed
 
 
 def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Model:

@@ -142,10 +142,11 @@ def _add_loss(model: Any) -> None:
 
     The loss is computed within the output layer's own pass, where its matrix is whole even if it is sharded.
     """
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if hasattr(head, "modules_to_save"):  # a copy that is trained beside adapters
         head = head.modules_to_save[head.active_adapter]
-    if not isinstance(head, torch.nn.Linear):  # its matrix is not what the adapter makes of it
+    plain = isinstance(head, torch.nn.Linear)
+    if not plain:  # its matrix is not what the adapter makes of it
         raise UserError("cannot distill into a model whose output layer is in an adapter; leave it out of lora")
     whole, layer = model.forward, head.forward
 

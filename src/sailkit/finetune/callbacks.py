@@ -30,13 +30,16 @@ class Speed:
     def __init__(self) -> None:
         self._begun: float | None = None
         self._idle = 0.0
+        self._before = 0
         self._line = (0.0, 0)
 
-    def start(self) -> None:
-        """Begin to count, the first time."""
+    def start(self, tokens: int = 0) -> None:
+        """Begin to count, the first time, behind so many tokens of an earlier run."""
         if self._begun is None:
             self._begun = time.perf_counter()
             self._idle = 0.0
+            self._before = tokens
+            self._line = (0.0, tokens)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -49,7 +52,7 @@ class Speed:
 
     def overall(self, tokens: int) -> float:
         """Speed since the start, with so many tokens done."""
-        return tokens / max(self._seconds(), 1e-9)
+        return (tokens - self._before) / max(self._seconds(), 1e-9)
 
     def since_last(self, tokens: int) -> float:
         """Speed since this was last asked."""

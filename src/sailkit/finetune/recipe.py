@@ -38,6 +38,7 @@ _OURS = {
     "save_only_model": "a stopped run could not go on",
     "ddp_timeout": "processes wait two hours for each other",
     "remove_unused_columns": "rows are rendered to token ids here",
+    "include_num_input_tokens_seen": "tokens are counted as num_tokens",
     "disable_tqdm": "progress is shown by sailkit",
 }
 # The same of peft.

@@ -98,6 +98,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are token ids and labels already."""
 
     control: Any
+    _total_train_tokens: int  # TRL's own count, which it begins anew in each process
 
     def __init__(
         self,
@@ -196,7 +197,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         if self.state.global_step >= self.state.max_steps:  # the checkpoint was the last one, within an epoch
             self.control.should_training_stop = True
             return [], None
-        self._speed.start()
+        self._total_train_tokens = self._total_train_tokens or self.state.num_input_tokens_seen  # of a checkpoint
+        self._speed.start(self._total_train_tokens)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         size = self._train_batch_size
         # Accelerate knows this too, but not in an epoch that goes on behind a checkpoint.
@@ -226,6 +228,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.state.num_input_tokens_seen = self._total_train_tokens
         with self._speed.pause():
             super()._save_checkpoint(model, trial)
 
