@@ -78,10 +78,10 @@ def finished(*words: str | Path, seconds: float = 240, **more: str) -> tuple[int
         return child.returncode, said
 
 
-def launched(folder: Path, data: Path, out: Path, *settings: str) -> list[str]:
+def launched(folder: Path, data: Path, out: Path, *settings: str, program: str = "sailkit") -> list[str]:
     """The words of the documented command, on two processes."""
     given = [word for setting in (*SET, *settings) for word in ("--set", setting)]
-    words = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / "cpu.yaml", "-m", "sailkit", "finetune"]
+    words = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / "cpu.yaml", "-m", program, "finetune"]
     return [*map(str, words), "--out", str(out), "--model", str(folder), "--data", str(data), *given]
 
 
@@ -94,8 +94,19 @@ def logged(out: Path, *names: str) -> list[tuple]:
 
 
 def test_two_processes_train_what_one_trains(folder, data, tmp_path):
+    two_train_what_one_trains(folder, data, tmp_path)
+
+
+@pytest.mark.long
+def test_processes_that_count_for_themselves_are_noticed(folder, data, tmp_path):
+    with pytest.raises(AssertionError, match=r"\(1, '(loss|grad_norm)'\)"):
+        two_train_what_one_trains(folder, data, tmp_path, program="own_mean")
+
+
+def two_train_what_one_trains(folder, data, tmp_path, program="sailkit"):
     same = ["training.num_train_epochs=1", "training.per_device_train_batch_size=2"]
-    done, said = finished(*launched(folder, data, tmp_path / "two", *same, "training.gradient_accumulation_steps=1"))
+    single = "training.gradient_accumulation_steps=1"
+    done, said = finished(*launched(folder, data, tmp_path / "two", *same, single, program=program))
     assert done == 0, said
     one = finetune(
         out=tmp_path / "one", model=str(folder), data=[str(data)],

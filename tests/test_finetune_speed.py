@@ -34,17 +34,29 @@ def test_evaluating_and_saving_do_not_count(clock):
     assert speed.overall(150) == 50
 
 
+def test_what_an_earlier_run_did_is_not_this_ones_speed(clock):
+    speed = callbacks.Speed()
+    speed.start(1000)
+    clock[0] += 2
+    assert speed.since_last(1100) == speed.overall(1100) == 50
+
+
 def test_a_run_that_goes_on_counts_its_steps_and_says_its_own_speed():
     class State:
         global_step = 7
 
     told = []
-    progress = callbacks.Progress(lambda steps, note: told.append((steps, note)), lambda: 1234.5)
+
+    def show(done):
+        told.append(done)
+        return lambda steps, note: told.append((steps, note))
+
+    progress = callbacks.Progress(show, lambda: 1234.5)
+    assert told == []
     progress.on_train_begin(None, State, None)
-    State.global_step = 8
     progress.on_step_end(None, State, None)
     progress.on_step_end(None, State, None)
-    assert told == [(7, ""), (1, "1,234 tokens/s")]
+    assert told == [7, (1, "1,234 tokens/s"), (1, "1,234 tokens/s")]
 
 
 def test_a_norm_that_is_infinite_does_not_end_the_history(tmp_path):

@@ -448,6 +448,15 @@ def test_what_is_no_causal_transformer_is_refused(stories, kind):
         random_model(kind, stories.tokenizer, **SIZES)
 
 
+def test_a_model_that_is_very_sure_is_taken(folder, stories):
+    """Training can bring what is never said to -70 and below, where rounding is larger too."""
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    network.model.norm.weight.data *= 300
+    model = LocalModel("sure", network, stories.tokenizer, FP32, {})
+    assert model.shared
+    assert logprobs(model).min() < -1000
+
+
 # Adapters
 
 

@@ -322,7 +322,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
     Yields:
         A function to call with the number of steps done since the last call, and with a note where there is one.
     """
-    if os.environ.get("SAILKIT_PROGRESS") == "off" or total == done:
+    if os.environ.get("SAILKIT_PROGRESS") == "off" or total <= done:
         yield lambda steps=1, note="": None
         return
     if sys.stderr.isatty():

@@ -66,23 +66,19 @@ class Speed:
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Counts steps, those of an earlier run included, and says how fast it goes."""
 
-    def __init__(self, tick: runs.Ticker, speed: Callable[[], float]) -> None:
-        self._tick = tick
+    def __init__(self, show: Callable[[int], runs.Ticker], speed: Callable[[], float]) -> None:
+        self._show = show
         self._speed = speed
-        self._done = 0
+        self._tick: runs.Ticker | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count what an earlier run did."""
-        self._advance(state, "")
+        """Begin to show it; neither an earlier run nor what came before the first step says how long it takes."""
+        self._tick = self._show(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count a step."""
-        self._advance(state, f"{self._speed():,.0f} tokens/s")
-
-    def _advance(self, state: Any, note: str) -> None:
-        if state.global_step > self._done:
-            self._tick(state.global_step - self._done, note)
-            self._done = state.global_step
+        assert self._tick is not None
+        self._tick(1, f"{self._speed():,.0f} tokens/s")
 
 
 class History(TrainerCallback):  # type: ignore[misc]

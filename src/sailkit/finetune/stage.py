@@ -224,8 +224,12 @@ def _train(
         # Before the trackers close.
         trainer.callback_handler.callbacks.insert(0, callbacks.Around(before, after))
         steps = trainer.planned_steps() if processes.first else 0
-        with runs.progress(f"training {told.model}", steps) as tick:
-            trainer.add_callback(callbacks.Progress(tick, trainer.speed))
+        with contextlib.ExitStack() as bar:
+
+            def show(done: int) -> runs.Ticker:
+                return bar.enter_context(runs.progress(f"training {told.model}", steps, done))
+
+            trainer.add_callback(callbacks.Progress(show, trainer.speed))
             trainer.train_on(processes.tell(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
     seconds = time.monotonic() - begun
     weights = trainer.weights()
