@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A small model learns to use search results and is measured against the model that it was; about an hour and a half on two cores.
+# A small model learns to use search results and is measured against the model that it was; about an hour on two cores.
 # A stopped run goes on with the same command.
 #
 #   examples/finetune.sh SHARED OUT
