@@ -21,6 +21,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from sailkit import jsonl
+
 Row = dict[str, Any]
 
 
@@ -110,6 +112,4 @@ if __name__ == "__main__":
             print(f"no {missing.filename}: SHARED is the folder that holds factcheckgpt/ and corpus/", file=sys.stderr)
             sys.exit(2)
         # A name that is there is a file that is whole: who goes on looks at the name alone.
-        partial = out / f"{made.__name__}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / f"{made.__name__}.jsonl")
+        jsonl.write_atomic(out / f"{made.__name__}.jsonl", text)

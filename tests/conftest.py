@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import settings
 settings.register_profile("sailkit", deadline=None, max_examples=50, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("sailkit")
 os.environ["SAILKIT_PROGRESS"] = "off"  # before any test, and for the processes that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs, and their children, start deaf to it
 
 
 @pytest.fixture(scope="session")

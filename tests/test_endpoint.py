@@ -497,14 +497,6 @@ def test_scores_do_not_depend_on_the_order_and_are_log_probabilities(top, random
 # Surroundings
 
 
-@pytest.fixture
-def hears_interrupts():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts deaf to ctrl-C
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("hears_interrupts")
 def test_an_interrupt_ends_it_at_once_and_loses_only_what_is_on_its_way():
     with MisbehavingServer({3: "silent", 4: "silent"}) as server:
         model = at(server, concurrency=2)

@@ -267,10 +267,8 @@ def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
 def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     task = write_task(tmp_path, 400)
     out = tmp_path / "run"
-    # A shell starts background jobs deaf to ctrl-C, and children inherit that.
     told = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    child = subprocess.Popen(command(tiny, task, out), **told, preexec_fn=hearing)  # noqa: PLW1509
+    child = subprocess.Popen(command(tiny, task, out), **told)
     while child.poll() is None and len(whole_lines(out / "predictions.jsonl")) < 20:
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)

@@ -136,9 +136,7 @@ def test_a_command_that_is_stopped_goes_on_and_leaves_nothing(tmp_path, how):
     command = [sys.executable, "-m", "sailkit", "label", "--results", str(results), "--labeler", "overlap", "--out"]
     subprocess.run([*command, str(tmp_path / "here")], check=True, capture_output=True)
     command += [str(tmp_path / "there"), "--ray", "--ray-actors", "1"]
-    told = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - background jobs start deaf to it
-    child = subprocess.Popen(command, **told, preexec_fn=hearing)  # noqa: PLW1509
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "there" / "scores.jsonl"
     while child.poll() is None and (not log.exists() or not log.stat().st_size):
         time.sleep(0.01)

@@ -302,13 +302,13 @@ class _Drawer:
             silent = (r for r, stance in zip(one.evidence, one.stances, strict=True) if stance is None)
             if found := [result for result in silent if result.body not in shown]:
                 return chance.choice(found)
-        own = {result.body for result in one.evidence}
+        taken = shown | {result.body for result in one.evidence}
         near = self.near.get(one.id, ())
         for _ in range(100):
             group, result = self.pool[
                 chance.choice(near) if kind == "near" and len(near) else chance.randrange(len(self.pool))
             ]
-            if group != one.group and result.body not in own | shown:
+            if group != one.group and result.body not in taken:
                 return result
         raise UserError(f"example {one.id!r}: no other example has a search result that could distract")
 

@@ -213,11 +213,11 @@ def _figures(
     said = truth(people, stratum)
     known = np.array([value is not None for value in said]) & ~np.isnan(scores)
     gold = np.array([bool(value) for value in said])
-    test = known & ~half
-    for part, does in ((known & half, "chooses the threshold"), (test, "is reported on")):
+    choice, test = known & half, known & ~half
+    for part, does in ((choice, "chooses the threshold"), (test, "is reported on")):
         if gold[part].all() or not gold[part].any():
             raise UserError(f"stratum {stratum}: only one kind of judgement in the half that {does}; use more data")
-    chosen = best_threshold(gold[known & half], scores[known & half])
+    chosen = best_threshold(gold[choice], scores[choice])
     y, s, w = gold[test], scores[test], weights[:, test]
     many = np.concatenate([np.ones((1, len(y))), w])  # the first row is the sample itself
     figures: dict[str, Any] = {
