@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from sailkit.answers import read_answer
 from sailkit.predictions import load_recording
+from sailkit.prompts import step_prompt
 from sailkit.tasks import builtin_tasks, load_task
+from sailkit.thoughts import split_thoughts, thought_is_open
 
 WORDS = load_task("climate-fever").words()
 RIGHT, WRONG = ("SUPPORTS", "answered"), ("REFUTES", "answered")
@@ -99,6 +101,16 @@ UNREADABLE, REFUSED = (None, "unreadable"), (None, "refused")
         ("As an AI language model, I have no opinions.", REFUSED),
         ("Sorry! I have no idea.", REFUSED),
         ("As an AI, I would say it is correct.", RIGHT),
+        # A question gives no label, whoever asks it.
+        ("Is the claim right? Wrong.", WRONG),
+        ("Is the claim right?", UNREADABLE),
+        ("Is the claim right?\nWrong", WRONG),
+        ('"Is the claim right?" Wrong.', WRONG),
+        ("**Is it correct?** It is false.", WRONG),
+        ("Right?! Wrong!", WRONG),
+        ("Correct?", UNREADABLE),
+        ("Is it right or wrong? I cannot say.", REFUSED),
+        ("Question: Is it correct?\nAnswer:", UNREADABLE),
         # Nothing.
         ("", UNREADABLE),
         (" \n\t", UNREADABLE),
@@ -142,6 +154,75 @@ def test_phrases_of_several_words(text, label):
 def test_a_negation_that_is_itself_an_answer(text, label):
     question = load_task("climate-fever").question("fair")
     assert read_answer(text, question.words)[0] == label
+
+
+THOUGHT = "The claim looks correct. Is it? It is right, I think."
+CLOSED_THOUGHTS = [
+    f"<think>{THOUGHT}</think>",
+    f"<think>\n{THOUGHT}\n</think>\n\n",
+    f"{THOUGHT}\n</think>\n\n",  # the prompt opened it
+    "<think>\n\n</think>\n\n",
+    f"<thinking>{THOUGHT}</thinking>",
+    f"<reasoning>{THOUGHT}</reasoning>\n",
+    f"<Thought>{THOUGHT}</Thought>",
+    f"<seed:think>{THOUGHT}</seed:think>",
+    f"◁think▷{THOUGHT}◁/think▷",
+    f"[THINK]{THOUGHT}[/THINK]",
+    f"{THOUGHT}[/THINK]",
+    f"<|START_THINKING|>{THOUGHT}<|END_THINKING|>",
+    f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>",
+    f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>commentary<|message|>Correct so far."
+    "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+    f"analysis{THOUGHT}assistantfinal",
+    f"<|channel>thought\n{THOUGHT}<channel|>",
+    f"Here is my thought process:\n{THOUGHT}\n\nHere is my response:\n",
+    f"<think>{THOUGHT}</think> <think>{THOUGHT}</think>",
+    f"<think>{THOUGHT} <think>{THOUGHT}</think> so correct</think>",
+]
+
+
+@pytest.mark.parametrize("thought", CLOSED_THOUGHTS)
+def test_a_closed_thought_is_no_part_of_the_answer(thought):
+    for text in (thought + "Wrong.", thought + "**Wrong**", thought + "\nIs it right? It is wrong.<|return|>"):
+        assert read_answer(text, WORDS) == WRONG
+        assert not thought_is_open(text)
+    assert read_answer(thought, WORDS) == UNREADABLE
+
+
+@pytest.mark.parametrize("thought", CLOSED_THOUGHTS)
+def test_an_open_thought_leaves_no_answer(thought):
+    """As it is where the limit comes before the end; a thought that only the prompt opened cannot be known as one."""
+    if THOUGHT in thought and not thought.startswith(THOUGHT):
+        text = thought[: thought.index(THOUGHT) + len(THOUGHT)]
+        assert thought_is_open(text)
+        assert read_answer(text, WORDS) == UNREADABLE
+        if text[0] in "<[◁":
+            assert read_answer(f"{thought}Wrong. {text}", WORDS) == UNREADABLE
+
+
+def test_what_is_left_of_an_answer_is_the_answer():
+    assert split_thoughts("  Wrong.\n") == ("  Wrong.\n", False)
+    assert split_thoughts("I think [so]. <b>Analysis</b>") == ("I think [so]. <b>Analysis</b>", False)
+    assert split_thoughts("<think>\nhm\n</think>\n\nA bear.\nIt waits.") == ("A bear.\nIt waits.", False)
+    final = "<|start|>assistant<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert split_thoughts(f"{final}A bear.<|return|>") == ("A bear.", False)
+
+
+def test_a_repeated_wording_is_no_answer():
+    """Models, base models above all, repeat what they were asked."""
+    seen = 0
+    for name in builtin_tasks():
+        task = load_task(name)
+        for protocol, spec in task.spec.protocols.items():
+            for wording in spec.wordings:
+                question = task.question(protocol, wording)
+                for step in question.steps:
+                    turn = step_prompt(step, "The lake is deep.", list(question.answers.values()), previous="Deep.")
+                    echo = turn[-1].text
+                    for text in (echo, f"{echo}\n", f"{echo}\nAnswer:", echo.split("{")[0].strip()):
+                        assert read_answer(text, question.words)[0] is None, text
+                        seen += 1
+    assert seen > 100
 
 
 @pytest.mark.parametrize("name", builtin_tasks())
@@ -190,7 +271,30 @@ def test_without_words_nothing_is_answered(text):
 
 @pytest.mark.parametrize(
     "piece",
-    ["a ", "i ", "i am ", "not ", "a-", ". ", "a. ", "a\n", "'", "\n", " ", "not correct ", ",", "without ", "_", "é’"],
+    [
+        "a ",
+        "i ",
+        "i am ",
+        "not ",
+        "a-",
+        ". ",
+        "a. ",
+        "a\n",
+        "'",
+        "\n",
+        " ",
+        "not correct ",
+        ",",
+        "without ",
+        "_",
+        "é’",
+        "<think>",
+        "?",
+        '?" ',
+        "</think>",
+        "analysis",
+        "Here is my ",
+    ],
 )
 def test_time_grows_no_faster_than_the_text(piece):
     for text in (piece * (200_000 // len(piece)), "i" + piece * 50_000 + "x"):

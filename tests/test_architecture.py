@@ -24,6 +24,7 @@ ORDER = (
     "cluster",
     "guard",
     "prompts",
+    "thoughts",
     "answers",
     "tables",
     "instructions",

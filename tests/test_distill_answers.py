@@ -179,6 +179,35 @@ def test_answers_of_a_file_belong_to_their_prompts(tmp_path):
     assert not figures["in_order"]
 
 
+def test_thoughts_are_not_learnt(tmp_path):
+    rows = [example(str(i), "chat") for i in range(6)]
+    data = write(tmp_path / "data", rows)
+    sentence = verification(BOTH, "chat")
+    responses = [
+        f"<think>\nSearch result (1) is distracting.\n</think>\n\n{sentence} A bear.",
+        f"Hm.\n</think>\n\n{sentence} A bear.",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A bear.<|return|>",
+        "<think>\nWho waits? It is a",
+        "[THINK]Hm.[/THINK]",
+        f"{sentence} A bear.",
+    ]
+    say(tmp_path / "x.json", zip(map(asked, rows), responses, strict=True))
+    figures = teacher_answers(tmp_path / "x.json", [data], tmp_path / "run")
+    kept = read_examples(tmp_path / "run")
+    assert [completion(one) for one in kept] == [f"{sentence} A bear."] * 2 + ["A bear.", f"{sentence} A bear."]
+    assert [one.judgements for one in kept] == [BOTH, BOTH, (), BOTH]
+    assert figures["dropped"] == {"empty answer": 1, "the answer ended within a thought": 1}
+
+
+def test_a_thought_without_an_end_is_told_from_a_long_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    data = write(tmp_path / "data", [example("1", "chat")])
+    with MisbehavingServer(text="<think>\nWho waits? It is a") as server:
+        teacher = load_model(f"endpoint:any@{server.url}")
+        with pytest.raises(UserError, match="first was dropped: the answer ended within a thought"):
+            teacher_answers(teacher, [data], tmp_path / "run")
+
+
 @pytest.mark.parametrize("wording", [None, "", "Q: {instruction}  {input}\nA:"])
 def test_answers_of_a_file_may_be_in_order(tmp_path, capsys, wording):
     rows = [replace(example(str(i)), input=f"It is\n{i}.") for i in (1, 2, 3)]

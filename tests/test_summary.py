@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,15 @@ def codes(rows: list[Prediction], dtype: str | None = None) -> list[str]:
 
 
 GOOD = [(60, "yes", "yes"), (30, "no", "no"), (5, "yes", "no"), (5, "no", "yes")]
+
+
+def test_answers_that_end_within_a_thought_are_counted():
+    rows = predictions(*GOOD, (2, "no", "unreadable"))
+    rows[-1] = replace(rows[-1], raw_output="<think>\nIt says no")
+    rows[0] = replace(rows[0], raw_output="<think>\nIt says no.\n</think>\n\nYes")
+    (flag,) = summarise(rows, LABELS)[1]
+    assert flag.code == "open-thoughts"
+    assert flag.message.startswith("1 of 102 answers end within a thought")
 
 
 def test_a_good_result_has_no_flags():

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from sailkit.records import Outcome
+from sailkit.thoughts import split_thoughts
 
 # Part of every fingerprint of a reading: change a rule below, raise the number.
-RULES_VERSION = 3
+RULES_VERSION = 4
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_CLOSERS = "\"'”»)]*_`"  # what may stand between a sentence's last mark and its end
+_SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}]*\s+|\n+")
 _CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|since|although|though|therefore|thus)\b)")
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown's, not the word's
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
@@ -39,8 +41,9 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
     """Read one label from newly generated text.
 
     The first sentence that speaks of a label decides. A word counts whole ("incorrect" is not "correct"), a
-    negated or doubted one does not count ("not wrong", "no evidence that it is right"), and a sentence that names
-    two labels names none.
+    negated or doubted one does not count ("not wrong", "no evidence that it is right"), a sentence that names two
+    labels names none, and one that ends in a question mark decides nothing. Thoughts are no part of the answer, and
+    behind one that is still open there is none.
 
     Args:
         text: What the model generated, without the prompt.
@@ -51,10 +54,14 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
     """
     phrases = _phrases(tuple(words.items()))
     silent: Outcome = "unreadable"
-    for sentence in _SENTENCE_END.split(text.translate(_APOSTROPHES).casefold()):
+    answer, thinking = split_thoughts(text)
+    if thinking:
+        return None, silent
+    for sentence in _SENTENCE_END.split(answer.translate(_APOSTROPHES).casefold()):
         # "I cannot say whether that is correct" names a label without giving it; what stands before counts.
         refusal = _REFUSAL.search(sentence)
-        found, spoken = _labels_in(sentence[: refusal.start()] if refusal else sentence, phrases)
+        given = "" if _is_question(sentence) else sentence[: refusal.start()] if refusal else sentence
+        found, spoken = _labels_in(given, phrases)
         if len(found) == 1:
             return found.pop(), "answered"
         if refusal:
@@ -64,6 +71,13 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
         elif spoken:
             return None, "unreadable"
     return None, silent
+
+
+def _is_question(sentence: str) -> bool:
+    """Whether a sentence asks: models repeat the question that they were asked, and it holds the answer words."""
+    text = sentence.rstrip(_CLOSERS + " \t")
+    marks = text[len(text.rstrip("?？!！.")) :]
+    return "?" in marks or "？" in marks
 
 
 def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:

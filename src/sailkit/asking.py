@@ -14,6 +14,7 @@ from sailkit.models import Model, Reply
 from sailkit.prompts import Message, Prompt, frames, step_prompt
 from sailkit.records import Example, Prediction
 from sailkit.tasks import Question
+from sailkit.thoughts import split_thoughts
 
 AnswerMode = Literal["logprob", "generate"]
 
@@ -54,7 +55,7 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
     last = len(question.steps) - 1
     for step in range(last):
         replies = model.generate(_step(plan, batch, step, previous), question.max_new_tokens, lambda _: False)
-        previous = [reply.text or "" for reply in replies]
+        previous = [split_thoughts(reply.text or "")[0] for reply in replies]
         for turn, reply in zip(turns, replies, strict=True):
             turn.append(_turn(reply))
     prompts = _step(plan, batch, last, previous)

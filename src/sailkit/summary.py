@@ -10,6 +10,7 @@ from typing import Any
 
 from sailkit import metrics
 from sailkit.records import Prediction
+from sailkit.thoughts import thought_is_open
 
 CONSTANT_SHARE = 0.98
 UNREADABLE_SHARE = 0.02
@@ -79,6 +80,7 @@ def summarise(
     if predictions and silent / len(predictions) > UNREADABLE_SHARE:
         text = f"{silent} of {len(predictions)} answers ({silent / len(predictions):.1%}) give no label; see the bounds"
         flags.append(Flag("unreadable-answers", text))
+    flags += _thought_flags(predictions)
     ties = sum(_is_tie(p, NOISE.get(dtype or "", 0.0)) for p in predictions)
     figures["near_ties"] = ties
     if ties:
@@ -86,6 +88,15 @@ def summarise(
         text = f"{ties} of {len(predictions)} answers hang on {what}"
         flags.append(Flag("near-ties", text))
     return figures, flags
+
+
+def _thought_flags(predictions: Sequence[Prediction]) -> list[Flag]:
+    """The flag for answers that never came, because the limit came first."""
+    count = sum(p.label is None and thought_is_open(p.raw_output or "") for p in predictions)
+    if not count:
+        return []
+    text = f"{count} of {len(predictions)} answers end within a thought, before any answer; a longer limit gives them"
+    return [Flag("open-thoughts", f"{text} room: --answer generate with a higher --max-new-tokens")]
 
 
 def with_flags(figures: dict[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
-"""A teacher's own answers as training data, for distillation of sequences; what it said is kept to the letter."""
+"""A teacher's own answers as training data, for distillation of sequences; kept to the letter, but for thoughts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sailkit import jsonl, runs
+from sailkit.answers import RULES_VERSION
 from sailkit.build import DROPPED, write_rows
 from sailkit.errors import UserError, at_least_one
 from sailkit.exports import TRAIN, example_row
@@ -26,10 +27,12 @@ from sailkit.styles import (
     wording,
 )
 from sailkit.tables import read_table
+from sailkit.thoughts import split_thoughts
 
 ANSWERS = "answers.jsonl"  # what was said, in the order of the plan
 STAGE = "teacher-answers"
 _LIMIT = "the answer did not end within the limit"
+_THOUGHT = "the answer ended within a thought"
 _EMPTY = "empty answer"
 
 
@@ -71,6 +74,7 @@ def teacher_answers(
         **described,
         "style": style,
         "styles_sha256": jsonl.fingerprint(wording()),
+        "rules_version": RULES_VERSION,
         "max_new_tokens": None if isinstance(teacher, Path) else max_new_tokens,
         "data_sha256": jsonl.fingerprint([example_row(one) for one in examples]),
         "n": len(examples),
@@ -90,8 +94,9 @@ def answered(example: TrainingExample, said: str) -> TrainingExample:
     """A training example whose completion is what a teacher said.
 
     Where it opens with the sentence that judges the search results, in the wording of the example's style, this is read
-    into the judgements; else there are none, and all of it is the response.
+    into the judgements; else there are none, and all of it is the response. Thoughts before it are left out.
     """
+    said = split_thoughts(said)[0]
     text = said.removeprefix(wording()["text"]["gap"]) if example.style == "sail" else said.strip()
     verdicts = read_verification(text, len(example.results)) or ()
     opening = verification(verdicts, example.style) + wording()["behind_verification"] if verdicts else ""
@@ -183,13 +188,21 @@ def _asks(prompt: str, one: TrainingExample) -> bool:
     return all(" ".join(text.split()) in said for text in (one.instruction, one.input))
 
 
+def _missing(row: Mapping[str, Any]) -> str:
+    """Why there is nothing to learn in what a teacher said, or nothing where there is."""
+    answer, thinking = split_thoughts(row.get("text", ""))
+    if thinking:
+        return _THOUGHT
+    return row.get("reason") or ("" if answer.strip() else _EMPTY)
+
+
 def _finish(
     run: runs.Run, examples: Sequence[TrainingExample], said: Sequence[dict[str, Any]], train: int
 ) -> dict[str, Any]:
     parts: tuple[list[TrainingExample], list[TrainingExample]] = ([], [])
     dropped = []
     for place, (one, row) in enumerate(zip(examples, said, strict=True)):
-        reason = row.get("reason") or ("" if row["text"].strip() else _EMPTY)
+        reason = _missing(row)
         if reason:
             dropped.append({"id": one.id, "reason": reason})
         else:
@@ -201,7 +214,7 @@ def _finish(
     write_rows(run.path(DROPPED), dropped)
     every = [*parts[0], *parts[1]]
     reasons = Counter(
-        row["reason"] if row["reason"] in (_LIMIT, _EMPTY) else "the prompt is too long" for row in dropped
+        row["reason"] if row["reason"] in (_LIMIT, _THOUGHT, _EMPTY) else "the prompt is too long" for row in dropped
     )
     return {
         "n": len(examples),

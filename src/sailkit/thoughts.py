@@ -1,0 +1,60 @@
+"""What reasoning models write before an answer: a closed thought is no part of it, an open one leaves none."""
+
+from __future__ import annotations
+
+import re
+
+_TAGS = r"(?i:(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad))"
+# How the families open and close a thought.
+_MARKS = (
+    (rf"<{_TAGS}>", rf"</{_TAGS}>"),  # DeepSeek-R1, Qwen3, Phi-4, Nemotron, Granite 3.3, EXAONE, Seed-OSS ...
+    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker, Sky-T1
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
+    (r"<unused94>thought\b", r"<unused95>"),  # MedGemma
+    (r"\A\s*Here(?: is|'s) my thought process:", r"\bHere(?: is|'s) my response:"),  # Granite 3.2
+    # gpt-oss: only the channel `final` is an answer. Where special tokens are left out, their texts run together.
+    (
+        r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)\b|\A\s*(?:analysis|commentary)(?=[A-Z])",
+        r"(?:<\|start\|>assistant)?<\|channel\|>final\b[^<\n]*(?:<\|constrain\|>\w*)?<\|message\|>|assistantfinal",
+    ),
+)
+_MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
+_END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
+
+
+def split_thoughts(text: str) -> tuple[str, bool]:
+    """Take an answer out of what a model wrote.
+
+    A closing mark without an opening one closes a thought that the prompt opened: all before it is thought.
+
+    Args:
+        text: What a model wrote, or what a server sent.
+
+    Returns:
+        The text without its thoughts, unchanged where there are none; and whether a thought was still open at the
+        end. There is no answer then: the text is what stands before it.
+    """
+    pieces: list[str] = []
+    start, thinking = 0, False
+    for mark in _MARK.finditer(text):
+        if mark["close"]:
+            if not thinking:
+                pieces.clear()
+            start, thinking = mark.end(), False
+        elif not thinking:
+            pieces.append(text[start : mark.start()])
+            thinking = True
+    if not thinking:
+        if start == 0:
+            return text, False
+        pieces.append(_END.sub("", text[start:]))
+    return "\n".join(piece for piece in pieces if piece.strip()).lstrip(), thinking
+
+
+def thought_is_open(text: str) -> bool:
+    """Whether a text ends within a thought, before any answer."""
+    return split_thoughts(text)[1]
