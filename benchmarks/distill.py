@@ -74,7 +74,7 @@ def loss(options):
     text = "{columns:,} columns, {positions:,} positions, hidden {hidden}, k={k}".format(**told)
     print(f"## loss: {text}, forward and backward, medians of {options.rounds}\n")
     rows = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "autocast", "bfloat16"):  # autocast: weights in float32, computing in bfloat16
         found = {"sailkit": [], "dense": []}
         for _ in range(options.rounds):
             for side, each in found.items():  # in turns, so that a busy moment hits both

@@ -48,7 +48,9 @@ def loss(told):
     torch.manual_seed(0)
     torch.set_num_threads(told["threads"])
     columns, k, share = told["columns"], told["k"], told["ce_weight"]
-    weight = (torch.randn(columns, told["hidden"]) * 0.02).to(getattr(torch, told["dtype"])).requires_grad_()
+    autocast = told["dtype"] == "autocast"  # as `bf16: true` trains: weights in float32, computing in bfloat16
+    dtype = torch.float32 if autocast else getattr(torch, told["dtype"])
+    weight = (torch.randn(columns, told["hidden"]) * 0.02).to(dtype).requires_grad_()
 
     def given(n):
         hidden = torch.randn(n, told["hidden"]).to(weight.dtype).requires_grad_()
@@ -72,7 +74,12 @@ def loss(told):
         found.backward()
         return float(found)
 
-    work = {"sailkit": ours, "dense": dense}[told["side"]]
+    side = {"sailkit": ours, "dense": dense}[told["side"]]
+
+    def work(hidden, wanted):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return side(hidden, wanted)
+
     work(*given(2))
     weight.grad = None
     hidden, wanted = given(told["positions"])

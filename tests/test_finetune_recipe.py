@@ -121,3 +121,22 @@ def test_the_runs_of_others_are_stated_as_they_were():
     )
     assert mistral.data != deberta.data
     assert (paper.lora, paper.max_length, paper.training["num_train_epochs"]) == (None, 1600, 3)
+
+
+def test_the_recommended_recipes_have_room_and_a_rate_for_adapters():
+    for labeler in ("deberta", "mistral"):
+        before = read_recipe(RECIPES / f"sail-7b-{labeler}.yaml", {})
+        after = read_recipe(RECIPES / f"sail-7b-{labeler}-recommended.yaml", {})
+        assert "learning rate 2e-5, length 512" in before.about
+        assert (before.training["learning_rate"], before.max_length) == (2e-5, 512)
+        assert 1e-4 <= after.training["learning_rate"] <= 2e-4
+        assert after.max_length >= 1024
+        assert (after.model, after.data, after.lora, after.quantization) == (
+            before.model, before.data, before.lora, before.quantization,
+        )  # fmt: skip
+
+
+def test_small_batches_are_drawn_at_random_in_what_we_ship():
+    for path in RECIPES.glob("*.yaml"):
+        told = read_distillation(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
+        assert told.training.get("train_sampling_strategy", "random") == "random", path.stem

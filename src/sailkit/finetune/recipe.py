@@ -308,7 +308,8 @@ def _in_words(kind: Any) -> str:
     parts = [one for one in typing.get_args(kind) if one is not type(None)]
     if typing.get_origin(kind) in (list, set, tuple, dict):
         return "a list" if typing.get_origin(kind) is not dict else "a mapping"
-    return " or ".join(dict.fromkeys(map(_in_words, parts))) if parts else words.get(kind, "one of its values")
+    # Sorted: `typing` gives the order in which the same union was first written anywhere.
+    return " or ".join(sorted(set(map(_in_words, parts)))) if parts else words.get(kind, "one of its values")
 
 
 def known(keys: Iterable[str], names: Iterable[str], where: str) -> None:
