@@ -17,6 +17,8 @@ MOST_LINES = 350
 # Data flows downward: a module imports only from those above it.
 ORDER = (
     "errors",
+    "cleaning",
+    "terminal",
     "records",
     "jsonl",
     "runs",

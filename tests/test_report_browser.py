@@ -10,7 +10,7 @@ import pytest
 from sailkit import predictions
 from sailkit.report import report
 from test_audit_page import folder_of, found
-from test_report import HOSTILE, constant, good, hostile_sets, prediction, run_folder
+from test_report import HOSTILE, constant, good, hostile_sets, prediction, run_folder, shown
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM.exists() and DRIVER.exists()), reason="needs chromium and chromedriver")
@@ -142,10 +142,10 @@ def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
         title_is = (
             "return document.querySelectorAll('.item .text')[arguments[0]].textContent === JSON.parse(arguments[1])"
         )
-        assert reader.run(title_is, i, json.dumps(p.text))
+        assert reader.run(title_is, i, json.dumps(*shown([p.text])))
         texts = "[...document.querySelectorAll(`#more-${arguments[0]} pre`)].map((e) => e.textContent)"
         same = f"return JSON.stringify({texts}) === JSON.stringify(JSON.parse(arguments[1]))"
-        assert reader.run(same, i, json.dumps([p.raw_output, q.raw_output, p.prompt]))
+        assert reader.run(same, i, json.dumps(shown([p.raw_output, q.raw_output, p.prompt])))
     assert reader.run("return document.querySelectorAll('img, main script').length") == 0
     assert reader.driver.title == title
     assert reader.is_quiet()

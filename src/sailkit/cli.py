@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs, show, show_training
 from sailkit.build import build
 from sailkit.build_task import build_task
+from sailkit.cleaning import escape_json
 from sailkit.distill.stage import distill
 from sailkit.distill.teacher_cache import teacher_cache
 from sailkit.errors import UserError
@@ -30,6 +31,7 @@ from sailkit.label.audit import audit
 from sailkit.label.fit import fit
 from sailkit.label.stage import label
 from sailkit.search.stage import search
+from sailkit.terminal import clean_streams, console, show_traceback
 
 JsonFlag = Annotated[
     Path | None,
@@ -71,7 +73,7 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
         if isinstance(found, list) and len(found) == 1:
             found = found[0]
         if json is not None and str(json) == "-":
-            print(jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False))
+            print(escape_json(jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False)))
             return
         tell(found)
         if json is not None:
@@ -94,6 +96,7 @@ def build_app() -> App:
         help="Search-augmented language models whose measurements survive an audit.",
         version=__version__,
         suppress_keyboard_interrupt=False,
+        console=console(),
     )
     for name, (stage, tell) in VERBS.items():
         app.command(_command(stage, tell), name=name)
@@ -113,6 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not first_process():
         warnings.showwarning = lambda *_, **__: None
         os.environ["SAILKIT_PROGRESS"] = "off"
+    sys.excepthook = show_traceback
+    with clean_streams():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a reader that has gone shows here, not at exit

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sailkit import jsonl, metrics
+from sailkit.cleaning import clean, clean_values
 from sailkit.errors import UserError
 from sailkit.metrics import Estimate
 from sailkit.records import Prediction
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 # How our files are told from those of others.
 _MARKS = {"html": '<meta name="generator" content="sailkit report', "md": "<!-- sailkit report"}
 _DATA = Path(__file__).parent / "data"
-# Lone surrogates cannot be written; controls and direction overrides would misdraw what stands beside them.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~$#])")
 
 _FACTS = {
@@ -84,7 +83,7 @@ def write(out: tuple[Path, Path], name: str, content: dict[str, Any], items: dic
     inline = {"style": Markup(style)}  # noqa: S704
     if items is not None:
         policy += f"; script-src {_hash(script)}"
-        inline |= {"script": Markup(script), "items_json": Markup(_json(items))}  # noqa: S704
+        inline |= {"script": Markup(script), "items_json": Markup(_json(clean_values(items)))}  # noqa: S704
     policy += "; base-uri 'none'; form-action 'none'"
     jsonl.write_atomic(markdown_file, markdown(name, content))
     jsonl.write_atomic(
@@ -144,14 +143,14 @@ def _environment(html: bool) -> Environment:
 
 def _plain(value: Any) -> Any:
     """Text without characters that disturb what stands beside it; our own markup as it is."""
-    return _UNSAFE.sub("\ufffd", value) if type(value) is str else value
+    return clean(value) if type(value) is str else value
 
 
 def _markdown(value: Any) -> Any:
     """Text that Markdown shows as it is, in a paragraph, a heading or a cell of a table."""
     if type(value) is not str:
         return value
-    text = _UNSAFE.sub("\ufffd", value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = clean(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", text)
 
 

@@ -9,16 +9,18 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import filelock
 
 from sailkit import __version__, jsonl
 from sailkit.errors import UserError
+from sailkit.terminal import Ticker as Ticker  # noqa: PLC0414 - stages take these from here
+from sailkit.terminal import notice as notice  # noqa: PLC0414
+from sailkit.terminal import progress as progress  # noqa: PLC0414
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -296,55 +298,3 @@ def cache_folder() -> Path:
 def seed_for(seed: int, purpose: str, item: str = "") -> int:
     """A 64-bit seed from the run's seed, a purpose and an item's id, so that order and shards change nothing."""
     return int.from_bytes(hashlib.sha256(f"{seed}\x00{purpose}\x00{item}".encode()).digest()[:8], "big")
-
-
-def notice(text: str) -> None:
-    """Tell the person at the terminal something, beside the results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-class Ticker(Protocol):
-    """What a stage calls as it gets on."""
-
-    def __call__(self, steps: int = 1, note: str = "") -> None:
-        """Count steps as done; a note, such as the speed, is shown behind the count."""
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
-    """Show progress on standard error: a bar with the time left on a terminal, plain lines elsewhere.
-
-    Args:
-        what: A word or two, such as `scoring`.
-        total: Steps in all.
-        done: Steps that an earlier run has done.
-
-    Yields:
-        A function to call with the number of steps done since the last call, and with a note where there is one.
-    """
-    if os.environ.get("SAILKIT_PROGRESS") == "off" or total <= done:
-        yield lambda steps=1, note="": None
-        return
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        told, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
-        columns = (told, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, completed=done, note="")
-            yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
-        return
-    start = last = time.monotonic()
-    count = done
-
-    def tick(steps: int = 1, note: str = "") -> None:
-        nonlocal count, last
-        count += steps
-        now = time.monotonic()
-        if now - last >= 5 or (count == total and now - start >= 2):
-            left = (now - start) / max(count - done, 1) * (total - count)
-            notice(f"{what}: {count}/{total}, {note + ', ' if note else ''}{left:.0f} s left")
-            last = now
-
-    yield tick

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sailkit.label.load import short_names
+from sailkit.terminal import console
 
 Result = dict[str, Any] | list[dict[str, Any]]
 
@@ -23,12 +22,6 @@ _FIGURES = {
     "weighted_f1": "weighted F1",
     "mcc": "Matthews correlation",
 }
-
-
-def console() -> Console:
-    """Where results are printed."""
-    # A pipe or a log has no width; tables should not be squeezed there.
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def _flags(figures: Mapping[str, Any]) -> None:
@@ -48,7 +41,7 @@ def _figure_table(figures: Mapping[str, Any], columns: Mapping[str, str]) -> Tab
     table = Table(box=None, pad_edge=False)
     table.add_column("95 % intervals")
     for heading in columns:
-        table.add_column(heading)
+        table.add_column(escape(heading))
     names = {**_FIGURES, **{f"f1_{label}": f"F1 of {label}" for label in figures["labels"]}}
     for name, title in names.items():
         table.add_row(escape(title), *(_interval(figures, prefix + name) for prefix in columns.values()))
@@ -58,7 +51,7 @@ def _figure_table(figures: Mapping[str, Any], columns: Mapping[str, str]) -> Tab
 def _confusion(figures: Mapping[str, Any]) -> None:
     matrix = figures["confusion"]
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"{figures['against']} label, then answers")
+    table.add_column(escape(f"{figures['against']} label, then answers"))
     for column in matrix["columns"]:
         table.add_column(escape(column), justify="right")
     for row, counts in zip(matrix["rows"], matrix["counts"], strict=True):
@@ -204,7 +197,7 @@ def audit(found: Result) -> None:
         table = Table(box=None, pad_edge=False)
         headings = ("AUROC", "balanced accuracy", "kappa", "MCC", "distracting: precision", "recall", "Brier", "ECE")
         for heading in (f"{stratum}, {rows[0]['n']} pairs", *headings):
-            table.add_column(heading)
+            table.add_column(escape(heading))
         for row in rows:
             ranges = [
                 f"{places(row[name])} [{places(row[name + '_low'])}, {places(row[name + '_high'])}]"

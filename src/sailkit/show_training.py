@@ -8,7 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from sailkit.show import Result, console, places
+from sailkit.show import Result, places
+from sailkit.terminal import console
 
 
 def finetuned(found: Result) -> None:

@@ -1,0 +1,44 @@
+"""Text from outside made safe to show: the characters that act on a terminal or a page instead of being read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# C0 and C1 control characters (a terminal takes them for commands), the marks, overrides and isolates of bidirectional
+# text (they misdraw what stands beside them), line and paragraph separators, and lone surrogates (they cannot be
+# written). Joiners are left alone: Persian, Hindi and emoji are spelt with them.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
+_LAYOUT = "\n\t"
+
+
+def clean(text: str, layout: bool = False) -> str:
+    """Text in which every unsafe character has become U+FFFD.
+
+    Args:
+        text: Text from anywhere.
+        layout: Keep line breaks and tabs; a carriage return before a line break goes.
+    """
+    if not layout:
+        return _UNSAFE.sub("\ufffd", text)
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in _LAYOUT else "\ufffd", text.replace("\r\n", "\n"))
+
+
+def clean_values(value: Any) -> Any:
+    """A JSON value with every text in it clean, lines and tabs kept."""
+    if isinstance(value, str):
+        return clean(value, layout=True)
+    if isinstance(value, dict):
+        return {clean(key, layout=True): clean_values(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean_values(one) for one in value]
+    return value
+
+
+def escape_json(text: str) -> str:
+    r"""JSON that says the same, its unsafe characters spelt as `\uXXXX`.
+
+    Args:
+        text: What `json.dumps` gave; its line breaks stand between values, and stay.
+    """
+    return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
