@@ -118,7 +118,13 @@ def test_a_completion_is_laid_out_from_its_own_beginning(load):
 
 @pytest.mark.parametrize(
     ("tokens", "why"),
-    [("Yes", "one token that ends it"), ("No</s>", "cannot represent"), ("</s>Yes</s>", "one token that ends it")],
+    [
+        ("Yes", "one token that ends it"),
+        ("No</s>", "cannot represent"),
+        ("No Yes</s>", "cannot represent"),
+        ("Yes No</s>", "cannot represent"),
+        ("</s>Yes</s>", "one token that ends it"),
+    ],
 )
 def test_other_tokens_are_refused(load, tokens, why):
     llama, vocabulary = load("llama")

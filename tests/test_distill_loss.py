@@ -279,6 +279,21 @@ def test_half_a_model_gets_gradients_in_its_own_numbers():
     assert {grad.dtype for grad in grads} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_gradients_in_few_bits_are_summed_in_many(autocast):
+    """A thousand equal positions, one by one: in 16 bits a sum stands still where a term is below half a last digit."""
+    n, dtype = 1024, torch.float32 if autocast else torch.bfloat16
+    inputs = [part.detach().to(dtype).requires_grad_() for part in layer(13, 1, 30)]
+    aims = wanted(13, 1, 30, 6)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        _, (_, *alone) = both(inputs, aims)
+        hidden = inputs[0].detach().expand(n, -1).clone().requires_grad_()
+        many = Wanted(*(getattr(aims, part.name).repeat_interleave(n, 0) for part in dataclasses.fields(aims)))
+        _, (_, *summed) = both([hidden, *inputs[1:]], many, chunk=1)
+    for total, part in zip(summed, alone, strict=True):
+        assert torch.allclose(total.float(), n * part.float(), rtol=1e-2, atol=0)
+
+
 def test_a_second_backward_pass_is_refused_not_wrong():
     hidden, weight, bias = layer(14, 3, 8)
     loss, _ = distillation_loss(hidden, weight, bias, wanted(14, 3, 8, 2), ce_weight=0.3, columns=8)

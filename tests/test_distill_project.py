@@ -279,3 +279,86 @@ def test_rows_are_collected_one_behind_the_other():
     assert found.probs.tolist() == [0.75, 0.5, 0.5]
     assert found.tail.tolist() == [0.25, 1.0, 0.0]
     assert found.kind.tolist() == [ALIGNED, NONE, CONDITIONED]
+
+
+def _pieces(side: Side, *pieces: bytes) -> list[int]:
+    return [side.vocabulary.ids[piece] for piece in pieces]
+
+
+def test_a_tail_on_the_way_counts_for_the_token_that_was_begun(llama, qwen):
+    """` inform` and `ative` of the teacher are one token of the student's; what else comes behind begins ` inform`."""
+    a, inform, ative = _pieces(llama, b"a", b" inform", b"ative")
+    lists = [{a: 1.0}, {inform: 0.8}, {ative: 0.75}]
+    ours = _pieces(qwen, b"a", b" informative")
+    _, second, _ = _targets(llama, qwen, "a informative", ours, lists)
+    begun, whole = _pieces(qwen, b" inform", b" informative")
+    assert second.probs == {whole: pytest.approx(0.8 * 0.75), begun: pytest.approx(0.8 * 0.25)}
+    assert second.tail == pytest.approx(0.2)
+
+
+def test_tokens_that_end_together_are_followed_into_what_comes_behind(llama, qwen):
+    """Both end at ` inform`; still the teacher's next distribution decides between ` inform` and ` informative`."""
+    a, inform, ative, us = _pieces(llama, b"a", b" inform", b"ative", b" us")
+    lists = [{a: 1.0}, {inform: 0.8}, {ative: 0.75, us: 0.25}]
+    ours = _pieces(qwen, b"a", b" inform", b" us")
+    _, second, *_ = _targets(llama, qwen, "a inform us", ours, lists)
+    begun, whole = _pieces(qwen, b" inform", b" informative")
+    assert second.probs == {whole: pytest.approx(0.8 * 0.75), begun: pytest.approx(0.8 * 0.25)}
+
+
+def test_a_teacher_token_that_ends_where_the_student_begins_says_nothing_of_what_follows(qwen, llama):
+    know, kn, no = _pieces(qwen, b"know", b"kn", b"no")
+    _, second, _ = _targets(qwen, llama, "know", _pieces(llama, b"kn", b"ow"), [{know: 0.5, kn: 0.3, no: 0.2}])
+    assert second.kind == CONDITIONED
+    assert second.probs == {llama.vocabulary.ids[b"ow"]: pytest.approx(1)}
+    # Nor does it agree: `know` alone is less than `min_mass`.
+    lists = [{know: 0.05, kn: 0.75, no: 0.2}]
+    _, second, _ = _targets(qwen, llama, "know", _pieces(llama, b"kn", b"ow"), lists)
+    assert second.kind == NONE
+
+
+def test_unlikely_tokens_stay_listed(qwen, llama):
+    yes, no, maybe = _pieces(qwen, b"Yes", b"No", b"Maybe")
+    first, _ = _targets(qwen, llama, "Yes", _pieces(llama, b"Yes"), [{yes: 0.99, no: 0.00999, maybe: 1e-5}])
+    expected = {b"Yes": 0.99, b"No": 0.00999, b"Maybe": 1e-5}
+    assert first.probs == {llama.vocabulary.ids[piece]: pytest.approx(p) for piece, p in expected.items()}
+    assert first.tail == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "kinds"),
+    [
+        ((), (), [ALIGNED, ALIGNED]),
+        ((), (b"\n",), [ALIGNED, NONE, NONE]),
+        ((b"\n",), (), [ALIGNED, NONE]),
+        ((b"\n",), (b"\n",), [ALIGNED, NONE, NONE]),
+    ],
+)
+def test_white_space_of_a_template_behind_the_completion_is_not_predicted(llama, qwen, theirs, ours, kinds):
+    yes, *space = _pieces(llama, b"Yes", *theirs)
+    teacher = stream(llama.vocabulary, [yes, *space, llama.end], "Yes")
+    student = stream(qwen.vocabulary, [*_pieces(qwen, b"Yes", *ours), qwen.end], "Yes")
+    row = _row([yes, *space], [{yes: 0.9}, *({token: 1.0} for token in space)], llama.end)
+    targets = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end])).row(row, teacher, student)
+    assert [target.kind for target in targets] == kinds
+    assert targets[-1].probs == ({qwen.end: pytest.approx(1)} if kinds[-1] == ALIGNED else {})
+
+
+def test_behind_the_space_of_a_template_habits_are_not_applied(qwen, llama):
+    """The student's template writes a space before the answer: ` No` it is, whatever `No` became within a text."""
+    yes, no = _pieces(qwen, b"Yes", b"No")
+    projection = Projection(qwen.vocabulary, llama.vocabulary, frozenset([qwen.end]))
+    texts = [("Yes", [yes], (b"Yes",)), ("No", [no], (b"No",))]
+    projection.learn(
+        (
+            stream(qwen.vocabulary, [*tokens, qwen.end], text),
+            stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], text),
+        )
+        for text, tokens, pieces in texts
+    )
+    for pieces, other in (((b"Yes",), b"No"), ((b" Yes",), b" No")):
+        student = stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], "Yes")
+        teacher = stream(qwen.vocabulary, [yes, qwen.end], "Yes")
+        first, _ = projection.row(_row([yes], [{yes: 0.6, no: 0.4}], qwen.end), teacher, student)
+        expected = {llama.vocabulary.ids[pieces[0]]: 0.6, llama.vocabulary.ids[other]: 0.4}
+        assert first.probs == {token: pytest.approx(p) for token, p in expected.items()}
