@@ -1,10 +1,12 @@
 """How `sailkit distill` compares: its loss with dense logits, its methods with each other, and it with TRL's GOLD.
 
-    python benchmarks/distill.py --shared ../shared/data [--only loss,quality,gold,end-to-end]
+    python benchmarks/distill.py --shared ../shared/data [--only loss,quality,control,gold,end-to-end]
 
 - `loss`: memory and time of the chunked sparse loss against the same loss on whole logits.
 - `quality`: a teacher into three students, on sequences and on logits, with the same rows, order and steps: how near
   each comes to the teacher on held-out rows.
+- `control`: what the teacher adds: logits against plain fine-tuning of stories260k on the same words, which a person
+  wrote (everyday instructions), with the same rows, order, steps and learning rate.
 - `gold`: against TRL's GOLD trainer on two byte-level tokenizers, with the same prompts (the teacher reads the student's
   text, as GOLD has it), completions, steps, batch, number format and learning rate.
 - `end-to-end`: three epochs, the time of the teacher's cache included, against the teacher online.
@@ -25,13 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_data import CONTEXT, answered, own_style, qwen_shaped, rows_of, students, tiny_teacher
+from distill_data import CONTEXT, answered, instruction_rows, own_style, qwen_shaped, rows_of, students, tiny_teacher
 from distill_worker import GOLD
 from sailkit import jsonl
 from sailkit.exports import TRAIN
 from sailkit.finetune.data import HELD_OUT, read_data
 
-SECTIONS = ("loss", "quality", "gold", "end-to-end")
+SECTIONS = ("loss", "quality", "control", "gold", "end-to-end")
 WORKER = Path(__file__).with_name("distill_worker.py")
 EPOCHS = 3
 RESAMPLES = 10_000
@@ -181,33 +183,63 @@ def difference(ours, theirs, measure):
     return f"{mean(ours, measure) - mean(theirs, measure):+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def contest(options, place, steps, seeds):
-    """The cache's figures, and those of each side's runs; a text in place of them where a side failed."""
-    from sailkit.models.sources import resolve
-
-    rows, folder = rows_of(options, place), resolve(options.gold_teacher).tokenizer_folder
-    place = place / "gold"
-    place.mkdir(exist_ok=True)
-    told = {
-        "teacher": options.gold_teacher, "teacher_tokenizer": str(folder), "student": str(qwen_shaped(options, place)),
-        "data": str(rows), "style": "sail-fixed", "cache": str(place / "cache"), "max_length": CONTEXT,
-    }  # fmt: skip
-    cached = ask(options, "cache", told, place / "cache.json")
-    told |= {"steps": steps, "batch": options.batch, "at_once": options.at_once, "bf16": options.bf16}
-    told |= {"learning_rate": options.learning_rate or RATES["qwen-shaped"], "folder": str(place / "trainer")}
-    found = {side: [] for side in ("sailkit", *GOLD)}
+def contest(options, folder, setup, sides, steps, seeds):
+    """The cache's figures, and those of each side's runs; a text in place of them where a peer failed."""
+    folder.mkdir(exist_ok=True)
+    setup = {**setup, "cache": str(folder / "cache"), "max_length": CONTEXT}
+    cached = ask(options, "cache", setup, folder / "cache.json")
+    setup |= {"steps": steps, "batch": options.batch, "at_once": options.at_once, "bf16": options.bf16}
+    setup |= {"folder": str(folder / "trainer"), "threads": options.threads}
+    runs = {side: [] for side in sides}
     for seed in range(seeds):
-        for side, each in found.items():
+        for side, each in runs.items():
             if isinstance(each, str):
                 continue
-            mine = {**told, "seed": seed, "side": side, "threads": options.threads}
+            run = {**setup, "seed": seed, "side": side}
             try:
-                each.append(ask(options, "train", mine, place / f"run-{jsonl.fingerprint(mine)[:16]}.json"))
+                each.append(ask(options, "train", run, folder / f"run-{jsonl.fingerprint(run)[:16]}.json"))
             except RuntimeError as error:
-                if side == "sailkit":
+                if side not in GOLD:
                     raise
-                found[side] = f"failed: {str(error).splitlines()[-1]}"
-    return cached, found
+                runs[side] = f"failed: {str(error).splitlines()[-1]}"
+    return cached, runs
+
+
+def beside_gold(options, folder, steps, seeds):
+    """A contest with GOLD."""
+    from sailkit.models.sources import resolve
+
+    setup = {
+        "teacher": options.gold_teacher, "teacher_tokenizer": str(resolve(options.gold_teacher).tokenizer_folder),
+        "student": str(qwen_shaped(options, folder)), "data": str(rows_of(options, folder)), "style": "sail-fixed",
+        "learning_rate": options.learning_rate or RATES["qwen-shaped"],
+    }  # fmt: skip
+    return contest(options, folder / "gold", setup, ("sailkit", *GOLD), steps, seeds)
+
+
+def control(options, folder):
+    from sailkit.models.sources import resolve
+
+    student, rate = options.shared / "models" / "stories260k", options.learning_rate or RATES["stories260k"]
+    data = instruction_rows(options, folder)
+    setup = {
+        "teacher": options.teacher, "teacher_tokenizer": str(resolve(options.teacher).tokenizer_folder),
+        "student": str(student), "data": str(data), "style": own_style(options.teacher), "learning_rate": rate,
+    }  # fmt: skip
+    sides = {"logits": "sailkit", "plain fine-tuning": "plain"}
+    _, runs = contest(options, folder / "control", setup, sides.values(), options.steps, options.seeds)
+    n, held_out = (len(read_data([str(data)], name)) for name in (TRAIN, HELD_OUT))
+    print(
+        f"\n## control: {options.teacher} into stories260k, {n} rows, {held_out} held out, {options.steps} steps of "
+        f"{options.batch}, learning rate {rate:g}, {options.seeds} seeds\n"
+    )
+    rows = {name: [run["rows"] for run in runs[side]] for name, side in sides.items()}
+    table(["", *(f"{measure}, mean (each seed)" for measure in MEASURES)], [
+        [name, *(f"{mean(each, m):.4f} ({', '.join(f'{mean([run], m):.4f}' for run in each)})" for m in MEASURES)]
+        for name, each in rows.items()
+    ])  # fmt: skip
+    differences = [difference(*rows.values(), measure) for measure in MEASURES]
+    table(["difference, 95 % interval", *MEASURES], [["logits - plain fine-tuning", *differences]])
 
 
 def epochs(options, place):
@@ -218,7 +250,7 @@ def epochs(options, place):
 
 def gold(options, place):
     steps = options.steps
-    cached, found = contest(options, place, steps, options.seeds)
+    cached, found = beside_gold(options, place, steps, options.seeds)
     how = f"{options.at_once} at once, {'bfloat16 autocast' if options.bf16 else 'float32'}"
     print(
         f"\n## gold: {options.gold_teacher} into the Qwen-shaped student, {steps} steps of {options.batch}, {how}, {options.seeds} seeds\n"
@@ -249,7 +281,7 @@ def gold(options, place):
 
 def end_to_end(options, place):
     steps = epochs(options, place)
-    cached, found = contest(options, place, steps, 1)
+    cached, found = beside_gold(options, place, steps, 1)
     print(
         f"\n## end-to-end: {EPOCHS} epochs, {steps} steps of {options.batch}; GOLD without the loading of its models\n"
     )
@@ -290,7 +322,7 @@ def main():
     parser.add_argument("--rows", type=int, default=256, help="most training rows; a quarter more are held out")
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--batch", type=int, default=16, help="rows a step")
-    parser.add_argument("--at-once", type=int, default=1, help="gold, end-to-end: rows in a pass, on all sides")
+    parser.add_argument("--at-once", type=int, default=1, help="control, gold, end-to-end: rows in a pass")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, help="for every student; else " + str(RATES))
     parser.add_argument("--max-new-tokens", type=int, default=96, help="of a teacher's answer")
@@ -310,7 +342,7 @@ def main():
 
     torch.set_num_threads(options.threads)
     options.bf16 = not options.float32 and pick_dtype("auto", pick_device("auto")) is torch.bfloat16
-    works = {"quality": quality, "gold": gold, "end-to-end": end_to_end}
+    works = {"quality": quality, "control": control, "gold": gold, "end-to-end": end_to_end}
     place = None if chosen == ["loss"] else prepare(options)
     for name in chosen:
         if name == "loss":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import replace
 
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -12,7 +13,9 @@ from sailkit.build_task import build_task
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, prepare, read_data
+from sailkit.instructions import read_instructions
 from sailkit.models.sources import resolve
+from sailkit.records import TrainingExample
 
 CONTEXT = 512  # of stories260k
 
@@ -51,7 +54,8 @@ def qwen_shaped(options, place):
 def fits(one, tokenizer, whole):
     """Whether the student with the shortest context can take a row, and whole if so asked."""
     with contextlib.suppress(UserError):
-        return not whole or not prepare([replace(one, style="sail-fixed")], tokenizer, CONTEXT).cut_tokens
+        prepared = prepare([replace(one, style="sail-fixed")], tokenizer, CONTEXT)
+        return not whole or not prepared.cut_tokens
     return False
 
 
@@ -79,6 +83,19 @@ def rows_of(options, place):
     for name, count in ((TRAIN, options.rows), (HELD_OUT, max(options.rows // 4, 4))):
         parts[name] = [one for one in read_data([str(data)], name, "sail-fixed") if fits(one, tokenizer, True)][:count]
     return write_rows(folder, parts)
+
+
+def instruction_rows(options, parent):
+    """A folder of everyday instructions without search results: words of people, whatever a teacher would say."""
+    folder = parent / "instructions"
+    if (folder / HELD_OUT).exists():
+        return folder
+    tokenizer = AutoTokenizer.from_pretrained(options.shared / "models" / "stories260k")
+    items = read_instructions(options.shared / "instructions" / "dolpaca_prompt_completion_dev.jsonl")
+    rows = (TrainingExample(x.id, x.instruction, x.input, (), (), x.output, "sail-fixed") for x in items)
+    fitting = (row for row in rows if fits(row, tokenizer, False))
+    train, held_out = (list(itertools.islice(fitting, n)) for n in (options.rows, max(options.rows // 4, 4)))
+    return write_rows(folder, {TRAIN: train, HELD_OUT: held_out})
 
 
 def answered(options, place, style):

@@ -144,7 +144,7 @@ def train(told):
         "bf16": told["bf16"], "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "seed": told["seed"],
         "logging_steps": 1000, "gradient_checkpointing": False, "max_length": told["max_length"],
     }  # fmt: skip
-    make = _ours if told["side"] == "sailkit" else _gold
+    make = {"sailkit": _ours, "plain": _plain}.get(told["side"], _gold)
     before, trainer = make(told, model, tokenizer, ours, common)
     times = []
 
@@ -181,6 +181,16 @@ def _ours(told, model, tokenizer, part, common):
     more = {"targets": part[1], "held_out_targets": None, "ce_weight": 0.1, "columns": len(tokenizer)}
     made = DistillTrainer(model=model, tokenizer=tokenizer, args=args, train=part[0], held_out=None, **more)
     return before, made
+
+
+def _plain(told, model, tokenizer, part, common):
+    """Fine-tuning on the same words, as the control: cross-entropy alone."""
+    from sailkit.finetune import trainer as trl
+    from sailkit.finetune.recipe import Recipe
+
+    before = forget_peak()
+    args = trl.arguments(Recipe("m", ("d",), training=common), Path(told["folder"]), held_out=False)
+    return before, trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=part[0], held_out=None)
 
 
 def _gold(told, model, tokenizer, part, common):
