@@ -22,6 +22,7 @@ ORDER = (
     "records",
     "jsonl",
     "runs",
+    "intervals",
     "metrics",
     "cluster",
     "guard",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -176,6 +177,42 @@ def test_a_difference_before_the_adjustment_only_cannot_be_told(tmp_path):
     a, b, c = (run(tmp_path / name, rows) for name, rows in (("a", answers([True] * 40)), ("b", six), ("c", six)))
     assert compare(a, b)["verdict"] == "better"
     assert {pair["verdict"] for pair in compare(a, b, c)["comparisons"]} == {"cannot tell"}
+
+
+def test_groups_are_drawn_and_tested_whole(tmp_path):
+    """Forty claims worded five times each; b fails on six claims, in all their wordings: six facts, and not thirty."""
+    rows = [replace(p, group=f"claim-{p.index // 5}") for p in answers([True] * 200)]
+    failed = [replace(p, group=f"claim-{p.index // 5}") for p in answers([n >= 30 for n in range(200)])]
+    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", failed))
+    assert (found["test"], found["groups"], found["n"]) == ("exact sign-flip test over groups", 40, 200)
+    assert found["p_value"] == pytest.approx(2 * 0.5**6)
+    alone = compare(
+        run(tmp_path / "c", answers([True] * 40)), run(tmp_path / "d", answers([n >= 6 for n in range(40)]))
+    )
+    assert (alone["test"], alone["p_value"]) == ("exact McNemar test", pytest.approx(2 * 0.5**6))
+    names = ("minimum_detectable_difference", "accuracy_difference_low", "accuracy_difference_high", "b_accuracy_low")
+    assert [found[name] for name in names] == pytest.approx([alone[name] for name in names], abs=0.01)
+    # One of the two files may be from before groups were kept.
+    old = run(tmp_path / "e", answers([n >= 30 for n in range(200)]))
+    assert compare(tmp_path / "a", old)["p_value"] == found["p_value"]
+
+
+def test_sets_that_agree_on_every_item_may_still_differ(tmp_path):
+    rows = answers([n % 4 > 0 for n in range(40)])
+    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", rows))
+    assert found["accuracy_difference"] == 0
+    # Of 40 items, none tells a from b: up to 8.8 % of all could, by the exact interval.
+    assert found["accuracy_difference_low"] == pytest.approx(-0.088, abs=0.01)
+    assert found["accuracy_difference_high"] == pytest.approx(0.088, abs=0.01)
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(19, "cannot tell"), (20, "better")])
+def test_no_verdict_on_few_items(tmp_path, count, verdict):
+    found = compare(run(tmp_path / "a", answers([True] * count)), run(tmp_path / "b", answers([False] * count)))
+    assert found["verdict"] == verdict
+    assert ("few-items" in found["flags"]) == (count < 20)
+    if count < 20:
+        assert found["remark"] == "19 items are too few"
 
 
 def test_sets_of_one_name_are_numbered(tmp_path):

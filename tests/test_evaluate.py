@@ -109,6 +109,24 @@ def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == figures
 
 
+def test_groups_that_a_task_declares_are_kept_and_drawn_whole(tiny, task, tmp_path):
+    plain = evaluate(model=tiny, task=str(task), out=tmp_path / "plain")
+    assert "groups" not in plain
+    assert not any("group" in row for row in rows_of(tmp_path / "plain"))
+    rows = [{**json.loads(line), "topic": f"topic-{n // 4}"} for n, line in enumerate(_lines(tmp_path / "items.jsonl"))]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task.write_text(TASK.replace("label: truth,", "label: truth, group: topic,"))
+    found = evaluate(model=tiny, task=str(task), out=tmp_path / "run")
+    assert (found["n"], found["groups"]) == (40, 10)
+    assert {row["id"]: row["group"] for row in rows_of(tmp_path / "run")} == {r["key"]: r["topic"] for r in rows}
+    assert "few-items" in found["flags"]
+    assert found["accuracy"] == plain["accuracy"]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
 def test_generated_answers_are_read_or_counted_as_unreadable(tiny, task, tmp_path):
     figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", answer="generate", max_new_tokens=5)
     rows = rows_of(tmp_path / "run")

@@ -257,6 +257,27 @@ def test_labels_may_be_given_by_their_words(tmp_path):
     assert (found["accuracy"], found["human_f1_REFUTES"]) == (1.0, 1.0)
 
 
+def test_words_for_labels_bring_no_further_labels_into_use(tmp_path):
+    """Answers in words are the same data: macro-F1 is the mean over the two labels that there are."""
+    named = [row(n, ("SUPPORTS", "REFUTES")[n % 2], ("Correct", "Wrong")[(n % 2) ^ (n < 5)]) for n in range(40)]
+    spelled = [{**r, "label": {"SUPPORTS": "Correct", "REFUTES": " wrong"}[str(r["label"])]} for r in named]
+    (by_name,) = rescore(write(tmp_path / "r.jsonl", named), task="climate-fever")
+    for path in ("r.jsonl", "r.csv"):
+        (by_word,) = rescore(write(tmp_path / path, spelled), task="climate-fever")
+        assert by_word == by_name
+    assert by_name["labels"] == ["SUPPORTS", "REFUTES"]
+    assert by_name["macro_f1"] == pytest.approx(0.875, abs=0.001)
+
+
+def test_groups_of_a_recording_widen_its_intervals(tmp_path):
+    rows = [row(n, output=("Correct", "Wrong")[n % 25 < 5], claim=n // 5) for n in range(150)]
+    path = write(tmp_path / "r.jsonl", rows)
+    (single,), (grouped,) = (rescore(path, task="climate-fever", fields=f) for f in ([], ["group=claim"]))
+    assert (grouped["groups"], "groups" in single) == (30, False)
+    width, narrow = (f["accuracy_high"] - f["accuracy_low"] for f in (grouped, single))
+    assert width > 1.8 * narrow
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "expected"),
     [

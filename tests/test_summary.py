@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from sailkit.intervals import LEAST_UNITS
 from sailkit.records import AnswerScore, Prediction
 from sailkit.summary import CONSTANT_SHARE, NOISE, UNREADABLE_SHARE, summarise, with_flags
 
@@ -225,3 +226,66 @@ def test_flags_are_kept_by_code_with_every_sentence():
     found = with_flags(*summarise(rows, LABELS))
     assert found["flags"] == ["below-baseline"]
     assert ["human" in text or "reference" in text for text in found["flag_messages"]["below-baseline"]] == [True, True]
+
+
+@pytest.mark.parametrize("count", [3, LEAST_UNITS - 1, LEAST_UNITS])
+def test_few_items_are_flagged_however_right_they_are(count):
+    figures, flags = summarise(predictions((count - 1, "yes", "yes"), (1, "no", "no")), LABELS)
+    assert figures["accuracy"] == 1.0
+    assert figures["accuracy_low"] < 0.84
+    few = [flag.message for flag in flags if flag.code == "few-items"]
+    assert bool(few) == (count < LEAST_UNITS)
+    assert all(text.startswith(f"{count} items are too few for a verdict, which takes 20") for text in few)
+
+
+def test_no_interval_of_a_faultless_or_hopeless_set_is_a_point():
+    for said, low, high in (("yes", 0.69, 1.0), ("no", 0.0, 0.31)):
+        figures, _ = summarise(predictions((10, "yes", said)), LABELS)
+        assert (figures["accuracy_low"], figures["accuracy_high"]) == pytest.approx((low, high), abs=0.005)
+        for name in ("macro_f1", "weighted_f1", "balanced_accuracy", "f1_yes"):
+            assert figures[f"{name}_high"] - figures[f"{name}_low"] > 0.05, name
+
+
+def test_items_in_groups_count_as_groups():
+    """Thirty claims, each worded five times: as wide as the thirty alone, and few where there are nineteen."""
+    single = predictions((24, "yes", "yes"), (6, "yes", "no"))
+    reworded = [replace(p, id=f"{p.id}-{i}", group=p.id) for p in single for i in range(5)]
+    (alone, _), (grouped, _), (ignored, _) = (
+        summarise(rows, LABELS) for rows in (single, reworded, [replace(p, group="") for p in reworded])
+    )
+    assert (grouped["n"], grouped["groups"], "groups" in ignored) == (150, 30, False)
+    for prefix in ("", "human_"):
+        widths = [f[f"{prefix}accuracy_high"] - f[f"{prefix}accuracy_low"] for f in (alone, grouped, ignored)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.05)
+        assert widths[2] < 0.6 * widths[1]
+    (text,) = [f.message for f in summarise(reworded[:95], LABELS)[1] if f.code == "few-items"]
+    assert text.startswith("19 groups of items are too few for a verdict")
+
+
+def test_the_reference_agrees_within_an_interval():
+    rows = predictions((10, "yes", "yes"), reference=["yes"] * 10)
+    figures, _ = summarise(rows, LABELS)
+    assert [figures[f"reference_agreement{end}"] for end in ("", "_low", "_high")] == pytest.approx(
+        [1, 0.6915, 1], abs=5e-4
+    )
+
+
+def test_bounds_are_told_where_they_are_spoken_of():
+    (text,) = [f.message for f in summarise(predictions(*GOOD, (10, "yes", "refused")), LABELS)[1]]
+    assert text == (
+        "10 of 110 answers (9.1%) give no label; were all of them wrong or all right, the accuracy would be 0.8182 or "
+        "0.9091"
+    )
+
+
+@pytest.mark.parametrize("by", ["prompt", "prompt_fingerprint"])
+def test_equal_prompts_for_different_items(by):
+    rows = [
+        replace(p, text=f"Claim {i // 2}", **{by: "Hello!" if i < 6 else f"Claim {i // 2}?"})
+        for i, p in enumerate(predictions(*GOOD))
+    ]
+    figures = with_flags(*summarise(rows, LABELS))
+    assert figures["flags"] == ["equal-prompts"]
+    assert figures["flag_messages"]["equal-prompts"][0].startswith("6 of 100 items have the prompt of an item with")
+    # One text twice has one prompt twice.
+    assert codes([replace(p, **{by: f"Claim {i // 2}?"}) for i, p in enumerate(rows)]) == []

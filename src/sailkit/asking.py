@@ -154,6 +154,7 @@ def _understand(
         completion_tokens=reply.completion_tokens,
         cut_tokens=reply.cut_tokens,
         turns=turns,
+        group="" if example.group == example.id else example.group,
     )
 
 

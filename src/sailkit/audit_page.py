@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import __version__, page, runs
+from sailkit.intervals import Estimate
 from sailkit.label.audit import BM25
 from sailkit.label.audited import Audit, Case, Gap, Row, read
 from sailkit.label.load import short_names
-from sailkit.metrics import Estimate
 
 _FIGURES = {
     "auroc": "AUROC",

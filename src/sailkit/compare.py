@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 
 from sailkit import metrics, predictions
 from sailkit.errors import UserError
+from sailkit.intervals import LEAST_UNITS, Floats, Units, resample
 from sailkit.predictions import FACTORS, PredictionSet
 from sailkit.records import Prediction
-from sailkit.summary import Flag, against, baselines, with_flags
+from sailkit.summary import Flag, against, baselines, counted, few_items, with_flags
 
 ALPHA = 0.05
+MCNEMAR = "exact McNemar test"
+SIGN_FLIP = "exact sign-flip test over groups"
 _MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 # What goes with another factor, and is no second one beside it.
 _IMPLIED = {
@@ -33,10 +37,17 @@ _IMPLIED = {
 
 @dataclass(frozen=True)
 class Paired:
-    """Items that two sets share, with the truth: (truth, outcome of a, outcome of b) each."""
+    """Items that two sets share.
+
+    Attributes:
+        rows: Of each item the truth, the outcome of a and that of b.
+        left_out: How many items do not count.
+        groups: The group of each item; None where there are none.
+    """
 
     rows: list[tuple[str, str, str]]
     left_out: int
+    groups: list[str] | None
 
 
 def compare(
@@ -118,6 +129,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, lev
     right = [(x == t, y == t) for t, x, y in rows]
     only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
     said_a, said_b = [(t, x) for t, x, _ in rows], [(t, y) for t, _, y in rows]
+    tested = _tested(right, pair.groups, level)
     figures: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
@@ -126,11 +138,10 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, lev
         "both_wrong": sum(not (x or y) for x, y in right),
         "only_a": only_a,
         "only_b": only_b,
-        "p_value": metrics.mcnemar(only_a, only_b),
-        "minimum_detectable_difference": metrics.minimum_detectable_difference(only_a + only_b, len(rows), level=level),
-        **_differences(rows, labels, seed),
-        **against(said_a, labels, "a_", seed),
-        **against(said_b, labels, "b_", seed),
+        **tested,
+        **_differences(rows, labels, seed, pair.groups),
+        **against(said_a, labels, "a_", seed, pair.groups),
+        **against(said_b, labels, "b_", seed, pair.groups),
         **baselines(said_a, labels, ""),
         "factors": {
             name: [a.provenance[name], b.provenance[name]]
@@ -150,15 +161,17 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, lev
 def _pair(a: PredictionSet, b: PredictionSet, truth: str) -> Paired:
     """Join by id; against references, only items on which both recordings have the same one."""
     theirs = {p.id: p for p in b.predictions}
-    rows = []
+    rows, groups = [], []
     for p in a.predictions:
         q = theirs[p.id]
         label = (p.gold or q.gold) if truth == "human" else _shared_reference(p, q)
         if label is not None:
             rows.append((label, p.said, q.said))
+            groups.append(p.group or q.unit)
     if not rows:
         raise UserError(f"{a.name} and {b.name} share no {truth} labels; see --against")
-    return Paired(rows, len(a.predictions) - len(rows))
+    grouped = any(p.group for s in (a, b) for p in s.predictions)
+    return Paired(rows, len(a.predictions) - len(rows), groups if grouped else None)
 
 
 def _shared_reference(p: Prediction, q: Prediction) -> str | None:
@@ -167,19 +180,48 @@ def _shared_reference(p: Prediction, q: Prediction) -> str | None:
     return p.reference if p.reference == q.reference else None
 
 
-def _differences(rows: Sequence[tuple[str, str, str]], labels: Sequence[str], seed: int) -> dict[str, float]:
-    """Differences a - b with paired bootstrap intervals: items are drawn with both their outcomes."""
+def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, level: float) -> dict[str, Any]:
+    """Whether one of two is right more often: exactly, by items, or by groups of them where there are any."""
+    only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
+    discordant, n = only_a + only_b, len(right)
+    if groups is None:
+        least = metrics.minimum_detectable_difference(discordant, n, level=level)
+        test = {"test": MCNEMAR, "p_value": metrics.mcnemar(only_a, only_b)}
+        return {**test, "minimum_detectable_difference": least}
+    sizes, differences = Counter(groups), dict.fromkeys(groups, 0)
+    for group, (x, y) in zip(groups, right, strict=True):
+        differences[group] += x - y
+    # How many times an item's variance the mean has, because items of one group go together; all of them where none
+    # differs.
+    effect = (
+        sum(d * d for d in differences.values()) / discordant
+        if discordant
+        else sum(size * size for size in sizes.values()) / n
+    )
+    effect = max(1.0, effect)
+    least = metrics.minimum_detectable_difference(discordant / effect, n / effect, level=level)
+    test = {"test": SIGN_FLIP, "p_value": metrics.sign_flip([*differences.values()]), "groups": len(sizes)}
+    return {**test, "minimum_detectable_difference": least}
+
+
+def _differences(
+    rows: Sequence[tuple[str, str, str]], labels: Sequence[str], seed: int, groups: Sequence[str] | None
+) -> dict[str, float]:
+    """Differences a - b with paired intervals: items, or groups of them, are drawn with both their outcomes."""
     columns = (*labels, *metrics.NOT_ANSWERED)
     at = {name: i for i, name in enumerate(columns)}
-    table = np.zeros((len(labels), len(columns), len(columns)), dtype=np.int64)
-    np.add.at(table, tuple(np.array([[at[x] for x in row] for row in rows]).T), 1)
-    drawn = metrics.resample(table, seed)
+    cells = np.array([[at[x] for x in row] for row in rows], dtype=np.int64)
+    drawn = resample(Units.of_cells(cells, (len(labels), len(columns), len(columns)), groups), seed)
     found: dict[str, float] = {}
     for name, statistic in _MEASURES.items():
-        key = f"{name}_difference"
-        found[key] = float(statistic(table.sum(2)) - statistic(table.sum(1)))
-        found[f"{key}_low"], found[f"{key}_high"] = metrics.interval(statistic(drawn.sum(3)) - statistic(drawn.sum(2)))
+        key, estimate = f"{name}_difference", drawn.estimate(_difference_of(statistic))
+        found |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
     return found
+
+
+def _difference_of(statistic: Callable[[metrics.Table], Floats]) -> Callable[[Floats], Floats]:
+    """Of counts by truth, outcome of a and outcome of b."""
+    return lambda tables: np.asarray(statistic(tables.sum(-1)) - statistic(tables.sum(-2)))
 
 
 def _own_factors(factors: Mapping[str, Any]) -> list[str]:
@@ -206,9 +248,12 @@ def _verdict(pair: dict[str, Any]) -> dict[str, str]:
     a, b, difference = pair["a"], pair["b"], pair["accuracy_difference"]
     remarks = [f"they differ in {', '.join(pair['factors'])}"] if pair["factors"] else []
     remarks += [pair["isolates"]] if pair["isolates"] else []
-    if pair["p_value_holm"] >= ALPHA or difference == 0:
+    few = pair.get("groups", pair["n"]) < LEAST_UNITS
+    if few or pair["p_value_holm"] >= ALPHA or difference == 0:
         least = pair["minimum_detectable_difference"]
-        remarks = [f"a difference of {least:.3f} would have been found 4 times in 5", *remarks]
+        size = counted(pair["n"], pair.get("groups"))
+        why = f"{size} are too few" if few else f"a difference of {least:.3f} would have been found 4 times in 5"
+        remarks = [why, *remarks]
         return {
             "verdict": "cannot tell",
             "verdict_text": f"cannot tell whether {a} or {b} is better",
@@ -249,6 +294,7 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth
             gaps = f"accuracy {pair['accuracy_difference']:+.4f}, macro-F1 {pair['macro_f1_difference']:+.4f}"
             why = "so it is where one answers the more frequent label to most"
             flags.append(Flag("measures-disagree", f"{pair['a']} minus {pair['b']}: {gaps}; {why}"))
+        flags += few_items(pair["n"], pair.get("groups"), f" of {pair['a']} and {pair['b']}" if len(pairs) > 1 else "")
         own = _own_factors(pair["factors"])
         if len(own) > 1:
             who = f"{pair['a']} and {pair['b']}"

@@ -14,7 +14,7 @@ from sailkit.distill.work import STUDENT
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.stage import DATA_CARDS, HISTORY
-from sailkit.metrics import Estimate
+from sailkit.intervals import Estimate
 
 _TITLES = {
     "kl": "KL to the teacher, nats a token",

@@ -1,34 +1,21 @@
 """Metrics on confusion counts, with intervals, baselines and paired tests.
 
-Everything that is bootstrapped is a function of counts. Drawing n items with replacement and counting them is
-one draw from a multinomial over the cells, so a bootstrap needs no loop over items and no order of items.
+Everything that has an interval is a function of counts, so none needs a loop over items, or hangs on their order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from sailkit.runs import seed_for
+from sailkit.intervals import LEVEL, Counts, Estimate, Floats, Units, proportion, resample
 
-Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
-RESAMPLES = 10_000
-LEVEL = 0.95
 NOT_ANSWERED = ("unreadable", "refused")
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+# Counts, or counts of weighted items.
+Table = Counts | Floats
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Counts:
@@ -49,12 +36,28 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[st
     return counts
 
 
-def accuracy(counts: Counts) -> Floats:
+def confusion_units(
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], groups: Sequence[str] | None = None
+) -> Units:
+    """The units that intervals are drawn from; see `confusion`.
+
+    Args:
+        gold: The true label of each item.
+        predicted: A label, `unreadable` or `refused` for each item.
+        labels: The task's labels.
+        groups: The group of each item, which is then a unit; None where each item is one.
+    """
+    at = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
+    cells = np.array([[at[g], at[p]] for g, p in zip(gold, predicted, strict=True)], dtype=np.int64).reshape(-1, 2)
+    return Units.of_cells(cells, (len(labels), len(at)), groups)
+
+
+def accuracy(counts: Table) -> Floats:
     """Share of items answered rightly; an item without a label is not right. Counts (..., K, K + 2) to (...)."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
 
-def class_f1(counts: Counts) -> Floats:
+def class_f1(counts: Table) -> Floats:
     """F1 of each class, 2 TP / (2 TP + FP + FN); 0 where the class neither occurs nor is predicted.
 
     Args:
@@ -68,24 +71,24 @@ def class_f1(counts: Counts) -> Floats:
     return _ratio(2 * hit, counts.sum(-1) + counts[..., :labels].sum(-2))
 
 
-def macro_f1(counts: Counts) -> Floats:
+def macro_f1(counts: Table) -> Floats:
     """Mean of the class F1s over all labels of the task."""
     return np.asarray(class_f1(counts).mean(-1))
 
 
-def weighted_f1(counts: Counts) -> Floats:
+def weighted_f1(counts: Table) -> Floats:
     """Mean of the class F1s weighted by how often each class is the gold label."""
     return _ratio((class_f1(counts) * counts.sum(-1)).sum(-1), counts.sum((-2, -1)))
 
 
-def balanced_accuracy(counts: Counts) -> Floats:
+def balanced_accuracy(counts: Table) -> Floats:
     """Mean recall over the classes that occur among the gold labels."""
     support = counts.sum(-1)
     recall = _ratio(np.diagonal(counts, axis1=-2, axis2=-1), support)
     return _ratio(recall.sum(-1), np.count_nonzero(support, axis=-1))
 
 
-def mcc(counts: Counts) -> Floats:
+def mcc(counts: Table) -> Floats:
     """Matthews correlation for any number of classes (Gorodkin 2004); each non-answer is a class never right."""
     total = counts.sum((-2, -1)).astype(float)
     truth = counts.sum(-1).astype(float)
@@ -93,7 +96,9 @@ def mcc(counts: Counts) -> Floats:
     hit = np.trace(counts, axis1=-2, axis2=-1)
     labels = counts.shape[-2]
     top = hit * total - (truth * said[..., :labels]).sum(-1)
-    spread = (total**2 - (said**2).sum(-1)) * (total**2 - (truth**2).sum(-1))
+    sides = (total**2 - (kinds**2).sum(-1) for kinds in (said, truth))
+    # Of weighted counts, nothing is left over to the last bit where all are of one kind.
+    spread = math.prod(np.where(side > 1e-12 * total**2, side, 0.0) for side in sides)
     return _ratio(top, np.sqrt(spread))
 
 
@@ -104,7 +109,7 @@ def _ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
     return out
 
 
-STATISTICS: Mapping[str, Callable[[Counts], Floats]] = {
+STATISTICS: Mapping[str, Callable[[Table], Floats]] = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
     "macro_f1": macro_f1,
@@ -113,50 +118,27 @@ STATISTICS: Mapping[str, Callable[[Counts], Floats]] = {
 }
 
 
-def resample(counts: Counts, seed: int, resamples: int = RESAMPLES) -> Counts:
-    """Bootstrap replicates of a table of counts.
+def estimates(counts: Counts | Units, labels: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+    """All statistics of a confusion table with their intervals.
 
     Args:
-        counts: Any shape.
-        seed: The run's seed.
-        resamples: How many replicates.
-
-    Returns:
-        Shape (resamples, *counts.shape); each replicate has as many items as the table.
-    """
-    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
-    cells = counts.reshape(-1)
-    used = np.flatnonzero(cells)  # empty cells stay empty; leaving them out saves most of the time
-    drawn = np.zeros((resamples, cells.size), dtype=np.int64)
-    total = int(cells.sum())
-    if total:
-        drawn[:, used] = rng.multinomial(total, cells[used] / total, size=resamples)
-    return drawn.reshape(resamples, *counts.shape)
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    """The central 95 % of bootstrap values (percentile method, Efron 1979)."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def estimates(counts: Counts, labels: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
-    """All statistics of a confusion table with bootstrap intervals.
-
-    Args:
-        counts: Shape (K, K + 2).
+        counts: Shape (K, K + 2); or the units that they are made of, where items are in groups.
         labels: Names of the K classes.
         seed: The run's seed.
 
     Returns:
         Estimates by name; a class's F1 is named `f1_<label>`.
     """
-    drawn = resample(counts, seed)
-    found = {name: Estimate(float(f(counts)), *interval(f(drawn))) for name, f in STATISTICS.items()}
-    values, many = class_f1(counts), class_f1(drawn)
-    for i, label in enumerate(labels):
-        found[f"f1_{label}"] = Estimate(float(values[i]), *interval(many[:, i]))
-    return found
+    units = counts if isinstance(counts, Units) else Units.of_counts(counts)
+    drawn = resample(units, seed)
+    found = {name: drawn.estimate(f) for name, f in STATISTICS.items()}
+    if units.single:  # what is drawn comes to the same, but for the noise of drawing
+        found["accuracy"] = proportion(int(np.trace(units.table)), int(units.table.sum()))
+    return found | {f"f1_{label}": drawn.estimate(_f1_of(i)) for i, label in enumerate(labels)}
+
+
+def _f1_of(index: int) -> Callable[[Floats], Floats]:
+    return lambda counts: np.asarray(class_f1(counts)[..., index])
 
 
 def majority_accuracy(counts: Counts) -> float:
@@ -246,6 +228,25 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), both, 0.5))) if both else 1.0
 
 
+def sign_flip(differences: Sequence[int]) -> float:
+    """Two-sided exact sign-flip test of paired differences, one for each group of items.
+
+    Where neither of two is better, each group's difference is as likely to have the other sign; items of one group
+    need not be independent. Of single items it is McNemar's exact test.
+
+    Args:
+        differences: How many more items of a group the first has right than the second.
+    """
+    chances = np.ones(1)  # of every sum of signed differences, from the least to the greatest
+    for size in filter(None, map(abs, differences)):
+        sums = np.zeros(len(chances) + 2 * size)
+        sums[: len(chances)] += chances / 2
+        sums[2 * size :] += chances / 2
+        chances = sums
+    reach = np.arange(len(chances)) - len(chances) // 2
+    return min(1.0, float(chances[np.abs(reach) >= abs(sum(differences))].sum()))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjustment of p-values for several comparisons (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
@@ -256,12 +257,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable_difference(discordant: int, n: int, power: float = 0.8, level: float = 1 - LEVEL) -> float:
+def minimum_detectable_difference(discordant: float, n: float, power: float = 0.8, level: float = 1 - LEVEL) -> float:
     """The accuracy difference that McNemar's test would find with the given power, normal approximation.
 
     Args:
         discordant: Items on which exactly one of the two is right.
-        n: All items.
+        n: All items; of items in groups both are divided by the design effect.
         power: Chance of finding a true difference of that size.
         level: The test's level.
 

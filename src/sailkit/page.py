@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sailkit import jsonl, metrics
 from sailkit.cleaning import clean, clean_values
 from sailkit.errors import UserError
-from sailkit.metrics import Estimate
+from sailkit.intervals import Estimate
 from sailkit.records import Prediction
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ RECORDED_FIELDS = {
     "reference": "reference_recorded",
     "reference_output": "reference_output",
     "prompt": "prompt",
+    "group": "group",
 }
 _NEEDED = ("id", "output")
 
@@ -73,6 +74,8 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
     }
     # These two are not the run's own: they come from elsewhere when a set is read.
     del row["reference"], row["recorded"]
+    if not prediction.group:
+        del row["group"]
     return row
 
 
@@ -221,7 +224,7 @@ def load_recording(
                 id=item, index=index, text=str(row.get(names["text"]) or ""), raw_output=raw, prompt=prompt,
                 gold=_label(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
                 reference=_reference(row, names, chosen, where),
-                recorded=_label(row, names["prediction"], chosen, where),
+                recorded=_label(row, names["prediction"], chosen, where), group=_text(row, names["group"]),
             )
         )  # fmt: skip
         extra.append({k: v for k, v in row.items() if k not in names.values()})
@@ -229,6 +232,11 @@ def load_recording(
     return PredictionSet(
         path.name.removesuffix(path.suffix), labels, tuple(predictions), provenance, extra=tuple(extra)
     )
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "" if value is None else str(value)
 
 
 def _same(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
@@ -252,8 +260,16 @@ def _task_of(path: Path, labels: Sequence[object]) -> Task:
 def _labels_in_use(task: Task, found: Sequence[object]) -> tuple[str, ...]:
     """The task's usual labels, and all of them where the data go beyond."""
     usual = task.spec.default_labels or tuple(task.spec.labels)
-    used = {str(label) for label in found}
-    return usual if used <= {*usual, "None", ""} else tuple(task.spec.labels)
+    used = {_named(label, task) for label in found if label not in (None, "")}
+    return usual if used <= {*usual} else tuple(task.spec.labels)
+
+
+def _named(value: object, task: Task) -> str | None:
+    """The label that a cell names, by its name or by one of its words."""
+    if str(value) in task.labels:
+        return str(value)
+    words = {word.casefold(): label for word, label in task.words().items()}
+    return words.get(str(value).strip().casefold())
 
 
 def _label(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:
@@ -261,10 +277,7 @@ def _label(row: Mapping[str, Any], column: str, task: Task, where: str) -> str |
     value = row.get(column)
     if value in (None, ""):
         return None
-    if str(value) in task.labels:
-        return str(value)
-    words = {word.casefold(): label for word, label in task.words().items()}
-    if (label := words.get(str(value).strip().casefold())) is None:
+    if (label := _named(value, task)) is None:
         raise UserError(
             f"{where}: {column} {value!r} is neither a label of task {task.name} ({', '.join(task.labels)}) "
             "nor a word for one"

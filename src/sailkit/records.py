@@ -174,6 +174,7 @@ class Prediction:
         turns: Earlier calls of a protocol with several: prompt and raw output of each.
         reference: The label that a reference model gave, where there is one.
         recorded: The label that the parser of a recording decided, where it is one.
+        group: The example's group, where the task declares one that is not its id; else empty.
     """
 
     id: str
@@ -194,6 +195,12 @@ class Prediction:
     turns: tuple[dict[str, Any], ...] = ()
     reference: str | None = None
     recorded: str | None = None
+    group: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is drawn and tested as one: the group, or the item where it has none."""
+        return self.group or self.id
 
     @property
     def said(self) -> str:

@@ -26,8 +26,8 @@ from sailkit.compare import compare_sets
 from sailkit.distill.results import is_distilled
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
+from sailkit.intervals import Counts, Estimate
 from sailkit.label.audited import is_audit
-from sailkit.metrics import Estimate
 from sailkit.predictions import PredictionSet
 from sailkit.rescore import rescore_set
 from sailkit.tuned_page import is_tuned
@@ -62,7 +62,7 @@ class View:
     figures: dict[str, Any]
     prefix: str
     truth: list[str | None]
-    counts: metrics.Counts
+    counts: Counts
     facts: dict[str, Any]
 
     def estimate(self, name: str, prefix: str | None = None) -> Estimate:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sailkit import metrics
+from sailkit.intervals import LEAST_UNITS, Counts, Estimate, proportion, share
 from sailkit.records import Prediction
 from sailkit.thoughts import thought_is_open
 
@@ -49,38 +50,50 @@ def summarise(
     figures: dict[str, Any] = {"n": len(predictions), "labels": list(labels)}
     flags = constant_flags(said, labels, "the answers")
     gold = [(p.gold, p.said) for p in predictions if p.gold is not None]
+    gold_units = units_of([p for p in predictions if p.gold is not None])
     asked = [(p.reference, p.said) for p in predictions if p.reference is not None]
-    both = [(p.reference, p.gold) for p in predictions if p.reference is not None and p.gold is not None]
+    asked_units = units_of([p for p in predictions if p.reference is not None])
+    twice = [p for p in predictions if p.reference is not None and p.gold is not None]
+    both = [(str(p.reference), str(p.gold)) for p in twice]
+    if groups := units_of(predictions):
+        figures["groups"] = len({*groups})
     if gold or asked:
         figures["against"] = "reference" if asked else "human"
         main = asked or gold
-        figures |= against(main, labels, "", seed) | baselines(gold or asked, labels, "")
+        units = asked_units if asked else gold_units
+        figures |= against(main, labels, "", seed, units) | baselines(gold or asked, labels, "")
         figures |= _score_figures(predictions, labels, figures["against"])
         figures["confusion"] = {
             "rows": list(labels),
             "columns": [*labels, *metrics.NOT_ANSWERED],
             "counts": _counts(main, labels).tolist(),
         }
+        flags += few_items(len(main), len({*units}) if units else None)
     if gold:
-        figures |= against(gold, labels, "human_", seed)
+        figures |= against(gold, labels, "human_", seed, gold_units)
         flags += _baseline_flags(figures, "human_", "", "human")
     if asked:
         figures |= baselines(asked, labels, "reference_") | {"reference_n": len(asked)}
         flags += _baseline_flags(figures, "", "reference_", "reference")
     if both:
         kappa = metrics.kappa(*zip(*both, strict=True))
-        agreement = sum(a == b for a, b in both) / len(both)
-        figures |= {"reference_kappa": kappa, "reference_agreement": agreement}
+        agreement = share([a == b for a, b in both], units_of(twice), seed)
+        figures |= {"reference_kappa": kappa, **_flat("reference_agreement", agreement)}
         if kappa is None or kappa < GOOD_KAPPA:
             known = "undefined" if kappa is None else f"{kappa:.3f}"
-            text = f"the reference agrees with the human labels on {agreement:.1%} of the items (kappa {known})"
+            text = f"the reference agrees with the human labels on {agreement.value:.1%} of the items (kappa {known})"
             flags.append(Flag("reference-disagrees", f"{text}; read the human figures first"))
     figures |= {"unreadable": outcomes["unreadable"], "refused": outcomes["refused"]}
     silent = outcomes["unreadable"] + outcomes["refused"]
     if predictions and silent / len(predictions) > UNREADABLE_SHARE:
-        text = f"{silent} of {len(predictions)} answers ({silent / len(predictions):.1%}) give no label; see the bounds"
+        text = f"{silent} of {len(predictions)} answers ({silent / len(predictions):.1%}) give no label"
+        if gold or asked:
+            ends = (figures[f"accuracy_if_unanswered_{end}"] for end in ("wrong", "right"))
+            text += "; were all of them wrong or all right, the accuracy would be {:.4f} or {:.4f}".format(*ends)
         flags.append(Flag("unreadable-answers", text))
     flags += _thought_flags(predictions)
+
+    flags += _equal_prompts(predictions)
     ties = sum(_is_tie(p, NOISE.get(dtype or "", 0.0)) for p in predictions)
     figures["near_ties"] = ties
     if ties:
@@ -110,11 +123,39 @@ def with_flags(figures: dict[str, Any], flags: Sequence[Flag]) -> dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
 
 
-def _counts(pairs: Pairs, labels: Sequence[str]) -> metrics.Counts:
+def _counts(pairs: Pairs, labels: Sequence[str]) -> Counts:
     return metrics.confusion([truth for truth, _ in pairs], [said for _, said in pairs], labels)
 
 
-def against(pairs: Pairs, labels: Sequence[str], prefix: str, seed: int = 0) -> dict[str, Any]:
+def units_of(predictions: Sequence[Prediction]) -> list[str] | None:
+    """What is drawn and tested as one, for each prediction; None where no groups are declared."""
+    return [p.unit for p in predictions] if any(p.group for p in predictions) else None
+
+
+def counted(items: int, groups: int | None) -> str:
+    """How much was measured on, in the units that count."""
+    return f"{items} items" if groups is None else f"{groups} groups of items"
+
+
+def few_items(items: int, groups: int | None, of: str = "") -> list[Flag]:
+    """The flag for fewer items, or groups of them, than a verdict takes.
+
+    Args:
+        items: How many there are.
+        groups: How many groups they are in, where groups are declared.
+        of: What has so few, where that is to be named.
+    """
+    number = items if groups is None else groups
+    if number >= LEAST_UNITS:
+        return []
+    half = proportion(number / 2, number)
+    text = f"{counted(items, groups)}{of} are too few for a verdict, which takes {LEAST_UNITS}"
+    return [Flag("few-items", f"{text}: an accuracy of 0.5 could be anything from {half.low:.2f} to {half.high:.2f}")]
+
+
+def against(
+    pairs: Pairs, labels: Sequence[str], prefix: str, seed: int = 0, groups: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Figures of one labelling against one truth, with a prefix to every name.
 
     Args:
@@ -122,20 +163,22 @@ def against(pairs: Pairs, labels: Sequence[str], prefix: str, seed: int = 0) -> 
         labels: The task's labels.
         prefix: Put before every name.
         seed: The bootstrap's seed.
+        groups: The group of each item, which is then drawn whole; None where items are drawn.
     """
-    counts = _counts(pairs, labels)
+    units = metrics.confusion_units([truth for truth, _ in pairs], [said for _, said in pairs], labels, groups)
+    counts = units.table
     figures: dict[str, Any] = {}
-    for name, estimate in metrics.estimates(counts, labels, seed).items():
-        figures |= {
-            f"{prefix}{name}": estimate.value,
-            f"{prefix}{name}_low": estimate.low,
-            f"{prefix}{name}_high": estimate.high,
-        }
+    for name, estimate in metrics.estimates(units, labels, seed).items():
+        figures |= _flat(f"{prefix}{name}", estimate)
     low, high = metrics.bounds(counts)
     return figures | {
         f"{prefix}accuracy_if_unanswered_wrong": low,
         f"{prefix}accuracy_if_unanswered_right": high,
     }
+
+
+def _flat(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def baselines(pairs: Pairs, labels: Sequence[str], prefix: str) -> dict[str, Any]:
@@ -180,6 +223,19 @@ def _baseline_flags(figures: dict[str, Any], prefix: str, base_prefix: str, name
             )
         ]
     return []
+
+
+def _equal_prompts(predictions: Sequence[Prediction]) -> list[Flag]:
+    """The flag for a prompt that was given for items with different texts."""
+    texts: dict[str, set[str]] = {}
+    for p in predictions:
+        texts.setdefault(p.prompt_fingerprint or p.prompt, set()).add(p.text)
+    several = {prompt for prompt, own in texts.items() if prompt and len(own) > 1}
+    count = sum((p.prompt_fingerprint or p.prompt) in several for p in predictions)
+    if not count:
+        return []
+    text = f"{count} of {len(predictions)} items have the prompt of an item with another text"
+    return [Flag("equal-prompts", f"{text}: their answers cannot depend on what differs")]
 
 
 def _score_figures(predictions: Sequence[Prediction], labels: Sequence[str], truth: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from sailkit.distill.rows import NONE, Targets
 from sailkit.finetune.data import IGNORED, Prepared
-from sailkit.metrics import Floats, kappa_of
+from sailkit.intervals import Floats
+from sailkit.metrics import kappa_of
 
 SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")
 # Of a row's search results: called distracting by teacher and student, by neither, by one of them.

@@ -17,7 +17,7 @@ from sailkit.distill.stage import METRICS
 from sailkit.distill.work import DATA, FIDELITY, TARGETS
 from sailkit.errors import UserError
 from sailkit.finetune.data import HELD_OUT
-from sailkit.metrics import RESAMPLES, Estimate, Floats, interval
+from sailkit.intervals import RESAMPLES, Estimate, Floats, bounded, interval
 from sailkit.runs import seed_for
 
 STAGE = "distill"
@@ -31,6 +31,7 @@ _SHARES = {
     "verification_agreement": (("both", "neither"), FLAGS),
 }
 KAPPA = "verification_kappa"
+_BOUNDED = {"agreement": 0.0, "verification_agreement": 0.0, KAPPA: -1.0}  # the least that they can be; the most is 1
 FIGURES = (*_SHARES, KAPPA)
 WHO = ("base", "tuned")
 _OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_style")  # settings that decide targets
@@ -166,7 +167,10 @@ def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
     """Figures of tables of sums; shape (2, rows, sums)."""
     drawn = _resampled(table, seed)
     return {
-        who: {name: _estimate(_figure(table[i].sum(0), name), _figure(drawn[i], name)) for name in FIGURES}
+        who: {
+            name: _estimate(name, _figure(table[i].sum(0), name), _figure(drawn[i], name), table.shape[1])
+            for name in FIGURES
+        }
         for i, who in enumerate(WHO)
     }
 
@@ -177,7 +181,11 @@ def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
     whole = table.sum(1)
     return {
         name: _estimate(
-            _figure(whole[0], name) - _figure(whole[1], name), _figure(drawn[0], name) - _figure(drawn[1], name)
+            name,
+            _figure(whole[0], name) - _figure(whole[1], name),
+            _figure(drawn[0], name) - _figure(drawn[1], name),
+            table.shape[1],
+            least=-1.0,
         )
         for name in FIGURES
     }
@@ -206,9 +214,13 @@ def _figure(sums: Floats, name: str) -> Any:
     return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
 
 
-def _estimate(value: Any, drawn: Floats) -> Estimate | None:
+def _estimate(name: str, value: Any, drawn: Floats, rows: int, least: float = 0.0) -> Estimate | None:
     known = drawn[np.isfinite(drawn)]
-    return Estimate(float(value), *interval(known)) if np.isfinite(value) and len(known) else None
+    if not np.isfinite(value) or not len(known):
+        return None
+    if name in _BOUNDED:
+        return bounded(float(value), known, rows, _BOUNDED[name] + least, 1.0 - least)
+    return Estimate(float(value), *interval(known, rows))
 
 
 def _held_out(run: Distilled) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from sailkit import jsonl, runs
 from sailkit.errors import UserError
+from sailkit.intervals import Estimate
 from sailkit.label.audit import AUDIT, BM25, STAGE
-from sailkit.metrics import Estimate
 
 FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
