@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +84,8 @@ def summarise(
             text = f"the reference agrees with the human labels on {agreement.value:.1%} of the items (kappa {known})"
             flags.append(Flag("reference-disagrees", f"{text}; read the human figures first"))
     figures |= {"unreadable": outcomes["unreadable"], "refused": outcomes["refused"]}
-    silent = outcomes["unreadable"] + outcomes["refused"]
-    if predictions and silent / len(predictions) > UNREADABLE_SHARE:
-        text = f"{silent} of {len(predictions)} answers ({silent / len(predictions):.1%}) give no label"
-        if gold or asked:
-            ends = (figures[f"accuracy_if_unanswered_{end}"] for end in ("wrong", "right"))
-            text += "; were all of them wrong or all right, the accuracy would be {:.4f} or {:.4f}".format(*ends)
-        flags.append(Flag("unreadable-answers", text))
+    flags += _silence_flags(predictions, figures)
     flags += _thought_flags(predictions)
-
     flags += _equal_prompts(predictions)
     ties = sum(_is_tie(p, NOISE.get(dtype or "", 0.0)) for p in predictions)
     figures["near_ties"] = ties
@@ -223,6 +216,18 @@ def _baseline_flags(figures: dict[str, Any], prefix: str, base_prefix: str, name
             )
         ]
     return []
+
+
+def _silence_flags(predictions: Sequence[Prediction], figures: Mapping[str, Any]) -> list[Flag]:
+    """The flag for answers without a label, with what they could be worth."""
+    silent = sum(p.label is None for p in predictions)
+    if not predictions or silent / len(predictions) <= UNREADABLE_SHARE:
+        return []
+    text = f"{silent} of {len(predictions)} answers ({silent / len(predictions):.1%}) give no label"
+    if "against" in figures:
+        ends = (figures[f"accuracy_if_unanswered_{end}"] for end in ("wrong", "right"))
+        text += "; were all of them wrong or all right, the accuracy would be {:.4f} or {:.4f}".format(*ends)
+    return [Flag("unreadable-answers", text)]
 
 
 def _equal_prompts(predictions: Sequence[Prediction]) -> list[Flag]:
