@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -574,6 +576,21 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_looks_finished(tmp_path
 
 
 # Memory
+
+
+def test_a_model_is_freed_with_its_last_name(folder):
+    """Without waiting for the garbage collector, which does not know how much memory a tensor has."""
+    model = load_model(str(folder), FP32)
+    logprobs(model)
+    texts(model)
+    alive = weakref.ref(model.model)
+    gc.disable()
+    try:
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
+
 
 SHORT_OF_MEMORY = """
 import resource, sys, warnings

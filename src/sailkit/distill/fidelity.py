@@ -36,6 +36,7 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
     import torch
 
     from sailkit.distill.loss import CHUNK, Table, figures_of, plain_head
+    from sailkit.models.rope import rope_lengths
 
     head = plain_head(model)
     device = head.weight.device
@@ -43,10 +44,8 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
     table = Table((targets, np.array([label for row in labels for label in row])))
     best = _likeliest(targets)
     found: list[dict[str, Any]] = [{} for _ in prepared.examples]
-    order = sorted(range(len(found)), key=lambda i: len(prepared.ids[i]))
     with torch.no_grad():
-        for begin in range(0, len(order), _ROWS):
-            places = order[begin : begin + _ROWS]
+        for places in rope_lengths(model.config).batches([len(ids) for ids in prepared.ids], _ROWS):
             longest = max(len(prepared.ids[i]) for i in places)
             ids = torch.tensor([[*prepared.ids[i], *[0] * (longest - len(prepared.ids[i]))] for i in places])
             mask = torch.tensor([[1] * len(prepared.ids[i]) + [0] * (longest - len(prepared.ids[i])) for i in places])

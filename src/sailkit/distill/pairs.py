@@ -36,6 +36,11 @@ class Pair:
         return pair_key(self.prompt, self.completion)
 
     @property
+    def whole(self) -> tuple[int, ...]:
+        """The row as it would be trained on."""
+        return self.prompt + self.tokens
+
+    @property
     def inputs(self) -> tuple[int, ...]:
         """What a model has to read to predict all of `tokens`; nothing follows the last of them."""
         return self.prompt + self.tokens[:-1]

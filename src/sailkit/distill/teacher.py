@@ -142,13 +142,19 @@ class LocalTeacher:
         Raises:
             UserError: The model's output is no number, or memory runs out with a single pair.
         """
-        return self._model.halving(pairs, self._rows)
+        found: dict[int, TeacherRow] = {}
+        for group in self._model.lengths.groups([len(pair.whole) for pair in pairs]):
+            found |= zip(group, self._model.halving([pairs[i] for i in group], self._rows), strict=True)
+        return [found[i] for i in range(len(pairs))]
 
     def _rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
         device = self._model.device
-        longest = max(len(pair.inputs) for pair in pairs)
+        # The last token is read for its position alone, where the length of a row means something.
+        long = self._model.lengths.regime(len(pairs[0].whole)) > 0
+        rows = [pair.whole if long else pair.inputs for pair in pairs]
+        longest = max(map(len, rows))
         # What fills up a row is never looked at; its last token is surely no padding that a library would warn of.
-        inputs = [pair.inputs + pair.inputs[-1:] * (longest - len(pair.inputs)) for pair in pairs]
+        inputs = [row + row[-1:] * (longest - len(row)) for row in rows]
         places = [range(len(pair.prompt) - 1, len(pair.inputs)) for pair in pairs]
         columns = sorted(set().union(*places))
         at = {column: i for i, column in enumerate(columns)}

@@ -17,6 +17,7 @@ from sailkit.finetune.plan import need_a_gpu, plan
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.recipe import Recipe, read_recipe
 from sailkit.finetune.tracking import tracking
+from sailkit.models.rope import rope_lengths
 from sailkit.models.sources import ADAPTER, TRAINED, Source, resolve
 
 HISTORY = "history.jsonl"
@@ -148,7 +149,17 @@ def _opened(
 
 
 def check_rows(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -> None:
-    """Refuse rows that are longer than anything the model can take, or hold tokens that it does not have."""
+    """Refuse rows that the model would not read as they are.
+
+    Args:
+        told: The recipe.
+        source: The model's files.
+        parts: What is learnt; then what is evaluated on, if anything.
+
+    Raises:
+        UserError: Rows are longer than anything the model can take, hold tokens that it does not have, or would change
+            how the model reads those beside them.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained((source.base or source).folder).get_text_config()
@@ -164,6 +175,14 @@ def check_rows(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -
         raise UserError(
             f"a row has {longest} tokens, and {told.model} takes {most}; set training.max_length to {most} or less, "
             "and search results will be shortened to fit"
+        )
+    rope = rope_lengths(config)
+    together = told.step["per_device_train_batch_size"] > 1 or told.training.get("packing")
+    if together and parts[0] and len(rope.groups([len(ids) for ids in parts[0].ids])) > 1:
+        raise UserError(
+            f"{told.model} reads rows of more than {rope.threshold} tokens with other position frequencies, and in one "
+            f"batch it would read the shorter rows so too; set training.max_length to {rope.threshold}, or "
+            "training.per_device_train_batch_size to 1 without packing"
         )
 
 

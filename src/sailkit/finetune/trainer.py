@@ -25,6 +25,7 @@ from sailkit.finetune.processes import Processes
 from sailkit.finetune.recipe import Recipe
 from sailkit.finetune.tracking import check_trackers
 from sailkit.models.loading import pick_device, pick_dtype
+from sailkit.models.rope import rope_lengths
 
 # What a user need not say; anything in the recipe wins.
 _DEFAULTS: dict[str, Any] = {
@@ -322,8 +323,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         rows = _dataset(self._held_out)
         sums: Any = 0
         size = self.args.per_device_eval_batch_size
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        planned = [order[start : start + size] for start in range(0, len(order), size)]
+        planned = rope_lengths(model.config).batches([len(row["input_ids"]) for row in rows], size)
         for places, counts in self._processes.deal(planned):
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in places]))
             sums += self._held_out_sums(model, batch).double() * counts

@@ -14,6 +14,7 @@ import torch
 
 from sailkit import jsonl
 from sailkit.errors import UserError
+from sailkit.models.rope import forget_lengths
 from sailkit.models.sources import TRAINED, Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,6 +122,7 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
         raise UserError(
             f"{source.folder}: a tokenizer of {tokenizer.vocab_size} pieces does not belong to a model of {rows}"
         )
+    forget_lengths(model)
     return model, tokenizer
 
 

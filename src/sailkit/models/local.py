@@ -18,6 +18,8 @@ from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
 from sailkit.models.checks import finite, out_of_memory
 from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
 from sailkit.models.passes import Passes
+from sailkit.models.rope import forget_lengths, rope_lengths
+from sailkit.models.selftest import sharing_agrees, try_lengths
 from sailkit.models.sources import resolve
 from sailkit.prompts import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
@@ -25,7 +27,6 @@ from sailkit.records import AnswerScore
 _BATCH_TOKENS = {"cpu": 2048}  # more adds padding and cache misses, less reads the weights too often
 _BATCH_TOKENS_ELSEWHERE = 32768
 _TREE_TOKENS = 4096  # of likely answers in a pass: each of them costs a row of logits
-_AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # and a tenth of it of larger values
 
 
 class LocalModel:
@@ -64,7 +65,10 @@ class LocalModel:
         self._stop_ids = stop_ids(model, tokenizer)
         self.passes = Passes(model, self.dtype)
         self._render = lru_cache(maxsize=65536)(self.renderer.render)
-        self.shared = self._sharing_agrees()
+        self.lengths = rope_lengths(model.config)
+        forget_lengths(model)
+        self.shared = sharing_agrees(self)
+        try_lengths(self)
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> LocalModel:
@@ -86,6 +90,7 @@ class LocalModel:
             "chat_template": jsonl.fingerprint(self.tokenizer.chat_template)[:16] if self.renderer.chat else None,
             "attention": self.model.config._attn_implementation,
             "shared_passes": self.shared,
+            **self.lengths.describe(),
             "batch_tokens": self.batch_tokens,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -104,8 +109,10 @@ class LocalModel:
                 rendered.append(self._render(prompt, reserve))
             except UserError as error:
                 raise UserError(f"{names[i] if names else f'prompt {i}'}: {error}") from None
-        head = min((prompt.head for prompt in rendered), default=0) if self.shared else 0
-        lengths = [len(prompt.ids) - head + reserve for prompt in rendered]
+        whole = [len(prompt.ids) + reserve for prompt in rendered]
+        sharing = [self.shared and not self.lengths.regime(length) for length in whole]
+        head = min((prompt.head for prompt, shares in zip(rendered, sharing, strict=True) if shares), default=0)
+        lengths = [length - head * shares for length, shares in zip(whole, sharing, strict=True)]
         batches: list[list[int]] = []
         longest = 0
         for i in sorted(range(len(prompts)), key=lambda i: (-lengths[i], i)):
@@ -150,8 +157,12 @@ class LocalModel:
         if likely and self.shared:
             answers = [self.renderer.answer_ids(rendered[0], text) for text in likely]
             rows = max(1, _TREE_TOKENS // sum(map(len, answers)))
-            parts = [rendered[i : i + rows] for i in range(0, len(rendered), rows)]
-            found = [ids for part in parts for ids in self.halving(part, lambda p: self._follow_batch(p, answers))]
+            sharing = self._sharing(rendered, answers)
+            parts = [sharing[i : i + rows] for i in range(0, len(sharing), rows)]
+            for part in parts:
+                followed = self.halving([rendered[i] for i in part], lambda p: self._follow_batch(p, answers))
+                for i, ids in zip(part, followed, strict=True):
+                    found[i] = ids
         rest = [i for i, ids in enumerate(found) if ids is None]
         more = [rendered[i] for i in rest]
         written = self.halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
@@ -191,10 +202,23 @@ class LocalModel:
         middle = len(batch) // 2
         return self.halving(batch[:middle], work) + self.halving(batch[middle:], work)
 
+    def _sharing(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[int]:
+        """The prompts behind which all answers are short enough to share a pass, whatever the others' lengths are."""
+        longest = max(map(len, answers))
+        return [i for i, prompt in enumerate(batch) if not self.lengths.regime(len(prompt.ids) + longest)]
+
     def _score_batch(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Summed log-probabilities, shape (prompts, answers)."""
-        if not self.shared:
-            return self._score_rows(batch, answers)
+        sharing = self._sharing(batch, answers) if self.shared else []
+        rest = [i for i in range(len(batch)) if i not in set(sharing)]
+        found: dict[int, list[float]] = {}
+        for part, score in ((sharing, self.score_shared), (rest, self.score_rows)):
+            if part:
+                found |= zip(part, score([batch[i] for i in part], answers), strict=True)
+        return [found[i] for i in range(len(batch))]
+
+    def score_shared(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        """The same in one pass: what prompts share is computed once, and answers hang behind them as a tree."""
         logits, place = self.passes.tree(batch, answers)
         logits = logits.float()
         normal = torch.logsumexp(logits, -1)
@@ -219,32 +243,53 @@ class LocalModel:
             found.append(said if said in answers else None)
         return found
 
-    def _score_rows(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
+    def score_rows(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """The same, one answer at a time, for models whose cache or attention is of another kind."""
-        columns = []
-        for answer in answers:
-            rows = [prompt.ids + answer[:-1] for prompt in batch]
-            inputs, keep, positions = self.passes.left_pad(rows)
-            logits = self.model(
-                input_ids=inputs, attention_mask=keep, position_ids=positions,
-                use_cache=False, logits_to_keep=len(answer),
-            ).logits.float()  # fmt: skip
-            normal = torch.logsumexp(logits, -1)
-            finite(normal)
-            columns.append(sum(logits[:, n, token] - normal[:, n] for n, token in enumerate(answer)))
-        return torch.stack(columns, 1).tolist()
+        found = torch.zeros(len(batch), len(answers))
+        for column, answer in enumerate(answers):
+            for group in self.lengths.groups([len(prompt.ids) + len(answer) for prompt in batch]):
+                # What comes last is not needed but for its position, where the length means something.
+                last = 1 if self.lengths.regime(len(batch[group[0]].ids) + len(answer)) else 0
+                rows = [batch[i].ids + answer[: len(answer) - 1 + last] for i in group]
+                inputs, keep, positions = self.passes.left_pad(rows)
+                logits = self.model(
+                    input_ids=inputs, attention_mask=keep, position_ids=positions,
+                    use_cache=False, logits_to_keep=len(answer) + last,
+                ).logits.float()  # fmt: skip
+                normal = torch.logsumexp(logits, -1)
+                finite(normal)
+                total = sum(logits[:, n, token] - normal[:, n] for n, token in enumerate(answer))
+                found[group, column] = torch.as_tensor(total).cpu()
+        return found.tolist()
 
     def _generate_batch(self, batch: Sequence[Rendered], max_new_tokens: int, finished: Finished) -> list[list[int]]:
         """New token ids of each prompt, without the end-of-text token."""
         made: list[list[int]] = [[] for _ in batch]
-        alive = list(range(len(batch)))
-        if self.shared:
-            cache, inputs, positions, mask = self.passes.open(batch, [])
+        waiting = list(range(len(batch)))
+        while waiting:
+            groups = self.lengths.groups([len(batch[i].ids) + len(made[i]) for i in waiting])
+            parts = [[waiting[i] for i in group] for group in groups]
+            waiting = [i for part in parts for i in self._write(batch, part, made, max_new_tokens, finished)]
+        return made
+
+    def _write(
+        self, batch: Sequence[Rendered], alive: list[int], made: list[list[int]], limit: int, finished: Finished
+    ) -> list[int]:
+        """Write on behind some prompts of a batch, as long as the cache means what it meant.
+
+        Returns:
+            Those that are not finished: they have become so long that what is cached of them means something else.
+        """
+        rows = [replace(batch[i], ids=batch[i].ids + tuple(made[i])) for i in alive]
+        regime = self.lengths.regime(len(rows[0].ids))
+        waiting: list[int] = []
+        if self.shared and not regime:
+            cache, inputs, positions, mask = self.passes.open(rows, [])
             keep = mask[:, 0, -1] == 0
         else:
-            inputs, keep, positions = self.passes.left_pad([prompt.ids for prompt in batch])
+            inputs, keep, positions = self.passes.left_pad([row.ids for row in rows])
             cache, mask = None, keep
-        for _ in range(max_new_tokens):
+        while alive:
             out = self.model(
                 input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache,
                 use_cache=True, logits_to_keep=1,
@@ -257,46 +302,23 @@ class LocalModel:
                 if token in self._stop_ids:
                     continue
                 made[i].append(token)
-                if not finished(self.tokenizer.decode(made[i], skip_special_tokens=True)):
+                if len(made[i]) == limit or finished(self.tokenizer.decode(made[i], skip_special_tokens=True)):
+                    continue
+                if self.lengths.regime(len(batch[i].ids) + len(made[i])) == regime:
                     stay.append(row)
+                else:
+                    waiting.append(i)
             if not stay:
                 break
-            rows = torch.tensor(stay, device=self.device)
+            picked = torch.tensor(stay, device=self.device)
             if len(stay) < len(alive):
-                cache.batch_select_indices(rows)
+                cache.batch_select_indices(picked)
             alive = [alive[row] for row in stay]
             inputs = torch.tensor([[made[i][-1]] for i in alive], device=self.device)
-            positions = positions[rows, -1:] + 1
-            keep = torch.cat([keep[rows], keep.new_ones(len(stay), 1)], 1)
+            positions = positions[picked, -1:] + 1
+            keep = torch.cat([keep[picked], keep.new_ones(len(stay), 1)], 1)
             mask = keep.long()
-        return made
-
-    @torch.inference_mode()
-    def _sharing_agrees(self) -> bool:
-        """Try shared and padded passes against plain ones on a few tokens; architectures differ in caches and masks."""
-        from transformers.cache_utils import DynamicLayer
-
-        ids = tuple(range(3, 11))
-        batch = [Rendered(ids, (), 4, 0), Rendered(ids[:6], (), 4, 0)]
-        answers = [ids[:1], ids[2:4], ids[2:3] + ids[5:7]]
-        alone = torch.tensor([self._score_rows([prompt], answers)[0] for prompt in batch])
-
-        def agrees(found: list[list[float]]) -> bool:
-            most = _AGREE[self.dtype]  # a tuned model can be at -70, and rounding grows with that
-            return torch.allclose(torch.tensor(found), alone, rtol=most / 10, atol=most)
-
-        layers = getattr(self.passes.run_prefix(ids[:4]), "layers", None)
-        if not layers or not agrees(self._score_rows(batch, answers)):
-            kind = type(self.model).__name__
-            raise UserError(f"{self.name} ({kind}) is no causal transformer that answers alike alone and in a batch")
-        known = self.model.config._attn_implementation in ("sdpa", "eager")
-        if not known or not all(type(layer) is DynamicLayer for layer in layers):
-            return False
-        self.shared = True
-        try:
-            return agrees(self._score_batch(batch, answers))
-        except (TypeError, ValueError, RuntimeError, UserError):
-            return False  # its masks are of another kind
+        return waiting
 
 
 def _reply(prompt: Rendered) -> Reply:

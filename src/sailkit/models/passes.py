@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from sailkit.prompts import Rendered
+
+_PREFIXES = 4  # that are kept
 
 
 class Passes:
@@ -25,7 +28,7 @@ class Passes:
         self.model = model
         self.dtype = dtype
         self.device = next(model.parameters()).device
-        self.prefix_cache = lru_cache(maxsize=4)(self.run_prefix)
+        self._prefixes: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def tree(
         self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
@@ -73,7 +76,7 @@ class Passes:
         mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(
             ~sees, torch.finfo(self.dtype).min
         )
-        cache = self._widen(self.prefix_cache(batch[0].ids[:head]), n) if head else None
+        cache = self._widen(self._prefix(batch[0].ids[:head]), n) if head else None
         return cache, torch.cat([inputs, tree], 1), positions, mask[:, None]
 
     def left_pad(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -83,6 +86,15 @@ class Passes:
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         positions = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]
         return ids, (positions >= 0).long(), positions.clamp(min=0)
+
+    def _prefix(self, ids: tuple[int, ...]) -> Any:
+        """The cache behind some ids, kept; a cached method would hold its own object, and so the model, in a cycle."""
+        if ids not in self._prefixes:
+            self._prefixes[ids] = self.run_prefix(ids)
+        self._prefixes.move_to_end(ids)
+        while len(self._prefixes) > _PREFIXES:
+            self._prefixes.popitem(last=False)
+        return self._prefixes[ids]
 
     def run_prefix(self, ids: tuple[int, ...]) -> Any:
         """The cache behind some ids, or None where the model has none."""

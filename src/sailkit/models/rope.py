@@ -1,0 +1,111 @@
+"""RoPE whose frequencies depend on the length of the sequence: which sequences mean the same alone and together.
+
+Beyond a threshold, `longrope` has one other set of frequencies, and `dynamic` another one for each length. Frequencies
+are those of the longest sequence of a pass, for all of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_LONG = ("longrope", "su")  # "su" is what the first Phi-3 models call it
+_DYNAMIC = "dynamic"  # and those that contain it
+
+
+@dataclass(frozen=True)
+class RopeLengths:
+    """How the frequencies of a model depend on the length of a sequence.
+
+    Attributes:
+        threshold: Up to so many tokens they do not; None where they never do.
+        each: Beyond it, each length has frequencies of its own.
+    """
+
+    threshold: int | None = None
+    each: bool = False
+
+    def regime(self, tokens: int) -> int:
+        """Sequences of the same regime have the same frequencies; 0 is that of short ones.
+
+        Args:
+            tokens: Length of the sequence.
+        """
+        if self.threshold is None or tokens <= self.threshold:
+            return 0
+        return tokens if self.each else self.threshold + 1
+
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices of the sequences that may share a pass, in order.
+
+        Args:
+            lengths: Tokens of each sequence.
+        """
+        found: dict[int, list[int]] = {}
+        for i, length in enumerate(lengths):
+            found.setdefault(self.regime(length), []).append(i)
+        return list(found.values())
+
+    def batches(self, lengths: Sequence[int], size: int) -> list[list[int]]:
+        """Indices of sequences in batches that may share a pass, the shortest first.
+
+        Args:
+            lengths: Tokens of each sequence.
+            size: Most sequences of a batch.
+        """
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        groups = [[order[i] for i in group] for group in self.groups([lengths[i] for i in order])]
+        return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest; nothing where the length means nothing."""
+        return {} if self.threshold is None else {"rope_threshold": self.threshold}
+
+
+EACH_LENGTH = RopeLengths(0, each=True)  # nothing is known: no two lengths share a pass
+
+
+def rope_lengths(config: Any) -> RopeLengths:
+    """What a model's config says of it.
+
+    Args:
+        config: A transformers config.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    layers = [one for one in given.values() if isinstance(one, dict)] or [given]  # one for each type of layer, or one
+    found = {lengths for one in layers if (lengths := _lengths(one, text)).threshold is not None}
+    if not found:
+        return RopeLengths()
+    if len(found) == 1:
+        return found.pop()
+    return RopeLengths(min(one.threshold for one in found if one.threshold is not None), each=True)
+
+
+def _lengths(rope: dict[str, Any], config: Any) -> RopeLengths:
+    kind = str(rope.get("rope_type") or rope.get("type") or "")
+    most = getattr(config, "max_position_embeddings", None)
+    if kind in _LONG:
+        original = rope.get("original_max_position_embeddings")
+        return RopeLengths(original or getattr(config, "original_max_position_embeddings", None) or most or 0)
+    return RopeLengths(most or 0, each=True) if _DYNAMIC in kind else RopeLengths()
+
+
+def forget_lengths(model: Any) -> None:
+    """Let each pass compute its frequencies from its own length: `dynamic` would keep those of a longer pass before.
+
+    Args:
+        model: A transformers model; it is changed, once.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", "")
+        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+        dynamic = any(_DYNAMIC in str(kind) for kind in kinds) and hasattr(module, "max_seq_len_cached")
+        if dynamic and _forget not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(module: Any, inputs: Any) -> None:
+    for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+        setattr(module, name, 0)

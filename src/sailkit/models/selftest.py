@@ -1,0 +1,85 @@
+"""Trying a model on a few tokens: architectures differ in caches, masks and positions, and configs do not say all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sailkit.errors import UserError
+from sailkit.models.rope import EACH_LENGTH
+from sailkit.prompts import Rendered
+
+_AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # and a tenth of it of larger values
+_IDS = tuple(range(3, 11))
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether log-probabilities are the same but for rounding.
+
+    Args:
+        found: What was computed.
+        expected: What it should be.
+        dtype: The number format that both were computed in.
+    """
+    most = _AGREE[dtype]  # a tuned model can be at -70, and rounding grows with that
+    return torch.allclose(found, expected, rtol=most / 10, atol=most)
+
+
+@torch.inference_mode()
+def try_lengths(model: Any) -> None:
+    """Try whether a row means the same beside a much longer one; where not, no two lengths share a pass from then on.
+
+    A few tokens are enough: frequencies that depend on the length depend on the largest position of a pass.
+
+    Args:
+        model: A LocalModel.
+    """
+    most = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    far = min(model.renderer.context, most or 0, model.lengths.threshold or model.renderer.context) - len(_IDS)
+    if far < 1:
+        return
+    rows = [_IDS, _IDS[:-2]]
+    inputs, keep, positions = model.passes.left_pad(rows)
+
+    def second(positions: torch.Tensor) -> torch.Tensor:
+        out = model.model(input_ids=inputs, attention_mask=keep, position_ids=positions, use_cache=False)
+        return torch.as_tensor(out.logits[1, -1:].float().log_softmax(-1))
+
+    longer = positions.clone()
+    longer[0, -1] += far
+    if not agree(second(longer), second(positions), model.dtype):
+        model.lengths = EACH_LENGTH
+
+
+@torch.inference_mode()
+def sharing_agrees(model: Any) -> bool:
+    """Try shared and padded passes against plain ones.
+
+    Args:
+        model: A LocalModel.
+
+    Raises:
+        UserError: Padded ones give something else too.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    batch = [Rendered(_IDS, (), 4, 0), Rendered(_IDS[:6], (), 4, 0)]
+    answers = [_IDS[:1], _IDS[2:4], _IDS[2:3] + _IDS[5:7]]
+    alone = torch.tensor([model.score_rows([prompt], answers)[0] for prompt in batch])
+
+    def agrees(found: Sequence[Sequence[float]]) -> bool:
+        return agree(torch.tensor(found), alone, model.dtype)
+
+    layers = getattr(model.passes.run_prefix(_IDS[:4]), "layers", None)
+    if not layers or not agrees(model.score_rows(batch, answers)):
+        kind = type(model.model).__name__
+        raise UserError(f"{model.name} ({kind}) is no causal transformer that answers alike alone and in a batch")
+    known = model.model.config._attn_implementation in ("sdpa", "eager")
+    if not known or not all(type(layer) is DynamicLayer for layer in layers):
+        return False
+    try:
+        return agrees(model.score_shared(batch, answers))
+    except (TypeError, ValueError, RuntimeError, UserError):
+        return False  # its masks are of another kind
