@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sailkit import jsonl, predictions, runs, summary
+from sailkit import jsonl, predictions, recordings, runs, summary
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
 from sailkit.records import AnswerScore, Prediction
@@ -330,7 +330,7 @@ def hostile_sets(folder: Path, texts: list[str]) -> list[Path]:
 
 def check_nothing_escapes(sets: list[Path], out: Path) -> Page:
     page = Page(Path(report(*sets, out=out, task="sample-claims")["html"]))
-    loaded = [predictions.load(path, "sample-claims").predictions for path in sets]
+    loaded = [recordings.load(path, "sample-claims").predictions for path in sets]
     assert page.tags["script"] == 2
     assert page.items["ids"] == shown(p.id for p in loaded[0])
     assert page.items["texts"] == shown(p.text for p in loaded[0])

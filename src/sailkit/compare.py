@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sailkit import metrics, predictions
+from sailkit import metrics
 from sailkit.errors import UserError
 from sailkit.intervals import LEAST_UNITS, Floats, Units, resample
 from sailkit.predictions import FACTORS, PredictionSet
+from sailkit.recordings import load
 from sailkit.records import Prediction
 from sailkit.summary import Flag, against, baselines, counted, few_items, with_flags
 
@@ -75,7 +76,7 @@ def compare(
     """
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
-    return compare_sets([predictions.load(path, task, fields) for path in sets], against, seed)
+    return compare_sets([load(path, task, fields) for path in sets], against, seed)
 
 
 def compare_sets(sets: Sequence[PredictionSet], against: str = "human", seed: int = 0) -> dict[str, Any]:

@@ -107,17 +107,6 @@ def as_csv(rows: Sequence[Prediction]) -> str:
     return stream.getvalue()
 
 
-def load(path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None) -> PredictionSet:
-    """Read a run folder or a recording, whichever it is.
-
-    Args:
-        path: A run folder, or a JSON Lines or CSV file of recorded outputs.
-        task: For a recording: the task whose words its answers use; found from its labels by default.
-        fields: For a recording: what its fields are called; see `field_names`.
-    """
-    return load_run(path) if Path(path).is_dir() else load_recording(path, task, fields)
-
-
 def field_names(fields: Sequence[str] | None) -> dict[str, str]:
     """What a recording calls its fields.
 
@@ -201,8 +190,8 @@ def load_recording(
                 raise UserError(
                     f"{path}, line {line}: no field {names[key]!r} (found: {found}); map it with --fields {key}=NAME"
                 )
-    known = load_task(task, ["all"]) if task else _task_of(path, [row.get(names["label"]) for _, row in rows])
-    labels = _labels_in_use(known, [row.get(names["label"]) for _, row in rows])
+    known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
+    labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
     chosen = Task(known.spec, labels, known.folder)
     predictions, extra = [], []
     seen: dict[str, int] = {}
@@ -222,13 +211,13 @@ def load_recording(
         predictions.append(
             Prediction(
                 id=item, index=index, text=str(row.get(names["text"]) or ""), raw_output=raw, prompt=prompt,
-                gold=_label(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
+                gold=label_of(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
                 reference=_reference(row, names, chosen, where),
-                recorded=_label(row, names["prediction"], chosen, where), group=_text(row, names["group"]),
+                recorded=label_of(row, names["prediction"], chosen, where), group=_text(row, names["group"]),
             )
         )  # fmt: skip
         extra.append({k: v for k, v in row.items() if k not in names.values()})
-    provenance = {k: v for k in FACTORS if (v := _same(extra, k)) is not None} | {"task": known.name}
+    provenance = {k: v for k in FACTORS if (v := shared_value(extra, k)) is not None} | {"task": known.name}
     return PredictionSet(
         path.name.removesuffix(path.suffix), labels, tuple(predictions), provenance, extra=tuple(extra)
     )
@@ -239,17 +228,18 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return "" if value is None else str(value)
 
 
-def _same(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
+def shared_value(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
     """A field's value where every row of a recording has the same, else None."""
     values = [row.get(name) for row in extra]
     return values[0] if values and all(v == values[0] for v in values) else None
 
 
-def _task_of(path: Path, labels: Sequence[object]) -> Task:
+def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
+    """The built-in task whose labels, or also whose answer words, these are."""
     used = {str(label) for label in labels if label not in (None, "")}
     for name in builtin_tasks():
         task = load_task(name, ["all"])
-        if used and used <= set(task.spec.labels):
+        if used and all(label in task.labels or (words and word_label(task, label)) for label in used):
             return task
     shown = ", ".join(sorted(used)[:5]) or "none"
     raise UserError(
@@ -257,27 +247,19 @@ def _task_of(path: Path, labels: Sequence[object]) -> Task:
     )
 
 
-def _labels_in_use(task: Task, found: Sequence[object]) -> tuple[str, ...]:
+def labels_in_use(task: Task, found: Sequence[object]) -> tuple[str, ...]:
     """The task's usual labels, and all of them where the data go beyond."""
     usual = task.spec.default_labels or tuple(task.spec.labels)
-    used = {_named(label, task) for label in found if label not in (None, "")}
+    used = {word_label(task, label) for label in found if label not in (None, "")}
     return usual if used <= {*usual} else tuple(task.spec.labels)
 
 
-def _named(value: object, task: Task) -> str | None:
-    """The label that a cell names, by its name or by one of its words."""
-    if str(value) in task.labels:
-        return str(value)
-    words = {word.casefold(): label for word, label in task.words().items()}
-    return words.get(str(value).strip().casefold())
-
-
-def _label(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:
+def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:
     """A label given by its name or by one of its words; None where the field is absent or empty."""
     value = row.get(column)
     if value in (None, ""):
         return None
-    if (label := _named(value, task)) is None:
+    if (label := word_label(task, value)) is None:
         raise UserError(
             f"{where}: {column} {value!r} is neither a label of task {task.name} ({', '.join(task.labels)}) "
             "nor a word for one"
@@ -285,7 +267,15 @@ def _label(row: Mapping[str, Any], column: str, task: Task, where: str) -> str |
     return label
 
 
+def word_label(task: Task, value: object) -> str | None:
+    """The label that a name or a word stands for; None where it is neither."""
+    if str(value) in task.labels:
+        return str(value)
+    words = {word.casefold(): label for word, label in task.words().items()}
+    return words.get(str(value).strip().casefold())
+
+
 def _reference(row: Mapping[str, Any], names: Mapping[str, str], task: Task, where: str) -> str | None:
-    recorded = _label(row, names["reference"], task, where)
+    recorded = label_of(row, names["reference"], task, where)
     output = row.get(names["reference_output"])
     return recorded if recorded is not None or not output else read_answer(str(output), task.words())[0]

@@ -29,6 +29,7 @@ from sailkit.evaluate import METRICS
 from sailkit.intervals import Counts, Estimate
 from sailkit.label.audited import is_audit
 from sailkit.predictions import PredictionSet
+from sailkit.recordings import load
 from sailkit.rescore import rescore_set
 from sailkit.tuned_page import is_tuned
 
@@ -186,7 +187,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _view(path: Path, against: str, task: str | None, fields: list[str] | None, seed: int) -> View:
-    data = predictions.load(path, task, fields)
+    data = load(path, task, fields)
     rows, labels = data.predictions, data.labels
     facts: dict[str, Any] = {**data.provenance, "rules_version": data.rules_version}
     if path.is_dir():

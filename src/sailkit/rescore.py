@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sailkit import predictions
 from sailkit.errors import UserError, nearest
 from sailkit.predictions import PredictionSet
+from sailkit.recordings import load_recording
 from sailkit.records import Prediction
 from sailkit.summary import Flag, against, constant_flags, summarise, with_flags
 
@@ -29,7 +29,8 @@ def rescore(
     """Read recorded outputs again and report what was recorded beside what was said.
 
     Args:
-        files: JSON Lines or CSV files of recorded outputs; none, to check published figures alone.
+        files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
+            lighteval; none, to check published figures alone.
         task: The task whose answer words are used: a name or a YAML file; found from the labels by default.
         fields: What the files call the fields id, text, label, output, prediction, reference and prompt:
             KEY=NAME, repeated or between commas, or a YAML file.
@@ -51,7 +52,7 @@ def rescore(
     else:
         if claims and len(claims) != len(files):
             raise UserError(f"{len(claims)} --published for {len(files)} files; give one for each, in order")
-        sets = [predictions.load_recording(path, task, fields) for path in files]
+        sets = [load_recording(path, task, fields) for path in files]
         found = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
     kinds = [_f1_kinds(figures, claim) for (figures, _), claim in zip(found, claims, strict=False)]
     named = [kind for kind in kinds if len(kind) == 1]
