@@ -217,6 +217,21 @@ def test_a_recipe_of_other_types_is_told(teacher, data, more, why):
         distill(teacher=str(teacher), data=[str(data)], set=more, dry_run=True)
 
 
+@pytest.mark.parametrize(
+    ("more", "weight"),
+    [
+        ({"method": "both"}, 1.0),
+        ({"method": "logits"}, 0.1),
+        ({}, 0.1),
+        ({"method": "both", "distillation": {"ce_weight": 0.3}}, 0.3),
+        ({"method": "logits", "distillation": {"ce_weight": 0}}, 0),
+    ],
+)
+def test_the_weight_of_cross_entropy_is_that_of_the_method(more, weight):
+    recipe = read_distillation(None, {"teacher": "t", "model": "m", "data": ["d"], **more})
+    assert recipe.ce_weight == weight
+
+
 def test_white_space_around_an_answer_and_equal_ids_are_no_matter(teacher, data, tmp_path):
     rows = [replace(example(i), id=f"row{'#2' * (i % 2)}", response=f" {i} red balls.\n") for i in range(4)]
     for name, part in (("one", rows[:2]), ("two", rows[2:])):
@@ -309,6 +324,11 @@ def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
                   teacher_outputs=tmp_path / "said.json", held_out=[str(data / "held_out.jsonl")])  # fmt: skip
     assert found["training"]["rows"] == 6
     assert found["tuned"]["kl"] is not None
+    # As the loss of each line of the log says: of `both`, cross-entropy weighs as much as the teacher.
+    history = [json.loads(line) for line in (tmp_path / "run" / "student" / "history.jsonl").read_text().splitlines()]
+    line = next(row for row in history if "kl" in row)
+    assert found["training_targets"]["without_target"] == 0
+    assert line["loss"] == pytest.approx(line["kl"] + line["cross_entropy"], rel=1e-3)
 
 
 def test_a_cache_of_another_served_model_is_refused(teacher, data, tmp_path):

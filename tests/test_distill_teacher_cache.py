@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from sailkit.distill.pairs import pairs_of
+from sailkit.distill.pairs import Pair, pairs_of
 from sailkit.distill.rows import TeacherRow
 from sailkit.distill.shards import INDEX, Shard, TeacherCache, check_mass, pack
+from sailkit.distill.teacher import Kept, LocalTeacher
 from sailkit.distill.teacher_cache import read_with, teacher_cache
 from sailkit.errors import UserError
 from sailkit.finetune.data import HELD_OUT, held_out_of, read_data
+from sailkit.models import ModelOptions
+from sailkit.models.local import LocalModel
 from sailkit.models.sources import resolve
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.styles import completion
@@ -157,6 +162,49 @@ def test_each_completion_is_stored_once(folder, tmp_path):
     figures = keep(folder, data, tmp_path / "run")
     assert (figures["n"], figures["pairs"]) == (4, 2)
     assert len({pair.key for pair in pairs(folder, data)}) == len(TeacherCache.open(tmp_path / "run")) == 2
+
+
+def test_the_same_completion_behind_another_prompt_is_another_row(folder, tmp_path):
+    both = [replace(example(1), id=name, instruction=name) for name in ("What do cats like?", "Count the balls.")]
+    data = write(tmp_path / "data", both)
+    figures = keep(folder, data, tmp_path / "run", precision="float32")
+    assert (figures["n"], figures["pairs"]) == (2, 2)
+    cache = TeacherCache.open(tmp_path / "run")
+    observed = []
+    for pair in pairs(folder, data):
+        row, expected = cache.get(pair.prompt, pair.completion), dense(folder, pair)
+        np.testing.assert_allclose(row.observed, expected[range(len(pair.tokens)), pair.tokens], atol=NOISE)
+        observed.append(row.observed)
+    assert abs(observed[0] - observed[1]).max() > 100 * NOISE
+
+
+@pytest.fixture(scope="module")
+def wide(folder: Path) -> LocalTeacher:
+    """A teacher with an output layer of 50,000 rows, and room for a million tokens in a batch."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50_000, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=512)  # fmt: skip
+    model, tokenizer = LlamaForCausalLM(config).eval(), AutoTokenizer.from_pretrained(folder)
+    options = ModelOptions(dtype="float32", batch_tokens=10**6)
+    return LocalTeacher(LocalModel("wide", model, tokenizer, options, {}), Kept(8, 1.0, "float32"))
+
+
+def test_a_pass_has_no_more_logits_than_its_budget(wide):
+    """Logits are there for every column that any row of the batch needs: from the shortest prompt to the last end."""
+    dice = random.Random(0)
+    lengths = [(dice.randint(10, 200), dice.randint(100, 250)) for _ in range(60)]
+    some = [Pair(str(i), (5,) * a, (7,) * b, "") for i, (a, b) in enumerate(lengths)]
+    batches = wide.plan(some)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(some)))
+
+    def logits(batch):
+        columns = {column for i in batch for column in range(len(some[i].prompt) - 1, len(some[i].inputs))}
+        return len(batch) * len(columns) * 50_000
+
+    assert max(map(logits, batches)) <= 2**28
+    # Nor is a batch smaller than it has to be.
+    assert all(logits([*batch, after[0]]) > 2**28 for batch, after in itertools.pairwise(batches))
+    assert len(batches) > 2
 
 
 def test_a_shortened_prompt_keeps_its_completion(folder, tmp_path):
