@@ -13,8 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 quickstart: $(STAMP)  ## measure a small real model two ways, compare, and write a report
-	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --answer logprob --out $(OUT)/logprob
-	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --answer generate --out $(OUT)/generate
+	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --dtype float32 --answer logprob --out $(OUT)/logprob
+	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --dtype float32 --answer generate --out $(OUT)/generate
 	$(BIN)/sailkit compare $(OUT)/logprob $(OUT)/generate
 	$(BIN)/sailkit report $(OUT)/logprob $(OUT)/generate --out $(OUT)/report.html
 

@@ -23,6 +23,7 @@ ORDER = (
     "jsonl",
     "runs",
     "intervals",
+    "formats",
     "metrics",
     "cluster",
     "guard",

@@ -206,6 +206,30 @@ def test_a_run_without_figures_is_measured_again(tmp_path):
     assert first == second
 
 
+def test_no_verdict_on_few_items_and_never_without_a_flag(tmp_path):
+    """Three of three right is no proof; the page says so at the top and among the doubts."""
+    rows = [prediction(i, label=LABELS[i % 2]) for i in range(3)]
+    page, markdown, found = made(tmp_path, run_folder(tmp_path / "a", rows))
+    assert found["verdict"] == "3 items are too few to tell what a is worth"
+    for text in (page.text, markdown):
+        assert "better than" not in text
+        assert "None of the checks raised a flag" not in text
+        assert "3 items are too few for a verdict" in text
+        assert "0.292 to 1.000" in text
+    both, _, found = made(tmp_path, run_folder(tmp_path / "x", rows), run_folder(tmp_path / "y", constant()[:3]))
+    assert found["verdict"] == "cannot tell whether x or y is better"
+    assert "3 items are too few." in both.text
+
+
+def test_groups_and_machine_are_in_the_first_line(tmp_path):
+    rows = [prediction(i, label=LABELS[i % 2], group=f"claim-{i // 2}") for i in range(60)]
+    other = [prediction(i, group=f"claim-{i // 2}") for i in range(60)]
+    page, markdown, _ = made(tmp_path, run_folder(tmp_path / "a", rows), run_folder(tmp_path / "b", other))
+    for text in (page.text, markdown):
+        assert "60 items in 30 groups; float32 on cpu; judged against the human labels" in text
+        assert "p, exact sign-flip test over groups, after Holm" in text
+
+
 def test_a_recording_shows_what_was_recorded_and_what_is_not_known(tmp_path):
     rows = [
         {"id": i, "output": "Wrong", "prediction_recorded": "SUPPORTS", "reference_recorded": "REFUTES"}

@@ -13,6 +13,7 @@ import numpy as np
 
 from sailkit import metrics
 from sailkit.errors import UserError
+from sailkit.formats import machine
 from sailkit.intervals import LEAST_UNITS, Floats, Units, resample
 from sailkit.predictions import FACTORS, PredictionSet
 from sailkit.recordings import load
@@ -92,7 +93,9 @@ def compare_sets(sets: Sequence[PredictionSet], against: str = "human", seed: in
         pair.update(_verdict(pair))
     flags = _flags(loaded, pairs, against)
     first = pairs[0] if len(pairs) == 1 else {}
-    return with_flags({**first, "names": [s.name for s in loaded], "against": against, "comparisons": pairs}, flags)
+    about = {"names": [s.name for s in loaded], "against": against, "comparisons": pairs}
+    machines = {s.name: machine(s.provenance) for s in loaded}
+    return with_flags({**first, **about, "machines": machines}, flags)
 
 
 def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:

@@ -257,8 +257,8 @@ def _shots(
 def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:
     found = predictions.load_run(run.folder)
     figures, flags = summarise(found.predictions, found.labels, found.provenance.get("dtype"), seed)
-    asked = ("model", "task", "protocol", "wording", "answer", "dtype", "left_out")
-    figures = with_flags({k: run.manifest["settings"][k] for k in asked} | figures, [*flags, *more])
+    asked = ("model", "task", "protocol", "wording", "answer", "dtype", "device", "left_out")
+    figures = with_flags({k: run.manifest["settings"].get(k) for k in asked} | figures, [*flags, *more])
     jsonl.write_json(run.path(METRICS), figures)
     return figures
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sailkit import jsonl, metrics
+from sailkit import formats, jsonl, metrics
 from sailkit.cleaning import clean, clean_values
 from sailkit.errors import UserError
 from sailkit.intervals import Estimate
@@ -160,8 +160,8 @@ def figure(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference to three places."""
-    return f"{value:+.3f}".replace("-", "−")
+    """A difference to three places, or to as many as show that it is not 0."""
+    return f"{value:+.{formats.decimals(value)}f}".replace("-", "−")
 
 
 def p_value(value: float) -> str:

@@ -14,6 +14,7 @@ from sailkit import (
     __version__,
     audit_page,
     distilled_page,
+    formats,
     jsonl,
     metrics,
     page,
@@ -26,7 +27,7 @@ from sailkit.compare import compare_sets
 from sailkit.distill.results import is_distilled
 from sailkit.errors import UserError
 from sailkit.evaluate import METRICS
-from sailkit.intervals import Counts, Estimate
+from sailkit.intervals import LEAST_UNITS, Counts, Estimate
 from sailkit.label.audited import is_audit
 from sailkit.predictions import PredictionSet
 from sailkit.recordings import load
@@ -155,6 +156,8 @@ def report(
         "names": names,
         "labels": labels,
         "items": len(views[0].truth),
+        "grouped": len({p.unit for p in views[0].data.predictions}) if views[0].figures.get("groups") else None,
+        "machines": list(dict.fromkeys(filter(None, (formats.machine(view.facts) for view in views)))),
         "judged": [int(view.counts.sum()) for view in views],
         "started": [str(view.facts["started_at"])[:10] for view in views if view.facts.get("started_at")],
         "pairs": pairs,
@@ -232,7 +235,10 @@ def _worth(view: View) -> dict[str, str]:
     always = f"always answering {view.majority}"
     said, times = Counter(p.said for p in rows).most_common(1)[0]
     silent = sum(p.label is None for p in rows)
-    if silent > len(rows) / 2:
+    groups = len({p.unit for p in rows}) if any(p.group for p in rows) else None
+    if (len(rows) if groups is None else groups) < LEAST_UNITS:
+        headline = f"{summary.counted(len(rows), groups)} are too few to tell what {view.name} is worth"
+    elif silent > len(rows) / 2:
         headline = f"{view.name} mostly gives no answer that can be read ({silent} of {len(rows)} items)"
     elif times >= summary.CONSTANT_SHARE * len(rows) and said != view.majority:
         headline = f"{view.name} answers {said} to nearly everything ({times} of {len(rows)} items)"

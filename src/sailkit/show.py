@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from sailkit.formats import decimals, machine
 from sailkit.label.load import short_names
 from sailkit.terminal import console
 
@@ -28,6 +29,15 @@ def _flags(figures: Mapping[str, Any]) -> None:
     for code, sentences in figures.get("flag_messages", {}).items():
         for sentence in sentences:
             console().print(f"[bold yellow]![/] [bold]{escape(code)}[/]: {escape(sentence)}")
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _items(figures: Mapping[str, Any], what: str = "items") -> str:
+    groups = f" in {figures['groups']} groups" if figures.get("groups") else ""
+    return f"{figures['n']} {what}{groups}"
 
 
 def _interval(figures: Mapping[str, Any], name: str) -> str:
@@ -63,8 +73,9 @@ def evaluation(figures: Result) -> None:
     """What `evaluate` found."""
     assert isinstance(figures, dict)
     out = console()
-    what = f"{figures['model']} on {figures['task']} ({figures['protocol']}, {figures['wording']}, {figures['answer']})"
-    out.print(f"\n[bold]{escape(what)}[/]: {figures['n']} items")
+    how = _listed(figures["protocol"], figures["wording"], figures["answer"], machine(figures))
+    what = f"{figures['model']} on {figures['task']} ({how})"
+    out.print(f"\n[bold]{escape(what)}[/]: {_items(figures)}")
     if "against" in figures:
         columns = (
             {"human labels": "human_"} if figures["against"] == "human" else {"reference": "", "human labels": "human_"}
@@ -83,7 +94,7 @@ def rescored(found: Result) -> None:
         out = console()
         if "name" in figures:
             out.print(
-                f"\n[bold]{escape(figures['name'])}[/]: {figures['n']} recorded answers, "
+                f"\n[bold]{escape(figures['name'])}[/]: {_items(figures, 'recorded answers')}, "
                 f"read as task {escape(figures['task'])}"
             )
         if "against" in figures:
@@ -102,25 +113,27 @@ def comparison(found: Result) -> None:
     """What `compare` found."""
     assert isinstance(found, dict)
     out = console()
+    if known := [f"{name} in {how}" for name, how in found["machines"].items() if how]:
+        out.print(f"\n{escape(_listed(*known))}")
     for pair in found["comparisons"]:
         table = Table(box=None, pad_edge=False)
         for heading in (
-            f"on {pair['n']} items, {found['against']} labels",
+            f"on {_items(pair)}, {found['against']} labels",
             pair["a"],
             pair["b"],
             "difference (95 % interval)",
         ):
             table.add_column(escape(heading))
         for name in ("accuracy", "macro_f1"):
-            low, high = (pair[f"{name}_difference_{end}"] for end in ("low", "high"))
-            difference = f"{pair[f'{name}_difference']:+.4f}  [{low:+.3f}, {high:+.3f}]"
+            value, low, high = (pair[f"{name}_difference{end}"] for end in ("", "_low", "_high"))
+            digits = decimals(low, high)
+            difference = f"{value:+.4f}  [{low:+.{digits}f}, {high:+.{digits}f}]"
             table.add_row(_FIGURES[name], f"{pair[f'a_{name}']:.4f}", f"{pair[f'b_{name}']:.4f}", difference)
         out.print()
         out.print(table)
-        out.print(
-            f"right alone: {escape(pair['a'])} {pair['only_a']}, {escape(pair['b'])} {pair['only_b']}; exact McNemar "
-            f"p = {pair['p_value']:.3g}, after Holm {pair['p_value_holm']:.3g}"
-        )
+        alone = f"right alone: {pair['a']} {pair['only_a']}, {pair['b']} {pair['only_b']}"
+        test = f"{pair['test'].removesuffix(' test')} p = {pair['p_value']:.3g}, after Holm {pair['p_value_holm']:.3g}"
+        out.print(f"{escape(alone)}; {escape(test)}")
         remark = f" ({pair['remark']})" if pair["remark"] else ""
         out.print(f"[bold]{escape(pair['verdict_text'])}[/]{escape(remark)}")
     _flags(found)
@@ -166,7 +179,8 @@ def labels(found: Result) -> None:
         console().print(f"waiting for the shards {', '.join(map(str, found['missing_shards']))}")
         return
     out = console()
-    out.print(f"[bold]{escape(found['labeler'])}[/]: {found['pairs']} search results of {found['n']} instructions")
+    how = f" ({machine(found)})" if machine(found) else ""
+    out.print(f"[bold]{escape(found['labeler'])}[/]{how}: {found['pairs']} search results of {found['n']} instructions")
     informative, distracting, threshold = (found[name] for name in ("informative", "distracting", "threshold"))
     out.print(f"informative {informative}, distracting {distracting} (threshold {threshold:g})")
     silent = {name: found[name] for name in ("unreadable", "refused", "failed", "no_response") if found[name]}
@@ -178,7 +192,8 @@ def labels(found: Result) -> None:
 def fitted(found: Result) -> None:
     """What `fit` made."""
     assert isinstance(found, dict)
-    console().print(f"fitted on {found['pairs']} pairs of {found['claims']} claims ({escape(found['data'])})")
+    about = f"{found['pairs']} pairs of {found['claims']} claims ({escape(found['data'])})"
+    console().print(f"fitted on {about}, {machine(found)}")
     console().print(f"model: {escape(found['model'])}")
 
 

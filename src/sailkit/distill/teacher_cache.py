@@ -228,6 +228,7 @@ def _finish(
     """Write the index, once all files are there."""
     settings = run.manifest["settings"]
     figures: dict[str, Any] = {"teacher": settings["model"], "n": settings["n"], "pairs": settings["pairs"]}
+    figures |= {name: settings.get(name) for name in ("device", "dtype")}
     names = [shard_name(number) for number in range(len(files))]
     if missing := [name for name in names if not run.path(name).exists()]:
         return {**figures, "finished": False, "missing_files": missing}

@@ -61,6 +61,11 @@ class Labeler(Protocol):
         """Score the pairs of one batch of the plan."""
 
 
+def machine_of(labeler: Labeler) -> dict[str, Any]:
+    """`device` and `dtype` of a labeler's model, where it has one that runs here: its `runs_on`."""
+    return dict(getattr(labeler, "runs_on", {}))
+
+
 def score_batch(labeler: Labeler, pairs: Sequence[Pair]) -> list[Score]:
     """Score one batch: the one function that runs here, in a shard or on a cluster.
 

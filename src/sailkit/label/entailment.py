@@ -97,6 +97,11 @@ class Entailment:
         self._sequences = lru_cache(maxsize=65536)(self._make_sequences)
         self._facts = {name: jsonl.file_fingerprint(files) for name, files in source.files().items()}
 
+    @property
+    def runs_on(self) -> dict[str, str]:
+        """Device and number format of the model."""
+        return {"device": self._model.device.type, "dtype": str(self._model.dtype).removeprefix("torch.")}
+
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores."""
         return {

@@ -22,6 +22,8 @@ FITTED = "fitted.json"
 _POOL = 16  # batches that are cut from one pool of rows, by length
 _LEAST_LENGTH = 16  # tokens; a shorter pair shows next to nothing of both
 
+_SHOWN = ("data", "pairs", "claims", "train_loss", "device", "dtype")
+
 
 def fit(
     *,
@@ -120,6 +122,7 @@ def fit(
             "learning_rate": learning_rate,
             "batch_size": batch_size,
             "max_length": max_length,
+            "device": "cuda" if cuda else "cpu",
             "dtype": str(precision).removeprefix("torch."),
             "train_loss": done.training_loss,
             "environment": runs.environment(),
@@ -130,7 +133,7 @@ def fit(
         raise KeyboardInterrupt("nothing is kept of an unfinished fit") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return {name: told[name] for name in ("data", "pairs", "claims", "train_loss")} | {"model": str(out)}
+    return {name: told[name] for name in _SHOWN} | {"model": str(out)}
 
 
 def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> list[HumanPair]:

@@ -32,6 +32,11 @@ class Judge:
         self._answers: dict[str, str] = self._wording["answers"]
         self._words = {word: verdict for verdict, words in self._wording["words"].items() for word in words}
 
+    @property
+    def runs_on(self) -> dict[str, Any]:
+        """Device and number format of the model, where it runs here."""
+        return {name: value for name, value in self._model.describe().items() if name in ("device", "dtype")}
+
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores."""
         return {

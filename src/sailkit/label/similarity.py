@@ -39,6 +39,12 @@ class Similarity:
             "tokenizer_sha256": jsonl.file_fingerprint(source.files()["tokenizer"]),
         }
 
+    @property
+    def runs_on(self) -> dict[str, str]:
+        """Device and number format of the model."""
+        weight = next(self._model.parameters())
+        return {"device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch.")}
+
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores."""
         return {"labeler": self.name, "version": 4, **self._facts, "windows": self._windows.describe()}

@@ -14,7 +14,7 @@ from sailkit import jsonl, runs
 from sailkit.cluster import pool_of
 from sailkit.errors import UserError
 from sailkit.instructions import read_searched
-from sailkit.label import LABELS, Labeler, Pair, Score, labels_row, pairs_fingerprint, score_batch, verdict
+from sailkit.label import LABELS, Labeler, Pair, Score, labels_row, machine_of, pairs_fingerprint, score_batch, verdict
 from sailkit.label.load import LabelerOptions, load_labeler
 from sailkit.models import ModelOptions
 from sailkit.records import Judgement, Searched
@@ -111,7 +111,7 @@ def label(
     if part is None:
         with runs.open_run(out, "label", settings) as run:
             _score_all(run, judge, pairs, names, batches, scorer)
-            return _finish(run, rows, [run.path(SCORES)], names, [batches])
+            return machine_of(judge) | _finish(run, rows, [run.path(SCORES)], names, [batches])
     with runs.open_run(out, "label", settings, wait=SHARD_WAIT):
         pass  # its settings must be these, whichever shard comes first
     index, count = part
@@ -120,7 +120,7 @@ def label(
     with runs.open_run(places[index], "label shard", {**settings, "shard": shard}) as run:
         _score_all(run, judge, pairs, names, shares[index], scorer)
     with runs.open_run(out, "label", settings, wait=SHARD_WAIT) as run:
-        return _finish(run, rows, [place / SCORES for place in places], names, shares)
+        return machine_of(judge) | _finish(run, rows, [place / SCORES for place in places], names, shares)
 
 
 def read_shard(text: str | None) -> tuple[int, int] | None:

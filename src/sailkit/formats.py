@@ -1,0 +1,40 @@
+"""Figures and facts in words, the same on the terminal and on pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def machine(facts: Mapping[str, Any]) -> str:
+    """Number format and device of a model that ran on a machine of ours, in words; empty where neither is known.
+
+    Args:
+        facts: With `dtype` and `device`, or without.
+    """
+    named = [str(facts[name]) for name in ("dtype", "device") if facts.get(name)]
+    return " on ".join(named)
+
+
+def decimals(*values: float, least: int = 3) -> int:
+    """How many places it takes for no value that is not 0 to look like 0, and no two values to look alike.
+
+    Args:
+        values: Those that stand side by side.
+        least: Places that are shown in any case; never more than nine.
+    """
+    return next(
+        (
+            places
+            for places in range(least, 9)
+            if not any(value and not float(f"{value:.{places}f}") for value in values)
+            and len({float(f"{value:.{places}f}") for value in values}) == len({*values})
+        ),
+        9,
+    )
+
+
+def change(before: float, after: float) -> str:
+    """A figure before and after, with as many places as show that they differ."""
+    places = decimals(before, after)
+    return " → ".join(f"{value:.{places}f}".replace("-", "−") for value in (before, after))
