@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -81,3 +83,35 @@ def student(folder: Path, padding: int = 24, tokenizer: Any = None) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def gguf_file(path: Path) -> Path:
+    """A random model of one layer as a GGUF file."""
+    tokenizer = trained("byte-level")
+    vocabulary = tokenizer.get_vocab()
+    pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for add, value in (
+        (writer.add_block_count, 1), (writer.add_context_length, 64), (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 32), (writer.add_head_count, 2), (writer.add_head_count_kv, 2),
+        (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_rope_dimension_count, 16),
+        (writer.add_vocab_size, len(pieces)), (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_tokenizer_pre, "default"), (writer.add_token_list, pieces),
+        (writer.add_token_types, [3 if piece == "<end>" else 1 for piece in pieces]),
+        (writer.add_token_merges, [" ".join(pair) for pair in merges]),
+        (writer.add_bos_token_id, 0), (writer.add_eos_token_id, 0),
+    ):  # fmt: skip
+        add(value)
+    square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(pieces), 32), "output_norm.weight": (32,)}
+    shapes |= {f"blk.0.{name}.weight": (32, 32) for name in square}
+    shapes |= {f"blk.0.{name}.weight": (32,) for name in ("attn_norm", "ffn_norm")}
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

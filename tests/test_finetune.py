@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from little_room import little_room
 from sailkit.errors import UserError
 from sailkit.finetune.merge import merge
 from sailkit.finetune.stage import finetune
@@ -115,6 +114,22 @@ def test_a_quantised_base_trains_adapters_after_it_was_evaluated(folder, data, t
     assert LocalModel.from_name(str(tmp_path / "run" / "model"), ModelOptions(dtype="float32"))
 
 
+def test_adapters_on_a_quantised_base_follow_a_small_learning_rate(folder, data, tmp_path):
+    """In bfloat16, a step of 2e-5 is nothing beside most weights."""
+    pytest.importorskip("bitsandbytes")
+    steps = ("training.max_steps=5", "training.learning_rate=2e-5", "training.lr_scheduler_type=constant")
+    adapters = ("lora={r: 16, target_modules: all-linear}", "quantization={load_in_4bit: true}")
+    kept = ("training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=5")
+    tune(folder, data, tmp_path / "run", *steps, *adapters, *kept, "training.eval_strategy=no")
+    first, last = (
+        load_file(tmp_path / "run" / "checkpoints" / f"checkpoint-{step}" / "adapter_model.safetensors")
+        for step in (1, 5)
+    )
+    assert {weights.dtype for weights in last.values()} == {torch.float32}
+    changed = [(first[name] != last[name]).float().flatten() for name in last if "lora_A" in name]
+    assert torch.cat(changed).mean() > 0.99
+
+
 def test_adapters_on_nothing_are_an_error(folder, data, tmp_path):
     with pytest.raises(UserError, match=r"does not fit the model: Target modules .*nowhere"):
         tune(folder, data, tmp_path / "run", "lora={target_modules: [nowhere]}", "dtype=float32")
@@ -207,20 +222,6 @@ def test_a_kill_changes_nothing(folder, data, tmp_path):
 @pytest.mark.long
 def test_five_kills_change_nothing(folder, data, tmp_path):
     kill_and_go_on(folder, data, tmp_path, 5)
-
-
-@contextlib.contextmanager
-def little_room(size: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A limit on the size of files stands for a full disk; from the start, or when what is given sets it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        if size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_at_the_end_is_one_line_and_costs_nothing(folder, data, tmp_path):

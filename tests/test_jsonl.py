@@ -6,12 +6,16 @@ import json
 import os
 import stat
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
+from little_room import little_room
 from sailkit import jsonl
 from sailkit.errors import UserError
+from small_models import trained
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -166,3 +170,15 @@ def test_a_fingerprint_of_files_tells_where_one_ends(tmp_path):
     assert jsonl.file_fingerprint([a, b]) != jsonl.file_fingerprint([c, d])
     assert jsonl.file_fingerprint([a, b]) != jsonl.file_fingerprint([b, a])
     assert jsonl.file_fingerprint([a]) == jsonl.file_fingerprint([a])
+
+
+def test_what_a_library_cannot_write_is_one_line(tmp_path):
+    """Those in Rust raise errors of their own, of no common kind."""
+    tokenizer = trained("byte-level").backend_tokenizer
+    weights = {"w": np.zeros(20_000, np.float32)}
+    for write in (tokenizer.save, lambda path: save_file(weights, path)):
+        why = r"^cannot write .*there: File too large; free some space .*again, it goes on where it stopped; or so$"
+        with little_room(5_000), pytest.raises(UserError, match=why), jsonl.writing(tmp_path / "there", "; or so"):
+            write(str(tmp_path / "there"))
+    with pytest.raises(ZeroDivisionError), jsonl.writing(tmp_path):
+        1 / 0  # noqa: B018

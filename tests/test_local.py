@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from little_room import little_room
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions, load_model
 from sailkit.models.local import LocalModel
@@ -28,6 +29,7 @@ from sailkit.models.passes import Passes
 from sailkit.models.sources import EMBEDDED, resolve
 from sailkit.prompts import Prompt, step_prompt
 from sailkit.records import SearchResult
+from small_models import gguf_file
 
 FP32 = ModelOptions(dtype="float32")
 # One word is the beginning of another's answer, two share theirs, some are single tokens of stories260k.
@@ -541,6 +543,16 @@ def embedded_gguf() -> Path:
 def test_a_gguf_file_is_converted_once_for_whoever_asks(smollm):
     assert resolve(str(embedded_gguf())) == resolve(EMBEDDED)
     assert smollm.describe()["chat_template"]
+
+
+def test_a_full_disk_under_a_gguf_file_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    path = gguf_file(tmp_path / "small.gguf")
+    why = r"^cannot write .*/models/small-.*: File too large; free some space .*; SAILKIT_CACHE names another folder"
+    with little_room(20_000), pytest.raises(UserError, match=why):
+        resolve(str(path))
+    assert not [entry for entry in (tmp_path / "cache" / "models").iterdir() if entry.is_dir()]
+    assert load_model(str(path), FP32).generate([ask("the fox")], 4, lambda _: False)
 
 
 @pytest.mark.parametrize("size", [0, 4, 100_000, 1_000_000])

@@ -17,6 +17,7 @@ from typing import Any
 
 from sailkit.errors import UserError
 
+_SYSTEM = re.compile(r"os error (\d+)")  # how libraries in Rust tell of an error of the system
 Row = dict[str, Any]
 
 
@@ -142,9 +143,28 @@ def reading_failed(path: str | Path, error: Exception) -> UserError:
     return UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
+@contextlib.contextmanager
+def writing(path: str | Path, mend: str = "") -> Iterator[None]:
+    """Around what others write: whatever the system refuses is one line.
+
+    Args:
+        path: What is written.
+        mend: What else helps where it cannot be.
+
+    Raises:
+        UserError: A full disk, and whatever else the system refuses.
+    """
+    try:
+        yield
+    except Exception as error:  # those of safetensors and tokenizers are no OSError, and hold one in words
+        if not isinstance(error, OSError) and not _SYSTEM.search(str(error)):
+            raise
+        raise UserError(f"{writing_failed(path, error)}{mend}") from None
+
+
 def writing_failed(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that cannot be written, with the mend where the disk is full."""
-    told = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
+    told = _SYSTEM.search(str(error))
     number = int(told[1]) if told else getattr(error, "errno", None)
     said = os.strerror(number) if number else error
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -59,3 +59,19 @@ def lora_config(recipe: Recipe) -> Any:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
     except (TypeError, ValueError, re.error) as error:
         raise UserError(f"lora: {' '.join(str(error).split())}") from None
+
+
+def keep_adapters_in_float32(model: Any) -> None:
+    """Let adapters be trained in float32, whatever their base is in.
+
+    In bfloat16, as TRL casts those of a quantised base, most steps of a small learning rate round to nothing.
+
+    Args:
+        model: A model with adapters; any other stays as it is.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    if isinstance(model, PeftModel):
+        for name in model.active_adapters:
+            cast_adapter_dtype(model, name)

@@ -165,17 +165,14 @@ def saved_whole(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: A full disk, and whatever else cannot be written.
     """
-    from safetensors import SafetensorError
-
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise jsonl.writing_failed(folder, error) from None
+        with jsonl.writing(folder):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

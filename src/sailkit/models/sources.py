@@ -215,7 +215,7 @@ def dequantised(gguf: Path) -> Source:
     """A dense safetensors copy of a GGUF file in the user's cache, made once, atomically."""
     digest = jsonl.file_fingerprint([gguf])[:16]
     target = runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
-    try:
+    with jsonl.writing(target, "; SAILKIT_CACHE names another folder, for a disk with more room"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{target}.lock"):
             if not target.exists():
@@ -223,8 +223,6 @@ def dequantised(gguf: Path) -> Source:
                     if entry.name.startswith(f".{target.name}."):  # of a conversion that was killed
                         shutil.rmtree(entry)
                 _dequantise(gguf, target)
-    except OSError as error:
-        raise jsonl.writing_failed(target, error) from None
     return Source(target)
 
 
