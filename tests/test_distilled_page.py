@@ -36,8 +36,8 @@ def row(who: str, i: int, kl: float, agreeing: int, positions: int = 50) -> dict
 
 
 def distilled(
-    folder: Path, text: str = "", *, after: float = 0.9, agreeing: int = 35, rows: int = 20, positions: int = 50,
-    teacher: str = "ab", targets: bytes = b"t", words: str = "hot", **changes,
+    folder: Path, text: str = "", *, before: float = 2.0, after: float = 0.9, agreeing: int = 35, rows: int = 20,
+    positions: int = 50, teacher: str = "ab", targets: bytes = b"t", words: str = "hot", **changes,
 ) -> Path:  # fmt: skip
     """A finished run as distill leaves it, with a text in every place that takes one from outside."""
     recipe = {"method": "logits", "teacher": f"big{text}", "student": {"model": f"small{text}", "data": [f"d{text}"]},
@@ -46,7 +46,7 @@ def distilled(
     settings = {"recipe": recipe, "cache": None, "teacher_weights_sha256": teacher * 32, "data_sha256": "cd" * 32}
     with runs.open_run(folder, "distill", settings):
         pass
-    said = [row("base", i, 2.0, 20, positions) for i in range(rows)]
+    said = [row("base", i, before, 20, positions) for i in range(rows)]
     said += [row("tuned", i, after, agreeing, positions) for i in range(rows)]
     (folder / "fidelity.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
     figures = {
@@ -211,6 +211,33 @@ def test_other_targets_are_a_reason_to_doubt(tmp_path):
     page, markdown, _ = made(*folders, out=tmp_path / "out.html")
     for words in (page.text, markdown):
         assert "b: the targets are not the same to the byte" in words
+
+
+def test_students_with_other_targets_are_not_ranked_by_kl(tmp_path):
+    """With fewer entries more falls into the tail, and KL is lower whatever the student learnt."""
+    folders = [distilled(tmp_path / name, after=after) for name, after in (("a", 0.5), ("b", 0.9))]
+    manifest = json.loads((folders[0] / "manifest.json").read_text())
+    manifest["settings"]["recipe"]["settings"]["k"] = 4
+    jsonl.write_json(folders[0] / "manifest.json", manifest)
+    other = json.loads((folders[1] / "manifest.json").read_text())["settings"]["recipe"]["settings"]["k"]
+    pair = paired(*map(read, folders))
+    assert pair.differences["kl"] is None
+    assert pair.differences["cross_entropy"] is not None
+    page, markdown, told = made(*folders, out=tmp_path / "out.html")
+    assert told["verdict"].startswith(
+        f"a and b cannot be ranked by KL: their targets differ in k (4 and {other}), and with fewer entries KL is lower"
+    )
+    for words in (page.text, markdown):
+        assert "nearer to the teacher than" not in words
+        assert "KL to the teacher, nats a token −" not in words
+
+
+def test_a_fall_shows_in_its_digits(tmp_path):
+    """Small students of small teachers: a KL that fell from 0.0004 is not said to fall from 0.000 to 0.000."""
+    run = distilled(tmp_path / "run", before=0.0004, after=0.0001)
+    _, _, told = made(run, out=tmp_path / "out.html")
+    said = re.search(r"KL to the teacher fell \((0\.\d+) → (0\.\d+) nats", told["verdict"])
+    assert float(said[1]) > float(said[2]) > 0
 
 
 @pytest.mark.parametrize("text", HOSTILE)

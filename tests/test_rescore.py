@@ -105,7 +105,9 @@ def test_what_was_published_of_llama_was_its_parser(recordings):
     assert f"the recorded predictions are {recordings.yes} for 907 of 907 items" in by_file
     assert "accuracy / (1 + accuracy) = 0.3925" in by_aggregates
     (parser,) = found["flag_messages"]["default-class-parser"]
-    assert parser.startswith("502 recorded predictions are not what the answer says (0 of those answers give no label)")
+    assert parser.startswith(
+        "502 of 907 recorded predictions (55.3%) are not what the answer says (0 of those answers give no label)"
+    )
 
 
 def test_what_was_published_of_sail_was_another_f1(recordings):
@@ -115,7 +117,9 @@ def test_what_was_published_of_sail_was_another_f1(recordings):
     assert found["published_f1_kind"] == "weighted_f1"
     assert not {"constant-predictor", "published-differs", "mixed-f1-kinds"} & {*found["flags"]}
     (parser,) = found["flag_messages"]["default-class-parser"]
-    assert parser.startswith("13 recorded predictions are not what the answer says (3 of those answers give no label)")
+    assert parser.startswith(
+        "13 of 907 recorded predictions (1.4%) are not what the answer says (3 of those answers give no label)"
+    )
 
 
 def test_published_values_of_two_kinds_are_not_compared(recordings):

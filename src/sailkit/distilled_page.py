@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sailkit import __version__, jsonl, page
+from sailkit import __version__, formats, jsonl, page
 from sailkit.distill.results import LEAST_ROWS, WHO, Distilled, Paired, estimates, paired, read
 from sailkit.distill.work import STUDENT
 from sailkit.errors import UserError
@@ -139,7 +139,7 @@ def headline(run: Distilled, found: dict[str, dict[str, Estimate | None]]) -> st
     before, after = (run.said(who, "kl") for who in WHO)
     if before is None or after is None:
         return "It is not known how near the student came: nothing was held out, or there was no teacher to ask"
-    words = f"{page.figure(before)} → {page.figure(after)} nats a token"
+    words = f"{formats.change(before, after)} nats a token"
     change = found["change"]["kl"]
     if change is None:
         return f"{rows} held-out rows are too few to tell whether the student came nearer (KL to the teacher {words})"
@@ -147,12 +147,12 @@ def headline(run: Distilled, found: dict[str, dict[str, Estimate | None]]) -> st
         -1: f"KL to the teacher fell ({words})",
         0: f"It cannot be told whether KL to the teacher fell ({words})",
         1: f"KL to the teacher rose ({words})",
-    }[_sign(change)]
+    }[change.sign]
     first, last, gap = run.said("base", "agreement"), run.said("tuned", "agreement"), found["change"]["agreement"]
     if first is not None and last is not None and gap is not None:
-        more = {1: "more often", 0: "as often, as far as can be told", -1: "less often"}[_sign(gap)]
+        more = {1: "more often", 0: "as often, as far as can be told", -1: "less often"}[gap.sign]
         said += f", and the student agrees with its likeliest token {more}"
-        said += f" ({page.figure(first)} → {page.figure(last)})"
+        said += f" ({formats.change(first, last)})"
     return f"{said}, on {rows:,} held-out rows"
 
 
@@ -165,17 +165,15 @@ def verdict(first: str, other: str, pair: Paired) -> str:
         pair: What their comparison gave.
     """
     gap = pair.differences["kl"]
+    if pair.other_settings:
+        why = "and with fewer entries KL is lower by construction"
+        return f"{first} and {other} cannot be ranked by KL: their targets differ in {pair.other_settings}, {why}"
     if pair.unlike or gap is None:
         return f"{first} and {other} cannot be compared: {pair.unlike or 'no position has a target'}"
     words = f"difference of KL {page.signed(gap.value)}, on {pair.rows:,} held-out rows of both"
-    if not _sign(gap):
+    if not gap.sign:
         return f"Cannot tell whether {first} or {other} is nearer to the teacher ({words})"
     return f"{first} is {'nearer to' if gap.value < 0 else 'further from'} the teacher than {other} ({words})"
-
-
-def _sign(estimate: Estimate) -> int:
-    """-1 or 1 where the interval excludes 0."""
-    return (estimate.low > 0) - (estimate.high < 0)
 
 
 def _leads(run: Distilled) -> list[tuple[str, str]]:
@@ -183,7 +181,7 @@ def _leads(run: Distilled) -> list[tuple[str, str]]:
     for name, title in _TITLES.items():
         values = [run.said(who, name) for who in WHO]
         if name != "verification_kappa" and any(value is not None for value in values):
-            found.append((title, " → ".join("–" if value is None else page.figure(value) for value in values)))
+            found.append((title, formats.change(*values)))
     trained = run.figures["training"]
     kept = f", step {trained['best_step']:,} kept" if trained.get("best_step") is not None else ""
     return [*found, ("Trained", f"{trained['steps']:,} steps{kept}")]
@@ -195,7 +193,7 @@ def _cell(estimate: Estimate | None, value: float | None = None, change: bool = 
     if not change:
         return page.figure(estimate.value), page.span(estimate)
     span = f"{page.signed(estimate.low)} to {page.signed(estimate.high)}"
-    return page.signed(estimate.value), span, bool(_sign(estimate))
+    return page.signed(estimate.value), span, bool(estimate.sign)
 
 
 def _row(one: _Shown, name: str) -> list[Cell]:

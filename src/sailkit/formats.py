@@ -34,7 +34,7 @@ def decimals(*values: float, least: int = 3) -> int:
     )
 
 
-def change(before: float, after: float) -> str:
-    """A figure before and after, with as many places as show that they differ."""
-    places = decimals(before, after)
-    return " → ".join(f"{value:.{places}f}".replace("-", "−") for value in (before, after))
+def change(*values: float | None) -> str:
+    """A figure before and after, with as many places as show that they differ; a dash where it is not known."""
+    places = decimals(*(value for value in values if value is not None))
+    return " → ".join("–" if value is None else f"{value:.{places}f}".replace("-", "−") for value in values)

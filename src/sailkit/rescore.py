@@ -132,9 +132,10 @@ def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
     if count / len(wrong) < DEFAULT_CLASS_SHARE:
         return []
     unread = sum(p.label is None for p in wrong)
+    share = f"{len(wrong)} of {len(rows)} recorded predictions ({len(wrong) / len(rows):.1%})"
     text = (
-        f"{len(wrong)} recorded predictions are not what the answer says ({unread} of those answers give no label), "
-        f"and {count} of them are {label}: the parser falls back on one class"
+        f"{share} are not what the answer says ({unread} of those answers give no label), and {count} of these are "
+        f"{label}: where the parser fails, it falls back on one class"
     )
     return [Flag("default-class-parser", text)]
 

@@ -74,13 +74,15 @@ class Paired:
         rows: How many they share.
         unlike: Why their figures cannot be set side by side; empty where they can.
         other_targets: Why they were not measured against the very same targets; empty where they were.
-        differences: Figure -> tuned of the first minus tuned of the other.
+        differences: Figure -> tuned of the first minus tuned of the other; of KL none where settings differ.
+        other_settings: Settings that decide what targets list, and differ: a coarser tail lowers KL by construction.
     """
 
     rows: int
     unlike: str
     other_targets: str
     differences: dict[str, Estimate | None]
+    other_settings: str = ""
 
 
 def is_distilled(folder: Path) -> bool:
@@ -160,7 +162,8 @@ def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
     if not np.array_equal(*table[:, :, COLUMNS.index("positions")]):
         why = "their students cut the held-out words into other tokens, and figures for each token do not compare"
         return Paired(len(shared), why, "", nothing)
-    return Paired(len(shared), "", _other_targets(first, other), _gap(table, seed))
+    gaps, settings = _gap(table, seed), _other_settings(first, other)
+    return Paired(len(shared), "", _other_targets(first, other), gaps | ({"kl": None} if settings else {}), settings)
 
 
 def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
@@ -244,14 +247,20 @@ def _teacher(run: Distilled) -> tuple[Any, ...]:
 def _other_targets(first: Distilled, other: Distilled) -> str:
     if (made := _targets(first)) is not None and made == _targets(other):
         return ""
-    recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
-    told = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
-    if differ := [name for name in told[0] if name in _OF_TARGETS and told[0][name] != told[1].get(name)]:
-        return f"the targets were made with another {', '.join(differ)}"
+    if settings := _other_settings(first, other):
+        return f"the targets were made with another {settings}"
     return (
         "the targets are not the same to the byte, as where the teacher read the rows in other batches, or the habits "
         "of the student's tokenizer were learnt from other rows"
     )
+
+
+def _other_settings(first: Distilled, other: Distilled) -> str:
+    """The settings of the targets that differ, with both values."""
+    recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
+    told = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
+    differ = [name for name in told[0] if name in _OF_TARGETS and told[0][name] != told[1].get(name)]
+    return ", ".join(f"{name} ({told[0][name]} and {told[1].get(name)})" for name in differ)
 
 
 def _targets(run: Distilled) -> str | None:
