@@ -98,6 +98,7 @@ ORDER = (
     "distill.load",
     "distill.cluster",
     "distill.teacher_cache",
+    "distill.sides",
     "distill.answers",
     "distill.compile",
     "distill.loss",

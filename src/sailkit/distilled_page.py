@@ -32,7 +32,7 @@ _TARGETS = {
     "identical_tokens": "Tokens that are the teacher's, in bytes and place",
     "student_bytes_per_token": "Bytes in a token of the student",
     "teacher_bytes_per_token": "Bytes in a token of the teacher",
-    "rows_without_teacher": "Rows that the teacher had no room for",
+    "rows_without_teacher": "Rows without the teacher, cross-entropy alone",
 }
 _PARTS = ("training_targets", "held_out_targets")
 _SIDES = {"teacher_": "teacher", "student_": "student as it was"}

@@ -102,6 +102,13 @@ def distilled(found: Result) -> None:
         if found["teacher_answers"]:
             out.print(f"its answers: {found['teacher_answers']:,}")
         out.print(f"its cache: at most {found['cache_bytes'] / 1e6:,.1f} MB")
+        if found["without_teacher"]:
+            why = "; ".join(f"{reason}: {count:,}" for reason, count in found["without_teacher"].items())
+            rows, apart = found["rows_without_teacher"], found["held_out_rows_without_teacher"]
+            out.print(
+                f"[bold yellow]![/] {rows:,} rows and {apart:,} held-out ones without the teacher, for cross-entropy "
+                f"alone ({escape(why)})"
+            )
         return
     trained = found["training"]
     layers = f", {found['student_layers']} layers" if found["student_layers"] else ""

@@ -24,6 +24,10 @@ _MOST_KNOWN = 500_000  # texts whose first token is remembered
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+class NotRepresentableError(UserError):
+    """A completion that the tokens of a tokenizer do not spell."""
+
+
 class Vocabulary:
     """The bytes of every token of a tokenizer.
 
@@ -141,27 +145,25 @@ class Stream:
         return self.data[start - first : end - first]
 
 
-def stream(vocabulary: Vocabulary, tokens: Sequence[int] | Ints, completion: str, name: str = "") -> Stream:
+def stream(vocabulary: Vocabulary, tokens: Sequence[int] | Ints, completion: str | None) -> Stream:
     """Lay a completion out in bytes.
 
     Args:
         vocabulary: Of the tokenizer that made the tokens.
         tokens: The supervised ids, the end of text among them.
-        completion: The text that they stand for, but for white space around it.
-        name: What to call the row in an error.
+        completion: The text that they stand for, but for white space around it; None for whatever they spell.
 
     Raises:
-        UserError: The tokens do not spell the completion, or do not end with a special token.
+        NotRepresentableError: The tokens do not spell the completion, or do not end with a special token.
     """
     pieces = [vocabulary.pieces[i] if i < len(vocabulary.pieces) else None for i in tokens]
-    where = f"example {name!r}: " if name else ""
     if len(pieces) == 0 or pieces[-1] is not None or any(piece is None for piece in pieces[:-1]):
-        raise UserError(f"{where}its tokens should be text and one token that ends it")
+        raise NotRepresentableError("its tokens should be text and one token that ends it")
     data = b"".join(piece for piece in pieces if piece)
-    text = completion.encode()
+    text = data.strip() if completion is None else completion.encode()
     lead = data.find(text)
     if lead < 0 or data[:lead].strip() or data[lead + len(text) :].strip():
-        raise UserError(f"{where}the tokenizer cannot represent the completion, and would train on another text")
+        raise NotRepresentableError("the tokenizer cannot represent the completion")
     lengths = [len(piece) if piece else 0 for piece in pieces]
     starts = np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64) - lead
     return Stream(np.asarray(tokens, dtype=np.int32), starts, data, len(text))

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from sailkit import jsonl, runs
-from sailkit.distill.align import Stream, Vocabulary, ends_of, stream
-from sailkit.distill.pairs import Pair, pairs_of
+from sailkit.distill.align import Stream, ends_of
+from sailkit.distill.pairs import Pair
 from sailkit.distill.project import Projection, Target, collect
 from sailkit.distill.rows import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
 from sailkit.distill.shards import TeacherCache
-from sailkit.distill.teacher_cache import read_with
+from sailkit.distill.sides import BothSides, Sides, WithoutTeacher
 from sailkit.errors import UserError
 from sailkit.finetune.data import IGNORED, Prepared, fingerprint
 
@@ -36,9 +36,6 @@ class Compiled:
     figures: dict[str, Any]
 
 
-_Laid = tuple[Pair, Stream, Stream] | None  # one completion on both sides; None where the teacher has no room for it
-
-
 class Compiler:
     """From a cache to targets, for one pair of tokenizers."""
 
@@ -52,19 +49,21 @@ class Compiler:
             min_mass: See `Projection`.
         """
         self.cache = cache
-        self.teacher_tokenizer = teacher_tokenizer
-        self.teacher, self.student = Vocabulary(teacher_tokenizer), Vocabulary(student_tokenizer)
+        settings = cache.settings
+        # The teacher has its own style; the words of the completion are the same in both.
+        self.sides = Sides(teacher_tokenizer, student_tokenizer, settings["max_length"], settings["style"])
         self.min_mass = min_mass
 
     @property
     def same(self) -> bool:
         """Whether both have the same tokens, so that nothing needs to be aligned."""
-        return self.teacher.fingerprint == self.student.fingerprint
+        return self.sides.same
 
     def settings(self) -> dict[str, Any]:
         """What decides the targets besides the data."""
         made = runs.read_manifest(self.cache.folder)["fingerprint"]
-        sides = {"teacher_tokens": self.teacher.fingerprint, "student_tokens": self.student.fingerprint}
+        teacher, student = self.sides.teacher.fingerprint, self.sides.student.fingerprint
+        sides = {"teacher_tokens": teacher, "student_tokens": student}
         return {"cache": made, **sides, "min_mass": self.min_mass, "rules": RULES}
 
     def compile(self, prepared: Prepared, file: Path, learn_from: Prepared | None = None) -> Compiled:
@@ -76,56 +75,52 @@ class Compiler:
             learn_from: The data from which the habits of the student's tokenizer are learnt; the same by default.
 
         Raises:
-            UserError: A completion is not in the cache, or cannot be represented; the cache is left as it is.
+            UserError: A completion of the data set is not in the cache, which is left as it is.
         """
         learned = fingerprint(learn_from) if learn_from else None
         key = jsonl.fingerprint([self.settings(), fingerprint(prepared), learned])
         if (found := _read(file, key)) is not None:
             return found
-        streams = self._streams(prepared)
-        ends = ends_of(self.teacher_tokenizer, (one[1] for one in streams if one))
-        projection = Projection(self.teacher, self.student, ends, self.min_mass)
+        rows = self._read(prepared)
+        taught = [one for one in rows if isinstance(one, BothSides)]
+        ends = ends_of(self.sides.teacher_tokenizer, (one.teacher for one in taught))
+        projection = Projection(self.sides.teacher, self.sides.student, ends, self.min_mass)
         if not projection.same:
-            known = streams if learn_from is None else self._streams(learn_from)
-            projection.learn((one[1], one[2]) for one in known if one)
+            # What habits are learnt from need not be in the cache: the teacher's own answers may be there instead.
+            known = rows if learn_from is None else self.sides.read(learn_from)
+            projection.learn((one.teacher, one.student) for one in known if isinstance(one, BothSides))
         aimed = array("d")  # probability that each target lists
-        targets = collect(self._rows(projection, prepared, streams, aimed))
-        made = Compiled(targets, _coverage(targets, aimed, streams))
+        targets = collect(self._rows(projection, prepared, rows, aimed))
+        without = len(rows) - len(taught)
+        made = Compiled(targets, {**_coverage(targets, aimed, taught), "rows_without_teacher": without})
         _write(file, key, made)
         return made
 
     def _rows(
-        self, projection: Projection, prepared: Prepared, streams: Sequence[_Laid], aimed: array[float]
+        self,
+        projection: Projection,
+        prepared: Prepared,
+        sides: Sequence[BothSides | WithoutTeacher],
+        aimed: array[float],
     ) -> Iterator[list[Target]]:
         """The targets of each row; of the teacher's word no more than one row is held."""
-        with runs.progress("aligning teacher and student", len(streams)) as tick:
-            for one, example, labels in zip(streams, prepared.examples, prepared.labels, strict=True):
-                if one is None:
+        with runs.progress("aligning teacher and student", len(sides)) as tick:
+            for one, example, labels in zip(sides, prepared.examples, prepared.labels, strict=True):
+                if isinstance(one, WithoutTeacher):
                     row = [Target({}, 1.0, NONE)] * sum(label != IGNORED for label in labels)
                 else:
-                    row = projection.row(self._said(one[0], example.id), one[1], one[2])
+                    row = projection.row(self._said(one.pair, example.id), one.teacher, one.student)
                 aimed.extend(1 - target.tail for target in row if target.kind != NONE)
                 yield row
                 tick()
 
-    def _streams(self, prepared: Prepared) -> list[_Laid]:
-        """Both sides of each example; None for one that the teacher has no room for."""
-        settings = self.cache.settings
-        # The teacher has its own style; the words of the completion are the same in both.
-        room, style = settings["max_length"], settings["style"]
-        read = read_with(prepared.examples, self.teacher_tokenizer, room, style, may_be_empty=True)
-        pairs = {pair.name: pair for pair in pairs_of(read)}
-        found: list[_Laid] = []
-        for one, labels in zip(prepared.examples, prepared.labels, strict=True):
-            pair = pairs.get(one.id)
-            if pair is None:
-                found.append(None)
-                continue
-            self.cache.find(pair.prompt, pair.completion)  # now, and not after hours of aligning
-            tokens = [label for label in labels if label != IGNORED]
-            theirs = stream(self.teacher, pair.tokens, pair.completion, one.id)
-            found.append((pair, theirs, stream(self.student, tokens, pair.completion, one.id)))
-        return found
+    def _read(self, prepared: Prepared) -> list[BothSides | WithoutTeacher]:
+        """Both sides of each example."""
+        rows = self.sides.read(prepared)
+        for one in rows:
+            if isinstance(one, BothSides):
+                self.cache.find(one.pair.prompt, one.pair.completion)  # now, and not after hours of aligning
+        return rows
 
     def _said(self, pair: Pair, name: str) -> TeacherRow:
         said = self.cache.get(pair.prompt, pair.completion)
@@ -134,19 +129,19 @@ class Compiler:
         return said
 
 
-def _coverage(targets: Targets, aimed: array[float], laid: Sequence[_Laid]) -> dict[str, Any]:
+def _coverage(targets: Targets, aimed: array[float], taught: Sequence[BothSides]) -> dict[str, Any]:
     """How much of the teacher's word arrived in the student's tokens.
 
     Returns:
         `positions`; the shares of them that are `aligned`, `conditioned` and without a target; `captured_mass`, the
         mean probability of what the targets list; `identical_tokens`, the share of the student's tokens that are the
-        teacher's in bytes and place; bytes of text in a token of each side; and rows that the teacher had no room for.
+        teacher's in bytes and place; and bytes of text in a token of each side.
     """
     kinds = np.bincount(targets.kind, minlength=3).tolist()
-    seen = [one[1:] for one in laid if one is not None]
-    bytes_ = sum(ours.length for _, ours in seen)
-    theirs, ours = (sum(len(one[side].tokens) - 1 for one in seen) for side in (0, 1))
-    same = sum(len(_spans(one[0]) & _spans(one[1])) for one in seen)
+    bytes_ = sum(one.student.length for one in taught)
+    theirs = sum(len(one.teacher.tokens) - 1 for one in taught)
+    ours = sum(len(one.student.tokens) - 1 for one in taught)
+    same = sum(len(_spans(one.teacher) & _spans(one.student)) for one in taught)
     positions = len(targets.kind)
     return {
         "positions": positions,
@@ -157,7 +152,6 @@ def _coverage(targets: Targets, aimed: array[float], laid: Sequence[_Laid]) -> d
         "identical_tokens": same / max(ours, 1),
         "student_bytes_per_token": bytes_ / max(ours, 1),
         "teacher_bytes_per_token": bytes_ / max(theirs, 1),
-        "rows_without_teacher": sum(one is None for one in laid),
     }
 
 

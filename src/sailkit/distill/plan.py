@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sailkit.distill.recipe import Distillation
 from sailkit.distill.students import evenly
 from sailkit.errors import UserError
+from sailkit.exports import TRAIN
 from sailkit.finetune import plan as finetune_plan
-from sailkit.finetune.data import HELD_OUT, apart_of, read_data
+from sailkit.finetune.data import HELD_OUT, apart_of, prepare, read_data
+from sailkit.models.sources import Source, outline
+from sailkit.records import TrainingExample
+from sailkit.styles import trained_style
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
 _ENTRY = {"float16": 4, "float32": 6}
@@ -25,8 +32,9 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
 
     Returns:
         What `sailkit.finetune.plan.plan` says of the student, with the memory of the distillation loss in place of
-        whole logits; and of the teacher: `teacher_tokens` that it reads, `cache_bytes` at most, and whether it has the
-        `same_tokenizer` (None where one cannot be had).
+        whole logits; and of the teacher: `teacher_tokens` that it reads, `cache_bytes` at most, whether it has the
+        `same_tokenizer`, `without_teacher`, the reasons why rows are learnt by cross-entropy alone with how many,
+        `rows_without_teacher` in all, and `held_out_rows_without_teacher` (all None where one cannot be had).
 
     Raises:
         UserError: The recipe or its data are wrong in a way that the run itself would not survive.
@@ -47,11 +55,13 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
         memory["total"] = sum(size for name, size in memory.items() if name != "total")
         found["memory"] = memory
     found.pop("columns", None)
-    rows = read_data(told.student.data, style=told.teacher_style)
+    style = told.teacher_style or (_trained_style(place) if theirs is not None else None)
     apart = apart_of(told.student)
-    aside = read_data(apart, HELD_OUT, told.teacher_style) if apart else []
-    read = [*rows, *aside] if told.method != "sequence" else aside
-    lengths = finetune_plan.lengths(read, theirs, told.settings.max_length) if read else None
+    rows, aside = read_data(told.student.data), read_data(apart, HELD_OUT) if apart else []
+    without = _without_teacher(told, ours, theirs, config, style, {TRAIN: rows, HELD_OUT: aside})
+    read = [replace(one, style=style or one.style) for one in ([] if told.method == "sequence" else rows) + aside]
+    room = told.settings.max_length
+    lengths = finetune_plan.lengths(read, theirs, room, may_be_empty=True) if read else None
     supervised = sum(lengths.supervised) if lengths else 0
     wide = config is not None and config.get_text_config().vocab_size > 2**16
     entry = _ENTRY[told.settings.precision] + 2 * wide  # ids of two bytes, or of four
@@ -61,6 +71,7 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
         "teacher_answers": 0 if told.method == "logits" else len(rows),
         "cache_bytes": supervised * (_POSITION + told.settings.k * entry),
         "same_tokenizer": _same(ours, theirs),
+        **without,
         "missing": [*found["missing"], *(f"teacher: {text}" for text in missing)],
     }
 
@@ -95,6 +106,40 @@ def _cut(config: Any, layers: int | None) -> None:
     if layers is not None:
         evenly(config.get_text_config().num_hidden_layers, layers)
         config.get_text_config().num_hidden_layers = layers
+
+
+def _trained_style(teacher: str) -> str | None:
+    """What a teacher was trained to be asked in, where sailkit trained it."""
+    folder = outline(teacher)["tokenizer"]["pretrained_model_name_or_path"]
+    return trained_style(Source(Path(folder)).trained())
+
+
+def _without_teacher(
+    told: Distillation,
+    ours: Any,
+    theirs: Any,
+    config: Any,
+    style: str | None,
+    data: Mapping[str, Sequence[TrainingExample]],
+) -> dict[str, Any]:
+    """Rows that the teacher cannot teach, as far as the tokenizers tell: nobody knows what it will answer."""
+    from sailkit.distill.sides import Sides, check_taught, reasons, without_teacher, worded
+    from sailkit.distill.teacher import room
+
+    names = "rows_without_teacher", "held_out_rows_without_teacher", "without_teacher"
+    if ours is None or theirs is None:
+        return dict.fromkeys(names)
+    sides = Sides(theirs, ours, min(told.settings.max_length, room(config, theirs)), style)
+    counts: dict[str, dict[str, int]] = {TRAIN: {}, HELD_OUT: {}}
+    for name, examples in data.items():
+        if name == HELD_OUT or told.method == "logits":
+            mine = [worded(one, told.student.style, style) for one in examples]
+            rows = sides.read(prepare(mine, ours, told.student.max_length, may_be_empty=True))
+            if name == TRAIN:
+                check_taught(rows)
+            counts[name] = reasons(without_teacher(rows))
+    both = sum((Counter(one) for one in counts.values()), Counter[str]())
+    return dict(zip(names, (*(sum(one.values()) for one in counts.values()), dict(both)), strict=True))
 
 
 def _same(ours: Any, theirs: Any) -> bool | None:

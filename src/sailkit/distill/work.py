@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sailkit.distill.answers import teacher_answers
 from sailkit.distill.fidelity import fidelity, flagged, means
 from sailkit.distill.plan import fitting
 from sailkit.distill.recipe import Distillation
+from sailkit.distill.sides import Sides, WithoutTeacher, check_taught, in_words, reasons, without_teacher, worded
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data
@@ -26,7 +27,7 @@ from sailkit.models import is_endpoint
 from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.records import TrainingExample
-from sailkit.styles import completion, trained_style
+from sailkit.styles import trained_style
 
 DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
 ASKED, ANSWERS = "asked", "answers"
@@ -35,6 +36,7 @@ CUT = "cut"  # the student that was made from the teacher
 STUDENT = "student"  # the training run
 TARGETS = "targets-{}.safetensors"
 FIDELITY = "fidelity.jsonl"  # a row for each held-out example
+WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are learnt by cross-entropy alone, with the reason
 
 
 class Work:
@@ -46,6 +48,9 @@ class Work:
         self.cache = cache or out / CACHE
         self.own_cache = cache is None
         self.in_order = False  # whether given answers were told apart by their order alone
+        self.sides: Sides | None = None
+        self.without_teacher: dict[str, list[WithoutTeacher]] = {}  # of train.jsonl and held_out.jsonl
+        self.readable = True  # whether the teacher can read any of the held-out rows
 
     def check(self) -> None:
         """Refuse, while nothing is written, what training would refuse when the teacher has been asked."""
@@ -65,23 +70,58 @@ class Work:
         if told.method != "logits":  # what the teacher will say nobody knows; a word has to fit
             rows = [replace(one, judgements=(), response="Yes.") for one in rows]
         longest = told.student.max_length
-        parts = [prepare([self._worded(one) for one in part], tokenizer, longest) for part in (rows, aside) if part]
-        check_rows(told.student, source, parts)
+        parts = {
+            name: prepare([self._worded(one) for one in part], tokenizer, longest)
+            for name, part in ((TRAIN, rows), (HELD_OUT, aside))
+            if part
+        }
+        check_rows(told.student, source, list(parts.values()))
+        self._check_sides(parts, tokenizer)
+
+    def _check_sides(self, parts: Mapping[str, Prepared], tokenizer: Any) -> None:
+        """Find the rows that teacher and student cannot both read, from their tokenizers alone."""
+        read = {name: part for name, part in parts.items() if self.logits or name == HELD_OUT}
+        if not self.told.teacher or not read:
+            return
+        settings = {} if self.own_cache else self._opened().settings
+        room, style = settings.get("max_length", self._room()), settings.get("style", self.teacher_style)
+        self.sides = Sides(self._teacher_tokenizer, tokenizer, room, style)
+        rows = {name: self.sides.read(part) for name, part in read.items()}
+        check_taught(rows.get(TRAIN, ()))
+        if self.told.method == "both":
+            rows.pop(TRAIN)  # a word in place of answers that are not known yet
+        self.without_teacher = {name: without_teacher(part) for name, part in rows.items()}
+        self.readable = len(self.without_teacher.get(HELD_OUT, ())) < len(rows.get(HELD_OUT, ()))
 
     def make(self) -> None:
         """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
         told, out = self.told, self.out
+        for name in self.without_teacher:
+            self._tell_without_teacher(name)
         if told.student_layers is not None:
             from sailkit.distill.students import with_fewer_layers
 
             with_fewer_layers(resolve(told.teacher), told.student_layers, out / CUT)
         self._data()
+        if told.method == "both":
+            assert self.sides is not None
+            self.without_teacher[TRAIN] = without_teacher(self.sides.read(self.prepared(TRAIN)))
+            self._tell_without_teacher(TRAIN)
+        listed = ({"file": name, **asdict(one)} for name, rows in self.without_teacher.items() for one in rows)
+        write_rows(out / WITHOUT_TEACHER, listed)
         if self.own_cache and told.teacher:
             self._cache()
         if self.logits:
             self.compiled(TRAIN)
         if self._measured():
             self.compiled(HELD_OUT)
+
+    def _tell_without_teacher(self, name: str) -> None:
+        if rows := self.without_teacher[name]:
+            runs.notice(
+                f"rows of {name} without the teacher, for cross-entropy alone: {len(rows):,} "
+                f"({in_words(reasons(rows))}); they are listed in {self.out / WITHOUT_TEACHER}"
+            )
 
     def _data(self) -> None:
         told, folder = self.told, self.out / DATA
@@ -118,12 +158,7 @@ class Work:
         return [replace(one, style=styles[one.id]) for one in read_data([str(self.out / ANSWERS)])]
 
     def _worded(self, one: TrainingExample) -> TrainingExample:
-        """An example in the student's style, with the very words that the teacher's style gives it."""
-        mine = replace(one, style=self.told.student.style or one.style)
-        said = completion(replace(one, style=self.teacher_style or one.style))
-        if mine.style != "sail":  # which alone keeps the white space around an answer
-            said = said.strip()
-        return mine if completion(mine) == said else replace(mine, judgements=(), response=said)
+        return worded(one, self.told.student.style, self.teacher_style)
 
     @functools.cached_property
     def teacher_style(self) -> str | None:
@@ -148,7 +183,7 @@ class Work:
 
         told, folder = self.told, self.out / DATA
         read = [str(folder)] if self.logits else [str(folder / HELD_OUT)]
-        if not self.logits and not self._held_out():
+        if not self.logits and not self._measured():
             return
         teacher_cache(
             teacher=told.teacher, data=read, out=self.cache, style=self.teacher_style,  # type: ignore[arg-type]
@@ -166,14 +201,14 @@ class Work:
         if not is_endpoint(self.told.teacher):
             assert self._teacher is not None
             config = AutoConfig.from_pretrained((self._teacher.base or self._teacher).folder)
-        return min(self.told.settings.max_length, room(config, self._tokenizers[0]))
+        return min(self.told.settings.max_length, room(config, self._teacher_tokenizer))
 
     def _held_out(self) -> bool:
         return (self.out / DATA / HELD_OUT).stat().st_size > 0
 
     def _measured(self) -> bool:
-        """Whether it can be said how near the student comes: there are held-out rows, and a teacher to ask."""
-        return self._held_out() and bool(self.told.teacher)
+        """Whether it can be said how near the student comes: there are held-out rows, and a teacher that reads them."""
+        return self._held_out() and bool(self.told.teacher) and (self.logits or self.readable)
 
     def student(self) -> Recipe:
         """The student's recipe, on the data with the teacher's words."""
@@ -183,12 +218,17 @@ class Work:
         return replace(told.student, model=model, data=(str(folder),), held_out=apart, style=None)
 
     @functools.cached_property
-    def _tokenizers(self) -> tuple[Any, Any]:
+    def _teacher_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         given = self.told.teacher_tokenizer or resolve(self.told.teacher).tokenizer_folder
-        student = resolve(self.student().model).tokenizer_folder
-        return AutoTokenizer.from_pretrained(given), AutoTokenizer.from_pretrained(student)
+        return AutoTokenizer.from_pretrained(given)
+
+    @functools.cached_property
+    def _student_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(resolve(self.student().model).tokenizer_folder)
 
     def _opened(self) -> Any:
         """The teacher's cache, where it is the one that the recipe asks for."""
@@ -207,7 +247,8 @@ class Work:
     def _compiler(self) -> Any:
         from sailkit.distill.compile import Compiler
 
-        made = Compiler(self._opened(), *self._tokenizers, self.told.settings.min_mass)
+        tokenizers = self._teacher_tokenizer, self._student_tokenizer
+        made = Compiler(self._opened(), *tokenizers, self.told.settings.min_mass)
         if first_process():
             same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
             runs.notice(f"teacher and student have {same}")
@@ -217,7 +258,7 @@ class Work:
     def prepared(self, name: str, folder: str = DATA) -> Prepared:
         """Rows as the student reads them."""
         examples = read_data([str(self.out / folder / name)])
-        return prepare(examples, self._tokenizers[1], self.told.student.max_length)
+        return prepare(examples, self._student_tokenizer, self.told.student.max_length)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def compiled(self, name: str) -> Any:
@@ -232,7 +273,7 @@ class Work:
     @property
     def columns(self) -> int:
         """The student's tokens; what its output layer has beyond them is padding."""
-        return 1 + int(max(self._tokenizers[1].get_vocab().values()))  # ids may have gaps
+        return 1 + int(max(self._student_tokenizer.get_vocab().values()))  # ids may have gaps
 
     def goal(self) -> Goal:
         """What the student's training run is to learn."""

@@ -17,6 +17,7 @@ from sailkit.styles import ExampleRenderer, TooLongError
 
 HELD_OUT = "held_out.jsonl"
 IGNORED = -100  # the label of a token that is not supervised
+NO_TOKENS = "the tokenizer makes no token of its completion"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ def prepare(
             rendered = renderer.render(one, max_length)
         except TooLongError as error:
             dropped.append({"id": one.id, "reason": str(error)})
+            continue
+        if not any(rendered.completion_mask):
+            dropped.append({"id": one.id, "reason": NO_TOKENS})
             continue
         kept.append(one)
         ids.append(rendered.ids)

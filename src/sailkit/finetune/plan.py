@@ -162,10 +162,12 @@ def known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[
     return (found[0], found[1]) if tokenizer else (found[0], None)
 
 
-def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int) -> Lengths:
+def lengths(
+    examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, *, may_be_empty: bool = False
+) -> Lengths:
     """Tokens of each example; estimated from words where there is no tokenizer."""
     if tokenizer is not None:
-        made = prepare(examples, tokenizer, max_length)
+        made = prepare(examples, tokenizer, max_length, may_be_empty=may_be_empty)
         supervised = tuple(sum(label != IGNORED for label in row) for row in made.labels)
         return Lengths(tuple(map(len, made.ids)), supervised, made.dropped, made.cut_tokens)
     kept = [one for one in examples if one.response.strip()]
