@@ -9,12 +9,14 @@ import sys
 import tarfile
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sailkit.errors import UserError
 from sailkit.instructions import read_searched
+from sailkit.records import Instruction
 from sailkit.search import Found
 from sailkit.search.corpus import Passage, cut, read_passages
 from sailkit.search.local import LocalSearcher, fuse
@@ -104,6 +106,30 @@ def test_dense_reads_special_tokens_as_text(tmp_path, corpus):
     searcher = LocalSearcher("dense", [corpus])
     ids = searcher._encoder.tokenize(["seals [SEP] ice"])["input_ids"][0].tolist()
     assert ids.count(searcher._encoder.tokenizer.sep_token_id) == 1
+
+
+def test_an_untitled_passage_is_embedded_as_its_text_alone(tmp_path):
+    texts = ["Paris is the capital of France.", "Bears eat fish."]
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"text": texts[0]}, {"title": " ", "text": texts[1]}, {"title": "Seals", "text": "They swim."}]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    searcher = LocalSearcher("dense", [corpus])
+    right = searcher._encoder.encode([*texts, "Seals. They swim."], normalize_embeddings=True)
+    np.testing.assert_allclose(searcher._vectors, right, atol=1e-5)
+    ((found,),) = searcher.search([Instruction("1", "Paris is the capital of France.")], 1)
+    assert found.results[0].title == ""
+    assert searcher.describe()["embedded_text"] == 2  # a run on the embeddings of other texts does not go on
+
+
+def test_embeddings_of_other_texts_are_not_used(tmp_path, corpus):
+    searcher = LocalSearcher("dense", [corpus])
+    (folder,) = (tmp_path / "cache" / "indexes").glob("bm25-*-*[!k]")
+    # Where the embeddings were kept when an untitled passage began with a full stop.
+    earlier = folder.with_name(folder.name.rpartition("-")[0])
+    assert earlier.name.endswith(searcher.describe()["encoder_sha256"][:16])
+    folder.rename(earlier)
+    LocalSearcher("dense", [corpus])
+    assert folder.is_dir()
 
 
 def test_outcomes_stay_apart(tmp_path, corpus):

@@ -33,6 +33,8 @@ from sailkit.label.stage import label
 from sailkit.search.stage import search
 from sailkit.terminal import clean_streams, console, show_traceback
 
+_UNFINISHED = 3  # the exit status where a stage got all that it could, and the same command may get more
+
 JsonFlag = Annotated[
     Path | None,
     Parameter(
@@ -73,11 +75,15 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
         if isinstance(found, list) and len(found) == 1:
             found = found[0]
         if json is not None and str(json) == "-":
-            print(escape_json(jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False)))
-            return
-        tell(found)
-        if json is not None:
+            print(escape_json(jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False)), flush=True)
+        else:
+            tell(found)
+        if json is not None and str(json) != "-":
             jsonl.write_atomic(json, jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        if isinstance(found, dict) and (remaining := found.get("unfinished")):
+            sys.stdout.flush()
+            runs.notice(f"sailkit: unfinished: {remaining}")
+            sys.exit(_UNFINISHED)
 
     hints = typing.get_type_hints(stage, include_extras=True)
     signature = inspect.signature(stage)

@@ -127,6 +127,7 @@ def make_result(source: str, rank: int, title: object, body: object, url: object
     title, body, url = (
         text.encode("utf-8", "replace").decode() if isinstance(text, str) else "" for text in (title, body, url)
     )
+    title = title if title.strip() else ""
     return SearchResult(body=body, title=title, url=url, source=source, rank=rank, retrieved_at=at)
 
 

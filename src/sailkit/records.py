@@ -14,6 +14,11 @@ Precision = Literal["float16", "float32"]
 JudgementOutcome = Literal["judged", "unreadable", "refused", "failed", "no_response"]
 
 
+def titled(title: str, body: str) -> str:
+    """A passage or a search result as one text, for whatever reads it as one; without a title it is its body alone."""
+    return f"{title}. {body}" if title.strip() else body
+
+
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """One search result.
@@ -33,6 +38,11 @@ class SearchResult:
     source: str = ""
     rank: int = 0
     retrieved_at: str = ""
+
+    @property
+    def text(self) -> str:
+        """Title and body as one text."""
+        return titled(self.title, self.body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,11 +86,6 @@ def statement(instruction: Instruction) -> str:
     return "\n".join([*(text for text in asked if text and text not in said), said])
 
 
-def titled(result: SearchResult) -> str:
-    """A search result as one text."""
-    return f"{result.title}. {result.body}" if result.title else result.body
-
-
 def evenly(count: int, size: int) -> list[list[int]]:
     """Batches of so many, in order."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]

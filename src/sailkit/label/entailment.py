@@ -11,7 +11,7 @@ import torch
 
 from sailkit import jsonl
 from sailkit.errors import UserError, nearest
-from sailkit.label import Pair, Score, statement, titled
+from sailkit.label import Pair, Score, statement
 from sailkit.label.chunks import Windows, positions
 from sailkit.models.deberta import LeanDeberta, lean
 from sailkit.models.loading import pick_device, pick_dtype
@@ -171,7 +171,7 @@ class Entailment:
         """Token ids of every window with where its second text begins, and how many tokens of the result are cut."""
         if not pair.instruction.output.strip():
             return [], 0
-        texts = titled(pair.result), statement(pair.instruction)
+        texts = pair.result.text, statement(pair.instruction)
         if self._form == "esp":
             return self._esp_sequences(*texts)
         result, response = map(self._windows.ids, texts)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, at_least_one, missing_extra
-from sailkit.label import statement, titled
+from sailkit.label import statement
 from sailkit.label.chunks import positions
 from sailkit.label.humans import HumanJudgements, HumanPair, in_first_half, read_judgements
 from sailkit.models.encoder import guard_texts
@@ -148,7 +148,7 @@ def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> 
 def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
     """Pairs with the share of votes as target; by length, as the batches need them."""
     rows = [
-        {"result": titled(one.pair.result), "statement": statement(one.pair.instruction), "label": one.share}
+        {"result": one.pair.result.text, "statement": statement(one.pair.instruction), "label": one.share}
         for one in used
     ]
     return sorted(rows, key=lambda row: len(str(row["result"])))

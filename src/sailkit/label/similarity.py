@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sailkit import jsonl
-from sailkit.label import Pair, Score, evenly, statement, titled
+from sailkit.label import Pair, Score, evenly, statement
 from sailkit.label.chunks import Windows
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
@@ -56,7 +56,7 @@ class Similarity:
     def score(self, pairs: Sequence[Pair]) -> list[Score]:
         """Cosine of each pair, negative ones as 0."""
         # The encoder drops what is behind its length without a word, so nothing longer ever reaches it.
-        seen = [self._windows.split(titled(pair.result), self._windows.most) for pair in pairs]
+        seen = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
         wanted = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
         texts = list(dict.fromkeys(text for many in (*wanted, *(windows for windows, _ in seen)) for text in many))
         vectors = self._model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)

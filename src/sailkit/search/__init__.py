@@ -30,10 +30,12 @@ class Searcher(Protocol):
     Attributes:
         name: What the user called it.
         batch: How many instructions it takes at a time.
+        live: What was unavailable may be there the next time: it depends on a server, not on files.
     """
 
     name: str
     batch: int
+    live: bool
 
     def describe(self) -> dict[str, Any]:
         """Everything about the searcher that decides its results, for the manifest."""
@@ -48,3 +50,6 @@ class Searcher(Protocol):
         Returns:
             For each instruction, what each engine gave (one, except for recorded searches with several).
         """
+
+    def close(self) -> None:
+        """Let go of what others may be waiting for."""

@@ -17,7 +17,7 @@ from sailkit.errors import UserError, missing_extra
 from sailkit.instructions import make_result
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
-from sailkit.records import Instruction
+from sailkit.records import Instruction, titled
 from sailkit.search import Found
 from sailkit.search.corpus import fingerprint, read_passages
 
@@ -28,12 +28,14 @@ _DEPTH = 100  # candidates of each engine that are fused
 _CHUNK = 2048
 _VECTORS = "vectors.safetensors"
 _RULES = 2  # how texts are cleaned, cut and encoded: an index of other rules is not reused
+_EMBEDDED_TEXT = 2  # and how the text that is embedded is put together
 
 
 class LocalSearcher:
     """Searches a corpus; the index is built once for a corpus and its passage lengths, and mapped into memory after."""
 
     batch = 64
+    live = False
 
     def __init__(self, engine: Engine, corpus: Sequence[Path], words: int = 120, overlap: int = 20) -> None:
         """Open the index, or build it.
@@ -87,6 +89,9 @@ class LocalSearcher:
             found.append([Found(self.name, outcome, tuple(results))])  # type: ignore[arg-type]
         return found
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _ranked_bm25(self, queries: Sequence[str], k: int) -> list[list[int]]:
         import bm25s
 
@@ -124,14 +129,15 @@ class LocalSearcher:
             raise missing_extra("label", f"--engine {self.name}") from None
         self._encoder, source = load_encoder(ENCODER, f"--engine {self.name}")
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
-        folder = index.with_name(f"{index.name}-{weights[:16]}")
+        self._facts["embedded_text"] = _EMBEDDED_TEXT
+        folder = index.with_name(f"{index.name}-{weights[:16]}-{_EMBEDDED_TEXT}")
         _made_once(folder, self._build_embeddings)
         self._vectors = _whole(folder, lambda: load_file(folder / _VECTORS)["vectors"])
 
     def _build_embeddings(self, target: Path) -> None:
         from safetensors.numpy import save_file
 
-        texts = [f"{one['title']}. {one['text']}" for one in self._passages]
+        texts = [titled(one["title"], one["text"]) for one in self._passages]
         parts = []
         with runs.progress("embedding passages, once", len(texts)) as tick:
             for start in range(0, len(texts), _CHUNK):

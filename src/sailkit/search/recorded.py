@@ -19,6 +19,7 @@ class RecordedSearcher:
 
     name = "recorded"
     batch = 1024
+    live = False
 
     def __init__(self, path: Path, instructions: Sequence[Instruction]) -> None:
         """Read the file beside the instructions that it is parallel to.
@@ -63,6 +64,9 @@ class RecordedSearcher:
             [Found(one.engine, one.outcome, one.results[:k]) for one in self._entries[asked.id]]
             for asked in instructions
         ]
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _found(engine: str, value: Any, where: str) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +40,8 @@ def search(
     """Search for each instruction.
 
     Writes results.jsonl, a row for each instruction, to a run folder. A run that was stopped goes on where it stopped
-    when the same command is given again. What is searched for are the first 64 words of the instruction and its input
-    (400 characters on the web).
+    when the same command is given again, and an engine on the web is asked again for what it had no answer to. What
+    is searched for are the first 64 words of the instruction and its input (400 characters on the web).
 
     Args:
         instructions: A .jsonl, .json, .csv or .parquet file, or a hub id (OWNER/NAME).
@@ -61,7 +63,7 @@ def search(
         limit: Only the first so many instructions.
 
     Returns:
-        Counts, and where the results are.
+        Counts, where the results are, and `unfinished`: in words, what the same command will ask for again, or None.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -91,8 +93,9 @@ def search(
         "instructions_sha256": jsonl.fingerprint([[o.id, o.instruction, o.input, o.output] for o in asked]),
     }
     batches = [asked[start : start + searcher.batch] for start in range(0, len(asked), searcher.batch)]
-    with runs.open_run(out, "search", settings) as run:
+    with contextlib.closing(searcher), runs.open_run(out, "search", settings) as run:
         log = runs.BatchLog(run.path(RESULTS), [[one.id for one in batch] for batch in batches])
+        earlier = asked[: log.rows_done]
         try:
             with runs.progress(f"searching with {searcher.name}", len(asked), log.rows_done) as tick:
                 for batch in batches[log.done :]:
@@ -100,7 +103,9 @@ def search(
                     tick(len(batch))
         finally:
             log.close()
-        return _figures(run)
+        if searcher.live:
+            _search_again(run.path(RESULTS), searcher, earlier, k)
+        return _figures(run, searcher)
 
 
 def load_searcher(
@@ -167,10 +172,16 @@ class _Joined:
         self._searchers = searchers
         self.name = ",".join(one.name for one in searchers)
         self.batch = min(one.batch for one in searchers)
+        self.live = any(one.live for one in searchers)
 
     def describe(self) -> dict[str, Any]:
         """Everything about the searchers that decides their results."""
         return {"engine": self.name, "engines": {one.name: one.describe() for one in self._searchers}}
+
+    def close(self) -> None:
+        """Close them all."""
+        for one in self._searchers:
+            one.close()
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
         """What each engine gave, in the order in which they were named."""
@@ -191,8 +202,34 @@ def search_batch(searcher: Searcher, batch: Sequence[Instruction], k: int) -> li
     return rows
 
 
-def _figures(run: runs.Run) -> dict[str, Any]:
+def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction], k: int) -> None:
+    """Ask once more for what an earlier run of the command did not get; a row is replaced only by one with more."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    silent = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
+    missing = [i for i, engines in enumerate(silent) if engines]
+    better = 0
+    try:
+        with runs.progress(f"asking {searcher.name} again", len(missing)) as tick:
+            for start in range(0, len(missing), searcher.batch):
+                part = missing[start : start + searcher.batch]
+                for i, searched in zip(part, search_batch(searcher, [earlier[i] for i in part], k), strict=True):
+                    row = searched_row(searched)
+                    if _unavailable(row) < silent[i]:
+                        lines[i] = jsonl.encode(jsonl.dumps(row) + "\n")
+                        better += 1
+                tick(len(part))
+    finally:  # also when the engine gives no answer to the rest
+        if better:
+            jsonl.write_atomic(path, b"".join(lines))
+
+
+def _unavailable(row: jsonl.Row) -> set[str]:
+    return {engine for engine, outcome in row["searches"].items() if outcome == "unavailable"}
+
+
+def _figures(run: runs.Run, searcher: Searcher) -> dict[str, Any]:
     rows = read_searched(run.folder)
+    silent = sum("unavailable" in row.searches.values() for row in rows) if searcher.live else 0
     counts: Counter[str] = Counter(outcome for row in rows for outcome in row.searches.values())
     return {
         "engine": run.manifest["settings"]["engine"],
@@ -201,4 +238,8 @@ def _figures(run: runs.Run) -> dict[str, Any]:
         "results_in_all": sum(len(row.results) for row in rows),
         "dropped_results": sum(row.dropped_results for row in rows),
         "results": str(run.path(RESULTS)),
+        "unfinished": f"{silent} of {len(rows)} instructions had no answer from an engine; "
+        "the same command asks again for them"
+        if silent
+        else None,
     }

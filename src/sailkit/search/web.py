@@ -105,10 +105,12 @@ class WebSearcher:
         if offline:
             self._facts["snapshot_sha256"] = jsonl.file_fingerprint([snapshot])
         self._path, self._offline = snapshot, offline
+        self.live = not offline
         self._interval, self._timeout, self._tries = interval, timeout, tries
         self._known: dict[str, _Entry] | None = None
         self._last = -math.inf
         self._failures = 0
+        self._lock = filelock.FileLock(f"{snapshot}.lock")
 
     def describe(self) -> dict[str, Any]:
         """Everything about the searcher that decides its results, but for the web itself."""
@@ -123,6 +125,11 @@ class WebSearcher:
         if self._known is None:
             self._known = self._open()
         return [[self._search(web_query(one), k, self._known)] for one in instructions]
+
+    def close(self) -> None:
+        """Let others write to the snapshot."""
+        self._lock.release()
+        self._known = None
 
     def _search(self, text: str, k: int, known: dict[str, _Entry]) -> Found:
         if not text:
@@ -180,7 +187,6 @@ class WebSearcher:
         try:
             if not self._offline:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = filelock.FileLock(f"{self._path}.lock")
                 self._lock.acquire(timeout=0)
             data = self._path.read_bytes() if self._path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
