@@ -458,6 +458,7 @@ def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
         (("text", 30), "no log-probabilities of a prompt's tokens by token id"),
         (None, "no log-probabilities of a prompt's tokens by token id"),
         ("refuses", "refuses to give log-probabilities: Parameter top_logprobs is not supported"),
+        ("filters", "refuses example '1': status 400: It was filtered.; take that row out of the data"),
         ("others", "reads other tokens than were sent"),
         ("too much", "sum to .* more than 1"),
     ],
@@ -471,8 +472,10 @@ def test_a_server_that_does_not_give_what_is_needed_is_told(folder, tmp_path, ec
         "too much": lambda asked: {"prompt_logprobs": [{str(i): {"logprob": -0.1} for i in range(512)}] * 400},
     }
     say = Served(folder, *echo) if isinstance(echo, tuple) else answers.get(echo)
+    filtered = 400, {"error": {"message": "It was filtered.", "code": "content_filter"}}
+    refuse = (lambda _: filtered) if echo == "filters" else None
     with (
-        MisbehavingServer({1: "no_logprobs"} if echo == "refuses" else {}, echo=say) as server,
+        MisbehavingServer({1: "no_logprobs"} if echo == "refuses" else {}, echo=say, refuse=refuse) as server,
         pytest.raises(UserError, match=message),
     ):
         ask(server, folder, data, tmp_path / "run", k=30)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import email.utils
+import gzip
 import json
 import math
 import os
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.request
+import zlib
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -26,8 +29,10 @@ from hypothesis import strategies as st
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions, load_model
+from sailkit.models.completions import PassingError, read_completion
 from sailkit.models.endpoint import EndpointModel, label_scores
-from sailkit.models.exchange import Exchange, PassingError, read_completion, retry_after
+from sailkit.models.exchange import Exchange, retry_after
+from sailkit.models.masking import KeyMask
 from sailkit.prompts import Message, Part, Prompt, step_prompt
 from sailkit.testing import MisbehavingServer
 
@@ -147,7 +152,7 @@ def test_a_server_that_is_not_there_is_given_up_too():
 
 @pytest.mark.parametrize(
     ("status", "mend"),
-    [(400, ""), (401, "put the key into"), (403, "check the key"), (404, "/v1"), (413, ""), (422, "")],
+    [(400, ""), (401, "put the key into"), (403, "check the key"), (404, "/v1"), (422, "")],
 )
 def test_what_will_not_pass_is_told_at_once(status, mend):
     with MisbehavingServer(otherwise=status) as server:
@@ -212,6 +217,206 @@ def test_retry_after_may_be_a_date_and_is_capped():
     for nonsense in ("-5", "nan", "soon", "", "Mon, 99 Foo 2020"):
         assert retry_after({"retry-after": nonsense}) == 0
     assert retry_after({}) == 0
+
+
+# Refusals of single items
+
+FILTERED = {
+    "error": {
+        "message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+        "type": None,
+        "param": "prompt",
+        "code": "content_filter",
+        "status": 400,
+        "innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": True}}},
+    }
+}
+TOO_LONG = {"error": {"message": "This model's maximum context length is 4096 tokens.", "code": None}}
+
+
+def refuse(body, status: int, *numbers: int):
+    """A server's way with the claims of these numbers."""
+    ends = tuple(f"Claim {number}." for number in numbers)
+    return lambda asked: (status, body) if asked["messages"][-1]["content"].endswith(ends) else None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (400, FILTERED, "status 400: The response was filtered"),
+        (400, TOO_LONG, "status 400: This model's maximum context length"),
+        (413, "<html>Request Entity Too Large</html>", "status 413: <html>Request"),
+        (403, {"error": {"message": "Your input was flagged", "code": 403}}, "status 403: Your input was flagged"),
+        (422, {"detail": [{"loc": ["body"], "msg": "prompt is too long"}]}, "status 422"),
+    ],
+)
+def test_a_refusal_of_one_item_is_its_own(status, body, reason):
+    with MisbehavingServer(refuse=refuse(body, status, 0, 3)) as server:
+        replies = at(server, concurrency=1).generate(claims(5), 5, lambda _: False)
+        assert len(server.requests) == 5
+        assert [reply.text for reply in replies] == ["", "Yes.", "Yes.", "", "Yes."]
+        assert [reply.refusal is not None for reply in replies] == [True, False, False, True, False]
+        assert replies[0].refusal.startswith(reason)
+        texts(at(server), claims(5))  # answers are kept; what is filtered may pass another day
+        assert len(server.requests) == 7
+
+
+def test_a_refusal_without_a_known_cause_is_the_items_where_others_are_answered():
+    strange = {"error": {"message": "I do not like it."}}
+    with MisbehavingServer(refuse=refuse(strange, 400, 1)) as server:
+        replies = at(server, concurrency=1).generate(claims(3), 5, lambda _: False)
+        assert [reply.refusal for reply in replies] == [None, "status 400: I do not like it.", None]
+    with MisbehavingServer(refuse=refuse(strange, 400, 0)) as server:
+        assert "refused with status 400: I do not like it." in failure(at(server, concurrency=1), claims(3))
+        assert len(server.requests) == 1
+    with MisbehavingServer(refuse=refuse(strange, 400, *range(2, 30))) as server:
+        assert "refused with status 400" in failure(at(server, concurrency=1), claims(30))
+        assert len(server.requests) == 2 + 8  # from here on it is no single item
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, FILTERED),
+        (404, {"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}),
+        (400, {"error": {"message": "max_tokens is too large: 99999. This model supports at most 4096 tokens"}}),
+        (400, {"error": {"message": "Unknown parameter: 'top_k'", "param": "top_k"}}),
+    ],
+)
+def test_what_concerns_every_item_stops_at_once(status, body):
+    with MisbehavingServer(refuse=lambda _: (status, body)) as server:
+        assert f"refused with status {status}" in failure(at(server, concurrency=1), claims(3))
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "refusal"),
+    [
+        ({"message": {"content": None, "refusal": "I can't help with that."}}, "", "I can't help with that."),
+        ({"message": {"content": [{"type": "refusal", "refusal": "No way."}]}}, "", "No way."),
+        ({"message": {"content": ""}, "choice": {"finish_reason": "content_filter"}}, "", "content_filter"),
+        ({"message": {"content": "Ye"}, "choice": {"finish_reason": "content_filter"}}, "Ye", "content_filter"),
+        ({"choice": {"finish_reason": "content_filter", "message": None}}, "", "content_filter"),
+        ({"message": {"refusal": None}}, "Yes.", None),
+        ({"message": {"refusal": ""}}, "Yes.", None),
+    ],
+)
+def test_a_refusal_within_an_answer_is_known(fields, text, refusal):
+    with MisbehavingServer(logprobs={"Yes": -0.01}, **fields) as server:
+        model = at(server)
+        for _ in range(2):  # from the server, then from the cache
+            (reply,) = model.score(claims(1), YES_NO)
+            assert (reply.text, reply.refusal) == (text, refusal)
+            assert bool(reply.answers) == (refusal is None)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thought"),
+    [
+        ({"content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "wrong."}]}, "It is wrong.", None),
+        ({"content": [{"type": "output_text", "text": "No."}, {"type": "image_url", "image_url": "x"}]}, "No.", None),
+        ({"content": []}, "", None),
+        ({"content": "No.", "reasoning_content": "Yes? No."}, "No.", "Yes? No."),
+        ({"content": "No.", "reasoning": "Yes? No.", "reasoning_content": "Yes? No."}, "No.", "Yes? No."),
+        ({"content": None, "reasoning_content": "Yes? It"}, "", "Yes? It"),
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Yes?"}]}, {"text": "No."}]},
+            "No.",
+            "Yes?",
+        ),
+    ],
+)
+def test_a_content_in_parts_is_an_answer(message, text, thought):
+    with MisbehavingServer(message=message) as server:
+        (reply,) = at(server).generate(claims(1), 5, lambda _: False)
+        assert (reply.text, reply.thought, reply.refusal) == (text, thought, None)
+        assert len(server.requests) == 1
+
+
+def test_a_thought_that_a_server_keeps_to_itself_is_noticed():
+    usage = {"completion_tokens_details": {"reasoning_tokens": 16}}
+    with MisbehavingServer(text="", choice={"finish_reason": "length"}, usage=usage) as server:
+        (reply,) = at(server).generate(claims(1), 16, lambda _: False)
+        assert (reply.text, reply.thought, reply.cut_off) == ("", "(16 tokens, not shown)", True)
+
+
+def thinks(asked: dict) -> tuple[int, dict] | None:
+    """What OpenAI says of requests to models that think."""
+    for parameter, message in {
+        "logprobs": "You are not allowed to request logprobs from this model",
+        "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' instead.",
+        "temperature": "Unsupported value: 'temperature' does not support 0 with this model. "
+        "Only the default (1) value is supported.",
+    }.items():
+        if parameter in asked:
+            error = {"message": message, "type": "invalid_request_error", "param": parameter}
+            return (403 if parameter == "logprobs" else 400), {"error": error}
+    return None
+
+
+def test_a_model_that_thinks_is_asked_in_its_own_form():
+    with MisbehavingServer(refuse=thinks) as server:
+        model = at(server, concurrency=1)
+        with pytest.warns(RuntimeWarning) as told:
+            replies = model.score(claims(3), YES_NO)
+        assert [reply.text for reply in replies] == ["Yes."] * 3
+        assert len(server.requests) == 3 + 3
+        form = {"model", "messages", "max_completion_tokens"}
+        assert [set(request.body) for request in server.requests[3:]] == [form] * 3
+        assert server.requests[-1].body["max_completion_tokens"] == 16
+        assert sorted(str(one.message).split(";")[0].split(" ", 1)[1] for one in told) == [
+            "gives no log-probabilities",
+            "takes no temperature",
+        ]
+
+
+# Size
+
+
+@pytest.mark.parametrize("mishap", ["endless", "packed"])
+def test_an_answer_is_read_up_to_a_limit(mishap):
+    tracemalloc.start()
+    with MisbehavingServer(otherwise=mishap) as server:
+        message = failure(at(server, max_response_mb=2), claims(1))
+        assert len(server.requests) == 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "an answer larger than 2 MB; raise --max-response-mb" in message
+    assert peak < 30e6
+
+
+def test_an_error_is_read_up_to_the_limit_too_and_a_packed_answer_is_read(monkeypatch):
+    with MisbehavingServer(otherwise=400, text="x" * 3_000_000) as server:
+        assert "larger than 2 MB" in failure(at(server, max_response_mb=2), claims(1))
+        assert "status 400" in failure(at(server), claims(1))
+    send = MisbehavingServer._send
+    for pack, encoding in ((gzip.compress, "gzip"), (zlib.compress, "deflate")):
+
+        def packed(self, handler, status, text, cut=0, pack=pack):
+            return send(self, handler, status, _Bytes(pack(text.encode())), cut)
+
+        monkeypatch.setattr(MisbehavingServer, "_send", packed)
+        with MisbehavingServer(headers={"Content-Encoding": encoding}) as server:
+            assert texts(at(server), claims(1)) == ["Yes."]
+            assert server.requests[0].headers["accept-encoding"] == "gzip"
+    monkeypatch.setattr(MisbehavingServer, "_send", send)
+    for encoding, said in (("br", "packed as 'br'"), ("gzip", "cannot be unpacked")):
+        with MisbehavingServer(headers={"Content-Encoding": encoding}) as server:
+            assert said in failure(at(server), claims(1))
+
+
+class _Bytes(str):
+    """Bytes where the server takes a text."""
+
+    def __new__(cls, data: bytes):
+        found = super().__new__(cls)
+        found.data = data
+        return found
+
+    def encode(self, *_):
+        return self.data
 
 
 # Concurrency and budget
@@ -347,6 +552,62 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch):
     assert not any(KEY in path.read_text() for path in written)
 
 
+SLASHED = "sk-SECRET/abcdefgh/0123456789"
+SPELLINGS = [
+    SLASHED,
+    SLASHED.replace("/", r"\/"),
+    "".join(f"\\u{ord(char):04x}" for char in SLASHED),
+    "".join(f"\\\\u{ord(char):04X}" for char in SLASHED),  # JSON within JSON
+    SLASHED.replace("/", r"\\/"),
+    SLASHED.replace("/", "%2F"),
+    SLASHED.replace("/", "&#x2F;").replace("-", "&#45;"),
+    SLASHED[:15],
+    SLASHED[-14:].replace("/", r"\u002f"),
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_key_is_masked_however_a_server_spells_it(tmp_path, monkeypatch, spelling):
+    """In JSON, `\\/` is a slash and `\\u0073` an s: what is decoded must not hold the key, nor much of it."""
+    monkeypatch.setenv("OPENAI_API_KEY", SLASHED)
+    body = f'{{"error": {{"message": "for {spelling}: no", "{spelling}": 1}}}}'
+    answer = f'{{"choices": [{{"message": {{"content": "Yes {spelling}."}}, "finish_reason": "stop"}}]}}'
+    for status, text in ((401, body), (400, body), (401, spelling), (200, answer)):
+        with MisbehavingServer(refuse=lambda _, reply=(status, text): reply) as server:
+            if status == 200:
+                (told,) = texts(at(server), claims(1))
+                assert told == "Yes [key]."
+            else:
+                told = failure(at(server), claims(1))
+                assert "[key]" in told
+        decoded = told.replace(r"\/", "/")
+        with contextlib.suppress(ValueError):
+            decoded = json.loads(f'"{decoded}"')
+        assert not any(SLASHED[i : i + 12] in decoded for i in range(len(SLASHED) - 11))
+    kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) == 1
+    assert "[key]" in kept[0]
+
+
+def test_what_is_no_key_is_left_alone():
+    mask = KeyMask(SLASHED)
+    for text in ("", "sk-SECRET", r"C:\users\u00e9 100%25 &#65; ok", "abcdefgh/01", "key " * 50):
+        assert mask.text(text) == text
+    assert mask.value({"a": [1, None, 0.5, f"{SLASHED}!{SLASHED}"], SLASHED: True}) == {
+        "a": [1, None, 0.5, "[key]![key]"],
+        "[key]": True,
+    }
+    assert KeyMask("EMPTY").text("EMPTY") == "EMPTY"  # a placeholder
+    assert KeyMask("12345678").text("x12345678x 1234567") == "x[key]x 1234567"
+
+
+@given(st.text(alphabet="ab/\\u0%&#;x", max_size=60), st.text(alphabet="ab/", min_size=8, max_size=20))
+def test_no_text_is_left_with_a_key(text, key):
+    masked = KeyMask(key).text(f"{text}{key}{text}")
+    assert key not in masked
+    assert KeyMask(key).text(masked) == masked
+
+
 def test_a_server_of_ones_own_needs_no_key():
     with MisbehavingServer() as server:
         texts(at(server), claims(1))
@@ -449,14 +710,61 @@ def test_another_refusal_is_no_reason_to_leave_logprobs_out():
         assert len(server.requests) == 1
 
 
+WORDS = {"SUPPORTS": "Correct", "REFUTES": "Wrong"}
+
+
+def winner(scores) -> str | None:
+    """The label that the scores give, or None where the text is to be read."""
+    return max(scores.values(), key=lambda score: score.logprob).label if scores else None
+
+
+@pytest.mark.parametrize(
+    ("top", "label"),
+    [
+        ([("Wrong", -0.02)], "REFUTES"),
+        ([("Wrong", -0.02), ("The", -5.0)], "REFUTES"),
+        ([(" wrong", -0.3), ("WRONG", -1.6)], "REFUTES"),
+        ([("Wrong", -0.4), ("Correct", -1.2)], "REFUTES"),
+        ([("Correct", -0.1), ("Cor", -3.0), ("W", -9.0), ("Wrong", -3.5)], "SUPPORTS"),
+        # Something else comes first, or the answer words hold too little.
+        ([("<think>", -1e-6), ("Wrong", -19.5)], None),
+        ([("\n\n", -0.1), ("Wrong", -2.5)], None),
+        ([("\n", -0.7), ("Wrong", -0.9), ("Correct", -2.4)], None),
+        ([('"', -0.2), ("Correct", -1.8)], None),
+        ([("", -0.2), ("Correct", -1.8)], None),
+        ([("Wrong", -0.9), ("The", -1.2), ("It", -1.3)], None),
+        ([("The", -0.1), ("Wrong", -3.0)], None),
+        ([("Maybe", -1.0)], None),
+        ([], None),
+        # An answer of several tokens.
+        ([("Wr", -0.01), ("Correct", -5.0)], None),
+        ([("Correct", -0.5), ("Wr", -1.0)], None),
+        ([("Cor", -0.01), ("Wrong", -5.0)], None),
+    ],
+)
+def test_first_tokens_decide_only_where_they_are_answers(top, label):
+    assert winner(label_scores(top, WORDS)) == label
+
+
+def test_a_bound_lies_below_all_that_is_listed_and_below_what_is_left():
+    scores = label_scores([("Wrong", -0.02)], WORDS)
+    assert scores["Wrong"].logprob == -0.02
+    assert scores["Correct"].bound
+    assert scores["Correct"].logprob == pytest.approx(math.log(1 - math.exp(-0.02)))
+    scores = label_scores([("Wrong", math.log(0.6)), ("The", math.log(0.3)), ("A", math.log(0.01))], WORDS)
+    assert math.log(0.01) - 1e-6 < scores["Correct"].logprob < math.log(0.01)
+    scores = label_scores([("Wrong", 0.0)], WORDS)
+    assert -20 < scores["Correct"].logprob < -10
+
+
 def test_a_token_that_begins_two_answers_speaks_for_neither():
-    top = [("Co", -0.1), (" corr", -1.0), ("CONTESTED", -2.0), ("Cont", -2.0), ("", -3.0), ("\n", -4.0)]
-    scores = label_scores(top, {"A": "Correct", "B": "Contested", "C": "Unclear"})
-    assert scores["Correct"].logprob == pytest.approx(-1.0)
-    assert scores["Contested"].logprob == pytest.approx(-2.0 + math.log(2))
-    assert scores["Unclear"].logprob == -4.0  # at most as likely as the least likely
-    assert label_scores([*top[-2:], ("Maybe", -1.0)], {"A": "Correct", "B": "Wrong"}) == {}
-    assert label_scores([], {"A": "Correct", "B": "Wrong"}) == {}
+    answers = {"A": "Correct", "B": "Contested", "C": "Unclear"}
+    top = [(" correct", math.log(0.5)), ("Co", math.log(0.2)), ("CONTESTED", math.log(0.1)), ("Cont", math.log(0.1))]
+    scores = label_scores([*top, ("", -4.0), ("\n", -5.0)], answers)
+    assert scores["Correct"].logprob == pytest.approx(math.log(0.5))
+    assert scores["Contested"].logprob == pytest.approx(math.log(0.2))
+    assert scores["Unclear"].bound
+    assert label_scores([("Correct", -0.5), ("Co", -2.0)], answers) == {}
     assert label_scores([("", -1.0)], {"A": "Correct"}) == {}
 
 
@@ -477,12 +785,18 @@ def test_any_body_is_an_answer_or_may_pass(whole, choice, content, logprobs):
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["Y", "Yes", " yes", "N", "No", "NO", "Not", "T", ""]), st.floats(-50, -3)),
+        st.tuples(
+            st.sampled_from(["Y", "Yes", " yes", "N", "No", "NO", "Not", "T", ""]), st.floats(0.001, 1).map(float)
+        ),
+        min_size=1,
         max_size=20,
     ),
+    st.floats(0.5, 1),
     st.randoms(),
 )
-def test_scores_do_not_depend_on_the_order_and_are_log_probabilities(top, random):
+def test_scores_do_not_depend_on_the_order_and_are_log_probabilities(weights, share, random):
+    whole = sum(weight for _, weight in weights)
+    top = [(token, math.log(weight * share / whole)) for token, weight in weights]
     scores = label_scores(top, YES_NO)
     shuffled = list(top)
     random.shuffle(shuffled)
@@ -490,8 +804,12 @@ def test_scores_do_not_depend_on_the_order_and_are_log_probabilities(top, random
         {w: s.logprob for w, s in scores.items()}
     )
     assert set(scores) in (set(), {"Yes", "No"})
+    least, likeliest = min(value for _, value in top), max(top, key=lambda entry: entry[1])
     for score in scores.values():
-        assert min(value for _, value in top) <= score.logprob <= 0.01
+        assert score.logprob < least if score.bound else least <= score.logprob <= 0.01
+    if scores:
+        assert likeliest[0].strip().casefold() in ("yes", "no")
+        assert not max(scores.values(), key=lambda score: score.logprob).bound
 
 
 # Surroundings

@@ -12,7 +12,7 @@ from sailkit.errors import UserError
 from sailkit.evidence import Form
 from sailkit.models import Model, Reply
 from sailkit.prompts import Message, Prompt, frames, step_prompt
-from sailkit.records import Example, Prediction
+from sailkit.records import Example, Outcome, Prediction
 from sailkit.tasks import Question
 from sailkit.thoughts import split_thoughts
 
@@ -52,45 +52,55 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
     question = plan.question
     previous = [""] * len(batch)
     turns: list[list[dict[str, Any]]] = [[] for _ in batch]
+    replies: dict[int, Reply] = {}  # the last of each item; a refusal ends it
     last = len(question.steps) - 1
     for step in range(last):
-        replies = model.generate(_step(plan, batch, step, previous), question.max_new_tokens, lambda _: False)
-        previous = [split_thoughts(reply.text or "")[0] for reply in replies]
-        for turn, reply in zip(turns, replies, strict=True):
-            turn.append(_turn(reply))
-    prompts = _step(plan, batch, last, previous)
+        going = [i for i in range(len(batch)) if i not in replies]
+        prompts = _step(plan, [batch[i] for i in going], step, [previous[i] for i in going])
+        for i, reply in _asked(going, model.generate(prompts, question.max_new_tokens, lambda _: False), replies):
+            previous[i] = split_thoughts(reply.text or "")[0]
+            turns[i].append(_turn(reply))
+    going = [i for i in range(len(batch)) if i not in replies]
+    prompts = _step(plan, [batch[i] for i in going], last, [previous[i] for i in going])
     if plan.form and plan.form.verify:
-        prompts = _verified(model, plan.form, batch, prompts, turns)
+        going, prompts = _verified(model, plan.form, batch, going, prompts, turns, replies)
     if plan.mode == "logprob":
-        replies = model.score(prompts, question.answers)
+        answers = model.score(prompts, question.answers)
     else:
-        replies = model.generate(prompts, question.max_new_tokens, lambda text: _complete(text, question.words))
-    return [
-        _understand(plan, index, example, reply, tuple(turn))
-        for (index, example), reply, turn in zip(batch, replies, turns, strict=True)
-    ]
+        answers = model.generate(prompts, question.max_new_tokens, lambda text: _complete(text, question.words))
+    replies.update(zip(going, answers, strict=True))
+    return [_understand(plan, index, example, replies[i], tuple(turns[i])) for i, (index, example) in enumerate(batch)]
+
+
+def _asked(going: Sequence[int], found: Sequence[Reply], refused: dict[int, Reply]) -> list[tuple[int, Reply]]:
+    """The replies to items that go on; a server's refusal of one becomes its last reply."""
+    both = list(zip(going, found, strict=True))
+    refused.update((i, reply) for i, reply in both if reply.refusal is not None)
+    return [(i, reply) for i, reply in both if reply.refusal is None]
 
 
 def _verified(
     model: Model,
     form: Form,
     batch: Sequence[tuple[int, Example]],
+    going: Sequence[int],
     prompts: Sequence[Prompt],
     turns: Sequence[list[dict[str, Any]]],
-) -> list[Prompt]:
+    refused: dict[int, Reply],
+) -> tuple[list[int], list[Prompt]]:
     """Have each item's search results judged; the answer goes on behind the sentence that says so."""
-    found = list(prompts)
-    places = [i for i, (_, example) in enumerate(batch) if example.evidence]
-    if not places:
-        return found
-    counts = sorted({len(batch[i][1].evidence) for i in places})
-    likely = [sentence for n in counts for sentence in form.sentences_of(n)]
-    replies = model.generate([prompts[i] for i in places], form.bound, form.verified, likely)
-    for i, reply in zip(places, replies, strict=True):
-        sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
-        found[i] = form.behind(prompts[i], sentence)
-        turns[i].append({**_turn(reply), "verdicts": verdicts})
-    return found
+    found = dict(zip(going, prompts, strict=True))
+    places = [i for i in going if batch[i][1].evidence]
+    if places:
+        counts = sorted({len(batch[i][1].evidence) for i in places})
+        likely = [sentence for n in counts for sentence in form.sentences_of(n)]
+        replies = model.generate([found[i] for i in places], form.bound, form.verified, likely)
+        for i, reply in _asked(places, replies, refused):
+            sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
+            found[i] = form.behind(found[i], sentence)
+            turns[i].append({**_turn(reply), "verdicts": verdicts})
+    left = [i for i in going if i not in refused]
+    return left, [found[i] for i in left]
 
 
 def _turn(reply: Reply) -> dict[str, Any]:
@@ -130,21 +140,25 @@ def _understand(
     plan: Plan, index: int, example: Example, reply: Reply, turns: tuple[dict[str, Any], ...]
 ) -> Prediction:
     scores: dict[str, float] = {}
-    if reply.answers:
+    label: str | None = None
+    outcome: Outcome = "refused"
+    if reply.refusal is None:
         bias = plan.bias or {}
         logs = {a.label: a.logprob - bias.get(a.label, 0.0) for a in reply.answers.values()}
-        scores = _softmax(logs)
-        label, outcome = max(logs, key=lambda name: logs[name]), "answered"
-    else:
-        label, outcome = read_answer(reply.text or "", plan.question.words)  # type: ignore[assignment]
+        observed = {a.label for a in reply.answers.values() if not a.bound}
+        best = max(logs, key=lambda name: logs[name], default=None)
+        if best in observed:  # what is only bounded decides nothing
+            scores, label, outcome = _softmax(logs), best, "answered"
+        else:
+            label, outcome = read_answer(reply.text or "", plan.question.words)
     return Prediction(
         id=example.id,
         index=index,
         text=example.text,
         gold=example.label,
         label=label,
-        outcome=outcome,  # type: ignore[arg-type]
-        answered_by="logprob" if reply.answers else "text",
+        outcome=outcome,
+        answered_by="logprob" if scores else "text",
         scores=scores,
         answers=reply.answers,
         raw_output=reply.text,
@@ -155,6 +169,8 @@ def _understand(
         cut_tokens=reply.cut_tokens,
         turns=turns,
         group="" if example.group == example.id else example.group,
+        reason=reply.refusal,
+        thought=reply.thought,
     )
 
 
@@ -169,5 +185,7 @@ def content_free_bias(model: Model, plan: Plan) -> dict[str, float]:
     empty = [(i, Example(f"content-free-{i}", text, None)) for i, text in enumerate(frames()["content_free"])]
     found = answer_batch(model, plan, empty)
     if not all(p.scores for p in found):
-        raise UserError("--calibrate needs log-probabilities, and this endpoint gives none")
+        raise UserError(
+            "--calibrate needs log-probabilities that decide on an empty input, and this endpoint gives none"
+        )
     return {label: math.log(sum(p.scores[label] for p in found) / len(found)) for label in plan.question.answers}

@@ -56,6 +56,7 @@ def evaluate(
     max_requests: int = 0,
     concurrency: int = 8,
     timeout: float = 60.0,
+    max_response_mb: float = 32.0,
     api_key_env: str = "OPENAI_API_KEY",
     reference_api_key_env: str | None = None,
     trust_remote_code: bool = False,
@@ -99,6 +100,7 @@ def evaluate(
         max_requests: Most requests to an endpoint, retries included; 0 for no limit.
         concurrency: Most requests at a time.
         timeout: Seconds for one request.
+        max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
         reference_api_key_env: The same for an endpoint as reference; needed where both are endpoints.
         trust_remote_code: Run code that the model's repository carries.
@@ -127,8 +129,9 @@ def evaluate(
         raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another --csv-out")
     turns, shots_fingerprint = _shots(chosen, question, few_shot, shots, examples)
     options = ModelOptions(
-        chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
-    )
+        chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
+        max_response_mb,
+    )  # fmt: skip
     loaded, form = load_model(model, options), None
     if formed:
         form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))
@@ -256,7 +259,8 @@ def _shots(
 
 def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:
     found = predictions.load_run(run.folder)
-    figures, flags = summarise(found.predictions, found.labels, found.provenance.get("dtype"), seed)
+    scored = found.provenance.get("answer") == "logprob"
+    figures, flags = summarise(found.predictions, found.labels, found.provenance.get("dtype"), seed, scored=scored)
     asked = ("model", "task", "protocol", "wording", "answer", "dtype", "device", "left_out")
     figures = with_flags({k: run.manifest["settings"].get(k) for k in asked} | figures, [*flags, *more])
     jsonl.write_json(run.path(METRICS), figures)

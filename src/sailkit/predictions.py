@@ -37,6 +37,7 @@ RECORDED_FIELDS = {
     "group": "group",
 }
 _NEEDED = ("id", "output")
+_SELDOM = ("group", "reason", "thought")  # a row has these only where they say something
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
     }
     # These two are not the run's own: they come from elsewhere when a set is read.
     del row["reference"], row["recorded"]
-    if not prediction.group:
-        del row["group"]
-    return row
+    return {name: value for name, value in row.items() if value or name not in _SELDOM}
 
 
 def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -> Prediction:

@@ -89,7 +89,7 @@ class Judgement:
         verdict: The score against the labeler's threshold; None unless judged.
         outcome: `judged`, or why there is no score.
         cut_tokens: Tokens of the result that the labeler did not see.
-        raw_output: What a judging model said, where it was read from text.
+        raw_output: What a judging model said, where it was read from text; or why its server gave no answer.
     """
 
     score: float | None
@@ -185,6 +185,8 @@ class Prediction:
         reference: The label that a reference model gave, where there is one.
         recorded: The label that the parser of a recording decided, where it is one.
         group: The example's group, where the task declares one that is not its id; else empty.
+        reason: Why a server gave no answer, in its words; None where it gave one.
+        thought: What the model thought before, where a server tells it from the answer.
     """
 
     id: str
@@ -206,6 +208,8 @@ class Prediction:
     reference: str | None = None
     recorded: str | None = None
     group: str = ""
+    reason: str | None = None
+    thought: str | None = None
 
     @property
     def unit(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from sailkit import jsonl, runs
 from sailkit.answers import RULES_VERSION, read_answer
 from sailkit.errors import UserError
-from sailkit.models import Model, ModelOptions, load_model
+from sailkit.models import Model, ModelOptions, Reply, load_model
 from sailkit.predictions import PREDICTIONS, REFERENCE_FOLDER
 from sailkit.prompts import Prompt, frames, step_prompt
 from sailkit.records import Example
@@ -129,13 +129,20 @@ def collect_reference(
                         asked = model.with_repeat(repeat) if isinstance(model, Paid) else model
                         replies = asked.generate([prompts[i] for i in batch], question.max_new_tokens, lambda _: False)
                         for row, reply in zip(rows, replies, strict=True):
-                            label, outcome = read_answer(reply.text or "", question.words)
-                            row["answers"].append({"label": label, "outcome": outcome, "raw_output": reply.text})
+                            row["answers"].append(_read(reply, question.words))
                     log.append([{**row, "label": row["answers"][0]["label"]} for row in rows])
                     tick(len(batch))
         finally:
             log.close()
         return _flags(model.name, [row for _, row in jsonl.read(nested.path(PREDICTIONS))], repeats)
+
+
+def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:
+    """What the reference answered, and why a server gave no answer."""
+    if reply.refusal is not None:
+        return {"label": None, "outcome": "refused", "raw_output": reply.text, "reason": reply.refusal}
+    label, outcome = read_answer(reply.text or "", words)
+    return {"label": label, "outcome": outcome, "raw_output": reply.text}
 
 
 def flip_rate(rows: Sequence[dict[str, Any]]) -> float:

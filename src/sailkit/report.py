@@ -218,7 +218,9 @@ def _measured(folder: Path, data: PredictionSet, seed: int) -> dict[str, Any]:
     """The figures that the evaluation wrote, if they are those of its predictions."""
     path, rows = folder / METRICS, data.predictions
     if not path.exists():
-        return summary.with_flags(*summary.summarise(rows, data.labels, data.provenance.get("dtype"), seed))
+        scored = data.provenance.get("answer") == "logprob"
+        found = summary.summarise(rows, data.labels, data.provenance.get("dtype"), seed, scored=scored)
+        return summary.with_flags(*found)
     figures = jsonl.read_json(path)
     asked = any(p.reference is not None for p in rows)
     judged = [(t, p.said) for p in rows if (t := p.reference if asked else p.gold) is not None]

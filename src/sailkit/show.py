@@ -187,6 +187,7 @@ def labels(found: Result) -> None:
     if silent:
         out.print("without a judgement: " + ", ".join(f"{name} {count}" for name, count in silent.items()))
     out.print(f"labels: {escape(found['labels'])}")
+    _flags(found)
 
 
 def fitted(found: Result) -> None:

@@ -29,7 +29,12 @@ class Flag:
 
 
 def summarise(
-    predictions: Sequence[Prediction], labels: Sequence[str], dtype: str | None = None, seed: int = 0
+    predictions: Sequence[Prediction],
+    labels: Sequence[str],
+    dtype: str | None = None,
+    seed: int = 0,
+    *,
+    scored: bool = False,
 ) -> tuple[dict[str, Any], list[Flag]]:
     """Figures and flags of one set of predictions.
 
@@ -41,6 +46,7 @@ def summarise(
         labels: The task's labels.
         dtype: What the scores were computed in, for the noise of ties.
         seed: The bootstrap's seed.
+        scored: Scores of the answer words were wanted: an answer that was read from its text is counted.
 
     Returns:
         Flat figures with intervals as `*_low` and `*_high`, and the flags.
@@ -85,7 +91,7 @@ def summarise(
             flags.append(Flag("reference-disagrees", f"{text}; read the human figures first"))
     figures |= {"unreadable": outcomes["unreadable"], "refused": outcomes["refused"]}
     flags += _silence_flags(predictions, figures)
-    flags += _thought_flags(predictions)
+    flags += _reading_flags(predictions, scored)
     flags += _equal_prompts(predictions)
     ties = sum(_is_tie(p, NOISE.get(dtype or "", 0.0)) for p in predictions)
     figures["near_ties"] = ties
@@ -96,13 +102,23 @@ def summarise(
     return figures, flags
 
 
-def _thought_flags(predictions: Sequence[Prediction]) -> list[Flag]:
-    """The flag for answers that never came, because the limit came first."""
-    count = sum(p.label is None and thought_is_open(p.raw_output or "") for p in predictions)
-    if not count:
-        return []
-    text = f"{count} of {len(predictions)} answers end within a thought, before any answer; a longer limit gives them"
-    return [Flag("open-thoughts", f"{text} room: --answer generate with a higher --max-new-tokens")]
+def _reading_flags(predictions: Sequence[Prediction], scored: bool) -> list[Flag]:
+    """The flags for how answers were come by: read although scores were wanted, or never given."""
+    flags = []
+    read = sum(p.answered_by == "text" and p.reason is None for p in predictions)
+    if scored and read:
+        text = f"{read} of {len(predictions)} answers were read from the text, without scores"
+        why = "the probabilities of the first token did not decide between the answer words, or were not given"
+        flags.append(Flag("read-from-text", f"{text}: {why}"))
+    if unfinished := sum(p.label is None and _is_unfinished(p) for p in predictions):
+        text = f"{unfinished} of {len(predictions)} answers end within a thought, before any answer"
+        flags.append(Flag("open-thoughts", f"{text}; use --answer generate with a higher --max-new-tokens"))
+    return flags
+
+
+def _is_unfinished(prediction: Prediction) -> bool:
+    text = prediction.raw_output or ""
+    return thought_is_open(text) or bool(prediction.thought and not text.strip())
 
 
 def with_flags(figures: dict[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:

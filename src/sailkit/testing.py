@@ -7,13 +7,15 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
 
 Mishap = Literal[
-    "silent", "dripping", "hang_up", "cut_off", "not_json", "no_choices", "null_message", "null_content", "no_logprobs"
+    "silent", "dripping", "hang_up", "cut_off", "not_json", "no_choices", "null_message", "null_content", "no_logprobs",
+    "endless", "packed",
 ]  # fmt: skip
 Behaviour = Literal["ok"] | Mishap | int
 
@@ -51,11 +53,16 @@ class MisbehavingServer:
     * `not_json`, `no_choices`, `null_message`: answer with status 200 what is no answer.
     * `null_content`: answer with a message that has no text.
     * `no_logprobs`: refuse a request for log-probabilities with status 400, and answer any other.
+    * `endless`: send an answer that does not end; `packed`: one of a gigabyte, packed into one megabyte.
 
     Attributes:
         script: Number of a request, from 1 -> what is done with it.
         otherwise: What is done with all others.
         text: What it answers, and why it fails.
+        message: Fields of the answer's message, in place of its own.
+        choice: Likewise of the choice around it.
+        usage: Likewise of its counts.
+        refuse: Given a request, the status and body with which it is refused, or None.
         logprobs: Tokens at the first position -> log-probability; None ignores that they are asked for.
         echo: Told a request for a text completion, what its choice holds beside the text: such as `prompt_logprobs`.
         seconds: How long an answer takes; failures come at once.
@@ -67,6 +74,10 @@ class MisbehavingServer:
     script: Mapping[int, Behaviour] = field(default_factory=dict)
     otherwise: Behaviour = "ok"
     text: str = "Yes."
+    message: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    refuse: Callable[[dict[str, Any]], tuple[int, Any] | None] | None = None
     logprobs: Mapping[str, float] | None = None
     echo: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     seconds: float = 0.0
@@ -111,7 +122,12 @@ class MisbehavingServer:
                 self._open -= 1
 
     def _behave(self, handler: BaseHTTPRequestHandler, behaviour: Behaviour, request: Received) -> None:
-        if behaviour == "no_logprobs" and "logprobs" in request.body:
+        refusal = self.refuse(request.body) if self.refuse and behaviour == "ok" else None
+        if refusal is not None:
+            self._send(handler, refusal[0], refusal[1] if isinstance(refusal[1], str) else json.dumps(refusal[1]))
+        elif behaviour in ("endless", "packed"):
+            self._flood(handler, packed=behaviour == "packed")
+        elif behaviour == "no_logprobs" and "logprobs" in request.body:
             self._send(handler, 400, json.dumps({"error": {"message": "Parameter top_logprobs is not supported."}}))
         elif isinstance(behaviour, int):
             message = f"not for {request.headers.get('authorization')}: {self.text}"
@@ -130,12 +146,14 @@ class MisbehavingServer:
     def _completion(self, behaviour: Behaviour, asked: dict[str, Any]) -> dict[str, Any]:
         message = {"role": "assistant", "content": None if behaviour == "null_content" else self.text}
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        message |= self.message
         choice["message"] = None if behaviour == "null_message" else message
         if "prompt" in asked:
             choice |= {"text": self.text, **(self.echo(asked) if self.echo else {})}
         if asked.get("logprobs") and self.logprobs is not None:
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in self.logprobs.items()]
             choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top[: asked.get("top_logprobs", 0)]}]}
+        choice |= self.choice
         return {
             "id": "chatcmpl-0",
             "object": "chat.completion",
@@ -143,7 +161,7 @@ class MisbehavingServer:
             "model": f"{asked['model']}-served",
             "system_fingerprint": "fp_0",
             "choices": [] if behaviour == "no_choices" else [choice],
-            "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+            "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, **self.usage},
         }
 
     def _send(self, handler: BaseHTTPRequestHandler, status: int, text: str, cut: int = 0) -> None:
@@ -158,6 +176,21 @@ class MisbehavingServer:
         handler.end_headers()
         handler.wfile.write(data[: len(data) - cut])
         handler.close_connection = handler.close_connection or cut > 0
+
+    def _flood(self, handler: BaseHTTPRequestHandler, *, packed: bool) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Connection", "close")
+        if packed:
+            handler.send_header("Content-Encoding", "gzip")
+        handler.end_headers()
+        packer = zlib.compressobj(9, wbits=zlib.MAX_WBITS + 16)
+        sent = 0
+        while not self._closing.is_set() and not (packed and sent > 10**9):
+            piece = b" " * 2**20
+            handler.wfile.write(packer.compress(piece) if packed else piece)
+            sent += len(piece)
+        handler.close_connection = True
 
     def _stall(self, handler: BaseHTTPRequestHandler, *, drip: bool) -> None:
         if drip:

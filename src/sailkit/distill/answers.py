@@ -34,6 +34,8 @@ STAGE = "teacher-answers"
 _LIMIT = "the answer did not end within the limit"
 _THOUGHT = "the answer ended within a thought"
 _EMPTY = "empty answer"
+_REFUSED = "the teacher's server refused"
+_TOO_LONG = "the prompt is too long"
 
 
 def teacher_answers(
@@ -139,6 +141,7 @@ def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], l
                         "cut_off": reply.cut_off,
                         "cut_tokens": reply.cut_tokens,
                         "completion_tokens": reply.completion_tokens,
+                        **({"refusal": reply.refusal} if reply.refusal is not None else {}),
                     }
                     for i, reply in zip(batch, replies, strict=True)
                 ]
@@ -191,9 +194,18 @@ def _asks(prompt: str, one: TrainingExample) -> bool:
 def _missing(row: Mapping[str, Any]) -> str:
     """Why there is nothing to learn in what a teacher said, or nothing where there is."""
     answer, thinking = split_thoughts(row.get("text", ""))
+    if row.get("refusal") is not None:
+        return f"{_REFUSED}: {row['refusal']}"
     if thinking:
         return _THOUGHT
     return row.get("reason") or ("" if answer.strip() else _EMPTY)
+
+
+def _kind(reason: str) -> str:
+    """A reason as it is counted: those of single rows under what they have in common."""
+    if reason.startswith(_REFUSED):
+        return _REFUSED
+    return reason if reason in (_LIMIT, _THOUGHT, _EMPTY) else _TOO_LONG
 
 
 def _finish(
@@ -213,9 +225,7 @@ def _finish(
         write_rows(run.path(name), map(example_row, kept))
     write_rows(run.path(DROPPED), dropped)
     every = [*parts[0], *parts[1]]
-    reasons = Counter(
-        row["reason"] if row["reason"] in (_LIMIT, _THOUGHT, _EMPTY) else "the prompt is too long" for row in dropped
-    )
+    reasons = Counter(_kind(row["reason"]) for row in dropped)
     return {
         "n": len(examples),
         "n_train": len(parts[0]),

@@ -20,8 +20,9 @@ from sailkit.distill.rows import TeacherRow
 from sailkit.distill.teacher import Kept, room
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions
+from sailkit.models.completions import Answer, read_choice
 from sailkit.models.endpoint import checked_url, read_name
-from sailkit.models.exchange import Answer, Body, Exchange, read_choice
+from sailkit.models.exchange import Body, Exchange
 from sailkit.models.sources import Source
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class _EchoExchange(Exchange):
         return await client.completions.with_raw_response.create(**body)
 
     def read(self, text: str) -> Answer:
-        return _Echo("", choice=read_choice(text)[1])
+        return _Echo("", choice=read_choice(text, self.mask())[1])
+
+    def refused(self, reason: str) -> Answer:
+        return _Echo("", refusal=reason)
 
     def refused_logprobs(self, message: str) -> Exception:
         return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower --k")
@@ -116,6 +120,9 @@ class EchoTeacher:
             found[name] = answer
 
         self._exchange.ask({str(i): self._body(pair) for i, pair in enumerate(pairs)}, keep)
+        for i, pair in enumerate(pairs):
+            if (reason := found[str(i)].refusal) is not None:
+                raise UserError(f"{self.name} refuses example {pair.name!r}: {reason}; take that row out of the data")
         return [self._row(pair, found[str(i)].choice) for i, pair in enumerate(pairs)]
 
     def _body(self, pair: Pair) -> Body:

@@ -50,6 +50,7 @@ def teacher_cache(
     max_requests: int = 0,
     concurrency: int = 8,
     timeout: float = 60.0,
+    max_response_mb: float = 32.0,
     api_key_env: str = "OPENAI_API_KEY",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def teacher_cache(
         max_requests: Most requests to an endpoint, retries included; 0 for no limit.
         concurrency: Most requests at a time, of each worker.
         timeout: Seconds for one request.
+        max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the endpoint's key.
         trust_remote_code: Run code that the teacher's repository carries.
 
@@ -99,8 +101,9 @@ def teacher_cache(
     pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
     model = ModelOptions(
-        "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env
-    )
+        "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
+        max_response_mb,
+    )  # fmt: skip
     told = str(teacher_tokenizer) if teacher_tokenizer else None
     options = TeacherOptions(model, told, k, top_p, precision)
     reader = load_teacher(teacher, options)

@@ -31,7 +31,7 @@ class Score:
         score: How informative, in [0, 1] by the labeler's own measure; None where there is none.
         outcome: `judged`, or why there is no score.
         cut_tokens: Tokens of the result that were not seen.
-        raw_output: What a judging model said, where it was read from text.
+        raw_output: What a judging model said, where it was read from text; or why its server gave no answer.
     """
 
     score: float | None

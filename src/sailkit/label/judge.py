@@ -81,6 +81,8 @@ class Judge:
         cut = reply.cut_tokens
         if self._sent:
             cut += math.ceil(max(0, len(pair.result.body) - self._sent) / 4)  # about four characters a token
+        if reply.refusal is not None:
+            return Score(None, "refused", cut, reply.refusal)
         if reply.answers:
             logs = {answer.label: answer.logprob for answer in reply.answers.values()}
             odds = logs["distracting"] - logs["informative"]

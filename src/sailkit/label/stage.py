@@ -18,6 +18,7 @@ from sailkit.label import LABELS, Labeler, Pair, Score, labels_row, machine_of, 
 from sailkit.label.load import LabelerOptions, load_labeler
 from sailkit.models import ModelOptions
 from sailkit.records import Judgement, Searched
+from sailkit.thoughts import thought_is_open
 
 SCORES = "scores.jsonl"  # one row for each pair, in the order of the plan
 _SHARD = re.compile(r"(\d+)/(\d+)")
@@ -48,6 +49,7 @@ def label(
     max_requests: int = 0,
     concurrency: int = 8,
     timeout: float = 60.0,
+    max_response_mb: float = 32.0,
     api_key_env: str = "OPENAI_API_KEY",
 ) -> dict[str, Any]:
     """Judge each search result informative or distracting with respect to the response.
@@ -76,6 +78,7 @@ def label(
         max_requests: Most requests to an endpoint, retries included; 0 for no limit.
         concurrency: Most requests at a time, of each worker.
         timeout: Seconds for one request.
+        max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the endpoint's key.
 
     Returns:
@@ -87,7 +90,8 @@ def label(
     part = read_shard(shard)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold should be from 0 to 1, not {threshold}")
-    model = ModelOptions(chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env)
+    model = ModelOptions(chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env,
+                         max_response_mb)  # fmt: skip
     options = LabelerOptions(direction, measure, form, model)
     pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
     scorer: Scorer = _score_here
@@ -183,7 +187,7 @@ def _finish(
     every = iter(names)
     lines = []
     counts: Counter[str] = Counter()
-    cut = 0
+    cut = read = unfinished = 0
     for row in rows:
         judgements = []
         for _ in row.results:
@@ -193,6 +197,8 @@ def _finish(
             )
         counts.update(judgement.verdict or judgement.outcome for judgement in judgements)
         cut += sum(judgement.cut_tokens for judgement in judgements)
+        read += sum(judgement.outcome == "judged" and judgement.raw_output is not None for judgement in judgements)
+        unfinished += sum(thought_is_open(judgement.raw_output or "") for judgement in judgements)
         lines.append(jsonl.dumps(labels_row(row, judgements)) + "\n")
     jsonl.write_atomic(run.path(LABELS), "".join(lines))
     silent = {kind: counts[kind] for kind in ("unreadable", "refused", "failed", "no_response")}
@@ -206,6 +212,18 @@ def _finish(
         "distracting": counts["distracting"],
         "informative_share": counts["informative"] / judged if judged else None,
         **silent,
+        **_flags(len(names), read, unfinished),
         "cut_tokens": cut,
         "labels": str(run.path(LABELS)),
     }
+
+
+def _flags(pairs: int, read: int, unfinished: int) -> dict[str, Any]:
+    """Reasons to doubt a judge's scores, as the figures of a run have them."""
+    messages: dict[str, list[str]] = {}
+    if read:
+        text = f"{read} of {pairs} judgements were read from the text, and are 1 or 0: the probabilities of the first"
+        messages["read-from-text"] = [f"{text} token did not decide between the answer words, or were not given"]
+    if unfinished:
+        messages["open-thoughts"] = [f"{unfinished} of {pairs} replies end within a thought, before any answer"]
+    return {"flags": list(messages), "flag_messages": messages}

@@ -28,6 +28,8 @@ class Reply:
         completion_tokens: Tokens generated.
         cut_tokens: Tokens of search results left out of the prompt.
         cut_off: The answer was stopped by the limit, before its end.
+        refusal: Why a server gave no answer to this prompt; None where it gave one.
+        thought: What the model thought before, where the server tells it from the answer.
     """
 
     prompt: str
@@ -38,6 +40,8 @@ class Reply:
     completion_tokens: int = 0
     cut_tokens: int = 0
     cut_off: bool = False
+    refusal: str | None = None
+    thought: str | None = None
 
 
 class Model(Protocol):
@@ -98,6 +102,7 @@ class ModelOptions:
         max_requests: Most requests in all to an endpoint, retries included; 0 for no limit.
         timeout: Seconds for one request to an endpoint.
         api_key_env: Environment variable that holds the endpoint's key.
+        max_response_mb: Most megabytes of one answer of an endpoint, unpacked.
     """
 
     chat: str = "auto"
@@ -109,6 +114,7 @@ class ModelOptions:
     max_requests: int = 0
     timeout: float = 60.0
     api_key_env: str = "OPENAI_API_KEY"
+    max_response_mb: float = 32.0
 
 
 def is_endpoint(name: str) -> bool:

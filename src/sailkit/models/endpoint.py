@@ -17,14 +17,17 @@ from typing import Any
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, missing_extra
 from sailkit.models import Finished, ModelOptions, Reply
-from sailkit.models.exchange import Answer, Body, Exchange
+from sailkit.models.completions import Answer
+from sailkit.models.exchange import Body, Exchange
 from sailkit.prompts import Prompt, escape_special
 from sailkit.records import AnswerScore
 
 FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
 TOP_LOGPROBS = 20  # the most that servers commonly give
-SCORE_TOKENS = 16  # room for an answer that is read where log-probabilities are not given
-_FORMAT = 1  # of a cached answer: raise it when Answer, or how it is read, changes
+SCORE_TOKENS = 16  # room for an answer that is read where log-probabilities do not decide
+_LEAST = 1e-7  # probability below which a server's rounding decides
+LABEL_SHARE = 0.5  # of the first token's probability that the answer words must hold
+_FORMAT = 2  # of a cached answer: raise it when Answer, or how it is read, changes
 _BATCHES = 4  # prompts of a batch, in multiples of the concurrency: few idle slots, little to ask twice
 _NAME = re.compile(r"endpoint:(?P<model>.+)@(?P<url>https?://.+)", re.DOTALL)  # greedy: the last such @
 
@@ -100,15 +103,16 @@ class EndpointModel:
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
         """Score labels by the first generated token; see `Model.score` and `label_scores`.
 
-        Where the server gives no log-probabilities, `Reply.answers` is empty and `Reply.text` is there to be read.
+        Where these do not decide, or the server gives none, `Reply.answers` is empty and `Reply.text` is to be read.
         """
         bodies = [self._body(prompt, SCORE_TOKENS, scored=True) for prompt in prompts]
         found = self._answers(bodies)
-        message = f"{self.name} gives no log-probabilities; its answers are read from the text, without scores"
-        if message not in self._told and not all(answer.top_logprobs for answer in found):
-            self._told.add(message)
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        scores = [label_scores(answer.top_logprobs, answers) for answer in found]
+        if not all(answer.top_logprobs or answer.refusal is not None for answer in found):
+            self._warn(f"{self.name} gives no log-probabilities; its answers are read from the text, without scores")
+        scores = [
+            {} if answer.refusal is not None or answer.thought else label_scores(answer.top_logprobs, answers)
+            for answer in found
+        ]
         return [_reply(*parts) for parts in zip(bodies, found, scores, strict=True)]
 
     def generate(
@@ -178,15 +182,26 @@ class EndpointModel:
         known = {name: answer for name, body in wanted.items() if (answer := self._stored(body))}
 
         def keep(name: str, answer: Answer) -> None:
-            self._cache.put(self._key(wanted[name]), asdict(answer))
+            # A refusal with an error's status is not kept: filters and limits are changed without notice.
+            if answer.refusal is None or answer.finish_reason is not None:
+                self._cache.put(self._key(wanted[name]), asdict(answer))
             known[name] = answer
 
+        self.exchange.served |= bool(known)
         if missing := {name: body for name, body in wanted.items() if name not in known}:
             self.exchange.ask(missing, keep)
+        if "temperature" in self.exchange.left_out:
+            self._warn(f"{self.name} takes no temperature; its answers may change when it is asked again")
         for name in names:
             served = " ".join(filter(None, (known[name].model, known[name].system_fingerprint)))
             self.served_by[served] = self.served_by.get(served, 0) + 1
         return [known[name] for name in names]
+
+    def _warn(self, message: str) -> None:
+        """Warn once; repeats share what was said."""
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def read_name(name: str) -> tuple[str, str]:
@@ -200,32 +215,40 @@ def read_name(name: str) -> tuple[str, str]:
 
 
 def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -> dict[str, AnswerScore]:
-    """Scores of labels from the likeliest first tokens.
+    """Scores of labels from the likeliest first tokens, where these decide.
 
-    A token speaks for a label if it begins that label's answer word and no other's (`Y`, ` yes` and `Yes` all begin
-    `Yes`); the label's score is their summed probability. A label that none speaks for is at most as likely as the
-    least likely token given, and gets that.
+    A token that is a label's whole answer word is an observation of the label. The word may be spelled in several ways
+    (`Yes`, ` yes`), and pieces that begin it and no other (`Y`) count with it. A label that is not listed has a bound,
+    below all that is listed and at most what is left of the probability.
 
     Args:
         top: Tokens and log-probabilities.
         answers: Label -> answer word.
 
     Returns:
-        Answer word -> score; nothing where no token speaks for any label.
+        Answer word -> score. Nothing where the text has to be read instead: the likeliest token is no answer word (but
+        white space, a quote, a thought), the answer words hold less than `LABEL_SHARE` of the probability, or one of
+        them is listed only by a piece of it, for it takes several tokens.
     """
     words = {label: word.strip().casefold() for label, word in answers.items()}
-    seen: dict[str, list[float]] = {label: [] for label in words}
-    for token, logprob in top:
-        start = token.strip().casefold()
-        fitting = [label for label, word in words.items() if start and word.startswith(start)]
-        if len(fitting) == 1:
-            seen[fitting[0]].append(logprob)
-    if not any(seen.values()):
+    listed = [(token.strip().casefold(), logprob) for token, logprob in top]
+    if not listed or max(listed, key=lambda entry: (entry[1], entry[0]))[0] not in words.values():
         return {}
-    least = min(logprob for _, logprob in top)
+    begun = {text: [label for label, word in words.items() if word.startswith(text)] for text, _ in listed if text}
+    if any(words[label] not in begun for labels in begun.values() for label in labels):
+        return {}
+    spoken = {
+        label: [value for text, value in listed if text == word or begun.get(text) == [label]]
+        for label, word in words.items()
+    }
+    observed = {label: _log_sum_exp(values) for label, values in spoken.items() if values}
+    if sum(map(math.exp, observed.values())) < LABEL_SHARE:
+        return {}
+    left = math.log(max(1 - sum(math.exp(logprob) for _, logprob in top), _LEAST))
+    bound = min(left, math.nextafter(min(logprob for _, logprob in top), -math.inf))
     return {
-        answers[label]: AnswerScore(label, (), _log_sum_exp(found) if found else least, bound=not found)
-        for label, found in seen.items()
+        answers[label]: AnswerScore(label, (), observed.get(label, bound), bound=label not in observed)
+        for label in words
     }
 
 
@@ -243,6 +266,8 @@ def _reply(body: Body, answer: Answer, scores: dict[str, AnswerScore]) -> Reply:
         answers=scores,
         completion_tokens=answer.completion_tokens,
         cut_off=answer.finish_reason == "length",
+        refusal=answer.refusal,
+        thought=answer.thought,
     )
 
 

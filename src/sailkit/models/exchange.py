@@ -4,63 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import json
-import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sailkit.errors import UserError
 from sailkit.models import ModelOptions
+from sailkit.models.bounded import ENCODING, PackingError, TooLargeError, limit_body
+from sailkit.models.completions import (
+    Answer,
+    PassingError,
+    error_message,
+    is_about_item,
+    is_unsupported,
+    read_completion,
+    short,
+)
+from sailkit.models.masking import KeyMask
 
 if TYPE_CHECKING:
     import openai
 
 _LONGEST_WAIT = 60.0  # seconds that a server may ask to be left alone
-_ROUNDING = 1e-3  # of a log-probability of nearly 0
-_SHORTEST_KEY = 8  # a shorter one is a placeholder such as EMPTY, not a secret
+_MOST_IN_A_ROW = 8  # refusals of unknown kinds, with no answer between them, before all are taken to be refused
+_ENOUGH_SAID = 4000  # characters of a failure from which its line is made
+# What a server may not take at all, or under another name only.
+_MAY_BE_LEFT_OUT = ("temperature",)
+_MAY_BE_RENAMED = {"max_tokens": "max_completion_tokens"}
 
 Body = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What is kept of a server's answer.
-
-    Attributes:
-        text: The message's content.
-        finish_reason: Why the server stopped.
-        prompt_tokens: As the server counted them; 0 where it does not say.
-        completion_tokens: Likewise.
-        top_logprobs: Tokens at the first generated position and their log-probabilities; empty where not given.
-        model: What the server calls itself.
-        system_fingerprint: And its configuration.
-    """
-
-    text: str
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    top_logprobs: list[tuple[str, float]] = field(default_factory=list)
-    model: str | None = None
-    system_fingerprint: str | None = None
+class _OtherwiseError(Exception):
+    """The server wants to be asked in another form, which is known now."""
 
 
-class PassingError(Exception):
-    """A failure that another try may mend; `wait` is how long the server asks to be left alone."""
-
-    def __init__(self, what: str, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.wait = wait
-
-
-class _NoLogprobsError(Exception):
-    """The server refuses to be asked for log-probabilities."""
+class _ItemRefusedError(Exception):
+    """The server refuses what one request holds, and no other."""
 
 
 class Exchange:
@@ -69,7 +53,9 @@ class Exchange:
     Attributes:
         name: What errors call it.
         sent: HTTP requests so far.
-        logprobs: False once the server has refused to give log-probabilities.
+        served: Whether it has answered a request like these, so that a refusal is not about how they are asked.
+        left_out: Parameters that the server has refused, which are not sent any more.
+        renamed: Parameters that it knows by another name.
         tries: How often one prompt is sent before giving up.
         backoff: Seconds before the second try, doubled for each one after.
     """
@@ -85,17 +71,23 @@ class Exchange:
         """
         if not (options.concurrency >= 1 and options.max_requests >= 0 and options.timeout > 0):
             raise UserError("--concurrency and --timeout should be above 0, and --max-requests at least 0")
+        if not options.max_response_mb > 0:
+            raise UserError("--max-response-mb should be above 0")
         self.name = name
         self.base_url = base_url
         self.options = options
         self.sent = 0
-        self.logprobs = True
+        self.served = False
+        self.left_out: set[str] = set()
+        self.renamed: dict[str, str] = {}
+        self._in_a_row = 0
         self._api_key()
 
     def ask(self, bodies: Mapping[str, Body], keep: Callable[[str, Answer], None]) -> None:
         """Send requests and hand over each answer as soon as it is there.
 
-        After a failure nothing more is sent, but what is on its way is waited for and handed over: it is paid for.
+        After a failure nothing more is sent, but what is on its way is waited for and handed over: it is paid for. A
+        refusal of what one request holds is no failure but its answer, with `Answer.refusal`.
 
         Args:
             bodies: Requests by name.
@@ -111,7 +103,9 @@ class Exchange:
 
         slots, stop = asyncio.Semaphore(self.options.concurrency), asyncio.Event()
         # A redirect would carry prompts to another place than the one named, and turns a POST into a GET.
-        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None)
+        hooks = {"response": [limit_body(self._most_bytes())]}
+        packing = {"Accept-Encoding": ENCODING}
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None, event_hooks=hooks, headers=packing)
         key = self._api_key() or "none"  # a server of one's own asks for none, the client insists on one
         async with openai.AsyncOpenAI(api_key=key, base_url=self.base_url, max_retries=0, http_client=http) as client:
 
@@ -132,11 +126,14 @@ class Exchange:
         """Ask until there is an answer, patience ends, or another request has failed for good."""
         tried = 0
         while not stop.is_set():
-            wanted = body if self.logprobs else {k: v for k, v in body.items() if "logprobs" not in k}
             try:
-                return await self._send(client, wanted)
-            except _NoLogprobsError:
-                self.logprobs = False
+                answer = await self._send(client, self._as_taken(body))
+                self.served, self._in_a_row = True, 0
+                return answer
+            except _OtherwiseError:
+                continue
+            except _ItemRefusedError as refusal:
+                return self.refused(str(refusal))
             except PassingError as failure:
                 tried += 1
                 if tried == self.tries:
@@ -167,12 +164,20 @@ class Exchange:
                 response = await self.post(client, body)
         except TimeoutError:
             raise PassingError(f"no answer within {self.options.timeout:g} s (--timeout)") from None
+        except TooLargeError:
+            raise UserError(
+                f"{self.name}: an answer larger than {self.options.max_response_mb:g} MB; "
+                "raise --max-response-mb if that is right"
+            ) from None
+        except PackingError as error:
+            raise PassingError(str(error)) from None
         except openai.APIStatusError as error:
             raise self._refusal(error, body) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise PassingError(f"the connection failed ({self._safe(str(cause)) or type(cause).__name__})") from None
-        return self.read(self._safe(response.content.decode("utf-8", "replace")))
+            said = self.mask().text(str(cause)[:_ENOUGH_SAID]) or type(cause).__name__
+            raise PassingError(f"the connection failed ({said})") from None
+        return self.read(response.content.decode("utf-8", "replace"))
 
     async def post(self, client: openai.AsyncOpenAI, body: Body) -> Any:
         """Send one request: a chat completion, unless a subclass asks for something else."""
@@ -180,21 +185,34 @@ class Exchange:
 
     def read(self, text: str) -> Answer:
         """Read the body of the server's answer."""
-        return read_completion(text)
+        return read_completion(text, self.mask())
+
+    def refused(self, reason: str) -> Answer:
+        """The answer to an item whose content the server refuses."""
+        return Answer("", refusal=reason)
 
     def refused_logprobs(self, message: str) -> Exception:
         """What is raised where the server refuses to give log-probabilities: here they are left out from now on."""
-        return _NoLogprobsError(message)
+        self.left_out |= {"logprobs", "top_logprobs"}
+        return _OtherwiseError(message)
+
+    def _as_taken(self, body: Body) -> Body:
+        """A request in the form that the server takes."""
+        return {self.renamed.get(name, name): value for name, value in body.items() if name not in self.left_out}
 
     def _refusal(self, error: openai.APIStatusError, body: Body) -> Exception:
-        """What a status other than success means: try again, ask otherwise, or tell the user."""
-        status, headers = error.status_code, error.response.headers
-        text = self._safe(error.response.text)
+        """What a status other than success means: try again, ask otherwise, the item's outcome, or tell the user."""
+        status, headers, text = error.status_code, error.response.headers, error.response.text
+        message = error_message(text, self.mask())
         # Some servers call it their own fault (500), which trying again would not mend.
-        if (status in (400, 422) or status >= 500) and "logprobs" in body and "logprob" in text.casefold():
-            return self.refused_logprobs(_message(text))
+        if (status in (400, 403, 422) or status >= 500) and "logprobs" in body and "logprob" in text.casefold():
+            return self.refused_logprobs(message)
+        if status in (400, 422) and self._learns_form(body, text):
+            return _OtherwiseError(message)
         if status in (408, 409, 429) or status >= 500:
-            return PassingError(f"status {status}: {_message(text)}", retry_after(headers))
+            return PassingError(f"status {status}: {message}", retry_after(headers))
+        if self._is_about_item(status, text):
+            return _ItemRefusedError(f"status {status}: {message}")
         env = self.options.api_key_env
         mend = {
             401: f"; check the key in {env}" if self._api_key() else f"; put the key into the variable {env}",
@@ -202,9 +220,33 @@ class Exchange:
             404: "; check the model's name and the base URL, which ends in /v1 on most servers",
         }.get(status, "")
         if 300 <= status < 400:
-            place = self._safe(headers.get("location", "nowhere"))
-            mend = f"; it redirects to {_short(place)}, name that as the base URL if it is right"
-        return UserError(f"{self.name} refused with status {status}: {_message(text)}{mend}")
+            place = self.mask().text(headers.get("location", "nowhere"))
+            mend = f"; it redirects to {short(place)}, name that as the base URL if it is right"
+        return UserError(f"{self.name} refused with status {status}: {message}{mend}")
+
+    def _learns_form(self, body: Body, text: str) -> bool:
+        """Whether an error says how to ask instead, as models that think do; that is kept for what follows."""
+        for name, other in _MAY_BE_RENAMED.items():
+            if name in body and other in text and is_unsupported(text, name):
+                self.renamed[name] = other
+                return True
+        for name in _MAY_BE_LEFT_OUT:
+            if name in body and is_unsupported(text, name):
+                self.left_out.add(name)
+                return True
+        return False
+
+    def _is_about_item(self, status: int, text: str) -> bool:
+        """Whether a refusal is about what this request holds: by its kind, or because others like it are answered."""
+        if status == 413 or (status in (400, 403, 422, 451) and is_about_item(text)):
+            return True
+        if status not in (400, 422) or not self.served:
+            return False
+        self._in_a_row += 1
+        return self._in_a_row < _MOST_IN_A_ROW
+
+    def _most_bytes(self) -> int:
+        return int(self.options.max_response_mb * 1e6)
 
     def _api_key(self) -> str:
         """The key, or nothing; read where it is used, so that no object holds it."""
@@ -213,10 +255,9 @@ class Exchange:
             raise UserError(f"the key in {self.options.api_key_env} has characters that cannot be sent")
         return key
 
-    def _safe(self, text: str) -> str:
-        """Text from the server, without the key if it echoes it."""
-        key = self._api_key()
-        return text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
+    def mask(self) -> KeyMask:
+        """What takes the key out of the server's words."""
+        return KeyMask(self._api_key())
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -228,83 +269,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     else:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, work).result()
-
-
-def read_choice(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The body of an answer, and the first of its choices.
-
-    Raises:
-        PassingError: It is no answer.
-    """
-    try:
-        # Half a surrogate pair is JSON, but cannot be written as UTF-8.
-        data = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        raise PassingError(f"an answer that is not JSON: {_short(text)}") from None
-    choices = data.get("choices") if isinstance(data, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, dict):
-        raise PassingError(f"an answer without choices: {_message(text)}")
-    return data, choice
-
-
-def read_completion(text: str) -> Answer:
-    """Read the body of a chat completion.
-
-    Raises:
-        PassingError: It is none.
-    """
-    data, choice = read_choice(text)
-    message = choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else 0
-    if not (content is None or isinstance(content, str)):
-        raise PassingError(f"an answer without a message: {_short(text)}")
-    usage = data.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    return Answer(
-        text=content or "",
-        finish_reason=_text(choice.get("finish_reason")),
-        prompt_tokens=_count(counts.get("prompt_tokens")),
-        completion_tokens=_count(counts.get("completion_tokens")),
-        top_logprobs=_first_position(choice),
-        model=_text(data.get("model")),
-        system_fingerprint=_text(data.get("system_fingerprint")),
-    )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _first_position(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The likeliest tokens at the first generated position; nothing where they are not given in the usual form."""
-    try:
-        top = choice["logprobs"]["content"][0]["top_logprobs"]
-        found = [(str(entry["token"]), float(entry["logprob"])) for entry in top]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return []
-    if any(logprob > _ROUNDING for _, logprob in found):
-        return []  # no probability is above 1: whatever these are, they are not what was asked for
-    return [(token, logprob) for token, logprob in found if math.isfinite(logprob)]
-
-
-def _message(text: str) -> str:
-    """The message in an error's body, or the body, in one short line."""
-    try:
-        data = json.loads(text)
-        error = data.get("error") or data.get("detail") or data.get("message")
-        return _short(str(error.get("message") or error) if isinstance(error, dict) else str(error or text))
-    except (ValueError, AttributeError, RecursionError):
-        return _short(text)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split()) or "(nothing said)"
-    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
