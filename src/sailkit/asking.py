@@ -11,7 +11,7 @@ from sailkit.answers import read_answer
 from sailkit.errors import UserError
 from sailkit.evidence import Form
 from sailkit.models import Model, Reply
-from sailkit.prompts import Message, Prompt, frames, step_prompt
+from sailkit.prompts import Message, Part, Prompt, frames, step_prompt
 from sailkit.records import Example, Outcome, Prediction
 from sailkit.tasks import Question
 from sailkit.thoughts import split_thoughts
@@ -29,6 +29,7 @@ class Plan:
         shots: Worked examples as earlier turns, the same for every item.
         bias: Log-probability of each label when nothing is asked about; subtracted from the scores.
         form: Search results are shown in this form; None where the wording itself places them, or does not.
+        examples: Worked examples where the wording itself places them, with `{examples}`.
     """
 
     question: Question
@@ -36,6 +37,7 @@ class Plan:
     shots: tuple[Message, ...] = ()
     bias: Mapping[str, float] | None = None
     form: Form | None = None
+    examples: tuple[Part, ...] = ()
 
 
 def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]]) -> list[Prediction]:
@@ -50,24 +52,24 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
         One prediction for each item, in order.
     """
     question = plan.question
-    previous = [""] * len(batch)
+    replied: list[tuple[str, ...]] = [()] * len(batch)
     turns: list[list[dict[str, Any]]] = [[] for _ in batch]
     replies: dict[int, Reply] = {}  # the last of each item; a refusal ends it
     last = len(question.steps) - 1
     for step in range(last):
         going = [i for i in range(len(batch)) if i not in replies]
-        prompts = _step(plan, [batch[i] for i in going], step, [previous[i] for i in going])
-        for i, reply in _asked(going, model.generate(prompts, question.max_new_tokens, lambda _: False), replies):
-            previous[i] = split_thoughts(reply.text or "")[0]
+        prompts = _step(plan, [batch[i] for i in going], step, [replied[i] for i in going])
+        for i, reply in _asked(going, model.generate(prompts, question.new_tokens[step], lambda _: False), replies):
+            replied[i] = (*replied[i], split_thoughts(reply.text or "")[0])
             turns[i].append(_turn(reply))
     going = [i for i in range(len(batch)) if i not in replies]
-    prompts = _step(plan, [batch[i] for i in going], last, [previous[i] for i in going])
+    prompts = _step(plan, [batch[i] for i in going], last, [replied[i] for i in going])
     if plan.form and plan.form.verify:
         going, prompts = _verified(model, plan.form, batch, going, prompts, turns, replies)
     if plan.mode == "logprob":
         answers = model.score(prompts, question.answers)
     else:
-        answers = model.generate(prompts, question.max_new_tokens, lambda text: _complete(text, question.words))
+        answers = model.generate(prompts, question.new_tokens[last], lambda text: _complete(text, question.words))
     replies.update(zip(going, answers, strict=True))
     return [_understand(plan, index, example, replies[i], tuple(turns[i])) for i, (index, example) in enumerate(batch)]
 
@@ -108,17 +110,23 @@ def _turn(reply: Reply) -> dict[str, Any]:
     return {"prompt": reply.prompt, "raw_output": reply.text, "completion_tokens": reply.completion_tokens}
 
 
-def _step(plan: Plan, batch: Sequence[tuple[int, Example]], step: int, previous: Sequence[str]) -> list[Prompt]:
-    return [prompt_for(plan, example, step, before) for (_, example), before in zip(batch, previous, strict=True)]
+def _step(
+    plan: Plan, batch: Sequence[tuple[int, Example]], step: int, replied: Sequence[Sequence[str]]
+) -> list[Prompt]:
+    return [prompt_for(plan, example, step, earlier) for (_, example), earlier in zip(batch, replied, strict=True)]
 
 
-def prompt_for(plan: Plan, example: Example, step: int, previous: str = "") -> Prompt:
-    """The conversation of one step, with the new text of the step before."""
-    answers = list(plan.question.answers.values())
+def prompt_for(plan: Plan, example: Example, step: int, replied: Sequence[str] | None = None) -> Prompt:
+    """The conversation of one step, with the new texts of the steps before (empty where they are not known yet)."""
+    question = plan.question
+    answers = list(question.answers.values())
     if plan.form:
-        asked = step_prompt(plan.question.steps[step], example.text, answers)
+        asked = step_prompt(question.steps[step], example.text, answers)
         return plan.form.prompt(asked[-1].text, example)
-    return step_prompt(plan.question.steps[step], example.text, answers, example.evidence, previous, plan.shots)
+    return step_prompt(
+        question.steps[step], example.text, answers, example.evidence, [""] * step if replied is None else replied,
+        plan.shots, question.systems[step], plan.examples if step == 0 else (),
+    )  # fmt: skip
 
 
 def places_evidence(question: Question) -> bool:

@@ -26,7 +26,7 @@ from sailkit.leaks import LeakCheck
 from sailkit.prompts import fill, frames
 from sailkit.records import Example, Instruction, SearchResult, TrainingExample, Verdict
 from sailkit.styles import as_text, check_style, wording
-from sailkit.tasks import Half, Task, in_half, load_task
+from sailkit.tasks import Half, Question, Task, in_half, load_task
 
 Distractor = Literal["random", "near", "own"]
 _VERSION = 2  # of how rows are drawn
@@ -244,6 +244,12 @@ def wording_auroc(examples: Sequence[Example], labels: Sequence[str], seed: int 
     return None if scores is None else round(float(roc_auc_score(told, scores)), 4)
 
 
+def _trains(question: Question) -> bool:
+    """Whether a row can be written in a wording: one call, without what stands beside its prompt in evaluation."""
+    beside = question.systems[0] or question.shows_examples or "{evidence}" in question.steps[0]
+    return question.train and len(question.steps) == 1 and not beside
+
+
 class _Drawer:
     """Draws rows; each from its own id and the seed."""
 
@@ -260,7 +266,7 @@ class _Drawer:
     ) -> None:
         names = task.spec.protocols.get(protocol)
         questions = [task.question(protocol, name) for name in (names.wordings if names else [None])]
-        self.questions = [q for q in questions if len(q.steps) == 1 and "{evidence}" not in q.steps[0]]
+        self.questions = [q for q in questions if _trains(q)]
         if not self.questions:
             raise UserError(f"{task.name}/{protocol} has no wording of one step without {{evidence}} to train on")
         self.ends = list(accumulate(shares))[:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,15 @@ from sailkit.answers import RULES_VERSION
 from sailkit.asking import AnswerMode, Plan, answer_batch, content_free_bias, places_evidence, prompt_for
 from sailkit.errors import UserError
 from sailkit.evidence import Form, Search, form_for, shown
+from sailkit.few_shot import worked_examples
 from sailkit.models import SCORE_RESERVE, Model, ModelOptions, is_endpoint, load_model
 from sailkit.predictions import PREDICTIONS
-from sailkit.prompts import Message, Part, frames, step_prompt
+from sailkit.prompts import frames
 from sailkit.records import Example
 from sailkit.reference import announce_cost, collect_reference, load_reference
 from sailkit.styles import wording as styles
 from sailkit.summary import Flag, summarise, with_flags
-from sailkit.tasks import Half, Question, Task, in_half, load_task
+from sailkit.tasks import Half, Question, in_half, load_task
 
 METRICS = "metrics.json"
 CALIBRATION = "calibration.json"  # log-probability of each label when nothing is asked about
@@ -85,7 +86,8 @@ def evaluate(
         style: The form of training: the model's own, else chat where it has a template, else sail-fixed.
         verify: Have the model say first which search results are informative, and answer behind that; auto for models
             that were trained to.
-        few_shot: A file or folder with worked examples in the task's own form.
+        few_shot: A file or folder with worked examples in the task's own form; for a wording with {examples}, a table
+            of `text` and `answer`.
         shots: How many of them to show.
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
         chat: Use the model's chat template: auto (where it has one), on, off.
@@ -115,7 +117,8 @@ def evaluate(
     chosen = load_task(task, _split(labels))
     question = chosen.question(protocol, wording)
     if max_new_tokens is not None:
-        question = replace(question, max_new_tokens=_positive("--max-new-tokens", max_new_tokens))
+        limits = (_positive("--max-new-tokens", max_new_tokens),) * len(question.steps)
+        question = replace(question, new_tokens=limits)
     formed = _in_form_of_training(question, search, style, verify)
     if calibrate and answer != "logprob":
         raise UserError("--calibrate needs --answer logprob")
@@ -127,7 +130,7 @@ def evaluate(
     examples = shown(asked, search, _positive("--results", results), seed, inside) if search else asked
     if csv_out is not None and csv_out.exists() and not csv_out.read_bytes().startswith(b"id,text,gold,reference,"):
         raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another --csv-out")
-    turns, shots_fingerprint = _shots(chosen, question, few_shot, shots, examples)
+    worked = worked_examples(chosen, question, few_shot, _positive("--shots", shots), examples)
     options = ModelOptions(
         chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
         max_response_mb,
@@ -136,10 +139,10 @@ def evaluate(
     if formed:
         form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))
         loaded = _in_form(loaded, form, model, options)
-        if turns or len(question.steps) > 1:
-            what = "--few-shot" if turns else f"protocol {protocol}"
+        if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
+            what = "--few-shot" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
             raise UserError(f"{what} does not go with --search, which asks as in training; leave one of them out")
-    plan = Plan(question, answer, turns, form=form)
+    plan = Plan(question, answer, worked.turns, form=form, examples=worked.parts)
     judge = None
     if reference is not None:
         if is_endpoint(model) and is_endpoint(reference) and reference_api_key_env is None:
@@ -149,11 +152,12 @@ def evaluate(
         judge = load_reference(reference, replace(options, api_key_env=reference_api_key_env or api_key_env), repeats)
     calls = [[prompt_for(plan, example, step) for example in examples] for step in range(len(question.steps))]
     generates = answer == "generate" or len(question.steps) > 1
-    reserve = question.max_new_tokens if generates else SCORE_RESERVE
+    new_tokens = max(question.new_tokens)
+    reserve = new_tokens if generates else SCORE_RESERVE
     reserve += form.bound if form and form.verify else 0
     # Later steps hold what earlier ones wrote; the longest of them says how much fits into a batch.
     longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
-    room = reserve + (question.max_new_tokens if len(question.steps) > 1 else 0)
+    room = reserve + (new_tokens if len(question.steps) > 1 else 0)
     batches = loaded.plan(longest, room, [f"item {example.id}" for example in examples])
     settings = {
         **loaded.describe(),
@@ -168,18 +172,18 @@ def evaluate(
         "style": form.style if form else None,
         "verify": bool(form and form.verify),
         "half": half,
-        "shots": shots_fingerprint,
+        "shots": worked.fingerprint,
         "calibrate": calibrate,
-        "max_new_tokens": question.max_new_tokens if generates else None,
+        "max_new_tokens": _same_or_each(question.new_tokens) if generates else None,
         "data_sha256": dataset.fingerprint,
         "n": len(examples),
         "left_out": dataset.left_out,
         "rules_version": RULES_VERSION,
-        "prompts_sha256": jsonl.fingerprint([question.steps, question.answers, frames(), styles() if form else None]),
+        "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if form else None]),
         "seed": seed,
     }
     with runs.open_run(out, "evaluate", settings) as run:
-        announce_cost(loaded, calls, question.max_new_tokens, price=price, scored=answer == "logprob")
+        announce_cost(loaded, calls, question.new_tokens, price=price, scored=answer == "logprob")
         if calibrate:
             plan = replace(plan, bias=_kept_bias(run, loaded, plan))
         _answer_all(run, loaded, plan, examples, batches)
@@ -235,26 +239,9 @@ def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Mo
     return loaded
 
 
-def _shots(
-    task: Task, question: Question, path: Path | None, count: int, examples: Sequence[Example]
-) -> tuple[tuple[Message, ...], str | None]:
-    """Worked examples as turns, and their fingerprint."""
-    if path is None:
-        return (), None
-    if len(question.steps) > 1:
-        raise UserError(f"--few-shot works with protocols of one step, not with {question.protocol}")
-    worked = task.load(path).examples[: _positive("--shots", count)]
-    asked = {example.text.strip(): example.id for example in examples}
-    for example in worked:
-        if example.text.strip() in asked:
-            raise UserError(
-                f"{path}: worked example {example.id!r} is also asked about, as {asked[example.text.strip()]!r}"
-            )
-    turns: list[Message] = []
-    for example in worked:
-        turns += step_prompt(question.steps[0], example.text, list(question.answers.values()), example.evidence)
-        turns.append(Message("assistant", (Part(question.answers[str(example.label)]),)))
-    return tuple(turns), jsonl.fingerprint([asdict(turn) for turn in turns])
+def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
+    """The limit of every step, or the limit of each where they differ."""
+    return new_tokens[0] if len(set(new_tokens)) == 1 else list(new_tokens)
 
 
 def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:

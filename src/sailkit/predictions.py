@@ -13,9 +13,11 @@ from typing import Any
 from sailkit import jsonl, runs
 from sailkit.answers import RULES_VERSION, read_answer
 from sailkit.errors import UserError, nearest
+from sailkit.recording_layouts import RECORDED_FIELDS, layout_of, words_of_answers
 from sailkit.records import AnswerScore, Prediction
-from sailkit.tables import read_table, read_yaml
+from sailkit.tables import read_table, with_ids
 from sailkit.tasks import Task, builtin_tasks, load_task
+from sailkit.yaml_files import read_yaml
 
 PREDICTIONS = "predictions.jsonl"
 REFERENCE_FOLDER = "reference"
@@ -25,17 +27,6 @@ FACTORS = (
     "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
     "max_new_tokens",
 )  # fmt: skip
-RECORDED_FIELDS = {
-    "id": "id",
-    "text": "text",
-    "label": "label",
-    "output": "output",
-    "prediction": "prediction_recorded",
-    "reference": "reference_recorded",
-    "reference_output": "reference_output",
-    "prompt": "prompt",
-    "group": "group",
-}
 _NEEDED = ("id", "output")
 _SELDOM = ("group", "reason", "thought")  # a row has these only where they say something
 
@@ -169,7 +160,7 @@ def load_recording(
     """Read recorded outputs of any origin and read their raw answers again.
 
     Args:
-        path: JSON Lines or CSV.
+        path: JSON Lines, CSV or another table; rows without an id get their number.
         task: The task whose words the answers use.
         fields: What the file calls its fields; see `field_names`.
 
@@ -178,10 +169,13 @@ def load_recording(
     """
     path = Path(path)
     mapped = field_names(fields)
-    names = {**RECORDED_FIELDS, **mapped}
     rows = list(read_table(path))
     if not rows:
         raise UserError(f"{path}: no rows")
+    layout = layout_of(rows[0][1], str(path)) if "output" not in mapped else RECORDED_FIELDS
+    names = {**layout, **mapped}
+    if "id" not in mapped:
+        rows = with_ids(rows, names["id"], path)
     for key in (*_NEEDED, *mapped):
         for line, row in rows:
             if names[key] not in row:
@@ -192,6 +186,8 @@ def load_recording(
     known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
     labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
     chosen = Task(known.spec, labels, known.folder)
+    parsed = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
+    words = words_of_answers(chosen, parsed, [str(row[names["output"]] or "") for _, row in rows])
     predictions, extra = [], []
     seen: dict[str, int] = {}
     for index, (line, row) in enumerate(rows):
@@ -206,13 +202,16 @@ def load_recording(
         prompt = str(row.get(names["prompt"]) or "")
         # Only the new text is read: some recordings repeat the prompt before it.
         new = (raw or "").removeprefix(prompt)
-        label, outcome = read_answer(new, chosen.words())
+        label, outcome = read_answer(new, words)
+        reference = label_of(row, names["reference"], chosen, where)
+        if reference is None and (answer := row.get(names["reference_output"])):
+            reference = read_answer(str(answer), words)[0]
         predictions.append(
             Prediction(
                 id=item, index=index, text=str(row.get(names["text"]) or ""), raw_output=raw, prompt=prompt,
                 gold=label_of(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
-                reference=_reference(row, names, chosen, where),
-                recorded=label_of(row, names["prediction"], chosen, where), group=_text(row, names["group"]),
+                reference=reference, recorded=label_of(row, names["prediction"], chosen, where),
+                group=_text(row, names["group"]),
             )
         )  # fmt: skip
         extra.append({k: v for k, v in row.items() if k not in names.values()})
@@ -238,7 +237,8 @@ def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
     used = {str(label) for label in labels if label not in (None, "")}
     for name in builtin_tasks():
         task = load_task(name, ["all"])
-        if used and all(label in task.labels or (words and word_label(task, label)) for label in used):
+        own = {word.casefold() for word in task.words()} if words else set()
+        if used and all(label in task.labels or label.strip().casefold() in own for label in used):
             return task
     shown = ", ".join(sorted(used)[:5]) or "none"
     raise UserError(
@@ -265,16 +265,6 @@ def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str
         )
     return label
 
-
 def word_label(task: Task, value: object) -> str | None:
     """The label that a name or a word stands for; None where it is neither."""
-    if str(value) in task.labels:
-        return str(value)
-    words = {word.casefold(): label for word, label in task.words().items()}
-    return words.get(str(value).strip().casefold())
-
-
-def _reference(row: Mapping[str, Any], names: Mapping[str, str], task: Task, where: str) -> str | None:
-    recorded = label_of(row, names["reference"], task, where)
-    output = row.get(names["reference_output"])
-    return recorded if recorded is not None or not output else read_answer(str(output), task.words())[0]
+    return str(value) if str(value) in task.labels else task.label_words.get(str(value).strip().casefold())

@@ -15,11 +15,10 @@ from importlib import resources
 from itertools import takewhile
 from typing import Any
 
-import yaml
-
 from sailkit.errors import UserError, nearest
 from sailkit.guard import guarded
 from sailkit.records import SearchResult
+from sailkit.yaml_files import parse_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,8 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: `user`, `assistant`, or `text` for a prompt that has its own form and gets no frame.
+        role: `system` (the first turn alone), `user`, `assistant`, or `text` for a prompt that has its own form and
+            gets no frame.
         parts: What it says.
         begun: For the last turn: the answer has begun with it, and goes on behind it.
     """
@@ -89,7 +89,8 @@ class Rendered:
 @cache
 def frames() -> dict[str, Any]:
     """The literals around a task's own wording, from `data/prompts.yaml`."""
-    loaded: dict[str, Any] = yaml.safe_load((resources.files("sailkit") / "data" / "prompts.yaml").read_text("utf-8"))
+    name = "data/prompts.yaml"
+    loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
     return loaded
 
 
@@ -137,8 +138,10 @@ def step_prompt(
     text: str,
     answers: Sequence[str],
     results: Sequence[SearchResult] = (),
-    previous: str = "",
+    previous: str | Sequence[str] = "",
     shots: Sequence[Message] = (),
+    system: str = "",
+    examples: Sequence[Part] = (),
 ) -> Prompt:
     """One model call's conversation.
 
@@ -147,17 +150,30 @@ def step_prompt(
         text: What is judged.
         answers: The answer words, listed for `{answers}`.
         results: Search results for `{evidence}`.
-        previous: The new text of the call before, for `{previous}`.
+        previous: The new text of the call before, for `{previous}`; or of all earlier calls, for `{reply_1}` as well.
         shots: Worked examples as earlier turns.
+        system: The system text; it may list the answer words.
+        examples: Worked examples for `{examples}`.
     """
+    replies = [previous] if isinstance(previous, str) else previous
+    listed = [Part(frames()["answers_join"].join(answers), constant=True)]
     values: dict[str, str | Sequence[Part]] = {
         "text": text.strip(),
-        "answers": [Part(frames()["answers_join"].join(answers), constant=True)],
+        "answers": listed,
         "evidence": evidence_parts(results),
-        "previous": previous.strip(),
+        "previous": replies[-1].strip() if replies else "",
+        "examples": examples,
+        **{f"reply_{number}": reply.strip() for number, reply in enumerate(replies, start=1)},
     }
+    first = [Message("system", fill(system, {"answers": listed}))] if system else []
     turns = [Message(turn.role, tuple(replace(part, constant=True) for part in turn.parts)) for turn in shots]
-    return (*turns, Message("user", fill(template, values)))
+    return (*first, *turns, Message("user", fill(template, values)))
+
+
+def system_in_user_turn(prompt: Prompt) -> Prompt:
+    """The same conversation where there is no system role: its text stands in front of the first user's turn."""
+    system, user, *rest = prompt
+    return (replace(user, parts=(*system.parts, Part("\n\n", constant=True), *user.parts)), *rest)
 
 
 class Renderer:
@@ -176,6 +192,7 @@ class Renderer:
         self.context = context
         self.guard = guarded(tokenizer)
         self._gap: str | None = None
+        self._system: bool | None = None
         self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
 
     def render(self, prompt: Prompt, reserve: int) -> Rendered:
@@ -206,6 +223,8 @@ class Renderer:
         if prompt[-1].begun:
             gap = Part(self._before_answer() if self.chat else " ")
             return _merge((*self.segments(prompt[:-1]), gap, *prompt[-1].parts))
+        if prompt[0].role == "system" and not (self.chat and self._has_system_role()):
+            return self.segments(system_in_user_turn(prompt))
         if not self.chat:
             parts: list[Part] = []
             for i, message in enumerate(prompt):
@@ -216,6 +235,9 @@ class Renderer:
                     continue
                 reply = prompt[i + 1] if i + 1 < len(prompt) else None
                 frame = frames()["plain_turn" if reply else "plain"]
+                cue = frames()["plain"].removeprefix("{prompt}")
+                if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # it is there
+                    frame = frame.replace(cue, "", 1)
                 parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
             return _merge(parts)
         # The template gets marks in place of what is not its wording's own, so that nothing in that can act in it.
@@ -250,6 +272,19 @@ class Renderer:
                 f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
             )
         return ids
+
+    def _has_system_role(self) -> bool:
+        """Whether the chat template shows a system turn: some refuse it, some leave it out."""
+        from jinja2 import TemplateError
+
+        if self._system is None:
+            turns = [{"role": "system", "content": "system text"}, {"role": "user", "content": "x"}]
+            try:
+                shown = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except TemplateError:  # as `raise_exception` of a template does
+                shown = ""
+            self._system = "system text" in shown
+        return self._system
 
     def _before_answer(self) -> str:
         """What the chat template puts between its last words and an answer: Llama 2's puts a space."""

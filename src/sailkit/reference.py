@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from sailkit import jsonl, runs
@@ -32,7 +33,7 @@ class Paid(Protocol):
 def announce_cost(
     model: Model,
     calls: Sequence[Sequence[Prompt]],
-    max_new_tokens: int,
+    new_tokens: Sequence[int],
     repeats: int = 1,
     price: str | None = None,
     *,
@@ -43,7 +44,7 @@ def announce_cost(
     Args:
         model: Any model; one on this machine is passed over.
         calls: The prompts of each call of the protocol; what later ones quote of earlier answers is not known yet.
-        max_new_tokens: Longest answer.
+        new_tokens: Longest answer of each call.
         repeats: How often each prompt is asked.
         price: USD per million tokens, `IN/OUT`.
         scored: The last call is scored, not generated.
@@ -51,7 +52,8 @@ def announce_cost(
     if not isinstance(model, Paid):
         return
     last = len(calls) - 1
-    expected = [model.estimate(p, max_new_tokens, repeats, scored=scored and i == last) for i, p in enumerate(calls)]
+    each = enumerate(zip(calls, new_tokens, strict=True))
+    expected = [model.estimate(prompts, n, repeats, scored=scored and i == last) for i, (prompts, n) in each]
     sent, read, written = (
         sum(e[name] for e in expected) for name in ("requests", "prompt_tokens", "completion_tokens")
     )
@@ -105,9 +107,10 @@ def collect_reference(
         A flag where the reference changes its mind, or gives no label.
     """
     question = task.question("direct")
-    step = question.steps[0]
-    prompts = [step_prompt(step, e.text, list(question.answers.values()), e.evidence) for e in examples]
-    batches = model.plan(prompts, question.max_new_tokens, [f"item {e.id}" for e in examples])
+    answers, limit = list(question.answers.values()), question.new_tokens[0]
+    ask = partial(step_prompt, question.steps[0], answers=answers, system=question.systems[0])
+    prompts = [ask(e.text, results=e.evidence) for e in examples]
+    batches = model.plan(prompts, limit, [f"item {e.id}" for e in examples])
     settings = {
         **model.describe(),
         "temperature": 0,
@@ -115,11 +118,11 @@ def collect_reference(
         "task": task.name,
         "labels": task.labels,
         "items_sha256": jsonl.fingerprint([[e.id, e.text] for e in examples]),
-        "prompts_sha256": jsonl.fingerprint([question.steps, question.answers, frames()]),
+        "prompts_sha256": jsonl.fingerprint([*question.literals, frames()]),
         "rules_version": RULES_VERSION,
     }
     with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
-        announce_cost(model, [prompts], question.max_new_tokens, repeats, price)
+        announce_cost(model, [prompts], [limit], repeats, price)
         log = runs.BatchLog(nested.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
         try:
             with runs.progress(f"asking {model.name} for the reference", len(examples), log.rows_done) as tick:
@@ -127,7 +130,7 @@ def collect_reference(
                     rows: list[dict[str, Any]] = [{"id": examples[i].id, "label": None, "answers": []} for i in batch]
                     for repeat in range(repeats):
                         asked = model.with_repeat(repeat) if isinstance(model, Paid) else model
-                        replies = asked.generate([prompts[i] for i in batch], question.max_new_tokens, lambda _: False)
+                        replies = asked.generate([prompts[i] for i in batch], limit, lambda _: False)
                         for row, reply in zip(rows, replies, strict=True):
                             row["answers"].append(_read(reply, question.words))
                     log.append([{**row, "label": row["answers"][0]["label"]} for row in rows])

@@ -14,11 +14,10 @@ from importlib import resources
 from itertools import product
 from typing import Any, get_args
 
-import yaml
-
 from sailkit.errors import UserError, nearest
 from sailkit.prompts import Message, Part, Prompt, Renderer, fill
 from sailkit.records import TrainingExample, Verdict
+from sailkit.yaml_files import parse_yaml
 
 
 class TooLongError(UserError):
@@ -33,7 +32,8 @@ _ENDLESS = 10**12  # tokens; where no length is given nothing is cut
 @cache
 def wording() -> dict[str, Any]:
     """All literals, from `data/styles.yaml`."""
-    loaded: dict[str, Any] = yaml.safe_load((resources.files("sailkit") / "data" / "styles.yaml").read_text("utf-8"))
+    name = "data/styles.yaml"
+    loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
     return loaded
 
 

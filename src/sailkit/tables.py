@@ -1,16 +1,14 @@
-"""Tables as people keep them: JSON Lines, JSON lists, CSV, parquet, and YAML."""
+"""Tables as people keep them: JSON Lines, JSON lists, CSV and parquet."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sailkit import jsonl
+from sailkit import jsonl, runs
 from sailkit.errors import UserError, missing_extra
 
 _LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
@@ -50,6 +48,16 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from jsonl.read(path)
 
 
+def with_ids(
+    rows: Sequence[tuple[int, dict[str, Any]]], name: str, path: str | Path
+) -> list[tuple[int, dict[str, Any]]]:
+    """Rows with an id: where no row has the field, each row's number from 1, and one line says so."""
+    if not rows or any(name in row for _, row in rows):
+        return list(rows)
+    runs.notice(f"{path}: no field {name!r}; the number of each row, from 1, is its id")
+    return [(line, {**row, name: str(number)}) for number, (line, row) in enumerate(rows, start=1)]
+
+
 def _csv_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
     """Rows whose fields may be long: the library's limit is lifted for our reads, and for nobody else's."""
     while True:
@@ -76,17 +84,3 @@ def _json_list(path: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}")
     return rows
-
-
-def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds.
-
-    Raises:
-        UserError: The file cannot be read or is not YAML.
-    """
-    try:
-        return yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise jsonl.reading_failed(path, error) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

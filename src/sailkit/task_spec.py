@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -77,10 +78,44 @@ class LabelSpec(_Spec):
     also: tuple[Word, ...] = ()
 
 
+class StepSpec(_Spec):
+    """One model call: its prompt, its system text, and the most tokens of its reply (by default the protocol's)."""
+
+    prompt: str
+    system: str = ""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+
+
+class WordingSpec(_Spec):
+    """The steps of a wording, and what differs from its protocol.
+
+    `answers` and `also` replace the protocol's. `train` says whether `build-task` writes training rows in this wording:
+    a wording that others published is for measuring as they did.
+    """
+
+    steps: tuple[Annotated[StepSpec, BeforeValidator(lambda v: {"prompt": v} if isinstance(v, str) else v)], ...] = (
+        Field(min_length=1)
+    )
+    answers: dict[str, Word] = Field(default_factory=dict)
+    also: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
+    train: bool = True
+
+
+def _as_wording(value: object) -> object:
+    """A wording may also be its prompt alone, a list of steps, or one step."""
+    if isinstance(value, dict) and "steps" in value:
+        steps = value["steps"]
+        return {**value, "steps": [steps] if isinstance(steps, (str, dict)) else steps}
+    if isinstance(value, dict):
+        step = {name: value[name] for name in StepSpec.model_fields if name in value}
+        return {**{name: value[name] for name in value if name not in step}, "steps": [step]}
+    return {"steps": [value] if isinstance(value, str) else value}
+
+
 class ProtocolSpec(_Spec):
     """The wordings of one way to ask; each is one prompt, or several in a row with `{previous}`."""
 
-    wordings: dict[str, str | tuple[str, ...]]
+    wordings: dict[str, Annotated[WordingSpec, BeforeValidator(_as_wording)]]
     answers: dict[str, Word] = Field(default_factory=dict)
     also: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
     max_new_tokens: int = Field(default=16, ge=1)
@@ -116,12 +151,42 @@ class TaskSpec(_Spec):
         for protocol, spec in self.protocols.items():
             if not spec.wordings:
                 raise ValueError(f"protocols.{protocol}: no wordings")
-            for name in (*spec.answers, *spec.also):
-                if name not in self.labels:
-                    raise ValueError(f"protocols.{protocol}: {name!r} is no label; {nearest(name, self.labels)}")
-            answers = ((label, (word,)) for label, word in spec.answers.items())
-            _check_words([*answers, *spec.also.items()], f"protocols.{protocol}")
+            _check_answers(spec, self.labels, f"protocols.{protocol}")
+            for name, wording in spec.wordings.items():
+                where = f"protocols.{protocol}.wordings.{name}"
+                _check_answers(wording, self.labels, where)
+                for number, step in enumerate(wording.steps, start=1):
+                    _check_fields(step, number, where)
         return self
+
+
+def _check_answers(spec: ProtocolSpec | WordingSpec, labels: Iterable[str], where: str) -> None:
+    for name in (*spec.answers, *spec.also):
+        if name not in labels:
+            raise ValueError(f"{where}: {name!r} is no label; {nearest(name, labels)}")
+    answers = ((label, (word,)) for label, word in spec.answers.items())
+    _check_words([*answers, *spec.also.items()], where)
+
+
+# What a slip of the pen makes of a field: {text }, {text.x}, {text!r}, {Text}. Other braces are text, as in JSON.
+_FIELD_LIKE = re.compile(
+    r"\{\s*(?:[A-Za-z_][\w.]*\s*|(?i:text|answers|evidence|previous|examples|reply_\d+)\b[^{}]*)\}"
+)
+
+
+def _check_fields(step: StepSpec, number: int, where: str) -> None:
+    """Refuse a field that is unknown or misspelt, and a step that is the same for every item."""
+    replies = ["previous", *(f"reply_{n}" for n in range(1, number))] if number > 1 else []
+    known = ["text", "answers", "evidence", *replies] + (["examples"] if number == 1 else [])
+    for text, fields in ((step.prompt, known), (step.system, ["answers"])):
+        for match in _FIELD_LIKE.finditer(text):
+            if match.group() not in (f"{{{field}}}" for field in fields):
+                name = match.group().strip("{} ")
+                what = f"the system text of step {number}" if text is step.system else f"step {number}"
+                raise ValueError(f"{where}: {what} has no field {match.group()}; {nearest(name, fields)}")
+    if not any(f"{{{field}}}" in step.prompt for field in ("text", *replies)):
+        what = " or ".join(f"{{{field}}}" for field in ("text", *replies))
+        raise ValueError(f"{where}: step {number} does not show the item: every item would get one prompt; add {what}")
 
 
 def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:

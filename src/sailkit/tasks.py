@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, nearest
 from sailkit.records import Example, SearchResult
-from sailkit.tables import read_table, read_yaml
+from sailkit.tables import read_table
 from sailkit.task_spec import DataSpec, EvidenceFields, TaskSpec
+from sailkit.yaml_files import read_yaml
 
 Half = Literal["first", "second"]
 
@@ -26,18 +28,33 @@ class Question:
     Attributes:
         protocol: `direct`, `fair`, `think-twice`, or a task's own.
         wording: The wording's name.
-        steps: Prompt templates, one model call each, with `{text}`, `{evidence}`, `{answers}`, `{previous}`.
+        steps: Prompt templates, one model call each, with `{text}`, `{evidence}`, `{answers}`, `{previous}`,
+            `{reply_1}`, `{examples}`.
+        systems: The system text of each step, or nothing.
         answers: Label -> the word that is asked for and scored.
         words: Word -> label, for reading.
-        max_new_tokens: How long a step that is generated may become.
+        new_tokens: How long each step that is generated may become.
+        train: Whether training rows may be written in this wording.
     """
 
     protocol: str
     wording: str
     steps: tuple[str, ...]
+    systems: tuple[str, ...]
     answers: dict[str, str]
     words: dict[str, str]
-    max_new_tokens: int
+    new_tokens: tuple[int, ...]
+    train: bool = True
+
+    @property
+    def literals(self) -> list[Any]:
+        """What a fingerprint of the prompts holds of this question."""
+        return [self.steps, self.answers, *([self.systems] if any(self.systems) else [])]
+
+    @property
+    def shows_examples(self) -> bool:
+        """Whether the wording itself says where worked examples go."""
+        return any("{examples}" in step for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -71,22 +88,25 @@ class Task:
         wording = wording or next(iter(spec.wordings))
         if wording not in spec.wordings:
             raise UserError(f"{self.name}/{protocol} has no wording {wording!r}; {nearest(wording, spec.wordings)}")
-        if spec.answers and (missing := [label for label in self.labels if label not in spec.answers]):
+        own = spec.wordings[wording]
+        given, also = (own.answers, own.also) if own.answers or own.also else (spec.answers, spec.also)
+        if given and (missing := [label for label in self.labels if label not in given]):
             raise UserError(
                 f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use --labels or another --protocol"
             )
-        answers = {label: spec.answers.get(label, self.spec.labels[label].answer) for label in self.labels}
-        words = {word: label for label in self.labels for word in (answers[label], *spec.also.get(label, ()))}
-        if not spec.answers:
+        answers = {label: given.get(label, self.spec.labels[label].answer) for label in self.labels}
+        words = {word: label for label in self.labels for word in (answers[label], *also.get(label, ()))}
+        if not given:
             words |= self.words()
-        steps = spec.wordings[wording]
         return Question(
             protocol=protocol,
             wording=wording,
-            steps=(steps,) if isinstance(steps, str) else steps,
+            steps=tuple(step.prompt for step in own.steps),
+            systems=tuple(step.system for step in own.steps),
             answers=answers,
             words=words,
-            max_new_tokens=spec.max_new_tokens,
+            new_tokens=tuple(step.max_new_tokens or spec.max_new_tokens for step in own.steps),
+            train=own.train,
         )
 
     def words(self) -> dict[str, str]:
@@ -96,6 +116,28 @@ class Task:
             spec = self.spec.labels[label]
             table |= dict.fromkeys((spec.answer, *spec.also), label)
         return table
+
+    @cached_property
+    def vocabularies(self) -> list[dict[str, str]]:
+        """The words for the labels in use: the labels' own, then those of each protocol with other answers."""
+        found = [self.words()]
+        for protocol, spec in self.spec.protocols.items():
+            for wording in spec.wordings:
+                given = spec.wordings[wording].answers or spec.answers or self.labels
+                labels = tuple(label for label in self.labels if label in given)
+                words = replace(self, labels=labels).question(protocol, wording).words
+                if not words.items() <= found[0].items() and words not in found:
+                    found.append(words)
+        return found
+
+    @cached_property
+    def label_words(self) -> dict[str, str]:
+        """Every word, in lower case, that stands for one label alone in all of the vocabularies."""
+        meanings: dict[str, set[str]] = {}
+        for vocabulary in self.vocabularies:
+            for word, label in vocabulary.items():
+                meanings.setdefault(word.casefold(), set()).add(label)
+        return {word: labels.pop() for word, labels in meanings.items() if len(labels) == 1}
 
     def load(self, data: str | Path | None = None) -> Dataset:
         """Read the task's examples.

@@ -57,7 +57,7 @@ def _copy_card(card: Path, to: Path) -> None:
 
     try:
         copied = ModelCard.load(card, ignore_metadata_errors=True)
-    except (yaml.YAMLError, ValueError) as error:  # somebody wrote in it
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # somebody wrote in it
         raise UserError(f"{card}: its front matter cannot be read ({type(error).__name__})") from None
     copied.data.library_name, copied.data.base_model_relation = "transformers", "finetune"
     copied.save(to)

@@ -193,7 +193,7 @@ def _license(told: Recipe, source: Source) -> str | None:
     card = (source.base or source).folder / MODEL_CARD
     try:
         found = ModelCard.load(card, ignore_metadata_errors=True).data.license if card.is_file() else None
-    except (yaml.YAMLError, ValueError, OSError):
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
         return None
     return found if isinstance(found, str) else None
 

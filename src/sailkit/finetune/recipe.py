@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sailkit import jsonl
 from sailkit.errors import UserError, missing_extra, nearest
 from sailkit.styles import check_style
+from sailkit.yaml_files import parse_yaml, read_yaml
 
 # Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
 _OURS = {
@@ -117,20 +115,6 @@ class Recipe:
         return {**(_REST_OF_STEP if given else _STEP), **given}
 
 
-class _Loader(yaml.SafeLoader):
-    """As in YAML 1.2, 1e-5 is a number, and `no` is a text; `eval_strategy: no` is one of TRL's settings."""
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [one for one in pairs if one[0] != _BOOL] for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
-)
-
-
 def read_recipe(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
     """Read a recipe and change it.
 
@@ -158,7 +142,7 @@ def read_settings(path: Path | None, changes: Mapping[str, Any], assignments: Se
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise UserError(f"--set {text!r}: write KEY=VALUE, such as training.learning_rate=1e-4")
-        tree: Any = _parse(value, f"--set {text}")
+        tree: Any = parse_yaml(value, f"--set {text}")
         for part in reversed(name.strip().split(".")):
             tree = {part: tree}
         told = _merged(told, tree)
@@ -168,25 +152,12 @@ def read_settings(path: Path | None, changes: Mapping[str, Any], assignments: Se
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise UserError(f"{path}: extends itself")
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise jsonl.reading_failed(path, error) from None
-    told: Any = _parse(text, str(path))
+    told: Any = read_yaml(path)
     if not isinstance(told, dict):
         raise UserError(f"{path}: a recipe is a mapping, such as  model: smollm2-135m")
     if base := told.pop("extends", None):
         told = _merged(_read(path.parent / str(base), (*above, path.resolve())), told)
     return dict(told)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return _Loader(text).get_single_data()
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
