@@ -110,6 +110,48 @@ def question(text: str, results=(), template: str = WORDING, shots=()):
     return step_prompt(template, text, ["Correct", "Wrong"], results, shots=shots)
 
 
+# The system text
+
+SYSTEM_ROLE = TRIMMING
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TRIMMING
+)
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}" + TRIMMING
+)
+LEAVES_OUT = TRIMMING.replace("in messages", "in messages if m.role != 'system'")
+
+
+@pytest.mark.parametrize("template", [SYSTEM_ROLE, REFUSES, ALTERNATES, LEAVES_OUT])
+def test_a_system_text_is_shown_by_every_chat_template(make, template):
+    tokenizer = copy.deepcopy(make("stories260k").tokenizer)
+    tokenizer.chat_template = template
+    shots = [Message("user", (Part("A?"),)), Message("assistant", (Part("Yes"),))]
+    prompt = step_prompt("Fair? {text}", "x</s>", ["Yes", "No"], shots=shots, system="Judge, {answers}.")
+    found = Renderer(tokenizer, chat=True, context=ROOMY).render(prompt, 1)
+    if template == SYSTEM_ROLE:
+        expected = "<s><system> Judge, Yes or No.</s><user> A?</s>"
+    else:
+        expected = "<s><user> Judge, Yes or No.\n\nA?</s>"
+    assert found.text == expected + "<assistant> Yes</s><user> Fair? x</s></s><assistant>"
+    turns = [m for m in found.ids if m == tokenizer.eos_token_id]
+    assert len(turns) == expected.count("</s>") + 2  # none comes from the text
+
+
+def test_a_system_text_without_a_chat_template_opens_the_prompt(plain):
+    prompt = step_prompt("Fair? {text}", "x", ["Yes"], system="Judge.")
+    assert plain.render(prompt, 1).text == "Judge.\n\nFair? x\nAnswer:"
+
+
+def test_a_wording_that_asks_for_the_answer_itself_is_not_asked_twice(plain):
+    shots = step_prompt("Q: {text}\nAnswer:", "a", [])[-1], Message("assistant", (Part("Yes"),))
+    prompt = step_prompt("Q: {text}\nAnswer:", "b", [], shots=shots)
+    assert plain.render(prompt, 1).text == "Q: a\nAnswer: Yes\n\nQ: b\nAnswer:"
+    text_that_ends_so = step_prompt("{text}", "b\nAnswer:", [])
+    assert plain.render(text_that_ends_so, 1).text == "b\nAnswer:\nAnswer:"
+
+
 # Text from outside
 
 

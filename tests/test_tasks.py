@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from sailkit.errors import UserError
 from sailkit.tables import read_table
 from sailkit.tasks import builtin_tasks, load_task
+from sailkit.yaml_files import parse_yaml
 
 OWN = {
     "name": "fruit",
@@ -28,6 +30,10 @@ def own(tmp_path: Path, text: str | None = None, **changes: object) -> Path:
     return path
 
 
+def wording(value: object) -> dict[str, object]:
+    return {"protocols": {"p": {"wordings": {"w": value}}}}
+
+
 def complaint(call, *arguments: object) -> str:
     with pytest.raises(UserError) as caught:
         call(*arguments)
@@ -42,9 +48,10 @@ def test_built_in_tasks_have_three_protocols_in_three_wordings(name):
     task = load_task(name)
     assert list(task.spec.protocols) == ["direct", "fair", "think-twice"]
     for protocol, spec in task.spec.protocols.items():
-        assert len(spec.wordings) >= 3
-        for wording in spec.wordings:
-            question = task.question(protocol, wording)
+        questions = [task.question(protocol, wording) for wording in spec.wordings]
+        own = [question for question in questions if not question.wording.startswith("published")]
+        assert len(own) >= 3
+        for question in own:
             assert len(question.steps) == (3 if protocol == "think-twice" else 1)
             assert set(question.answers) == set(task.labels)
             assert len(set(question.answers.values())) == len(task.labels)
@@ -121,6 +128,42 @@ def test_words_that_yaml_takes_for_numbers_are_text(tmp_path):
     question = load_task(own(tmp_path, text)).question("direct")
     assert question.answers == {"low": "1", "high": "2"}
     assert question.words["2.5"] == "high"
+
+
+def test_the_example_in_the_docs_is_a_task(tmp_path):
+    """Every block of YAML in the docs is read by our loader, and the whole task among them is used."""
+    docs = sorted(Path(__file__).resolve().parents[1].glob("**/*.md"))
+    blocks = [block for page in docs for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.S)]
+    tasks = [block for block in blocks if {"labels", "protocols"} <= parse_yaml(block, "docs").keys()]
+    assert len(blocks) > len(tasks) > 0
+    for block in tasks:
+        path = own(tmp_path, block)
+        task = load_task(path)
+        (tmp_path / "capitals.csv").write_text("key,statement,verdict\n1,Paris is in France.,1\n2,Rome is in Peru.,0\n")
+        assert [(e.id, e.text, e.label) for e in task.load().examples] == [
+            ("1", "Paris is in France.", "right"),
+            ("2", "Rome is in Peru.", "wrong"),
+        ]
+        assert task.words() | {"yes": "right", "no": "wrong", "True": "right"} == task.words()
+        for protocol, spec in task.spec.protocols.items():
+            for wording in spec.wordings:
+                task.question(protocol, wording)
+
+
+def test_yaml_has_the_booleans_of_yaml_1_2(tmp_path):
+    text = "a: [yes, No, on, off, y, true, False, 1e-5, 2020-01-01, 7]"
+    assert parse_yaml(text, "x") == {"a": ["yes", "No", "on", "off", "y", True, False, 1e-5, "2020-01-01", 7]}
+    labels = {"good": {"answer": "Fine"}, "bad": {"answer": "Poor"}}
+    path = own(
+        tmp_path,
+        yaml.safe_dump({**OWN, "labels": labels, "data": OWN["data"] | {"label_values": {}}}).replace("Fine", "yes"),
+    )
+    assert load_task(path).question("direct").answers == {"good": "yes", "bad": "Poor"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "[" * 20_000 + "]" * 20_000, "{a: " * 5_000])
+def test_deeply_nested_yaml_is_one_line(tmp_path, text):
+    assert complaint(load_task, own(tmp_path, text)).endswith("YAML nested too deeply")
 
 
 def test_labels_are_chosen_in_the_tasks_order():
@@ -217,6 +260,22 @@ def test_bad_csv_is_named(tmp_path, content, expected):
         ({"data": {**OWN["data"], "folder": "texts"}}, "data: give either `fields`, or `folder` with `label_file`"),
         ({"data": {"folder": "texts"}}, "data: give either `fields`, or `folder` with `label_file`"),
         ({"protocols": {"direct": {"wordings": {}}}}, "protocols.direct: no wordings"),
+        (wording("{text } {answers}?"), "step 1 has no field {text }; did you mean 'text'?"),
+        (wording("{text.x} {answers}?"), "step 1 has no field {text.x}; did you mean 'text'?"),
+        (wording("{text} {text!r}"), "step 1 has no field {text!r}; did you mean 'text'?"),
+        (wording("{Text} {answers}?"), "step 1 has no field {Text}; did you mean 'text'?"),
+        (wording("{text} {reply_1}"), "step 1 has no field {reply_1}"),
+        (wording("{text} {claim}"), "step 1 has no field {claim}"),
+        (wording("Hello {answers}?"), "protocols.p.wordings.w: step 1 does not show the item"),
+        (wording("Claim: {text {answers}?"), "step 1 does not show the item"),
+        (wording(["{text}", "Right? {answers}"]), "step 2 does not show the item: every item would get one prompt"),
+        (wording(["{text}", "{previous} {reply_2}"]), "step 2 has no field {reply_2}; did you mean 'reply_1'?"),
+        (wording({"prompt": "{text}", "system": "Judge {text}."}), "the system text of step 1 has no field {text}"),
+        (wording({"promt": "{text}"}), "protocols.p.wordings.w.steps.0.prompt: Field required"),
+        (wording({"prompt": "{text}", "sistem": "x"}), "protocols.p.wordings.w.sistem: Extra inputs"),
+        (wording({"prompt": "{text}", "max_new_tokens": 0}), "w.steps.0.max_new_tokens: Input should be greater"),
+        (wording([]), "protocols.p.wordings.w.steps: Tuple should have at least 1 item"),
+        (wording({"prompt": "{text}", "answers": {"swet": "x"}}), "protocols.p.wordings.w: 'swet' is no label"),
         ({"protocols": {"p": {"wordings": {"w": "?"}, "answers": {"swet": "S"}}}}, "did you mean 'sweet'?"),
         (
             {"protocols": {"p": {"wordings": {"w": "?"}, "answers": {"sweet": "Yes"}, "also": {"sour": ["yes"]}}}},

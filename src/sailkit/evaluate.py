@@ -74,8 +74,8 @@ def evaluate(
         out: The run folder.
         data: The task's data: a file or folder.
         answer: Score the labels' answer words (logprob), or generate an answer and read it (generate).
-        protocol: direct (one question), fair ("is it fair to say"), think-twice (three calls).
-        wording: One of the protocol's wordings; the first by default.
+        protocol: direct (one question), fair ("is it fair to say"), think-twice (several calls).
+        wording: One of the protocol's wordings; the first by default. climate-fever and hsd have the published ones.
         labels: Labels to use, repeated or separated by commas; "all" for all of the task.
         limit: Only the first so many examples.
         half: Only the examples of this half; build-task trains on the other.

@@ -41,7 +41,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UserError(f"{where}: YAML nested too deeply; no file of this kind needs so many levels") from None
+        raise UserError(f"{where}: YAML nested too deeply") from None
 
 
 def read_yaml(path: str | Path) -> Any:
