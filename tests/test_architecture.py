@@ -28,6 +28,7 @@ ORDER = (
     "metrics",
     "cluster",
     "guard",
+    "messages",
     "prompts",
     "thoughts",
     "answers",

@@ -265,6 +265,7 @@ def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str
         )
     return label
 
+
 def word_label(task: Task, value: object) -> str | None:
     """The label that a name or a word stands for; None where it is neither."""
     return str(value) if str(value) in task.labels else task.label_words.get(str(value).strip().casefold())

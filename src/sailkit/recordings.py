@@ -14,6 +14,7 @@ from sailkit.answers import read_answer
 from sailkit.errors import UserError
 from sailkit.logs import SampleLog, chosen_letter, field_of_doc, read_sample_log
 from sailkit.predictions import PredictionSet
+from sailkit.recording_layouts import words_of_answers
 from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks import Task, load_task
 
@@ -64,9 +65,11 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | None) -> 
     ]
     if len({*ids}) < len(ids):
         raise UserError(f"{path}: an id stands twice; is it several logs in one file?")
+    decided = [value for row in log.rows for value in (row["label"], row.get("prediction_recorded"))]
+    words = words_of_answers(chosen, decided, [row["output"] or "" for row in log.rows])
     rows = []
     for index, (item, text, gold, row) in enumerate(zip(ids, texts, golds, log.rows, strict=True)):
-        answer = _answer_of_sample(row, chosen, f"{path}, sample {item!r}")
+        answer = _answer_of_sample(row, chosen, words, f"{path}, sample {item!r}")
         recorded = predictions.word_label(chosen, row.get("prediction_recorded"))
         rows.append(
             Prediction(
@@ -79,7 +82,7 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | None) -> 
     return PredictionSet(path.name.removesuffix(path.suffix), labels, tuple(rows), provenance)
 
 
-def _answer_of_sample(row: Mapping[str, Any], task: Task, where: str) -> dict[str, Any]:
+def _answer_of_sample(row: Mapping[str, Any], task: Task, words: Mapping[str, str], where: str) -> dict[str, Any]:
     """Label, outcome and scores of one sample of a log."""
     if logprobs := row.get("choice_logprobs"):
         labels = [predictions.label_of({"choice": choice}, "choice", task, where) for choice in row["choices"]]
@@ -95,7 +98,7 @@ def _answer_of_sample(row: Mapping[str, Any], task: Task, where: str) -> dict[st
     if row.get("refused"):
         return {"label": None, "outcome": "refused", "answered_by": "text"}
     output = row["output"] or ""
-    label, outcome = read_answer(output, task.words())
+    label, outcome = read_answer(output, words)
     if outcome == "unreadable" and (choice := chosen_letter(output, row.get("choices", ()))):
         label, outcome = predictions.word_label(task, choice), "answered"
     return {
