@@ -89,6 +89,7 @@ ORDER = (
     "finetune.trainer",
     "finetune.plan",
     "finetune.plots",
+    "finetune.effective",
     "finetune.publish",
     "finetune.merge",
     "finetune.stage",

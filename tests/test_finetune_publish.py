@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ import pytest
 from huggingface_hub import ModelCard
 
 from local_hub import TOKEN, local_hub
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.finetune.publish import check_repository, model_card
 from sailkit.finetune.recipe import Recipe
 from sailkit.models.sources import Source
 from test_finetune import SET, data, folder, tune  # noqa: F401 - fixtures
 from test_report import HOSTILE
-from test_tuned_page import CARD, FIGURES
+from test_tuned_page import CARD, FIGURES, effective
 
 pytest.importorskip("trl")
 QUICK = ("training.max_steps=1", "training.eval_strategy=no", "lora={r: 2}", "dtype=float32")
@@ -37,7 +39,8 @@ def card(model: str = "owner/base", base: Path = Path("nowhere"), text: str = ""
         "lora": recipe.get("lora"),
         "training": {"run_name": f"x{text}"},
     }
-    made = model_card(told, Source(base), FIGURES, [{"data": f"runs/a{text}", "card": own}], settings)
+    manifest = {"settings": {"recipe": settings}, "effective": effective(text), "environment": runs.environment()}
+    made = model_card(told, Source(base), FIGURES, [{"data": f"runs/a{text}", "card": own}], manifest)
     return ModelCard(made), made
 
 
@@ -73,12 +76,16 @@ def test_a_reader_is_told_figures_data_and_limits():
     for words in ("| Loss for each supervised token | 3.214 | 1.106 |",
                   "| Flagging: Matthews correlation | −0.031 | 0.622 |",
                   "informative 0.12, distracting 0.88", "| supervised tokens of a pass | 2,150 |", "A small run.",
-                  "only 12.0% are informative", "an MCC up to 0.10 can be luck"):  # fmt: skip
+                  "only 12.0% are informative", "an MCC up to 0.10 can be luck", "| steps | 80 |",
+                  f"trl {version('trl')}", f"peft {version('peft')}"):  # fmt: skip
         assert words in text
+    assert "| training.weight_decay | 0.0 |" in text.replace("\\", "")
     told = Recipe("owner/base", ("a",))
+    old = {"settings": {"recipe": {}}, "environment": {"versions": {"sailkit": "1"}}}
     blind = model_card(
-        told, Source(Path("nowhere")), {"rows": 3, "held_out_rows": 0}, [{"data": "a", "card": None}], {}
+        told, Source(Path("nowhere")), {"rows": 3, "held_out_rows": 0}, [{"data": "a", "card": None}], old
     )
+    assert "## Settings in effect" not in blind
     assert "no held-out rows: nothing is known" in blind
     assert "It has no data card." in blind
 

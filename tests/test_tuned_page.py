@@ -42,6 +42,11 @@ def history() -> list[dict]:
     return [*rows, {"step": 80, "train_loss": 1.5}]
 
 
+def effective(text: str = "") -> dict:
+    training = {"learning_rate": 1e-4, "weight_decay": 0.0, "optim": f"adamw{text}", "max_steps": -1, "debug": []}
+    return {"training": training, "lora": {"r": 16, "target_modules": ["q_proj"]}, "quantization": None, "steps": 80}
+
+
 def tuned(folder: Path, text: str = "", **changes) -> Path:
     """A finished run as finetune leaves it, with a text in every place that takes one from outside."""
     recipe = {"model": f"tiny{text}", "data": [f"runs/a{text}"], "style": "chat", "lora": {"r": 16},
@@ -49,7 +54,7 @@ def tuned(folder: Path, text: str = "", **changes) -> Path:
     settings = {"recipe": recipe, "weights_sha256": "c0ffee" * 10 + "c0ff", "tokenizer_sha256": "ab" * 32,
                 "train_sha256": "cd" * 32, "held_out_sha256": None, "seed": 42}  # fmt: skip
     with runs.open_run(folder, "finetune", settings) as run:
-        pass
+        run.describe("effective", effective(text))
     figures = {**FIGURES, "model": f"tiny{text}", "about": f"A small run.{text}", **changes}
     card = {**CARD, "style": f"chat{text}", "flag_messages": {"x": [f"only 12.0% are informative{text}"]}}
     run.path("metrics.json").write_text(json.dumps(figures))
@@ -76,6 +81,9 @@ def test_figures_are_those_of_the_run(tmp_path):
                      "informative 0.12, distracting 0.88", "only 12.0% are informative", "no response",
                      "b.jsonl"):  # fmt: skip
             assert said in words
+        assert "training.weight_decay" in words.replace("\\", "")
+        assert "adamw" in words
+        assert "max_steps" not in words.replace("\\", "")
     assert "| Flagging: Matthews correlation | −0.031 | 0.622 |" in markdown
     assert "| Flagging: precision for distracting | – | 0.792 |" in markdown
     assert told["verdict"] in page.text

@@ -25,7 +25,10 @@ from sailkit.terminal import progress as progress  # noqa: PLC0414
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 _MANIFEST_KEYS = {"stage", "fingerprint", "settings", "environment"}
-_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "openai", "numpy", "scikit-learn")
+_PACKAGES = (
+    *("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "openai"),
+    *("numpy", "scikit-learn"),
+)
 
 
 class Run:
@@ -43,6 +46,26 @@ class Run:
     def path(self, name: str) -> Path:
         """A file of this run."""
         return self.folder / name
+
+    @property
+    def identity(self) -> str:
+        """What trackers know the run by: 16 hex digits of how it began."""
+        return jsonl.fingerprint({k: v for k, v in self.manifest.items() if k in _MANIFEST_KEYS})[:16]
+
+    def describe(self, key: str, value: dict[str, Any]) -> None:
+        """Add to the manifest what shows only when the run has started; it describes, and decides nothing.
+
+        What was there first is kept. A start that differs, such as on another machine, adds how to
+        `KEY_when_resumed`.
+
+        Args:
+            key: Of the manifest.
+            value: What JSON can hold.
+        """
+        before = self.manifest.setdefault(key, value)
+        if changes := list(_differences(before, value)):
+            self.manifest[f"{key}_when_resumed"] = changes
+        jsonl.write_json(self.path(MANIFEST), self.manifest)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,7 @@ def _content(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, An
         "dropped": [(str(row["id"]), [str(row["reason"])]) for row in dropped[:_MOST_DROPPED]],
         "dropped_in_all": len(dropped),
         "recipe": [(name, [value]) for name, value in publish.recipe_rows(settings["recipe"])],
+        "effective": [(name, [value]) for name, value in publish.effective_rows(manifest)],
         "facts": [(title, [page.fact(name, facts)]) for name, title in _FACTS.items()],
     }
 

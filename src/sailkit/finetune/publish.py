@@ -13,6 +13,7 @@ import yaml
 from sailkit import __version__, jsonl, page
 from sailkit.build import CARD
 from sailkit.errors import UserError
+from sailkit.finetune.effective import EFFECTIVE, shown
 from sailkit.finetune.recipe import Recipe
 from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source
 
@@ -121,12 +122,19 @@ def recipe_rows(settings: Mapping[str, Any]) -> list[Row]:
     return found
 
 
+def effective_rows(manifest: Mapping[str, Any]) -> list[Row]:
+    """The settings that a run had in effect, defaults included; none of a run that is older than their record."""
+    rows = recipe_rows(shown(manifest.get(EFFECTIVE, {})))
+    changes = manifest.get(f"{EFFECTIVE}_when_resumed", ())
+    return [*rows, *(("when it was resumed", str(change)) for change in changes)]
+
+
 def model_card(
     told: Recipe,
     source: Source,
     figures: Mapping[str, Any],
     cards: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
+    manifest: Mapping[str, Any],
 ) -> str:
     """The model card, with front matter for the hub. Folders of this machine are named by their last part only.
 
@@ -135,7 +143,7 @@ def model_card(
         source: The base.
         figures: Those of metrics.json.
         cards: See `data_cards`.
-        settings: The recipe as the run's manifest has it.
+        manifest: The run's.
     """
     from huggingface_hub import ModelCardData
     from markupsafe import Markup
@@ -152,7 +160,7 @@ def model_card(
         tags=["sailkit", "search-augmented", "retrieval-augmented-generation", "trl", "sft"],
         ignore_metadata_errors=True,
     )
-    shown = {name: value for name, value in settings.items() if name not in ("model", "data", "held_out")}
+    recipe = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in ("model", "data", "held_out")}
     return page.markdown(
         "model_card",
         {
@@ -165,7 +173,9 @@ def model_card(
             "trained": trained_on(figures),
             "data": [(_public(one["data"]), quoted(one["card"])) for one in cards],
             "doubts": doubts(cards),
-            "recipe": recipe_rows(shown),
+            "recipe": recipe_rows(recipe),
+            "effective": effective_rows(manifest),
+            "versions": page.fact("versions", manifest["environment"]),
             "figures": before_and_after(figures),
             "results": figures.get("tuned_flagging_results"),
             "held_out": figures.get("held_out_rows", 0),

@@ -13,6 +13,7 @@ from sailkit import jsonl, runs
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data
+from sailkit.finetune.effective import EFFECTIVE, effective_settings
 from sailkit.finetune.plan import need_a_gpu, plan
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.recipe import Recipe, read_recipe
@@ -226,7 +227,7 @@ def _train(
     base = run.path(BASE)
     tuned: dict[str, Any] = {}
     begun = time.monotonic()
-    with tracking(args.report_to, run.folder, jsonl.fingerprint(run.manifest)[:16]):
+    with tracking(args.report_to, run.folder, run.identity):
         with processes.agreed():
             trainer = (goal.trainer or trl.Trainer)(
                 model=loading.load_for_training(source, told),
@@ -240,6 +241,8 @@ def _train(
                 callbacks=[callbacks.History(run.path(HISTORY))],
                 processes=processes,
             )
+            if processes.first:
+                run.describe(EFFECTIVE, effective_settings(trainer, told, processes.count))
         # Before the trackers close.
         trainer.callback_handler.callbacks.insert(0, callbacks.Around(before, after))
         steps = trainer.planned_steps() if processes.first else 0
@@ -270,7 +273,7 @@ def _train(
             figures |= {**(jsonl.read_json(base) if aside else {}), **tuned, "saved": str(run.path(MODEL))}
             cards = publish.data_cards(told.data)
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
-            card = publish.model_card(told, source, figures, cards, run.manifest["settings"]["recipe"])
+            card = publish.model_card(told, source, figures, cards, run.manifest)
             whole = trainer.accelerator.unwrap_model(trainer.model)
             base_sha256 = run.manifest["settings"]["weights_sha256"]
             _save(run.path(MODEL), whole, weights, tokenizer, told, train, card, base_sha256)
