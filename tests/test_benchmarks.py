@@ -1,4 +1,4 @@
-"""Benchmarks run; what they measure is theirs to say, and never asserted here."""
+"""Benchmarks run; what they measure is theirs to say, and never asserted here, but for what is exact."""
 
 from __future__ import annotations
 
@@ -71,5 +71,18 @@ def test_distill_benchmark_runs_in_smoke_mode(shared: Path, tmp_path: Path) -> N
     command = [sys.executable, BENCHMARKS / "distill.py", "--smoke", "--shared", shared, "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    for line in ("extra peak memory", "logits - sequence", "MB above the models", "sailkit's cache", "## end-to-end"):
+    for line in ("extra peak memory", "logits - sequence", "MB above the models", "sailkit's cache", "## end-to-end",
+                 "logits - plain fine-tuning"):  # fmt: skip
         assert line in done.stdout
+
+
+@pytest.mark.long
+def test_projection_benchmark_gets_nearer_with_each_part(shared: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "projection.py", "--sentences", "40", "--learn", "300", "--shared", shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith(("| first", "| with"))]
+    error = {name.strip(): float(cell.split()[0]) for name, cell in rows}
+    assert error["first token only"] > error["with path expansion"] > error["with both"]
+    assert error["first token only"] > error["with learnt habits"] > error["with both"]
+    assert error["with both"] < 0.09
