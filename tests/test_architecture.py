@@ -86,6 +86,7 @@ ORDER = (
     "finetune.callbacks",
     "finetune.checkpoints",
     "finetune.tracking",
+    "finetune.arguments",
     "finetune.trainer",
     "finetune.plan",
     "finetune.plots",

@@ -14,7 +14,8 @@ import pytest
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.recipe import Recipe, read_recipe
-from sailkit.finetune.tracking import tracking
+from sailkit.finetune.stage import finetune
+from sailkit.finetune.tracking import check_trackers, tracking
 from sailkit.records import SearchResult, TrainingExample
 
 trl = pytest.importorskip("sailkit.finetune.trainer")
@@ -178,6 +179,34 @@ def arguments(tmp_path: Path, **training: object):
 def test_nothing_is_tracked_unless_it_is_asked_for(tmp_path):
     assert arguments(tmp_path).report_to == []
     assert arguments(tmp_path, report_to="none").report_to == []
+
+
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """A home without any key, and none in the environment."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_wandb_without_a_key_is_one_line_before_the_folder_is_made(nobody, monkeypatch, shared):
+    rows = (json.dumps(example_row(example(i))) + "\n" for i in range(4))
+    (nobody / "train.jsonl").write_text("".join(rows))
+    with pytest.raises(UserError, match=r"W&B has no key; run  wandb login, set WANDB_API_KEY, or WANDB_MODE=off"):
+        finetune(
+            out=nobody / "run", model=str(shared / "models" / "stories260k"), data=[str(nobody)],
+            set=["training.report_to=[wandb]", "training.max_length=512"],
+        )  # fmt: skip
+    assert not (nobody / "run").exists()
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_API_KEY", SECRET)):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            check_trackers(["wandb"])
+    (nobody / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {SECRET}\n")
+    check_trackers(["wandb"])
 
 
 def test_a_tracker_that_is_not_known_or_not_there_is_one_line(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -256,3 +258,52 @@ def test_a_figure_that_there_is_not_cannot_choose_the_best(folder, tokenizer, ro
 def test_the_best_is_the_lowest_loss_divergence_or_entropy_and_the_highest_of_all_else(tmp_path, figure, greater):
     told = Recipe("m", ("d",), training={"bf16": False, "metric_for_best_model": figure})
     assert trl.arguments(told, tmp_path, held_out=True).greater_is_better is greater
+
+
+def too_much(*_):
+    """More than any machine has."""
+    torch.empty(2**58)
+
+
+def test_memory_that_runs_out_in_a_step_is_one_line_with_the_mend(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, max_steps=1)
+    one.model.register_forward_hook(too_much)
+    why = r"^out of memory while training; set training.per_device_train_batch_size lower .*training.max_length lower"
+    with pytest.raises(UserError, match=why):
+        one.train_on(None)
+
+
+def test_memory_that_runs_out_where_the_model_is_moved_is_one_line(folder, tokenizer, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(trl.SFTTrainer, "_move_model_to_device", too_much)
+    with pytest.raises(UserError, match=r"^out of memory while moving the model to cpu; set training"):
+        trainer(folder, tokenizer, rows, tmp_path)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """As Transformers counts them on a machine with two, without a launcher."""
+    setup = transformers.TrainingArguments._setup_devices.func
+
+    def device(self):
+        found = setup(self)
+        self._n_gpu = 2
+        return found
+
+    counted = functools.cached_property(device)
+    counted.__set_name__(transformers.TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(transformers.TrainingArguments, "_setup_devices", counted)
+
+
+def test_of_several_gpus_one_is_used_and_that_is_said_before_weights_are_loaded(
+    folder, tokenizer, rows, tmp_path, two_gpus
+):
+    recipe = Recipe("stories260k", ("d",), training={**QUICK, "max_steps": 1})
+    with pytest.warns(RuntimeWarning, match=r"2 GPUs are visible, and one process uses one .*accelerate launch"):
+        args = trl.arguments(recipe, tmp_path, held_out=False)
+    assert args.parallel_mode.value == "not_parallel"
+    assert args.train_batch_size == args.per_device_train_batch_size == 4
+    with pytest.warns(RuntimeWarning, match="2 GPUs"):
+        one = trainer(folder, tokenizer, rows, tmp_path, max_steps=1)
+    one.train_on(None)
+    assert one.state.global_step == 1
+    assert not isinstance(one.model_wrapped, torch.nn.DataParallel)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from little_room import little_room
 from sailkit.errors import UserError
@@ -587,7 +587,53 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_looks_finished(tmp_path
     assert {p.name: p.read_bytes() for p in found.iterdir()} == {p.name: p.read_bytes() for p in expected.iterdir()}
 
 
+# Tokens without an embedding
+
+
+@pytest.fixture
+def added(own) -> Path:
+    """A model whose tokenizer has more tokens than it has embeddings for, and a template that writes one of them."""
+    tokenizer = AutoTokenizer.from_pretrained(own)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "[PAD]"]})
+    tokenizer.pad_token = "[PAD]"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}<|im_start|>assistant\n"
+    )
+    tokenizer.save_pretrained(own)
+    return own
+
+
+def test_a_token_without_an_embedding_is_named_before_anything_runs(added, stories):
+    model = load_model(str(added), FP32)
+    why = r"own has no embedding for the token '<\|im_start\|>' \(id 512\): it has 512 embeddings.*--chat off"
+    behind = [lambda: model.score_ids([(1, 512)], [(3,)]), lambda: model.score_ids([(1, 2)], [(3, 512)])]
+    for act in (lambda: model.plan(PROMPTS, 8), lambda: logprobs(model), lambda: texts(model), *behind):
+        with pytest.raises(UserError, match=why):
+            act()
+    assert logprobs(load_model(str(added), ModelOptions(dtype="float32", chat="off"))).isfinite().all()
+
+
+def test_a_teacher_with_padding_that_it_has_no_embedding_for_is_a_teacher(added, folder):
+    from sailkit.distill.pairs import Pair
+    from sailkit.distill.teacher import Kept, LocalTeacher
+
+    pairs = [Pair("a", (1, 300, 301), (302, 303, 2), "")]
+    first, second = (
+        LocalTeacher(load_model(str(path), FP32), Kept(8, 1.0, "float32")).rows(pairs)[0] for path in (added, folder)
+    )
+    assert (first.logprobs == second.logprobs).all()
+    assert (first.ids == second.ids).all()
+    with pytest.raises(UserError, match="example 'b' has a token that the model has no row for"):
+        LocalTeacher(load_model(str(added), FP32), Kept(8, 1.0, "float32")).plan([Pair("b", (1, 512), (302, 2), "")])
+
+
 # Memory
+
+
+def test_memory_that_runs_out_on_the_way_to_the_device_is_one_line(folder, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *_: torch.empty(2**58))
+    with pytest.raises(UserError, match=r"^out of memory while moving .*stories260k to cpu; use a smaller model, --dt"):
+        load_model(str(folder), FP32)
 
 
 def test_a_model_is_freed_with_its_last_name(folder):

@@ -108,8 +108,9 @@ class LocalTeacher:
         self.context = model.renderer.context
         self._model = model
         self._kept = kept
-        self._known = sorted(set(self.tokenizer.get_vocab().values()))
         self._padded: int = model.model.get_output_embeddings().weight.shape[0]
+        # A token that was added to the tokenizer alone has no row, and no probability.
+        self._known = sorted({token for token in self.tokenizer.get_vocab().values() if token < self._padded})
 
     def describe(self) -> dict[str, Any]:
         """Everything about the teacher that decides its values."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.finetune.processes import first_process
 
 FOLDER = "tracking"
 EXTRA = ("tensorboard", "trackio", "wandb")  # those of the extra; any other that Transformers knows works too
@@ -22,7 +23,7 @@ def check_trackers(names: Sequence[str]) -> None:
         names: What `report_to` says.
 
     Raises:
-        UserError: Transformers does not know it, or its library is not installed.
+        UserError: Transformers does not know it, its library is not installed, or W&B has no key to send with.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -32,6 +33,23 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f"training.report_to: no tracker {name!r}: {nearest(name, known)}")
         if name in EXTRA and importlib.util.find_spec(name) is None:
             raise missing_extra("track", f"report_to: {name}")
+    if "wandb" in names and first_process() and not _wandb_can_start():
+        raise UserError(
+            "training.report_to: W&B has no key; run  wandb login, set WANDB_API_KEY, or WANDB_MODE=offline to keep "
+            "its files here"
+        )
+
+
+def _wandb_can_start() -> bool:
+    """Whether W&B has a key, or needs none; it would ask for one, or fail, when the weights are loaded."""
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    settings = wandb.Settings()
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    keys = settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url)
+    return bool(keys) or settings.mode in ("offline", "dryrun", "disabled")
 
 
 @contextlib.contextmanager
@@ -67,8 +85,11 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
     try:
         yield
         _finish_wandb(0)
-    except BaseException:
+    except BaseException as error:
         _finish_wandb(1)
+        if type(error).__module__.startswith("wandb."):  # such as a key that its server refuses
+            why = " ".join(str(error).split())[:300]
+            raise UserError(f"training.report_to: W&B: {why}; WANDB_MODE=offline keeps its files here") from None
         raise
     finally:
         for name in ours:

@@ -12,88 +12,27 @@ from typing import Any
 import datasets
 import torch
 from torch.nn import functional
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from sailkit.errors import UserError, nearest
+from sailkit.finetune.arguments import arguments
 from sailkit.finetune.batches import SeededByEpoch, alike, names
 from sailkit.finetune.callbacks import EarlyStopping, Speed
-from sailkit.finetune.checkpoints import CHECKPOINTS, newest, stopped_at, whole
+from sailkit.finetune.checkpoints import newest, stopped_at, whole
 from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.finetune.loading import keep_adapters_in_float32
 from sailkit.finetune.processes import Processes
-from sailkit.finetune.recipe import Recipe
-from sailkit.finetune.tracking import check_trackers
-from sailkit.models.loading import pick_device, pick_dtype
+from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
 
-# What a user need not say; anything in the recipe wins.
-_DEFAULTS: dict[str, Any] = {
-    "report_to": "none",
-    "logging_steps": 10,
-    "logging_first_step": True,
-    "save_total_limit": 2,
-    "ddp_find_unused_parameters": False,
-}
+__all__ = ["ALONE", "Trainer", "arguments"]
 ALONE = Processes()
-
-
-def arguments(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
-    """TRL's own configuration.
-
-    Args:
-        recipe: The recipe.
-        folder: Where checkpoints go.
-        held_out: Whether there is anything to evaluate on.
-
-    Raises:
-        UserError: TRL refuses a value.
-    """
-    told = {**_DEFAULTS, **recipe.training, **recipe.step}
-    every, steps = _often(told)
-    told.setdefault("eval_strategy", every)
-    told.setdefault("save_strategy", told["eval_strategy"] if held_out and told["eval_strategy"] != "no" else every)
-    told = {"eval_steps": steps, "save_steps": steps, **told}
-    if not held_out:
-        told["eval_strategy"] = "no"
-    best = held_out and told["save_strategy"] == told["eval_strategy"] != "no"
-    if recipe.patience and held_out and not best:
-        raise UserError("patience: training is evaluated and saved at the same steps then; set eval_strategy alone")
-    told.setdefault("load_best_model_at_end", best)
-    if best:
-        told.setdefault("metric_for_best_model", "eval_loss")
-    if wanted := told.get("metric_for_best_model"):  # Transformers takes a loss alone for one that should be low
-        told.setdefault("greater_is_better", not wanted.endswith(("loss", "kl", "cross_entropy")))
-    if not told.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
-        told["activation_checkpointing"] = False
-    if "fp16" not in told and "bf16" not in told:
-        told["bf16"] = pick_dtype("auto", pick_device("auto")) is torch.bfloat16
-    told["report_to"] = told["report_to"] or "none"
-    told.setdefault("run_name", folder.resolve().name)
-    told.setdefault("project", "sailkit")
-    try:
-        made = SFTConfig(
-            **told,
-            output_dir=str(folder / CHECKPOINTS),
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-            dataset_kwargs=None if told.get("packing") else {"skip_prepare_dataset": True},
-        )
-        # Refused here, and not when the weights are loaded.
-        optimizer = torch.optim.AdamW([torch.zeros(1)], made.learning_rate, weight_decay=made.weight_decay)
-        get_scheduler(made.lr_scheduler_type, optimizer, 0, 1, made.lr_scheduler_kwargs)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"training: {' '.join(str(error).split())}") from None
-    check_trackers(made.report_to)
-    return made
-
-
-def _often(told: Mapping[str, Any]) -> tuple[str, float]:
-    """When to evaluate and to save where the recipe does not say: each epoch, or at each quarter of a single one."""
-    steps = told.get("eval_steps") or told.get("save_steps")
-    once = told.get("max_steps", 0) > 0 or told.get("num_train_epochs", 3) <= 1
-    return ("steps" if steps or once else "epoch"), steps or 0.25
+_LESS_MEMORY = (
+    "set training.per_device_train_batch_size lower and training.gradient_accumulation_steps higher (the step is then "
+    "the same), training.max_length lower, training.gradient_checkpointing: true, or lora; --dry-run shows an estimate"
+)
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -140,15 +79,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         padding = tokenizer.pad_token, model.config.get_text_config().pad_token_id
         early = [EarlyStopping(patience)] if patience and held_out else []
         try:
-            super().__init__(
-                model=model,
-                args=args,
-                train_dataset=_dataset(train),
-                eval_dataset=_dataset(held_out) if held_out else None,
-                processing_class=tokenizer,
-                peft_config=lora,
-                callbacks=[*callbacks, *early],
-            )
+            with memory_for(f"moving the model to {args.device}", _LESS_MEMORY):
+                super().__init__(
+                    model=model,
+                    args=args,
+                    train_dataset=_dataset(train),
+                    eval_dataset=_dataset(held_out) if held_out else None,
+                    processing_class=tokenizer,
+                    peft_config=lora,
+                    callbacks=[*callbacks, *early],
+                )
         except (ValueError, ImportError) as error:  # such as target modules that match nothing
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # those shard weights of one number format alone
@@ -171,12 +111,14 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """Train, from a checkpoint where there is one.
 
         Raises:
-            UserError: A loss that is no number, or a checkpoint that cannot be written; earlier ones are kept.
+            UserError: A loss that is no number, no more memory, or a checkpoint that cannot be written; earlier ones
+                are kept.
         """
         if checkpoint and (steps := stopped_at(checkpoint)) is not None:
             self.args.max_steps = steps
         try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with memory_for("training", _LESS_MEMORY):
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:  # those of safetensors, torch and the system have no common ancestor
             folder = Path(self.args.output_dir)
             torn = folder / f"checkpoint-{self.state.global_step}"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 
 from sailkit.errors import UserError
@@ -20,3 +24,43 @@ def out_of_memory(error: BaseException) -> bool:
     # The CPU's allocator, and its kernels in half precision, raise a plain RuntimeError.
     said = ("can't allocate memory", "could not create a primitive")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)
+
+
+@contextlib.contextmanager
+def memory_for(what: str, mend: str) -> Iterator[None]:
+    """Around what may need more memory than there is.
+
+    Args:
+        what: What is being done.
+        mend: What needs less.
+
+    Raises:
+        UserError: Memory ran out.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory while {what}; {mend}") from None
+
+
+def check_tokens(rows: Sequence[Sequence[int]], embeddings: int, tokenizer: Any, name: str) -> None:
+    """Refuse tokens that a model has no embedding for: on a GPU, they would end in an error that names nothing.
+
+    Args:
+        rows: Token ids.
+        embeddings: How many the model has.
+        tokenizer: Where the ids come from.
+        name: What to call the model.
+
+    Raises:
+        UserError: There are such.
+    """
+    most = max((max(row, default=0) for row in rows), default=0)
+    if most >= embeddings:
+        raise UserError(
+            f"{name} has no embedding for the token {tokenizer.convert_ids_to_tokens(most)!r} (id {most}): it has "
+            f"{embeddings} embeddings, and its tokenizer or chat template writes more; use the tokenizer that it was "
+            "trained with, --chat off where only the template needs the token, or resize its embeddings and train them"
+        )

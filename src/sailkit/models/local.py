@@ -15,7 +15,7 @@ import transformers
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
-from sailkit.models.checks import finite, out_of_memory
+from sailkit.models.checks import check_tokens, finite, memory_for, out_of_memory
 from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
 from sailkit.models.passes import Passes
 from sailkit.models.rope import forget_lengths, rope_lengths
@@ -26,6 +26,7 @@ from sailkit.records import AnswerScore
 
 _BATCH_TOKENS = {"cpu": 2048}  # more adds padding and cache misses, less reads the weights too often
 _BATCH_TOKENS_ELSEWHERE = 32768
+_LESS_MEMORY = "use a smaller model, --dtype bfloat16 or more memory"
 _TREE_TOKENS = 4096  # of likely answers in a pass: each of them costs a row of logits
 
 
@@ -64,7 +65,7 @@ class LocalModel:
         self._facts = facts
         self._stop_ids = stop_ids(model, tokenizer)
         self.passes = Passes(model, self.dtype)
-        self._render = lru_cache(maxsize=65536)(self.renderer.render)
+        self._rendered = lru_cache(maxsize=65536)(self.renderer.render)
         self.lengths = rope_lengths(model.config)
         forget_lengths(model)
         self.shared = sharing_agrees(self)
@@ -78,7 +79,9 @@ class LocalModel:
         dtype = pick_dtype(options.dtype, device)
         model, tokenizer = load(source, dtype, options.trust_remote_code)
         facts = {**source.trained(), "revision": source.revision, **source.digests()}
-        return cls(name, model.to(device).eval(), tokenizer, options, facts)
+        with memory_for(f"moving {name} to {device}", _LESS_MEMORY):
+            model = model.to(device)
+        return cls(name, model.eval(), tokenizer, options, facts)
 
     def describe(self) -> dict[str, Any]:
         """Everything about the model that decides its answers."""
@@ -100,6 +103,15 @@ class LocalModel:
     def count_tokens(self, text: str) -> int:
         """How many tokens a text takes."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _render(self, prompt: Prompt, reserve: int) -> Rendered:
+        rendered = self._rendered(prompt, reserve)
+        self._check([rendered.ids])
+        return rendered
+
+    def _check(self, rows: Sequence[tuple[int, ...]]) -> None:
+        embeddings = self.model.get_input_embeddings().weight.shape[0]
+        check_tokens(rows, embeddings, self.tokenizer, self.name)
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Batches of prompts of like length, longest first, within the token budget."""
@@ -129,6 +141,7 @@ class LocalModel:
         ids = {label: self.renderer.answer_ids(rendered[0], word) for label, word in answers.items()}
         if (longest := max(map(len, ids.values()))) > SCORE_RESERVE:
             rendered = [self._render(prompt, longest) for prompt in prompts]
+        self._check(list(ids.values()))
         values = self.halving(rendered, lambda part: self._score_batch(part, list(ids.values())))
         return [
             replace(
@@ -144,6 +157,7 @@ class LocalModel:
     @torch.inference_mode()
     def score_ids(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Summed log-probability of token sequences behind prompts of token ids, shape (prompts, answers)."""
+        self._check([*prompts, *answers])
         rendered = [Rendered(ids, (), 0, 0) for ids in prompts]
         return self.halving(rendered, lambda part: self._score_batch(part, answers))
 
@@ -156,6 +170,7 @@ class LocalModel:
         found: list[Any] = [None] * len(rendered)
         if likely and self.shared:
             answers = [self.renderer.answer_ids(rendered[0], text) for text in likely]
+            self._check(answers)
             rows = max(1, _TREE_TOKENS // sum(map(len, answers)))
             sharing = self._sharing(rendered, answers)
             parts = [sharing[i : i + rows] for i in range(0, len(sharing), rows)]
@@ -189,9 +204,7 @@ class LocalModel:
             if not out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise UserError(
-                    "out of memory with a single prompt; use a smaller model, --dtype bfloat16 or more memory"
-                ) from None
+                raise UserError(f"out of memory with a single prompt; {_LESS_MEMORY}") from None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(
