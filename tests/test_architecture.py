@@ -126,6 +126,7 @@ ORDER = (
     "reference",
     "evidence",
     "asking",
+    "noise",
     "evaluate",
     "compare",
     "rescore",

@@ -109,6 +109,30 @@ def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == figures
 
 
+def test_near_ties_are_those_within_the_noise_of_the_run_itself(tiny, task, tmp_path):
+    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", dtype="bfloat16")
+    kept = json.loads((tmp_path / "run" / "noise.json").read_text())
+    evaluate(model=tiny, task=str(task), out=tmp_path / "alone", dtype="bfloat16", batch_tokens=1)
+    rows, single = ({row["id"]: row["scores"] for row in rows_of(tmp_path / name)} for name in ("run", "alone"))
+    margins = {
+        name: [math.log(scores[a] / scores[b]) for scores in (together, single[name])]
+        for name, together in rows.items()
+        for a, b in [sorted(together, key=together.get, reverse=True)]
+    }
+    moved = [abs(a - b) for a, b in margins.values()]
+    assert kept["items"] == 20  # every second of 40
+    assert 0 < kept["mean"] <= kept["noise"] <= max(moved) < 0.5
+    assert figures["noise"] == kept["noise"] == pytest.approx(sorted(moved)[-1], rel=0.9)
+    assert figures["near_ties"] == sum(together <= kept["noise"] for together, _ in margins.values())
+    assert json.loads((tmp_path / "alone" / "noise.json").read_text())["noise"] == 0.0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    for name in ("noise.json", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
+    evaluate(model=tiny, task=str(task), out=tmp_path / "run", dtype="bfloat16")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    assert {name for name in before if before[name] != after[name]} <= {"manifest.json"}
+
+
 def test_groups_that_a_task_declares_are_kept_and_drawn_whole(tiny, task, tmp_path):
     plain = evaluate(model=tiny, task=str(task), out=tmp_path / "plain")
     assert "groups" not in plain

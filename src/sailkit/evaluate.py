@@ -14,7 +14,8 @@ from sailkit.errors import UserError
 from sailkit.evidence import Form, Search, form_for, shown
 from sailkit.few_shot import worked_examples
 from sailkit.models import SCORE_RESERVE, Model, ModelOptions, is_endpoint, load_model
-from sailkit.predictions import PREDICTIONS
+from sailkit.noise import MEASURED, measured_noise
+from sailkit.predictions import NOISE, PREDICTIONS
 from sailkit.prompts import frames
 from sailkit.records import Example
 from sailkit.reference import announce_cost, collect_reference, load_reference
@@ -202,6 +203,14 @@ def _kept_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
     return jsonl.read_json(path)
 
 
+def _keep_noise(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example]) -> None:
+    """Measure once how far margins move with the batch, where the number format makes that much."""
+    path = run.path(NOISE)
+    if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
+        answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read(run.path(PREDICTIONS))]
+        jsonl.write_json(path, measured_noise(model, plan, examples, answered))
+
+
 def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]) -> None:
     log = runs.BatchLog(run.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
     try:
@@ -217,6 +226,7 @@ def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Exam
                 tick(len(batch))
     finally:
         log.close()
+    _keep_noise(run, model, plan, examples)
 
 
 def _in_form_of_training(question: Question, search: Search | None, style: str, verify: str) -> bool:
@@ -247,7 +257,8 @@ def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
 def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:
     found = predictions.load_run(run.folder)
     scored = found.provenance.get("answer") == "logprob"
-    figures, flags = summarise(found.predictions, found.labels, found.provenance.get("dtype"), seed, scored=scored)
+    dtype = found.provenance.get("dtype")
+    figures, flags = summarise(found.predictions, found.labels, dtype, seed, scored=scored, noise=found.noise)
     asked = ("model", "task", "protocol", "wording", "answer", "dtype", "device", "left_out")
     figures = with_flags({k: run.manifest["settings"].get(k) for k in asked} | figures, [*flags, *more])
     jsonl.write_json(run.path(METRICS), figures)

@@ -20,6 +20,7 @@ from sailkit.tasks import Task, builtin_tasks, load_task
 from sailkit.yaml_files import read_yaml
 
 PREDICTIONS = "predictions.jsonl"
+NOISE = "noise.json"  # how far margins move with the batch, where that was measured
 REFERENCE_FOLDER = "reference"
 # What a verdict between two sets may hang on. A recording says none of it.
 FACTORS = (
@@ -41,6 +42,7 @@ class PredictionSet:
         predictions: One row per example.
         provenance: What is known of how it came about, by factor.
         rules_version: Version of the reading rules that gave the labels.
+        noise: The most that a margin was seen to move with its batch, in nats; None where that was not measured.
         extra: Fields of a recording that no mapping names, for the checks on how it was made.
     """
 
@@ -49,6 +51,7 @@ class PredictionSet:
     predictions: tuple[Prediction, ...]
     provenance: dict[str, Any]
     rules_version: int = RULES_VERSION
+    noise: float | None = None
     extra: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     @property
@@ -151,6 +154,7 @@ def load_run(folder: str | Path) -> PredictionSet:
         predictions=tuple(sorted(rows, key=lambda p: p.index)),
         provenance={name: settings[name] for name in FACTORS if name in settings},
         rules_version=settings["rules_version"],
+        noise=jsonl.read_json(folder / NOISE)["noise"] if (folder / NOISE).exists() else None,
     )
 
 

@@ -219,7 +219,8 @@ def _measured(folder: Path, data: PredictionSet, seed: int) -> dict[str, Any]:
     path, rows = folder / METRICS, data.predictions
     if not path.exists():
         scored = data.provenance.get("answer") == "logprob"
-        found = summary.summarise(rows, data.labels, data.provenance.get("dtype"), seed, scored=scored)
+        dtype = data.provenance.get("dtype")
+        found = summary.summarise(rows, data.labels, dtype, seed, scored=scored, noise=data.noise)
         return summary.with_flags(*found)
     figures = jsonl.read_json(path)
     asked = any(p.reference is not None for p in rows)

@@ -16,8 +16,9 @@ from sailkit.thoughts import thought_is_open
 CONSTANT_SHARE = 0.98
 UNREADABLE_SHARE = 0.02
 GOOD_KAPPA = 0.8
-# Two log-probabilities closer than this may change places with the batch that they were computed in.
-NOISE = {"bfloat16": 0.03, "float16": 0.005, "float32": 1e-5}
+# Two log-probabilities closer than this may change places with the batch that they were computed in, where a run did
+# not measure its own: the most that was seen to move.
+NOISE = {"bfloat16": 0.25, "float16": 0.03, "float32": 1e-5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ def summarise(
     seed: int = 0,
     *,
     scored: bool = False,
+    noise: float | None = None,
 ) -> tuple[dict[str, Any], list[Flag]]:
     """Figures and flags of one set of predictions.
 
@@ -47,6 +49,7 @@ def summarise(
         dtype: What the scores were computed in, for the noise of ties.
         seed: The bootstrap's seed.
         scored: Scores of the answer words were wanted: an answer that was read from its text is counted.
+        noise: The most that a margin was seen to move with its batch, in nats; None takes what is usual for `dtype`.
 
     Returns:
         Flat figures with intervals as `*_low` and `*_high`, and the flags.
@@ -93,10 +96,12 @@ def summarise(
     flags += _silence_flags(predictions, figures)
     flags += _reading_flags(predictions, scored)
     flags += _equal_prompts(predictions)
-    ties = sum(_is_tie(p, NOISE.get(dtype or "", 0.0)) for p in predictions)
-    figures["near_ties"] = ties
+    within = NOISE.get(dtype or "", 0.0) if noise is None else noise
+    ties = sum(_is_tie(p, within) for p in predictions)
+    figures |= {"near_ties": ties} | ({} if noise is None else {"noise": noise})
     if ties:
-        what = f"a difference within the numerical noise of {dtype or 'their scores'}"
+        measured = "" if noise is None else f" ({noise:.2g} nats, measured on items of this run)"
+        what = f"a difference within the numerical noise of {dtype or 'their scores'}{measured}"
         text = f"{ties} of {len(predictions)} answers hang on {what}"
         flags.append(Flag("near-ties", text))
     return figures, flags
