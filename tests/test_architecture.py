@@ -88,6 +88,7 @@ ORDER = (
     "finetune.tracking",
     "finetune.arguments",
     "finetune.trainer",
+    "finetune.held_out",
     "finetune.plan",
     "finetune.plots",
     "finetune.effective",

@@ -48,6 +48,16 @@ def test_a_model_learns_to_flag_and_is_kept_at_its_best(folder, data, tmp_path):
     steps = ("training.num_train_epochs=6", "training.gradient_accumulation_steps=2")
     figures = tune(folder, data, tmp_path / "run", *steps)
     assert figures["tuned_loss"] < 0.7 * figures["base_loss"]
+    assert (figures["dtype"], figures["device"]) == ("float32", "cuda" if torch.cuda.is_available() else "cpu")
+    # Its fall is told from chance by the losses of single rows, which come to the same mean.
+    change = figures["tuned_loss"] - figures["base_loss"]
+    assert figures["loss_change"] == pytest.approx(change, abs=1e-4)
+    assert figures["loss_change_low"] < change < figures["loss_change_high"] < 0
+    for who in ("base", "tuned"):
+        rows = [json.loads(line) for line in (tmp_path / "run" / f"held_out-{who}.jsonl").read_text().splitlines()]
+        assert [row["id"] for row in rows] == [example(i).id for i in range(24, 32)]
+        mean = sum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows)
+        assert mean == pytest.approx(figures[f"{who}_loss"], abs=1e-4)
     assert figures["tuned_flagging_results"] == figures["base_flagging_results"] == 12
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     evaluated = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}

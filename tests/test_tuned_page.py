@@ -20,7 +20,8 @@ from test_report import HOSTILE, Page, good, run_folder
 FIGURES = {
     "model": "tiny", "about": "A small run.", "rows": 60, "dropped": 1, "tokens": 7000, "supervised_tokens": 2150,
     "cut_tokens": 3, "headings_left": 0, "held_out_rows": 40, "steps": 80, "best_step": 60, "epochs": 4.0,
-    "seconds": 12.5, "saved": "run/model",
+    "seconds": 12.5, "saved": "run/model", "dtype": "bfloat16", "device": "cuda",
+    "loss_change": -2.1084, "loss_change_low": -2.3, "loss_change_high": -1.9,
     "base_loss": 3.2141, "base_flagging_mcc": -0.0312, "base_flagging_auroc": 0.5171, "base_flagging_results": 400,
     "base_flagging_accuracy": 0.4812, "base_flagging_recall": 0.9033,
     "tuned_loss": 1.1057, "tuned_flagging_mcc": 0.6218, "tuned_flagging_auroc": 0.8442, "tuned_flagging_results": 400,
@@ -79,7 +80,7 @@ def test_figures_are_those_of_the_run(tmp_path):
                 assert figure(value) in words
         for said in ("60", "2,150", "step 60 kept", "c0ffeec0ffee", "training.run", "lora.r", "A small run.",
                      "informative 0.12, distracting 0.88", "only 12.0% are informative", "no response",
-                     "b.jsonl"):  # fmt: skip
+                     "b.jsonl", "Trained in bfloat16 on cuda."):  # fmt: skip
             assert said in words
         assert "training.weight_decay" in words.replace("\\", "")
         assert "adamw" in words
@@ -92,10 +93,14 @@ def test_figures_are_those_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "Held-out loss fell from 3.214 to 1.106; search results are flagged as the labels do, better than by "
-             "chance (MCC −0.031 → 0.622)"),
-        ({"tuned_loss": 4.0}, "Held-out loss rose from 3.214 to 4.000; "),
-        ({"tuned_loss": 3.2142}, "Held-out loss stayed at 3.214; "),
+        ({}, "Held-out loss fell (3.214 → 1.106; change −2.108, −2.300 to −1.900); search results are flagged as the "
+             "labels do, better than by chance (MCC −0.031 → 0.622)"),
+        ({"tuned_loss": 4.0, "loss_change": 0.7859, "loss_change_low": 0.0004, "loss_change_high": 0.9},
+         "Held-out loss rose (3.214 → 4.000; change +0.786, +0.0004 to +0.900); "),
+        ({"tuned_loss": 3.2142, "loss_change": 0.0001, "loss_change_low": -0.012, "loss_change_high": 0.013},
+         "It cannot be told whether held-out loss fell (3.2141 → 3.2142; change +0.0001, −0.012 to +0.013); "),
+        ({"held_out_rows": 4, "loss_change": None}, "4 held-out rows are too few to tell whether held-out loss fell"),
+        ({"loss_change": None}, "No losses of single rows are kept to tell whether held-out loss fell (3.214 → 1.106)"),
         # 12 results: up to 1.96 / sqrt(12) = 0.57 can be luck.
         ({"tuned_flagging_results": 12, "tuned_flagging_mcc": 0.56},
          "cannot be told whether search results are flagged better than by chance (MCC −0.031 → 0.560)"),

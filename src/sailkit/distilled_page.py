@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import __version__, formats, jsonl, page
-from sailkit.distill.results import LEAST_ROWS, WHO, Distilled, Paired, estimates, paired, read
+from sailkit.distill.results import WHO, Distilled, Paired, estimates, paired, read
 from sailkit.distill.work import STUDENT
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.stage import DATA_CARDS, HISTORY
-from sailkit.intervals import Estimate
+from sailkit.intervals import LEAST_ROWS, Estimate
 
 _TITLES = {
     "kl": "KL to the teacher, nats a token",
@@ -119,6 +119,7 @@ def _content(shown: Sequence[_Shown], seed: int) -> dict[str, Any]:
         "targets": _targets(shown),
         "curves": [(one.name, _curves(folder)) for one, folder in zip(shown, students, strict=True)],
         "names": [one.name for one in shown],
+        "machines": list(dict.fromkeys(filter(None, (formats.machine(one.run.figures["training"]) for one in shown)))),
         "trained": _table([[("method", one.run.figures["method"]), *publish.trained_on(one.run.figures["training"])]
                            for one in shown]),
         "data": [(name, [(n, [v]) for n, v in publish.quoted(card["card"])])

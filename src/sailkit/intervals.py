@@ -25,6 +25,8 @@ LEVEL = 0.95
 # Units (items, or groups where there are any) that a verdict takes. With fewer, the interval of an accuracy can be more
 # than 0.46 wide: only differences that nobody would ask about are seen.
 LEAST_UNITS = 20
+LEAST_ROWS = 5  # held-out rows that an interval of a mean over them takes
+_DRAWN_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def flat(self, name: str) -> dict[str, float]:
+        """The value and both ends, as they are written to JSON."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
     @property
     def sign(self) -> int:
@@ -197,6 +203,25 @@ def interval(values: Floats, units: int | None = None) -> tuple[float, float]:
         tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, tail)))
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def resampled_sums(table: Floats, seed: int) -> Floats:
+    """Sums over rows that are drawn with replacement, the same rows for all.
+
+    Args:
+        table: Shape (sets, rows, figures).
+        seed: The run's seed.
+
+    Returns:
+        Shape (sets, resamples, figures).
+    """
+    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
+    n = table.shape[1]
+    parts = []
+    for begin in range(0, RESAMPLES, _DRAWN_AT_ONCE):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(_DRAWN_AT_ONCE, RESAMPLES - begin))
+        parts.append(times.astype(float) @ table)
+    return np.concatenate(parts, 1)
 
 
 def share(hits: Sequence[bool], groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:

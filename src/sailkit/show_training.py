@@ -8,8 +8,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from sailkit.formats import decimals, machine
 from sailkit.show import Result, places
 from sailkit.terminal import console
+
+
+def _in(found: Mapping[str, Any]) -> str:
+    how = machine(found)
+    return f" in {how}" if how else ""
 
 
 def finetuned(found: Result) -> None:
@@ -20,7 +26,7 @@ def finetuned(found: Result) -> None:
         _planned(found)
         return
     out.print(
-        f"[bold]{escape(found['model'])}[/]: {found['steps']} steps on {found['rows']} examples "
+        f"[bold]{escape(found['model'])}[/]{_in(found)}: {found['steps']} steps on {found['rows']} examples "
         f"({found['supervised_tokens']} supervised tokens), {found['dropped']} dropped"
     )
     table = Table(box=None, pad_edge=False)
@@ -33,6 +39,11 @@ def finetuned(found: Result) -> None:
             table.add_row(title, *(places(found.get(f"{prefix}_{name}")) for prefix in ("base", "tuned")))
     if table.row_count:
         out.print(table)
+    if "loss_change" in found:
+        low, high = (found[f"loss_change_{end}"] for end in ("low", "high"))
+        digits = decimals(low, high)
+        span = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+        out.print(f"change of the loss: {found['loss_change']:+.4f} {escape(span)} (95 % interval over held-out rows)")
     out.print(f"model: {escape(found['saved'])}")
     if "pushed" in found:
         out.print(f"pushed: {escape(found['pushed'])}")
@@ -76,7 +87,9 @@ def cached(found: Result) -> None:
     """What `teacher-cache` keeps."""
     assert isinstance(found, dict)
     out = console()
-    out.print(f"[bold]{escape(found['teacher'])}[/]: {found['pairs']:,} completions of {found['n']:,} examples")
+    out.print(
+        f"[bold]{escape(found['teacher'])}[/]{_in(found)}: {found['pairs']:,} completions of {found['n']:,} examples"
+    )
     if not found["finished"]:
         left = len(found["missing_files"])
         out.print(f"this part is done; {left} files are still to come from the others")
@@ -114,7 +127,7 @@ def distilled(found: Result) -> None:
     layers = f", {found['student_layers']} layers" if found["student_layers"] else ""
     out.print(
         f"[bold]{escape(found['teacher'] or 'recorded answers')}[/] into {escape(found['student'])}{layers} "
-        f"({found['method']}): {trained['steps']} steps on {trained['rows']} examples"
+        f"({found['method']}){_in(trained)}: {trained['steps']} steps on {trained['rows']} examples"
     )
     if targets := found.get("training_targets") or found.get("held_out_targets"):
         out.print(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sailkit import metrics
-from sailkit.intervals import LEAST_UNITS, Counts, Estimate, proportion, share
+from sailkit.intervals import LEAST_UNITS, Counts, proportion, share
 from sailkit.records import Prediction
 from sailkit.thoughts import thought_is_open
 
@@ -87,7 +87,7 @@ def summarise(
     if both:
         kappa = metrics.kappa(*zip(*both, strict=True))
         agreement = share([a == b for a, b in both], units_of(twice), seed)
-        figures |= {"reference_kappa": kappa, **_flat("reference_agreement", agreement)}
+        figures |= {"reference_kappa": kappa, **agreement.flat("reference_agreement")}
         if kappa is None or kappa < GOOD_KAPPA:
             known = "undefined" if kappa is None else f"{kappa:.3f}"
             text = f"the reference agrees with the human labels on {agreement.value:.1%} of the items (kappa {known})"
@@ -183,16 +183,12 @@ def against(
     counts = units.table
     figures: dict[str, Any] = {}
     for name, estimate in metrics.estimates(units, labels, seed).items():
-        figures |= _flat(f"{prefix}{name}", estimate)
+        figures |= estimate.flat(f"{prefix}{name}")
     low, high = metrics.bounds(counts)
     return figures | {
         f"{prefix}accuracy_if_unanswered_wrong": low,
         f"{prefix}accuracy_if_unanswered_right": high,
     }
-
-
-def _flat(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def baselines(pairs: Pairs, labels: Sequence[str], prefix: str) -> dict[str, Any]:

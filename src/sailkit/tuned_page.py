@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sailkit import __version__, jsonl, page, runs
+from sailkit import __version__, formats, jsonl, page, runs
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.stage import DATA_CARDS, DROPPED, HISTORY, METRICS
+from sailkit.intervals import LEAST_ROWS, Estimate
 
 _MOST_DROPPED = 20  # that are shown
 _FACTS = {
@@ -66,6 +67,7 @@ def _content(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, An
     facts = {**settings, **manifest["environment"]}
     return {
         "about": str(figures.get("about") or ""),
+        "machine": formats.machine(figures),
         "headline": headline(figures),
         "leads": _leads(figures),
         "limits": publish.limits(figures),
@@ -93,12 +95,7 @@ def headline(figures: Mapping[str, Any]) -> str:
     before, after = figures.get("base_loss"), figures.get("tuned_loss")
     if before is None or after is None:
         return "Nothing was held out: what the model learnt is not known"
-    if page.figure(before) == page.figure(after):
-        said = f"Held-out loss stayed at {page.figure(after)}"
-    else:
-        said = (
-            f"Held-out loss {'fell' if after < before else 'rose'} from {page.figure(before)} to {page.figure(after)}"
-        )
+    said = _loss_said(figures, formats.change(before, after))
     results, found = figures.get("tuned_flagging_results"), figures.get("tuned_flagging_mcc")
     if not results or found is None:
         return f"{said}; flagging cannot be measured on these rows"
@@ -111,6 +108,18 @@ def headline(figures: Mapping[str, Any]) -> str:
     return f"{said}; it cannot be told whether search results are flagged better than by chance ({mcc})"
 
 
+def _loss_said(figures: Mapping[str, Any], words: str) -> str:
+    """Whether the held-out loss fell, as far as its interval over rows tells."""
+    if figures.get("loss_change") is None:
+        rows = figures.get("held_out_rows", 0)
+        few = f"{rows} held-out rows are too few" if rows < LEAST_ROWS else "No losses of single rows are kept"
+        return f"{few} to tell whether held-out loss fell ({words})"
+    change = Estimate(*(figures[f"loss_change{end}"] for end in ("", "_low", "_high")))
+    size = f"{words}; change {page.signed(change.value)}, {page.signed(change.low)} to {page.signed(change.high)}"
+    told = {-1: "Held-out loss fell", 0: "It cannot be told whether held-out loss fell", 1: "Held-out loss rose"}
+    return f"{told[change.sign]} ({size})"
+
+
 def _leads(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     wanted = {
         "loss": "Held-out loss for each token",
@@ -121,6 +130,6 @@ def _leads(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, title in wanted.items():
         values = [figures.get(f"{prefix}_{name}") for prefix in ("base", "tuned")]
         if any(value is not None for value in values):
-            found.append((title, " → ".join("–" if value is None else page.figure(value) for value in values)))
+            found.append((title, formats.change(*values)))
     kept = f", step {figures['best_step']:,} kept" if figures.get("best_step") is not None else ""
     return [*found, ("Trained", f"{figures['steps']:,} steps{kept}")]

@@ -17,11 +17,9 @@ from sailkit.distill.stage import METRICS
 from sailkit.distill.work import DATA, FIDELITY, TARGETS
 from sailkit.errors import UserError
 from sailkit.finetune.data import HELD_OUT
-from sailkit.intervals import RESAMPLES, Estimate, Floats, bounded, interval
-from sailkit.runs import seed_for
+from sailkit.intervals import LEAST_ROWS, Estimate, Floats, bounded, interval, resampled_sums
 
 STAGE = "distill"
-LEAST_ROWS = 5  # held-out rows, for an interval
 COLUMNS = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
 # Figure -> the sums that it is the first of, over all the others; kappa is made of the same flags.
 _SHARES = {
@@ -35,7 +33,6 @@ _BOUNDED = {"agreement": 0.0, "verification_agreement": 0.0, KAPPA: -1.0}  # the
 FIGURES = (*_SHARES, KAPPA)
 WHO = ("base", "tuned")
 _OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_style")  # settings that decide targets
-_DRAWN_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
 
 def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
     """Figures of tables of sums; shape (2, rows, sums)."""
-    drawn = _resampled(table, seed)
+    drawn = resampled_sums(table, seed)
     return {
         who: {
             name: _estimate(name, _figure(table[i].sum(0), name), _figure(drawn[i], name), table.shape[1])
@@ -180,7 +177,7 @@ def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
 
 def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
     """The first minus the second, on the same draws of rows."""
-    drawn = _resampled(table, seed)
+    drawn = resampled_sums(table, seed)
     whole = table.sum(1)
     return {
         name: _estimate(
@@ -192,17 +189,6 @@ def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
         )
         for name in FIGURES
     }
-
-
-def _resampled(table: Floats, seed: int) -> Floats:
-    """Sums over rows that are drawn with replacement, the same ones for all; shape (2, resamples, sums)."""
-    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
-    n = table.shape[1]
-    parts = []
-    for begin in range(0, RESAMPLES, _DRAWN_AT_ONCE):
-        times = rng.multinomial(n, np.full(n, 1 / n), size=min(_DRAWN_AT_ONCE, RESAMPLES - begin))
-        parts.append(times.astype(float) @ table)
-    return np.concatenate(parts, 1)
 
 
 def _figure(sums: Floats, name: str) -> Any:

@@ -42,6 +42,12 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
     return model
 
 
+def number_format(args: Any, model: Any) -> str:
+    """What a model is trained in: the number format of mixed precision, or else that of its weights."""
+    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else ""
+    return mixed or str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
 def lora_config(recipe: Recipe) -> Any:
     """Peft's own configuration, or None.
 

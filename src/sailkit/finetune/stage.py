@@ -14,6 +14,7 @@ from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data
 from sailkit.finetune.effective import EFFECTIVE, effective_settings
+from sailkit.finetune.held_out import loss_change, measure_held_out
 from sailkit.finetune.plan import need_a_gpu, plan
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.recipe import Recipe, read_recipe
@@ -216,13 +217,13 @@ def _train(
         if figures is not None:
             trainer.log(figures)
         elif aside is not None:
-            figures = trainer.evaluate(metric_key_prefix="base")
+            figures = measure_held_out(trainer, run.folder, "base")
             if processes.first:
                 jsonl.write_json(base, figures)
 
     def after() -> None:
         if aside is not None:
-            tuned.update(trainer.evaluate(metric_key_prefix="tuned"))
+            tuned.update(measure_held_out(trainer, run.folder, "tuned"))
 
     base = run.path(BASE)
     tuned: dict[str, Any] = {}
@@ -258,6 +259,8 @@ def _train(
     figures = {
         "model": told.model,
         "about": told.about,
+        "dtype": loading.number_format(args, trainer.model),
+        "device": args.device.type,
         **train.figures(),
         "held_out_rows": len(aside.examples) if aside else 0,
         "processes": processes.count,
@@ -270,7 +273,8 @@ def _train(
     }
     with processes.agreed():
         if processes.first:
-            figures |= {**(jsonl.read_json(base) if aside else {}), **tuned, "saved": str(run.path(MODEL))}
+            figures |= {**(jsonl.read_json(base) if aside else {}), **tuned, **loss_change(run.folder, args.seed)}
+            figures["saved"] = str(run.path(MODEL))
             cards = publish.data_cards(told.data)
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
             card = publish.model_card(told, source, figures, cards, run.manifest)
