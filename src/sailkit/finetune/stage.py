@@ -270,11 +270,11 @@ def _train(
         "epochs": trainer.state.epoch,
         "seconds": seconds,
         "tokens_per_second": trainer.speed(),
+        "saved": str(run.path(MODEL)),
     }
     with processes.agreed():
         if processes.first:
-            figures |= {**(jsonl.read_json(base) if aside else {}), **tuned, **loss_change(run.folder, args.seed)}
-            figures["saved"] = str(run.path(MODEL))
+            figures |= jsonl.read_json(base) | tuned | loss_change(run.folder, args.seed) if aside else {}
             cards = publish.data_cards(told.data)
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
             card = publish.model_card(told, source, figures, cards, run.manifest)
