@@ -302,6 +302,16 @@ def test_a_set_without_search_results_is_told_and_not_a_fault(data, capsys):
     assert "! no-judgements" in said
 
 
+def test_a_held_out_share_that_gives_no_row_is_told(data, capsys):
+    card = data.build(held_out=0.001)
+    assert card["n_held_out"] == 0
+    assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 400 rows")
+    show.built(card)
+    assert "! nothing-held-out" in capsys.readouterr().out
+    assert "nothing-held-out" not in data.build("none", labels=[data.folder / "labels-a"], held_out=0)["flags"]
+    assert "nothing-held-out" not in data.build("some", labels=[data.folder / "labels-a"], held_out=0.1)["flags"]
+
+
 @pytest.mark.parametrize("text", ['{"kappa": NaN}', '{"a":' * 100_000], ids=["NaN", "deep"])
 def test_an_audit_that_is_no_json_is_refused(data, tmp_path, text):
     (tmp_path / "audit.json").write_text(text)

@@ -162,6 +162,12 @@ def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
     assert len(drawn | dropped.keys()) == card["n_in"] == 90
 
 
+def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
+    card = build_task(**task, out=tmp_path / "out", limit=5, held_out=0.001)
+    assert card["n_held_out"] == 0
+    assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 5 rows")
+
+
 @pytest.mark.parametrize("labels", [["yes_", "no_"], ["yes_", "no_", "no_"], ["yes_"] * 30 + ["no_"]])
 def test_few_examples_are_balanced_without_a_look_at_their_wording(task, tmp_path, labels):
     rows = [row(number, label) for number, label in enumerate(labels)]

@@ -117,6 +117,17 @@ def test_a_tokenizer_of_another_kind_is_refused_before_the_teacher_reads(teacher
     assert not (tmp_path / "run").exists()
 
 
+def test_nothing_held_out_is_told_before_the_teacher_is_loaded(teacher, tmp_path, capsys):
+    data = write(tmp_path / "data", [example(0)])
+    run = tmp_path / "run"
+    distill(teacher=str(teacher), student_layers=1, data=[str(data)], out=run, set=SET)
+    told = capsys.readouterr().err
+    assert told.count("no rows are held out") == 1
+    assert told.index("no rows are held out") < told.index("teacher and student have the same tokenizer")
+    distill(teacher=str(teacher), student_layers=1, data=[str(data)], out=run, set=SET)
+    assert "no rows are held out" not in capsys.readouterr().err
+
+
 def test_the_same_tokenizer_teaches_what_it_normalises(composing, tmp_path):
     data = write(tmp_path / "data", [example(0), replace(example(1), response=DECOMPOSED)], [example(24)])
     found = distill(teacher=str(composing), student_layers=1, data=[str(data)], out=tmp_path / "run", set=SET)

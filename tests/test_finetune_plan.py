@@ -192,3 +192,20 @@ def test_a_gguf_file_is_planned_for_without_being_unpacked(data, monkeypatch, tm
     assert found["parameters"] == 134_515_008
     assert not found["tokens_estimated"]
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_with_nothing_held_out_says_so_before_it_trains(shared, data, tmp_path, capsys):
+    (tmp_path / "held_out.jsonl").write_text("")
+    (tmp_path / "train.jsonl").write_text((data / "train.jsonl").read_text())
+    model = str(shared / "models" / "stories260k")
+    told = {"model": model, "data": [str(tmp_path)], "set": ["training.max_length=512", "patience=2"]}
+    sentence = "no rows are held out: nothing will tell what the model learns, patience has nothing to go by"
+    assert finetune(**told, dry_run=True)["missing"][-1].startswith(sentence)
+    short = {**told, "set": ["training.max_length=4", "patience=2"]}
+    with pytest.raises(UserError, match="no example is left to train on"):
+        finetune(**short, out=tmp_path / "run")
+    assert capsys.readouterr().err.count(sentence) == 1
+    (tmp_path / "long.jsonl").write_text((data / "train.jsonl").read_text().replace("?", "? Why?" * 900))
+    for more in ({"dry_run": True}, {"out": tmp_path / "run"}):
+        with pytest.raises(UserError, match="no held-out example is left to measure on: example "):
+            finetune(**told, held_out=[str(tmp_path / "long.jsonl")], **more)

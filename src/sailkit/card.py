@@ -35,6 +35,12 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
         if share is not None and share < LEAST_SHARE:
             text = f"only {share:.1%} of the judgements in the training set are {name}; choose another --threshold"
             messages.setdefault("one-sided-judgements", []).append(text)
+    share = settings.get("held_out", 0)
+    if share and not counts["n_held_out"]:
+        messages["nothing-held-out"] = [
+            f"a held-out share of {share:g} gave none of {counts['n_train']:,} rows, and training will have nothing to "
+            "measure on; choose a larger --held-out or another --seed"
+        ]
     audited = {row["labeler"] for row in (settings.get("audit") or {}).get("audits", ())}
     for name in (one.get("labeler") for one in settings.get("labelers", ())):
         if settings.get("audit") and name not in audited:

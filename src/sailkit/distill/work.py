@@ -17,7 +17,7 @@ from sailkit.distill.recipe import Distillation
 from sailkit.distill.sides import Sides, WithoutTeacher, check_taught, in_words, reasons, without_teacher, worded
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
-from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data, without_held_out
 from sailkit.finetune.plan import need_a_gpu
 from sailkit.finetune.processes import first_process
 from sailkit.finetune.publish import data_cards
@@ -71,7 +71,7 @@ class Work:
             rows = [replace(one, judgements=(), response="Yes.") for one in rows]
         longest = told.student.max_length
         parts = {
-            name: prepare([self._worded(one) for one in part], tokenizer, longest)
+            name: prepare([self._worded(one) for one in part], tokenizer, longest, held_out=name == HELD_OUT)
             for name, part in ((TRAIN, rows), (HELD_OUT, aside))
             if part
         }
@@ -96,6 +96,8 @@ class Work:
     def make(self) -> None:
         """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
         told, out = self.told, self.out
+        if not self._read()[1]:
+            runs.notice(without_held_out(told.student))
         for name in self.without_teacher:
             self._tell_without_teacher(name)
         if told.student_layers is not None:

@@ -104,8 +104,22 @@ def apart_of(told: Recipe) -> tuple[str, ...]:
     return told.held_out or held_out_of(told.data)
 
 
+def without_held_out(told: Recipe) -> str:
+    """What a run without held-out rows cannot do, for people, before it trains."""
+    stop = ", patience has nothing to go by" if told.patience else ""
+    return (
+        f"no rows are held out: nothing will tell what the model learns{stop}, and the last step is kept, whatever its "
+        "loss; give --held-out, or build with a share that gives a row"
+    )
+
+
 def prepare(
-    examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, *, may_be_empty: bool = False
+    examples: Sequence[TrainingExample],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    held_out: bool = False,
+    may_be_empty: bool = False,
 ) -> Prepared:
     """Render every example.
 
@@ -113,10 +127,11 @@ def prepare(
         examples: In their styles.
         tokenizer: The model's.
         max_length: Most tokens of one example; search results are shortened to fit, nothing else is.
+        held_out: Whether they are held out, for the error.
         may_be_empty: Whether it is all right that no example fits.
 
     Raises:
-        UserError: Nothing is left to train on, or the tokenizer lacks what the style needs.
+        UserError: Nothing is left to train or to measure on, or the tokenizer lacks what the style needs.
     """
     renderer = ExampleRenderer(tokenizer)
     kept, ids, labels, dropped = [], [], [], []
@@ -141,7 +156,8 @@ def prepare(
         headings += rendered.headings_left
     if not kept and not may_be_empty:
         why = f": {dropped[0]['reason']}" if dropped else ""
-        raise UserError(f"no example is left to train on{why}")
+        left = "held-out example is left to measure on" if held_out else "example is left to train on"
+        raise UserError(f"no {left}{why}")
     return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut, headings)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit.errors import UserError
-from sailkit.finetune.data import HELD_OUT, IGNORED, apart_of, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, IGNORED, apart_of, prepare, read_data, without_held_out
 from sailkit.finetune.recipe import Recipe
 from sailkit.models.sources import outline
 from sailkit.records import TrainingExample
@@ -61,7 +61,11 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
     config, tokenizer = known_of(told.model, missing)
     train = lengths(read_data(told.data, style=told.style), tokenizer, told.max_length)
     apart = apart_of(told)
-    aside = lengths(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
+    aside = None
+    if apart:
+        aside = lengths(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length, held_out=True)
+    else:
+        missing.append(without_held_out(told))
     args = trl.arguments(told, Path(), held_out=aside is not None)
     units = _packed(train.tokens, told.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(units, args)
@@ -162,12 +166,10 @@ def known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[
     return (found[0], found[1]) if tokenizer else (found[0], None)
 
 
-def lengths(
-    examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, *, may_be_empty: bool = False
-) -> Lengths:
-    """Tokens of each example; estimated from words where there is no tokenizer."""
+def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, **options: bool) -> Lengths:
+    """Tokens of each example, estimated from words where there is no tokenizer; options are those of `prepare`."""
     if tokenizer is not None:
-        made = prepare(examples, tokenizer, max_length, may_be_empty=may_be_empty)
+        made = prepare(examples, tokenizer, max_length, **options)
         supervised = tuple(sum(label != IGNORED for label in row) for row in made.labels)
         return Lengths(tuple(map(len, made.ids)), supervised, made.dropped, made.cut_tokens)
     kept = [one for one in examples if one.response.strip()]

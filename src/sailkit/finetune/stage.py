@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sailkit import jsonl, runs
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
-from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data, without_held_out
 from sailkit.finetune.effective import EFFECTIVE, effective_settings
 from sailkit.finetune.held_out import loss_change, measure_held_out
 from sailkit.finetune.plan import need_a_gpu, plan
@@ -87,6 +87,8 @@ def finetune(
         raise UserError("finetune needs --out, the run folder (or --dry-run)")
     if push is not None:
         publish.check_repository(push)
+    if not apart_of(told) and first_process() and not (out / METRICS).exists():
+        runs.notice(without_held_out(told))
     figures = train(told, out)
     if push is None or not first_process():
         return figures
@@ -106,7 +108,9 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
             apart = apart_of(told)
-            aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length) if apart else None
+            aside = None
+            if apart:
+                aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length, held_out=True)
             check_rows(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
         with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
