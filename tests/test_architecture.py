@@ -83,6 +83,7 @@ ORDER = (
     "finetune.processes",
     "finetune.flagging",
     "finetune.loading",
+    "finetune.packing",
     "finetune.callbacks",
     "finetune.checkpoints",
     "finetune.tracking",

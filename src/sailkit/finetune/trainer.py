@@ -23,6 +23,7 @@ from sailkit.finetune.callbacks import EarlyStopping, Speed
 from sailkit.finetune.checkpoints import newest, stopped_at, whole
 from sailkit.finetune.data import IGNORED, Prepared
 from sailkit.finetune.loading import keep_adapters_in_float32
+from sailkit.finetune.packing import check_packing
 from sailkit.finetune.processes import Processes
 from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
@@ -91,8 +92,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 )
         except (ValueError, ImportError) as error:  # such as target modules that match nothing
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # those shard weights of one number format alone
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # those shard weights, of one number format alone
             keep_adapters_in_float32(self.model)
+            if args.packing:
+                with self.compute_loss_context_manager():
+                    check_packing(self.model, self.data_collator, train.ids)
         if not len(self.get_train_dataloader()):
             raise UserError(f"training.dataloader_drop_last: {len(self.train_dataset)} rows are no whole batch")
         # TRL lends the end of text as padding; a tokenizer saved like that teaches others to mask it.
