@@ -19,6 +19,7 @@ from sklearn.metrics import (
 
 from sailkit import jsonl, runs, show
 from sailkit.errors import UserError
+from sailkit.intervals import proportion
 from sailkit.label.audit import _at, _calibration, audit, best_threshold, weighted_auroc
 from sailkit.label.fit import _batches, fit
 from sailkit.label.humans import in_first_half, one_against_the_rest, read_judgements, truth
@@ -257,6 +258,18 @@ def test_a_folder_holds_one_audit_and_names_what_another_would_change(votes, tmp
     assert not (tmp_path / "b").exists(), "a typo leaves nothing that the next command would trip over"
 
 
+def test_a_labeler_that_errs_on_no_claim_of_twenty_is_not_certain_never_to(votes, tmp_path):
+    found = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
+    row = next(row for row in found["audits"] if row["labeler"] == "overlap")
+    claims = found["claims_reported"]
+    assert row["n"] == 2 * claims
+    low = proportion(claims, claims).low
+    for name in ("auroc", "balanced_accuracy", "precision_distracting", "recall_distracting"):
+        assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (1.0, pytest.approx(low), 1.0)
+    for name in ("kappa", "mcc"):
+        assert (row[name], row[f"{name}_low"]) == (1.0, pytest.approx(2 * low - 1))
+
+
 @pytest.mark.parametrize(("first", "does"), [(True, "chooses the threshold"), (False, "is reported on")])
 def test_both_halves_need_both_kinds_of_judgement(votes, tmp_path, first, does):
     rows = [row for _, row in jsonl.read(votes)]
@@ -310,6 +323,7 @@ def test_the_terminal_shows_only_the_differences_that_matter(votes, tmp_path, ca
     text = json.dumps(found).replace('"bm25 score"', json.dumps(name))
     show.audit(json.loads(text))
     shown = capsys.readouterr().out
+    assert shown.startswith("80 pairs of 40 claims, 26 of them reported on")
     assert len(re.findall("^entailment:epoch-1 ", shown, re.M)) == 3, "a row in each stratum"
     assert shown.count("agreement kappa") == 1
     assert "unanimous: overlap minus entailment:epoch-1: AUROC +" in shown

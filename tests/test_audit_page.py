@@ -98,6 +98,21 @@ def test_what_the_best_cannot_be_told_from_is_named(tmp_path):
     assert words in page.text
 
 
+def test_few_claims_get_no_verdict_and_the_machine_is_named(tmp_path):
+    content = found({"good": 0.9, "poor": 0.6})
+    machines = {"good": {"device": "cpu", "dtype": "float32"}, "poor": {}}
+    for claims, words in (
+        (19, "19 claims are too few to tell how well good judges"),
+        (20, "good judges better than poor"),
+    ):
+        page, markdown, told = made(
+            tmp_path / str(claims), {**content, "claims_reported": claims, "machines": machines}
+        )
+        assert told["verdict"] == words
+        assert "good in float32 on cpu" in page.text
+        assert "good in float32 on cpu" in markdown
+
+
 def test_every_figure_is_that_of_the_file(tmp_path):
     content = found({"overlap": 0.62, "similarity": 0.73})
     page, markdown, _ = made(tmp_path, content)

@@ -7,8 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sailkit import __version__, page, runs
-from sailkit.intervals import Estimate
+from sailkit import __version__, formats, page, runs
+from sailkit.intervals import LEAST_UNITS, Estimate
 from sailkit.label.audit import BM25
 from sailkit.label.audited import Audit, Case, Gap, Row, read
 from sailkit.label.load import short_names
@@ -92,6 +92,9 @@ def _content(name: str, audit: Audit, folder: Path) -> dict[str, Any]:
             for a, b in couples
         ],
         "facts": _facts(audit, folder),
+        "machines": [
+            f"{short[own]} in {how}" for own in audit.ranked if (how := formats.machine(audit.machines.get(own, {})))
+        ],
         "labelers": [short[own] for own in audit.ranked],
         "labeler_facts": _labeler_facts([audit.labelers[own] for own in audit.ranked]),
     }
@@ -105,7 +108,9 @@ def _verdict(audit: Audit, short: dict[str, str]) -> dict[str, Any]:
     called = {**short, BM25: "a BM25 score"}
     row, gap = audit.row(best, stratum), audit.gap(best, rival, stratum)
     auroc = row.estimate("auroc")
-    if auroc is None or auroc.low <= 0.5 <= auroc.high:
+    if audit.claims_reported is not None and audit.claims_reported < LEAST_UNITS:
+        headline = f"{audit.claims_reported} claims are too few to tell how well {called[best]} judges"
+    elif auroc is None or auroc.low <= 0.5 <= auroc.high:
         headline = f"Cannot tell whether {called[best]} judges better than chance"
     elif auroc.high < 0.5:
         headline = f"{called[best]} judges worse than chance"

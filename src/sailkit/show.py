@@ -208,6 +208,9 @@ def audit(found: Result) -> None:
     assert isinstance(found, dict)
     out = console()
     names = short_names(dict.fromkeys(row["labeler"] for row in found["audits"]))
+    machines = [f"{names[name]} in {how}" for name, facts in found["machines"].items() if (how := machine(facts))]
+    about = f"{found['pairs_in_all']} pairs of {found['claims']} claims, {found['claims_reported']} of them reported on"
+    out.print(escape(_listed(about, *machines)))
     for stratum in dict.fromkeys(row["stratum"] for row in found["audits"]):
         rows = [row for row in found["audits"] if row["stratum"] == stratum]
         table = Table(box=None, pad_edge=False)

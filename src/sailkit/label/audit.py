@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from sailkit import jsonl, metrics, runs
 from sailkit.errors import UserError, at_least_one, missing_extra
-from sailkit.label import Pair, Score, score_batch, statement
+from sailkit.intervals import Floats, bounded, interval
+from sailkit.label import Pair, Score, machine_of, score_batch, statement
 from sailkit.label.humans import HumanJudgements, HumanPair, in_first_half, one_against_the_rest, read_judgements, truth
 from sailkit.label.load import LabelerOptions, load_labeler
 from sailkit.label.stage import SCORES
@@ -25,7 +26,7 @@ BM25 = "bm25 score"
 STRATA = {"climate-fever": ("unanimous", "majority", "official"), "factcheck-gpt": ("official",)}
 RESAMPLES = 1000
 _BINS = 10
-Floats = npt.NDArray[np.float64]
+_LEAST = {"kappa": -1.0, "mcc": -1.0, "default_kappa": -1.0}  # what figures can be at least; others 0. At most 1
 
 
 def audit(
@@ -87,10 +88,11 @@ def audit(
     columns = {BM25: _bm25(pairs)}
     thresholds: dict[str, float | None] = {BM25: None}
     told: dict[str, Any] = {}
+    machines: dict[str, Any] = {}
     with runs.open_run(out, STAGE, asked) as whole:
         for name in names:
             judge = load_labeler(name, options)
-            thresholds[name], told[name] = judge.threshold, judge.describe()
+            thresholds[name], told[name], machines[name] = judge.threshold, judge.describe(), machine_of(judge)
             settings = {"labeler": told[name], "data_sha256": judged.sha256, "n": len(people)}
             folder = _score_folder(name)
             with runs.open_run(whole.path(folder), "labeler scores", settings) as run:
@@ -113,6 +115,8 @@ def audit(
             "differences": _differences(people, columns, STRATA[judged.name], half, weights),
             "human_kappa": _human_kappa(people),
             "labelers": told,
+            "machines": machines,
+            "claims_reported": len({one.claim for one, first in zip(people, half, strict=True) if not first}),
             "seed": seed,
             "limit": limit,
         }
@@ -228,21 +232,23 @@ def _figures(
         "default_threshold": threshold,
         "majority_accuracy": float(max(y.mean(), 1 - y.mean())),
     }
+    claims = len({one.claim for one, use in zip(people, test, strict=True) if use})
     rows = {**_at(chosen, y, s, many), "auroc": weighted_auroc(y, s, many), **_calibration(y, s, many)}
     if threshold is not None:
         default = _at(threshold, y, s, many)
         rows |= {f"default_{name}": default[name] for name in ("balanced_accuracy", "kappa")}
     for name, values in rows.items():
-        figures |= _estimate(name, values)
+        figures |= _estimate(name, values, claims, _LEAST.get(name, 0.0))
     return figures
 
 
-def _estimate(name: str, values: Floats) -> dict[str, float | None]:
+def _estimate(name: str, values: Floats, claims: int, least: float) -> dict[str, float | None]:
     """A figure of the sample, which comes first, and its interval; None where a class is missing from it."""
     good = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(good, [0.025, 0.975]) if len(good) else (np.nan, np.nan)
-    entries = ((name, values[0]), (f"{name}_low", low), (f"{name}_high", high))
-    return {key: float(value) if np.isfinite(value) else None for key, value in entries}
+    if np.isfinite(values[0]) and len(good):
+        return {**bounded(float(values[0]), good, claims, least).flat(name)}
+    low, high = interval(good, claims) if len(good) else (None, None)
+    return {name: None, f"{name}_low": low, f"{name}_high": high}
 
 
 def best_threshold(gold: npt.NDArray[np.bool_], scores: Floats) -> float:
@@ -321,7 +327,9 @@ def _differences(
                     "first": first,
                     "second": second,
                     "stratum": stratum,
-                    **_estimate("auroc_difference", gaps),
+                    **_estimate(
+                        "auroc_difference", gaps, len({people[int(j)].claim for j in np.flatnonzero(test)}), -1.0
+                    ),
                     "agreement_kappa": metrics.kappa(*verdicts),
                     "examples": [_example(people[j], a[j], b[j]) for j in order],
                 }

@@ -104,6 +104,8 @@ class Audit(_Record):
     differences: list[Difference]
     human_kappa: Number
     labelers: dict[str, dict[str, Any]] = Field(min_length=1)
+    machines: dict[str, dict[str, Any]] = {}
+    claims_reported: int | None = None
     seed: int
     limit: int | None = None
 
