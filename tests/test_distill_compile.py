@@ -11,16 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from sailkit.distill.align import ends_of, stream
+from sailkit.distill.align import ends_of
 from sailkit.distill.compile import Compiler
-from sailkit.distill.pairs import pairs_of
 from sailkit.distill.project import Projection, collect
 from sailkit.distill.rows import Targets
 from sailkit.distill.shards import TeacherCache
 from sailkit.distill.stage import distill
-from sailkit.distill.teacher_cache import read_with, teacher_cache
+from sailkit.distill.teacher_cache import teacher_cache
 from sailkit.exports import TRAIN
-from sailkit.finetune.data import HELD_OUT, IGNORED, Prepared, prepare, read_data
+from sailkit.finetune.data import HELD_OUT, Prepared, prepare, read_data
 from small_models import student, trained
 from small_rows import example, write
 
@@ -61,26 +60,15 @@ def compiler(folder: Path, teacher: Path) -> Callable[..., Compiler]:
 
 def by_hand(compiler: Compiler, rows: Prepared, learn_from: Prepared | None) -> Targets:
     """Targets whose habits are those of certain rows, or that know none."""
-    tokenizer = compiler.teacher_tokenizer
-
-    def sides(prepared: Prepared) -> list[Any]:
-        pairs = pairs_of(read_with(prepared.examples, tokenizer, compiler.cache.settings["max_length"], None))
-        ours = ([label for label in row if label != IGNORED] for row in prepared.labels)
-        return [
-            (
-                pair,
-                stream(compiler.teacher, pair.tokens, pair.completion),
-                stream(compiler.student, row, pair.completion),
-            )
-            for pair, row in zip(pairs, ours, strict=True)
-        ]
-
-    ends = ends_of(tokenizer, (theirs for _, theirs, _ in sides(rows)))
-    projection = Projection(compiler.teacher, compiler.student, ends, compiler.min_mass)
+    sides, cache = compiler.sides, compiler.cache
+    both = sides.read(rows)
+    ends = ends_of(sides.teacher_tokenizer, (row.teacher for row in both))
+    projection = Projection(sides.teacher, sides.student, ends, compiler.min_mass)
     if learn_from is not None:
-        projection.learn((theirs, ours) for _, theirs, ours in sides(learn_from))
-    cache = compiler.cache
-    return collect(projection.row(cache.get(p.prompt, p.completion), *both) for p, *both in sides(rows))
+        projection.learn((row.teacher, row.student) for row in sides.read(learn_from))
+    return collect(
+        projection.row(cache.get(row.pair.prompt, row.pair.completion), row.teacher, row.student) for row in both
+    )
 
 
 def same(one: Targets, other: Targets) -> bool:
