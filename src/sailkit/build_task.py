@@ -72,7 +72,7 @@ def build_task(
     Args:
         task: A built-in task, or your own YAML file; its evidence needs a `stance`.
         out: Run folder to write, as `build` writes it.
-        data: The task's data.
+        data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         half: Only the examples of this half; `evaluate --half` measures on the other. Claims that are nearly the same
             in the other half are removed.
         style: How a row will read.

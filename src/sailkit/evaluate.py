@@ -73,7 +73,7 @@ def evaluate(
         model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, or endpoint:MODEL@BASE_URL.
         task: A built-in task (climate-fever, hsd, sample-claims, sample-statements) or your own YAML file.
         out: The run folder.
-        data: The task's data: a file or folder.
+        data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         answer: Score the labels' answer words (logprob), or generate an answer and read it (generate).
         protocol: direct (one question), fair ("is it fair to say"), think-twice (several calls).
         wording: One of the protocol's wordings; the first by default. climate-fever and hsd have the published ones.

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from sailkit import jsonl, runs
-from sailkit.errors import UserError, at_least_one, missing_extra, nearest
+from sailkit.errors import UserError, at_least_one, nearest
+from sailkit.hub import hub_rows, is_hub_name
 from sailkit.records import Instruction, Searched, SearchOutcome, SearchResult
-from sailkit.tables import read_table
+from sailkit.tables import read_table, with_nested
 
 RESULTS = "results.jsonl"
 _FIELDS = ("id", "instruction", "input", "output")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _PREAMBLE = re.compile(r"(?:Below is an instruction[^\n]*\n++)?")
 
 
@@ -30,7 +30,7 @@ def read_instructions(
     `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its place, from 0.
 
     Args:
-        source: A `.jsonl`, `.jsonl.gz`, `.json` (a list), `.csv` or `.parquet` file, or a hub id (`OWNER/NAME`).
+        source: A table (see `sailkit.tables.read_table`), or a name on the hub (`OWNER/NAME[:SPLIT]`).
         fields: `ours=theirs` for any of id, instruction, input, output.
         limit: Only the first so many.
 
@@ -40,7 +40,7 @@ def read_instructions(
     at_least_one(limit=limit)
     names = _field_names(fields)
     path = Path(source)
-    rows = read_table(path) if path.exists() or not _HUB_ID.fullmatch(str(source)) else _hub_rows(str(source))
+    rows = hub_rows(str(source), ("train",)) if is_hub_name(source) else read_table(path)
     found: list[Instruction] = []
     places: dict[str, str] = {}
     for line, row in islice(rows, limit):
@@ -72,6 +72,7 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, w
         values["output"] = row.get("completion")
     elif isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):
         values = {**row["instances"][0], **values}
+    row = with_nested(row, names.values())
     for name in names.values():
         if name not in row:
             raise UserError(f"{where}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
@@ -82,6 +83,8 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, w
             "say which with --fields instruction=NAME,output=NAME"
         )
     identity = str(place) if values.get("id") is None else _text(values["id"], "id", where)
+    if not identity.strip():
+        raise UserError(f"{where}: field 'id' is empty; fill it, or remove the column")
     texts = [_text(values.get(name), name, where) for name in _FIELDS[1:]]
     return Instruction(identity, *texts)
 
@@ -107,19 +110,6 @@ def _text(value: object, name: str, where: str) -> str:
     if not jsonl.is_text(str(value)):
         raise UserError(f"{where}: field {name!r} holds half a surrogate pair, which is no character")
     return str(value)
-
-
-def _hub_rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import datasets
-    except ImportError:
-        raise missing_extra("hub", f"reading {name} from the hub") from None
-    try:
-        loaded = datasets.load_dataset(name, split="train")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"no file {name}, and the hub does not give it as a data set: {reason}") from None
-    return enumerate(loaded, start=1)
 
 
 def make_result(source: str, rank: int, title: object, body: object, url: object = "", at: str = "") -> SearchResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import gzip
@@ -50,13 +51,14 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
     """
     path = Path(path)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
-                if not raw.strip():
+                line = _without_mark(raw, path) if number == 1 else raw
+                if not line.strip():
                     continue
                 try:
                     # json.loads accepts NaN; such a number would poison every mean after it.
-                    row = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
+                    row = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
                 except UnicodeDecodeError as error:
                     raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from None
                 except ValueError as error:
@@ -73,9 +75,24 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
         raise reading_failed(path, error) from None
 
 
+def _without_mark(line: bytes, path: Path) -> bytes:
+    """A file's first line without the byte order mark that spreadsheets and editors put there."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
 def refuse_constant(name: str) -> float:
     """For `json.loads`, which takes NaN and infinity for numbers; JSON does not."""
     raise ValueError(f"{name} is not a JSON number")
+
+
+def filled_field(row: Row, name: str, path: str | Path, line: int) -> str:
+    """A field that must be there and be text that is not blank, as an id or what is asked about."""
+    value = text_field(row, name, path, line)
+    if not value.strip():
+        raise UserError(f"{path}, line {line}: field {name!r} is empty; fill it, or remove the row")
+    return value
 
 
 def text_field(row: Row, name: str, path: str | Path, line: int) -> str:

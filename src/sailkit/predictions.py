@@ -15,7 +15,7 @@ from sailkit.answers import RULES_VERSION, read_answer
 from sailkit.errors import UserError, nearest
 from sailkit.recording_layouts import RECORDED_FIELDS, layout_of, words_of_answers
 from sailkit.records import AnswerScore, Prediction
-from sailkit.tables import read_table, with_ids
+from sailkit.tables import read_table, with_ids, with_nested
 from sailkit.tasks import Task, builtin_tasks, load_task
 from sailkit.yaml_files import read_yaml
 
@@ -178,6 +178,7 @@ def load_recording(
         raise UserError(f"{path}: no rows")
     layout = layout_of(rows[0][1], str(path)) if "output" not in mapped else RECORDED_FIELDS
     names = {**layout, **mapped}
+    rows = [(line, with_nested(row, mapped.values())) for line, row in rows]
     if "id" not in mapped:
         rows = with_ids(rows, names["id"], path)
     for key in (*_NEEDED, *mapped):
@@ -196,7 +197,7 @@ def load_recording(
     seen: dict[str, int] = {}
     for index, (line, row) in enumerate(rows):
         where = f"{path}, line {line}"
-        item = jsonl.text_field(row, names["id"], path, line)
+        item = jsonl.filled_field(row, names["id"], path, line)
         if item in seen:
             raise UserError(f"{where}: id {item!r} was used before, in line {seen[item]}; ids must be unique")
         seen[item] = line

@@ -1,49 +1,50 @@
-"""Tables as people keep them: JSON Lines, JSON lists, CSV and parquet."""
+"""Tables as people keep them: JSON Lines, JSON lists, CSV and parquet, also gzipped and as spreadsheets save them."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import json
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, missing_extra
 
 _LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
+_ABSENT = object()
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the first that gives the most fields
+_NOT_TABLES = {
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV UTF-8"),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "an archive; unpack it"),
+    **dict.fromkeys((".bz2", ".xz", ".zst"), "compressed in another way than gzip; unpack it"),
+    **dict.fromkeys((".pkl", ".pickle", ".arrow", ".feather"), "no table that is read here; save it as parquet"),
+}
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines (also gzipped), JSON list, CSV or parquet file with their numbers from 1.
+    """Rows of a JSON Lines, JSON list, CSV, TSV (all of them also gzipped) or parquet file with numbers from 1.
 
-    The header of a CSV is its line 1.
+    The header of a CSV is its line 1. Its separator is a comma, a semicolon or a tab; its encoding UTF-8 or, where it
+    begins with a byte order mark that says so, UTF-16.
+
+    Raises:
+        UserError: The file cannot be read, or is not what its name says; file and line are named.
     """
-    if path.suffix == ".csv":
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                for row in _csv_rows(reader):
-                    if None in row or None in row.values():
-                        raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
-                    yield reader.line_num, row
-        except OSError as error:
-            raise jsonl.reading_failed(path, error) from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not readable as UTF-8 CSV ({error})") from None
-    elif path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise missing_extra("parquet", f"reading {path}") from None
-        try:
-            with path.open("rb") as stream:
-                yield from enumerate(pyarrow.parquet.read_table(stream).to_pylist(), start=1)
-        except (OSError, pyarrow.ArrowException) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise UserError(f"cannot read {path}: {reason}") from None
-    elif path.suffix == ".json":
-        yield from enumerate(_json_list(path), start=1)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+    if kind in _NOT_TABLES:
+        raise UserError(f"{path} is {_NOT_TABLES[kind]}")
+    if kind == ".parquet":
+        yield from _parquet_rows(path)
+    elif kind == ".json":
+        yield from _json_rows(path)
+    elif kind in _SEPARATORS or (kind == ".txt" and _encoding(path) == "utf-16"):  # a spreadsheet's "Unicode text"
+        yield from _csv_rows(path, _SEPARATORS.get(kind, "\t"))
     else:
         yield from jsonl.read(path)
 
@@ -58,7 +59,52 @@ def with_ids(
     return [(line, {**row, name: str(number)}) for number, (line, row) in enumerate(rows, start=1)]
 
 
-def _csv_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
+def with_nested(row: Mapping[str, Any], names: Iterable[str | None]) -> dict[str, Any]:
+    """A row with the values of nested fields under their dotted names, such as `doc.claim`, where it has them."""
+    found = dict(row)
+    for name in filter(None, names):
+        value: Any = row
+        for part in name.split("."):
+            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if name not in row and value is not _ABSENT:
+            found[name] = value
+    return found
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, unless the file begins with UTF-16's byte order mark."""
+    try:
+        with _open(path) as stream:
+            return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    except (OSError, EOFError, zlib.error) as error:
+        raise jsonl.reading_failed(path, error) from None
+
+
+def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    encoding = _encoding(path)
+    try:
+        with _open(path) as binary, TextIOWrapper(binary, encoding=encoding, newline="") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            delimiter = max(separators, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+            reader = csv.DictReader(stream, strict=True, delimiter=delimiter)
+            for row in _long_rows(reader):
+                if None in row or None in row.values():
+                    raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
+                yield reader.line_num, row
+    except (OSError, EOFError, zlib.error) as error:
+        raise jsonl.reading_failed(path, error) from None
+    except (csv.Error, UnicodeError) as error:
+        name = encoding.removesuffix("-sig").upper()
+        mend = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        raise UserError(f"{path}: not readable as {name} CSV ({error}){mend}") from None
+
+
+def _long_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
     """Rows whose fields may be long: the library's limit is lifted for our reads, and for nobody else's."""
     while True:
         before = csv.field_size_limit(_LONGEST_FIELD)
@@ -71,16 +117,35 @@ def _csv_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _json_list(path: Path) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8"), parse_constant=jsonl.refuse_constant)
-    except OSError as error:
+        import pyarrow.parquet
+    except ImportError:
+        raise missing_extra("parquet", f"reading {path}") from None
+    try:
+        with path.open("rb") as stream:
+            yield from enumerate(pyarrow.parquet.read_table(stream).to_pylist(), start=1)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"cannot read {path}: {reason}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON list, or of JSON Lines that go by the name of JSON."""
+    try:
+        with _open(path) as stream:
+            data = stream.read()
+        rows = json.loads(data.decode(json.detect_encoding(data)), parse_constant=jsonl.refuse_constant)
+    except (OSError, EOFError, zlib.error) as error:
         raise jsonl.reading_failed(path, error) from None
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            yield from jsonl.read(path)
+            return
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}")
-    return rows
+        yield number, row

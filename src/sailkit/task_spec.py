@@ -23,28 +23,50 @@ Word = Annotated[
 
 
 class EvidenceFields(_Spec):
-    """Where a row keeps its search results: a list field, and the fields of each entry.
+    """Where a row keeps its search results: a list field with the fields of each entry, or columns of text.
 
-    `stance` is the field that says what people found a result to speak for, `stances` which label each of its values
-    is; any other value speaks for none.
+    Without `body` the entries of the list are texts themselves. `stance` is the field that says what people found a
+    result to speak for, `stances` which label each of its values is; any other value speaks for none.
     """
 
-    list: str
-    body: str
+    list: str | None = None
+    columns: tuple[str, ...] = ()
+    body: str | None = None
     title: str | None = None
     url: str | None = None
     stance: str | None = None
     stances: dict[Word, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _one_form(self) -> EvidenceFields:
+        if (self.list is None) == (not self.columns):
+            raise ValueError("give either `list`, or one or several `columns`")
+        if (self.columns or self.body is None) and (self.body or self.title or self.url or self.stance):
+            raise ValueError("`title`, `url` and `stance` are fields of the entries of a `list` that have a `body`")
+        return self
+
+
+def _as_evidence(value: object) -> object:
+    """Evidence may also be a column, or a list of columns."""
+    return {"columns": [value] if isinstance(value, str) else value} if isinstance(value, (str, list)) else value
+
 
 class Fields(_Spec):
-    """Names of the fields that hold what a task needs."""
+    """Names of the fields that hold what a task needs; nested ones have dots, as `doc.claim`.
 
-    id: str
+    Rows without an `id` get their number from 1.
+    """
+
+    id: str = "id"
     text: str
     label: str
     group: str | None = None
-    evidence: EvidenceFields | None = None
+    evidence: Annotated[EvidenceFields | None, BeforeValidator(_as_evidence)] = None
+
+    def names(self) -> list[str | None]:
+        """Every field that a row is asked for."""
+        evidence = self.evidence
+        return [self.id, self.text, self.label, self.group, *((evidence.list, *evidence.columns) if evidence else ())]
 
 
 class LabelFile(_Spec):
@@ -56,8 +78,12 @@ class LabelFile(_Spec):
 
 
 class DataSpec(_Spec):
-    """How a data set is laid out: one table with fields, or a folder of text files with a label file."""
+    """How a data set is laid out: one table with fields, or a folder of text files with a label file.
 
+    `source` says where to get the data of a task that does not carry them.
+    """
+
+    source: str | None = None
     file: str | None = None
     fields: Fields | None = None
     folder: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from sailkit import jsonl, runs
 from sailkit.errors import UserError, nearest
-from sailkit.records import Example, SearchResult
-from sailkit.tables import read_table
-from sailkit.task_spec import DataSpec, EvidenceFields, TaskSpec
+from sailkit.records import Example
+from sailkit.task_rows import folder_rows, table_rows
+from sailkit.task_spec import TaskSpec
 from sailkit.yaml_files import read_yaml
 
 Half = Literal["first", "second"]
@@ -143,7 +143,7 @@ class Task:
         """Read the task's examples.
 
         Args:
-            data: File or folder; by default the one that the YAML names.
+            data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`); by default what the YAML names.
 
         Raises:
             UserError: Nothing is named, or the data are missing, malformed, doubled, mislabelled or empty.
@@ -151,10 +151,11 @@ class Task:
         spec = self.spec.data
         if data is None:
             if spec.file is None:
-                raise UserError(f"task {self.name} does not carry its data; say where they are with --data")
+                source = f": they are {spec.source}" if spec.source else ""
+                raise UserError(f"task {self.name} does not carry its data{source}; say where they are with --data")
             data = self.folder / spec.file
         path = Path(data)
-        rows = list(_folder_rows(path, spec) if spec.folder else _table_rows(path, spec))
+        rows = list(folder_rows(path, spec) if spec.folder else table_rows(path, spec))
         seen: dict[str, str] = {}
         for example, where in rows:
             if example.id in seen:
@@ -232,70 +233,3 @@ def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
     if len(chosen) < 2:
         raise UserError(f"task {spec.name}: choose at least two labels")
     return Task(spec, chosen, path.parent)
-
-
-def _table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    fields = spec.fields
-    assert fields is not None
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; this task reads one .jsonl, .csv or .parquet file")
-    for line, row in read_table(path):
-        label = row.get(fields.label)
-        if fields.label not in row:
-            jsonl.text_field(row, fields.label, path, line)
-        example = Example(
-            id=jsonl.text_field(row, fields.id, path, line),
-            text=jsonl.text_field(row, fields.text, path, line),
-            label=spec.label_values.get(str(label), None if label is None else str(label)),
-            evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
-            stances=_stances(row, fields.evidence) if fields.evidence else (),
-            group=jsonl.text_field(row, fields.group or fields.id, path, line),
-        )
-        yield example, f"{path}, line {line}"
-
-
-def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:
-    entries = row.get(fields.list)
-    if not isinstance(entries, list):
-        raise UserError(f"{path}, line {line}: field {fields.list!r} should be a list of search results")
-    found = []
-    for rank, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or not isinstance(entry.get(fields.body), str):
-            raise UserError(f"{path}, line {line}: {fields.list}[{rank - 1}] has no text field {fields.body!r}")
-        title, url = (entry.get(name) if name else None for name in (fields.title, fields.url))
-        found.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
-    return tuple(found)
-
-
-def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None, ...]:
-    """What each search result speaks for; nothing where the data do not say it of every one."""
-    said = [entry.get(fields.stance) for entry in row[fields.list]] if fields.stance else []
-    return () if None in said else tuple(fields.stances.get(str(value)) for value in said)
-
-
-def _folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    label_file = spec.label_file
-    assert label_file is not None
-    assert spec.folder is not None
-    texts = path / spec.folder
-    if not texts.is_dir():
-        raise UserError(f"{path} has no folder {spec.folder}; --data should name the folder that holds it")
-    labels: dict[str, str] = {}
-    for line, row in read_table(path / label_file.path):
-        where = path / label_file.path
-        item = jsonl.text_field(row, label_file.id, where, line)
-        if item in labels:
-            raise UserError(f"{where}, line {line}: id {item!r} was used before; ids must be unique")
-        labels[item] = jsonl.text_field(row, label_file.label, where, line)
-    # The folder is listed and the labels looked up, so no id from a file ever becomes a path.
-    for file in sorted(texts.glob("*.txt")):
-        if file.stem not in labels:
-            raise UserError(f"{file}: no row with {label_file.id} {file.stem!r} in {path / label_file.path}")
-        try:
-            text = file.read_text("utf-8").strip()
-        except OSError as error:
-            raise jsonl.reading_failed(file, error) from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 text ({error.reason})") from None
-        label = labels[file.stem]
-        yield Example(file.stem, text, spec.label_values.get(label, label), group=file.stem), str(file)

@@ -1,0 +1,53 @@
+"""Data sets of the Hugging Face hub by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sailkit import runs
+from sailkit.errors import UserError, missing_extra, nearest
+
+FORM = "OWNER/NAME[:SPLIT]"
+_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[\w.-]+))?")
+_FILE = re.compile(r".*\.(jsonl?|ndjson|csv|tsv|tab|txt|parquet|yaml|xlsx?|gz)", re.IGNORECASE)
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether a name is one of the hub and of no file here: `OWNER/NAME`, or `OWNER/NAME:SPLIT`."""
+    return bool(_NAME.fullmatch(str(source))) and not _FILE.fullmatch(str(source)) and not Path(source).exists()
+
+
+def hub_rows(source: str, preferred: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of one split of a data set with their numbers from 1.
+
+    Args:
+        source: `OWNER/NAME`, or `OWNER/NAME:SPLIT`.
+        preferred: The splits to take where none is named, best first; a data set with one split gives that.
+
+    Raises:
+        UserError: The hub does not give it, or it has no such split.
+    """
+    name, _, split = source.partition(":")
+    try:
+        import datasets
+    except ImportError:
+        raise missing_extra("hub", f"reading {name} from the hub") from None
+    try:
+        loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"no file {name}, and the hub does not give it as a data set: {reason}") from None
+    splits = list(loaded)
+    if not split:
+        fitting = [one for one in preferred if one in splits] or (splits if len(splits) == 1 else [])
+        if not fitting:
+            raise UserError(f"{name} has several splits ({', '.join(splits)}); choose one: {name}:{splits[0]}")
+        split = fitting[0]
+        if len(splits) > 1:
+            runs.notice(f"{name}: split {split} of {', '.join(splits)}; another is {name}:SPLIT")
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}; {nearest(split, splits)}")
+    return enumerate(loaded[split], start=1)
