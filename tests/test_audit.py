@@ -17,6 +17,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from little_room import little_room
 from sailkit import jsonl, runs, show
 from sailkit.errors import UserError
 from sailkit.intervals import proportion
@@ -138,7 +139,12 @@ def test_fit_reads_special_tokens_as_text_and_saves_them_by_their_names(votes, t
 
     monkeypatch.setattr(CrossEncoderTrainer, "train", spied)
     votes.write_text(votes.read_text().replace("rises", "[SEP] rises").replace("The sea", "[CLS] sea [MASK]"))
-    fit(data=votes, out=tmp_path / "f", limit=8, batch_size=8, epochs=1, max_length=64)
+    options = {"data": votes, "out": tmp_path / "f", "limit": 8, "batch_size": 8, "epochs": 1, "max_length": 64}
+    with little_room(100_000), pytest.raises(UserError, match=r"^cannot write .*/f: .*free some space"):
+        fit(**options)
+    assert not list(tmp_path.glob(".f.*"))
+    seen.clear()
+    fit(**options)
     tokenizer = CrossEncoder(str(tmp_path / "f"), local_files_only=True).tokenizer
     assert tokenizer.sep_token == "[SEP]"
     frame = [tokenizer.cls_token_id, *[tokenizer.sep_token_id] * 2]

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -373,3 +374,61 @@ def test_progress_can_be_switched_off(capsys):
     with runs.progress("scoring", total=1) as tick:
         tick()
     assert capsys.readouterr().err == ""
+
+
+HALFWAY = """
+import os, sys, time
+from sailkit import jsonl
+def wait(handle):
+    print(handle, flush=True)
+    time.sleep(60)
+os.fsync = wait
+jsonl.write_atomic(sys.argv[1], "x" * 1000)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_another_is_writing_is_not(tmp_path):
+    folder = tmp_path / "run"
+    with runs.open_run(folder, "search", {"a": 1}):
+        pass
+    (folder / ".metrics.json.mine").write_text("a file of the user's")
+    (folder / ".x.sailkit-unfinished").mkdir()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", HALFWAY, str(path)], stdout=subprocess.PIPE)
+        for path in (folder / "metrics.json", folder / "plots" / "loss.svg", folder / "other.json")
+    ]
+    for writer in writers:
+        writer.stdout.readline()  # it is in the middle of writing
+    for writer in writers[:2]:
+        writer.kill()
+        writer.communicate()
+    assert len([path for path in folder.rglob(".*") if path.is_file()]) == 5  # three of these, the lock, the user's
+    with runs.open_run(folder, "search", {"a": 1}):
+        pass
+    left = sorted(path.name for path in folder.rglob(".*") if path.is_file())
+    assert [name for name in left if not name.startswith(".other.json.")] == [".lock", ".metrics.json.mine"]
+    assert len(left) == 3
+    writers[2].kill()
+    writers[2].communicate()
+    assert (folder / ".x.sailkit-unfinished").is_dir()
+
+
+def test_files_are_written_whole_while_others_sweep(tmp_path):
+    """Writers and sweepers at once: nothing that is being written is taken away."""
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            jsonl.sweep(tmp_path)
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(2)]
+    for thread in sweepers:
+        thread.start()
+    try:
+        for i in range(300):
+            jsonl.write_atomic(tmp_path / f"{i % 7}.txt", str(i))
+    finally:
+        done.set()
+        for thread in sweepers:
+            thread.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{i}.txt" for i in range(7)]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from little_room import little_room
 from sailkit.errors import UserError
 from sailkit.instructions import read_searched
 from sailkit.records import Instruction
@@ -130,6 +131,19 @@ def test_embeddings_of_other_texts_are_not_used(tmp_path, corpus):
     folder.rename(earlier)
     LocalSearcher("dense", [corpus])
     assert folder.is_dir()
+
+
+@pytest.mark.parametrize(("engine", "size"), [("bm25", 300), ("bm25", 9_000), ("dense", 40_000)])
+def test_a_full_disk_under_the_index_is_one_line_and_leaves_none(tmp_path, engine, size):
+    """The first limit is met by numpy, the second by the corpus, the third by safetensors."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"bear {i}: {'text ' * 20}"}) + "\n" for i in range(100)))
+    why = r"^cannot write .*indexes/bm25-\w+(-\w+-\d)?: .*free some space.*; SAILKIT_CACHE names another folder"
+    with little_room(size), pytest.raises(UserError, match=why):
+        LocalSearcher(engine, [corpus])
+    assert [path.name for path in (tmp_path / "cache" / "indexes").glob(".*")] == []
+    searcher = LocalSearcher(engine, [corpus])
+    assert searcher.search([Instruction("1", "bear 7")], 1)[0][0].outcome == "found"
 
 
 def test_outcomes_stay_apart(tmp_path, corpus):

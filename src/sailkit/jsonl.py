@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import fcntl
 import gzip
 import hashlib
 import json
@@ -18,6 +19,8 @@ from typing import Any
 
 from sailkit.errors import UserError
 
+_UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # how numpy tells of a full disk
 _SYSTEM = re.compile(r"os error (\d+)")  # how libraries in Rust tell of an error of the system
 Row = dict[str, Any]
 
@@ -113,23 +116,46 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
     payload = encode(data) if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, unfinished = _begin(path)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(payload)
                 stream.flush()
                 os.fsync(stream.fileno())
-            # mkstemp makes private files; a result should follow the user's umask like any other.
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
-            Path(name).replace(path)
+                # mkstemp makes private files; a result should follow the user's umask like any other.
+                umask = os.umask(0)
+                os.umask(umask)
+                unfinished.chmod(0o666 & ~umask)
+                unfinished.replace(path)  # while it is locked
         except BaseException:
             with contextlib.suppress(OSError):
-                Path(name).unlink()
+                unfinished.unlink()
             raise
     except OSError as error:
         raise writing_failed(path, error) from None
+
+
+def _begin(path: Path) -> tuple[int, Path]:
+    """A temporary file for `path`, open and locked: the lock goes with the process, however it ends."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        with contextlib.suppress(OSError):  # some file systems have no locks; what is there is not swept then
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept before it was locked
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `write_atomic` left where a process was killed; what is being written now is locked, and stays."""
+    for left in [*folder.rglob(f".*{_UNFINISHED}")]:
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -183,6 +209,8 @@ def writing_failed(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that cannot be written, with the mend where the disk is full."""
     told = _SYSTEM.search(str(error))
     number = int(told[1]) if told else getattr(error, "errno", None)
+    if number is None and _SHORT_WRITE.search(str(error)):
+        number = errno.ENOSPC
     said = os.strerror(number) if number else error
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""

@@ -101,6 +101,7 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
     except OSError as error:
         raise jsonl.writing_failed(folder, error) from None
     try:
+        jsonl.sweep(folder)
         yield Run(folder, _continue_or_begin(folder, stage, settings))
     finally:
         lock.release()

@@ -87,8 +87,9 @@ def fit(
     if max_length > (most := positions(model.model.config)):
         raise UserError(f"--max-length {max_length}: {base} takes at most {most} tokens")
     rows = _rows(used)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    with jsonl.writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         steps = math.ceil(epochs * math.ceil(len(rows) / batch_size))
         arguments = CrossEncoderTrainingArguments(
@@ -106,11 +107,8 @@ def fit(
             trainer.remove_callback(_printer())
             done = trainer.train()
         folder = unfinished / "model"
-        inner = model.model
-        inner.config.id2label, inner.config.label2id = {0: "informative"}, {"informative": 0}
-        inner.save_pretrained(folder)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, inner.config.max_position_embeddings)
-        tokenizer.save_pretrained(folder)
+        with jsonl.writing(out):
+            _save(model.model, tokenizer, folder)
         told = {
             "data": judged.name,
             "data_sha256": judged.sha256,
@@ -128,12 +126,20 @@ def fit(
             "environment": runs.environment(),
         }
         jsonl.write_json(folder / FITTED, told)
-        folder.rename(out)
+        with jsonl.writing(out):
+            folder.rename(out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing is kept of an unfinished fit") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {name: told[name] for name in _SHOWN} | {"model": str(out)}
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.config.id2label, model.config.label2id = {0: "informative"}, {"informative": 0}
+    model.save_pretrained(folder)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    tokenizer.save_pretrained(folder)
 
 
 def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> list[HumanPair]:

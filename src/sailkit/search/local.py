@@ -185,7 +185,7 @@ def _whole(folder: Path, load: Callable[[], Any]) -> Any:
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> None:
     """Make a folder whole or not at all, by one process at a time."""
-    try:
+    with jsonl.writing(folder, "; SAILKIT_CACHE names another folder, for a disk with more room"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
             if folder.exists():
@@ -201,5 +201,3 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> None:
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        raise jsonl.writing_failed(folder, error) from None
