@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import multiprocessing
 import random
@@ -20,7 +21,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from sailkit.distill import teacher_cache as maker
 from sailkit.distill.recipe import read_distillation
@@ -90,6 +99,26 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
         UserError, match=r"another run \(recipe.student_layers: 3 there, 2 now; recipe.settings.top_p: "
     ):
         teach(teacher, data, tmp_path / "run", student_layers=2)
+
+
+def test_one_model_is_freed_before_the_next_is_loaded(teacher, data, tmp_path, monkeypatch):
+    """The teacher of the cache, the student with its optimizer, the teacher that flags, the student as it was."""
+    kinds = (PreTrainedModel, torch.optim.Optimizer)
+    others = {id(one) for one in gc.get_objects() if issubclass(type(one), kinds)}
+    load, alive = AutoModelForCausalLM.from_pretrained, []
+
+    def counted(*args, **more):
+        found = [one for one in gc.get_objects() if issubclass(type(one), kinds) and id(one) not in others]
+        alive.append([type(one).__name__ for one in found])
+        return load(*args, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    gc.disable()
+    try:
+        teach(teacher, data, tmp_path / "run", "training.max_steps=1", model=str(student(tmp_path / "student")))
+    finally:
+        gc.enable()
+    assert alive == [[]] * 5
 
 
 @pytest.mark.parametrize("family", ["byte-level", pytest.param("qwen", marks=pytest.mark.long)])

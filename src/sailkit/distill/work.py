@@ -312,6 +312,7 @@ class Work:
     def _fidelity(self) -> dict[str, Any]:
         from sailkit.finetune.flagging import verdicts
         from sailkit.models import ModelOptions
+        from sailkit.models.loading import free_memory
         from sailkit.models.local import LocalModel
 
         rows: list[dict[str, Any]] = []
@@ -328,11 +329,13 @@ class Work:
             teacher = LocalModel.from_name(self.told.teacher, ModelOptions())
             flags = verdicts(teacher, wording, self._compiler.cache.settings["max_length"])
             del teacher
+            free_memory()
         for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
             model = LocalModel.from_name(name, ModelOptions(dtype="float32"))
             found = fidelity(model.model, aside, targets, self.columns)
             if flags is not None:
                 found = flagged(found, flags, verdicts(model, asked, self.told.student.max_length))
+            del model
             rows += [{"model": who, **row} for row in found]
             figures[who] = means(found)
         write_rows(self.out / FIDELITY, rows)

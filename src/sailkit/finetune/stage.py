@@ -104,6 +104,7 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             from transformers import AutoTokenizer
 
             from sailkit.finetune import trainer as trl
+            from sailkit.models.loading import free_memory
 
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
@@ -116,6 +117,7 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
         with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
             done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
             figures = {} if done else _train(run, processes, told, source, tokenizer, rows, aside, args, goal)
+            free_memory()  # of the model and its optimizer: others may be loaded next
             return processes.tell(jsonl.read_json(run.path(METRICS)) if done and processes.first else figures)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import shutil
 import warnings
@@ -124,6 +125,13 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
         )
     forget_lengths(model)
     return model, tokenizer
+
+
+def free_memory() -> None:
+    """Free models that nothing names any more: trainers refer to themselves, and torch keeps what it has freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def saveable(model: Any, name: str) -> Any:
