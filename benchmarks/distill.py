@@ -228,6 +228,7 @@ def control(options, folder):
     }  # fmt: skip
     sides = {"logits": "sailkit", "plain fine-tuning": "plain"}
     _, runs = contest(options, folder / "control", setup, sides.values(), options.steps, options.seeds)
+    _, base = contest(options, folder / "control", setup, ["base"], 0, 1)
     n, held_out = (len(read_data([str(data)], name)) for name in (TRAIN, HELD_OUT))
     print(
         f"\n## control: {options.teacher} into stories260k, {n} rows, {held_out} held out, {options.steps} steps of "
@@ -238,6 +239,8 @@ def control(options, folder):
         [name, *(f"{mean(each, m):.4f} ({', '.join(f'{mean([run], m):.4f}' for run in each)})" for m in MEASURES)]
         for name, each in rows.items()
     ])  # fmt: skip
+    base_rows = [run["rows"] for run in base["base"]]
+    table(["", *MEASURES], [["base", *(f"{mean(base_rows, measure):.4f}" for measure in MEASURES)]])
     differences = [difference(*rows.values(), measure) for measure in MEASURES]
     table(["difference, 95 % interval", *MEASURES], [["logits - plain fine-tuning", *differences]])
 

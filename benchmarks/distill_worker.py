@@ -137,6 +137,8 @@ def train(told):
     tokenizer, ours, (aside, aims) = targets(told)
     columns = len(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(told["student"], dtype=torch.float32)
+    if told["side"] == "base":
+        return {"rows": fidelity(model.eval(), aside, aims, columns)}
     common = {
         "per_device_train_batch_size": told["at_once"],
         "gradient_accumulation_steps": told["batch"] // told["at_once"],
@@ -183,13 +185,13 @@ def _ours(told, model, tokenizer, part, common):
     return before, made
 
 
-def _plain(told, model, tokenizer, part, common):
+def _plain(setup, model, tokenizer, part, common):
     """Fine-tuning on the same words, as the control: cross-entropy alone."""
     from sailkit.finetune import trainer as trl
     from sailkit.finetune.recipe import Recipe
 
     before = forget_peak()
-    args = trl.arguments(Recipe("m", ("d",), training=common), Path(told["folder"]), held_out=False)
+    args = trl.arguments(Recipe("m", ("d",), training=common), Path(setup["folder"]), held_out=False)
     return before, trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=part[0], held_out=None)
 
 

@@ -170,7 +170,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="the shared data")
     parser.add_argument("--sentences", type=int, default=300, help="to measure on")
-    parser.add_argument("--learn", type=int, default=1000, help="other sentences, to learn habits from")
+    parser.add_argument("--learn", type=int, default=1000, help="sentences of another draw, to learn habits from")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     claims = [row["claim"] for _, row in jsonl.read(options.shared / "climate-fever" / "climate-fever.jsonl")]
@@ -181,7 +181,7 @@ def main():
     known = [(teacher.stream(words), student.stream(words)) for words in language.draw(options.learn, options.seed + 1)]
     print(
         f"{len(claims):,} claims, {len(language.following) - 1:,} words; {len(sentences)} sentences of "
-        f"{np.mean([len(words) for words in sentences]):.1f} words, habits from {len(known):,} others\n"
+        f"{np.mean([len(words) for words in sentences]):.1f} words, habits from {len(known):,} of another draw\n"
     )
     print("| | TV | with the tail as a token | positions with a target | seconds |\n| --- | --- | --- | --- | --- |")
     for name, (expand, learn, kept) in WAYS.items():

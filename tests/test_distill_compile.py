@@ -71,8 +71,8 @@ def by_hand(compiler: Compiler, rows: Prepared, learn_from: Prepared | None) -> 
     )
 
 
-def same(one: Targets, other: Targets) -> bool:
-    return all(np.array_equal(value, getattr(other, name)) for name, value in vars(one).items())
+def same(first: Targets, second: Targets) -> bool:
+    return all(np.array_equal(value, getattr(second, name)) for name, value in vars(first).items())
 
 
 def test_habits_are_learnt_from_the_rows_themselves_or_from_others(compiler, rows, tmp_path):

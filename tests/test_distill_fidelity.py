@@ -45,8 +45,8 @@ def test_padding_of_the_vocabulary_neither_wins_nor_competes():
     plain, padded = student(rows=TOKENS).eval(), student(rows=PADDED).eval()
     more = torch.zeros(PADDED - TOKENS, plain.config.hidden_size)
     state = plain.state_dict()
-    padded.load_state_dict({name: torch.cat([one, more]) if len(one) == TOKENS else one for name, one in state.items()})
-    with torch.no_grad():  # of two opposite rows one is the likeliest at every position
+    padded.load_state_dict({name: torch.cat([row, more]) if len(row) == TOKENS else row for name, row in state.items()})
+    with torch.no_grad():  # whatever the position, one of two opposite rows is the likeliest
         padded.lm_head.weight[TOKENS] = 100.0
         padded.lm_head.weight[TOKENS + 1] = -100.0
     best = likeliest(plain)

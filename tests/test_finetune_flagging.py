@@ -45,7 +45,7 @@ def logprobs(model: Any, row: Any, cut: Callable[[Any], Any]) -> dict[tuple[str,
     rendered = [render(replace(row, judgements=way), model.tokenizer) for way in ways]
     prompt = rendered[0].ids[: -len(rendered[0].supervised)]
     scores = []
-    for tokens in cut([one.supervised for one in rendered]):
+    for tokens in cut([way.supervised for way in rendered]):
         with torch.inference_mode():
             logits = model.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         scores.append(float(logits.log_softmax(-1)[range(len(tokens)), list(tokens)].sum()))
