@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import openai
 
 _BATCHES = 4  # requests of a batch, in multiples of the concurrency
+_ENTRY = 400  # bytes that a log-probability takes in an answer, at the most: some list all in two ways
 _PREFIX = "token_id:"  # how a server spells a token's id where texts are expected
 _ROUNDING = 1e-3  # of a log-probability of nearly 0, and of a sum of probabilities
 
@@ -39,7 +40,12 @@ class _Echo(Answer):
 
 
 class _EchoExchange(Exchange):
-    """Asks for text completions instead of chats."""
+    """Asks for text completions instead of chats; `entries` is the most log-probabilities that one answer lists."""
+
+    entries = 0
+
+    def most_bytes(self) -> int:
+        return max(super().most_bytes(), self.entries * _ENTRY)
 
     async def post(self, client: openai.AsyncOpenAI, body: Body) -> Any:
         return await client.completions.with_raw_response.create(**body)
@@ -119,6 +125,7 @@ class EchoTeacher:
             assert isinstance(answer, _Echo)
             found[name] = answer
 
+        self._exchange.entries = max(len(pair.prompt + pair.tokens) for pair in pairs) * (self._kept.k + 2)
         self._exchange.ask({str(i): self._body(pair) for i, pair in enumerate(pairs)}, keep)
         for i, pair in enumerate(pairs):
             if (reason := found[str(i)].refusal) is not None:

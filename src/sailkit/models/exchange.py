@@ -103,7 +103,7 @@ class Exchange:
 
         slots, stop = asyncio.Semaphore(self.options.concurrency), asyncio.Event()
         # A redirect would carry prompts to another place than the one named, and turns a POST into a GET.
-        hooks = {"response": [limit_body(self._most_bytes())]}
+        hooks = {"response": [limit_body(self.most_bytes())]}
         packing = {"Accept-Encoding": ENCODING}
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None, event_hooks=hooks, headers=packing)
         key = self._api_key() or "none"  # a server of one's own asks for none, the client insists on one
@@ -245,7 +245,8 @@ class Exchange:
         self._in_a_row += 1
         return self._in_a_row < _MOST_IN_A_ROW
 
-    def _most_bytes(self) -> int:
+    def most_bytes(self) -> int:
+        """How large an answer may be."""
         return int(self.options.max_response_mb * 1e6)
 
     def _api_key(self) -> str:
