@@ -216,10 +216,12 @@ def test_a_repeated_wording_is_no_answer():
         for protocol, spec in task.spec.protocols.items():
             for wording in spec.wordings:
                 question = task.question(protocol, wording)
-                for step in question.steps:
-                    turn = step_prompt(step, "The lake is deep.", list(question.answers.values()), previous="Deep.")
-                    echo = turn[-1].text
-                    for text in (echo, f"{echo}\n", f"{echo}\nAnswer:", echo.split("{")[0].strip()):
+                for number, (step, system) in enumerate(zip(question.steps, question.systems, strict=True)):
+                    answers = list(question.answers.values())
+                    turns = step_prompt(step, "The lake is deep.", answers, previous=["Deep."] * number, system=system)
+                    echo = turns[-1].text
+                    whole = "\n".join(turn.text for turn in turns)
+                    for text in (echo, f"{echo}\n", f"{echo}\nAnswer:", whole, system):
                         assert read_answer(text, question.words)[0] is None, text
                         seen += 1
     assert seen > 100

@@ -44,6 +44,7 @@ ORDER = (
     "models.loading",
     "models.encoder",
     "models.deberta",
+    "models.decoding",
     "models.checks",
     "models.passes",
     "models.selftest",

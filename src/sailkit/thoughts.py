@@ -18,11 +18,13 @@ _MARKS = (
     (r"\A\s*Here(?: is|'s) my thought process:", r"\bHere(?: is|'s) my response:"),  # Granite 3.2
     # gpt-oss: only the channel `final` is an answer. Where special tokens are left out, their texts run together.
     (
-        r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)\b|\A\s*(?:analysis|commentary)(?=[A-Z])",
-        r"(?:<\|start\|>assistant)?<\|channel\|>final\b[^<\n]*(?:<\|constrain\|>\w*)?<\|message\|>|assistantfinal",
+        r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*(?:analysis|commentary)\b|\A\s*(?:analysis|commentary)(?=[A-Z])",
+        r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*final\b[^<\n]*(?:<\|constrain\|>\w*)?<\|message\|>|assistantfinal",
     ),
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
+# Special tokens that are only a part of a mark.
+_PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|channel>", "<unused94>")
 _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
 
 
@@ -58,3 +60,8 @@ def split_thoughts(text: str) -> tuple[str, bool]:
 def thought_is_open(text: str) -> bool:
     """Whether a text ends within a thought, before any answer."""
     return split_thoughts(text)[1]
+
+
+def is_mark(token: str) -> bool:
+    """Whether a token marks a thought, or is a part of such a mark."""
+    return token in _PARTS or _MARK.fullmatch(token) is not None

@@ -16,6 +16,7 @@ from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
 from sailkit.models.checks import check_tokens, finite, memory_for, out_of_memory
+from sailkit.models.decoding import AnswerDecoder
 from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
 from sailkit.models.passes import Passes
 from sailkit.models.rope import forget_lengths, rope_lengths
@@ -63,6 +64,7 @@ class LocalModel:
             tokenizer, chat=templated and options.chat != "off", context=context_length(model, tokenizer)
         )
         self._facts = facts
+        self.decode = AnswerDecoder(tokenizer)
         self._stop_ids = stop_ids(model, tokenizer)
         self.passes = Passes(model, self.dtype)
         self._rendered = lru_cache(maxsize=65536)(self.renderer.render)
@@ -183,7 +185,7 @@ class LocalModel:
         written = self.halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
         for i, ids in zip(rest, written, strict=True):
             found[i] = ids
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+        texts = [self.decode(ids) for ids in found]
         # An answer that ended has a token fewer than the limit: the one that ended it is not counted.
         limit = max_new_tokens
         return [
@@ -315,7 +317,7 @@ class LocalModel:
                 if token in self._stop_ids:
                     continue
                 made[i].append(token)
-                if len(made[i]) == limit or finished(self.tokenizer.decode(made[i], skip_special_tokens=True)):
+                if len(made[i]) == limit or finished(self.decode(made[i])):
                     continue
                 if self.lengths.regime(len(batch[i].ids) + len(made[i])) == regime:
                     stay.append(row)
