@@ -530,6 +530,41 @@ def test_an_adapter_that_cannot_be_used_is_an_error_in_one_line(make_adapter, tm
         load_model(str(folder), FP32)
 
 
+@deprecated
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers:UserWarning")
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [512, 513]},
+    ],
+    ids=["saved whole", "resized alone", "adapted", "trained tokens"],
+)
+def test_an_adapter_with_tokens_of_its_own_has_their_embeddings(folder, tmp_path, how):
+    """The base is resized as it was when the adapter was trained."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tuned = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **how)).eval()
+    for name, weights in tuned.named_parameters():
+        if "modules_to_save" in name or "trainable_tokens" in name:
+            weights.data.normal_(0, 0.3)
+    tuned.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    model = load_model(str(tmp_path / "adapter"), FP32)
+    ids = [1, 512, 300, 513, 301]
+    (scores,) = model.score_ids([tuple(ids)], [(302,), (513, 303)])
+    assert scores == pytest.approx([forward(tuned, ids, [302]), forward(tuned, ids, [513, 303])], abs=NOISE)
+
+
 # GGUF
 
 

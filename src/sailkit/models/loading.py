@@ -7,7 +7,7 @@ import gc
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from sailkit.models.rope import forget_lengths
 from sailkit.models.sources import TRAINED, Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights of an adapter on embeddings or an output layer, and which axis of them counts tokens.
+_EMBEDDINGS = {"weight": 0, "token_adapter.base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
 BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: of the base that it was trained on
 
 
@@ -203,17 +205,35 @@ def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    rows = _embeddings_of(model, stored)
+    if rows not in (None, model.get_input_embeddings().weight.shape[0]):  # tokens were added before it was trained
+        model.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's own; that keys do not fit is found out below
         tuned = PeftModel.from_pretrained(model, adapter)
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        stored = set(file.keys())
-    astray = stored ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+    astray = stored.keys() ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
     _untie(tuned.get_base_model())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what was just done
         merged = tuned.merge_and_unload()
     return merged, {name for name in astray if ".lora_" in name}
+
+
+def _embeddings_of(model: Any, stored: Mapping[str, tuple[int, ...]]) -> int | None:
+    """How many embeddings a model had when an adapter was trained on it; None where the adapter does not say.
+
+    Args:
+        model: The base.
+        stored: Shapes of the adapter's weights.
+    """
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for name in [name for name, module in model.named_modules() if any(module is end for end in ends)]:
+        for suffix, axis in _EMBEDDINGS.items():
+            if shape := stored.get(f"base_model.model.{name}.{suffix}"):
+                return shape[axis]
+    return None
 
 
 def _untie(model: Any) -> None:
