@@ -246,10 +246,11 @@ def test_the_chat_template_is_the_tokenizers_own(chat, text, body):
     shots = (*question("The sun is hot."), Message("assistant", (Part("Correct"),)))
     prompt = question(text, [SearchResult(body=body, title="A title")], shots=shots)
     turns = [{"role": message.role, "content": message.text} for message in prompt]
-    expected = chat.tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)["input_ids"]
+    asked = {"add_generation_prompt": True, "enable_thinking": False}  # a thought is closed where that is offered
+    expected = chat.tokenizer.apply_chat_template(turns, tokenize=True, **asked)["input_ids"]
     found = chat.render(prompt, 8)
     assert found.ids == tuple(expected)
-    assert found.text == chat.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert found.text == chat.tokenizer.apply_chat_template(turns, tokenize=False, **asked)
 
 
 @pytest.mark.parametrize("trick", ["{{ 7 * 7 }}", "{% set messages = [] %}", "{text} {answers}", "\ue000:0;"])

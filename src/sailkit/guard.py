@@ -47,28 +47,53 @@ class GuardedTokenizer:
         rename_pieces(spec["model"], self._names)
         spec["truncation"] = spec["padding"] = None
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        # A normalizer that writes something before a text writes it into such tokens too, and they match no more.
+        lost = [t for t in special if t["normalized"] and t["id"] not in self._copy.encode(f"a{t['content']}").ids]
+        if lost:
+            for token in lost:
+                token["normalized"] = False
+            self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
         assert all(self._copy.token_to_id(new) == backend.token_to_id(old) for old, new in self._names.items())
+        self._appended = self._count_appended()
         names = sorted(map(re.escape, self._names), key=len, reverse=True)
         self._pattern = re.compile("|".join(names) or "(?!)")
 
+    def _count_appended(self) -> int:
+        """How many tokens the tokenizer puts behind every text (an end of text, where `add_eos_token` is set)."""
+        for text in "a0.":  # a small vocabulary may lack one of them
+            mask = self._copy.encode(text).special_tokens_mask  # of what is added; what the text spells is not in it
+            if not all(mask):
+                return mask[::-1].index(0)
+        return 0
+
     def encode(self, parts: Sequence[Piece], *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids of the whole text, tokenised at once; special tokens come from trusted pieces only."""
-        return tuple(self._encode(self._texts(parts), add_special_tokens).ids)
+        return tuple(self._encode(self._texts(parts), add_special_tokens)[0])
 
     def encode_with_starts(
-        self, parts: Sequence[Piece], *, add_special_tokens: bool
+        self, parts: Sequence[Piece], border: int, *, add_special_tokens: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids as `encode` gives them, and for each part the place of the first token that reaches into it."""
+        """Token ids as `encode` gives them, and for each part the place of the first token that reaches into it.
+
+        Args:
+            parts: The text.
+            border: The part whose place is counted where the tokens around it do not say where they are, as bytes of
+                several characters may not.
+            add_special_tokens: As in `encode`.
+        """
         texts = self._texts(parts)
-        encoded = self._encode(texts, add_special_tokens)
-        offsets = encoded.offsets
+        ids, offsets = self._encode(texts, add_special_tokens)
         starts, token, begin = [], 0, 0
-        for text in texts:
+        for place, text in enumerate(texts):
             while token < len(offsets) and offsets[token][1] <= begin:
                 token += 1
-            starts.append(token)
+            start = token
+            if place == border and start < len(offsets) and offsets[start][0] < begin:
+                before, _ = self._encode(texts[:border], add_special_tokens)
+                start = len(before) if ids[: len(before)] == before else start
+            starts.append(start)
             begin += len(text)
-        return tuple(encoded.ids), tuple(starts)
+        return tuple(ids), tuple(starts)
 
     def special_end(self, text: str) -> int | None:
         """Where the first special token of a template's text ends, in characters."""
@@ -78,11 +103,14 @@ class GuardedTokenizer:
     def _texts(self, parts: Sequence[Piece]) -> list[str]:
         return [self._secret(part.text) if part.trusted else part.text for part in parts]
 
-    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> Any:
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and their places; what a tokenizer appends of itself is left out, for every text here is gone on with."""
         try:
-            return self._copy.encode("".join(texts), add_special_tokens=add_special_tokens)
+            encoded = self._copy.encode("".join(texts), add_special_tokens=add_special_tokens)
         except TypeError:
             raise UserError("the text holds half a surrogate pair, which is no character; mend the data") from None
+        end = len(encoded.ids) - (self._appended if add_special_tokens else 0)
+        return encoded.ids[:end], encoded.offsets[:end]
 
     def offsets(self, text: str) -> list[int]:
         """Where each token of a text ends, in characters."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
+from sailkit.border import Border
+from sailkit.chat_template import ChatTemplate
 from sailkit.errors import UserError
-from sailkit.guard import guarded
 from sailkit.messages import Message, Part, Prompt, evidence_parts, fill, frames, step_prompt, system_in_user_turn
 
 __all__ = [
@@ -33,6 +34,7 @@ class Rendered:
         head: How many leading tokens are the template's own, the same for every prompt of the same wording.
         cut_tokens: Tokens of search results that were left out.
         begun: The prompt ends with the beginning of the answer.
+        thought: The thought that the prompt opens and leaves to the model, from its tag on.
     """
 
     ids: tuple[int, ...]
@@ -40,6 +42,7 @@ class Rendered:
     head: int
     cut_tokens: int
     begun: bool = False
+    thought: str = ""
 
     @property
     def text(self) -> str:
@@ -48,22 +51,28 @@ class Rendered:
 
 
 class Renderer:
-    """Turns prompts into token ids for one tokenizer, with or without its chat template."""
+    """Turns prompts into token ids for one tokenizer, with or without its chat template.
 
-    def __init__(self, tokenizer: Any, *, chat: bool, context: int) -> None:
+    What it gives ends where `border` says, for training, scoring and generation alike.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: bool, context: int, date: str | None = None) -> None:
         """Prepare a tokenizer.
 
         Args:
             tokenizer: A transformers tokenizer.
             chat: Use its chat template.
             context: Tokens that the model can take, prompt and answer together.
+            date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+
+        Raises:
+            UserError: There is no chat template to use.
         """
         self.tokenizer = tokenizer
         self.chat = chat
         self.context = context
-        self.guard = guarded(tokenizer)
-        self._gap: str | None = None
-        self._system: bool | None = None
+        self.border = Border(tokenizer, chat=chat, date=date)
+        self.guard = self.border.guard
         self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
 
     def render(self, prompt: Prompt, reserve: int) -> Rendered:
@@ -87,30 +96,32 @@ class Renderer:
                 f"the model takes {self.context} with {reserve} for the answer; "
                 "shorten it, or choose a model with a longer context"
             )
-        return Rendered(ids, parts, self._head(whole, ids), length - len(ids), prompt[-1].begun)
+        begun = prompt[-1].begun
+        thought = self.border.thought if not begun else ""
+        return Rendered(ids, parts, self._head(whole, ids), length - len(ids), begun, thought)
 
     def segments(self, prompt: Prompt) -> tuple[Part, ...]:
         """The whole text that the model gets, template and text from outside still apart."""
         if prompt[-1].begun:
-            gap = Part(self._before_answer() if self.chat else " ")
-            return _merge((*self.segments(prompt[:-1]), gap, *prompt[-1].parts))
-        if prompt[0].role == "system" and not (self.chat and self._has_system_role()):
+            return _merge((*self.segments(prompt[:-1]), Part(self.border.gap), *prompt[-1].parts))
+        template = self.border.template
+        if prompt[0].role == "system" and not (template and template.has_system_role):
             return self.segments(system_in_user_turn(prompt))
-        if not self.chat:
-            parts: list[Part] = []
-            for i, message in enumerate(prompt):
-                if message.role == "text":
-                    parts += message.parts
-                    continue
-                if message.role == "assistant":
-                    continue
-                reply = prompt[i + 1] if i + 1 < len(prompt) else None
-                frame = frames()["plain_turn" if reply else "plain"]
-                cue = frames()["plain"].removeprefix("{prompt}")
-                if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # it is there
-                    frame = frame.replace(cue, "", 1)
-                parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
-            return _merge(parts)
+        if template is None:
+            return _plain(prompt)
+        parts = self._in_template(template, prompt, generation_prompt=True)
+        # All that the template writes before an answer is given, but for the white space that answers begin with.
+        parts = _merge((*parts, Part(template.frame.added, constant=True)))
+        bare = parts[-1].text.removesuffix(self.border.gap)
+        return _merge((*parts[:-1], replace(parts[-1], text=bare)))
+
+    def conversation(self, prompt: Prompt) -> tuple[Part, ...]:
+        """A conversation that ends with an answer, in the chat template: nothing is asked for behind it."""
+        assert self.border.template is not None
+        return self._in_template(self.border.template, prompt, generation_prompt=False)
+
+    @staticmethod
+    def _in_template(template: ChatTemplate, prompt: Prompt, *, generation_prompt: bool) -> tuple[Part, ...]:
         # The template gets marks in place of what is not its wording's own, so that nothing in that can act in it.
         mark = f"\ue000{uuid.uuid4().hex}"
         loose: list[Part] = []
@@ -122,9 +133,7 @@ class Renderer:
                 content += part.text if own else f"{mark}:{len(loose)};"
                 loose += [] if own else [part]
             turns.append({"role": message.role, "content": content})
-        # A conversation that ends with an answer is a training example: nothing is asked for behind it.
-        asked = prompt[-1].role != "assistant"
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked)
+        text = template.render(turns, generation_prompt=generation_prompt)
         pieces = re.split(re.escape(mark) + r":(\d+);", text)
         return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
 
@@ -134,40 +143,24 @@ class Renderer:
         return self.guard.encode(parts, add_special_tokens=not self.chat)
 
     def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
-        """Ids of an answer behind a prompt: those that tokenising both together adds."""
-        gap = self._before_answer() if self.chat and not rendered.begun else " "
-        words = Part(gap + answer if answer else "")
-        ids = self.encode((*rendered.parts, words))[len(rendered.ids) :]
-        if not ids:
+        """Ids of an answer behind a prompt: those that tokenising both together adds.
+
+        Raises:
+            UserError: It adds none, or changes those of the prompt.
+        """
+        gap = " " if rendered.begun else self.border.gap
+        ids = self.encode((*rendered.parts, Part(gap + answer if answer else "")))
+        own = ids[len(rendered.ids) :]
+        if not own:
             raise UserError(
                 f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
             )
-        return ids
-
-    def _has_system_role(self) -> bool:
-        """Whether the chat template shows a system turn: some refuse it, some leave it out."""
-        from jinja2 import TemplateError
-
-        if self._system is None:
-            turns = [{"role": "system", "content": "system text"}, {"role": "user", "content": "x"}]
-            try:
-                shown = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except TemplateError:  # as `raise_exception` of a template does
-                shown = ""
-            self._system = "system text" in shown
-        return self._system
-
-    def _before_answer(self) -> str:
-        """What the chat template puts between its last words and an answer: Llama 2's puts a space."""
-        if self._gap is None:
-            asked = [{"role": "user", "content": "x"}]
-            answered = [*asked, {"role": "assistant", "content": "answer"}]
-            before = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-            whole = self.tokenizer.apply_chat_template(answered, tokenize=False)
-            at = whole.rfind("answer")
-            gap = whole[len(before) : at] if whole.startswith(before) and at >= len(before) else ""
-            self._gap = gap if gap.isspace() else ""  # anything else is for the model to write
-        return self._gap
+        if ids[: len(rendered.ids)] != rendered.ids:
+            raise UserError(
+                f"the tokenizer merges the answer {answer!r} with the end of the prompt {rendered.text[-20:]!r}; "
+                "choose another answer word or another --chat"
+            )
+        return own
 
     def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
         """Length of the constant beginning, in tokens that do not depend on what follows."""
@@ -203,6 +196,24 @@ def _water_level(lengths: Sequence[int], excess: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _plain(prompt: Prompt) -> tuple[Part, ...]:
+    """The text for a model without chat template."""
+    parts: list[Part] = []
+    for i, message in enumerate(prompt):
+        if message.role == "text":
+            parts += message.parts
+            continue
+        if message.role == "assistant":
+            continue
+        reply = prompt[i + 1] if i + 1 < len(prompt) else None
+        frame = frames()["plain_turn" if reply else "plain"]
+        cue = frames()["plain"].removeprefix("{prompt}")
+        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # it is there
+            frame = frame.replace(cue, "", 1)
+        parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
+    return _merge(parts)
 
 
 def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from itertools import product
 from typing import Any, get_args
@@ -20,7 +20,11 @@ from sailkit.records import TrainingExample, Verdict
 from sailkit.yaml_files import parse_yaml
 
 
-class TooLongError(UserError):
+class UnfitExampleError(UserError):
+    """An example that cannot be trained on, while others can."""
+
+
+class TooLongError(UnfitExampleError):
     """An example that does not fit even without its search results."""
 
 
@@ -229,11 +233,26 @@ class RenderedExample:
 class ExampleRenderer:
     """Turns training examples into token ids for one tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Prepare a tokenizer: a transformers one, backed by a `tokenizer.json`."""
+    def __init__(self, tokenizer: Any, date: str | None = None) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: A transformers one, backed by a `tokenizer.json`.
+            date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+        """
         self.tokenizer = tokenizer
+        self._date = date
         self._plain = Renderer(tokenizer, chat=False, context=_ENDLESS)
-        self._chat = Renderer(tokenizer, chat=True, context=_ENDLESS)
+
+    @cached_property
+    def _chat(self) -> Renderer:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError(f"style 'chat' needs a tokenizer with a chat template; {_NO_TEMPLATE}")
+        renderer = Renderer(self.tokenizer, chat=True, context=_ENDLESS, date=self._date)
+        assert renderer.border.template is not None
+        if mismatch := renderer.border.template.frame.mismatch:
+            raise UserError(f"style 'chat': {mismatch}; {_NO_TEMPLATE}")
+        return renderer
 
     def render(self, example: TrainingExample, max_length: int | None = None) -> RenderedExample:
         """Token ids and the mask of the supervised ones.
@@ -245,18 +264,24 @@ class ExampleRenderer:
 
         Raises:
             TooLongError: It does not fit without any search result.
+            UnfitExampleError: Its first word is in one token with the end of the prompt.
             UserError: The tokenizer lacks what the style needs.
         """
         check_style(example.style)
         renderer = self._chat if example.style == "chat" else self._plain
         parts, first, behind = self._chat_parts(example) if example.style == "chat" else self._text_parts(example)
-        ids, starts = self._encode(renderer, parts)
+        if not renderer.border.kept(parts[first - 1].text, as_text(parts[first:])[:_BEGINNING]):
+            raise UnfitExampleError(
+                f"example {example.id!r}: the tokenizer merges the end of the prompt with the beginning of the "
+                "completion, and no model could be asked that prompt"
+            )
+        ids, starts = self._encode(renderer, parts, first)
         cut = 0
         if max_length is not None and len(ids) > max_length:
             whole = len(ids)
             # Empty parts keep their places, so that the border is still between the same two.
             parts, _ = renderer.shorten(parts, ids, max_length)
-            ids, starts = self._encode(renderer, parts)
+            ids, starts = self._encode(renderer, parts, first)
             cut = whole - len(ids)
             if len(ids) > max_length:
                 raise TooLongError(
@@ -268,12 +293,9 @@ class ExampleRenderer:
         outside = (part.text for part in parts[:first] if not part.trusted)
         return RenderedExample(ids, mask, cut, sum(map(count_headings, outside)), as_text(parts))
 
-    def _encode(self, renderer: Renderer, parts: Sequence[Part]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids, starts = renderer.guard.encode_with_starts(parts, add_special_tokens=not renderer.chat)
-        eos = self.tokenizer.eos_token_id
-        if not renderer.chat and ids[-2:] == (eos, eos):
-            ids = ids[:-1]  # some tokenizers write the end of text themselves
-        return ids, starts
+    @staticmethod
+    def _encode(renderer: Renderer, parts: Sequence[Part], border: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return renderer.guard.encode_with_starts(parts, border, add_special_tokens=not renderer.chat)
 
     def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
         """All parts, the first of the completion, and the first behind it."""
@@ -288,32 +310,29 @@ class ExampleRenderer:
         return str(self.tokenizer.eos_token)
 
     def _chat_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UserError(f"style 'chat' needs a tokenizer with a chat template; {_NO_TEMPLATE}")
-        asked = Message("user", human(example))
+        """The same in the chat template: all that a model is given when it is asked, then what it should say."""
+        question = Message("user", human(example))
         reply = Part(completion(example), trusted=False)
-        parts = list(self._chat.segments((asked, Message("assistant", (reply,)))))
+        given, gap = self._chat.segments((question,)), self._chat.border.gap
+        parts = self._chat.conversation((question, Message("assistant", (reply,))))
         place = max((i for i, part in enumerate(parts) if part is reply), default=-1)
         if place < 0:
-            raise UserError(f"the chat template of {type(self.tokenizer).__name__} does not show the assistant's turn")
-        # What the template writes when it asks is given; what it writes beyond (an empty thought, a space) is said.
-        given = parts[place - 1].text
-        asking = self._chat.segments((asked,))[-1].text
-        head = len(asking) if given.startswith(asking) else len(given)
+            raise UnfitExampleError(f"example {example.id!r} has no completion")
+        if as_text(parts[:place]) != as_text(given) + gap:
+            raise UserError(
+                f"style 'chat': the template writes example {example.id!r} in another way than it asks; {_NO_TEMPLATE}"
+            )
         # Supervised up to the token that ends the turn; a template without one gets the end of text.
-        tail = "".join(part.text for part in parts[place + 1 :])
+        tail = as_text(parts[place + 1 :])
         end = self._chat.guard.special_end(tail)
         closing = tail[:end] if end else tail + self._end()
         rest = tail[end:] if end else ""
-        before = [*parts[: place - 1], Part(given[:head], constant=True)]
-        said = [
-            replace(reply, text=text, trusted=trusted) for text, trusted in ((given[head:], True), (reply.text, False))
-        ]
-        whole = (*before, *said, Part(closing), Part(rest))
-        return whole, len(before), len(whole) - 1 if rest else len(whole)
+        whole = (*given, Part(gap), reply, Part(closing), Part(rest))
+        return whole, len(given), len(whole) - 1 if rest else len(whole)
 
 
 _NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
+_BEGINNING = 32  # characters of a completion that could be in one token with the end of the prompt
 
 
 @lru_cache(maxsize=4)

@@ -57,6 +57,14 @@ def split_thoughts(text: str) -> tuple[str, bool]:
     return "\n".join(piece for piece in pieces if piece.strip()).lstrip(), thinking
 
 
+def open_thought(text: str) -> str:
+    """The thought that is open at the end of a text, from its mark on; empty where there is none."""
+    start: int | None = None
+    for mark in _MARK.finditer(text):
+        start = None if mark["close"] else mark.start() if start is None else start
+    return "" if start is None else text[start:]
+
+
 def thought_is_open(text: str) -> bool:
     """Whether a text ends within a thought, before any answer."""
     return split_thoughts(text)[1]

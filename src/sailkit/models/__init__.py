@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sailkit.chat_template import check_date
 from sailkit.errors import UserError
 from sailkit.prompts import Prompt
 from sailkit.records import AnswerScore
@@ -103,6 +104,8 @@ class ModelOptions:
         timeout: Seconds for one request to an endpoint.
         api_key_env: Environment variable that holds the endpoint's key.
         max_response_mb: Most megabytes of one answer of an endpoint, unpacked.
+        date: For chat templates that read the clock, as YYYY-MM-DD; None takes the one of the model's training here,
+            else today.
     """
 
     chat: str = "auto"
@@ -115,11 +118,27 @@ class ModelOptions:
     timeout: float = 60.0
     api_key_env: str = "OPENAI_API_KEY"
     max_response_mb: float = 32.0
+    date: str | None = None
 
 
 def is_endpoint(name: str) -> bool:
     """Whether a model's name is that of one behind a server."""
     return name.startswith("endpoint:")
+
+
+def check_scorable(model: Model) -> None:
+    """Refuse to score answers of a model whose prompts end within a thought: no answer is expected there.
+
+    The thought is not closed here, because a model that was trained to think has not learnt to answer without.
+
+    Raises:
+        UserError: Its chat template opens a thought, and has no switch (`enable_thinking`) that leaves it out.
+    """
+    if thought := model.describe().get("open_thought"):
+        raise UserError(
+            f"the chat template of {model.name} opens a thought ({thought.strip()}), and answers cannot be scored "
+            "inside it; use --answer generate with a --max-new-tokens that leaves room to think, or --chat off"
+        )
 
 
 def load_model(name: str, options: ModelOptions | None = None) -> Model:
@@ -136,6 +155,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     options = options or ModelOptions()
     if options.chat not in ("auto", "on", "off"):
         raise UserError(f"--chat takes auto, on or off, not {options.chat!r}")
+    check_date(options.date)
     if is_endpoint(name):
         from sailkit.models.endpoint import EndpointModel
 

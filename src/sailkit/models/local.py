@@ -14,7 +14,7 @@ import transformers
 
 from sailkit import jsonl
 from sailkit.errors import UserError
-from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply
+from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply, check_scorable
 from sailkit.models.checks import check_tokens, finite, memory_for, out_of_memory
 from sailkit.models.decoding import AnswerDecoder
 from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
@@ -49,7 +49,7 @@ class LocalModel:
             facts: Fingerprints and the like, for the manifest.
 
         Raises:
-            UserError: `--chat on` for a model without a chat template.
+            UserError: `--chat on` for a model without a chat template, or one whose template fails.
         """
         templated = bool(getattr(tokenizer, "chat_template", None))
         if options.chat == "on" and not templated:
@@ -60,12 +60,14 @@ class LocalModel:
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(model)
         self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS_ELSEWHERE)
+        context = context_length(model, tokenizer)
         self.renderer = Renderer(
-            tokenizer, chat=templated and options.chat != "off", context=context_length(model, tokenizer)
+            tokenizer, chat=templated and options.chat != "off", context=context, date=options.date
         )
-        self._facts = facts
+        self._facts = {**facts, **self.renderer.border.describe()}
         self.decode = AnswerDecoder(tokenizer)
-        self._stop_ids = stop_ids(model, tokenizer)
+        # What ends a turn of the conversation is often another token than what ends a text.
+        self._stop_ids = stop_ids(model, tokenizer) | ({self.renderer.border.closing_id} - {None})
         self.passes = Passes(model, self.dtype)
         self._rendered = lru_cache(maxsize=65536)(self.renderer.render)
         self.lengths = rope_lengths(model.config)
@@ -81,6 +83,7 @@ class LocalModel:
         dtype = pick_dtype(options.dtype, device)
         model, tokenizer = load(source, dtype, options.trust_remote_code)
         facts = {**source.trained(), "revision": source.revision, **source.digests()}
+        options = replace(options, date=options.date or source.trained_date())
         with memory_for(f"moving {name} to {device}", _LESS_MEMORY):
             model = model.to(device)
         return cls(name, model.eval(), tokenizer, options, facts)
@@ -139,6 +142,7 @@ class LocalModel:
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
         """Log-probability of each label's answer word behind each prompt; see `Model.score`."""
+        check_scorable(self)
         rendered = [self._render(prompt, SCORE_RESERVE) for prompt in prompts]
         ids = {label: self.renderer.answer_ids(rendered[0], word) for label, word in answers.items()}
         if (longest := max(map(len, ids.values()))) > SCORE_RESERVE:
@@ -185,7 +189,7 @@ class LocalModel:
         written = self.halving(more, lambda part: self._generate_batch(part, max_new_tokens, finished)) if more else []
         for i, ids in zip(rest, written, strict=True):
             found[i] = ids
-        texts = [self.decode(ids) for ids in found]
+        texts = [self._text(prompt, ids) for prompt, ids in zip(rendered, found, strict=True)]
         # An answer that ended has a token fewer than the limit: the one that ended it is not counted.
         limit = max_new_tokens
         return [
@@ -197,6 +201,10 @@ class LocalModel:
             )
             for i, (prompt, ids, text) in enumerate(zip(rendered, found, texts, strict=True))
         ]
+
+    def _text(self, prompt: Rendered, ids: Sequence[int]) -> str:
+        """What a model wrote; a thought that the prompt opened for it is part of that."""
+        return prompt.thought + self.decode(ids)
 
     def halving(self, batch: Sequence[Any], work: Any) -> list[Any]:
         """Do a batch; where memory runs out, do its halves."""
@@ -317,7 +325,7 @@ class LocalModel:
                 if token in self._stop_ids:
                     continue
                 made[i].append(token)
-                if len(made[i]) == limit or finished(self.decode(made[i])):
+                if len(made[i]) == limit or finished(self._text(batch[i], made[i])):
                     continue
                 if self.lengths.regime(len(batch[i].ids) + len(made[i])) == regime:
                     stay.append(row)

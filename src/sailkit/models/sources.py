@@ -69,6 +69,12 @@ class Source:
         """sha256 of the files of each kind: `weights_sha256`, `tokenizer_sha256`, `config_sha256`."""
         return {f"{kind}_sha256": jsonl.file_fingerprint(paths) for kind, paths in self.files().items()}
 
+    def trained_date(self) -> str | None:
+        """The date that the chat template was on in sailkit's own training, where it reads the clock."""
+        path = self.folder / TRAINED
+        date = jsonl.read_json(path).get("date") if path.is_file() else None
+        return date if isinstance(date, str) else None
+
     def trained(self) -> dict[str, Any]:
         """What sailkit's own training says of the model: `trained_styles`; nothing for other models."""
         path = self.folder / TRAINED
