@@ -67,7 +67,7 @@ class ChatTemplate:
             raise UserError(f"{self.name} has no chat template; choose --chat off, or a text style such as sail-fixed")
         self._tokenizer = tokenizer
         source: str = tokenizer.get_chat_template()
-        self.date = (date or today()) if _CLOCK in source else None
+        self.date = (date or today()) if reads_clock(tokenizer) else None
         self._source = _FIXED_CLOCK + source if self.date else source
 
     def render(self, turns: Sequence[Mapping[str, str]], *, generation_prompt: bool, **switches: bool) -> str:
@@ -145,6 +145,11 @@ class ChatTemplate:
             asking = self.render(question, generation_prompt=True)
             return bool(bare != asking or self.frame.added.strip())
         return True
+
+
+def reads_clock(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a chat template that asks for the date."""
+    return bool(getattr(tokenizer, "chat_template", None)) and _CLOCK in tokenizer.get_chat_template()
 
 
 def today() -> str:

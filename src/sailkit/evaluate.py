@@ -13,7 +13,7 @@ from sailkit.asking import AnswerMode, Plan, answer_batch, content_free_bias, pl
 from sailkit.errors import UserError
 from sailkit.evidence import Form, Search, form_for, shown
 from sailkit.few_shot import worked_examples
-from sailkit.models import SCORE_RESERVE, Model, ModelOptions, is_endpoint, load_model
+from sailkit.models import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint, load_model
 from sailkit.noise import MEASURED, measured_noise
 from sailkit.predictions import NOISE, PREDICTIONS
 from sailkit.prompts import frames
@@ -62,6 +62,7 @@ def evaluate(
     api_key_env: str = "OPENAI_API_KEY",
     reference_api_key_env: str | None = None,
     trust_remote_code: bool = False,
+    date: str | None = None,
     csv_out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a task.
@@ -107,6 +108,8 @@ def evaluate(
         api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
         reference_api_key_env: The same for an endpoint as reference; needed where both are endpoints.
         trust_remote_code: Run code that the model's repository carries.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; by default the day of the model's own
+            training here, else today. A run that goes on keeps its day.
         csv_out: Also write the predictions as CSV to this file.
 
     Returns:
@@ -135,6 +138,7 @@ def evaluate(
     options = ModelOptions(
         chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
         max_response_mb,
+        date or runs.setting_of(out, "date") or runs.setting_of(out / predictions.REFERENCE_FOLDER, "date"),
     )  # fmt: skip
     loaded, form = load_model(model, options), None
     if formed:
@@ -143,23 +147,18 @@ def evaluate(
         if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
             what = "--few-shot" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
             raise UserError(f"{what} does not go with --search, which asks as in training; leave one of them out")
+    if answer == "logprob":
+        check_scorable(loaded)
     plan = Plan(question, answer, worked.turns, form=form, examples=worked.parts)
-    judge = None
-    if reference is not None:
-        if is_endpoint(model) and is_endpoint(reference) and reference_api_key_env is None:
-            raise UserError(
-                "two endpoints, and a key goes to the server it is for: give --reference-api-key-env as well"
-            )
-        judge = load_reference(reference, replace(options, api_key_env=reference_api_key_env or api_key_env), repeats)
+    judge = _judge(reference, model, loaded, options, reference_api_key_env, repeats) if reference is not None else None
     calls = [[prompt_for(plan, example, step) for example in examples] for step in range(len(question.steps))]
     generates = answer == "generate" or len(question.steps) > 1
     new_tokens = max(question.new_tokens)
     reserve = new_tokens if generates else SCORE_RESERVE
-    reserve += form.bound if form and form.verify else 0
     # Later steps hold what earlier ones wrote; the longest of them says how much fits into a batch.
     longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
-    room = reserve + (new_tokens if len(question.steps) > 1 else 0)
-    batches = loaded.plan(longest, room, [f"item {example.id}" for example in examples])
+    reserve += (form.bound if form and form.verify else 0) + (new_tokens if len(question.steps) > 1 else 0)
+    batches = loaded.plan(longest, reserve, [f"item {example.id}" for example in examples])
     settings = {
         **loaded.describe(),
         "task": chosen.name,
@@ -236,6 +235,14 @@ def _in_form_of_training(question: Question, search: Search | None, style: str, 
         flag = f"--style {style}" if style != "auto" else "--verify on"
         raise UserError(f"{flag} needs --search, and a --wording that does not place {{evidence}} itself")
     return formed
+
+
+def _judge(name: str, model: str, loaded: Model, options: ModelOptions, key_env: str | None, repeats: int) -> Model:
+    """The reference model, with its own key and on the day of the model that is measured."""
+    if is_endpoint(model) and is_endpoint(name) and key_env is None:
+        raise UserError("two endpoints, and a key goes to the server it is for: give --reference-api-key-env as well")
+    day = options.date or loaded.describe().get("date")
+    return load_reference(name, replace(options, api_key_env=key_env or options.api_key_env, date=day), repeats)
 
 
 def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Model:

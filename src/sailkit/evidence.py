@@ -92,6 +92,8 @@ def form_for(model: Model, style: str, verify: str, most: int) -> Form:
     checks = bool(trained) if verify == "auto" else verify == "on"
     if checks and server:
         raise UserError("--verify on: a server does not go on with an answer that is begun here; leave it out")
+    if checks and (thought := described.get("open_thought")):
+        raise UserError(f"--verify on: {model.name}'s chat template opens a thought ({thought.strip()}); leave it out")
     if checks and most > MOST_VERIFIED:
         raise UserError(f"--results {most}: at most {MOST_VERIFIED} search results are verified")
     form = Form(style, checks and most > 0, most)

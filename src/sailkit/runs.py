@@ -154,6 +154,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def setting_of(folder: str | Path, *keys: str) -> Any:
+    """A setting of the run in a folder, by its nested keys; None where there is no run yet, or no such setting."""
+    found: Any = None
+    if (Path(folder) / MANIFEST).exists():
+        found = read_manifest(folder)["settings"]
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
 def find_runs(folder: str | Path) -> list[Path]:
     """Run folders at or below a folder, by name; other programs keep a manifest.json too, and are passed over."""
     found = []

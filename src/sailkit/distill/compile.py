@@ -51,7 +51,9 @@ class Compiler:
         self.cache = cache
         settings = cache.settings
         # The teacher has its own style; the words of the completion are the same in both.
-        self.sides = Sides(teacher_tokenizer, student_tokenizer, settings["max_length"], settings["style"])
+        self.sides = Sides(
+            teacher_tokenizer, student_tokenizer, settings["max_length"], settings["style"], settings.get("date")
+        )
         self.min_mass = min_mass
 
     @property

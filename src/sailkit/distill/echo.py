@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sailkit.chat_template import reads_clock, today
 from sailkit.distill.pairs import Pair
 from sailkit.distill.rows import TeacherRow
 from sailkit.distill.teacher import Kept, room
@@ -91,6 +92,7 @@ class EchoTeacher:
         except Exception as error:  # the kinds that damaged files raise have no common ancestor
             raise UserError(f"cannot load the tokenizer in {folder}: {' '.join(str(error).split())[:200]}") from None
         self.context = room(None, self.tokenizer)
+        self._date = (options.date or today()) if reads_clock(self.tokenizer) else None
         self._source = Source(folder)
         self._size = len(set(self.tokenizer.get_vocab().values()))
         self._kept = kept
@@ -106,6 +108,7 @@ class EchoTeacher:
             "dtype": None,
             "api": "completions, log-probabilities of the prompt",
             "vocabulary": self._size,
+            **({"date": self._date} if self._date else {}),
         }
 
     def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:

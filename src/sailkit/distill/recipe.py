@@ -71,7 +71,7 @@ class Distillation:
     def settings_row(self) -> dict[str, Any]:
         """All that decides the result, for the manifest."""
         row = dataclasses.asdict(self)
-        row["student"].pop("about")
+        row["student"] = self.student.settings()
         return row | {name: str(row[name]) for name in ("teacher_tokenizer", "teacher_outputs") if row[name]}
 
     @property

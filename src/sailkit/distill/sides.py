@@ -53,7 +53,14 @@ class WithoutTeacher:
 class Sides:
     """The tokenizers of teacher and student."""
 
-    def __init__(self, teacher_tokenizer: Any, student_tokenizer: Any, max_length: int, style: str | None) -> None:
+    def __init__(
+        self,
+        teacher_tokenizer: Any,
+        student_tokenizer: Any,
+        max_length: int,
+        style: str | None,
+        date: str | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -61,12 +68,13 @@ class Sides:
             student_tokenizer: The student's.
             max_length: Tokens of a row as the teacher reads it.
             style: How the teacher is asked; None for each row's own style.
+            date: For a chat template of the teacher's that reads the clock; today by default.
 
         Raises:
             UserError: The tokens of one of them do not stand for bytes.
         """
         self.teacher_tokenizer = teacher_tokenizer
-        self.max_length, self.style = max_length, style
+        self.max_length, self.style, self.date = max_length, style, date
         self.teacher, self.student = Vocabulary(teacher_tokenizer), Vocabulary(student_tokenizer)
 
     @cached_property
@@ -80,7 +88,8 @@ class Sides:
         Args:
             prepared: As the student reads it.
         """
-        read = read_with(prepared.examples, self.teacher_tokenizer, self.max_length, self.style, may_be_empty=True)
+        room, style, date = self.max_length, self.style, self.date
+        read = read_with(prepared.examples, self.teacher_tokenizer, room, style, date, may_be_empty=True)
         pairs = {pair.name: pair for pair in pairs_of(read)}
         dropped = {row["id"]: row["reason"] for row in read.dropped}
         found: list[BothSides | WithoutTeacher] = []

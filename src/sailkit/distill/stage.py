@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
+from sailkit.chat_template import reads_clock, today
 from sailkit.distill.plan import plan
 from sailkit.distill.recipe import Distillation, read_distillation
 from sailkit.distill.work import STUDENT, Work
 from sailkit.errors import UserError
 from sailkit.exports import example_row
 from sailkit.finetune.data import HELD_OUT, apart_of, read_data
+from sailkit.finetune.plan import known_of
 from sailkit.finetune.processes import Processes, first_process, together
 from sailkit.finetune.publish import check_repository
 from sailkit.finetune.publish import push as push_to_hub
@@ -37,6 +40,7 @@ def distill(
     held_out: list[str] | None = None,
     style: Literal["sail", "sail-fixed", "chat"] | None = None,
     teacher_style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    date: str | None = None,
     teacher_tokenizer: Path | None = None,
     teacher_outputs: Path | None = None,
     cache: Path | None = None,
@@ -62,6 +66,8 @@ def distill(
         held_out: The same, to measure on; by default what build held out of the data.
         style: How the student is asked, instead of each row's own style.
         teacher_style: How the teacher is asked; by default what it was trained in, else each row's own style.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; that of --cache by default, else today. A
+            run that goes on keeps its day.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
         teacher_outputs: For sequence and both: a file with the teacher's answers, a list of {prompt, response}.
         cache: A finished run folder of teacher-cache, instead of making one.
@@ -78,7 +84,7 @@ def distill(
     """
     changes = {
         "method": method, "teacher": teacher, "model": model, "student_layers": student_layers, "data": data,
-        "held_out": held_out, "style": style, "teacher_style": teacher_style,
+        "held_out": held_out, "style": style, "teacher_style": teacher_style, "date": date,
         "teacher_tokenizer": str(teacher_tokenizer) if teacher_tokenizer else None,
         "teacher_outputs": str(teacher_outputs) if teacher_outputs else None,
     }  # fmt: skip
@@ -98,6 +104,8 @@ def distill(
 
 def _distill(told: Distillation, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
+        date = processes.tell(_date(told, out, cache))
+        told = replace(told, student=replace(told.student, date=date))
         work = Work(told, out, cache)
         with processes.agreed():
             work.check()
@@ -118,8 +126,17 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
         return processes.tell(figures)
 
 
+def _date(told: Distillation, out: Path, cache: Path | None) -> str:
+    """The day for chat templates that read the clock: one for teacher and student."""
+    kept = runs.setting_of(out, "recipe", "student", "date") or (cache and runs.setting_of(cache, "date"))
+    return str(told.student.date or kept or today())
+
+
 @contextlib.contextmanager
 def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]:
+    tokenizers = [*filter(None, (told.teacher_tokenizer, told.teacher, told.student.model))]
+    if not any(reads_clock(known_of(str(name), [])[1]) for name in tokenizers):
+        told = replace(told, student=replace(told.student, date=None))
     settings: dict[str, Any] = {"recipe": told.settings_row(), "cache": str(cache) if cache else None}
     for name, who in (("teacher", told.teacher), ("student", told.student.model)):
         if who and not is_endpoint(who):

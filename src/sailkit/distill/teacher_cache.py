@@ -53,6 +53,7 @@ def teacher_cache(
     max_response_mb: float = 32.0,
     api_key_env: str = "OPENAI_API_KEY",
     trust_remote_code: bool = False,
+    date: str | None = None,
 ) -> dict[str, Any]:
     """Keep what a teacher thinks of each token of the training data's completions, for distillation.
 
@@ -85,6 +86,7 @@ def teacher_cache(
         max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the endpoint's key.
         trust_remote_code: Run code that the teacher's repository carries.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its day.
 
     Returns:
         Counts, and where the cache is.
@@ -100,18 +102,21 @@ def teacher_cache(
         raise UserError(f"--precision takes float16 or float32, not {precision!r}")
     pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
+    kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
     model = ModelOptions(
         "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
         max_response_mb,
+        date or next(filter(None, kept), None),
     )  # fmt: skip
     told = str(teacher_tokenizer) if teacher_tokenizer else None
     options = TeacherOptions(model, told, k, top_p, precision)
     reader = load_teacher(teacher, options)
     described = reader.describe()
     shown = style or trained_style(described)
+    options = replace(options, model=replace(model, date=described.get("date")))  # the same on all machines
     if max_length is not None and max_length > reader.context:
         raise UserError(f"--max-length {max_length}: {reader.name} takes {reader.context} tokens")
-    prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown)
+    prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown, described.get("date"))
     every = pairs_of(prepared)
     pairs = distinct(every)
     # The whole is planned before anything is left to other machines: a value's low bits depend on its batch.
@@ -153,6 +158,7 @@ def read_with(
     tokenizer: Any,
     max_length: int,
     style: str | None,
+    date: str | None = None,
     *,
     may_be_empty: bool = False,
 ) -> Prepared:
@@ -163,10 +169,11 @@ def read_with(
         tokenizer: The teacher's.
         max_length: As in the cache's settings.
         style: Likewise; None for each example's own.
+        date: Likewise.
         may_be_empty: Whether it is all right that the teacher has room for none.
     """
     styled = [replace(one, style=style) for one in examples] if style else examples
-    return prepare(styled, tokenizer, max_length, may_be_empty=may_be_empty)
+    return prepare(styled, tokenizer, max_length, date, may_be_empty=may_be_empty)
 
 
 def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:

@@ -44,6 +44,7 @@ class Work:
 
     def __init__(self, told: Distillation, out: Path, cache: Path | None) -> None:
         self.told, self.out = told, out
+        self.date = told.student.date
         self.logits = told.method != "sequence"
         self.cache = cache or out / CACHE
         self.own_cache = cache is None
@@ -71,7 +72,7 @@ class Work:
             rows = [replace(one, judgements=(), response="Yes.") for one in rows]
         longest = told.student.max_length
         parts = {
-            name: prepare([self._worded(one) for one in part], tokenizer, longest, held_out=name == HELD_OUT)
+            name: prepare([self._worded(one) for one in part], tokenizer, longest, self.date, held_out=name == HELD_OUT)
             for name, part in ((TRAIN, rows), (HELD_OUT, aside))
             if part
         }
@@ -85,7 +86,7 @@ class Work:
             return
         settings = {} if self.own_cache else self._opened().settings
         room, style = settings.get("max_length", self._room()), settings.get("style", self.teacher_style)
-        self.sides = Sides(self._teacher_tokenizer, tokenizer, room, style)
+        self.sides = Sides(self._teacher_tokenizer, tokenizer, room, style, settings.get("date", self.date))
         rows = {name: self.sides.read(part) for name, part in read.items()}
         check_taught(rows.get(TRAIN, ()))
         if self.told.method == "both":
@@ -147,12 +148,12 @@ class Work:
 
     def _answered(self, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
         """The same rows, with what the teacher says in place of their words."""
-        from sailkit.models import load_model
+        from sailkit.models import ModelOptions, load_model
 
         told, asked = self.told, self.out / ASKED
         asked.mkdir(exist_ok=True)
         write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
-        said = told.teacher_outputs or load_model(told.teacher)
+        said = told.teacher_outputs or load_model(told.teacher, ModelOptions(date=self.date))
         style, longest = self.teacher_style, told.settings.max_new_tokens
         found = teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
         self.in_order = found["in_order"]
@@ -190,7 +191,7 @@ class Work:
         teacher_cache(
             teacher=told.teacher, data=read, out=self.cache, style=self.teacher_style,  # type: ignore[arg-type]
             max_length=self._room(), k=told.settings.k, top_p=told.settings.top_p,
-            precision=told.settings.precision, teacher_tokenizer=told.teacher_tokenizer,
+            precision=told.settings.precision, teacher_tokenizer=told.teacher_tokenizer, date=self.date,
         )  # fmt: skip
 
     def _room(self) -> int:
@@ -238,6 +239,8 @@ class Work:
 
         opened = TeacherCache.open(self.cache)
         asked = {name: getattr(self.told.settings, name) for name in ("k", "top_p", "precision")}
+        if opened.settings.get("date"):
+            asked["date"] = self.date
         if is_endpoint(self.told.teacher):
             asked["served_model"] = read_name(self.told.teacher)[0]  # its weights nobody sees
         elif self._teacher is not None:
@@ -260,7 +263,7 @@ class Work:
     def prepared(self, name: str, folder: str = DATA) -> Prepared:
         """Rows as the student reads them."""
         examples = read_data([str(self.out / folder / name)])
-        return prepare(examples, self._student_tokenizer, self.told.student.max_length)
+        return prepare(examples, self._student_tokenizer, self.told.student.max_length, self.date)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def compiled(self, name: str) -> Any:
@@ -326,12 +329,12 @@ class Work:
         if not is_endpoint(self.told.teacher):
             wording = [replace(one, style=self.teacher_style or one.style) for one in asked]
             # Not kept: a large teacher leaves the room to the students.
-            teacher = LocalModel.from_name(self.told.teacher, ModelOptions())
+            teacher = LocalModel.from_name(self.told.teacher, ModelOptions(chat="off", date=self.date))
             flags = verdicts(teacher, wording, self._compiler.cache.settings["max_length"])
             del teacher
             free_memory()
         for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
-            model = LocalModel.from_name(name, ModelOptions(dtype="float32"))
+            model = LocalModel.from_name(name, ModelOptions("off", "float32", date=self.date))
             found = fidelity(model.model, aside, targets, self.columns)
             if flags is not None:
                 found = flagged(found, flags, verdicts(model, asked, self.told.student.max_length))

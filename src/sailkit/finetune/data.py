@@ -13,7 +13,7 @@ from sailkit.errors import UserError
 from sailkit.exports import TRAIN, read_examples
 from sailkit.finetune.recipe import Recipe
 from sailkit.records import TrainingExample
-from sailkit.styles import ExampleRenderer, TooLongError
+from sailkit.styles import ExampleRenderer, UnfitExampleError
 
 HELD_OUT = "held_out.jsonl"
 IGNORED = -100  # the label of a token that is not supervised
@@ -117,6 +117,7 @@ def prepare(
     examples: Sequence[TrainingExample],
     tokenizer: Any,
     max_length: int,
+    date: str | None = None,
     *,
     held_out: bool = False,
     may_be_empty: bool = False,
@@ -127,13 +128,14 @@ def prepare(
         examples: In their styles.
         tokenizer: The model's.
         max_length: Most tokens of one example; search results are shortened to fit, nothing else is.
+        date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
         held_out: Whether they are held out, for the error.
         may_be_empty: Whether it is all right that no example fits.
 
     Raises:
         UserError: Nothing is left to train or to measure on, or the tokenizer lacks what the style needs.
     """
-    renderer = ExampleRenderer(tokenizer)
+    renderer = ExampleRenderer(tokenizer, date)
     kept, ids, labels, dropped = [], [], [], []
     cut = headings = 0
     for one in examples:
@@ -142,7 +144,7 @@ def prepare(
             continue
         try:
             rendered = renderer.render(one, max_length)
-        except TooLongError as error:
+        except UnfitExampleError as error:
             dropped.append({"id": one.id, "reason": str(error)})
             continue
         if not any(rendered.completion_mask):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sailkit.finetune.processes import Processes
 from sailkit.models.local import LocalModel
 from sailkit.records import SearchResult, TrainingExample, Verdict
-from sailkit.styles import MOST_VERIFIED, ExampleRenderer, TooLongError, every_judgement
+from sailkit.styles import MOST_VERIFIED, ExampleRenderer, UnfitExampleError, every_judgement
 
 
 def flagging(
@@ -57,14 +57,14 @@ class _Flag(NamedTuple):
 def _decided(
     model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes
 ) -> list[_Flag]:
-    renderer = ExampleRenderer(model.tokenizer)
+    renderer = ExampleRenderer(model.tokenizer, model.date)
     prompts: dict[tuple[str, int], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
     for one in examples:
         if not 1 <= len(one.judgements) <= MOST_VERIFIED:
             continue
         try:
             rendered = renderer.render(one, max_length)
-        except TooLongError:
+        except UnfitExampleError:
             continue
         prompt = rendered.ids[: rendered.completion_mask.index(True)]
         prompts.setdefault((one.style, len(one.results)), []).append((one, prompt))

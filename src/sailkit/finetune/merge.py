@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from sailkit import jsonl
+from sailkit.border import Border
 from sailkit.errors import UserError
 from sailkit.finetune.publish import MODEL_CARD
 from sailkit.models.sources import ADAPTER, TRAINED, resolve
@@ -38,9 +39,11 @@ def merge(
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
-    from sailkit.models.loading import DTYPES, load, saved_whole
+    from sailkit.models.loading import DTYPES, load, saved_whole, stop_at
 
     model, tokenizer = load(source, DTYPES[dtype], trust_remote_code=False)
+    if "chat" in source.trained().get("trained_styles", ()):
+        stop_at(model, Border(tokenizer, chat=True).closing_id)
     with saved_whole(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)

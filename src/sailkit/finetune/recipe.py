@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sailkit.chat_template import check_date
 from sailkit.errors import UserError, missing_extra, nearest
 from sailkit.styles import check_style
 from sailkit.yaml_files import parse_yaml, read_yaml
@@ -65,6 +66,7 @@ _TOP = (
     "held_out",
     "style",
     "dtype",
+    "date",
     "lora",
     "quantization",
     "patience",
@@ -87,6 +89,7 @@ class Recipe:
         patience: Evaluations without a lower held-out loss before training stops early.
         training: Passed to TRL's SFTConfig.
         about: A sentence for people.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; None for today.
     """
 
     model: str
@@ -99,6 +102,13 @@ class Recipe:
     patience: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
     about: str = ""
+    date: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, for the manifest."""
+        row = dataclasses.asdict(self)
+        del row["about"]
+        return row if self.date else {name: value for name, value in row.items() if name != "date"}
 
     @property
     def max_length(self) -> int:
@@ -191,6 +201,9 @@ def checked(told: Mapping[str, Any], where: str) -> Recipe:
     patience = told.get("patience")
     if patience is not None and (not isinstance(patience, int) or isinstance(patience, bool) or patience < 1):
         raise UserError(f"{where}: patience should be a number of evaluations from 1, not {patience!r}")
+    if (date := told.get("date")) is not None:
+        date = str(date)  # YAML reads a day as one
+        check_date(date)
     if (dtype := str(told.get("dtype", _DTYPES[0]))) not in _DTYPES:
         raise UserError(f"{where}: dtype: no number format {dtype!r}: {nearest(dtype, _DTYPES)}")
     if parts["quantization"] is not None and parts["lora"] is None:
@@ -216,6 +229,7 @@ def checked(told: Mapping[str, Any], where: str) -> Recipe:
         patience=patience,
         training=parts["training"] or {},
         about=str(told.get("about", "")),
+        date=date,
     )
 
 

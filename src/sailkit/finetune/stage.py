@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import jsonl, runs
+from sailkit.border import Border
+from sailkit.chat_template import reads_clock, today
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data, without_held_out
@@ -52,6 +54,7 @@ def finetune(
     data: list[str] | None = None,
     held_out: list[str] | None = None,
     style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    date: str | None = None,
     set: list[str] | None = None,
     dry_run: bool = False,
     tokens_per_second: float | None = None,
@@ -69,6 +72,8 @@ def finetune(
         data: Run folders of build, or files of training examples; repeated.
         held_out: The same, to evaluate on; by default what build held out of the data.
         style: Render every row in this style instead of its own.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A run that goes on keeps
+            its day.
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
         dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
         tokens_per_second: With --dry-run: the throughput to reckon the time with.
@@ -80,7 +85,9 @@ def finetune(
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
-    told = read_recipe(recipe, {"model": model, "data": data, "held_out": held_out, "style": style}, set or ())
+    told = read_recipe(
+        recipe, {"model": model, "data": data, "held_out": held_out, "style": style, "date": date}, set or ()
+    )
     if dry_run:
         return plan(told, tokens_per_second)
     if out is None:
@@ -98,6 +105,7 @@ def finetune(
 def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
     """Train a model in a run folder, from its last checkpoint where there is one; see `finetune`."""
     with together() as processes:
+        date = processes.tell(told.date or runs.setting_of(out, "recipe", "date") or today())
         with processes.agreed():
             need_a_gpu(told)
             source = resolve(told.model)
@@ -107,11 +115,13 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             from sailkit.models.loading import free_memory
 
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
-            rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length)
+            told = replace(told, date=date if reads_clock(tokenizer) else None)
+            rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length, told.date)
             apart = apart_of(told)
             aside = None
             if apart:
-                aside = prepare(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length, held_out=True)
+                rest = read_data(apart, HELD_OUT, told.style)
+                aside = prepare(rest, tokenizer, told.max_length, told.date, held_out=True)
             check_rows(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
         with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
@@ -139,7 +149,7 @@ def _opened(
             if processes.first:
                 files = source.files()
                 settings = {
-                    "recipe": {name: value for name, value in asdict(told).items() if name != "about"},
+                    "recipe": told.settings(),
                     "weights_sha256": jsonl.file_fingerprint(files["weights"]),
                     "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
                     "train_sha256": fingerprint(train),
@@ -213,7 +223,7 @@ def _train(
 
     def measure(now: Any) -> dict[str, float | None]:
         assert aside is not None
-        wrapped = LocalModel(told.model, now, tokenizer, ModelOptions(), {})
+        wrapped = LocalModel(told.model, now, tokenizer, ModelOptions(chat="off", date=told.date), {})
         found = flagging(wrapped, aside.examples, told.max_length, processes)
         return {f"flagging_{name}": value for name, value in found.items()}
 
@@ -305,11 +315,15 @@ def _save(
     base_sha256: str,
 ) -> None:
     """Write a model folder whole or not at all."""
-    from sailkit.models.loading import BASE_WEIGHTS, saved_whole
+    from sailkit.models.loading import BASE_WEIGHTS, saved_whole, stop_at
 
     styles = sorted({one.style for one in train.examples})
-    trained = {"styles": styles, "max_length": told.max_length, "base": told.model}
+    trained: dict[str, Any] = {"styles": styles, "max_length": told.max_length, "base": told.model}
+    if told.date is not None:
+        trained["date"] = told.date
     with saved_whole(folder) as unfinished:
+        if "chat" in styles:  # where others load it too, an answer ends with the turn
+            stop_at(model, Border(tokenizer, chat=True, date=told.date).closing_id)
         model.save_pretrained(unfinished, state_dict=weights)
         tokenizer.save_pretrained(unfinished)
         if told.lora is not None:

@@ -43,6 +43,7 @@ def audit(
     chat: Literal["auto", "on", "off"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
+    date: str | None = None,
 ) -> dict[str, Any]:
     """Measure labelers against human judgements.
 
@@ -62,6 +63,7 @@ def audit(
         chat: For judge.
         dtype: Number format.
         device: Where to run.
+        date: For judge; see label.
 
     Returns:
         `audits`, one for each labeler and stratum; `pairs`, what two labelers say of each other; baselines.
@@ -72,11 +74,13 @@ def audit(
     at_least_one(limit=limit)
     judged = read_judgements(data)
     people = _first(judged.pairs, limit)
-    options = LabelerOptions(direction, measure, form, ModelOptions(chat, dtype, device))
     half = np.array([in_first_half(one.claim, seed) for one in people])
     if half.all() or not half.any():
         raise UserError(f"{data}: too few claims to choose a threshold on one half and report on the other")
     names = list(dict.fromkeys(labeler))
+    kept = (runs.setting_of(out / _score_folder(name), "labeler", "date") for name in names)
+    model = ModelOptions(chat, dtype, device, date=date or next(filter(None, kept), None))
+    options = LabelerOptions(direction, measure, form, model)
     for name in names:
         _not_fitted_on_the_other_half(name, judged, seed)
         load_labeler(name, options)  # a mistake in the last shows before the first has scored anything
@@ -84,6 +88,7 @@ def audit(
         runs.read_manifest(scores)
     asked = {"data": judged.name, "data_sha256": judged.sha256, "limit": limit, "seed": seed, "labelers": names}
     asked |= {"direction": direction, "measure": measure, "form": form, "chat": chat, "dtype": dtype, "device": device}
+    asked |= {"date": date} if date else {}
     pairs = [one.pair for one in people]
     columns = {BM25: _bm25(pairs)}
     thresholds: dict[str, float | None] = {BM25: None}

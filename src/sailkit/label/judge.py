@@ -11,7 +11,7 @@ from sailkit import jsonl
 from sailkit.answers import RULES_VERSION, read_answer
 from sailkit.errors import UserError
 from sailkit.label import Pair, Score, evenly
-from sailkit.models import SCORE_RESERVE, ModelOptions, Reply, is_endpoint, load_model
+from sailkit.models import SCORE_RESERVE, ModelOptions, Reply, check_scorable, is_endpoint, load_model
 from sailkit.prompts import Message, Part, Prompt, evidence_parts, fill, frames
 from sailkit.records import JudgementOutcome, SearchResult
 
@@ -27,6 +27,7 @@ class Judge:
         """Load the model; see `sailkit.models.load_model`."""
         self.name = f"judge:{model}"
         self._model = load_model(model, options)
+        check_scorable(self._model)
         self._sent = _SENT if is_endpoint(model) else None
         self._wording = frames()["judge"]
         self._answers: dict[str, str] = self._wording["answers"]

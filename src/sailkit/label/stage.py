@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ def label(
     timeout: float = 60.0,
     max_response_mb: float = 32.0,
     api_key_env: str = "OPENAI_API_KEY",
+    date: str | None = None,
 ) -> dict[str, Any]:
     """Judge each search result informative or distracting with respect to the response.
 
@@ -80,6 +81,7 @@ def label(
         timeout: Seconds for one request.
         max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the endpoint's key.
+        date: For judge: the day, as YYYY-MM-DD, for chat templates that read the clock; today by default.
 
     Returns:
         Counts, and where the labels are.
@@ -90,17 +92,20 @@ def label(
     part = read_shard(shard)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold should be from 0 to 1, not {threshold}")
-    model = ModelOptions(chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env,
-                         max_response_mb)  # fmt: skip
+    model = ModelOptions(
+        chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env, max_response_mb,
+        date or runs.setting_of(out, "labeler", "date"),
+    )  # fmt: skip
     options = LabelerOptions(direction, measure, form, model)
     pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
+    rows = read_searched(results)
+    judge = load_labeler(labeler, options)
     scorer: Scorer = _score_here
     if pool is not None:
         from sailkit.label import cluster
 
-        scorer = cluster.scorer(pool, labeler, options)
-    rows = read_searched(results)
-    judge = load_labeler(labeler, options)
+        model = replace(model, date=judge.describe().get("date"))  # the same on all machines
+        scorer = cluster.scorer(pool, labeler, replace(options, model=model))
     pairs = [Pair(row.instruction, result) for row in rows for result in row.results]
     # The whole is planned before anything is left to other machines: a score's low bits depend on its batch.
     batches = judge.plan(pairs)

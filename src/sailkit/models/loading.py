@@ -31,6 +31,17 @@ def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i in ids if i is not None)
 
 
+def stop_at(model: Any, token_id: int | None) -> None:
+    """Have a model's generation config end texts with one more token, as well as with those that it names."""
+    config = getattr(model, "generation_config", None)
+    if config is None or token_id is None:
+        return
+    known = config.eos_token_id if config.eos_token_id is not None else model.config.get_text_config().eos_token_id
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    if token_id not in ids:
+        config.eos_token_id = [*ids, token_id]
+
+
 def context_length(model: Any, tokenizer: Any) -> int:
     """Tokens that the model can take; 2048 where neither config nor tokenizer says."""
     return context_of(model.config, tokenizer)

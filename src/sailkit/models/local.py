@@ -64,6 +64,7 @@ class LocalModel:
         self.renderer = Renderer(
             tokenizer, chat=templated and options.chat != "off", context=context, date=options.date
         )
+        self.date = options.date
         self._facts = {**facts, **self.renderer.border.describe()}
         self.decode = AnswerDecoder(tokenizer)
         # What ends a turn of the conversation is often another token than what ends a text.
