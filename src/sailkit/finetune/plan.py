@@ -166,7 +166,7 @@ def known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[
     return (found[0], found[1]) if tokenizer else (found[0], None)
 
 
-def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, **options: bool) -> Lengths:
+def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, **options: Any) -> Lengths:
     """Tokens of each example, estimated from words where there is no tokenizer; options are those of `prepare`."""
     if tokenizer is not None:
         made = prepare(examples, tokenizer, max_length, **options)

@@ -43,7 +43,6 @@ def audit(
     chat: Literal["auto", "on", "off"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
-    date: str | None = None,
 ) -> dict[str, Any]:
     """Measure labelers against human judgements.
 
@@ -63,7 +62,6 @@ def audit(
         chat: For judge.
         dtype: Number format.
         device: Where to run.
-        date: For judge; see label.
 
     Returns:
         `audits`, one for each labeler and stratum; `pairs`, what two labelers say of each other; baselines.
@@ -78,9 +76,10 @@ def audit(
     if half.all() or not half.any():
         raise UserError(f"{data}: too few claims to choose a threshold on one half and report on the other")
     names = list(dict.fromkeys(labeler))
-    kept = (runs.setting_of(out / _score_folder(name), "labeler", "date") for name in names)
-    model = ModelOptions(chat, dtype, device, date=date or next(filter(None, kept), None))
-    options = LabelerOptions(direction, measure, form, model)
+    kept = (runs.setting_of(out / _score_folder(name), "labeler", "date") for name in names)  # the day it began
+    options = LabelerOptions(
+        direction, measure, form, ModelOptions(chat, dtype, device, date=next(filter(None, kept), None))
+    )
     for name in names:
         _not_fitted_on_the_other_half(name, judged, seed)
         load_labeler(name, options)  # a mistake in the last shows before the first has scored anything
@@ -88,7 +87,6 @@ def audit(
         runs.read_manifest(scores)
     asked = {"data": judged.name, "data_sha256": judged.sha256, "limit": limit, "seed": seed, "labelers": names}
     asked |= {"direction": direction, "measure": measure, "form": form, "chat": chat, "dtype": dtype, "device": device}
-    asked |= {"date": date} if date else {}
     pairs = [one.pair for one in people]
     columns = {BM25: _bm25(pairs)}
     thresholds: dict[str, float | None] = {BM25: None}
