@@ -138,8 +138,9 @@ def test_intervals_of_hundreds_hold_the_truth_as_often_as_they_say(cells):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("cells", [EVEN, RARE], ids=["even", "rare"])
-@pytest.mark.parametrize("n", [8, 20, 60])
+@pytest.mark.parametrize(
+    ("cells", "n"), [(EVEN, 8), (EVEN, 20), (RARE, 20), (EVEN, 60), (RARE, 60)], ids=lambda value: str(value)[:5]
+)
 def test_intervals_of_few_items_hold_the_truth(cells, n):
     held = coverage(cells, n, 2000)
     assert all(value >= 0.93 for value in held.values()), held

@@ -10,7 +10,7 @@ from sailkit import __version__, formats, jsonl, page, runs
 from sailkit.errors import UserError
 from sailkit.finetune import plots, publish
 from sailkit.finetune.stage import DATA_CARDS, DROPPED, HISTORY, METRICS
-from sailkit.intervals import LEAST_ROWS, Estimate
+from sailkit.intervals import LEAST_ROWS, LEAST_UNITS, Estimate
 
 _MOST_DROPPED = 20  # that are shown
 _FACTS = {
@@ -101,6 +101,8 @@ def headline(figures: Mapping[str, Any]) -> str:
         return f"{said}; flagging cannot be measured on these rows"
     first = figures.get("base_flagging_mcc")
     mcc = f"MCC {page.figure(found)}" if first is None else f"MCC {page.figure(first)} → {page.figure(found)}"
+    if results < LEAST_UNITS:
+        return f"{said}; {results} search results are too few to tell whether they are flagged as the labels do ({mcc})"
     if found > publish.chance(results):
         return f"{said}; search results are flagged as the labels do, better than by chance ({mcc})"
     if found < -publish.chance(results):
