@@ -139,7 +139,9 @@ def test_intervals_of_hundreds_hold_the_truth_as_often_as_they_say(cells):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("cells", "n"), [(EVEN, 8), (EVEN, 20), (RARE, 20), (EVEN, 60), (RARE, 60)], ids=lambda value: str(value)[:5]
+    ("cells", "n"),
+    [(EVEN, 8), (EVEN, 20), (RARE, 20), (EVEN, 60), (RARE, 60)],
+    ids=["even-8", "even-20", "rare-20", "even-60", "rare-60"],
 )
 def test_intervals_of_few_items_hold_the_truth(cells, n):
     held = coverage(cells, n, 2000)
