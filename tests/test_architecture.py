@@ -19,6 +19,7 @@ ORDER = (
     "errors",
     "cleaning",
     "terminal",
+    "unpacking",
     "records",
     "jsonl",
     "yaml_files",

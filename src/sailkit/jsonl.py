@@ -6,17 +6,16 @@ import codecs
 import contextlib
 import errno
 import fcntl
-import gzip
 import hashlib
 import json
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sailkit import unpacking
 from sailkit.errors import UserError
 
 _UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
@@ -54,7 +53,7 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
     """
     path = Path(path)
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        with unpacking.open_gzip(path) as stream:
             for number, raw in enumerate(stream, start=1):
                 line = _without_mark(raw, path) if number == 1 else raw
                 if not line.strip():
@@ -74,7 +73,7 @@ def read(path: str | Path) -> Iterator[tuple[int, Row]]:
                     kind = type(row).__name__
                     raise UserError(f"{path}, line {number}: expected a JSON object, found {kind}")
                 yield number, row
-    except (OSError, EOFError, zlib.error) as error:  # the last two are a gzip file that was cut or spoilt
+    except unpacking.ERRORS as error:
         raise reading_failed(path, error) from None
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from sailkit import jsonl, runs
+from sailkit import jsonl, runs, unpacking
 from sailkit.errors import UserError, missing_extra
+from sailkit.unpacking import Limit, open_gzip
 
 _LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
+_BATCH = 1024  # rows of a parquet file that are unpacked at a time
 _ABSENT = object()
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the first that gives the most fields
 _NOT_TABLES = {
@@ -71,23 +71,19 @@ def with_nested(row: Mapping[str, Any], names: Iterable[str | None]) -> dict[str
     return found
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
 def _encoding(path: Path) -> str:
     """UTF-8, unless the file begins with UTF-16's byte order mark."""
     try:
-        with _open(path) as stream:
+        with open_gzip(path) as stream:
             return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    except (OSError, EOFError, zlib.error) as error:
+    except unpacking.ERRORS as error:
         raise jsonl.reading_failed(path, error) from None
 
 
 def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]]]:
     encoding = _encoding(path)
     try:
-        with _open(path) as binary, TextIOWrapper(binary, encoding=encoding, newline="") as stream:
+        with open_gzip(path) as binary, TextIOWrapper(binary, encoding=encoding, newline="") as stream:
             first = stream.readline()
             stream.seek(0)
             delimiter = max(separators, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
@@ -96,7 +92,7 @@ def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]
                 if None in row or None in row.values():
                     raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
                 yield reader.line_num, row
-    except (OSError, EOFError, zlib.error) as error:
+    except unpacking.ERRORS as error:
         raise jsonl.reading_failed(path, error) from None
     except (csv.Error, UnicodeError) as error:
         name = encoding.removesuffix("-sig").upper()
@@ -123,8 +119,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except ImportError:
         raise missing_extra("parquet", f"reading {path}") from None
     try:
+        limit, size, number = Limit(path), 0, 0
         with path.open("rb") as stream:
-            yield from enumerate(pyarrow.parquet.read_table(stream).to_pylist(), start=1)
+            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH):
+                size += batch.nbytes
+                limit.check(size)
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
     except (OSError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"cannot read {path}: {reason}") from None
@@ -133,10 +135,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSON list, or of JSON Lines that go by the name of JSON."""
     try:
-        with _open(path) as stream:
+        with open_gzip(path) as stream:
             data = stream.read()
         rows = json.loads(data.decode(json.detect_encoding(data)), parse_constant=jsonl.refuse_constant)
-    except (OSError, EOFError, zlib.error) as error:
+    except unpacking.ERRORS as error:
         raise jsonl.reading_failed(path, error) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ from typing import Any
 from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.tables import read_table
+from sailkit.unpacking import ERRORS, Limit, open_archive
 
 _TEXTS = (".txt", ".md")
 _TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
@@ -99,12 +100,7 @@ def _documents(path: Path) -> Iterator[Passage]:
                 else:
                     yield from _file_documents(str(file.relative_to(path)), file.read_bytes(), str(file))
         elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
-            # Read without extracting: no name inside becomes a path here.
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    stream = archive.extractfile(member) if member.isfile() else None
-                    if stream and PurePosixPath(member.name).suffix in (*_TEXTS, ".json"):
-                        yield from _file_documents(member.name, stream.read(), f"{path}: {member.name}")
+            yield from _archive_documents(path)
         elif path.suffix in _TEXTS:
             yield from _file_documents(path.name, path.read_bytes(), str(path))
         else:
@@ -112,8 +108,21 @@ def _documents(path: Path) -> Iterator[Passage]:
                 yield from _row_documents(row, f"{path}, line {line}")
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply") from None
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+    except (*ERRORS, tarfile.TarError) as error:
         raise jsonl.reading_failed(path, error) from None
+
+
+def _archive_documents(path: Path) -> Iterator[Passage]:
+    """The texts in an archive, read without extracting: no name inside becomes a path here."""
+    limit, size = Limit(path), 0
+    with open_archive(path, limit) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
+        for member in archive:
+            if not member.isfile() or PurePosixPath(member.name).suffix not in (*_TEXTS, ".json"):
+                continue
+            size += member.size  # as it is read: the holes of a sparse file count
+            limit.check(size)
+            if stream := archive.extractfile(member):
+                yield from _file_documents(member.name, stream.read(), f"{path}: {member.name}")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -124,8 +133,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text ({error.reason})") from None
     title = str(PurePosixPath(name).with_suffix(""))

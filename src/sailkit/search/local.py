@@ -27,7 +27,7 @@ _FUSION = 60  # k of reciprocal rank fusion (Cormack et al. 2009)
 _DEPTH = 100  # candidates of each engine that are fused
 _CHUNK = 2048
 _VECTORS = "vectors.safetensors"
-_RULES = 2  # how texts are cleaned, cut and encoded: an index of other rules is not reused
+_RULES = 3  # how texts are cleaned, cut and encoded: an index of other rules is not reused
 _EMBEDDED_TEXT = 2  # and how the text that is embedded is put together
 
 
