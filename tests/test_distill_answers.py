@@ -199,10 +199,17 @@ def test_thoughts_are_not_learnt(tmp_path):
     assert figures["dropped"] == {"empty answer": 1, "the answer ended within a thought": 1}
 
 
-def test_a_thought_without_an_end_is_told_from_a_long_answer(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": "<think>\nWho waits? It is a", "choice": {"finish_reason": "length"}},
+        {"message": {"content": None, "reasoning_content": "Who waits?"}, "choice": {"finish_reason": "length"}},
+    ],
+)
+def test_a_thought_without_an_end_is_told_from_a_long_answer(tmp_path, monkeypatch, fields):
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
     data = write(tmp_path / "data", [example("1", "chat")])
-    with MisbehavingServer(text="<think>\nWho waits? It is a") as server:
+    with MisbehavingServer(**fields) as server:
         teacher = load_model(f"endpoint:any@{server.url}")
         with pytest.raises(UserError, match="first was dropped: the answer ended within a thought"):
             teacher_answers(teacher, [data], tmp_path / "run")

@@ -98,7 +98,7 @@ def _verified(
         likely = [sentence for n in counts for sentence in form.sentences_of(n)]
         replies = model.generate([found[i] for i in places], form.bound, form.verified, likely)
         for i, reply in _asked(places, replies, refused):
-            sentence, verdicts = form.sentence(reply.text or "", len(batch[i][1].evidence))
+            sentence, verdicts = form.sentence(split_thoughts(reply.text or "")[0], len(batch[i][1].evidence))
             found[i] = form.behind(found[i], sentence)
             turns[i].append({**_turn(reply), "verdicts": verdicts})
     left = [i for i in going if i not in refused]

@@ -142,6 +142,7 @@ def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], l
                         "cut_tokens": reply.cut_tokens,
                         "completion_tokens": reply.completion_tokens,
                         **({"refusal": reply.refusal} if reply.refusal is not None else {}),
+                        **({"unfinished": True} if reply.thought and not (reply.text or "").strip() else {}),
                     }
                     for i, reply in zip(batch, replies, strict=True)
                 ]
@@ -196,7 +197,7 @@ def _missing(row: Mapping[str, Any]) -> str:
     answer, thinking = split_thoughts(row.get("text", ""))
     if row.get("refusal") is not None:
         return f"{_REFUSED}: {row['refusal']}"
-    if thinking:
+    if thinking or row.get("unfinished"):
         return _THOUGHT
     return row.get("reason") or ("" if answer.strip() else _EMPTY)
 
