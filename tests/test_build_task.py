@@ -151,6 +151,20 @@ def test_no_search_result_is_shown_twice(task, tmp_path):
         assert len({result.body for result in one.results}) == 3
 
 
+def test_no_row_is_written_in_a_published_wording_or_one_with_a_system_text(task, tmp_path):
+    build_task(**task, out=tmp_path / "before")
+    more = (
+        '      published: {prompt: "As they asked: {text}", train: false}\n'
+        '      judge: {system: You judge., prompt: "{text} {answers}?"}\n'
+        '      worked: "{examples}{text} {answers}?"\n'
+        '      twice: ["{text}?", "{previous} {answers}?"]\n'
+    )
+    (tmp_path / "own.yaml").write_text(TASK + more)
+    build_task(**task, out=tmp_path / "after")
+    for name in ("train.jsonl", "held_out.jsonl"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
 def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
     card = build_task(**task, out=tmp_path / "out", limit=20, held_out=0)
     every = rows_of(tmp_path / "out")

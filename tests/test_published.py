@@ -130,6 +130,14 @@ def test_unilcs_two_calls_show_four_worked_examples_and_the_fact(tiny, tmp_path)
         evaluate(**how, out=tmp_path / "few", few_shot=tmp_path / "four.jsonl", shots=1)
 
 
+def test_a_system_text_does_not_go_with_the_form_of_training(tiny, tmp_path):
+    with pytest.raises(UserError, match="wording published of protocol fair does not go with --search"):
+        evaluate(
+            model=tiny, task="hsd", data=posts(tmp_path), out=tmp_path / "run", protocol="fair", wording="published",
+            search="none", dtype="float32",
+        )  # fmt: skip
+
+
 def hsd_rows(predicted: str = "unfair", fair: str = "fair", unfair: str = "unfair") -> list[dict]:
     """A recording whose model never says yes: of 200 items 18 are fair, and one answer is predicted for all."""
     return [

@@ -29,7 +29,7 @@ _IMPLIED = {
     "weights_sha256": {"model"},
     "tokenizer_sha256": {"model"},
     "chat_template": {"model"},
-    "max_new_tokens": {"answer", "protocol"},
+    "max_new_tokens": {"answer", "protocol", "wording"},
     "prompts_sha256": {"protocol", "wording", "task", "style"},
     "results": {"search"},
     "style": {"model"},
