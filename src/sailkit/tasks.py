@@ -151,7 +151,7 @@ class Task:
         spec = self.spec.data
         if data is None:
             if spec.file is None:
-                source = f": they are {spec.source}" if spec.source else ""
+                source = f"; get {spec.source}" if spec.source else ""
                 raise UserError(f"task {self.name} does not carry its data{source}; say where they are with --data")
             data = self.folder / spec.file
         path = Path(data)
