@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.hub import hub_rows, is_hub_name
 from sailkit.instructions import read_instructions
-from sailkit.predictions import load_recording
+from sailkit.predictions import field_names, load_recording
 from sailkit.tables import read_table, with_nested
 from sailkit.tasks import load_task
 
@@ -227,6 +228,21 @@ def test_a_data_set_that_the_hub_does_not_give_is_one_line(tmp_path, monkeypatch
         task_of(tmp_path).load("nobody/nothing")
     assert str(caught.value).startswith("no file nobody/nothing, and the hub does not give it as a data set: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "sampled_test").mkdir()
+    (tmp_path / "sampled_test" / "a.txt").write_text("A post.\n", "utf-8-sig")
+    (tmp_path / "annotations_metadata.csv").write_text("file_id,label\na,noHate\n", "utf-8-sig")
+    (found,) = load_task("hsd").load(tmp_path).examples
+    assert (found.id, found.text) == ("a", "A post.")
+    (tmp_path / "sampled_test" / "a.txt").write_text(" \n", "utf-8-sig")
+    with pytest.raises(UserError, match=r"a\.txt: empty; a text is needed"):
+        load_task("hsd").load(tmp_path)
+    (tmp_path / "x.json").write_text('{"a": 1}', "utf-8-sig")
+    assert jsonl.read_json(tmp_path / "x.json") == {"a": 1}
+    (tmp_path / "fields.yaml").write_text("id: key\n", "utf-8-sig")
+    assert field_names([str(tmp_path / "fields.yaml")]) == {"id": "key"}
 
 
 def test_a_built_in_task_says_where_its_data_are():

@@ -12,6 +12,7 @@ import yaml
 
 from sailkit.errors import UserError
 from sailkit.tables import read_table
+from sailkit.task_spec import DataSpec
 from sailkit.tasks import builtin_tasks, load_task
 from sailkit.yaml_files import parse_yaml
 
@@ -132,10 +133,13 @@ def test_words_that_yaml_takes_for_numbers_are_text(tmp_path):
 
 def test_the_example_in_the_docs_is_a_task(tmp_path):
     """Every block of YAML in the docs is read by our loader, and the whole task among them is used."""
-    docs = sorted(Path(__file__).resolve().parents[1].glob("**/*.md"))
+    root = Path(__file__).resolve().parents[1]
+    docs = sorted([*root.glob("*.md"), *root.glob("docs/*.md")])
     blocks = [block for page in docs for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.S)]
     tasks = [block for block in blocks if {"labels", "protocols"} <= parse_yaml(block, "docs").keys()]
     assert len(blocks) > len(tasks) > 0
+    for block in blocks:
+        DataSpec.model_validate(parse_yaml(block, "docs")["data"])
     for block in tasks:
         path = own(tmp_path, block)
         task = load_task(path)

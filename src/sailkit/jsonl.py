@@ -170,7 +170,7 @@ def read_json(path: str | Path) -> Row:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
+        value = json.loads(path.read_text("utf-8-sig"), parse_constant=refuse_constant)
     except OSError as error:
         raise reading_failed(path, error) from None
     except (ValueError, RecursionError) as error:

@@ -87,7 +87,7 @@ def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
         if file.stem not in labels:
             raise UserError(f"{file}: no row with {label_file.id} {file.stem!r} in {path / label_file.path}")
         try:
-            text = file.read_text("utf-8").strip()
+            text = file.read_text("utf-8-sig").strip()
         except OSError as error:
             raise jsonl.reading_failed(file, error) from None
         except UnicodeDecodeError as error:

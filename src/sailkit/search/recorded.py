@@ -32,7 +32,7 @@ class RecordedSearcher:
             UserError: Not such a file, or of another length.
         """
         try:
-            entries = json.loads(path.read_bytes().decode("utf-8"), parse_constant=jsonl.refuse_constant)
+            entries = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=jsonl.refuse_constant)
         except OSError as error:
             raise jsonl.reading_failed(path, error) from None
         except (ValueError, RecursionError) as error:
