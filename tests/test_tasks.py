@@ -170,6 +170,25 @@ def test_deeply_nested_yaml_is_one_line(tmp_path, text):
     assert complaint(load_task, own(tmp_path, text)).endswith("YAML nested too deeply")
 
 
+@pytest.mark.parametrize(
+    ("value", "prompts", "systems", "limits"),
+    [
+        ("{text}", ("{text}",), ("",), (16,)),
+        (["{text}", "{previous}"], ("{text}", "{previous}"), ("", ""), (16, 16)),
+        ({"prompt": "{text}", "system": "S", "max_new_tokens": 3}, ("{text}",), ("S",), (3,)),
+        ({"steps": "{text}", "system": "S"}, ("{text}",), ("S",), (16,)),
+        (
+            {"system": "S", "max_new_tokens": 4, "steps": ["{text}", {"prompt": "{reply_1}", "system": "T"}]},
+            ("{text}", "{reply_1}"), ("S", "T"), (4, 4),
+        ),
+        ([{"prompt": "{text}", "max_new_tokens": 2}, "{previous}"], ("{text}", "{previous}"), ("", ""), (2, 16)),
+    ],
+)  # fmt: skip
+def test_a_wording_is_a_prompt_or_steps_with_what_is_theirs(tmp_path, value, prompts, systems, limits):
+    question = load_task(own(tmp_path, **wording(value))).question("p")
+    assert (question.steps, question.systems, question.new_tokens) == (prompts, systems, limits)
+
+
 def test_labels_are_chosen_in_the_tasks_order():
     assert load_task("climate-fever", ["DISPUTED", "SUPPORTS"]).labels == ("SUPPORTS", "DISPUTED")
     assert complaint(load_task, "climate-fever", ["SUPPORTS"]).endswith("choose at least two labels")

@@ -128,14 +128,20 @@ class WordingSpec(_Spec):
 
 
 def _as_wording(value: object) -> object:
-    """A wording may also be its prompt alone, a list of steps, or one step."""
-    if isinstance(value, dict) and "steps" in value:
-        steps = value["steps"]
-        return {**value, "steps": [steps] if isinstance(steps, (str, dict)) else steps}
-    if isinstance(value, dict):
-        step = {name: value[name] for name in StepSpec.model_fields if name in value}
-        return {**{name: value[name] for name in value if name not in step}, "steps": [step]}
-    return {"steps": [value] if isinstance(value, str) else value}
+    """A wording may also be its prompt alone, a list of steps, or one step.
+
+    Beside `steps`, `system` and `max_new_tokens` are those of every step that has none of its own.
+    """
+    if not isinstance(value, dict):
+        return {"steps": [value] if isinstance(value, str) else value}
+    shared = {name: value[name] for name in StepSpec.model_fields if name in value}
+    rest = {name: value[name] for name in value if name not in shared}
+    steps = rest.get("steps", [{}])
+    steps = [steps] if isinstance(steps, (str, dict)) else steps
+    if isinstance(steps, list):
+        each = ({"prompt": step} if isinstance(step, str) else step for step in steps)
+        steps = [{**shared, **step} if isinstance(step, dict) else step for step in each]
+    return {**rest, "steps": steps}
 
 
 class ProtocolSpec(_Spec):
