@@ -8,6 +8,7 @@ that speaks for it. Of a proportion of single items, that is exactly the interva
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ LEVEL = 0.95
 LEAST_UNITS = 20
 LEAST_ROWS = 5  # held-out rows that an interval of a mean over them takes
 _DRAWN_AT_ONCE = 500
+_CELLS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +127,14 @@ class Resampled:
     """Draws of units.
 
     Attributes:
-        table: The sample's counts.
-        drawn: Weighted counts, shape (resamples, *shape of a table).
-        more: In each draw, the weight of one more unit of the usual size.
+        units: What is drawn.
+        weights: Of each kind of unit in each draw, shape (resamples, kinds).
+        more: In each draw, the weight of one more unit of the usual size, in items.
         size: The usual size of a unit, in items.
     """
 
-    table: Counts
-    drawn: Floats
+    units: Units
+    weights: Floats
     more: Floats
     size: float
 
@@ -142,33 +144,49 @@ class Resampled:
         Args:
             statistic: Of tables of weighted counts; (..., *shape) to (...). Their sum should not matter to it.
         """
-        value = float(statistic(self.table.astype(float)))
-        cells = self._possible()
+        table = self.units.table.astype(float)
+        value = float(statistic(table))
+        cells = self._possible(table)
         if not len(cells):
             return Estimate(value, value, value)
-        against, behind = self._extreme(statistic, cells)
-        tail = (1 - LEVEL) / 2
-        low = np.quantile(statistic(self._with(against)), tail)
-        high = np.quantile(statistic(self._with(behind)), 1 - tail)
-        return Estimate(value, min(float(low), value), max(float(high), value))
 
-    def _possible(self) -> NDArray[np.intp]:
+        def with_one_more(part: slice) -> Floats:
+            tables = np.repeat(table.reshape(1, -1), len(cells[part]), 0)
+            tables[np.arange(len(tables)), cells[part]] += self.size
+            return tables
+
+        used = np.flatnonzero(table)  # empty cells stay empty, and with many labels most are
+        of_kinds = self.units.tables.reshape(len(self.units.times), table.size)[:, used].astype(float)
+
+        def drawn_with(cell: int, part: slice) -> Floats:
+            tables = np.zeros((len(self.more[part]), table.size))
+            tables[:, used] = self.weights[part] @ of_kinds
+            tables[:, cell] += self.more[part]
+            return tables
+
+        each = _in_parts(statistic, with_one_more, len(cells), table.shape)
+        ends = (int(cells[np.argmin(each)]), int(cells[np.argmax(each)]))
+        against, behind = (
+            _in_parts(statistic, functools.partial(drawn_with, cell), len(self.weights), table.shape) for cell in ends
+        )
+        tail = (1 - LEVEL) / 2
+        low, high = float(np.quantile(against, tail)), float(np.quantile(behind, 1 - tail))
+        return Estimate(value, min(low, value), max(high, value))
+
+    def _possible(self, table: Floats) -> NDArray[np.intp]:
         """Cells that one more item could be in: any, of a row (a true label) that occurs."""
-        occurs = self.table.reshape(len(self.table), -1).any(1)
-        every = np.broadcast_to(occurs.reshape(-1, *(1,) * (self.table.ndim - 1)), self.table.shape)
+        occurs = table.reshape(len(table), math.prod(table.shape[1:])).any(1)
+        every = np.broadcast_to(occurs.reshape(-1, *(1,) * (table.ndim - 1)), table.shape)
         return np.flatnonzero(every)
 
-    def _extreme(self, statistic: Callable[[Floats], Floats], cells: NDArray[np.intp]) -> tuple[int, int]:
-        """Where one more unit takes the figure down furthest, and up."""
-        tables = np.repeat(self.table.reshape(1, -1).astype(float), len(cells), 0)
-        tables[np.arange(len(cells)), cells] += self.size
-        values = statistic(tables.reshape(-1, *self.table.shape))
-        return int(cells[np.argmin(values)]), int(cells[np.argmax(values)])
 
-    def _with(self, cell: int) -> Floats:
-        tables = self.drawn.reshape(len(self.drawn), -1).copy()
-        tables[:, cell] += self.more
-        return tables.reshape(self.drawn.shape)
+def _in_parts(
+    statistic: Callable[[Floats], Floats], tables: Callable[[slice], Floats], count: int, shape: tuple[int, ...]
+) -> Floats:
+    """A statistic of many tables, of which only so many are made at once; with many labels a table is large."""
+    step = max(1, _CELLS_AT_ONCE // math.prod(shape))
+    parts = (tables(slice(begin, begin + step)) for begin in range(0, count, step))
+    return np.concatenate([statistic(part.reshape(len(part), *shape)) for part in parts])
 
 
 def resample(units: Units, seed: int, resamples: int = RESAMPLES) -> Resampled:
@@ -182,10 +200,8 @@ def resample(units: Units, seed: int, resamples: int = RESAMPLES) -> Resampled:
     rng = np.random.default_rng(seed_for(seed, "bootstrap"))
     # The sum of k exponential weights is gamma with shape k: units of one kind are drawn together.
     weights = rng.standard_gamma(units.times, size=(resamples, len(units.times)))
-    shape = units.tables.shape[1:]
-    drawn = (weights @ units.tables.reshape(len(units.times), math.prod(shape))).reshape(resamples, *shape)
     size = float(units.table.sum()) / max(units.number, 1)
-    return Resampled(units.table, drawn, size * rng.standard_exponential(resamples), size)
+    return Resampled(units, weights, size * rng.standard_exponential(resamples), size)
 
 
 def interval(values: Floats, units: int | None = None) -> tuple[float, float]:
