@@ -107,6 +107,12 @@ def test_an_empty_id_or_text_is_refused_with_its_line(tmp_path, row, field):
     assert str(caught.value) == f"{path}, line 3: field {field!r} is empty; fill it, or remove the row"
 
 
+def test_a_text_that_json_spells_as_empty_is_one(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"id": 1, "text": "", "kind": "sour"}\n')
+    (found,) = task_of(tmp_path).load(tmp_path / "t.jsonl").examples
+    assert found.text == ""
+
+
 def test_an_empty_id_of_an_instruction_or_recording_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("id,instruction,output\n1,Sing.,La\n,Dance.,Hop\n")
     with pytest.raises(UserError, match="line 3: field 'id' is empty"):

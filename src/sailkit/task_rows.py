@@ -10,7 +10,7 @@ from sailkit import jsonl
 from sailkit.errors import UserError
 from sailkit.hub import hub_rows, is_hub_name
 from sailkit.records import Example, SearchResult
-from sailkit.tables import read_table, with_ids, with_nested
+from sailkit.tables import has_cells, read_table, with_ids, with_nested
 from sailkit.task_spec import DataSpec, EvidenceFields
 
 
@@ -21,6 +21,7 @@ def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; this task reads one .jsonl, .csv or .parquet file")
     rows = hub_rows(str(path), ("test", "validation", "train")) if is_hub_name(path) else read_table(path)
+    text_of = jsonl.filled_field if has_cells(path) else jsonl.text_field
     named = [(line, with_nested(row, fields.names())) for line, row in rows]
     for line, row in with_ids(named, fields.id, path):
         label = row.get(fields.label)
@@ -28,7 +29,7 @@ def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
             jsonl.text_field(row, fields.label, path, line)
         example = Example(
             id=jsonl.filled_field(row, fields.id, path, line),
-            text=jsonl.filled_field(row, fields.text, path, line),
+            text=text_of(row, fields.text, path, line),
             label=spec.label_values.get(str(label), None if label is None else str(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
             stances=_stances(row, fields.evidence) if fields.evidence else (),
