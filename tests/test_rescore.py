@@ -280,6 +280,10 @@ def test_groups_of_a_recording_widen_its_intervals(tmp_path):
     assert (grouped["groups"], "groups" in single) == (30, False)
     width, narrow = (f["accuracy_high"] - f["accuracy_low"] for f in (grouped, single))
     assert width > 1.8 * narrow
+    for r in rows:
+        r["prediction_recorded"] = r["output"]
+    (grouped,) = rescore(write(path, rows), task="climate-fever", fields=["group=claim"])
+    assert grouped["recorded_accuracy_high"] - grouped["recorded_accuracy_low"] == pytest.approx(width)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def compare(
         sets: Run folders, or files of recorded outputs.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
-        fields: For files: what they call the fields id, text, label, output, prediction, reference and prompt:
+        fields: For files: what they call the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated or between commas, or a YAML file.
         seed: Seed of the bootstrap.
 

@@ -110,7 +110,7 @@ def report(
         out: The HTML file, or a folder for report.html; the Markdown gets the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
-        fields: For files: what they call the fields id, text, label, output, prediction, reference and prompt:
+        fields: For files: what they call the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated, or a YAML file.
         title: The report's title; names sets and task by default.
         seed: Seed of the bootstrap.
@@ -209,7 +209,9 @@ def _view(path: Path, against: str, task: str | None, fields: list[str] | None, 
         raise UserError(f"{path} has no {against} labels{mend}")
     judged = [(t, p) for t, p in zip(truth[against], rows, strict=True) if t is not None]
     if any(p.recorded is not None for p in rows):
-        figures |= summary.against([(t, p.recorded or "unreadable") for t, p in judged], labels, "recorded_", seed)
+        units = summary.units_of([p for _, p in judged])
+        recorded = [(t, p.recorded or "unreadable") for t, p in judged]
+        figures |= summary.against(recorded, labels, "recorded_", seed, units)
     counts = metrics.confusion([t for t, _ in judged], [p.said for _, p in judged], labels)
     return View(data.name, data, figures, "human_" if against == "human" else "", truth[against], counts, facts)
 
@@ -238,9 +240,11 @@ def _worth(view: View) -> dict[str, str]:
     always = f"always answering {view.majority}"
     said, times = Counter(p.said for p in rows).most_common(1)[0]
     silent = sum(p.label is None for p in rows)
-    groups = len({p.unit for p in rows}) if any(p.group for p in rows) else None
-    if (len(rows) if groups is None else groups) < LEAST_UNITS:
-        headline = f"{summary.counted(len(rows), groups)} are too few to tell what {view.name} is worth"
+    judged = [p for p, label in zip(rows, view.truth, strict=True) if label is not None]
+    units = summary.units_of(judged)
+    groups = len({*units}) if units else None
+    if (len(judged) if groups is None else groups) < LEAST_UNITS:
+        headline = f"{summary.counted(len(judged), groups)} are too few to tell what {view.name} is worth"
     elif silent > len(rows) / 2:
         headline = f"{view.name} mostly gives no answer that can be read ({silent} of {len(rows)} items)"
     elif times >= summary.CONSTANT_SHARE * len(rows) and said != view.majority:

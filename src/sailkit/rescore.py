@@ -11,7 +11,7 @@ from sailkit.errors import UserError, nearest
 from sailkit.predictions import PredictionSet
 from sailkit.recordings import load_recording
 from sailkit.records import Prediction
-from sailkit.summary import Flag, against, constant_flags, summarise, with_flags
+from sailkit.summary import Flag, against, constant_flags, summarise, units_of, with_flags
 
 DEFAULT_CLASS_SHARE = 0.9
 DEFAULT_CLASS_LEAST = 6  # fewer may fall to one of two classes by chance
@@ -32,7 +32,7 @@ def rescore(
         files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
             lighteval; none, to check published figures alone.
         task: The task whose answer words are used: a name or a YAML file; found from the labels by default.
-        fields: What the files call the fields id, text, label, output, prediction, reference and prompt:
+        fields: What the files call the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated or between commas, or a YAML file.
         published: Published figures such as `accuracy=0.6461,f1=0.3925`, one for each file in order.
         seed: Seed of the bootstrap.
@@ -102,7 +102,8 @@ def rescore_set(
         said = [p.recorded or "unreadable" for p in rows]
         truth = [p.reference if figures.get("against") == "reference" else p.gold for p in rows]
         if pairs := [(t, s) for t, s in zip(truth, said, strict=True) if t is not None]:
-            figures |= against(pairs, labels, "recorded_", seed)
+            units = units_of([p for p, t in zip(rows, truth, strict=True) if t is not None])
+            figures |= against(pairs, labels, "recorded_", seed, units)
         figures["recorded_disagrees"] = sum(p.recorded != p.label for p in rows)
         flags = constant_flags(said, labels, "the recorded predictions") + _parser_flags(rows) + flags
     flags += _sampled_flags(recorded)
