@@ -18,6 +18,7 @@ MOST_LINES = 350
 ORDER = (
     "errors",
     "cleaning",
+    "addresses",
     "terminal",
     "unpacking",
     "records",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sailkit.addresses import public_address
+
 Outcome = Literal["answered", "unreadable", "refused"]
 SearchOutcome = Literal["found", "empty", "unavailable", "left_out"]
 Verdict = Literal["informative", "distracting"]
@@ -26,7 +28,7 @@ class SearchResult:
     Attributes:
         title: Its heading; may be empty.
         body: Its text.
-        url: Where it was found; empty where unknown.
+        url: Where it was found, without password; empty where unknown, or where it is on no public host.
         source: The engine or data set that gave it.
         rank: Its place among the results, from 1; 0 where unknown.
         retrieved_at: ISO 8601 time, or empty.
@@ -38,6 +40,11 @@ class SearchResult:
     source: str = ""
     rank: int = 0
     retrieved_at: str = ""
+
+    def __post_init__(self) -> None:
+        """Wherever a result comes from, its address is one that may be kept and shared."""
+        # Rows that others wrote may hold null.
+        object.__setattr__(self, "url", public_address(self.url) if isinstance(self.url, str) else "")
 
     @property
     def text(self) -> str:
