@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from chat_families import CLOSING, TEMPLATES, TRAINABLE, network, tokenizer
+from chat_families import CLOSING, TEMPLATES, TRAINABLE, network, save, tokenizer
 from sailkit.errors import UserError
+from sailkit.evaluate import evaluate
+from sailkit.finetune.stage import finetune
 from sailkit.guard import guarded
-from sailkit.models import ModelOptions
+from sailkit.models import ModelOptions, load_model
 from sailkit.models.local import LocalModel
 from sailkit.prompts import Message, Part, Renderer, step_prompt
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.styles import ExampleRenderer, completion, conversation
 from small_models import TRAINED, changed, trained
+from small_rows import write
 
 ANSWERS = ("Supported", "Refuted", "Correct", "not enough info", "1", "(2)", "é")
 DATE = "2025-03-09"
@@ -275,3 +280,58 @@ def test_a_template_without_the_assistants_role_can_ask_and_is_not_trained_on():
     assert Renderer(made, chat=True, context=9999).render(ask(), 8).ids
     with pytest.raises(UserError, match=r"style 'chat'.*fails on a conversation of user, assistant: no"):
         ExampleRenderer(made).render(example())
+
+
+# What a model's folder lacks, or brings
+
+
+def test_code_that_a_model_carries_is_one_line_with_the_mend(tmp_path):
+    folder = save(tmp_path / "model", tokenizer("chatml"))
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')")
+    data = write(tmp_path / "data", [example(style="sail-fixed")])
+    for act in (
+        lambda: load_model(str(folder), ModelOptions(dtype="float32")),
+        lambda: finetune(out=tmp_path / "run", model=str(folder), data=[str(data)]),
+    ):
+        with pytest.raises(UserError, match=r"--trust-remote-code") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "it-ran").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_chat_template_is_one_line_in_chat(tmp_path):
+    made = tokenizer("chatml")
+    made.chat_template = None
+    folder = save(tmp_path / "model", made)
+    asked = {"model": str(folder), "task": "sample-claims", "out": tmp_path / "run", "limit": 2, "search": "none", "wording": "bare"}
+    for chat in ("auto", "off"):
+        with pytest.raises(UserError, match=r"--style chat.*--(style sail-fixed|chat on)") as caught:
+            evaluate(**asked, style="chat", chat=chat)
+        assert "\n" not in str(caught.value)
+    data = write(tmp_path / "data", [example()])
+    with pytest.raises(UserError, match=r"style 'chat' needs a tokenizer with a chat template; choose style 'sail'"):
+        finetune(out=tmp_path / "run", model=str(folder), data=[str(data)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_generation_config_ends_with_its_tokenizers_token(tmp_path):
+    folder = save(tmp_path / "model", tokenizer("chatml"))
+    (folder / "generation_config.json").unlink()
+    model = load_model(str(folder), ModelOptions(dtype="float32"))
+    assert {model.tokenizer.eos_token_id, model.renderer.border.closing_id} <= model._stop_ids
+    model.model.generation_config = None
+    assert model.tokenizer.eos_token_id in LocalModel("m", model.model, model.tokenizer, ModelOptions(), {})._stop_ids
+
+
+def test_an_evaluation_that_would_score_within_a_thought_is_refused_before_it_writes(tmp_path):
+    folder = save(tmp_path / "model", tokenizer("r1"))
+    asked = {"model": str(folder), "task": "sample-claims", "out": tmp_path / "run", "limit": 2, "dtype": "float32"}
+    with pytest.raises(UserError, match="opens a thought"):
+        evaluate(**asked)
+    assert not (tmp_path / "run").exists()
+    figures = evaluate(**asked, answer="generate", max_new_tokens=8)
+    assert figures["n"] == 2

@@ -250,6 +250,8 @@ def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Mo
     templated = bool(loaded.describe().get("chat_template"))
     if form.style != "chat" and templated and options.chat == "auto":
         return load_model(model, replace(options, chat="off"))
+    if form.style == "chat" and not templated and options.chat != "off":
+        raise UserError(f"--style chat: {model} has no chat template; use --style sail-fixed")
     if (form.style == "chat") != templated:
         mend = "--chat on" if form.style == "chat" else "--chat off"
         raise UserError(f"--style {form.style} needs {mend}, or another --style")

@@ -199,11 +199,12 @@ class Work:
         from transformers import AutoConfig
 
         from sailkit.distill.teacher import room
+        from sailkit.models.loading import pretrained
 
         config = None
         if not is_endpoint(self.told.teacher):
             assert self._teacher is not None
-            config = AutoConfig.from_pretrained((self._teacher.base or self._teacher).folder)
+            config = pretrained(AutoConfig, (self._teacher.base or self._teacher).folder)
         return min(self.told.settings.max_length, room(config, self._teacher_tokenizer))
 
     def _held_out(self) -> bool:
@@ -224,14 +225,18 @@ class Work:
     def _teacher_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
+        from sailkit.models.loading import pretrained
+
         given = self.told.teacher_tokenizer or resolve(self.told.teacher).tokenizer_folder
-        return AutoTokenizer.from_pretrained(given)
+        return pretrained(AutoTokenizer, given)
 
     @functools.cached_property
     def _student_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(resolve(self.student().model).tokenizer_folder)
+        from sailkit.models.loading import pretrained
+
+        return pretrained(AutoTokenizer, resolve(self.student().model).tokenizer_folder)
 
     def _opened(self) -> Any:
         """The teacher's cache, where it is the one that the recipe asks for."""

@@ -112,9 +112,9 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             from transformers import AutoTokenizer
 
             from sailkit.finetune import trainer as trl
-            from sailkit.models.loading import free_memory
+            from sailkit.models.loading import free_memory, pretrained
 
-            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
+            tokenizer = pretrained(AutoTokenizer, source.tokenizer_folder)
             told = replace(told, date=date if reads_clock(tokenizer) else None)
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length, told.date)
             apart = apart_of(told)
@@ -180,7 +180,9 @@ def check_rows(told: Recipe, source: Source, parts: Sequence[Prepared | None]) -
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained((source.base or source).folder).get_text_config()
+    from sailkit.models.loading import pretrained
+
+    config = pretrained(AutoConfig, (source.base or source).folder).get_text_config()
     rows = [(one.id, ids) for part in parts if part for one, ids in zip(part.examples, part.ids, strict=True)]
     if strange := next((name for name, ids in rows if max(ids) >= config.vocab_size), None):
         raise UserError(

@@ -26,7 +26,7 @@ BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: of the bas
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """End-of-text ids: the tokenizer's, and those that the model's generation config adds."""
-    more = getattr(model.generation_config, "eos_token_id", None)
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
     return frozenset(i for i in ids if i is not None)
 
@@ -123,8 +123,7 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
             model, astray = _merged(model, source.folder)
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the kinds that damaged files raise have no common ancestor
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load {source.folder}: {reason} ({type(error).__name__})") from None
+        raise _not_loaded(source.folder, error) from None
     # Left alone, these would run with weights made up on the spot.
     if missing := sorted(report["missing_keys"]):
         raise UserError(
@@ -138,6 +137,29 @@ def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantizati
         )
     forget_lengths(model)
     return model, tokenizer
+
+
+def pretrained(kind: Any, folder: Path) -> Any:
+    """A tokenizer or config in a model's folder, for training: code that the folder carries is not run.
+
+    Args:
+        kind: A class of transformers with `from_pretrained`.
+        folder: The model's.
+
+    Raises:
+        UserError: It cannot be loaded, or would need code of its own.
+    """
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        raise _not_loaded(folder, error) from None
+
+
+def _not_loaded(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    own_code = "trust_remote_code" in str(error) or "custom code" in str(error)
+    mend = "; it is run with --trust-remote-code alone, which evaluate and teacher-cache have, and never in training"
+    return UserError(f"cannot load {folder}: {reason} ({type(error).__name__}){mend if own_code else ''}")
 
 
 def free_memory() -> None:
