@@ -307,7 +307,14 @@ def test_a_model_without_a_chat_template_is_one_line_in_chat(tmp_path):
     made = tokenizer("chatml")
     made.chat_template = None
     folder = save(tmp_path / "model", made)
-    asked = {"model": str(folder), "task": "sample-claims", "out": tmp_path / "run", "limit": 2, "search": "none", "wording": "bare"}
+    asked = {
+        "model": str(folder),
+        "task": "sample-claims",
+        "out": tmp_path / "run",
+        "limit": 2,
+        "search": "none",
+        "wording": "bare",
+    }
     for chat in ("auto", "off"):
         with pytest.raises(UserError, match=r"--style chat.*--(style sail-fixed|chat on)") as caught:
             evaluate(**asked, style="chat", chat=chat)
