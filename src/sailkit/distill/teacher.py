@@ -143,10 +143,10 @@ class LocalTeacher:
         Raises:
             UserError: The model's output is no number, or memory runs out with a single pair.
         """
-        found: dict[int, TeacherRow] = {}
+        rows: dict[int, TeacherRow] = {}
         for group in self._model.lengths.groups([len(pair.whole) for pair in pairs]):
-            found |= zip(group, self._model.halving([pairs[i] for i in group], self._rows), strict=True)
-        return [found[i] for i in range(len(pairs))]
+            rows |= zip(group, self._model.halving([pairs[i] for i in group], self._rows), strict=True)
+        return [rows[i] for i in range(len(pairs))]
 
     def _rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
         device = self._model.device

@@ -36,7 +36,7 @@ def check_packing(
     was_training = model.training
     model.eval()
     try:
-        packed = model(**inputs, use_cache=False).logits[0]
+        logits = model(**inputs, use_cache=False).logits[0]
         alone = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in pair]
     except Exception as error:  # each architecture fails in its own way
         why = " ".join(str(error).split())[:160]
@@ -44,8 +44,8 @@ def check_packing(
     finally:
         model.train(was_training)
     expected = torch.cat(alone).float().log_softmax(-1)
-    found = packed[: len(expected)].float().log_softmax(-1)  # padding may follow
-    if found.shape != expected.shape or not agree(found, expected, compute_dtype(model)):
+    packed = logits[: len(expected)].float().log_softmax(-1)  # padding may follow
+    if packed.shape != expected.shape or not agree(packed, expected, compute_dtype(model)):
         raise _refused("reads packed rows as one: they see each other")
 
 

@@ -234,12 +234,12 @@ class LocalModel:
     def _score_batch(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Summed log-probabilities, shape (prompts, answers)."""
         sharing = self._sharing(batch, answers) if self.shared else []
-        rest = [i for i in range(len(batch)) if i not in set(sharing)]
-        found: dict[int, list[float]] = {}
+        rest = sorted(set(range(len(batch))) - set(sharing))
+        scores: dict[int, list[float]] = {}
         for part, score in ((sharing, self.score_shared), (rest, self.score_rows)):
             if part:
-                found |= zip(part, score([batch[i] for i in part], answers), strict=True)
-        return [found[i] for i in range(len(batch))]
+                scores |= zip(part, score([batch[i] for i in part], answers), strict=True)
+        return [scores[i] for i in range(len(batch))]
 
     def score_shared(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """The same in one pass: what prompts share is computed once, and answers hang behind them as a tree."""
@@ -269,7 +269,7 @@ class LocalModel:
 
     def score_rows(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """The same, one answer at a time, for models whose cache or attention is of another kind."""
-        found = torch.zeros(len(batch), len(answers))
+        scores = torch.zeros(len(batch), len(answers))
         for column, answer in enumerate(answers):
             for group in self.lengths.groups([len(prompt.ids) + len(answer) for prompt in batch]):
                 # What comes last is not needed but for its position, where the length means something.
@@ -283,8 +283,8 @@ class LocalModel:
                 normal = torch.logsumexp(logits, -1)
                 finite(normal)
                 total = sum(logits[:, n, token] - normal[:, n] for n, token in enumerate(answer))
-                found[group, column] = torch.as_tensor(total).cpu()
-        return found.tolist()
+                scores[group, column] = torch.as_tensor(total).cpu()
+        return scores.tolist()
 
     def _generate_batch(self, batch: Sequence[Rendered], max_new_tokens: int, finished: Finished) -> list[list[int]]:
         """New token ids of each prompt, without the end-of-text token."""

@@ -42,10 +42,10 @@ class RopeLengths:
         Args:
             lengths: Tokens of each sequence.
         """
-        found: dict[int, list[int]] = {}
+        groups: dict[int, list[int]] = {}
         for i, length in enumerate(lengths):
-            found.setdefault(self.regime(length), []).append(i)
-        return list(found.values())
+            groups.setdefault(self.regime(length), []).append(i)
+        return list(groups.values())
 
     def batches(self, lengths: Sequence[int], size: int) -> list[list[int]]:
         """Indices of sequences in batches that may share a pass, the shortest first.
@@ -74,13 +74,14 @@ def rope_lengths(config: Any) -> RopeLengths:
     """
     text = config.get_text_config()
     given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    layers = [one for one in given.values() if isinstance(one, dict)] or [given]  # one for each type of layer, or one
-    found = {lengths for one in layers if (lengths := _lengths(one, text)).threshold is not None}
-    if not found:
+    # A dictionary for each type of layer, or one for all.
+    layers = [rope for rope in given.values() if isinstance(rope, dict)] or [given]
+    kinds = {lengths for rope in layers if (lengths := _lengths(rope, text)).threshold is not None}
+    if not kinds:
         return RopeLengths()
-    if len(found) == 1:
-        return found.pop()
-    return RopeLengths(min(one.threshold for one in found if one.threshold is not None), each=True)
+    if len(kinds) == 1:
+        return kinds.pop()
+    return RopeLengths(min(lengths.threshold for lengths in kinds if lengths.threshold is not None), each=True)
 
 
 def _lengths(rope: dict[str, Any], config: Any) -> RopeLengths:

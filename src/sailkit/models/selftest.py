@@ -15,16 +15,16 @@ _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # and a
 _IDS = tuple(range(3, 11))
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether log-probabilities are the same but for rounding.
 
     Args:
-        found: What was computed.
+        values: What was computed.
         expected: What it should be.
         dtype: The number format that both were computed in.
     """
     most = _AGREE[dtype]  # a tuned model can be at -70, and rounding grows with that
-    return torch.allclose(found, expected, rtol=most / 10, atol=most)
+    return torch.allclose(values, expected, rtol=most / 10, atol=most)
 
 
 @torch.inference_mode()
@@ -69,8 +69,8 @@ def sharing_agrees(model: Any) -> bool:
     answers = [_IDS[:1], _IDS[2:4], _IDS[2:3] + _IDS[5:7]]
     alone = torch.tensor([model.score_rows([prompt], answers)[0] for prompt in batch])
 
-    def agrees(found: Sequence[Sequence[float]]) -> bool:
-        return agree(torch.tensor(found), alone, model.dtype)
+    def agrees(values: Sequence[Sequence[float]]) -> bool:
+        return agree(torch.tensor(values), alone, model.dtype)
 
     layers = getattr(model.passes.run_prefix(_IDS[:4]), "layers", None)
     if not layers or not agrees(model.score_rows(batch, answers)):
