@@ -9,7 +9,10 @@ import os
 import pytest
 
 from sailkit.errors import UserError
+from sailkit.instructions import read_searched
+from sailkit.records import Instruction
 from sailkit.search.corpus import Passage, fingerprint, read_passages
+from sailkit.search.stage import search
 
 
 def test_a_fingerprint_holds_names_that_become_titles(tmp_path):
@@ -102,3 +105,14 @@ def test_real_corpora(shared):
     assert sum(one.title == "Deadpool 2" for one in found) >= 1
     assert all(len(one.body.split()) <= 120 and "<br>" not in one.body for one in found)
     assert len(found) > 30_000
+
+
+def test_instructions_and_corpora_as_spreadsheets_save_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    asked, corpus = tmp_path / "asked.tsv", tmp_path / "corpus.CSV.gz"
+    asked.write_text("id\tinstruction\n7\tWhere do polar bears hunt?\n", "utf-16")
+    corpus.write_bytes(gzip.compress("title;text\nBears;Polar bears hunt seals.\n".encode("utf-8-sig")))
+    search(instructions=str(asked), out=tmp_path / "run", corpus=[corpus])
+    (row,) = read_searched(tmp_path / "run")
+    assert row.instruction == Instruction("7", "Where do polar bears hunt?")
+    assert [(one.title, one.body) for one in row.results] == [("Bears", "Polar bears hunt seals.")]

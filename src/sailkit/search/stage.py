@@ -44,7 +44,7 @@ def search(
     is searched for are the first 64 words of the instruction and its input (400 characters on the web).
 
     Args:
-        instructions: A .jsonl, .json, .csv or .parquet file, or a hub id (OWNER/NAME).
+        instructions: A .jsonl, .json, .csv, .tsv (also gzipped) or .parquet file, or a hub id (OWNER/NAME).
         out: The run folder.
         engine: bm25, dense (sentence embeddings), hybrid (both), searxng (your own server), web (through ddgs), or
             recorded (SAIL's published form); several are separated by commas, and their results joined.
