@@ -95,7 +95,7 @@ def headline(figures: Mapping[str, Any]) -> str:
     before, after = figures.get("base_loss"), figures.get("tuned_loss")
     if before is None or after is None:
         return "Nothing was held out: what the model learnt is not known"
-    said = _loss_said(figures, formats.change(before, after))
+    said = _loss_sentence(figures, formats.change(before, after))
     results, found = figures.get("tuned_flagging_results"), figures.get("tuned_flagging_mcc")
     if not results or found is None:
         return f"{said}; flagging cannot be measured on these rows"
@@ -110,7 +110,7 @@ def headline(figures: Mapping[str, Any]) -> str:
     return f"{said}; it cannot be told whether search results are flagged better than by chance ({mcc})"
 
 
-def _loss_said(figures: Mapping[str, Any], words: str) -> str:
+def _loss_sentence(figures: Mapping[str, Any], words: str) -> str:
     """Whether the held-out loss fell, as far as its interval over rows tells."""
     if figures.get("loss_change") is None:
         rows = figures.get("held_out_rows", 0)
@@ -118,8 +118,8 @@ def _loss_said(figures: Mapping[str, Any], words: str) -> str:
         return f"{few} to tell whether held-out loss fell ({words})"
     change = Estimate(*(figures[f"loss_change{end}"] for end in ("", "_low", "_high")))
     size = f"{words}; change {page.signed(change.value)}, {page.signed(change.low)} to {page.signed(change.high)}"
-    told = {-1: "Held-out loss fell", 0: "It cannot be told whether held-out loss fell", 1: "Held-out loss rose"}
-    return f"{told[change.sign]} ({size})"
+    verdicts = {-1: "Held-out loss fell", 0: "It cannot be told whether held-out loss fell", 1: "Held-out loss rose"}
+    return f"{verdicts[change.sign]} ({size})"
 
 
 def _leads(figures: Mapping[str, Any]) -> list[tuple[str, str]]:

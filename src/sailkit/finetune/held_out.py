@@ -27,7 +27,7 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
     held_out, processes, model = trainer._held_out, trainer._processes, trainer.model
     was_training = model.training
     model.eval()
-    found = []
+    losses = []
     try:
         with torch.no_grad(), trainer._speed.pause(), trainer.compute_loss_context_manager():
             for i, counts in processes.deal(range(len(held_out.ids))):
@@ -35,11 +35,11 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
                 batch = trainer._prepare_inputs(trainer.data_collator([row]))
                 loss, tokens, *_ = trainer._held_out_sums(model, batch).tolist()
                 if counts:
-                    found.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
+                    losses.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
     finally:
         model.train(was_training)
     trainer._metrics["eval"].clear()  # what the trainer notes of evaluations is of its own
-    return [row for _, row in sorted(processes.gather(found), key=lambda numbered: numbered[0])]
+    return [row for _, row in sorted(processes.gather(losses), key=lambda numbered: numbered[0])]
 
 
 def measure_held_out(trainer: Any, folder: Path, who: str) -> dict[str, float]:
