@@ -66,28 +66,25 @@ class ChatTemplate:
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{self.name} has no chat template; choose --chat off, or a text style such as sail-fixed")
         self._tokenizer = tokenizer
-        source: str = tokenizer.get_chat_template()
+        try:
+            source: str = tokenizer.get_chat_template()
+        except ValueError:
+            raise UserError(f"{self.name} has several chat templates and none that is called default") from None
         self.date = (date or today()) if reads_clock(tokenizer) else None
         self._source = _FIXED_CLOCK + source if self.date else source
 
-    def render(self, turns: Sequence[Mapping[str, str]], *, generation_prompt: bool, **switches: bool) -> str:
-        """A conversation as text.
+    def render(self, turns: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
+        """A conversation as text; thinking is switched off where a template has a switch.
 
         Args:
             turns: `role` and `content` of each turn.
             generation_prompt: Ask for an answer behind it.
-            switches: Variables of the template; by default thinking is switched off where a template has a switch.
 
         Raises:
             UserError: The template does not parse, or refuses the conversation.
         """
-        if self.date:
-            switches |= {"date_codes": _date_codes(self.date)}  # type: ignore[dict-item]
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=generation_prompt,
-                chat_template=self._source, **{"enable_thinking": False, **switches},
-            )  # fmt: skip
+            return self._apply(turns, generation_prompt, enable_thinking=False)
         except Exception as error:  # a template may raise whatever Python's operators raise
             reason = " ".join(str(error).split())[:200]
             roles = ", ".join(str(turn["role"]) for turn in turns)
@@ -95,6 +92,14 @@ class ChatTemplate:
                 f"the chat template of {self.name} fails on a conversation of {roles}: {reason} "
                 f"({type(error).__name__}); choose --chat off or a text style such as sail-fixed, or mend the template"
             ) from None
+
+    def _apply(self, turns: Sequence[Mapping[str, str]], generation_prompt: bool, **variables: Any) -> str:
+        if self.date:
+            variables["date_codes"] = _date_codes(self.date)
+        text: str = self._tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=generation_prompt,
+            chat_template=self._source, **variables,
+        )  # fmt: skip
         return text
 
     @cached_property
@@ -137,19 +142,13 @@ class ChatTemplate:
     def unusual(self) -> bool:
         """Whether answers are asked for behind something else than the bare generation prompt, but for white space."""
         question = [{"role": "user", "content": _QUESTION}]
-        with contextlib.suppress(UserError):
-            bare = self._tokenizer.apply_chat_template(
-                question, tokenize=False, add_generation_prompt=True, chat_template=self._source,
-                **({"date_codes": _date_codes(self.date)} if self.date else {}),
-            )  # fmt: skip
-            asking = self.render(question, generation_prompt=True)
-            return bool(bare != asking or self.frame.added.strip())
-        return True
+        asking = self.render(question, generation_prompt=True)
+        return bool(self.frame.added.strip()) or self._apply(question, True) != asking
 
 
 def reads_clock(tokenizer: Any) -> bool:
     """Whether a tokenizer has a chat template that asks for the date."""
-    return bool(getattr(tokenizer, "chat_template", None)) and _CLOCK in tokenizer.get_chat_template()
+    return _CLOCK in str(getattr(tokenizer, "chat_template", None))  # it may have several
 
 
 def today() -> str:
