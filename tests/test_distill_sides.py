@@ -192,3 +192,19 @@ def test_rows_are_read_once_for_a_cache_that_was_made_before(teacher, composing,
     found = distill(teacher=str(teacher), model=str(composing), data=[str(data)], out=tmp_path / "run", set=SET,
                     cache=tmp_path / "cache")  # fmt: skip
     assert found["training_targets"]["rows_without_teacher"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "why"),
+    [("endpoint:m@http://127.0.0.1:9/v1", None, "an endpoint needs --teacher-tokenizer"),
+     ("", "teacher", "--teacher-tokenizer goes with an endpoint")],
+)  # fmt: skip
+def test_a_teacher_that_could_not_be_asked_afterwards_is_refused_first(teacher, tmp_path, name, tokenizer, why):
+    said = [{"prompt": as_text(prompt_parts(example(0))), "response": "Red."}]
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    data = write(tmp_path / "data", [example(0)], [example(24)])
+    with pytest.raises(UserError, match=why):
+        distill(teacher=name or str(teacher), model=str(student(tmp_path / "student")), data=[str(data)],
+                out=tmp_path / "run", set=SET, method="sequence", teacher_outputs=tmp_path / "said.json",
+                teacher_tokenizer=teacher if tokenizer else None)  # fmt: skip
+    assert not (tmp_path / "run").exists()

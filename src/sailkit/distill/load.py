@@ -40,6 +40,14 @@ class TeacherOptions:
     precision: str
 
 
+def check_tokenizer(name: str, tokenizer: str | Path | None) -> None:
+    """Raise a UserError for an endpoint without a tokenizer, or a model with a second one."""
+    if is_endpoint(name) and tokenizer is None:
+        raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
+    if not is_endpoint(name) and tokenizer is not None:
+        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
+
+
 def load_teacher(name: str, options: TeacherOptions) -> Teacher:
     """A teacher, on this machine or behind a server.
 
@@ -52,15 +60,12 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
     """
     from sailkit.distill.teacher import Kept, LocalTeacher
 
+    check_tokenizer(name, options.tokenizer)
     kept = Kept(options.k, options.top_p, options.precision)
     if is_endpoint(name):
         from sailkit.distill.echo import EchoTeacher
 
-        if options.tokenizer is None:
-            raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
-        return EchoTeacher(name, options.model, Path(options.tokenizer), kept)
-    if options.tokenizer is not None:
-        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
+        return EchoTeacher(name, options.model, Path(options.tokenizer or ""), kept)
     from sailkit.models.local import LocalModel
 
     return LocalTeacher(LocalModel.from_name(name, options.model), kept)

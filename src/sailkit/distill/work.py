@@ -12,6 +12,7 @@ from sailkit import jsonl, runs
 from sailkit.build import CARD, write_rows
 from sailkit.distill.answers import teacher_answers
 from sailkit.distill.fidelity import fidelity, flagged, means
+from sailkit.distill.load import check_tokenizer
 from sailkit.distill.plan import fitting
 from sailkit.distill.recipe import Distillation
 from sailkit.distill.sides import Sides, WithoutTeacher, check_taught, in_words, reasons, without_teacher, worded
@@ -84,6 +85,8 @@ class Work:
         read = {name: part for name, part in parts.items() if self.logits or name == HELD_OUT}
         if not self.told.teacher or not read:
             return
+        if self.own_cache or is_endpoint(self.told.teacher):
+            check_tokenizer(self.told.teacher, self.told.teacher_tokenizer)
         settings = {} if self.own_cache else self._opened().settings
         room, style = settings.get("max_length", self._room()), settings.get("style", self.teacher_style)
         self.sides = Sides(self._teacher_tokenizer, tokenizer, room, style, settings.get("date", self.date))
