@@ -6,11 +6,12 @@ All of it is known from the tokenizers alone, so it is known before a teacher is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from sailkit import jsonl, runs
 from sailkit.distill.align import NotRepresentableError, Stream, Vocabulary, stream
 from sailkit.distill.pairs import Pair, pairs_of
 from sailkit.distill.teacher_cache import read_with
@@ -20,6 +21,7 @@ from sailkit.records import TrainingExample
 from sailkit.styles import completion
 
 NO_ROOM = "the teacher has no room for it"
+WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are learnt by cross-entropy alone, with the reason
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,21 @@ def reasons(rows: Sequence[WithoutTeacher]) -> dict[str, int]:
 def in_words(counts: Mapping[str, int]) -> str:
     """Reasons and their counts, for people."""
     return "; ".join(f"{reason}: {count:,}" for reason, count in counts.items())
+
+
+def notify(files: Mapping[str, Sequence[WithoutTeacher]]) -> None:
+    """Tell the person at the terminal of rows without the teacher, file by file."""
+    for name, rows in files.items():
+        if rows:
+            runs.notice(
+                f"rows of {name} without the teacher, for cross-entropy alone: {len(rows):,} "
+                f"({in_words(reasons(rows))}); {WITHOUT_TEACHER} lists them"
+            )
+
+
+def listed(files: Mapping[str, Sequence[WithoutTeacher]]) -> Iterator[jsonl.Row]:
+    """The rows of `without_teacher.jsonl`."""
+    return ({"file": name, **asdict(one)} for name, rows in files.items() for one in rows)
 
 
 def check_taught(rows: Sequence[BothSides | WithoutTeacher]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from sailkit.distill.fidelity import fidelity, flagged, means
 from sailkit.distill.load import check_tokenizer
 from sailkit.distill.plan import fitting
 from sailkit.distill.recipe import Distillation
-from sailkit.distill.sides import Sides, WithoutTeacher, check_taught, in_words, reasons, without_teacher, worded
+from sailkit.distill.sides import (
+    WITHOUT_TEACHER,
+    Sides,
+    WithoutTeacher,
+    check_taught,
+    listed,
+    notify,
+    without_teacher,
+    worded,
+)
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data, without_held_out
@@ -37,7 +46,6 @@ CUT = "cut"  # the student that was made from the teacher
 STUDENT = "student"  # the training run
 TARGETS = "targets-{}.safetensors"
 FIDELITY = "fidelity.jsonl"  # a row for each held-out example
-WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are learnt by cross-entropy alone, with the reason
 
 
 class Work:
@@ -102,8 +110,7 @@ class Work:
         told, out = self.told, self.out
         if not self._read()[1]:
             runs.notice(without_held_out(told.student))
-        for name in self.without_teacher:
-            self._tell_without_teacher(name)
+        notify(self.without_teacher)
         if told.student_layers is not None:
             from sailkit.distill.students import with_fewer_layers
 
@@ -112,22 +119,14 @@ class Work:
         if told.method == "both":
             assert self.sides is not None
             self.without_teacher[TRAIN] = without_teacher(self.sides.read(self.prepared(TRAIN)))
-            self._tell_without_teacher(TRAIN)
-        listed = ({"file": name, **asdict(one)} for name, rows in self.without_teacher.items() for one in rows)
-        write_rows(out / WITHOUT_TEACHER, listed)
+            notify({TRAIN: self.without_teacher[TRAIN]})
+        write_rows(out / WITHOUT_TEACHER, listed(self.without_teacher))
         if self.own_cache and told.teacher:
             self._cache()
         if self.logits:
             self.compiled(TRAIN)
         if self._measured():
             self.compiled(HELD_OUT)
-
-    def _tell_without_teacher(self, name: str) -> None:
-        if rows := self.without_teacher[name]:
-            runs.notice(
-                f"rows of {name} without the teacher, for cross-entropy alone: {len(rows):,} "
-                f"({in_words(reasons(rows))}); they are listed in {self.out / WITHOUT_TEACHER}"
-            )
 
     def _data(self) -> None:
         told, folder = self.told, self.out / DATA
