@@ -6,12 +6,14 @@ All of it is known from the tokenizers alone, so it is known before a teacher is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from sailkit import jsonl, runs
+from sailkit import runs
+from sailkit.build import write_rows
 from sailkit.distill.align import NotRepresentableError, Stream, Vocabulary, stream
 from sailkit.distill.pairs import Pair, pairs_of
 from sailkit.distill.teacher_cache import read_with
@@ -138,9 +140,10 @@ def notify(files: Mapping[str, Sequence[WithoutTeacher]]) -> None:
             )
 
 
-def listed(files: Mapping[str, Sequence[WithoutTeacher]]) -> Iterator[jsonl.Row]:
-    """The rows of `without_teacher.jsonl`."""
-    return ({"file": name, **asdict(one)} for name, rows in files.items() for one in rows)
+def save(files: Mapping[str, Sequence[WithoutTeacher]], folder: Path) -> None:
+    """Write `without_teacher.jsonl`."""
+    rows = ({"file": name, **asdict(one)} for name, rows in files.items() for one in rows)
+    write_rows(folder / WITHOUT_TEACHER, rows)
 
 
 def check_taught(rows: Sequence[BothSides | WithoutTeacher]) -> None:

@@ -15,16 +15,7 @@ from sailkit.distill.fidelity import fidelity, flagged, means
 from sailkit.distill.load import check_tokenizer
 from sailkit.distill.plan import fitting
 from sailkit.distill.recipe import Distillation
-from sailkit.distill.sides import (
-    WITHOUT_TEACHER,
-    Sides,
-    WithoutTeacher,
-    check_taught,
-    listed,
-    notify,
-    without_teacher,
-    worded,
-)
+from sailkit.distill.sides import Sides, WithoutTeacher, check_taught, notify, save, without_teacher, worded
 from sailkit.errors import UserError
 from sailkit.exports import TRAIN, example_row
 from sailkit.finetune.data import HELD_OUT, Prepared, apart_of, prepare, read_data, without_held_out
@@ -120,7 +111,7 @@ class Work:
             assert self.sides is not None
             self.without_teacher[TRAIN] = without_teacher(self.sides.read(self.prepared(TRAIN)))
             notify({TRAIN: self.without_teacher[TRAIN]})
-        write_rows(out / WITHOUT_TEACHER, listed(self.without_teacher))
+        save(self.without_teacher, out)
         if self.own_cache and told.teacher:
             self._cache()
         if self.logits:
