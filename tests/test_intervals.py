@@ -15,6 +15,7 @@ LABELS = ("a", "b")
 # Shares of (true label, outcome): nine of ten right, with as many of each label; and a rare label that is often missed.
 EVEN = np.array([[0.45, 0.05, 0, 0], [0.05, 0.45, 0, 0]])
 RARE = np.array([[0.75, 0.05, 0, 0], [0.08, 0.12, 0, 0]])
+SELDOM = np.array([[0.85, 0.1, 0, 0], [0.02, 0.03, 0, 0]])  # of 20 items, one sample in three has none of the second
 
 
 @given(st.integers(1, 2000), st.data())
@@ -94,6 +95,13 @@ def test_a_class_of_two_items_leaves_more_open_than_one_of_two_hundred():
     assert found["balanced_accuracy"].low < 0.65
 
 
+def test_of_a_label_that_no_item_has_nothing_is_known():
+    found = metrics.estimates(metrics.confusion(["a"] * 20, ["a"] * 18 + ["b"] * 2, LABELS), LABELS)
+    assert (found["f1_b"].low, found["f1_b"].high > 0.8) == (0, True)
+    assert found["balanced_accuracy"].low < 0.5
+    assert found["mcc"].low < 0 < found["mcc"].high
+
+
 def test_draws_that_never_differ_leave_open_what_the_sample_cannot_know():
     same = np.full(1000, 1.0)
     assert bounded(1.0, same, 10).low == pytest.approx(proportion(10, 10).low)
@@ -140,8 +148,8 @@ def test_intervals_of_hundreds_hold_the_truth_as_often_as_they_say(cells):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("cells", "n"),
-    [(EVEN, 8), (EVEN, 20), (RARE, 20), (EVEN, 60), (RARE, 60)],
-    ids=["even-8", "even-20", "rare-20", "even-60", "rare-60"],
+    [(EVEN, 8), (EVEN, 20), (RARE, 20), (SELDOM, 20), (EVEN, 60), (RARE, 60), (SELDOM, 60)],
+    ids=["even-8", "even-20", "rare-20", "seldom-20", "even-60", "rare-60", "seldom-60"],
 )
 def test_intervals_of_few_items_hold_the_truth(cells, n):
     held = coverage(cells, n, 2000)

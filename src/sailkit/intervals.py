@@ -146,9 +146,9 @@ class Resampled:
         """
         table = self.units.table.astype(float)
         value = float(statistic(table))
-        cells = self._possible(table)
-        if not len(cells):
+        if not table.any():
             return Estimate(value, value, value)
+        cells = np.arange(table.size)  # one more item may be in any, also of a label that no item has
 
         def with_one_more(part: slice) -> Floats:
             tables = np.repeat(table.reshape(1, -1), len(cells[part]), 0)
@@ -165,19 +165,13 @@ class Resampled:
             return tables
 
         each = _in_parts(statistic, with_one_more, len(cells), table.shape)
-        ends = (int(cells[np.argmin(each)]), int(cells[np.argmax(each)]))
+        ends = (int(np.argmin(each)), int(np.argmax(each)))
         against, behind = (
             _in_parts(statistic, functools.partial(drawn_with, cell), len(self.weights), table.shape) for cell in ends
         )
         tail = (1 - LEVEL) / 2
         low, high = float(np.quantile(against, tail)), float(np.quantile(behind, 1 - tail))
         return Estimate(value, min(low, value), max(high, value))
-
-    def _possible(self, table: Floats) -> NDArray[np.intp]:
-        """Cells that one more item could be in: any, of a row (a true label) that occurs."""
-        occurs = table.reshape(len(table), math.prod(table.shape[1:])).any(1)
-        every = np.broadcast_to(occurs.reshape(-1, *(1,) * (table.ndim - 1)), table.shape)
-        return np.flatnonzero(every)
 
 
 def _in_parts(
