@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from chat_families import CLOSING, TEMPLATES, TRAINABLE, network, save, tokenizer
 from sailkit.errors import UserError
 from sailkit.evaluate import evaluate
+from sailkit.evidence import Form
 from sailkit.finetune.stage import finetune
 from sailkit.guard import guarded
 from sailkit.models import ModelOptions, load_model
@@ -161,6 +162,21 @@ def test_the_first_token_of_an_answer_is_not_lost_behind_a_space(llama):
     renderer = Renderer(made, chat=True, context=9999)
     ids = renderer.answer_ids(renderer.render(ask(), 8), "Supported")
     assert made.convert_ids_to_tokens(ids) == ["▁Support", "ed"]
+
+
+def test_an_answer_that_has_begun_is_scored_as_alone_beside_one_that_has_not():
+    made = tokenizer("chatml")
+    model = LocalModel("chatml", network(made), made, ModelOptions(dtype="float32"), {})
+    prompts = [ask(), Form.behind(ask(), "Search result (1) is informative."), ask("Snow is white.")]
+    answers = {"A": "Supported", "B": "Refuted"}
+    alone = [model.score([prompt], answers)[0] for prompt in prompts]
+    assert [made.decode(reply.answers["Refuted"].ids) for reply in alone] == ["Refuted", " Refuted", "Refuted"]
+    for order in ([0, 1, 2], [1, 2, 0]):
+        together = model.score([prompts[i] for i in order], answers)
+        for i, reply in zip(order, together, strict=True):
+            for word, score in reply.answers.items():
+                assert score.ids == alone[i].answers[word].ids
+                assert score.logprob == pytest.approx(alone[i].answers[word].logprob, abs=1e-3)
 
 
 def test_qwens_empty_thought_is_given_in_training_and_when_asked(shared):

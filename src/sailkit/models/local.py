@@ -145,21 +145,24 @@ class LocalModel:
         """Log-probability of each label's answer word behind each prompt; see `Model.score`."""
         check_scorable(self)
         rendered = [self._render(prompt, SCORE_RESERVE) for prompt in prompts]
-        ids = {label: self.renderer.answer_ids(rendered[0], word) for label, word in answers.items()}
-        if (longest := max(map(len, ids.values()))) > SCORE_RESERVE:
+        # Behind what has begun, an answer's tokens may be others than at the border.
+        kinds = {prompt.begun: prompt for prompt in reversed(rendered)}
+        ids = {
+            begun: tuple(self.renderer.answer_ids(prompt, word) for word in answers.values())
+            for begun, prompt in kinds.items()
+        }
+        self._check([answer for kind in ids.values() for answer in kind])
+        if (longest := max(len(answer) for kind in ids.values() for answer in kind)) > SCORE_RESERVE:
             rendered = [self._render(prompt, longest) for prompt in prompts]
-        self._check(list(ids.values()))
-        values = self.halving(rendered, lambda part: self._score_batch(part, list(ids.values())))
-        return [
-            replace(
-                _reply(prompt),
-                answers={
-                    word: AnswerScore(label, ids[label], value)
-                    for (label, word), value in zip(answers.items(), row, strict=True)
-                },
-            )
-            for prompt, row in zip(rendered, values, strict=True)
-        ]
+        found: dict[int, Reply] = {}
+        for words in dict.fromkeys(ids.values()):
+            group = [i for i, prompt in enumerate(rendered) if ids[prompt.begun] == words]
+            rows = self.halving([rendered[i] for i in group], lambda part, words=words: self._score_batch(part, words))
+            for i, row in zip(group, rows, strict=True):
+                scores = zip(answers.items(), words, row, strict=True)
+                own = {word: AnswerScore(label, tokens, value) for (label, word), tokens, value in scores}
+                found[i] = replace(_reply(rendered[i]), answers=own)
+        return [found[i] for i in range(len(rendered))]
 
     @torch.inference_mode()
     def score_ids(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
@@ -218,11 +221,8 @@ class LocalModel:
                 raise UserError(f"out of memory with a single prompt; {_LESS_MEMORY}") from None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        warnings.warn(
-            f"out of memory with {len(batch)} prompts; going on with half of them",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        text = f"out of memory with {len(batch)} prompts; going on with half of them"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
         middle = len(batch) // 2
         return self.halving(batch[:middle], work) + self.halving(batch[middle:], work)
 
