@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import zipfile
@@ -16,7 +17,7 @@ from sailkit.recordings import load_recording
 from sailkit.records import Prediction
 from sailkit.rescore import rescore
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*of the filters first-word, none:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*the answers of filter 'first-word':RuntimeWarning")
 
 LOGS = Path(__file__).parent / "data" / "logs"
 GENERATED = ["lm-eval-generate.jsonl", "inspect.eval", "inspect.json", "lighteval-generate.parquet"]
@@ -89,12 +90,33 @@ def test_the_archive_and_the_json_of_a_log_are_the_same_set():
     assert archive.provenance["model"] == "hf/local"
 
 
+@pytest.mark.parametrize("ending", [".gz", ".GZ", "upper"])
+@pytest.mark.parametrize("name", GENERATED)
+def test_logs_under_other_endings_are_logs_too(name, ending, tmp_path):
+    """As tables are: gzipped, and in capitals."""
+    path, data = tmp_path / name.upper(), (LOGS / name).read_bytes()
+    if ending != "upper":
+        if not name.endswith((".json", ".jsonl")):
+            pytest.skip("compressed by itself")
+        path, data = tmp_path / (name + ending), gzip.compress(data)
+    path.write_bytes(data)
+    assert load_recording(path, "sample-claims").predictions == load_recording(LOGS / name, "sample-claims").predictions
+
+
+def test_samples_in_a_json_list_are_a_log(tmp_path):
+    rows = [json.loads(line) for line in (LOGS / "lm-eval-choice.jsonl").read_text().splitlines()]
+    (tmp_path / "samples.json").write_text(json.dumps(rows))
+    assert len(load_recording(tmp_path / "samples.json", "sample-claims").predictions) == 8
+
+
 def test_the_task_is_recognised_by_the_words_of_the_targets():
     assert {p.gold for p in load_recording(LOGS / "lm-eval-generate.jsonl").predictions} == {"SUPPORTS", "REFUTES"}
 
 
 def test_one_filter_is_read_and_the_others_are_named():
-    with pytest.warns(RuntimeWarning, match="first-word, none the recorded answers are those of first-word"):
+    with pytest.warns(
+        RuntimeWarning, match="the answers of filter 'first-word' are the recorded ones; the log also has none"
+    ):
         load_recording(LOGS / "lm-eval-generate.jsonl", "sample-claims")
 
 

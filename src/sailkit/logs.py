@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sailkit import jsonl
+from sailkit import jsonl, unpacking
 from sailkit.errors import UserError, missing_extra
-from sailkit.tables import read_table
+from sailkit.tables import read_table, table_kind
 
 MAX_SAMPLE_BYTES = 256 * 2**20  # of one decompressed member of an `.eval` file
 _LM_EVAL = {"doc", "target", "resps", "filtered_resps"}
@@ -60,11 +60,12 @@ def read_sample_log(path: Path) -> SampleLog | None:
     Raises:
         UserError: The file is damaged, or holds nothing that can be read.
     """
-    if path.suffix == ".eval":
+    kind = table_kind(path)
+    if kind == ".eval":
         return _inspect_archive(path)
-    if path.suffix == ".json":
-        return _inspect_json(path)
-    if path.suffix in (".jsonl", ".parquet"):
+    if kind == ".json" and (log := _inspect_json(path)):
+        return log
+    if kind in (".json", ".jsonl", ".parquet"):
         table = read_table(path)
         first = next(table, None)
         if first is None:
@@ -97,7 +98,8 @@ def _lm_eval(path: Path, table: Sequence[tuple[int, dict[str, Any]]]) -> SampleL
     filters = list(dict.fromkeys(str(row.get("filter", "none")) for _, row in table))
     notes = []
     if len(filters) > 1:
-        notes.append(f"of the filters {', '.join(filters)} the recorded answers are those of {filters[0]}")
+        others = ", ".join(map(repr, filters[1:]))
+        notes.append(f"the answers of filter {filters[0]!r} are the recorded ones; the log also has filter {others}")
     rows = []
     for line, sample in table:
         if str(sample.get("filter", "none")) != filters[0]:
@@ -150,8 +152,10 @@ def _lighteval(path: Path, table: Iterable[tuple[int, dict[str, Any]]]) -> Sampl
 
 def _inspect_json(path: Path) -> SampleLog | None:
     try:
-        log = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        with unpacking.open_gzip(path) as stream:
+            data = stream.read()
+        log = json.loads(data.decode(json.detect_encoding(data)))
+    except (*unpacking.ERRORS, ValueError, RecursionError):
         return None  # whoever reads the file as a table says what is wrong with it
     if not isinstance(log, dict) or not log.keys() >= {"eval", "status"}:
         return None

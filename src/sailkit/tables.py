@@ -35,7 +35,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: The file cannot be read, or is not what its name says; file and line are named.
     """
-    kind = _kind(path)
+    kind = table_kind(path)
     if kind in _NOT_TABLES:
         raise UserError(f"{path} is {_NOT_TABLES[kind]}")
     if kind == ".parquet":
@@ -48,7 +48,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from jsonl.read(path)
 
 
-def _kind(path: Path) -> str:
+def table_kind(path: Path) -> str:
     """What a file's name says that it is: its ending in lower case, without that of gzip."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
@@ -56,7 +56,7 @@ def _kind(path: Path) -> str:
 
 def has_cells(path: Path) -> bool:
     """Whether a table consists of cells, so that an empty text is a missing one."""
-    return _kind(path) in (*_SEPARATORS, ".txt")
+    return table_kind(path) in (*_SEPARATORS, ".txt")
 
 
 def with_ids(
