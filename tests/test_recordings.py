@@ -114,9 +114,8 @@ def test_the_task_is_recognised_by_the_words_of_the_targets():
 
 
 def test_one_filter_is_read_and_the_others_are_named():
-    with pytest.warns(
-        RuntimeWarning, match="the answers of filter 'first-word' are the recorded ones; the log also has none"
-    ):
+    note = "the answers of filter 'first-word' are the recorded ones; the log also has filter 'none'"
+    with pytest.warns(RuntimeWarning, match=note):
         load_recording(LOGS / "lm-eval-generate.jsonl", "sample-claims")
 
 
