@@ -151,7 +151,7 @@ def test_a_generated_answer_follows_the_sentence_too(place):
     ("options", "message"),
     [
         ({"search": "evidence", "results": 0}, "--results should be at least 1"),
-        ({"search": "evidence", "style": "chat"}, "--style chat needs --chat on"),
+        ({"search": "evidence", "style": "chat"}, "--style chat: .* has no chat template; use --style sail-fixed"),
         ({"search": "evidence", "results": 2, "few_shot": "rows.jsonl"}, "--few-shot does not go with --search"),
     ],
 )
