@@ -276,11 +276,49 @@ def test_a_refusal_without_a_known_cause_is_the_items_where_others_are_answered(
 
 
 @pytest.mark.parametrize(
+    ("status", "body", "reason", "requests"),
+    [
+        # OpenRouter's moderation comes with status 200, and Gemini's filter without a choice.
+        (
+            200,
+            {"error": {"message": "Input flagged", "code": 403, "metadata": {"reasons": ["hate"]}}},
+            "Input flagged",
+            5,
+        ),
+        (200, {"choices": [], "promptFeedback": {"blockReason": "SAFETY"}}, "an answer without choices", 10),
+        (500, {"error": {"message": "ContentPolicyViolation"}}, "status 500: ContentPolicyViolation", 10),
+        (200, "<html>", "an answer that is not JSON", 10),
+    ],
+)
+def test_an_item_to_which_a_server_has_no_answer_does_not_end_the_run(status, body, reason, requests):
+    with MisbehavingServer(refuse=refuse(body, status, 2)) as server:
+        for _ in range(2):  # the next start has the others' answers
+            model = at(server, concurrency=1)
+            replies = model.generate(claims(5), 5, lambda _: False)
+            assert [reply.text for reply in replies] == ["Yes.", "Yes.", "", "Yes.", "Yes."]
+            assert reason in replies[2].refusal
+        assert len(server.requests) == requests + (1 if requests == 5 else 6)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_is_overloaded_refuses_no_item(status):
+    with MisbehavingServer(refuse=refuse({}, status, 2)) as server:
+        assert "gave up after 6 tries" in failure(at(server, concurrency=1), claims(4))
+
+
+def test_a_server_that_fails_from_some_time_on_ends_the_run():
+    with MisbehavingServer({1: "ok"}, otherwise=500) as server:
+        assert "gave up after 6 tries" in failure(at(server, concurrency=1), claims(20))
+        assert len(server.requests) == 1 + 8 * 6
+
+
+@pytest.mark.parametrize(
     ("status", "body"),
     [
         (401, FILTERED),
         (404, {"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}),
         (400, {"error": {"message": "max_tokens is too large: 99999. This model supports at most 4096 tokens"}}),
+        (400, {"error": {"message": "This model's maximum context length is 5 tokens; you asked for 5 of completion"}}),
         (400, {"error": {"message": "Unknown parameter: 'top_k'", "param": "top_k"}}),
     ],
 )
@@ -543,7 +581,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch):
         assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
         for status in (401, 500):
             server.otherwise = status
-            message = failure(model, claims(3))
+            message = failure(model, claims(12))
             assert "[key]" in message
             assert KEY not in message
     shown = f"{model!r} {vars(model)} {vars(model.exchange)} {model.describe()} {model.served_by}"

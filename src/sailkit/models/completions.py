@@ -20,6 +20,7 @@ _ABOUT_ITEM = re.compile(
     r"|string_above_max_length|max_model_len"
 )
 _ABOUT_LIMIT = re.compile(r"max_(?:completion_|new_)?tokens\W.{0,40}too large")
+_CONTEXT = re.compile(r"context[ _-]?(?:length|window|size)\D{0,20}(\d+)")
 # How servers say that they do not know a parameter, or take no other value than their own.
 _UNSUPPORTED = r"(?:un|not |n't )(?:support|permit|allow|recogni[sz]ed|known)|only the default|deprecated|extra inputs"
 
@@ -52,17 +53,28 @@ class Answer:
 
 
 class PassingError(Exception):
-    """A failure that another try may mend; `wait` is how long the server asks to be left alone."""
+    """A failure that another try may mend.
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
+    Attributes:
+        wait: How long the server asks to be left alone.
+        replied: The server got the request and replied to it, though not with an answer.
+    """
+
+    def __init__(self, what: str, wait: float = 0.0, *, replied: bool = False) -> None:
         super().__init__(what)
         self.wait = wait
+        self.replied = replied
+
+
+class ItemRefusedError(Exception):
+    """The server refuses what one request holds, and no other."""
 
 
 def read_choice(text: str, mask: KeyMask = NO_KEY) -> tuple[dict[str, Any], dict[str, Any]]:
     """The body of an answer, and the first of its choices, without the key if the server echoes it.
 
     Raises:
+        ItemRefusedError: It is an error that is about what the request holds; some servers give it with status 200.
         PassingError: It is no answer.
     """
     try:
@@ -70,11 +82,14 @@ def read_choice(text: str, mask: KeyMask = NO_KEY) -> tuple[dict[str, Any], dict
         data = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
         data = mask.value(data)
     except (ValueError, RecursionError):
-        raise PassingError(f"an answer that is not JSON: {short(mask.text(text[:_SHOWN]))}") from None
+        what = f"an answer that is not JSON: {short(mask.text(text[:_SHOWN]))}"
+        raise PassingError(what, replied=True) from None
     choices = data.get("choices") if isinstance(data, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
-        raise PassingError(f"an answer without choices: {error_message(text, mask)}")
+        if is_about_item(text):
+            raise ItemRefusedError(error_message(text, mask))
+        raise PassingError(f"an answer without choices: {error_message(text, mask)}", replied=True)
     return data, choice
 
 
@@ -82,6 +97,7 @@ def read_completion(text: str, mask: KeyMask = NO_KEY) -> Answer:
     """Read the body of a chat completion.
 
     Raises:
+        ItemRefusedError: It is an error that is about what the request holds.
         PassingError: It is none.
     """
     data, choice = read_choice(text, mask)
@@ -90,7 +106,7 @@ def read_completion(text: str, mask: KeyMask = NO_KEY) -> Answer:
     filtered = finish_reason == "content_filter"
     parts = _parts(message if isinstance(message, dict) else {} if filtered else {"content": 0})
     if parts is None:
-        raise PassingError(f"an answer without a message: {short(mask.text(text[:_SHOWN]))}")
+        raise PassingError(f"an answer without a message: {short(mask.text(text[:_SHOWN]))}", replied=True)
     usage = data.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     said, thought, refusal = ("".join(parts[kind]) for kind in ("text", "thought", "refusal"))
@@ -181,15 +197,23 @@ def error_message(text: str, mask: KeyMask = NO_KEY) -> str:
         return short(mask.text(text[:_SHOWN]))
 
 
-def is_about_item(text: str) -> bool:
-    """Whether an error is about what its request holds, such as a content filter's, by the error's codes or words."""
+def is_about_item(text: str, most_tokens: int = 0) -> bool:
+    """Whether an error is about what its request holds, such as a content filter's, by the error's codes or words.
+
+    Args:
+        text: The error's body.
+        most_tokens: The longest answer that was asked for: where it alone fills the context, no item is at fault.
+    """
     try:
         data = json.loads(text)
         error = data.get("error") or data.get("detail") or data
     except (ValueError, AttributeError, RecursionError):
         error = text[:_SHOWN]
     message = " ".join(_words(error)).casefold()
-    return bool(_ABOUT_ITEM.search(message)) and not _ABOUT_LIMIT.search(message)
+    context = _CONTEXT.search(message)
+    if _ABOUT_LIMIT.search(message) or (context and most_tokens >= int(context[1])):
+        return False
+    return bool(_ABOUT_ITEM.search(message))
 
 
 def _words(error: object) -> Iterator[str]:

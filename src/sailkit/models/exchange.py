@@ -17,6 +17,7 @@ from sailkit.models import ModelOptions
 from sailkit.models.bounded import ENCODING, PackingError, TooLargeError, limit_body
 from sailkit.models.completions import (
     Answer,
+    ItemRefusedError,
     PassingError,
     error_message,
     is_about_item,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import openai
 
 _LONGEST_WAIT = 60.0  # seconds that a server may ask to be left alone
-_MOST_IN_A_ROW = 8  # refusals of unknown kinds, with no answer between them, before all are taken to be refused
+_MOST_IN_A_ROW = 8  # failures of unknown kinds, with no answer between them, before all are taken to fail
 _ENOUGH_SAID = 4000  # characters of a failure from which its line is made
 # What a server may not take at all, or under another name only.
 _MAY_BE_LEFT_OUT = ("temperature",)
@@ -41,10 +42,6 @@ Body = dict[str, Any]
 
 class _OtherwiseError(Exception):
     """The server wants to be asked in another form, which is known now."""
-
-
-class _ItemRefusedError(Exception):
-    """The server refuses what one request holds, and no other."""
 
 
 class Exchange:
@@ -132,11 +129,13 @@ class Exchange:
                 return answer
             except _OtherwiseError:
                 continue
-            except _ItemRefusedError as refusal:
+            except ItemRefusedError as refusal:
                 return self.refused(str(refusal))
             except PassingError as failure:
                 tried += 1
                 if tried == self.tries:
+                    if failure.replied and self._others_are_answered():
+                        return self.refused(f"no answer in {tried} tries, the last: {failure}")
                     raise UserError(
                         f"{self.name}: gave up after {tried} tries, the last: {failure}; "
                         "run the same command again, it goes on where it stopped"
@@ -210,9 +209,10 @@ class Exchange:
         if status in (400, 422) and self._learns_form(body, text):
             return _OtherwiseError(message)
         if status in (408, 409, 429) or status >= 500:
-            return PassingError(f"status {status}: {message}", retry_after(headers))
-        if self._is_about_item(status, text):
-            return _ItemRefusedError(f"status {status}: {message}")
+            # The other statuses above it are about the server, whatever is asked.
+            return PassingError(f"status {status}: {message}", retry_after(headers), replied=status == 500)
+        if self._is_about_item(status, text, body):
+            return ItemRefusedError(f"status {status}: {message}")
         env = self.options.api_key_env
         mend = {
             401: f"; check the key in {env}" if self._api_key() else f"; put the key into the variable {env}",
@@ -236,14 +236,17 @@ class Exchange:
                 return True
         return False
 
-    def _is_about_item(self, status: int, text: str) -> bool:
+    def _is_about_item(self, status: int, text: str, body: Body) -> bool:
         """Whether a refusal is about what this request holds: by its kind, or because others like it are answered."""
-        if status == 413 or (status in (400, 403, 422, 451) and is_about_item(text)):
+        most = max((body[name] for name in ("max_tokens", "max_completion_tokens") if name in body), default=0)
+        if status == 413 or (status in (400, 403, 422, 451) and is_about_item(text, most)):
             return True
-        if status not in (400, 422) or not self.served:
-            return False
-        self._in_a_row += 1
-        return self._in_a_row < _MOST_IN_A_ROW
+        return status in (400, 422) and self._others_are_answered()
+
+    def _others_are_answered(self) -> bool:
+        """Whether requests like one that failed are answered, and not too many have failed since the last of them."""
+        self._in_a_row += self.served
+        return self.served and self._in_a_row < _MOST_IN_A_ROW
 
     def most_bytes(self) -> int:
         """How large an answer may be."""
