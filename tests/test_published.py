@@ -173,12 +173,14 @@ def test_a_recording_in_the_words_of_fair_is_read_in_them(tmp_path):
     assert "default-class-parser" in found["flags"]
 
 
-def test_answers_alone_are_read_in_the_words_that_they_use(tmp_path):
+def test_answers_alone_are_read_in_the_words_that_they_use(tmp_path, capsys):
     """Where no parser's word says which words the answers use, those are taken that read the most of them."""
     rows = [{"id": n, "label": "noHate", "output": ("Yes, it is fair.", "No.")[n % 2]} for n in range(10)]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = rescore(tmp_path / "r.jsonl", task="hsd")
     assert (found["unreadable"], found["accuracy"]) == (0, 0.5)
+    # Whoever asked "Is it hate speech?" sees here that Yes was taken for its opposite.
+    assert "they are read with No for hate and Yes for noHate" in capsys.readouterr().err
 
 
 def test_a_table_of_responses_is_read_without_a_field_map(tmp_path, capsys):

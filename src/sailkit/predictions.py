@@ -192,7 +192,7 @@ def load_recording(
     labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
     chosen = Task(known.spec, labels, known.folder)
     parsed = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
-    words = words_of_answers(chosen, parsed, [str(row[names["output"]] or "") for _, row in rows])
+    words = words_of_answers(chosen, parsed, [str(row[names["output"]] or "") for _, row in rows], path)
     predictions, extra = [], []
     seen: dict[str, int] = {}
     for index, (line, row) in enumerate(rows):

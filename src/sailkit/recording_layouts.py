@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from sailkit import runs
 from sailkit.answers import read_answer
 from sailkit.errors import UserError
 from sailkit.tasks import Task
@@ -53,16 +55,20 @@ def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
     }
 
 
-def words_of_answers(task: Task, recorded: Iterable[object], outputs: Sequence[str]) -> dict[str, str]:
+def words_of_answers(
+    task: Task, recorded: Iterable[object], outputs: Sequence[str], where: str | Path
+) -> dict[str, str]:
     """The vocabulary in which a recording's answers are read.
 
     It holds all the values that the recording's own parser gave; where several do, it is the one that reads most of
-    the answers, and the first of equals.
+    the answers, and the first of equals. Where that is not the first that fits, one line says so: the same word may
+    mean the opposite in another question.
 
     Args:
         task: The task, with the labels in use.
         recorded: What the recording's parsers decided, of the model and of the reference.
         outputs: The raw answers.
+        where: The recording.
     """
     names = {label.casefold() for label in task.labels}
     values = {str(value).strip().casefold() for value in recorded if value not in (None, "")} - names
@@ -70,4 +76,9 @@ def words_of_answers(task: Task, recorded: Iterable[object], outputs: Sequence[s
     fitting = fitting or task.vocabularies
     if len(fitting) == 1:
         return fitting[0]
-    return max(fitting, key=lambda words: sum(read_answer(text, words)[0] is not None for text in outputs))
+    best = max(fitting, key=lambda words: sum(read_answer(text, words)[0] is not None for text in outputs))
+    if best is not fitting[0]:
+        answers = {label: word for word, label in reversed(best.items())}
+        shown = " and ".join(f"{answers[label]} for {label}" for label in task.labels if label in answers)
+        runs.notice(f"{where}: its labels do not tell the words of its answers; they are read with {shown}")
+    return best

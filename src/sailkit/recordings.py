@@ -66,7 +66,7 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | None) -> 
     if len({*ids}) < len(ids):
         raise UserError(f"{path}: an id stands twice; is it several logs in one file?")
     decided = [value for row in log.rows for value in (row["label"], row.get("prediction_recorded"))]
-    words = words_of_answers(chosen, decided, [row["output"] or "" for row in log.rows])
+    words = words_of_answers(chosen, decided, [row["output"] or "" for row in log.rows], path)
     rows = []
     for index, (item, text, gold, row) in enumerate(zip(ids, texts, golds, log.rows, strict=True)):
         answer = _answer_of_sample(row, chosen, words, f"{path}, sample {item!r}")
