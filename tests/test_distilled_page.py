@@ -13,8 +13,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from sailkit import jsonl, runs
 from sailkit.distill.fidelity import means
-from sailkit.distill.results import estimates, paired, read
+from sailkit.distill.results import COLUMNS, Distilled, estimates, paired, read
 from sailkit.errors import UserError
+from sailkit.intervals import proportion
 from sailkit.page import figure
 from sailkit.report import report
 from test_report import HOSTILE, Page, good, run_folder
@@ -107,6 +108,18 @@ def test_intervals_hold_what_they_are_of_and_change_with_nothing_but_the_seed(tm
     assert widths[0] < widths[1] + widths[2]
     assert estimates(run) == found
     assert estimates(run, 1) != found
+
+
+def test_what_never_differs_leaves_no_more_open_than_there_is(tmp_path):
+    """Of shares between 0 and 1 a difference is between -1 and 1; of kappa between -2 and 2."""
+    known = {"positions": 10, "aimed": 10, "agreeing": 10, "kl": 1, "cross_entropy": 20, "both": 1, "neither": 1}
+    row = tuple(float(known.get(name, 0)) for name in COLUMNS)
+    rows = {f"row-{n}": row for n in range(6)}
+    change = estimates(Distilled(tmp_path, {}, {}, {"base": rows, "tuned": rows}))["change"]
+    open_ = proportion(0, 6).high
+    for name, most in (("agreement", 1), ("verification_agreement", 1), ("verification_kappa", 2)):
+        gap = change[name]
+        assert (gap.value, gap.low, gap.high) == pytest.approx((0, -2 * most * open_, 2 * most * open_)), name
 
 
 def test_verification_has_intervals_of_the_very_figures(tmp_path):

@@ -185,7 +185,7 @@ def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
             _figure(whole[0], name) - _figure(whole[1], name),
             _figure(drawn[0], name) - _figure(drawn[1], name),
             table.shape[1],
-            least=-1.0,
+            difference=True,
         )
         for name in FIGURES
     }
@@ -203,12 +203,13 @@ def _figure(sums: Floats, name: str) -> Any:
     return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
 
 
-def _estimate(name: str, value: Any, drawn: Floats, rows: int, least: float = 0.0) -> Estimate | None:
+def _estimate(name: str, value: Any, drawn: Floats, rows: int, *, difference: bool = False) -> Estimate | None:
     known = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(known):
         return None
     if name in _BOUNDED:
-        return bounded(float(value), known, rows, _BOUNDED[name] + least, 1.0 - least)
+        least, most = (_BOUNDED[name] - 1, 1 - _BOUNDED[name]) if difference else (_BOUNDED[name], 1.0)
+        return bounded(float(value), known, rows, least, most)
     return Estimate(float(value), *interval(known, rows))
 
 
