@@ -143,6 +143,23 @@ def test_a_refusal_ends_the_item_at_the_step_where_it_comes(tmp_path):
     assert asked[3:] == [f"{text} Beside: The part. Correct or Wrong?" for text in ("good", "fine")]
 
 
+def test_an_earlier_reply_that_ends_within_a_thought_is_flagged(tmp_path):
+    with replies(
+        {
+            "Doubt: open": says("<think>Hm", finish_reason="length"),
+            "Doubt: apart": says(None, finish_reason="length", reasoning_content="Hm"),
+            "Doubt: closed": says("<think>Hm.</think>The part."),
+            "Doubt: beside": says("The part.", reasoning_content="Hm."),
+        }
+    ) as server:
+        items = ["open", "apart", "closed", "beside"]
+        figures, rows = run_task(tmp_path, server, items, protocol="think-twice")
+    assert [row["outcome"] for row in rows] == ["answered"] * 4
+    assert [row["turns"][0].get("thought") for row in rows] == [None, "Hm", None, "Hm."]
+    (message,) = figures["flag_messages"]["open-thoughts"]
+    assert message.startswith("2 of 4 items have an earlier reply that ends within a thought")
+
+
 def test_a_bound_that_calibration_lifts_decides_nothing(tmp_path):
     empty = {"Correct": 0.999, "Wrong": 0.0005}  # the bias: Correct is likely whatever is asked
     with replies({"item": says("Correct", {"Correct": 0.99}), "": says("Correct", empty)}) as server:
@@ -165,7 +182,7 @@ def test_the_same_refusal_by_a_reference_is_counted(tmp_path):
 
 
 def test_three_times_no_is_three_times_distracting(tmp_path):
-    bodies = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
+    bodies = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf"]
     row = {
         "id": "q",
         "instruction": "Why?",
@@ -182,21 +199,23 @@ def test_three_times_no_is_three_times_distracting(tmp_path):
             "delta": (400, FILTERED),
             "echo": says("<think>Yes", {"<think>": 0.999}),
             "foxtrot": says("Yes", {"Yes": 0.98}),
+            "golf": says(None, {"Is": 0.9}, "length", reasoning_content="Is it?"),
         }
     ) as server:
         figures = label(results=tmp_path / "results.jsonl", out=tmp_path / "run",
                         labeler=f"judge:endpoint:m@{server.url}", concurrency=1)  # fmt: skip
     (written,) = (tmp_path / "run" / "labels.jsonl").read_text().splitlines()
     found = json.loads(written)["judgements"]
-    assert [one["verdict"] for one in found] == ["distracting"] * 3 + [None, None, "informative"]
-    assert [one["outcome"] for one in found] == ["judged"] * 3 + ["refused", "unreadable", "judged"]
+    assert [one["verdict"] for one in found] == ["distracting"] * 3 + [None, None, "informative", None]
+    assert [one["outcome"] for one in found] == ["judged"] * 3 + ["refused", "unreadable", "judged", "unreadable"]
     assert found[0]["score"] == pytest.approx(0.02, abs=1e-6)
     assert [one["raw_output"] for one in found] == [
         None, "\nNo", "<think>Yes?</think>No", "status 400: The prompt was filtered.", "<think>Yes", None,
+        "<think>Is it?",
     ]  # fmt: skip
-    assert (figures["informative"], figures["distracting"], figures["refused"], figures["unreadable"]) == (1, 3, 1, 1)
-    assert figures["flag_messages"]["read-from-text"][0].startswith("2 of 6 judgements were read from the text")
-    assert figures["flag_messages"]["open-thoughts"][0].startswith("1 of 6 replies end within a thought")
+    assert (figures["informative"], figures["distracting"], figures["refused"], figures["unreadable"]) == (1, 3, 1, 2)
+    assert figures["flag_messages"]["read-from-text"][0].startswith("2 of 7 judgements were read from the text")
+    assert figures["flag_messages"]["open-thoughts"][0].startswith("2 of 7 replies end within a thought")
 
 
 def test_what_a_teacher_refuses_is_dropped_with_its_reason(tmp_path):

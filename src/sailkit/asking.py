@@ -107,7 +107,8 @@ def _verified(
 
 def _turn(reply: Reply) -> dict[str, Any]:
     """An earlier call, as a prediction keeps it."""
-    return {"prompt": reply.prompt, "raw_output": reply.text, "completion_tokens": reply.completion_tokens}
+    turn = {"prompt": reply.prompt, "raw_output": reply.text, "completion_tokens": reply.completion_tokens}
+    return {**turn, "thought": reply.thought} if reply.thought else turn
 
 
 def _step(

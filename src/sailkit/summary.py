@@ -115,15 +115,18 @@ def _reading_flags(predictions: Sequence[Prediction], scored: bool) -> list[Flag
         text = f"{read} of {len(predictions)} answers were read from the text, without scores"
         why = "the probabilities of the first token did not decide between the answer words, or were not given"
         flags.append(Flag("read-from-text", f"{text}: {why}"))
-    if unfinished := sum(p.label is None and _is_unfinished(p) for p in predictions):
+    mend = "use --answer generate with a higher --max-new-tokens"
+    if unfinished := sum(p.label is None and _is_unfinished(p.raw_output, p.thought) for p in predictions):
         text = f"{unfinished} of {len(predictions)} answers end within a thought, before any answer"
-        flags.append(Flag("open-thoughts", f"{text}; use --answer generate with a higher --max-new-tokens"))
+        flags.append(Flag("open-thoughts", f"{text}; {mend}"))
+    if earlier := sum(any(_is_unfinished(t["raw_output"], t.get("thought")) for t in p.turns) for p in predictions):
+        text = f"{earlier} of {len(predictions)} items have an earlier reply that ends within a thought"
+        flags.append(Flag("open-thoughts", f"{text}: the next question was asked without it; {mend}"))
     return flags
 
 
-def _is_unfinished(prediction: Prediction) -> bool:
-    text = prediction.raw_output or ""
-    return thought_is_open(text) or bool(prediction.thought and not text.strip())
+def _is_unfinished(text: str | None, thought: str | None) -> bool:
+    return thought_is_open(text or "") or bool(thought and not (text or "").strip())
 
 
 def with_flags(figures: dict[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:

@@ -90,7 +90,9 @@ class Judge:
             return Score(1 / (1 + math.exp(min(odds, 700.0))), cut_tokens=cut)
         verdict, outcome = read_answer(reply.text or "", self._words)
         if verdict is None:
-            return Score(None, "refused" if outcome == "refused" else "unreadable", cut, reply.text)
+            # A thought that the server tells from an answer that never came is all that was written.
+            written = reply.text if (reply.text or "").strip() or not reply.thought else f"<think>{reply.thought}"
+            return Score(None, "refused" if outcome == "refused" else "unreadable", cut, written)
         return Score(float(verdict == "informative"), "judged", cut, reply.text)
 
     def prompt(self, pair: Pair) -> Prompt:
