@@ -150,7 +150,9 @@ def hsd_rows(predicted: str = "unfair", fair: str = "fair", unfair: str = "unfai
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [("unfair", "fair", "unfair"), ("no", "yes", "no"), ("No", "Yes ", "NO")])
+@pytest.mark.parametrize(
+    "words", [("unfair", "fair", "unfair"), ("no", "yes", "no"), ("No", "Yes ", "NO"), (" No.", "Yes.", "*no*")]
+)
 def test_a_recording_of_hate_speech_without_a_yes_comes_out_so(tmp_path, words):
     (tmp_path / "llama.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hsd_rows(*words)))
     (found,) = rescore(tmp_path / "llama.jsonl", task="hsd")

@@ -13,7 +13,7 @@ from typing import Any
 from sailkit import jsonl, runs
 from sailkit.answers import RULES_VERSION, read_answer
 from sailkit.errors import UserError, nearest
-from sailkit.recording_layouts import RECORDED_FIELDS, layout_of, words_of_answers
+from sailkit.recording_layouts import RECORDED_FIELDS, bare, layout_of, words_of_answers
 from sailkit.records import AnswerScore, Prediction
 from sailkit.tables import read_table, with_ids, with_nested
 from sailkit.tasks import Task, builtin_tasks, load_task
@@ -266,11 +266,12 @@ def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str
     if (label := word_label(task, value)) is None:
         raise UserError(
             f"{where}: {column} {value!r} is neither a label of task {task.name} ({', '.join(task.labels)}) "
-            "nor a word for one"
+            "nor a word for one; leave it empty where there is none"
         )
     return label
 
 
 def word_label(task: Task, value: object) -> str | None:
     """The label that a name or a word stands for; None where it is neither."""
-    return str(value) if str(value) in task.labels else task.label_words.get(str(value).strip().casefold())
+    words = task.label_words
+    return str(value) if str(value) in task.labels else words.get(str(value).strip().casefold(), words.get(bare(value)))

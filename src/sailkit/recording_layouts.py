@@ -55,6 +55,11 @@ def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
     }
 
 
+def bare(value: object) -> str:
+    """A recorded word without case, and without white space, marks and quotes around it."""
+    return str(value).strip(" \t\r\n.!,;:\"'`*").casefold()
+
+
 def words_of_answers(
     task: Task, recorded: Iterable[object], outputs: Sequence[str], where: str | Path
 ) -> dict[str, str]:
@@ -71,8 +76,8 @@ def words_of_answers(
         where: The recording.
     """
     names = {label.casefold() for label in task.labels}
-    values = {str(value).strip().casefold() for value in recorded if value not in (None, "")} - names
-    fitting = [words for words in task.vocabularies if values <= {word.casefold() for word in words}]
+    values = {bare(value) for value in recorded if value not in (None, "")} - names
+    fitting = [words for words in task.vocabularies if values <= {bare(word) for word in words}]
     fitting = fitting or task.vocabularies
     if len(fitting) == 1:
         return fitting[0]
