@@ -202,12 +202,15 @@ def _kept_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
     return jsonl.read_json(path)
 
 
-def _keep_noise(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example]) -> None:
+def _keep_noise(
+    run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: Sequence[Sequence[int]]
+) -> None:
     """Measure once how far margins move with the batch, where the number format makes that much."""
     path = run.path(NOISE)
     if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
         answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read(run.path(PREDICTIONS))]
-        jsonl.write_json(path, measured_noise(model, plan, examples, answered))
+        together = {i for batch in batches if len(batch) > 1 for i in batch}  # the others were alone in the first place
+        jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in together]))
 
 
 def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]) -> None:
@@ -225,7 +228,7 @@ def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Exam
                 tick(len(batch))
     finally:
         log.close()
-    _keep_noise(run, model, plan, examples)
+    _keep_noise(run, model, plan, examples, batches)
 
 
 def _in_form_of_training(question: Question, search: Search | None, style: str, verify: str) -> bool:

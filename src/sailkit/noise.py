@@ -23,7 +23,7 @@ def measured_noise(
         model: The model of the run.
         plan: What the run asks.
         examples: All of its examples.
-        predictions: All of its predictions, in the order of its batches.
+        predictions: Those of its predictions that shared a batch, in the order of its batches.
 
     Returns:
         `noise`, the most that the margin between an item's two likeliest labels moved, in nats; `mean`; and `items`,
