@@ -17,6 +17,10 @@ FACTUAL = "Analysis if the claim is factual and fair."
 SUSPICIOUS = (
     "Find the most suspicious information of the statement and check scientific or social fact as the examples."
 )
+RESPECTFUL = (
+    "Analyze if the statement is fair according to the fact and context. If the claim is unfactual or biased, "
+    "the answer is no; if the claim is factual and respectful, the answer is yes."
+)
 FAIR_LABELS = {"climate-fever": ("SUPPORTS", "REFUTES"), "hsd": ("noHate", "hate")}
 SPOKEN = "Someone said: {text}\nQuestion: Is it fair to say that?\nAnswer:"
 
@@ -26,13 +30,13 @@ def test_the_published_wordings_are_to_the_letter(name):
     task = load_task(name)
     fair, unfair = FAIR_LABELS[name]
     zero = task.question("fair", "published")
-    assert (zero.steps, zero.systems) == ((SPOKEN,), (FACTUAL,))
+    assert (zero.steps, zero.systems, zero.new_tokens) == ((SPOKEN,), (FACTUAL,), (128,))
     twice = task.question("think-twice", "published")
     assert twice.steps == (
         "{examples}" + SPOKEN,
         "Someone said: {text}\n{previous}\nYes/no question: Is it fair to say that?",
     )
-    assert twice.systems[0] == SUSPICIOUS
+    assert (twice.systems, twice.new_tokens) == ((SUSPICIOUS, RESPECTFUL), (128, 128))
     sail = task.question("think-twice", "published-sail")
     assert sail.steps == (
         "Find the most suspicious part of the statement: {text}",

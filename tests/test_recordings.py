@@ -103,6 +103,18 @@ def test_logs_under_other_endings_are_logs_too(name, ending, tmp_path):
     assert load_recording(path, "sample-claims").predictions == load_recording(LOGS / name, "sample-claims").predictions
 
 
+def test_choices_that_are_scored_without_the_question_too_are_no_further_choices(tmp_path):
+    """For `acc_mutual_info` lm-evaluation-harness scores each choice a second time, behind nothing."""
+    rows = [json.loads(line) for line in (LOGS / "lm-eval-choice.jsonl").read_text().splitlines()]
+    for row in rows:
+        alone = [{"arg_0": "", "arg_1": call["arg_1"]} for call in row["arguments"].values()]
+        row["arguments"] |= {f"gen_args_{len(alone) + i}": call for i, call in enumerate(alone)}
+        row["resps"] += [[["-0.5", "True"]] for _ in alone]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = load_recording(LOGS / "lm-eval-choice.jsonl", "sample-claims").predictions
+    assert load_recording(tmp_path / "samples.jsonl", "sample-claims").predictions == plain
+
+
 def test_samples_in_a_json_list_are_a_log(tmp_path):
     rows = [json.loads(line) for line in (LOGS / "lm-eval-choice.jsonl").read_text().splitlines()]
     (tmp_path / "samples.json").write_text(json.dumps(rows))

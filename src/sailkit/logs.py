@@ -115,6 +115,9 @@ def _lm_eval(path: Path, table: Sequence[tuple[int, dict[str, Any]]]) -> SampleL
                 row["prediction_recorded"] = _first(sample["filtered_resps"])
             else:
                 choices = [str(call[1]).strip() for call in calls]
+                half = len(choices) // 2
+                if choices[:half] == choices[half:]:  # scored once more without the question, for `acc_mutual_info`
+                    choices, replies = choices[:half], replies[:half]
                 row |= {"output": None, "choices": choices, "label": _choice(sample["target"], choices)}
                 row["choice_logprobs"] = [float(reply[0]) for reply in replies]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
