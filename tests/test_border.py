@@ -278,6 +278,17 @@ def test_a_template_that_fails_is_one_line_with_the_mend(template):
     )
 
 
+@pytest.mark.parametrize(
+    "template", ["Hello.", "{% for m in messages %}{{ m.content | upper }}{% endfor %}", "{{ messages[0].role }}:"]
+)
+def test_a_template_that_does_not_show_the_text_is_one_line(template):
+    made = tokenizer("chatml")
+    made.chat_template = template
+    with pytest.raises(UserError, match=r"leaves out or rewrites 1 of 1 texts.*--chat off") as caught:
+        Renderer(made, chat=True, context=9999).render(ask(), 8)
+    assert "\n" not in str(caught.value)
+
+
 def test_roles_that_a_template_refuses_are_named():
     made = tokenizer("chatml")
     made.chat_template = (

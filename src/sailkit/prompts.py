@@ -135,6 +135,11 @@ class Renderer:
             turns.append({"role": message.role, "content": content})
         text = template.render(turns, generation_prompt=generation_prompt)
         pieces = re.split(re.escape(mark) + r":(\d+);", text)
+        if lost := {*range(len(loose))} - {int(piece) for piece in pieces[1::2]}:
+            raise UserError(
+                f"the chat template of {template.name} leaves out or rewrites {len(lost)} of {len(loose)} texts that "
+                "it is given, and a model would not see them; choose --chat off or a text style such as sail-fixed"
+            )
         return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
 
     def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
