@@ -76,6 +76,12 @@ def test_one_table_in_every_form(tmp_path, name, data):
         ("t.jsonl.zst", b"(\xb5/\xfd", "t.jsonl.zst is compressed in another way than gzip"),
         ("t.jsonl", LINES.encode("utf-16"), "t.jsonl: UTF-16 text; save it as UTF-8"),
         ("t.csv", separated(",").encode("cp1252"), "t.csv: not readable as UTF-8 CSV"),
+        (
+            "t.csv",
+            b'id,text\n1,a\n2,"No" it says\n',
+            "t.csv, after line 2: not readable as UTF-8 CSV (',' expected after '\"'); a",
+        ),
+        ("t.tsv", b'id\ttext\n1\t"a\n2\tb\n', "t.tsv, after line 1: not readable"),
         ("t.csv", separated(",").encode("cp1252"), "; save it as UTF-8"),
         ("t.csv", separated(",").encode("utf-16")[:-1], "t.csv: not readable as UTF-16 CSV"),
         ("t.csv.gz", gzip.compress(b"id,text\n" * 9999)[:40], "cannot read "),

@@ -18,6 +18,7 @@ _LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
 _BATCH = 1024  # rows of a parquet file that are unpacked at a time
 _ABSENT = object()
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the first that gives the most fields
+_QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
 _NOT_TABLES = {
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV UTF-8"),
     **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "an archive; unpack it"),
@@ -92,6 +93,7 @@ def _encoding(path: Path) -> str:
 
 def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]]]:
     encoding = _encoding(path)
+    read = 1  # lines; a quote that stays open takes in all of the rest
     try:
         with open_gzip(path) as binary, TextIOWrapper(binary, encoding=encoding, newline="") as stream:
             first = stream.readline()
@@ -102,12 +104,14 @@ def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]
                 if None in row or None in row.values():
                     raise UserError(f"{path}, line {reader.line_num}: not as many fields as the header has")
                 yield reader.line_num, row
+                read = reader.line_num
     except unpacking.ERRORS as error:
         raise jsonl.reading_failed(path, error) from None
     except (csv.Error, UnicodeError) as error:
+        broken = isinstance(error, csv.Error)
+        where, mend = (f"{path}, after line {read}", _QUOTES) if broken else (path, "save it as UTF-8")
         name = encoding.removesuffix("-sig").upper()
-        mend = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
-        raise UserError(f"{path}: not readable as {name} CSV ({error}){mend}") from None
+        raise UserError(f"{where}: not readable as {name} CSV ({error}); {mend}") from None
 
 
 def _long_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
