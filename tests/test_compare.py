@@ -245,6 +245,13 @@ def test_a_verdict_says_what_the_sets_differ_in(tmp_path, changes, factors, flag
         assert found["remark"] == f"they differ in {', '.join(factors)}"
 
 
+def test_days_that_a_chat_template_shows_are_a_difference(tmp_path):
+    rows = answers([True] * 40)
+    first, second = (run(tmp_path / day, rows, date=day) for day in ("2026-01-01", "2026-01-02"))
+    assert compare(first, second)["factors"] == {"date": ["2026-01-01", "2026-01-02"]}
+    assert compare(first, run(tmp_path / "none", rows))["factors"] == {}  # its template reads no clock
+
+
 def test_a_constant_that_wins_accuracy_alone_is_told(tmp_path):
     """Four of five claims hold; one model says so of all, the other finds those that do not."""
     gold = ["SUPPORTS"] * 160 + ["REFUTES"] * 40

@@ -15,7 +15,7 @@ from sailkit import metrics
 from sailkit.errors import UserError
 from sailkit.formats import machine
 from sailkit.intervals import LEAST_UNITS, Floats, Units, resample
-from sailkit.predictions import FACTORS, PredictionSet
+from sailkit.predictions import FACTORS, RARE_FACTORS, PredictionSet
 from sailkit.recordings import load
 from sailkit.records import Prediction
 from sailkit.summary import Flag, against, baselines, counted, few_items, with_flags
@@ -149,7 +149,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, lev
         **baselines(said_a, labels, ""),
         "factors": {
             name: [a.provenance[name], b.provenance[name]]
-            for name in FACTORS
+            for name in (*FACTORS, *RARE_FACTORS)
             if name in a.provenance and name in b.provenance and a.provenance[name] != b.provenance[name]
         },
         "unknown_provenance": {s.name: s.missing for s in (a, b) if s.missing},

@@ -28,6 +28,8 @@ FACTORS = (
     "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
     "max_new_tokens",
 )  # fmt: skip
+# The same of some runs only: a chat template that reads the clock shows a day.
+RARE_FACTORS = ("date",)
 _NEEDED = ("id", "output")
 _SELDOM = ("group", "reason", "thought")  # a row has these only where they say something
 
@@ -152,7 +154,7 @@ def load_run(folder: str | Path) -> PredictionSet:
         name=folder.name,
         labels=tuple(settings["labels"]),
         predictions=tuple(sorted(rows, key=lambda p: p.index)),
-        provenance={name: settings[name] for name in FACTORS if name in settings},
+        provenance={name: settings[name] for name in (*FACTORS, *RARE_FACTORS) if name in settings},
         rules_version=settings["rules_version"],
         noise=jsonl.read_json(folder / NOISE)["noise"] if (folder / NOISE).exists() else None,
     )
