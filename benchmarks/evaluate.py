@@ -48,8 +48,8 @@ def timed(work, rounds):
 
 
 def ours_scoring(model, prompts, answers):
-    model._render.cache_clear()
-    model.passes.prefix_cache.cache_clear()
+    model._rendered.cache_clear()
+    model.passes._prefixes.clear()
     found = [None] * len(prompts)
     for batch in model.plan(prompts, 8):
         for i, reply in zip(batch, model.score([prompts[i] for i in batch], answers)):
@@ -58,8 +58,8 @@ def ours_scoring(model, prompts, answers):
 
 
 def ours_generating(model, prompts):
-    model._render.cache_clear()
-    model.passes.prefix_cache.cache_clear()
+    model._rendered.cache_clear()
+    model.passes._prefixes.clear()
     for batch in model.plan(prompts, OUTPUT_CAP):
         model.generate([prompts[i] for i in batch], OUTPUT_CAP, lambda _: False)
 

@@ -142,8 +142,8 @@ def judging(shared, count, slow, rounds):
     pairs = [pair for row in rows for pair in row]
 
     def ours():
-        model._render.cache_clear()
-        model.passes.prefix_cache.cache_clear()
+        model._rendered.cache_clear()
+        model.passes._prefixes.clear()
         for batch in judge.plan(pairs):
             judge.score([pairs[i] for i in batch])
 
