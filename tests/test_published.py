@@ -126,6 +126,14 @@ def test_unilcs_two_calls_show_four_worked_examples_and_the_fact(tiny, tmp_path)
         assert "if the claim is factual and respectful, the answer is yes." in system
         fact = turn["raw_output"].strip()
         assert prompt == f"Someone said: {row['text']}\n{fact}\nYes/no question: Is it fair to say that?\nAnswer:"
+    labels = "".join(json.dumps(row | {"answer": "No."}) + "\n" for row in worked)
+    (tmp_path / "labels.jsonl").write_text(labels)
+    with pytest.raises(
+        UserError, match=r"the worked answers are labels \('No.' ...\).*first call, which asks for a text"
+    ):
+        evaluate(**how, out=tmp_path / "few", few_shot=tmp_path / "labels.jsonl")
+    with pytest.raises(UserError, match=r"a folder; tables of `text` and `answer`.*for wordings with {examples}"):
+        evaluate(**how | {"protocol": "fair"}, out=tmp_path / "few", few_shot=tmp_path / "labels.jsonl")
     (tmp_path / "four.jsonl").write_text(json.dumps(worked[0]) + "\n")
     with pytest.raises(UserError, match="1 worked examples, 4 are to be shown"):
         evaluate(**how, out=tmp_path / "few", few_shot=tmp_path / "four.jsonl")

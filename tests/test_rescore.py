@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 from sklearn import metrics as sk
 
+from sailkit.cli import main
 from sailkit.errors import UserError
 from sailkit.predictions import field_names
 from sailkit.rescore import rescore
@@ -63,6 +65,14 @@ def complaint(*files: Path, **settings: object) -> str:
         rescore(*files, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_the_terminal_says_against_which_labels(recordings, capsys):
+    main(["rescore", str(recordings.llama), *(["--task", recordings.task] if recordings.task else [])])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "as recorded, reference labels read again, reference labels read again, human labels" in shown
+    assert f"always answering {recordings.yes}: accuracy 0.7211 against the human labels" in shown
+    assert re.search(rf"always answering {recordings.yes}: accuracy 0\.\d+ against the reference labels", shown)
 
 
 @pytest.mark.parametrize("model", ["llama", "sail"])

@@ -271,7 +271,7 @@ def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:
     scored = found.provenance.get("answer") == "logprob"
     dtype = found.provenance.get("dtype")
     figures, flags = summarise(found.predictions, found.labels, dtype, seed, scored=scored, noise=found.noise)
-    asked = ("model", "task", "protocol", "wording", "answer", "dtype", "device", "left_out")
+    asked = ("model", "task", "protocol", "wording", "answer", "search", "calibrate", "dtype", "device", "left_out")
     figures = with_flags({k: run.manifest["settings"].get(k) for k in asked} | figures, [*flags, *more])
     jsonl.write_json(run.path(METRICS), figures)
     return figures

@@ -54,6 +54,7 @@ def worked_examples(
     if question.shows_examples:
         rows = _answered_texts(path, count)
         _refuse_asked(path, rows, examples)
+        _refuse_labels(path, question, rows)
         # An example reads like the prompt itself, with its answer and a blank line behind.
         form = question.steps[0].replace("{examples}", "")
         words = [Part(frames()["answers_join"].join(question.answers.values()))]
@@ -66,6 +67,11 @@ def worked_examples(
         return WorkedExamples(parts=constant, fingerprint=jsonl.fingerprint([asdict(part) for part in constant]))
     if len(question.steps) > 1:
         raise UserError(f"--few-shot works with protocols of one step, not with {question.protocol}")
+    if task.spec.data.folder and path.is_file():
+        raise UserError(
+            f"{name} takes worked examples in the form of the task's data, a folder; tables of `text` and `answer`, "
+            f"such as {path}, are for wordings with {{examples}}"
+        )
     worked = task.load(path).examples[:count]
     _refuse_asked(path, [(example.text, example.id) for example in worked], examples)
     turns: list[Message] = []
@@ -84,6 +90,16 @@ def _answered_texts(path: Path, count: int) -> list[tuple[str, str]]:
     if len(rows) < count:
         raise UserError(f"{path}: {len(rows)} worked examples, {count} are to be shown; add some, or use --shots")
     return [(text, answer) for text, answer in rows[:count]]
+
+
+def _refuse_labels(path: Path, question: Question, rows: Sequence[tuple[str, str]]) -> None:
+    """Of several calls the first is not the one that asks for a label: an example of it is answered with a text."""
+    words = {word.casefold() for word in question.words}
+    if len(question.steps) > 1 and all(answer.strip(" .").casefold() in words for _, answer in rows):
+        raise UserError(
+            f"{path}: the worked answers are labels ({rows[0][1]!r} ...), and this wording shows them in its first "
+            "call, which asks for a text; give what that call should answer, such as a fact"
+        )
 
 
 def _refuse_asked(path: Path, worked: Sequence[tuple[str, str]], examples: Sequence[Example]) -> None:

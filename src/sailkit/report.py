@@ -315,7 +315,7 @@ def _groups(views: Sequence[View], against: str) -> list[tuple[str, list[tuple[s
             f"Expected calibration error{aside}": number("ece"),
             "Answers within numerical noise of a tie": ties,
         },
-        "As recorded, before reading the answers again": {
+        f"As recorded, before reading the answers again, against the {against} labels": {
             title: interval(name, "recorded_") for name, title in _FIGURES.items() if name != "mcc"
         },
         f"Against the {other} labels": {

@@ -69,11 +69,23 @@ def _confusion(figures: Mapping[str, Any]) -> None:
     console().print(table)
 
 
+def _majority(figures: Mapping[str, Any]) -> None:
+    """What one constant answer gives, against each kind of labels."""
+    kinds = {"": "human" if "human_accuracy" in figures else figures["against"]}
+    if "reference_majority_label" in figures and "human_accuracy" in figures:
+        kinds["reference_"] = "reference"
+    for prefix, kind in kinds.items():
+        label, accuracy = (figures[f"{prefix}majority_{name}"] for name in ("label", "accuracy"))
+        console().print(f"always answering {escape(label)}: accuracy {accuracy:.4f} against the {kind} labels")
+
+
 def evaluation(figures: Result) -> None:
     """What `evaluate` found."""
     assert isinstance(figures, dict)
     out = console()
-    how = _listed(figures["protocol"], figures["wording"], figures["answer"], machine(figures))
+    shown = [f"search {figures['search']}"] if figures.get("search", "none") != "none" else []
+    shown += ["calibrated"] if figures.get("calibrate") else []
+    how = _listed(figures["protocol"], figures["wording"], figures["answer"], *shown, machine(figures))
     what = f"{figures['model']} on {figures['task']} ({how})"
     out.print(f"\n[bold]{escape(what)}[/]: {_items(figures)}")
     if "against" in figures:
@@ -81,7 +93,7 @@ def evaluation(figures: Result) -> None:
             {"human labels": "human_"} if figures["against"] == "human" else {"reference": "", "human labels": "human_"}
         )
         out.print(_figure_table(figures, columns))
-        out.print(f"always answering {escape(figures['majority_label'])}: accuracy {figures['majority_accuracy']:.4f}")
+        _majority(figures)
         if figures.get("auroc") is not None:
             out.print(f"AUROC {figures['auroc']:.4f}, expected calibration error {figures['ece']:.4f}")
         _confusion(figures)
@@ -98,13 +110,12 @@ def rescored(found: Result) -> None:
                 f"read as task {escape(figures['task'])}"
             )
         if "against" in figures:
-            columns = {"as recorded": "recorded_", f"read again, {figures['against']}": ""}
+            truth = f"{figures['against']} labels"
+            columns = {f"as recorded, {truth}": "recorded_", f"read again, {truth}": ""}
             if "human_accuracy" in figures and figures["against"] != "human":
                 columns["read again, human labels"] = "human_"
             out.print(_figure_table(figures, columns))
-            out.print(
-                f"always answering {escape(figures['majority_label'])}: accuracy {figures['majority_accuracy']:.4f}"
-            )
+            _majority(figures)
             _confusion(figures)
         _flags(figures)
 

@@ -88,9 +88,11 @@ def summarise(
         kappa = metrics.kappa(*zip(*both, strict=True))
         agreement = share([a == b for a, b in both], units_of(twice), seed)
         figures |= {"reference_kappa": kappa, **agreement.flat("reference_agreement")}
-        if kappa is None or kappa < GOOD_KAPPA:
-            known = "undefined" if kappa is None else f"{kappa:.3f}"
-            text = f"the reference agrees with the human labels on {agreement.value:.1%} of the items (kappa {known})"
+        # It is undefined where both give one and the same label to all, which is no disagreement.
+        if kappa is not None and kappa < GOOD_KAPPA:
+            text = (
+                f"the reference agrees with the human labels on {agreement.value:.1%} of the items (kappa {kappa:.3f})"
+            )
             flags.append(Flag("reference-disagrees", f"{text}; read the human figures first"))
     figures |= {"unreadable": outcomes["unreadable"], "refused": outcomes["refused"]}
     flags += _silence_flags(predictions, figures)
