@@ -270,10 +270,16 @@ def test_bad_csv_is_named(tmp_path, content, expected):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"lables": {}}, "lables: Extra inputs are not permitted"),
+        ({"lables": {}}, "lables: unknown key; did you mean 'labels'?"),
         ({"labels": {"sweet": {"answer": "Sweet"}}}, "at least two are needed"),
-        ({"labels": {"sweet": {"anser": "Sweet"}, "sour": {"answer": "Sour"}}}, "labels.sweet.answer: Field required"),
-        ({"labels": {"sweet": {"answer": True}, "sour": {"answer": False}}}, "labels.sweet.answer: Input should be a"),
+        (
+            {"labels": {"sweet": {"anser": "Sweet"}, "sour": {"answer": "Sour"}}},
+            "labels.sweet.anser: unknown key; did you mean 'answer'?",
+        ),
+        (
+            {"labels": {"sweet": {"answer": True}, "sour": {"answer": False}}},
+            "labels.sweet.answer: should be text, not True; put it in quotes",
+        ),
         ({"labels": {"a": {"answer": "Yes"}, "b": {"answer": "yes"}}}, "labels: 'yes' stands for both a and b"),
         ({"labels": {"a": {"answer": "A"}, "b": {"answer": "B", "also": ["a"]}}}, "'a' stands for both a and b"),
         ({"labels": {"refused": {"answer": "A"}, "b": {"answer": "B"}}}, "'refused' is what an answer without a label"),
@@ -294,8 +300,11 @@ def test_bad_csv_is_named(tmp_path, content, expected):
         (wording(["{text}", "Right? {answers}"]), "step 2 does not show the item: every item would get one prompt"),
         (wording(["{text}", "{previous} {reply_2}"]), "step 2 has no field {reply_2}; did you mean 'reply_1'?"),
         (wording({"prompt": "{text}", "system": "Judge {text}."}), "the system text of step 1 has no field {text}"),
-        (wording({"promt": "{text}"}), "protocols.p.wordings.w.steps.0.prompt: Field required"),
-        (wording({"prompt": "{text}", "sistem": "x"}), "protocols.p.wordings.w.sistem: Extra inputs"),
+        (wording({"promt": "{text}"}), "steps.0.promt: unknown key; did you mean 'prompt'?"),
+        (
+            wording({"prompt": "{text}", "sistem": "x"}),
+            "wordings.w.sistem: unknown key; did you mean 'system'?",
+        ),
         (wording({"prompt": "{text}", "max_new_tokens": 0}), "w.steps.0.max_new_tokens: Input should be greater"),
         (wording([]), "protocols.p.wordings.w.steps: Tuple should have at least 1 item"),
         (wording({"prompt": "{text}", "answers": {"swet": "x"}}), "protocols.p.wordings.w: 'swet' is no label"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sailkit.errors import nearest
 from sailkit.metrics import NOT_ANSWERED
@@ -227,3 +228,18 @@ def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None
     for label, word in ((label, word) for label, own in words for word in own):
         if (other := seen.setdefault(word.casefold(), label)) != label:
             raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with a task, in one line: where, what, and the mend where it is known."""
+    # A misspelt key is also a missing one; it is the spelling that the user can mend.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    where = ".".join(map(str, first["loc"])) or "the file"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        keys = {key for spec in _Spec.__subclasses__() for key in spec.model_fields}
+        close = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1)
+        message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+    elif first["type"] == "string_type":
+        message = f"should be text, not {first['input']!r}; put it in quotes"
+    return f"{where}: {message}"

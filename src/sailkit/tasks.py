@@ -15,7 +15,7 @@ from sailkit import jsonl, runs
 from sailkit.errors import UserError, nearest
 from sailkit.records import Example
 from sailkit.task_rows import folder_rows, table_rows
-from sailkit.task_spec import TaskSpec
+from sailkit.task_spec import TaskSpec, explain
 from sailkit.yaml_files import read_yaml
 
 Half = Literal["first", "second"]
@@ -218,9 +218,7 @@ def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
     try:
         spec = TaskSpec.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"{path}: {explain(error)}") from None
     if labels is None:
         chosen = spec.default_labels or tuple(spec.labels)
     elif list(labels) == ["all"]:
