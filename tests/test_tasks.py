@@ -300,7 +300,7 @@ def test_bad_csv_is_named(tmp_path, content, expected):
         (wording(["{text}", "Right? {answers}"]), "step 2 does not show the item: every item would get one prompt"),
         (wording(["{text}", "{previous} {reply_2}"]), "step 2 has no field {reply_2}; did you mean 'reply_1'?"),
         (wording({"prompt": "{text}", "system": "Judge {text}."}), "the system text of step 1 has no field {text}"),
-        (wording({"promt": "{text}"}), "steps.0.promt: unknown key; did you mean 'prompt'?"),
+        (wording({"promt": "{text}"}), "wordings.w.promt: unknown key; did you mean 'prompt'?"),
         (
             wording({"prompt": "{text}", "sistem": "x"}),
             "wordings.w.sistem: unknown key; did you mean 'system'?",
