@@ -188,6 +188,20 @@ def test_a_letter_stands_for_a_choice_only_by_itself(text, choice):
     assert chosen_letter(text, ["right", "wrong"]) == choice
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("<think>\nIs it A or B?\nB", None), ("<think>It is A.</think>\nB", "REFUTES"), ("B", "REFUTES")],
+)
+def test_a_letter_within_an_open_thought_is_no_answer(tmp_path, text, label):
+    log = json.loads((LOGS / "inspect.json").read_text())
+    message = {"role": "assistant", "content": text}
+    sample = log["samples"][0] | {"choices": ["Correct", "Wrong"], "target": "A"}
+    sample["output"] = {"choices": [{"message": message, "stop_reason": "max_tokens"}]}
+    (tmp_path / "thought.json").write_text(json.dumps(log | {"samples": [sample]}))
+    (read,) = load_recording(tmp_path / "thought.json", "sample-claims").predictions
+    assert (read.label, read.outcome) == (label, "answered" if label else "unreadable")
+
+
 @pytest.mark.parametrize("cut", [100, 2000])
 def test_a_damaged_archive_is_one_line(tmp_path, cut):
     shutil.copy(LOGS / "inspect.eval", path := tmp_path / "cut.eval")

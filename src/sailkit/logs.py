@@ -89,9 +89,12 @@ def field_of_doc(rows: Sequence[Mapping[str, Any]], name: str | None) -> list[st
 def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     """The choice that an answer names by its letter alone: `B`, `(B)`, `ANSWER: B`."""
     lines = [line for line in text.splitlines() if line.strip()]
-    letters = lines[-1].rpartition(":")[2].strip(" \t().*[]") if lines else ""
-    index = ord(letters) - ord("A") if len(letters) == 1 else -1
+    index = _index_of_letter(lines[-1].rpartition(":")[2].strip(" \t().*[]")) if lines else -1
     return choices[index] if 0 <= index < len(choices) else None
+
+
+def _index_of_letter(text: str) -> int:
+    return ord(text) - ord("A") if len(text) == 1 else -1
 
 
 def _lm_eval(path: Path, table: Sequence[tuple[int, dict[str, Any]]]) -> SampleLog:
@@ -277,7 +280,7 @@ def _choice(value: Any, choices: Sequence[Any]) -> str:
     name = _first(value)
     if name in choices or not choices:
         return name
-    index = int(name) if name.isdigit() else (ord(name) - ord("A") if len(name) == 1 else -1)
+    index = int(name) if name.isdigit() else _index_of_letter(name)
     return str(choices[index]) if 0 <= index < len(choices) else name
 
 

@@ -17,6 +17,7 @@ from sailkit.predictions import PredictionSet
 from sailkit.recording_layouts import words_of_answers
 from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks import Task, load_task
+from sailkit.thoughts import split_thoughts
 
 
 def load(path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None) -> PredictionSet:
@@ -99,7 +100,8 @@ def _answer_of_sample(row: Mapping[str, Any], task: Task, words: Mapping[str, st
         return {"label": None, "outcome": "refused", "answered_by": "text"}
     output = row["output"] or ""
     label, outcome = read_answer(output, words)
-    if outcome == "unreadable" and (choice := chosen_letter(output, row.get("choices", ()))):
+    answer, in_thought = split_thoughts(output)
+    if outcome == "unreadable" and not in_thought and (choice := chosen_letter(answer, row.get("choices", ()))):
         label, outcome = predictions.word_label(task, choice), "answered"
     return {
         "label": label,
