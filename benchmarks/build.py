@@ -20,11 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from sailkit import jsonl, runs
-from sailkit.build import build
-from sailkit.instructions import read_instructions, searched_row
-from sailkit.label import LABELS, labels_row, verdict
+from sailkit import runs
+from sailkit.data.build import build
+from sailkit.files import jsonl
+from sailkit.labeling.base import LABELS, labels_row, verdict
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
+from sailkit.retrieval.instructions import read_instructions, searched_row
 
 CANDIDATES = 7
 

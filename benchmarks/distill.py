@@ -29,9 +29,9 @@ import numpy as np
 
 from distill_data import CONTEXT, answered, instruction_rows, own_style, qwen_shaped, rows_of, students, tiny_teacher
 from distill_worker import GOLD
-from sailkit import jsonl
-from sailkit.exports import TRAIN
-from sailkit.finetune.data import HELD_OUT, read_data
+from sailkit.data.exports import TRAIN
+from sailkit.files import jsonl
+from sailkit.training.tokenise import HELD_OUT, read_data
 
 SECTIONS = ("loss", "quality", "control", "gold", "end-to-end")
 WORKER = Path(__file__).with_name("distill_worker.py")
@@ -101,12 +101,12 @@ def loss(options):
 
 
 def quality(options, place):
-    from sailkit.distill.fidelity import fidelity
-    from sailkit.distill.recipe import read_distillation
-    from sailkit.distill.stage import distill
-    from sailkit.distill.teacher_cache import teacher_cache
-    from sailkit.distill.work import Work
-    from sailkit.models import ModelOptions
+    from sailkit.distillation.distill import distill
+    from sailkit.distillation.fidelity import fidelity
+    from sailkit.distillation.recipe import read_distillation
+    from sailkit.distillation.steps import Work
+    from sailkit.distillation.teacher_cache import teacher_cache
+    from sailkit.models.base import ModelOptions
     from sailkit.models.local import LocalModel
 
     style = own_style(options.teacher)
@@ -341,7 +341,7 @@ def main():
         options.rows, options.steps, options.batch, options.seeds, options.rounds = 8, 2, 4, 1, 1
     import torch
 
-    from sailkit.models.loading import pick_device, pick_dtype
+    from sailkit.models.weights import pick_device, pick_dtype
 
     torch.set_num_threads(options.threads)
     options.bf16 = not options.float32 and pick_dtype("auto", pick_device("auto")) is torch.bfloat16

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from sailkit import jsonl
-from sailkit.build_task import build_task
+from sailkit.data.build_task import build_task
+from sailkit.data.exports import TRAIN, example_row
 from sailkit.errors import UserError
-from sailkit.exports import TRAIN, example_row
-from sailkit.finetune.data import HELD_OUT, prepare, read_data
-from sailkit.instructions import read_instructions
+from sailkit.files import jsonl
 from sailkit.models.sources import resolve
 from sailkit.records import TrainingExample
+from sailkit.retrieval.instructions import read_instructions
+from sailkit.training.tokenise import HELD_OUT, prepare, read_data
 
 CONTEXT = 512  # of stories260k
 
@@ -100,9 +100,9 @@ def instruction_rows(options, parent):
 
 def answered(options, place, style):
     """Rows that the teacher answered, so that both methods have the same ones; its answers, as a user would give them."""
-    from sailkit.distill.answers import teacher_answers
-    from sailkit.models import load_model
-    from sailkit.styles import as_text, completion, conversation
+    from sailkit.distillation.teacher_answers import teacher_answers
+    from sailkit.models.load import load_model
+    from sailkit.prompts.sail import as_text, completion, conversation
 
     folder, file = place / "data", place / "teacher-outputs.json"
     if file.exists():
@@ -128,7 +128,7 @@ def answered(options, place, style):
 
 def own_style(teacher):
     """How a teacher is asked: as it was trained, else in its chat template if it has one."""
-    from sailkit.styles import trained_style
+    from sailkit.prompts.sail import trained_style
 
     source = resolve(teacher)
     chat = AutoTokenizer.from_pretrained(source.tokenizer_folder).chat_template

@@ -43,7 +43,7 @@ def loss(told):
     import torch
     from torch.nn import functional
 
-    from sailkit.distill.loss import Wanted, distillation_loss
+    from sailkit.distillation.loss import Wanted, distillation_loss
 
     torch.manual_seed(0)
     torch.set_num_threads(told["threads"])
@@ -98,9 +98,9 @@ def targets(told):
     """The teacher's word on a folder's rows in the student's tokens: prepared rows and targets of each part."""
     from transformers import AutoTokenizer
 
-    from sailkit.distill.compile import Compiler
-    from sailkit.distill.shards import TeacherCache
-    from sailkit.finetune.data import HELD_OUT, prepare, read_data
+    from sailkit.distillation.cache import TeacherCache
+    from sailkit.distillation.targets import Compiler
+    from sailkit.training.tokenise import HELD_OUT, prepare, read_data
 
     tokenizer = AutoTokenizer.from_pretrained(told["student"])
     theirs = AutoTokenizer.from_pretrained(told["teacher_tokenizer"])
@@ -114,9 +114,9 @@ def targets(told):
 
 def cache(told):
     """Ask the teacher once, and say it in the student's tokens; its loading is within the seconds."""
-    from sailkit.distill.teacher_cache import teacher_cache
-    from sailkit.models.loading import load  # noqa: F401 - what is imported is not what is measured
+    from sailkit.distillation.teacher_cache import teacher_cache
     from sailkit.models.sources import resolve
+    from sailkit.models.weights import load  # noqa: F401 - what is imported is not what is measured
 
     resolve(told["teacher"])  # a GGUF file is unpacked once
     shutil.rmtree(told["cache"], ignore_errors=True)  # of a run that was stopped: half of it would be free
@@ -131,7 +131,7 @@ def train(told):
     import torch
     from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
-    from sailkit.distill.fidelity import fidelity
+    from sailkit.distillation.fidelity import fidelity
 
     torch.set_num_threads(told["threads"])
     tokenizer, ours, (aside, aims) = targets(told)
@@ -173,9 +173,9 @@ def train(told):
 
 
 def _ours(told, model, tokenizer, part, common):
-    from sailkit.distill.trainer import DistillTrainer
-    from sailkit.finetune import trainer as trl
-    from sailkit.finetune.recipe import Recipe
+    from sailkit.distillation.trainer import DistillTrainer
+    from sailkit.training import trainer as trl
+    from sailkit.training.recipe import Recipe
 
     before = forget_peak()
     recipe = Recipe("m", ("d",), training=common)
@@ -187,8 +187,8 @@ def _ours(told, model, tokenizer, part, common):
 
 def _plain(setup, model, tokenizer, part, common):
     """Fine-tuning on the same words, as the control: cross-entropy alone."""
-    from sailkit.finetune import trainer as trl
-    from sailkit.finetune.recipe import Recipe
+    from sailkit.training import trainer as trl
+    from sailkit.training.recipe import Recipe
 
     before = forget_peak()
     args = trl.arguments(Recipe("m", ("d",), training=common), Path(setup["folder"]), held_out=False)
@@ -200,9 +200,9 @@ def _gold(told, model, tokenizer, part, common):
     from datasets import Dataset
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
-    from sailkit.exports import trl_row
-    from sailkit.models.loading import load
+    from sailkit.data.exports import trl_row
     from sailkit.models.sources import resolve
+    from sailkit.models.weights import load
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     teacher, _ = load(resolve(told["teacher"]), torch.float32, trust_remote_code=False)

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from sailkit.models import ModelOptions
+from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.models.sources import resolve
-from sailkit.prompts import step_prompt
-from sailkit.tasks import load_task
+from sailkit.prompts.render import step_prompt
+from sailkit.tasks.task import load_task
 
 HERE = Path(__file__).parent
 PEER = HERE.parent / ".venv-lm-eval"
@@ -170,7 +170,7 @@ def rest(folder, smoke):
     """Metrics, rescore, report, --help, memory."""
     import numpy as np
 
-    from sailkit import intervals, metrics
+    from sailkit.stats import intervals, metrics
 
     counts = np.array([[376, 210, 0, 0], [29, 292, 0, 0]])
     seconds, _ = timed(lambda: intervals.resample(intervals.Units.of_counts(counts), 0).estimate(metrics.macro_f1), 5)

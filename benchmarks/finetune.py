@@ -33,7 +33,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sailkit.exports import example_row, read_examples, sail_row, trl_row
+from sailkit.data.exports import example_row, read_examples, sail_row, trl_row
 from sailkit.records import SearchResult, TrainingExample
 
 SIDES = ("sailkit", "padded to 512", "TRL as it comes")
@@ -80,9 +80,9 @@ def common(folder, size, **more):
 
 
 def ours(folder, rows, model, tokenizer, most, settings):
-    from sailkit.finetune import trainer as trl
-    from sailkit.finetune.data import prepare
-    from sailkit.finetune.recipe import Recipe
+    from sailkit.training import trainer as trl
+    from sailkit.training.recipe import Recipe
+    from sailkit.training.tokenise import prepare
 
     told = common(folder, 1, **settings)
     for name in ("output_dir", "use_cpu", "disable_tqdm", "per_device_train_batch_size", "gradient_accumulation_steps"):
@@ -121,9 +121,9 @@ def work(side, folder, settings):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-    from sailkit.finetune.data import prepare
-    from sailkit.models.loading import pick_dtype
     from sailkit.models.sources import resolve
+    from sailkit.models.weights import pick_dtype
+    from sailkit.training.tokenise import prepare
 
     torch.set_num_threads(settings["threads"])
     rows = read_examples(Path(settings["rows"]))

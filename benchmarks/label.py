@@ -19,10 +19,10 @@ import torch
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification
 from transformers.utils import logging
 
-from sailkit.label.entailment import Entailment
-from sailkit.label.humans import read_judgements
-from sailkit.label.judge import Judge
-from sailkit.models import SCORE_RESERVE, ModelOptions
+from sailkit.labeling.entailment import Entailment
+from sailkit.labeling.human import read_judgements
+from sailkit.labeling.judge import Judge
+from sailkit.models.base import SCORE_RESERVE, ModelOptions
 from sailkit.models.sources import resolve_encoder
 
 LABELS = ["entailment", "neutral", "contradiction"]

@@ -30,11 +30,11 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from sailkit import jsonl
-from sailkit.distill.align import Vocabulary, stream
-from sailkit.distill.project import Projection
-from sailkit.distill.rows import NONE
-from sailkit.distill.teacher import Kept
+from sailkit.distillation.align import Vocabulary, stream
+from sailkit.distillation.project import Projection
+from sailkit.distillation.rows import NONE
+from sailkit.distillation.teacher import Kept
+from sailkit.files import jsonl
 
 BEFORE = "x\n"  # a prompt's last characters: the tokenizers cut at the end of the line
 EDGE = ""  # the word before the first, and behind the last

@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from sailkit import jsonl
-from sailkit.search.corpus import cut, read_passages
+from sailkit.files import jsonl
+from sailkit.retrieval.corpus import cut, read_passages
 
 NQ = "corpus/nq-open-oracle.jsonl.gz"
 FIELDS = ["instruction=question", "output=answers"]
@@ -47,8 +47,8 @@ def measure(shared: Path, corpus: Path, questions: int, rounds: int, peer: bool)
     started = time.perf_counter()
     import bm25s
 
-    from sailkit.instructions import read_instructions
-    from sailkit.search.local import LocalSearcher, query
+    from sailkit.retrieval.instructions import read_instructions
+    from sailkit.retrieval.local import LocalSearcher, query
 
     figures = {"imports": time.perf_counter() - started}
     start = time.perf_counter()
@@ -109,8 +109,8 @@ def child(environment, *arguments):
 
 def recall(shared: Path, folder: Path, count: int | None) -> dict[str, float]:
     """Share of questions whose gold passage, or a window of it, is in the top five of each engine."""
-    from sailkit.instructions import read_searched
-    from sailkit.search.stage import search
+    from sailkit.retrieval.instructions import read_searched
+    from sailkit.retrieval.search import search
 
     rows = [row for _, row in jsonl.read(shared / NQ)][:count]
     corpus = folder / "nq.jsonl"

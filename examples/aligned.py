@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sailkit.distill.align import Stream, Vocabulary, stream
+from sailkit.distillation.align import Stream, Vocabulary, stream
 
 LINES = ("Search result (1) is informative:", " glacial retreat was overestimated in 2019. 😀")
 KINDS = {

@@ -21,7 +21,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from sailkit import jsonl
+from sailkit.files import jsonl
 
 Row = dict[str, Any]
 

@@ -15,13 +15,13 @@ from tokenizers.models import WordLevel
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sailkit.distill.rows import ALIGNED, NONE, Targets
-from sailkit.distill.trainer import DistillTrainer
-from sailkit.finetune import trainer as trl
-from sailkit.finetune.data import IGNORED, Prepared
-from sailkit.finetune.processes import Processes, together
-from sailkit.finetune.recipe import Recipe
+from sailkit.distillation.rows import ALIGNED, NONE, Targets
+from sailkit.distillation.trainer import DistillTrainer
 from sailkit.records import TrainingExample
+from sailkit.training import trainer as trl
+from sailkit.training.distributed import Processes, together
+from sailkit.training.recipe import Recipe
+from sailkit.training.tokenise import IGNORED, Prepared
 
 TOKENS, PADDED, END = 60, 64, 1
 QUICK = {"bf16": False, "eval_strategy": "no", "save_strategy": "no", "max_length": 64, "max_grad_norm": 0.0,

@@ -1,7 +1,7 @@
 """sailkit with a fault, each process takes the mean over its own tokens; started by test_finetune_distributed."""
 
 from sailkit.cli import main
-from sailkit.finetune import trainer
+from sailkit.training import trainer
 
 trainer.Trainer._for_each_token = lambda self, total, count, items: total / count.clamp(min=1)
 main()

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sailkit.exports import read_examples
-from sailkit.finetune import trainer as trl
-from sailkit.finetune.data import prepare
-from sailkit.finetune.flagging import flagging
-from sailkit.finetune.processes import Processes, together
-from sailkit.finetune.recipe import Recipe
-from sailkit.models import ModelOptions
+from sailkit.data.exports import read_examples
+from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
+from sailkit.training import trainer as trl
+from sailkit.training.distributed import Processes, together
+from sailkit.training.flagging import flagging
+from sailkit.training.recipe import Recipe
+from sailkit.training.tokenise import prepare
 
 
 def run(model_folder: Path, data: Path, out: Path, processes: Processes) -> None:

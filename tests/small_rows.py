@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sailkit.exports import example_row
+from sailkit.data.exports import example_row
 from sailkit.records import SearchResult, TrainingExample
 
 THINGS = ["seals", "cats", "dogs", "birds", "boats", "trees", "rain", "kings"]

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,141 +15,20 @@ import sailkit
 
 ROOT = Path(sailkit.__file__).parent
 MOST_LINES = 350
-# Data flows downward: a module imports only from those above it.
-ORDER = (
-    "errors",
-    "cleaning",
-    "addresses",
-    "terminal",
-    "unpacking",
-    "records",
-    "jsonl",
-    "yaml_files",
-    "runs",
-    "intervals",
-    "formats",
-    "metrics",
-    "cluster",
-    "guard",
-    "thoughts",
-    "chat_template",
-    "border",
-    "messages",
+# Data flows downward: a module imports from its own folder, without a circle, or from a layer above it.
+LAYERS = (
+    "errors text urls console records files runs stats cluster",
     "prompts",
-    "answers",
-    "tables",
-    "hub",
-    "instructions",
-    "task_spec",
-    "task_rows",
-    "tasks",
-    "models",
-    "models.sources",
-    "models.rope",
-    "models.loading",
-    "models.encoder",
-    "models.deberta",
-    "models.decoding",
-    "models.checks",
-    "models.passes",
-    "models.selftest",
-    "models.local",
-    "models.masking",
-    "models.bounded",
-    "models.completions",
-    "models.exchange",
-    "models.endpoint",
-    "search",
-    "search.corpus",
-    "search.local",
-    "search.recorded",
-    "search.web",
-    "search.stage",
-    "label",
-    "label.chunks",
-    "label.similarity",
-    "label.entailment",
-    "label.judge",
-    "label.load",
-    "label.cluster",
-    "label.stage",
-    "label.humans",
-    "label.fit",
-    "label.audit",
-    "label.audited",
-    "styles",
-    "exports",
-    "leaks",
-    "card",
-    "build",
-    "build_task",
-    "page",
-    "finetune",
-    "finetune.recipe",
-    "finetune.data",
-    "finetune.batches",
-    "finetune.processes",
-    "finetune.flagging",
-    "finetune.loading",
-    "finetune.packing",
-    "finetune.callbacks",
-    "finetune.checkpoints",
-    "finetune.tracking",
-    "finetune.arguments",
-    "finetune.trainer",
-    "finetune.held_out",
-    "finetune.plan",
-    "finetune.plots",
-    "finetune.effective",
-    "finetune.publish",
-    "finetune.merge",
-    "finetune.stage",
-    "distill",
-    "distill.rows",
-    "distill.align",
-    "distill.project",
-    "distill.pairs",
-    "distill.shards",
-    "distill.teacher",
-    "distill.echo",
-    "distill.load",
-    "distill.cluster",
-    "distill.teacher_cache",
-    "distill.sides",
-    "distill.answers",
-    "distill.compile",
-    "distill.loss",
-    "distill.trainer",
-    "distill.fidelity",
-    "distill.recipe",
-    "distill.students",
-    "distill.plan",
-    "distill.work",
-    "distill.stage",
-    "distill.results",
-    "logs",
-    "recording_layouts",
-    "predictions",
-    "recordings",
-    "summary",
-    "few_shot",
-    "reference",
-    "evidence",
-    "asking",
-    "noise",
-    "evaluate",
-    "compare",
-    "rescore",
-    "audit_page",
-    "tuned_page",
-    "distilled_page",
-    "report",
-    "show",
-    "show_training",
-    "cli",
-    "__main__",
-    "testing",
+    "tasks models",
+    "rendering",
+    "retrieval",
+    "labeling evaluation",
+    "data",
+    "training",
+    "distillation",
+    "reporting pipeline cli testing __main__",
 )
+LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 
 
 def name_of(file: Path) -> str:
@@ -160,36 +40,53 @@ FILES = {name_of(file): file for file in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(file.read_text("utf-8")) for name, file in FILES.items()}
 
 
-def imports(tree: ast.AST, inside_function: bool = False) -> Iterator[tuple[str, bool]]:
-    """Every module of the package that is imported, and whether only when a function is called."""
-    for node in ast.iter_child_nodes(tree):
-        names: list[str] = []
+def imports(name: str) -> set[str]:
+    """Every module of the package that a module imports, also those it imports only when a function is called."""
+    targets: set[str] = set()
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: a relative import"
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert node.level == 0, f"{name}, line {node.lineno}: a relative import"
+            targets |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        known = {name.removeprefix("sailkit.") for name in names if name.startswith("sailkit.")} & FILES.keys()
-        yield from ((name, inside_function) for name in known)
-        yield from imports(node, inside_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+            targets |= {alias.name for alias in node.names}
+    return {target.removeprefix("sailkit.") for target in targets if target.startswith("sailkit.")} & FILES.keys()
 
 
-def test_every_module_has_its_place():
-    assert sorted(ORDER) == sorted(FILES.keys() - {""})
-    assert len(set(ORDER)) == len(ORDER)
+IMPORTS = {name: imports(name) for name in FILES}
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_from_above(name):
-    place = {module: number for number, module in enumerate(ORDER)}
-    for imported, deferred in imports(TREES[name]):
-        # A package may pick one of its own members when it is called; that is what the package is for.
-        if not (deferred and imported.startswith(f"{name}.")):
-            assert place[imported] < place[name], f"{name} imports {imported}, which comes after it"
+def folder(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {""}))
+def test_a_module_imports_only_from_its_own_folder_or_a_layer_above(name):
+    for imported in IMPORTS[name]:
+        same = folder(imported) == folder(name) or LAYER[folder(imported)] == LAYER[folder(name)] in (
+            0,
+            len(LAYERS) - 1,
+        )
+        above = LAYER[folder(imported)] < LAYER[folder(name)]
+        assert same or above, f"{name} imports {imported}, which is in a layer below it or beside it"
+
+
+def test_no_imports_form_a_circle():
+    # A package's own file holds no more than a docstring, so a folder is no module of its own here.
+    graph = {name: {other for other in IMPORTS[name] if FILES[other].name != "__init__.py"} for name in FILES}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_package_holds_its_modules_and_nothing_else():
+    for name, file in FILES.items():
+        if name and file.name == "__init__.py":
+            assert len(TREES[name].body) == 1, f"{name}/__init__.py holds more than its docstring"
 
 
 def test_the_package_itself_imports_nothing_of_its_own():
-    assert list(imports(TREES[""])) == []
+    assert not IMPORTS[""]
 
 
 @pytest.mark.parametrize(

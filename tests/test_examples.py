@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sailkit.tasks import load_task
+from sailkit.tasks.task import load_task
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

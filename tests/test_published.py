@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sailkit.errors import UserError
-from sailkit.evaluate import evaluate
-from sailkit.rescore import rescore
-from sailkit.tasks import builtin_tasks, load_task
+from sailkit.evaluation.evaluate import evaluate
+from sailkit.evaluation.rescore import rescore
+from sailkit.tasks.task import builtin_tasks, load_task
 
 FACTUAL = "Analysis if the claim is factual and fair."
 SUSPICIOUS = (

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sailkit import jsonl, runs
+from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.runs import BatchLog, Cache, open_run, seed_for
 
 PLAN = [[f"batch {b}, row {r}" for r in range(1 + b % 3)] for b in range(12)]

@@ -17,21 +17,25 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from sailkit import __version__, compare, evaluate, jsonl, report, rescore, runs, show, show_training
-from sailkit.build import build
-from sailkit.build_task import build_task
-from sailkit.cleaning import escape_json
-from sailkit.distill.stage import distill
-from sailkit.distill.teacher_cache import teacher_cache
+from sailkit import __version__, reporting, runs
+from sailkit.console import clean_streams, console, show_traceback
+from sailkit.data.build import build
+from sailkit.data.build_task import build_task
+from sailkit.distillation.distill import distill
+from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
-from sailkit.finetune.merge import merge
-from sailkit.finetune.processes import first_process
-from sailkit.finetune.stage import finetune
-from sailkit.label.audit import audit
-from sailkit.label.fit import fit
-from sailkit.label.stage import label
-from sailkit.search.stage import search
-from sailkit.terminal import clean_streams, console, show_traceback
+from sailkit.evaluation import compare, evaluate, rescore
+from sailkit.files import jsonl
+from sailkit.labeling.audit import audit
+from sailkit.labeling.fit import fit
+from sailkit.labeling.label import label
+from sailkit.rendering import show
+from sailkit.retrieval.search import search
+from sailkit.text import escape_json
+from sailkit.training import show as show_training
+from sailkit.training.distributed import first_process
+from sailkit.training.finetune import finetune
+from sailkit.training.merge import merge
 
 _UNFINISHED = 3  # the exit status where a stage got all that it could, and the same command may get more
 
@@ -58,7 +62,7 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None]]] = {
     "evaluate": (evaluate.evaluate, show.evaluation),
     "rescore": (rescore.rescore, show.rescored),
     "compare": (compare.compare, show.comparison),
-    "report": (report.report, show.report),
+    "report": (reporting.report, show.report),
     "runs": (runs.overview, show.runs),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sailkit.addresses import public_address
+from sailkit.urls import public_address
 
 Outcome = Literal["answered", "unreadable", "refused"]
 SearchOutcome = Literal["found", "empty", "unavailable", "left_out"]

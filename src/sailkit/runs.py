@@ -16,11 +16,12 @@ from typing import Any
 
 import filelock
 
-from sailkit import __version__, jsonl
+from sailkit import __version__
+from sailkit.console import Ticker as Ticker  # noqa: PLC0414 - stages take these from here
+from sailkit.console import notice as notice  # noqa: PLC0414
+from sailkit.console import progress as progress  # noqa: PLC0414
 from sailkit.errors import UserError
-from sailkit.terminal import Ticker as Ticker  # noqa: PLC0414 - stages take these from here
-from sailkit.terminal import notice as notice  # noqa: PLC0414
-from sailkit.terminal import progress as progress  # noqa: PLC0414
+from sailkit.files import jsonl
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"

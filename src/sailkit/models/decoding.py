@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sailkit.thoughts import is_mark
+from sailkit.prompts.thoughts import is_mark
 
 
 class AnswerDecoder:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from sailkit import jsonl
 from sailkit.errors import UserError, missing_extra
-from sailkit.guard import for_texts
+from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve_encoder
+from sailkit.prompts.safety import for_texts
 
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
@@ -29,7 +29,7 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
         from transformers.utils import logging
     except ImportError:
         raise missing_extra("label", needed_for) from None
-    from sailkit.models.loading import pick_device
+    from sailkit.models.weights import pick_device
 
     logging.disable_progress_bar()  # ours is shown
     source = resolve_encoder(name)

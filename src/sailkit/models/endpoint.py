@@ -14,12 +14,13 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from sailkit import jsonl, runs
+from sailkit import runs
 from sailkit.errors import UserError, missing_extra
-from sailkit.models import Finished, ModelOptions, Reply
+from sailkit.files import jsonl
+from sailkit.models.base import Finished, ModelOptions, Reply
 from sailkit.models.completions import Answer
-from sailkit.models.exchange import Body, Exchange
-from sailkit.prompts import Prompt, escape_special
+from sailkit.models.http import Body, Exchange
+from sailkit.prompts.render import Prompt, escape_special
 from sailkit.records import AnswerScore
 
 FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
@@ -67,7 +68,7 @@ class EndpointModel:
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> EndpointModel:
-        """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.load_model`."""
+        """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.base.load_model`."""
         return cls(*read_name(name), options)
 
     def with_repeat(self, repeat: int) -> EndpointModel:

@@ -12,17 +12,17 @@ import tokenizers
 import torch
 import transformers
 
-from sailkit import jsonl
 from sailkit.errors import UserError
-from sailkit.models import SCORE_RESERVE, Finished, ModelOptions, Reply, check_scorable
+from sailkit.files import jsonl
+from sailkit.models.base import SCORE_RESERVE, Finished, ModelOptions, Reply, check_scorable
 from sailkit.models.checks import check_tokens, finite, memory_for, out_of_memory
 from sailkit.models.decoding import AnswerDecoder
-from sailkit.models.loading import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
-from sailkit.models.passes import Passes
 from sailkit.models.rope import forget_lengths, rope_lengths
 from sailkit.models.selftest import sharing_agrees, try_lengths
+from sailkit.models.shared_prefix import Passes
 from sailkit.models.sources import resolve
-from sailkit.prompts import Prompt, Rendered, Renderer
+from sailkit.models.weights import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
+from sailkit.prompts.render import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
 _BATCH_TOKENS = {"cpu": 2048}  # more adds padding and cache misses, less reads the weights too often
@@ -78,7 +78,7 @@ class LocalModel:
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> LocalModel:
-        """Load a model by name; see `sailkit.models.load_model`."""
+        """Load a model by name; see `sailkit.models.base.load_model`."""
         source = resolve(name)
         device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, device)

@@ -9,7 +9,7 @@ import torch
 
 from sailkit.errors import UserError
 from sailkit.models.rope import EACH_LENGTH
-from sailkit.prompts import Rendered
+from sailkit.prompts.render import Rendered
 
 _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # and a tenth of it of larger values
 _IDS = tuple(range(3, 11))

@@ -13,8 +13,9 @@ from typing import Any
 
 import filelock
 
-from sailkit import jsonl, runs
+from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"

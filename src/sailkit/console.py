@@ -1,0 +1,130 @@
+"""The terminal: everything that is printed, whoever prints it, passes through here and is clean."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
+
+from sailkit.text import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class CleanStream:
+    """A text stream that cleans what is written to it; all else is the stream's behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, clean; a bar that goes back to the beginning of its line starts with that."""
+        back = text.startswith("\r")
+        self.stream.write("\r" * back + clean(text[back:], layout=True))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def clean_streams() -> Iterator[None]:
+    """Clean whatever is printed meanwhile, also by libraries."""
+    ours = [cast(TextIO, CleanStream(stream)) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(ours[0]), contextlib.redirect_stderr(ours[1]):
+        yield
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of rich: its own colours and moves pass, the texts that it is given are cleaned.
+
+    Args:
+        stderr: Write to standard error.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    # A pipe or a log has no width; tables should not be squeezed there.
+    width = None if stream.isatty() else 140
+    # What it writes is clean, and must not be cleaned of its own sequences.
+    file = getattr(stream, "stream", stream)
+    return _clean_console()(file=file, highlight=False, emoji=False, soft_wrap=not stderr, width=width)
+
+
+@functools.cache
+def _clean_console() -> type[Console]:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class CleanConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(clean(segment.text, layout=True), segment.style)
+
+    return CleanConsole
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, for `sys.excepthook`: what it quotes may come from outside."""
+    sys.stderr.write(clean("".join(traceback.format_exception(kind, error, trace)), layout=True))
+
+
+def notice(text: str) -> None:
+    """Tell the person at the terminal something, beside the results."""
+    print(clean(text, layout=True), file=sys.stderr, flush=True)
+
+
+class Ticker(Protocol):
+    """What a stage calls as it gets on."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """Count steps as done; a note, such as the speed, is shown behind the count."""
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
+    """Show progress on standard error: a bar with the time left on a terminal, plain lines elsewhere.
+
+    Args:
+        what: A word or two, such as `scoring`.
+        total: Steps in all.
+        done: Steps that an earlier run has done.
+
+    Yields:
+        A function to call with the number of steps done since the last call, and with a note where there is one.
+    """
+    if os.environ.get("SAILKIT_PROGRESS") == "off" or total <= done:
+        yield lambda steps=1, note="": None
+        return
+    if sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        told, note = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}"))
+        columns = (told, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+        with Progress(*columns, console=console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total, completed=done, note="")
+            yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
+        return
+    start = last = time.monotonic()
+    count = done
+
+    def tick(steps: int = 1, note: str = "") -> None:
+        nonlocal count, last
+        count += steps
+        now = time.monotonic()
+        if now - last >= 5 or (count == total and now - start >= 2):
+            left = (now - start) / max(count - done, 1) * (total - count)
+            notice(f"{what}: {count}/{total}, {note + ', ' if note else ''}{left:.0f} s left")
+            last = now
+
+    yield tick

@@ -1,0 +1,1 @@
+"""Data: training examples and tasks built from labelled search results, with their leaks and cards."""

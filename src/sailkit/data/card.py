@@ -1,0 +1,139 @@
+"""The data card: what a training set is made of, and why one might doubt it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.records import TrainingExample, Verdict
+
+LEAST_SHARE = 0.2
+_AUDITED = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "kappa": "kappa"}
+
+
+def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The data card: counts, shares, lengths, flags, and the settings.
+
+    Args:
+        train: The training set.
+        counts: What became of all rows; kept as it is.
+        settings: The settings of the run.
+
+    Returns:
+        Figures as they are written to JSON; shares are of the training set's judgements, lengths in words.
+    """
+    shown = Counter(said for one in train for said in one.judgements)
+    total = sum(shown.values())
+    shares = {name: round(shown[name] / total, 4) if total else None for name in get_args(Verdict)}
+    messages: dict[str, list[str]] = {}
+    for name, share in shares.items():
+        if share is not None and share < LEAST_SHARE:
+            text = f"only {share:.1%} of the judgements in the training set are {name}; choose another --threshold"
+            messages.setdefault("one-sided-judgements", []).append(text)
+    share = settings.get("held_out", 0)
+    if share and not counts["n_held_out"]:
+        messages["nothing-held-out"] = [
+            f"a held-out share of {share:g} gave none of {counts['n_train']:,} rows, and training will have nothing to "
+            "measure on; choose a larger --held-out or another --seed"
+        ]
+    audited = {row["labeler"] for row in (settings.get("audit") or {}).get("audits", ())}
+    for name in (one.get("labeler") for one in settings.get("labelers", ())):
+        if settings.get("audit") and name not in audited:
+            messages.setdefault("unaudited-labeler", []).append(f"the audit that is quoted does not measure {name}")
+    if total == 0:
+        messages["no-judgements"] = ["no training row has a search result; a model cannot learn to verify from these"]
+    return {
+        **counts,
+        "judgement_shares": shares,
+        "judgements": {name: shown[name] for name in get_args(Verdict)},
+        "rows_by_results": {str(n): count for n, count in sorted(Counter(len(one.results) for one in train).items())},
+        "rows_by_judgements": dict(sorted(Counter(_kind(one.judgements) for one in train).items())),
+        "words": {
+            "instruction": _words(one.instruction for one in train),
+            "input": _words(one.input for one in train if one.input),
+            "response": _words(one.response for one in train),
+            "search result": _words(result.body for one in train for result in one.results),
+        },
+        **{name: value for name, value in settings.items() if name != "export"},
+        "flags": list(messages),
+        "flag_messages": messages,
+    }
+
+
+def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
+    """What a card quotes of an audit: the figures of the labelers that were used, without examples.
+
+    Args:
+        path: The JSON that `sailkit audit` wrote.
+        labelers: Names of the labelers that were used.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    audit = jsonl.read_json(path)
+    rows = audit.get("audits")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_named(row) for row in rows):
+        raise UserError(f"{path} is not what  sailkit audit  writes: it has no figures of labelers")
+    told = {name: audit.get(name) for name in ("data", "data_sha256", "seed", "human_kappa")}
+    used = set(labelers)
+    return told | {"audits": [row for row in rows if row["labeler"] in used]}
+
+
+def _is_named(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("labeler"), str) and isinstance(row.get("stratum"), str)
+
+
+def _words(texts: Iterable[str]) -> dict[str, float | int] | None:
+    """Lengths in words; None where there are no texts."""
+    sizes = sorted(len(text.split()) for text in texts)
+    if not sizes:
+        return None
+    middle = statistics.median(sizes)
+    return {"mean": round(statistics.fmean(sizes), 1), "median": middle, "p95": sizes[int(0.95 * (len(sizes) - 1))],
+            "max": sizes[-1]}  # fmt: skip
+
+
+def _kind(judgements: Sequence[Verdict]) -> str:
+    if not judgements:
+        return "none"
+    return "mixed" if len(set(judgements)) > 1 else f"all {judgements[0]}"
+
+
+def page_of(card: Mapping[str, Any]) -> str:
+    """The card as Markdown: a table of the counts, and everything else as a list."""
+    lines = ["# Data card", ""]
+    for sentences in card["flag_messages"].values():
+        lines += [f"> {sentence}" for sentence in sentences] + [""]
+    lines += ["| | |", "|---|---|"]
+    audit = card.get("audit") or {}
+    rows = audit.get("audits", ())
+    for name, value in {**card, "audit": {k: v for k, v in audit.items() if k != "audits"}}.items():
+        if name in ("flags", "flag_messages"):
+            continue
+        if isinstance(value, dict):
+            lines += [f"| {name.replace('_', ' ')}: {key} | {_cell(entry)} |" for key, entry in value.items()]
+        else:
+            lines.append(f"| {name.replace('_', ' ')} | {_cell(value)} |")
+    if rows:
+        lines += ["", "The labelers against people:", "", f"| | stratum | pairs | {' | '.join(_AUDITED)} |"]
+        lines.append("|---" * (len(_AUDITED) + 3) + "|")
+    for row in rows:
+        figures = [_estimate(row, name) for name in _AUDITED.values()]
+        lines.append(f"| {_cell(row['labeler'])} | {row.get('stratum')} | {row.get('n')} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _estimate(row: Mapping[str, Any], name: str) -> str:
+    value, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
+    shown = [f"{one:.3f}" if isinstance(one, (int, float)) else "-" for one in (value, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _cell(value: object) -> str:
+    text = value if isinstance(value, str) else jsonl.dumps(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,270 @@
+"""Training examples as rows, and in the forms of others: TRL's prompt/completion and SAIL's conversations.
+
+The two text forms hold a search result's title and body only, and a body can look like the form itself (`(2) ` behind
+an empty line). What does not read back as it was written is counted by the writer; the structured rows lose nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from sailkit.errors import UserError, missing_extra
+from sailkit.files import jsonl
+from sailkit.files.tables import read_table
+from sailkit.prompts.sail import (
+    STYLES,
+    as_text,
+    completion,
+    escape_headings,
+    human,
+    prompt_parts,
+    read_verification,
+    verification,
+    wording,
+)
+from sailkit.records import SearchResult, TrainingExample, Verdict
+
+TRAIN = "train.jsonl"
+_FIELDS = ("id", "instruction", "input", "results", "judgements", "response", "style")
+
+
+def example_row(example: TrainingExample) -> jsonl.Row:
+    """A structured row of `train.jsonl`."""
+    return asdict(example)
+
+
+def sail_row(example: TrainingExample) -> jsonl.Row:
+    """A row of SAIL's `SAIL_train.json`, always in the published wording."""
+    one = replace(example, style="sail")
+    turns = [{"from": "human", "value": as_text(human(one))}, {"from": "gpt", "value": completion(one)}]
+    return {"id": one.id, "conversations": turns, **_unjudged(one)}
+
+
+def trl_row(example: TrainingExample) -> jsonl.Row:
+    """A row of TRL's prompt/completion: messages in `chat`, text in the others (TRL adds the end of text)."""
+    if example.style == "chat":
+        prompt: Any = [{"role": "user", "content": as_text(human(example))}]
+        said: Any = [{"role": "assistant", "content": completion(example)}]
+    else:
+        prompt, said = as_text(prompt_parts(example)), wording()["text"]["gap"] + completion(example)
+    # The style is for reading back: without search results the text does not show it. TRL passes it over.
+    return {"id": example.id, "style": example.style, "prompt": prompt, "completion": said, **_unjudged(example)}
+
+
+def _unjudged(example: TrainingExample) -> jsonl.Row:
+    """Says that no sentence of the completion judges the search results; where none is said, one is expected."""
+    return {"judged": False} if example.results and not example.judgements else {}
+
+
+def in_text(example: TrainingExample) -> TrainingExample:
+    """What an example's text form can hold of it: titles and bodies, and headings as they are written there."""
+    safe = (lambda text: text) if example.style == "sail" else escape_headings
+    results = tuple(SearchResult(safe(result.body), title=safe(result.title)) for result in example.results)
+    response = example.response if example.style == "sail" else example.response.strip()
+    return replace(
+        example,
+        instruction=safe(example.instruction),
+        input=safe(example.input),
+        results=results,
+        response=response,
+    )
+
+
+def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[str, Any]:
+    """Write examples in another form.
+
+    Args:
+        examples: What to write.
+        form: `trl` (JSON Lines), `trl-parquet`, or `sail` (a JSON list).
+        stem: The file, without its ending.
+
+    Returns:
+        `file`, `rows`, and `ambiguous`: how many rows do not read back as they were written.
+    """
+    rows = [sail_row(one) if form == "sail" else trl_row(one) for one in examples]
+    if form == "sail":
+        path = stem.with_name(f"{stem.name}.sail.json")
+        jsonl.write_atomic(path, "[" + ",\n".join(map(jsonl.dumps, rows)) + "]\n")
+    elif form == "trl":
+        path = stem.with_name(f"{stem.name}.trl.jsonl")
+        jsonl.write_atomic(path, "".join(jsonl.dumps(row) + "\n" for row in rows))
+    else:
+        path = stem.with_name(f"{stem.name}.trl.parquet")
+        jsonl.write_atomic(path, _parquet(rows))
+    ambiguous = 0
+    for one, row in zip(examples, rows, strict=True):
+        expected = in_text(replace(one, style="sail") if form == "sail" else one)
+        try:
+            ambiguous += read_row(row, "") != expected
+        except UserError:
+            ambiguous += 1
+    return {"file": path.name, "rows": len(rows), "ambiguous": ambiguous}
+
+
+def _parquet(rows: Sequence[jsonl.Row]) -> bytes:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise missing_extra("parquet", "writing parquet") from None
+    stream = io.BytesIO()
+    names = {name: None for row in rows for name in row}  # pyarrow would take those of the first row
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**names, **row} for row in rows]), stream)
+    return stream.getvalue()
+
+
+# Back
+
+
+def read_examples(path: str | Path) -> list[TrainingExample]:
+    """Read training examples: structured rows, TRL's prompt/completion or SAIL's conversations; all written here.
+
+    Args:
+        path: A run folder of `build` (its training rows), or a `.jsonl`, `.json` or `.parquet` file.
+
+    Raises:
+        UserError: Missing, empty, or a row that is none of these forms; file and line are named.
+    """
+    path = Path(path)
+    path = path / TRAIN if path.is_dir() else path
+    found: list[TrainingExample] = []
+    places: dict[str, int] = {}
+    for line, row in read_table(path):
+        one = read_row({"id": str(len(found)), **row}, f"{path}, line {line}")
+        if one.id in places:
+            raise UserError(f"{path}, line {line}: id {one.id!r} was used before, on line {places[one.id]}")
+        places[one.id] = line
+        found.append(one)
+    if not found:
+        raise UserError(f"{path}: no training examples")
+    return found
+
+
+def read_row(row: Mapping[str, Any], where: str) -> TrainingExample:
+    """A training example from a row in any of the forms.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    judged = row.get("judged") is not False
+    if "conversations" in row:
+        said = _turns(row["conversations"], ("human", "gpt"), "from", "value", where)
+        return _from_text(str(row["id"]), said, "sail", judged, where)
+    if "prompt" in row and "completion" in row:
+        prompt, reply = row["prompt"], row["completion"]
+        if isinstance(prompt, list) and isinstance(reply, list):
+            said = _turns([*prompt, *reply], ("user", "assistant"), "role", "content", where)
+            return _from_text(str(row["id"]), said, "chat", judged, where)
+        return _from_prompt(str(row["id"]), prompt, reply, row.get("style"), judged, where)
+    return _from_fields(row, where)
+
+
+def _turns(value: object, roles: tuple[str, str], role: str, text: str, where: str) -> list[str]:
+    turns = value if isinstance(value, list) and all(isinstance(turn, dict) for turn in value) else []
+    if tuple(turn.get(role) for turn in turns) != roles or not all(jsonl.is_text(turn.get(text)) for turn in turns):
+        raise UserError(f"{where}: a conversation should have one turn of {roles[0]} and one of {roles[1]}")
+    return [turn[text] for turn in turns]
+
+
+def _from_prompt(name: str, prompt: object, reply: object, style: object, judged: bool, where: str) -> TrainingExample:
+    words = wording()["text"]
+    head, tail, gap = words["head"], words["tail"], words["gap"]
+    fits = isinstance(prompt, str) and prompt.startswith(head) and prompt.endswith(tail)
+    if not (fits and isinstance(prompt, str) and isinstance(reply, str) and reply.startswith(gap)):
+        raise UserError(f"{where}: not a prompt and completion of sailkit's; its text styles and chat are read")
+    asked, said = prompt[len(head) : len(prompt) - len(tail)], reply[len(gap) :]
+    # Where the style is not said, the wording of the sentence shows it.
+    for one in ("sail-fixed", "sail"):
+        found = _parse(name, asked, said, one, judged) if style in (None, one) else None
+        if found is not None:
+            return found
+    raise _not_read(where)
+
+
+def _from_text(name: str, turns: Sequence[str], style: str, judged: bool, where: str) -> TrainingExample:
+    found = _parse(name, turns[0], turns[1], style, judged)
+    if found is None:
+        raise _not_read(where)
+    return found
+
+
+def _not_read(where: str) -> UserError:
+    return UserError(f"{where}: the text does not have the form of search results, instruction and flags")
+
+
+@cache
+def _frame(style: str) -> re.Pattern[str]:
+    """The user's turn of a style, with the places of what it holds."""
+    frame = wording()["chat" if style == "chat" else "text"]
+    given = re.escape(frame["input"]).replace(re.escape("{input}"), "(?P<input>.*?)")
+    pattern = re.escape(frame["human"]).replace(re.escape("{input}"), f"(?:{given})?")
+    for name in ("results", "instruction"):
+        pattern = pattern.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>.*?)")
+    return re.compile(pattern, re.DOTALL)
+
+
+def _parse(name: str, asked: str, said: str, style: str, judged: bool) -> TrainingExample | None:
+    match = _frame(style).fullmatch(asked)
+    if match is None:
+        return None
+    results = _read_results(match["results"])
+    judgements = None if results is None else read_verification(said, len(results)) if judged else ()
+    if results is None or judgements is None:
+        return None
+    sentence = verification(judgements, style)
+    opening = sentence + wording()["behind_verification"] if sentence else ""
+    if not said.startswith(opening):
+        return None
+    response = said[len(opening) :]
+    return TrainingExample(
+        name, match["instruction"], match["input"] or "", results, tuple(judgements), response, style
+    )
+
+
+def _read_results(text: str) -> tuple[SearchResult, ...] | None:
+    words = wording()
+    if text == words["no_results"]:
+        return ()
+    opening, between = words["result"].split("{title}")[0], words["results_join"]
+    if not text.startswith(opening.format(number=1)):
+        return None
+    bodies: list[str] = []
+    place: int | None = 0
+    while place is not None:
+        start = place + len(opening.format(number=len(bodies) + 1))
+        at = text.find(between + opening.format(number=len(bodies) + 2), start)
+        bodies.append(text[start : at if at >= 0 else None])
+        place = at + len(between) if at >= 0 else None
+    pairs = [body.partition("\n") for body in bodies]
+    return tuple(SearchResult(body, title=title) for title, _, body in pairs)
+
+
+def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
+    missing = [name for name in _FIELDS if name not in row]
+    if missing:
+        raise UserError(f"{where}: no field {missing[0]!r} (found: {', '.join(sorted(row)) or 'nothing'})")
+    texts = {name: row[name] for name in ("id", "instruction", "input", "response", "style")}
+    for name, value in texts.items():
+        if not jsonl.is_text(value):
+            raise UserError(f"{where}: field {name!r} should be text")
+    if texts["style"] not in STYLES:
+        raise UserError(f"{where}: style should be one of {', '.join(STYLES)}, not {texts['style']!r}")
+    results, judgements = row["results"], row["judgements"]
+    try:
+        found = tuple(SearchResult(**result) for result in results)
+    except TypeError:
+        raise UserError(f"{where}: field 'results' should be a list of search results") from None
+    if not all(jsonl.is_text(text) for result in found for text in (result.title, result.body)):
+        raise UserError(f"{where}: a search result's title and body should be text")
+    right = isinstance(judgements, list) and all(verdict in get_args(Verdict) for verdict in judgements)
+    if not right or len(judgements) not in (0, len(found)):
+        known = json.dumps(get_args(Verdict))
+        raise UserError(f"{where}: field 'judgements' should have one of {known} per result, or be empty")
+    return TrainingExample(results=found, judgements=tuple(judgements), **texts)

@@ -1,0 +1,1 @@
+"""Distillation: a teacher's answers or distributions, carried over to a student with another tokenizer."""

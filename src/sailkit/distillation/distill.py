@@ -1,0 +1,151 @@
+"""The stage `distill`: a small model learns from a larger one, whose tokenizer may be another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sailkit import runs
+from sailkit.data.exports import example_row
+from sailkit.distillation.estimate import plan
+from sailkit.distillation.recipe import Distillation, read_distillation
+from sailkit.distillation.steps import STUDENT, Work
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.models.base import is_endpoint
+from sailkit.models.sources import resolve
+from sailkit.prompts.chat_template import reads_clock, today
+from sailkit.records import Method
+from sailkit.training.distributed import Processes, first_process, together
+from sailkit.training.estimate import known_of
+from sailkit.training.finetune import MODEL, train
+from sailkit.training.publish import check_repository
+from sailkit.training.publish import push as push_to_hub
+from sailkit.training.tokenise import HELD_OUT, apart_of, read_data
+
+METRICS = "metrics.json"
+
+
+def distill(
+    recipe: Path | None = None,
+    *,
+    out: Path | None = None,
+    method: Method | None = None,
+    teacher: str | None = None,
+    model: str | None = None,
+    student_layers: int | None = None,
+    data: list[str] | None = None,
+    held_out: list[str] | None = None,
+    style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    teacher_style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    date: str | None = None,
+    teacher_tokenizer: Path | None = None,
+    teacher_outputs: Path | None = None,
+    cache: Path | None = None,
+    set: list[str] | None = None,
+    dry_run: bool = False,
+    tokens_per_second: float | None = None,
+    push: str | None = None,
+) -> dict[str, Any]:
+    """Teach a small model what a larger one would say, also where their tokenizers differ.
+
+    Writes a run folder: the teacher's cache, its answers, the student's training run, and how near the student comes to
+    the teacher on held-out rows. A run that was stopped goes on when the same command is given again.
+
+    Args:
+        recipe: A YAML file; flags win over it.
+        out: The run folder.
+        method: sequence (train on the teacher's answers), logits (on its distributions over the data's own words, the
+            default) or both (on its distributions over its own answers).
+        teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL.
+        model: The student: smollm2-135m, a hub id, a local folder or a GGUF file.
+        student_layers: Make the student from the teacher by keeping so many layers, evenly spaced.
+        data: Run folders of build, or files of training examples; repeated.
+        held_out: The same, to measure on; by default what build held out of the data.
+        style: How the student is asked, instead of each row's own style.
+        teacher_style: How the teacher is asked; by default what it was trained in, else each row's own style.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; that of --cache by default, else today. A
+            run that goes on keeps its day.
+        teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
+        teacher_outputs: For sequence and both: a file with the teacher's answers, a list of {prompt, response}.
+        cache: A finished run folder of teacher-cache, instead of making one.
+        set: KEY=VALUE for any key of the recipe, such as distillation.k=32; repeated.
+        dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
+        tokens_per_second: With --dry-run: the student's throughput to reckon the time with.
+        push: OWNER/NAME on the Hugging Face hub: upload the student there when all is saved.
+
+    Returns:
+        The figures of metrics.json; of a dry run, those of `sailkit.distillation.estimate.plan`.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    changes = {
+        "method": method, "teacher": teacher, "model": model, "student_layers": student_layers, "data": data,
+        "held_out": held_out, "style": style, "teacher_style": teacher_style, "date": date,
+        "teacher_tokenizer": str(teacher_tokenizer) if teacher_tokenizer else None,
+        "teacher_outputs": str(teacher_outputs) if teacher_outputs else None,
+    }  # fmt: skip
+    told = read_distillation(recipe, changes, set or ())
+    if dry_run:
+        return plan(told, tokens_per_second)
+    if out is None:
+        raise UserError("distill needs --out, the run folder (or --dry-run)")
+    if push is not None:
+        check_repository(push)
+    with together() as processes:
+        figures = _distill(told, out, cache, processes)
+    if push is None or not first_process():
+        return figures
+    return {**figures, "pushed": push_to_hub(out / STUDENT / MODEL, push)}
+
+
+def _distill(told: Distillation, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        date = processes.tell(_date(told, out, cache))
+        told = replace(told, student=replace(told.student, date=date))
+        work = Work(told, out, cache)
+        with processes.agreed():
+            work.check()
+            if processes.first:
+                stack.enter_context(_opened(told, out, cache))
+                if not (out / METRICS).exists():
+                    work.make()
+        if processes.tell((out / METRICS).exists()):
+            return processes.tell(jsonl.read_json(out / METRICS) if processes.first else {})
+        with processes.agreed():
+            goal = work.goal()
+        trained = train(work.student(), out / STUDENT, goal)
+        figures: dict[str, Any] = {}
+        with processes.agreed():
+            if processes.first:
+                figures = work.figures(trained)
+                jsonl.write_json(out / METRICS, figures)
+        return processes.tell(figures)
+
+
+def _date(told: Distillation, out: Path, cache: Path | None) -> str:
+    """The day for chat templates that read the clock: one for teacher and student."""
+    kept = runs.setting_of(out, "recipe", "student", "date") or (cache and runs.setting_of(cache, "date"))
+    return str(told.student.date or kept or today())
+
+
+@contextlib.contextmanager
+def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]:
+    tokenizers = [*filter(None, (told.teacher_tokenizer, told.teacher, told.student.model))]
+    if not any(reads_clock(known_of(str(name), [])[1]) for name in tokenizers):
+        told = replace(told, student=replace(told.student, date=None))
+    settings: dict[str, Any] = {"recipe": told.settings_row(), "cache": str(cache) if cache else None}
+    for name, who in (("teacher", told.teacher), ("student", told.student.model)):
+        if who and not is_endpoint(who):
+            settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
+    if told.teacher_outputs is not None:
+        settings["teacher_outputs_sha256"] = jsonl.file_fingerprint([told.teacher_outputs])
+    rows = read_data(told.student.data, style=told.student.style)
+    aside = read_data(apart_of(told.student), HELD_OUT, told.student.style)
+    settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])
+    with runs.open_run(out, "distill", settings):
+        yield

@@ -1,0 +1,87 @@
+"""A teacher by its name, and what a file of its cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sailkit.distillation.cache import pack
+from sailkit.distillation.pairs import Pair
+from sailkit.errors import UserError
+from sailkit.models.base import ModelOptions, is_endpoint
+
+if TYPE_CHECKING:
+    from sailkit.distillation.teacher import Teacher
+
+File = Sequence[Sequence[Pair]]  # its batches
+Done = Callable[[Sequence[Pair]], None]
+# The bytes of each file, in order; here, or on a cluster.
+Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """How to load and ask a teacher.
+
+    Attributes:
+        model: How to load and run it.
+        tokenizer: The folder of an endpoint's tokenizer.
+        k: See `sailkit.distillation.teacher.Kept`.
+        top_p: Likewise.
+        precision: Likewise.
+    """
+
+    model: ModelOptions
+    tokenizer: str | None
+    k: int
+    top_p: float
+    precision: str
+
+
+def check_tokenizer(name: str, tokenizer: str | Path | None) -> None:
+    """Raise a UserError for an endpoint without a tokenizer, or a model with a second one."""
+    if is_endpoint(name) and tokenizer is None:
+        raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
+    if not is_endpoint(name) and tokenizer is not None:
+        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
+
+
+def load_teacher(name: str, options: TeacherOptions) -> Teacher:
+    """A teacher, on this machine or behind a server.
+
+    Args:
+        name: A model as in evaluate, or `endpoint:MODEL@BASE_URL`.
+        options: How to load and ask it.
+
+    Raises:
+        UserError: It cannot be loaded, or the options do not go with it.
+    """
+    from sailkit.distillation.teacher import Kept, LocalTeacher
+
+    check_tokenizer(name, options.tokenizer)
+    kept = Kept(options.k, options.top_p, options.precision)
+    if is_endpoint(name):
+        from sailkit.distillation.server_teacher import EchoTeacher
+
+        return EchoTeacher(name, options.model, Path(options.tokenizer or ""), kept)
+    from sailkit.models.local import LocalModel
+
+    return LocalTeacher(LocalModel.from_name(name, options.model), kept)
+
+
+def packed(teacher: Teacher, batches: File, tick: Done = lambda _: None) -> bytes:
+    """The bytes of a file of the cache.
+
+    Args:
+        teacher: Who is asked.
+        batches: What is in the file, as it was planned.
+        tick: Told each batch that is done.
+    """
+    keys, rows = [], []
+    for batch in batches:
+        rows += teacher.rows(batch)
+        keys += [pair.key for pair in batch]
+        tick(batch)
+    return pack(keys, rows)

@@ -1,0 +1,150 @@
+"""A recipe of distillation: that of fine-tuning for the student, and who teaches it, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from sailkit.errors import UserError, nearest
+from sailkit.models.base import is_endpoint
+from sailkit.prompts.sail import check_style
+from sailkit.records import Method, Precision
+from sailkit.training.recipe import Recipe, checked, known, read_settings, where_of
+
+_OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outputs", "student_layers", "distillation")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a teacher's word is taken down and taken up; the key `distillation`.
+
+    Attributes:
+        k: Most tokens that are kept of the teacher's distribution at a position.
+        top_p: The likeliest of them that sum to this probability are enough.
+        precision: Number format of the cached log-probabilities.
+        ce_weight: Weight of cross-entropy on the completion's own words beside the teacher's distribution; by default
+            0.1 for `logits` and 1 for `both`. Where a position has no target it counts in full.
+        min_mass: Least probability of the teacher's tokens that agree with the bytes already seen; below it a position
+            has no target.
+        max_length: Tokens of a row as the teacher reads it.
+        max_new_tokens: Most tokens of a teacher's answer.
+    """
+
+    k: int = 64
+    top_p: float = 0.999
+    precision: Precision = "float16"
+    ce_weight: float | None = None
+    min_mass: float = 0.1
+    max_length: int = 2048
+    max_new_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Who learns what from whom.
+
+    Attributes:
+        method: `sequence` (the teacher's answers), `logits` (its distributions over the data's own words) or `both`
+            (its distributions over its own answers).
+        teacher: As `--model` of evaluate; empty where its answers are given and nothing else is asked of it.
+        student: The student's recipe.
+        teacher_style: How the teacher is asked; None for what it was trained in, else each row's own style.
+        teacher_tokenizer: A folder; needed where the teacher is an endpoint.
+        teacher_outputs: A file with the teacher's answers, a list of {prompt, response}.
+        student_layers: Make the student from the teacher itself by keeping so many layers, evenly spaced.
+        settings: See `Settings`.
+    """
+
+    method: Method
+    teacher: str
+    student: Recipe
+    teacher_style: str | None = None
+    teacher_tokenizer: Path | None = None
+    teacher_outputs: Path | None = None
+    student_layers: int | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    def settings_row(self) -> dict[str, Any]:
+        """All that decides the result, for the manifest."""
+        row = dataclasses.asdict(self)
+        row["student"] = self.student.settings()
+        return row | {name: str(row[name]) for name in ("teacher_tokenizer", "teacher_outputs") if row[name]}
+
+    @property
+    def ce_weight(self) -> float:
+        """Weight of cross-entropy beside the teacher's distribution."""
+        if self.settings.ce_weight is not None:
+            return self.settings.ce_weight
+        return 1.0 if self.method == "both" else 0.1
+
+
+def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Distillation:
+    """Read a recipe and change it; see `sailkit.training.recipe.read_recipe`.
+
+    Raises:
+        UserError: Not found, not a recipe, a key that nobody knows, or a value that cannot be.
+    """
+    told = read_settings(path, changes, assignments)
+    where = where_of(path)
+    own = {name: told.pop(name, None) for name in _OWN}
+    method: Any = own["method"] or "logits"
+    if method not in get_args(Method):
+        raise UserError(f"{where}: no method {method!r}: {nearest(str(method), get_args(Method))}")
+    given = own["teacher_outputs"]
+    if given and method == "logits":
+        raise UserError(f"{where}: teacher_outputs are for the methods sequence and both")
+    if method == "sequence" and given:
+        own["teacher"] = own["teacher"] or ""
+    if not isinstance(own["teacher"], str):
+        raise UserError(f"{where}: no teacher; write  teacher: MODEL  or give --teacher")
+    if own["teacher_style"] is not None:
+        check_style(str(own["teacher_style"]))
+    layers = own["student_layers"]
+    if layers is not None:
+        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
+            raise UserError(f"{where}: student_layers should be a number of layers from 1, not {layers!r}")
+        if told.get("model") is not None:
+            raise UserError(f"{where}: student_layers makes the student from the teacher; leave out model")
+        if is_endpoint(own["teacher"]):
+            raise UserError(f"{where}: student_layers needs the teacher's weights, and an endpoint has none to give")
+        told["model"] = own["teacher"]
+    for name in ("teacher_tokenizer", "teacher_outputs"):
+        if own[name] is not None and not isinstance(own[name], str):
+            raise UserError(f"{where}: {name} should be a path, not {own[name]!r}")
+    tokenizer = own["teacher_tokenizer"]
+    return Distillation(
+        method=method,
+        teacher=own["teacher"],
+        student=checked(told, where),
+        teacher_style=own["teacher_style"],
+        teacher_tokenizer=Path(tokenizer) if tokenizer else None,
+        teacher_outputs=Path(given) if given else None,
+        student_layers=layers,
+        settings=_settings(own["distillation"] or {}, f"{where}: distillation"),
+    )
+
+
+def _settings(told: Any, where: str) -> Settings:
+    if not isinstance(told, dict):
+        raise UserError(f"{where} should be a mapping")
+    names = [one.name for one in dataclasses.fields(Settings)]
+    known(told, names, where)
+    found = Settings(**told)
+    for name in ("k", "max_length", "max_new_tokens"):
+        value = getattr(found, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where}.{name} should be a whole number from 1, not {value!r}")
+    for name, most in (("top_p", 1.0), ("min_mass", 1.0), ("ce_weight", None)):
+        value = getattr(found, name)
+        if value is None and name == "ce_weight":
+            continue
+        number = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or name != "top_p")
+        if not number or not 0 <= value <= (most if most is not None else value):
+            raise UserError(f"{where}.{name} should be a number from 0{' to 1' if most else ''}, not {value!r}")
+    if found.precision not in get_args(Precision):
+        raise UserError(f"{where}.precision: {nearest(str(found.precision), get_args(Precision))}")
+    return found

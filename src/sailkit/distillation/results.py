@@ -1,0 +1,260 @@
+"""What a distillation came to, read from its run folder, with intervals over its held-out rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sailkit import runs
+from sailkit.distillation.distill import METRICS
+from sailkit.distillation.fidelity import FLAGS, SUMS, flag_counts, flags_kappa, means
+from sailkit.distillation.steps import DATA, FIDELITY, TARGETS
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.stats.intervals import LEAST_ROWS, Estimate, Floats, bounded, interval, resampled_sums
+from sailkit.training.tokenise import HELD_OUT
+
+STAGE = "distill"
+COLUMNS = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
+# Figure -> the sums that it is the first of, over all the others; kappa is made of the same flags.
+_SHARES = {
+    "kl": (("kl",), ("aimed",)),
+    "agreement": (("agreeing",), ("aimed",)),
+    "cross_entropy": (("cross_entropy",), ("positions",)),
+    "verification_agreement": (("both", "neither"), FLAGS),
+}
+KAPPA = "verification_kappa"
+_BOUNDED = {"agreement": 0.0, "verification_agreement": 0.0, KAPPA: -1.0}  # the least that they can be; the most is 1
+FIGURES = (*_SHARES, KAPPA)
+WHO = ("base", "tuned")
+_OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_style")  # settings that decide targets
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished run of distill.
+
+    Attributes:
+        folder: The run's.
+        manifest: Its manifest.
+        figures: Those of metrics.json.
+        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `COLUMNS`; empty where the student
+            was not compared with its teacher.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    figures: dict[str, Any]
+    sums: dict[str, dict[str, tuple[float, ...]]]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The held-out rows, in order."""
+        return tuple(self.sums.get("base", ()))
+
+    def said(self, who: str, name: str) -> float | None:
+        """A figure of metrics.json."""
+        found: float | None = self.figures.get(who, {}).get(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs on the same held-out rows.
+
+    Attributes:
+        rows: How many they share.
+        unlike: Why their figures cannot be set side by side; empty where they can.
+        other_targets: Why they were not measured against the very same targets; empty where they were.
+        differences: Figure -> tuned of the first minus tuned of the other; of KL none where settings differ.
+        other_settings: Settings that decide what targets list, and differ: a coarser tail lowers KL by construction.
+    """
+
+    rows: int
+    unlike: str
+    other_targets: str
+    differences: dict[str, Estimate | None]
+    other_settings: str = ""
+
+
+def is_distilled(folder: Path) -> bool:
+    """Whether a folder is a run of distill."""
+    return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == STAGE
+
+
+def read(folder: Path) -> Distilled:
+    """Read a run folder.
+
+    Raises:
+        UserError: The run is not finished, or its files do not fit together.
+    """
+    manifest = runs.read_manifest(folder)
+    if not (folder / METRICS).exists():
+        raise UserError(f"{folder} is not finished; the same distill command goes on where it stopped")
+    figures = jsonl.read_json(folder / METRICS)
+    sums: dict[str, dict[str, tuple[float, ...]]] = {}
+    if "tuned" in figures:
+        rows = [row for _, row in jsonl.read(folder / FIDELITY)]
+        try:
+            for who in WHO:
+                own = [row for row in rows if row["model"] == who]
+                sums[who] = {str(row["id"]): _sums(row) for row in own}
+                _check(figures[who], means(own), folder)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / FIDELITY}: damaged ({type(error).__name__}: {error})") from None
+        if list(sums["base"]) != list(sums["tuned"]):
+            raise UserError(f"{folder / FIDELITY}: the rows before and after training are not the same")
+    return Distilled(folder, manifest, figures, sums)
+
+
+def _sums(row: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(float(row[name]) for name in SUMS) + flag_counts(row)
+
+
+def _check(told: Mapping[str, Any], found: Mapping[str, float | None], folder: Path) -> None:
+    for name, value in found.items():
+        said = told.get(name)
+        if (said is None) != (value is None) or (said is not None and not math.isclose(said, value or 0.0)):
+            raise UserError(f"{folder / METRICS} does not fit {FIDELITY} beside it; remove both, and distill again")
+
+
+def estimates(run: Distilled, seed: int = 0) -> dict[str, dict[str, Estimate | None]]:
+    """The figures before and after training, and by how much they changed on the same rows.
+
+    Args:
+        run: The run.
+        seed: Of the bootstrap.
+
+    Returns:
+        `base`, `tuned` and `change` -> figure -> value and 95 % interval; None where there is none, as with fewer
+        than `LEAST_ROWS` rows.
+    """
+    if len(run.ids) < LEAST_ROWS:
+        return {who: dict.fromkeys(FIGURES) for who in (*WHO, "change")}
+    table = np.array([[run.sums[who][name] for name in run.ids] for who in WHO])
+    return {**_each(table, seed), "change": _gap(table[::-1], seed)}
+
+
+def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
+    """Compare two students on the held-out rows that both were measured on.
+
+    Args:
+        first: One run.
+        other: The other.
+        seed: Of the bootstrap.
+    """
+    texts = [_held_out(run) for run in (first, other)]
+    shared = [name for name in first.ids if name in other.sums.get("tuned", {}) and _same(name, *texts)]
+    nothing: dict[str, Estimate | None] = dict.fromkeys(FIGURES)
+    if _teacher(first) != _teacher(other):
+        return Paired(len(shared), "their teachers differ", "", nothing)
+    if len(shared) < LEAST_ROWS:
+        return Paired(len(shared), f"they share {len(shared)} held-out rows, too few to tell", "", nothing)
+    table = np.array([[run.sums["tuned"][name] for name in shared] for run in (first, other)])
+    if not np.array_equal(*table[:, :, COLUMNS.index("positions")]):
+        why = "their students cut the held-out words into other tokens, and figures for each token do not compare"
+        return Paired(len(shared), why, "", nothing)
+    gaps, settings = _gap(table, seed), _other_settings(first, other)
+    return Paired(len(shared), "", _other_targets(first, other), gaps | ({"kl": None} if settings else {}), settings)
+
+
+def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
+    """Figures of tables of sums; shape (2, rows, sums)."""
+    drawn = resampled_sums(table, seed)
+    return {
+        who: {
+            name: _estimate(name, _figure(table[i].sum(0), name), _figure(drawn[i], name), table.shape[1])
+            for name in FIGURES
+        }
+        for i, who in enumerate(WHO)
+    }
+
+
+def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
+    """The first minus the second, on the same draws of rows."""
+    drawn = resampled_sums(table, seed)
+    whole = table.sum(1)
+    return {
+        name: _estimate(
+            name,
+            _figure(whole[0], name) - _figure(whole[1], name),
+            _figure(drawn[0], name) - _figure(drawn[1], name),
+            table.shape[1],
+            difference=True,
+        )
+        for name in FIGURES
+    }
+
+
+def _figure(sums: Floats, name: str) -> Any:
+    """A figure of sums over rows; shape (..., columns) to (...); no number where it is not defined."""
+
+    def counted(columns: Sequence[str]) -> Floats:
+        return np.asarray(sums[..., [COLUMNS.index(column) for column in columns]])
+
+    if name == KAPPA:
+        return flags_kappa(counted(FLAGS))
+    over, under = (counted(columns).sum(-1) for columns in _SHARES[name])
+    return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
+
+
+def _estimate(name: str, value: Any, drawn: Floats, rows: int, *, difference: bool = False) -> Estimate | None:
+    known = drawn[np.isfinite(drawn)]
+    if not np.isfinite(value) or not len(known):
+        return None
+    if name in _BOUNDED:
+        least, most = (_BOUNDED[name] - 1, 1 - _BOUNDED[name]) if difference else (_BOUNDED[name], 1.0)
+        return bounded(float(value), known, rows, least, most)
+    return Estimate(float(value), *interval(known, rows))
+
+
+def _held_out(run: Distilled) -> dict[str, dict[str, Any]]:
+    """The held-out rows as the student was given them, by id."""
+    file = run.folder / DATA / HELD_OUT
+    return {str(row.get("id")): row for _, row in jsonl.read(file)} if file.exists() else {}
+
+
+def _same(name: str, first: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether a row says the same in two runs; how it is asked for may differ."""
+    rows = [{**found[name], "style": None} if name in found else None for found in (first, other)]
+    return rows[0] is not None and rows[0] == rows[1]
+
+
+def _teacher(run: Distilled) -> tuple[Any, ...]:
+    settings = run.manifest["settings"]
+    digests = tuple(settings.get(f"teacher_{what}_sha256") for what in ("weights", "tokenizer", "config"))
+    return digests if any(digests) else (settings["recipe"]["teacher"],)
+
+
+def _other_targets(first: Distilled, other: Distilled) -> str:
+    if (made := _targets(first)) is not None and made == _targets(other):
+        return ""
+    if settings := _other_settings(first, other):
+        return f"the targets were made with another {settings}"
+    return (
+        "the targets are not the same to the byte, as where the teacher read the rows in other batches, or the habits "
+        "of the student's tokenizer were learnt from other rows"
+    )
+
+
+def _other_settings(first: Distilled, other: Distilled) -> str:
+    """The settings of the targets that differ, with both values."""
+    recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
+    told = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
+    differ = [name for name in told[0] if name in _OF_TARGETS and told[0][name] != told[1].get(name)]
+    return ", ".join(f"{name} ({told[0][name]} and {told[1].get(name)})" for name in differ)
+
+
+def _targets(run: Distilled) -> str | None:
+    """sha256 of the held-out targets without their header, which says how they were made."""
+    file = run.folder / TARGETS.format(HELD_OUT.removesuffix(".jsonl"))
+    if not file.exists():
+        return None
+    data = file.read_bytes()
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()

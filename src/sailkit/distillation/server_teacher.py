@@ -1,0 +1,197 @@
+"""A teacher behind an OpenAI-compatible server that gives the log-probabilities of a given prompt's tokens.
+
+Such are vLLM (`prompt_logprobs`), and those that answer `echo` with token ids. A server that names tokens by their text
+alone will not do: `the` behind a space and without one, and the bytes of a character, cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sailkit.distillation.pairs import Pair
+from sailkit.distillation.rows import TeacherRow
+from sailkit.distillation.teacher import Kept, room
+from sailkit.errors import UserError
+from sailkit.models.base import ModelOptions
+from sailkit.models.completions import Answer, read_choice
+from sailkit.models.endpoint import checked_url, read_name
+from sailkit.models.http import Body, Exchange
+from sailkit.models.sources import Source
+from sailkit.prompts.chat_template import reads_clock, today
+
+if TYPE_CHECKING:
+    import openai
+
+_BATCHES = 4  # requests of a batch, in multiples of the concurrency
+_ENTRY = 400  # bytes that a log-probability takes in an answer, at the most: some list all in two ways
+_PREFIX = "token_id:"  # how a server spells a token's id where texts are expected
+_ROUNDING = 1e-3  # of a log-probability of nearly 0, and of a sum of probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class _Echo(Answer):
+    choice: dict[str, Any] = field(default_factory=dict)
+
+
+class _EchoExchange(Exchange):
+    """Asks for text completions instead of chats; `entries` is the most log-probabilities that one answer lists."""
+
+    entries = 0
+
+    def most_bytes(self) -> int:
+        return max(super().most_bytes(), self.entries * _ENTRY)
+
+    async def post(self, client: openai.AsyncOpenAI, body: Body) -> Any:
+        return await client.completions.with_raw_response.create(**body)
+
+    def read(self, text: str) -> Answer:
+        return _Echo("", choice=read_choice(text, self.mask())[1])
+
+    def refused(self, reason: str) -> Answer:
+        return _Echo("", refusal=reason)
+
+    def refused_logprobs(self, message: str) -> Exception:
+        return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower --k")
+
+
+class EchoTeacher:
+    """A teacher behind a server, asked for the log-probabilities of given tokens.
+
+    The server keeps no more than it lists: the rest of a position is one minus what it lists.
+    """
+
+    def __init__(self, name: str, options: ModelOptions, folder: Path, kept: Kept) -> None:
+        """Prepare to ask; nothing is sent.
+
+        Args:
+            name: `endpoint:MODEL@BASE_URL`.
+            options: Concurrency, budget, timeout, and where the key is.
+            folder: The teacher's tokenizer.
+            kept: How much is kept of each position.
+
+        Raises:
+            UserError: The name, an option or the tokenizer cannot be used.
+        """
+        from transformers import AutoTokenizer
+
+        self._model, url = read_name(name)
+        self._url = checked_url(url, options.api_key_env)
+        self.name = f"endpoint:{self._model}@{self._url}"
+        self._exchange = _EchoExchange(self.name, self._url, options)
+        if not folder.is_dir():
+            raise UserError(f"--teacher-tokenizer {folder}: no such folder")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # the kinds that damaged files raise have no common ancestor
+            raise UserError(f"cannot load the tokenizer in {folder}: {' '.join(str(error).split())[:200]}") from None
+        self.context = room(None, self.tokenizer)
+        self._date = (options.date or today()) if reads_clock(self.tokenizer) else None
+        self._source = Source(folder)
+        self._size = len(set(self.tokenizer.get_vocab().values()))
+        self._kept = kept
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that is known here and decides the values."""
+        return {
+            "model": self.name,
+            "served_model": self._model,
+            "base_url": self._url,
+            **self._source.trained(),
+            "tokenizer_sha256": self._source.digests()["tokenizer_sha256"],
+            "dtype": None,
+            "api": "completions, log-probabilities of the prompt",
+            "vocabulary": self._size,
+            **({"date": self._date} if self._date else {}),
+        }
+
+    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Batches in order; the server makes its own."""
+        size = _BATCHES * self._exchange.options.concurrency
+        return [list(range(i, min(i + size, len(pairs)))) for i in range(0, len(pairs), size)]
+
+    def rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
+        """What the teacher thinks of the pairs of one batch.
+
+        Raises:
+            UserError: The server refuses, or does not give what is needed.
+        """
+        found: dict[str, _Echo] = {}
+
+        def keep(name: str, answer: Answer) -> None:
+            assert isinstance(answer, _Echo)
+            found[name] = answer
+
+        self._exchange.entries = max(len(pair.prompt + pair.tokens) for pair in pairs) * (self._kept.k + 2)
+        self._exchange.ask({str(i): self._body(pair) for i, pair in enumerate(pairs)}, keep)
+        for i, pair in enumerate(pairs):
+            if (reason := found[str(i)].refusal) is not None:
+                raise UserError(f"{self.name} refuses example {pair.name!r}: {reason}; take that row out of the data")
+        return [self._row(pair, found[str(i)].choice) for i, pair in enumerate(pairs)]
+
+    def _body(self, pair: Pair) -> Body:
+        k = min(self._kept.k, self._size)
+        more = {"prompt_logprobs": k, "return_tokens_as_token_ids": True}
+        body: Body = {"model": self._model, "prompt": list(pair.prompt + pair.tokens), "temperature": 0}
+        return body | {"max_tokens": 1, "echo": True, "logprobs": k, "extra_body": more}
+
+    def _row(self, pair: Pair, choice: Mapping[str, Any]) -> TeacherRow:
+        whole, start = pair.prompt + pair.tokens, len(pair.prompt)
+        try:
+            listed = _by_id(choice, len(whole))[start : len(whole)]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(
+                f"{self.name} gives no log-probabilities of a prompt's tokens by token id; "
+                "vLLM does, or load the teacher here"
+            ) from None
+        wanted = min(self._kept.k, self._size)
+        ids, logprobs = np.zeros((len(listed), wanted), np.int64), np.full((len(listed), wanted), -np.inf)
+        for place, (position, token) in enumerate(zip(listed, pair.tokens, strict=True)):
+            if token not in position:
+                raise UserError(f"{self.name} reads other tokens than were sent; give its own --teacher-tokenizer")
+            if len(position) < wanted:
+                raise UserError(
+                    f"{self.name} gives {len(position)} log-probabilities at a position, and {wanted} were asked for; "
+                    f"use --k {len(position)}, or raise the server's limit (vLLM: --max-logprobs)"
+                )
+            best = itertools.islice(sorted(position.items(), key=lambda item: (-item[1], item[0])), wanted)
+            ids[place], logprobs[place] = zip(*best, strict=True)
+        sums = np.exp(logprobs).sum(1)
+        if not sums.max() <= 1 + _ROUNDING:
+            raise UserError(f"{self.name}: the probabilities of a position sum to {sums.max():.4f}, more than 1")
+        observed = [position[token] for position, token in zip(listed, pair.tokens, strict=True)]
+        rest = np.maximum(0.0, 1 - sums)
+        return self._kept.row(pair.tokens, ids, logprobs, rest, np.asarray(observed))
+
+
+def _by_id(choice: Mapping[str, Any], n: int) -> list[dict[int, float]]:
+    """Token id -> log-probability, for each of the n tokens that were sent; of the first there is none.
+
+    Raises:
+        ValueError: Tokens are named by text; a KeyError, IndexError or TypeError where there are none.
+    """
+    if isinstance(given := choice.get("prompt_logprobs"), list):
+        found = [{int(token): float(one["logprob"]) for token, one in (here or {}).items()} for here in given]
+    else:
+        said = choice["logprobs"]
+        found = [
+            {_id(token): float(logprob) for token, logprob in (here or {}).items()} for here in said["top_logprobs"]
+        ]
+        for here, token, logprob in zip(found, said["tokens"], said["token_logprobs"], strict=True):
+            if logprob is not None:
+                here[_id(token)] = float(logprob)
+    if len(found) < n or any(math.isnan(logprob) for here in found for logprob in here.values()):
+        raise ValueError
+    return found
+
+
+def _id(token: str) -> int:
+    if not token.startswith(_PREFIX):
+        raise ValueError(token)
+    return int(token.removeprefix(_PREFIX))

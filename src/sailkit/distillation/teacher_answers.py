@@ -1,0 +1,240 @@
+"""A teacher's own answers as training data, for distillation of sequences; kept to the letter, but for thoughts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sailkit import runs
+from sailkit.data.build import DROPPED, write_rows
+from sailkit.data.exports import TRAIN, example_row
+from sailkit.errors import UserError, at_least_one
+from sailkit.files import jsonl
+from sailkit.files.tables import read_table
+from sailkit.models.base import Model
+from sailkit.prompts.parse import RULES_VERSION
+from sailkit.prompts.sail import (
+    as_text,
+    check_style,
+    completion,
+    conversation,
+    read_verification,
+    trained_style,
+    verification,
+    wording,
+)
+from sailkit.prompts.thoughts import split_thoughts
+from sailkit.records import TrainingExample
+from sailkit.training.tokenise import HELD_OUT, held_out_of, own_names, read_data
+
+ANSWERS = "answers.jsonl"  # what was said, in the order of the plan
+STAGE = "teacher-answers"
+_LIMIT = "the answer did not end within the limit"
+_THOUGHT = "the answer ended within a thought"
+_EMPTY = "empty answer"
+_REFUSED = "the teacher's server refused"
+_TOO_LONG = "the prompt is too long"
+
+
+def teacher_answers(
+    teacher: Model | Path, data: Sequence[str], out: Path, *, style: str | None = None, max_new_tokens: int = 512
+) -> dict[str, Any]:
+    """Have a teacher answer the prompts of training data; its answers become the responses to learn.
+
+    Prompts are rendered as in training. Writes train.jsonl, held_out.jsonl (where the data have one) and dropped.jsonl
+    to a run folder that finetune reads. A run that was stopped goes on where it stopped.
+
+    Args:
+        teacher: A loaded model, or a file with its answers: a list of `{prompt, response}`, which belong to the rows
+            with these prompts; or to as many rows in order, where it has no prompts, or ones that are worded in another
+            way and hold each row's instruction and input.
+        data: Run folders of build, whose held-out rows are answered too, or files of training examples.
+        out: The run folder.
+        style: Ask in this style; by default the one that the teacher was trained in, else each row's own.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        Counts: of rows in each part, of those dropped by reason, and `unjudged`, the answers that open with no
+        sentence that judges the search results; `in_order`, whether a file's answers were told apart by their order.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    at_least_one(max_new_tokens=max_new_tokens)
+    if isinstance(teacher, Path):
+        described: dict[str, Any] = {"recorded_sha256": jsonl.file_fingerprint([teacher])}
+    else:
+        described = teacher.describe()
+    style = style or trained_style(described)
+    if style is not None:
+        check_style(style)
+    train, apart = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
+    examples = own_names([*train, *apart])
+    settings = {
+        **described,
+        "style": style,
+        "styles_sha256": jsonl.fingerprint(wording()),
+        "rules_version": RULES_VERSION,
+        "max_new_tokens": None if isinstance(teacher, Path) else max_new_tokens,
+        "data_sha256": jsonl.fingerprint([example_row(one) for one in examples]),
+        "n": len(examples),
+        "held_out": len(apart),
+    }
+    in_order = False
+    if isinstance(teacher, Path):  # before there is a folder that another file could not use
+        recorded, in_order = _recorded(teacher, examples)
+    else:
+        _check_form(teacher, examples)
+    with runs.open_run(out, STAGE, settings) as run:
+        said = recorded if isinstance(teacher, Path) else _asked(run, teacher, examples, max_new_tokens)
+        return {**_finish(run, examples, said, len(train)), "in_order": in_order}
+
+
+def answered(example: TrainingExample, said: str) -> TrainingExample:
+    """A training example whose completion is what a teacher said.
+
+    Where it opens with the sentence that judges the search results, in the wording of the example's style, this is read
+    into the judgements; else there are none, and all of it is the response. Thoughts before it are left out.
+    """
+    said = split_thoughts(said)[0]
+    text = said.removeprefix(wording()["text"]["gap"]) if example.style == "sail" else said.strip()
+    verdicts = read_verification(text, len(example.results)) or ()
+    opening = verification(verdicts, example.style) + wording()["behind_verification"] if verdicts else ""
+    found = replace(example, judgements=verdicts, response=text.removeprefix(opening))
+    # The sentence may be there in other words, or nothing behind it.
+    whole = completion(found) == text and found.response.strip()
+    return found if whole else replace(example, judgements=(), response=text)
+
+
+def _check_form(teacher: Model, examples: Sequence[TrainingExample]) -> None:
+    """A chat template belongs to the chat style, and to no other."""
+    templated = bool(teacher.describe().get("chat_template"))
+    for style in dict.fromkeys(one.style for one in examples):
+        if (style == "chat") != templated:
+            has = "has a chat template" if templated else "has no chat template"
+            mend = "ask in --style chat, or" if templated else "ask in --style sail-fixed, or"
+            raise UserError(f"{teacher.name} {has}, and style {style!r} does not go with it; {mend} set --chat")
+
+
+def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int) -> list[dict[str, Any]]:
+    """What the teacher says to each example: `text`, or the `reason` why there is nothing."""
+    prompts = [conversation(one) for one in examples]
+    reasons: dict[int, str] = {}
+    for place, prompt in enumerate(prompts):
+        try:
+            teacher.plan([prompt], limit)
+        except UserError as error:
+            reasons[place] = str(error)
+    asked = [place for place in range(len(examples)) if place not in reasons]
+    batches = [[asked[i] for i in batch] for batch in teacher.plan([prompts[place] for place in asked], limit)]
+    log = runs.BatchLog(run.path(ANSWERS), [[examples[i].id for i in batch] for batch in batches])
+    try:
+        with runs.progress(f"asking {teacher.name}", len(asked), log.rows_done) as tick:
+            for batch in batches[log.done :]:
+                replies = teacher.generate([prompts[i] for i in batch], limit, lambda _: False)
+                rows = [
+                    {
+                        "id": examples[i].id,
+                        "text": reply.text or "",
+                        "cut_off": reply.cut_off,
+                        "cut_tokens": reply.cut_tokens,
+                        "completion_tokens": reply.completion_tokens,
+                        **({"refusal": reply.refusal} if reply.refusal is not None else {}),
+                        **({"unfinished": True} if reply.thought and not (reply.text or "").strip() else {}),
+                    }
+                    for i, reply in zip(batch, replies, strict=True)
+                ]
+                log.append(rows)
+                tick(len(batch))
+    finally:
+        log.close()
+    said = {row["id"]: row for _, row in jsonl.read(run.path(ANSWERS))}
+    return [
+        {"reason": reasons[place]}
+        if place in reasons
+        else said[one.id] | ({"reason": _LIMIT} if said[one.id]["cut_off"] else {})
+        for place, one in enumerate(examples)
+    ]
+
+
+def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dict[str, Any]], bool]:
+    """Answers of a file, for the examples in order; and whether they were found by their place instead of prompts."""
+    rows = list(read_table(path))
+    unasked = all(row.get("prompt") in (None, "") for _, row in rows)
+    answers: dict[str, list[str]] = {}
+    for line, row in rows:
+        for name in ("response",) if unasked else ("prompt", "response"):
+            if not jsonl.is_text(row.get(name)):
+                raise UserError(f"{path}, row {line}: field {name!r} should be text")
+        answers.setdefault("" if unasked else row["prompt"].strip(), []).append(row["response"])
+    prompts = [as_text(conversation(one)[0].parts).strip() for one in examples]
+    astray = [one.id for one, prompt in zip(examples, prompts, strict=True) if prompt not in answers]
+    if not astray:
+        # The same prompt twice takes its answers in turn.
+        turns = {prompt: list(found) for prompt, found in answers.items()}
+        return [{"text": turns[one].pop(0) if len(turns[one]) > 1 else turns[one][0]} for one in prompts], False
+    if len(astray) == len(examples) == len(rows):
+        why = "it has no prompts" if unasked else "its prompts are worded in another way, and hold what the rows ask"
+        if unasked or all(_asks(row["prompt"], one) for (_, row), one in zip(rows, examples, strict=True)):
+            runs.notice(f"{path}: {why}; its answers are taken in order")
+            return [{"text": row["response"]} for _, row in rows], True
+    raise UserError(
+        f"{path}: its {len(rows)} answers do not belong to these {len(examples)} rows: {len(astray)} of the "
+        f"prompts are not there, the first that of example {astray[0]!r}; give the data and style that were asked"
+    )
+
+
+def _asks(prompt: str, one: TrainingExample) -> bool:
+    """Whether a prompt holds what an example asks, whatever stands around it."""
+    said = " ".join(prompt.split())
+    return all(" ".join(text.split()) in said for text in (one.instruction, one.input))
+
+
+def _missing(row: Mapping[str, Any]) -> str:
+    """Why there is nothing to learn in what a teacher said, or nothing where there is."""
+    answer, thinking = split_thoughts(row.get("text", ""))
+    if row.get("refusal") is not None:
+        return f"{_REFUSED}: {row['refusal']}"
+    if thinking or row.get("unfinished"):
+        return _THOUGHT
+    return row.get("reason") or ("" if answer.strip() else _EMPTY)
+
+
+def _kind(reason: str) -> str:
+    """A reason as it is counted: those of single rows under what they have in common."""
+    if reason.startswith(_REFUSED):
+        return _REFUSED
+    return reason if reason in (_LIMIT, _THOUGHT, _EMPTY) else _TOO_LONG
+
+
+def _finish(
+    run: runs.Run, examples: Sequence[TrainingExample], said: Sequence[dict[str, Any]], train: int
+) -> dict[str, Any]:
+    parts: tuple[list[TrainingExample], list[TrainingExample]] = ([], [])
+    dropped = []
+    for place, (one, row) in enumerate(zip(examples, said, strict=True)):
+        reason = _missing(row)
+        if reason:
+            dropped.append({"id": one.id, "reason": reason})
+        else:
+            parts[place >= train].append(answered(one, row["text"]))
+    if not parts[0]:
+        raise UserError(f"{run.folder}: no answer is left to train on; the first was dropped: {dropped[0]['reason']}")
+    for name, kept in zip((TRAIN, HELD_OUT), parts, strict=True):
+        write_rows(run.path(name), map(example_row, kept))
+    write_rows(run.path(DROPPED), dropped)
+    every = [*parts[0], *parts[1]]
+    reasons = Counter(_kind(row["reason"]) for row in dropped)
+    return {
+        "n": len(examples),
+        "n_train": len(parts[0]),
+        "n_held_out": len(parts[1]),
+        "n_dropped": len(dropped),
+        "dropped": dict(sorted(reasons.items())),
+        "unjudged": sum(bool(one.results) and not one.judgements for one in every),
+        "cut_tokens": sum(row.get("cut_tokens", 0) for row in said),
+        "answers": str(run.folder),
+    }

@@ -1,0 +1,267 @@
+"""The stage `teacher-cache`: a teacher reads each completion once, and students of any tokenizer learn from it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sailkit import runs
+from sailkit.cluster import pool_of
+from sailkit.data.build import DROPPED, write_rows
+from sailkit.distillation.cache import FORMAT, INDEX, STAGE, Shard, read_index, shard_name
+from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
+from sailkit.distillation.pairs import Pair, distinct, pairs_of
+from sailkit.errors import UserError, at_least_one
+from sailkit.files import jsonl
+from sailkit.labeling.label import SHARD_WAIT, read_shard
+from sailkit.models.base import ModelOptions
+from sailkit.prompts.sail import trained_style, wording
+from sailkit.records import TrainingExample
+from sailkit.training.tokenise import HELD_OUT, Prepared, held_out_of, prepare, read_data
+
+if TYPE_CHECKING:
+    from sailkit.distillation.teacher import Teacher
+
+
+def teacher_cache(
+    *,
+    teacher: str,
+    data: list[str],
+    out: Path,
+    style: Literal["sail", "sail-fixed", "chat"] | None = None,
+    max_length: int | None = None,
+    k: int = 64,
+    top_p: float = 0.999,
+    precision: Literal["float16", "float32"] = "float16",
+    shard: str | None = None,
+    shard_tokens: int = 65536,
+    ray: bool = False,
+    ray_address: str | None = None,
+    ray_actors: int = 0,
+    ray_cpus: float = 0.0,
+    ray_gpus: float = 0.0,
+    teacher_tokenizer: Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    batch_tokens: int = 0,
+    max_requests: int = 0,
+    concurrency: int = 8,
+    timeout: float = 60.0,
+    max_response_mb: float = 32.0,
+    api_key_env: str = "OPENAI_API_KEY",
+    trust_remote_code: bool = False,
+    date: str | None = None,
+) -> dict[str, Any]:
+    """Keep what a teacher thinks of each token of the training data's completions, for distillation.
+
+    Writes shards of log-probabilities and their index to a run folder. A run that was stopped goes on where it stopped
+    when the same command is given again.
+
+    Args:
+        teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.
+        data: Run folders of build, whose held-out rows are read too, or files of training examples; repeated.
+        out: The run folder.
+        style: Render every row in this style; by default the one that the teacher was trained in, else each row's own.
+        max_length: Most tokens of a row; search results are shortened to fit. By default what the teacher can take.
+        k: Most tokens to keep at each position.
+        top_p: Keep the smallest set of tokens whose probabilities sum to this.
+        precision: Type of the log-probabilities.
+        shard: Do part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
+        shard_tokens: Tokens of completions in a file; a stopped run goes on with whole files.
+        ray: Make the files on a Ray cluster, in one started here if there is no other.
+        ray_address: A running cluster; RAY_ADDRESS by default.
+        ray_actors: How many workers; 0 for as many as the cluster has room for.
+        ray_cpus: CPUs of each; 0 for as many as torch uses threads here, or 1 where each has a GPU.
+        ray_gpus: GPUs of each, or a part of one.
+        teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
+        dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
+        device: Where to run: auto, cpu, cuda:0, mps.
+        batch_tokens: Most tokens in a batch; 0 chooses.
+        max_requests: Most requests to an endpoint, retries included; 0 for no limit.
+        concurrency: Most requests at a time, of each worker.
+        timeout: Seconds for one request.
+        max_response_mb: Most megabytes of one answer, unpacked.
+        api_key_env: Environment variable with the endpoint's key.
+        trust_remote_code: Run code that the teacher's repository carries.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its day.
+
+    Returns:
+        Counts, and where the cache is.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    part = read_shard(shard)
+    at_least_one(k=k, shard_tokens=shard_tokens, max_length=max_length)
+    if not 0 < top_p <= 1:
+        raise UserError(f"--top-p should be above 0 and at most 1, not {top_p}")
+    if precision not in ("float16", "float32"):
+        raise UserError(f"--precision takes float16 or float32, not {precision!r}")
+    pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
+    examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
+    kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
+    model = ModelOptions(
+        "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
+        max_response_mb,
+        date or next(filter(None, kept), None),
+    )  # fmt: skip
+    told = str(teacher_tokenizer) if teacher_tokenizer else None
+    options = TeacherOptions(model, told, k, top_p, precision)
+    reader = load_teacher(teacher, options)
+    described = reader.describe()
+    shown = style or trained_style(described)
+    options = replace(options, model=replace(model, date=described.get("date")))  # the same on all machines
+    if max_length is not None and max_length > reader.context:
+        raise UserError(f"--max-length {max_length}: {reader.name} takes {reader.context} tokens")
+    prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown, described.get("date"))
+    every = pairs_of(prepared)
+    pairs = distinct(every)
+    # The whole is planned before anything is left to other machines: a value's low bits depend on its batch.
+    files = _files(pairs, reader.plan(pairs), shard_tokens)
+    settings = {
+        **described,
+        "style": shown,
+        "styles_sha256": jsonl.fingerprint(wording()),
+        "max_length": max_length or reader.context,
+        "k": k,
+        "top_p": top_p,
+        "precision": precision,
+        "format": FORMAT,
+        "shard_tokens": shard_tokens,
+        "data_sha256": jsonl.fingerprint([pair.key.hex() for pair in every]),
+        "n": len(every),
+        "pairs": len(pairs),
+    }
+    wait = SHARD_WAIT if part else 0
+    with runs.open_run(out, STAGE, settings, wait=wait) as run:
+        if part is None:
+            maker: Maker = _make_here
+            if pool is not None:
+                from sailkit.distillation import cluster
+
+                maker = cluster.maker(pool, teacher, options)
+            made = _make(run.folder, reader, pairs, files, range(len(files)), maker)
+            return _finish(run, prepared, files, made)
+    # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
+    index, count = part
+    with runs.open_run(out / f"shard-{index + 1}-of-{count}", f"{STAGE} shard", {**settings, "shard": shard}):
+        made = _make(out, reader, pairs, files, range(index, len(files), count), _make_here)
+    with runs.open_run(out, STAGE, settings, wait=wait) as run:
+        return _finish(run, prepared, files, made)
+
+
+def read_with(
+    examples: Sequence[TrainingExample],
+    tokenizer: Any,
+    max_length: int,
+    style: str | None,
+    date: str | None = None,
+    *,
+    may_be_empty: bool = False,
+) -> Prepared:
+    """Examples as a teacher reads them.
+
+    Args:
+        examples: As they were built.
+        tokenizer: The teacher's.
+        max_length: As in the cache's settings.
+        style: Likewise; None for each example's own.
+        date: Likewise.
+        may_be_empty: Whether it is all right that the teacher has room for none.
+    """
+    styled = [replace(one, style=style) for one in examples] if style else examples
+    return prepare(styled, tokenizer, max_length, date, may_be_empty=may_be_empty)
+
+
+def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
+    """Whole batches, as many for each file as have no more than so many tokens; at least one."""
+    files: list[list[list[int]]] = []
+    size = 0
+    for batch in batches:
+        own = sum(len(pairs[i].tokens) for i in batch)
+        if not files or size + own > tokens:
+            files.append([])
+            size = 0
+        files[-1].append(list(batch))
+        size += own
+    return files
+
+
+def _make(
+    folder: Path,
+    teacher: Teacher,
+    pairs: Sequence[Pair],
+    files: Sequence[Sequence[Sequence[int]]],
+    mine: Sequence[int],
+    maker: Maker,
+) -> set[str]:
+    """Make those files that are not there yet; the names of those."""
+    paths = {number: folder / shard_name(number) for number in mine}
+    for path in paths.values():
+        for torn in folder.glob(f".{path.name}.*"):  # of a run that was killed while it wrote
+            torn.unlink(missing_ok=True)
+    left = [number for number in mine if not _is_made(paths[number], [pairs[i] for b in files[number] for i in b])]
+    total, todo = (sum(len(batch) for n in numbers for batch in files[n]) for numbers in (mine, left))
+    started, read = time.monotonic(), 0
+    with runs.progress(f"asking {teacher.name}", total, total - todo) as tick:
+
+        def done(batch: Sequence[Pair]) -> None:
+            nonlocal read
+            read += sum(len(pair.inputs) for pair in batch)
+            tick(len(batch), f"{read / (time.monotonic() - started):.0f} tokens/s")
+
+        asked = [[[pairs[i] for i in batch] for batch in files[number]] for number in left]
+        with contextlib.closing(maker(teacher, asked, done)) as found:
+            for number, data in zip(left, found, strict=True):
+                jsonl.write_atomic(paths[number], data)
+    return {paths[number].name for number in left}
+
+
+def _make_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
+    return (packed(teacher, file, done) for file in files)
+
+
+def _is_made(path: Path, pairs: Sequence[Pair]) -> bool:
+    if not path.exists():
+        return False
+    if Shard(path).keys != [pair.key for pair in pairs]:
+        raise UserError(f"{path} holds other completions than planned; choose another --out")
+    return True
+
+
+def _finish(
+    run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], made: set[str]
+) -> dict[str, Any]:
+    """Write the index, once all files are there."""
+    settings = run.manifest["settings"]
+    figures: dict[str, Any] = {"teacher": settings["model"], "n": settings["n"], "pairs": settings["pairs"]}
+    figures |= {name: settings.get(name) for name in ("device", "dtype")}
+    names = [shard_name(number) for number in range(len(files))]
+    if missing := [name for name in names if not run.path(name).exists()]:
+        return {**figures, "finished": False, "missing_files": missing}
+    index = [Shard(run.path(name)).figures() for name in names]
+    known = {row["file"]: row["sha256"] for row in (read_index(run.folder) if run.path(INDEX).exists() else ())}
+    for row in index:
+        if row["file"] not in made and known.get(row["file"], row["sha256"]) != row["sha256"]:
+            raise UserError(f"{run.path(row['file'])}: damaged; remove that file and run the same command again")
+    write_rows(run.path(DROPPED), prepared.dropped)
+    write_rows(run.path(INDEX), index)
+    sums = {name: sum(row[name] for row in index) for name in ("positions", "entries", "surprise", "tail", "bytes")}
+    return {
+        **figures,
+        "finished": True,
+        "dropped": len(prepared.dropped),
+        "cut_tokens": prepared.cut_tokens,
+        "tokens": sums["positions"],
+        "entries_per_token": sums["entries"] / sums["positions"],
+        "bytes_per_token": sums["bytes"] / sums["positions"],
+        "tail": sums["tail"] / sums["positions"],
+        "loss": sums["surprise"] / sums["positions"],
+        "bytes": sums["bytes"],
+        "files": len(index),
+        "cache": str(run.folder),
+    }

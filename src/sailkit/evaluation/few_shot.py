@@ -1,0 +1,109 @@
+"""Worked examples before the question: earlier turns with labels, or texts with answers where the wording has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.files.tables import read_table
+from sailkit.prompts.render import Message, Part, fill, frames, step_prompt
+from sailkit.records import Example
+from sailkit.tasks.task import Question, Task
+
+
+@dataclass(frozen=True)
+class WorkedExamples:
+    """Worked examples as a prompt takes them.
+
+    Attributes:
+        turns: Earlier turns of the conversation.
+        parts: Text for `{examples}`.
+        fingerprint: Of all of it; None where there are no examples.
+    """
+
+    turns: tuple[Message, ...] = ()
+    parts: tuple[Part, ...] = ()
+    fingerprint: str | None = None
+
+
+def worked_examples(
+    task: Task, question: Question, path: Path | None, count: int, examples: Sequence[Example]
+) -> WorkedExamples:
+    """Read worked examples.
+
+    Args:
+        task: The task.
+        question: Protocol and wording.
+        path: Examples in the task's own form; for a wording with `{examples}`, a table of `text` and `answer`.
+        count: How many of them are shown.
+        examples: What is asked about; none of it may be a worked example.
+
+    Raises:
+        UserError: The wording needs examples and there are none, or takes none; an example is also asked about.
+    """
+    name = f"{task.name}/{question.protocol}: wording {question.wording!r}"
+    if path is None:
+        if question.shows_examples:
+            raise UserError(
+                f"{name} shows worked examples; bring {count} with --few-shot FILE, a table of `text` and `answer`"
+            )
+        return WorkedExamples()
+    if question.shows_examples:
+        rows = _answered_texts(path, count)
+        _refuse_asked(path, rows, examples)
+        _refuse_labels(path, question, rows)
+        # An example reads like the prompt itself, with its answer and a blank line behind.
+        form = question.steps[0].replace("{examples}", "")
+        words = [Part(frames()["answers_join"].join(question.answers.values()))]
+        parts: list[Part] = []
+        for text, answer in rows:
+            shown = fill(form, {"text": text, "answers": words, "evidence": ""})
+            gap, end = Part(" ", constant=True), Part("\n\n", constant=True)
+            parts += (*shown, gap, Part(answer, trusted=False), end)
+        constant = tuple(Part(part.text, part.trusted, constant=True) for part in parts)
+        return WorkedExamples(parts=constant, fingerprint=jsonl.fingerprint([asdict(part) for part in constant]))
+    if len(question.steps) > 1:
+        raise UserError(f"--few-shot works with protocols of one step, not with {question.protocol}")
+    if task.spec.data.folder and path.is_file():
+        raise UserError(
+            f"{name} takes worked examples in the form of the task's data, a folder; tables of `text` and `answer`, "
+            f"such as {path}, are for wordings with {{examples}}"
+        )
+    worked = task.load(path).examples[:count]
+    _refuse_asked(path, [(example.text, example.id) for example in worked], examples)
+    turns: list[Message] = []
+    for example in worked:
+        turns += step_prompt(question.steps[0], example.text, list(question.answers.values()), example.evidence)
+        turns.append(Message("assistant", (Part(question.answers[str(example.label)]),)))
+    return WorkedExamples(tuple(turns), fingerprint=jsonl.fingerprint([asdict(turn) for turn in turns]))
+
+
+def _answered_texts(path: Path, count: int) -> list[tuple[str, str]]:
+    """Texts with their worked answers."""
+    rows = [
+        tuple(jsonl.text_field(row, name, path, line).strip() for name in ("text", "answer"))
+        for line, row in read_table(path)
+    ]
+    if len(rows) < count:
+        raise UserError(f"{path}: {len(rows)} worked examples, {count} are to be shown; add some, or use --shots")
+    return [(text, answer) for text, answer in rows[:count]]
+
+
+def _refuse_labels(path: Path, question: Question, rows: Sequence[tuple[str, str]]) -> None:
+    """Of several calls the first is not the one that asks for a label: an example of it is answered with a text."""
+    words = {word.casefold() for word in question.words}
+    if len(question.steps) > 1 and all(answer.strip(" .").casefold() in words for _, answer in rows):
+        raise UserError(
+            f"{path}: the worked answers are labels ({rows[0][1]!r} ...), and this wording shows them in its first "
+            "call, which asks for a text; give what that call should answer, such as a fact"
+        )
+
+
+def _refuse_asked(path: Path, worked: Sequence[tuple[str, str]], examples: Sequence[Example]) -> None:
+    asked = {example.text.strip(): example.id for example in examples}
+    for text, name in worked:
+        if (item := asked.get(text.strip())) is not None:
+            raise UserError(f"{path}: worked example {name!r} is also asked about, as {item!r}")

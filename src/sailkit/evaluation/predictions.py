@@ -1,0 +1,280 @@
+"""Sets of predictions: rows of a run folder and rows of anyone's recording, in one form."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sailkit import runs
+from sailkit.errors import UserError, nearest
+from sailkit.evaluation.recording_layouts import RECORDED_FIELDS, bare, layout_of, words_of_answers
+from sailkit.files import jsonl
+from sailkit.files.tables import read_table, with_ids, with_nested
+from sailkit.files.yaml_files import read_yaml
+from sailkit.prompts.parse import RULES_VERSION, read_answer
+from sailkit.records import AnswerScore, Prediction
+from sailkit.tasks.task import Task, builtin_tasks, load_task
+
+PREDICTIONS = "predictions.jsonl"
+NOISE = "noise.json"  # how far margins move with the batch, where that was measured
+REFERENCE_FOLDER = "reference"
+# What a verdict between two sets may hang on. A recording says none of it.
+FACTORS = (
+    "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
+    "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
+    "max_new_tokens",
+)  # fmt: skip
+# The same of some runs only: a chat template that reads the clock shows a day.
+RARE_FACTORS = ("date",)
+_NEEDED = ("id", "output")
+_SELDOM = ("group", "reason", "thought")  # a row has these only where they say something
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """What one model said about one set of examples.
+
+    Attributes:
+        name: What to call it: the folder's or file's name.
+        labels: The task's labels, in order.
+        predictions: One row per example.
+        provenance: What is known of how it came about, by factor.
+        rules_version: Version of the reading rules that gave the labels.
+        noise: The most that a margin was seen to move with its batch, in nats; None where that was not measured.
+        extra: Fields of a recording that no mapping names, for the checks on how it was made.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+    provenance: dict[str, Any]
+    rules_version: int = RULES_VERSION
+    noise: float | None = None
+    extra: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @property
+    def missing(self) -> list[str]:
+        """Factors of which nothing is known."""
+        return [name for name in FACTORS if name not in self.provenance]
+
+
+def to_row(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as a row of JSON Lines."""
+    row = {f.name: getattr(prediction, f.name) for f in dataclasses.fields(prediction)}
+    row["answers"] = {
+        word: {"label": a.label, "ids": a.ids, "logprob": a.logprob, "bound": a.bound}
+        for word, a in prediction.answers.items()
+    }
+    # These two are not the run's own: they come from elsewhere when a set is read.
+    del row["reference"], row["recorded"]
+    return {name: value for name, value in row.items() if value or name not in _SELDOM}
+
+
+def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -> Prediction:
+    """The prediction of a row; see `to_row`."""
+    try:
+        answers = {
+            w: AnswerScore(a["label"], tuple(a["ids"]), a["logprob"], a["bound"]) for w, a in row["answers"].items()
+        }
+        return Prediction(**{**row, "answers": answers, "turns": tuple(row["turns"]), "reference": reference})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where}: not a prediction ({error})") from None
+
+
+def as_csv(rows: Sequence[Prediction]) -> str:
+    """Predictions as CSV, a row each; cells that a spreadsheet would take for a formula are quoted."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    labels = sorted({label for p in rows for label in p.scores})
+    writer.writerow(
+        ["id", "text", "gold", "reference", "label", "outcome", *(f"score_{x}" for x in labels), "raw_output"]
+    )
+    for p in rows:
+        scores = [p.scores.get(label, "") for label in labels]
+        cells = [p.id, p.text, p.gold, p.reference, p.label, p.outcome, *scores, p.raw_output]
+        writer.writerow(
+            ["'" + c if isinstance(c, str) and c[:1] in ("=", "+", "-", "@", "\t", "\r") else c for c in cells]
+        )
+    return stream.getvalue()
+
+
+def field_names(fields: Sequence[str] | None) -> dict[str, str]:
+    """What a recording calls its fields.
+
+    Args:
+        fields: `KEY=NAME` pairs, also several between commas, or YAML files of such pairs; the keys are those of
+            `RECORDED_FIELDS`.
+
+    Raises:
+        UserError: An unknown key, or a file that is not a YAML mapping of text.
+    """
+    names: dict[str, str] = {}
+    for entry in (part for text in fields or [] for part in text.split(",")):
+        if entry.endswith((".yaml", ".yml")):
+            loaded = read_yaml(entry)
+            if not isinstance(loaded, dict) or not all(isinstance(v, str) for v in loaded.values()):
+                raise UserError(f"{entry}: expected lines of KEY: NAME")
+            names |= loaded
+        else:
+            key, equals, name = entry.partition("=")
+            if not equals or not name:
+                raise UserError(f"--fields takes KEY=NAME or a YAML file, not {entry!r}")
+            names[key] = name
+    for key in names:
+        if key not in RECORDED_FIELDS:
+            raise UserError(f"--fields has no field {key!r}; {nearest(str(key), RECORDED_FIELDS)}")
+    return names
+
+
+def load_run(folder: str | Path) -> PredictionSet:
+    """Read what an evaluation wrote.
+
+    Raises:
+        UserError: Not an evaluation's folder, or the evaluation is not finished.
+    """
+    folder = Path(folder)
+    manifest = runs.read_manifest(folder)
+    settings = manifest["settings"]
+    if manifest["stage"] != "evaluate":
+        raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
+    asked = folder / REFERENCE_FOLDER / PREDICTIONS
+    reference = {row["id"]: row["label"] for _, row in jsonl.read(asked)} if asked.exists() else {}
+    path = folder / PREDICTIONS
+    rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read(path)]
+    for what, count in (("items", len(rows)), ("reference labels", len(reference) if asked.exists() else len(rows))):
+        if count != settings["n"]:
+            raise UserError(
+                f"{folder} is not finished ({count} of {settings['n']} {what}); run the same evaluate command again"
+            )
+    return PredictionSet(
+        name=folder.name,
+        labels=tuple(settings["labels"]),
+        predictions=tuple(sorted(rows, key=lambda p: p.index)),
+        provenance={name: settings[name] for name in (*FACTORS, *RARE_FACTORS) if name in settings},
+        rules_version=settings["rules_version"],
+        noise=jsonl.read_json(folder / NOISE)["noise"] if (folder / NOISE).exists() else None,
+    )
+
+
+def load_recording(
+    path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None
+) -> PredictionSet:
+    """Read recorded outputs of any origin and read their raw answers again.
+
+    Args:
+        path: JSON Lines, CSV or another table; rows without an id get their number.
+        task: The task whose words the answers use.
+        fields: What the file calls its fields; see `field_names`.
+
+    Raises:
+        UserError: A field is missing, an id is doubled, a label is unknown, or no task fits the labels.
+    """
+    path = Path(path)
+    mapped = field_names(fields)
+    rows = list(read_table(path))
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    layout = layout_of(rows[0][1], str(path)) if "output" not in mapped else RECORDED_FIELDS
+    names = {**layout, **mapped}
+    rows = [(line, with_nested(row, mapped.values())) for line, row in rows]
+    if "id" not in mapped:
+        rows = with_ids(rows, names["id"], path)
+    for key in (*_NEEDED, *mapped):
+        for line, row in rows:
+            if names[key] not in row:
+                found = ", ".join(sorted(map(str, row))) or "nothing"
+                raise UserError(
+                    f"{path}, line {line}: no field {names[key]!r} (found: {found}); map it with --fields {key}=NAME"
+                )
+    known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
+    labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
+    chosen = Task(known.spec, labels, known.folder)
+    parsed = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
+    words = words_of_answers(chosen, parsed, [str(row[names["output"]] or "") for _, row in rows], path)
+    predictions, extra = [], []
+    seen: dict[str, int] = {}
+    for index, (line, row) in enumerate(rows):
+        where = f"{path}, line {line}"
+        item = jsonl.filled_field(row, names["id"], path, line)
+        if item in seen:
+            raise UserError(f"{where}: id {item!r} was used before, in line {seen[item]}; ids must be unique")
+        seen[item] = line
+        raw = row[names["output"]]
+        if raw is not None and not isinstance(raw, str):
+            raise UserError(f"{where}: field {names['output']!r} should be text, found {type(raw).__name__}")
+        prompt = str(row.get(names["prompt"]) or "")
+        # Only the new text is read: some recordings repeat the prompt before it.
+        new = (raw or "").removeprefix(prompt)
+        label, outcome = read_answer(new, words)
+        reference = label_of(row, names["reference"], chosen, where)
+        if reference is None and (answer := row.get(names["reference_output"])):
+            reference = read_answer(str(answer), words)[0]
+        predictions.append(
+            Prediction(
+                id=item, index=index, text=str(row.get(names["text"]) or ""), raw_output=raw, prompt=prompt,
+                gold=label_of(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
+                reference=reference, recorded=label_of(row, names["prediction"], chosen, where),
+                group=_text(row, names["group"]),
+            )
+        )  # fmt: skip
+        extra.append({k: v for k, v in row.items() if k not in names.values()})
+    provenance = {k: v for k in FACTORS if (v := shared_value(extra, k)) is not None} | {"task": known.name}
+    return PredictionSet(
+        path.name.removesuffix(path.suffix), labels, tuple(predictions), provenance, extra=tuple(extra)
+    )
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "" if value is None else str(value)
+
+
+def shared_value(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """A field's value where every row of a recording has the same, else None."""
+    values = [row.get(name) for row in extra]
+    return values[0] if values and all(v == values[0] for v in values) else None
+
+
+def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
+    """The built-in task whose labels, or also whose answer words, these are."""
+    used = {str(label) for label in labels if label not in (None, "")}
+    for name in builtin_tasks():
+        task = load_task(name, ["all"])
+        own = {word.casefold() for word in task.words()} if words else set()
+        if used and all(label in task.labels or label.strip().casefold() in own for label in used):
+            return task
+    shown = ", ".join(sorted(used)[:5]) or "none"
+    raise UserError(
+        f"{path}: no built-in task has its labels ({shown}); name the task, or your task's YAML, with --task"
+    )
+
+
+def labels_in_use(task: Task, found: Sequence[object]) -> tuple[str, ...]:
+    """The task's usual labels, and all of them where the data go beyond."""
+    usual = task.spec.default_labels or tuple(task.spec.labels)
+    used = {word_label(task, label) for label in found if label not in (None, "")}
+    return usual if used <= {*usual} else tuple(task.spec.labels)
+
+
+def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:
+    """A label given by its name or by one of its words; None where the field is absent or empty."""
+    value = row.get(column)
+    if value in (None, ""):
+        return None
+    if (label := word_label(task, value)) is None:
+        raise UserError(
+            f"{where}: {column} {value!r} is neither a label of task {task.name} ({', '.join(task.labels)}) "
+            "nor a word for one; leave it empty where there is none"
+        )
+    return label
+
+
+def word_label(task: Task, value: object) -> str | None:
+    """The label that a name or a word stands for; None where it is neither."""
+    words = task.label_words
+    return str(value) if str(value) in task.labels else words.get(str(value).strip().casefold(), words.get(bare(value)))

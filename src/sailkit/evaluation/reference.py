@@ -1,0 +1,175 @@
+"""Ground truth made by a model: asked at temperature 0, repeated on request, never shown without the data set's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+from sailkit import runs
+from sailkit.errors import UserError
+from sailkit.evaluation.predictions import PREDICTIONS, REFERENCE_FOLDER
+from sailkit.evaluation.summary import Flag
+from sailkit.files import jsonl
+from sailkit.models.base import Model, ModelOptions, Reply
+from sailkit.models.load import load_model
+from sailkit.prompts.parse import RULES_VERSION, read_answer
+from sailkit.prompts.render import Prompt, frames, step_prompt
+from sailkit.records import Example
+from sailkit.tasks.task import Task
+
+
+@runtime_checkable
+class Paid(Protocol):
+    """A model whose every answer costs a request."""
+
+    def estimate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, *, scored: bool = False
+    ) -> dict[str, int]:
+        """Requests still to be sent, about how many prompt tokens, at most how many completion tokens."""
+
+    def with_repeat(self, repeat: int) -> Model:
+        """The same model, asked once more: its answers are cached under the repeat's number."""
+
+
+def announce_cost(
+    model: Model,
+    calls: Sequence[Sequence[Prompt]],
+    new_tokens: Sequence[int],
+    repeats: int = 1,
+    price: str | None = None,
+    *,
+    scored: bool = False,
+) -> None:
+    """Say what a model that is paid by the request will cost, before the first is sent.
+
+    Args:
+        model: Any model; one on this machine is passed over.
+        calls: The prompts of each call of the protocol; what later ones quote of earlier answers is not known yet.
+        new_tokens: Longest answer of each call.
+        repeats: How often each prompt is asked.
+        price: USD per million tokens, `IN/OUT`.
+        scored: The last call is scored, not generated.
+    """
+    if not isinstance(model, Paid):
+        return
+    last = len(calls) - 1
+    each = enumerate(zip(calls, new_tokens, strict=True))
+    expected = [model.estimate(prompts, n, repeats, scored=scored and i == last) for i, (prompts, n) in each]
+    sent, read, written = (
+        sum(e[name] for e in expected) for name in ("requests", "prompt_tokens", "completion_tokens")
+    )
+    cost = "cost unknown: give --price IN/OUT in USD per million tokens"
+    if price is not None:
+        try:
+            per_in, per_out = (float(part) for part in price.split("/"))
+        except ValueError:
+            raise UserError(
+                f"--price takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}"
+            ) from None
+        cost = f"about ${(read * per_in + written * per_out) / 1e6:.4f}"
+    runs.notice(
+        f"{model.name}: {sent} requests to send, about {read} prompt tokens, at most {written} generated; {cost}"
+    )
+
+
+def load_reference(name: str, options: ModelOptions, repeats: int) -> Model:
+    """The model that gives reference labels.
+
+    Raises:
+        UserError: It cannot be had, or cannot be asked so often.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats should be at least 1, not {repeats}")
+    model = load_model(name, options)
+    if repeats > 1 and not isinstance(model, Paid):
+        raise UserError(f"--repeats asks an endpoint again; {name} runs here and always answers the same")
+    return model
+
+
+def collect_reference(
+    run: runs.Run,
+    model: Model,
+    task: Task,
+    examples: Sequence[Example],
+    repeats: int = 1,
+    price: str | None = None,
+) -> list[Flag]:
+    """Ask a model for reference labels and keep them in the run's `reference` folder, itself a run.
+
+    Args:
+        run: The evaluation that they belong to.
+        model: The model; see `load_reference`.
+        task: The task; its direct question in the first wording is asked.
+        examples: What is asked about.
+        repeats: How often each is asked; the first answer is the label.
+        price: See `announce_cost`.
+
+    Returns:
+        A flag where the reference changes its mind, or gives no label.
+    """
+    question = task.question("direct")
+    answers, limit = list(question.answers.values()), question.new_tokens[0]
+    ask = partial(step_prompt, question.steps[0], answers=answers, system=question.systems[0])
+    prompts = [ask(e.text, results=e.evidence) for e in examples]
+    batches = model.plan(prompts, limit, [f"item {e.id}" for e in examples])
+    settings = {
+        **model.describe(),
+        "temperature": 0,
+        "repeats": repeats,
+        "task": task.name,
+        "labels": task.labels,
+        "items_sha256": jsonl.fingerprint([[e.id, e.text] for e in examples]),
+        "prompts_sha256": jsonl.fingerprint([*question.literals, frames()]),
+        "rules_version": RULES_VERSION,
+    }
+    with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
+        announce_cost(model, [prompts], [limit], repeats, price)
+        log = runs.BatchLog(nested.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
+        try:
+            with runs.progress(f"asking {model.name} for the reference", len(examples), log.rows_done) as tick:
+                for batch in batches[log.done :]:
+                    rows: list[dict[str, Any]] = [{"id": examples[i].id, "label": None, "answers": []} for i in batch]
+                    for repeat in range(repeats):
+                        asked = model.with_repeat(repeat) if isinstance(model, Paid) else model
+                        replies = asked.generate([prompts[i] for i in batch], limit, lambda _: False)
+                        for row, reply in zip(rows, replies, strict=True):
+                            row["answers"].append(_read(reply, question.words))
+                    log.append([{**row, "label": row["answers"][0]["label"]} for row in rows])
+                    tick(len(batch))
+        finally:
+            log.close()
+        return _flags(model.name, [row for _, row in jsonl.read(nested.path(PREDICTIONS))], repeats)
+
+
+def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:
+    """What the reference answered, and why a server gave no answer."""
+    if reply.refusal is not None:
+        return {"label": None, "outcome": "refused", "raw_output": reply.text, "reason": reply.refusal}
+    label, outcome = read_answer(reply.text or "", words)
+    return {"label": label, "outcome": outcome, "raw_output": reply.text}
+
+
+def flip_rate(rows: Sequence[dict[str, Any]]) -> float:
+    """Share of items for which the repeats do not all give the same label."""
+    flips = sum(len({answer["label"] for answer in row["answers"]}) > 1 for row in rows)
+    return flips / max(len(rows), 1)
+
+
+def _flags(name: str, rows: Sequence[dict[str, Any]], repeats: int) -> list[Flag]:
+    flags = []
+    if rate := flip_rate(rows):
+        flags.append(
+            Flag(
+                "reference-flips",
+                f"{name} changes its label on {rate:.1%} of the items within {repeats} repeats at temperature 0",
+            )
+        )
+    if silent := sum(row["label"] is None for row in rows):
+        flags.append(
+            Flag(
+                "reference-silent",
+                f"{name} gives no label for {silent} items; figures against it leave them out",
+            )
+        )
+    return flags

@@ -1,0 +1,201 @@
+"""Recorded outputs read again: what was published beside what was really said. No model, no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError, nearest
+from sailkit.evaluation.predictions import PredictionSet
+from sailkit.evaluation.recordings import load_recording
+from sailkit.evaluation.summary import Flag, against, constant_flags, summarise, units_of, with_flags
+from sailkit.records import Prediction
+
+DEFAULT_CLASS_SHARE = 0.9
+DEFAULT_CLASS_LEAST = 6  # fewer may fall to one of two classes by chance
+_TOLERANCE = 6e-4  # published figures have three or four digits
+_F1_KINDS = ("macro_f1", "weighted_f1")
+
+
+def rescore(
+    *files: Path,
+    task: str | None = None,
+    fields: list[str] | None = None,
+    published: list[str] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Read recorded outputs again and report what was recorded beside what was said.
+
+    Args:
+        files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
+            lighteval; none, to check published figures alone.
+        task: The task whose answer words are used: a name or a YAML file; found from the labels by default.
+        fields: What the files call the fields id, text, label, output, prediction, reference, prompt, group:
+            KEY=NAME, repeated or between commas, or a YAML file.
+        published: Published figures such as `accuracy=0.6461,f1=0.3925`, one for each file in order.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        For each file its figures and flags, flat.
+
+    Raises:
+        UserError: A file cannot be read, or figures and files do not match.
+    """
+    claims = [_published(text) for text in published or []]
+    if not files and not claims:
+        raise UserError("name a file of recorded outputs, or give --published accuracy=...,f1=...")
+    found: list[tuple[dict[str, Any], list[Flag]]]
+    if not files:
+        found = [({}, _aggregate_flags(claim)) for claim in claims]
+    else:
+        if claims and len(claims) != len(files):
+            raise UserError(f"{len(claims)} --published for {len(files)} files; give one for each, in order")
+        sets = [load_recording(path, task, fields) for path in files]
+        found = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
+    kinds = [_f1_kinds(figures, claim) for (figures, _), claim in zip(found, claims, strict=False)]
+    named = [kind for kind in kinds if len(kind) == 1]
+    if len({*map(tuple, named)}) > 1:
+        what = ", ".join(
+            f"{figures.get('name', '?')} {'/'.join(kind)}" for (figures, _), kind in zip(found, kinds, strict=True)
+        )
+        flag = Flag(
+            "mixed-f1-kinds",
+            f"the published F1 values are of different kinds ({what}); they cannot be compared",
+        )
+        found = [(figures, [*flags, flag]) for figures, flags in found]
+    return [with_flags(figures, flags) for figures, flags in found]
+
+
+def _published(text: str) -> dict[str, float]:
+    """`accuracy=0.64,f1=0.39` as numbers."""
+    known = {"accuracy", "f1", *_F1_KINDS}
+    claim: dict[str, float] = {}
+    for part in text.replace(" ", "").split(","):
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise UserError(f"--published knows no figure {name!r}; {nearest(name, known)}")
+        try:
+            claim[name] = float(value)
+        except ValueError:
+            raise UserError(f"--published {name}: {value!r} is not a number") from None
+        if not 0 <= claim[name] <= 1:
+            raise UserError(f"--published {name}={value} is not between 0 and 1")
+    return claim
+
+
+def rescore_set(
+    recorded: PredictionSet, claim: Mapping[str, float], seed: int = 0
+) -> tuple[dict[str, Any], list[Flag]]:
+    """Figures and flags of one recording that is read already; see `rescore`.
+
+    Args:
+        recorded: The recording.
+        claim: Published figures by name, or nothing.
+        seed: Seed of the bootstrap.
+    """
+    rows, labels = recorded.predictions, recorded.labels
+    figures, flags = summarise(rows, labels, seed=seed)
+    figures = {"name": recorded.name, "task": recorded.provenance["task"], **figures}
+    if any(p.recorded is not None for p in rows):
+        said = [p.recorded or "unreadable" for p in rows]
+        truth = [p.reference if figures.get("against") == "reference" else p.gold for p in rows]
+        if pairs := [(t, s) for t, s in zip(truth, said, strict=True) if t is not None]:
+            units = units_of([p for p, t in zip(rows, truth, strict=True) if t is not None])
+            figures |= against(pairs, labels, "recorded_", seed, units)
+        figures["recorded_disagrees"] = sum(p.recorded != p.label for p in rows)
+        flags = constant_flags(said, labels, "the recorded predictions") + _parser_flags(rows) + flags
+    flags += _sampled_flags(recorded)
+    for kind, value in claim.items():
+        if kind in ("accuracy", *_F1_KINDS) and abs(figures.get(f"recorded_{kind}", value) - value) > _TOLERANCE:
+            text = f"published {kind} {value:.4f}, but the recorded predictions give {figures[f'recorded_{kind}']:.4f}"
+            flags.append(Flag("published-differs", text))
+    kinds = _f1_kinds(figures, claim)
+    if "f1" in claim:
+        figures["published_f1_kind"] = "/".join(kinds) or None
+        if not kinds and "recorded_macro_f1" in figures:
+            text = f"published F1 {claim['f1']:.4f} is neither the macro, nor the weighted, nor a class's F1"
+            flags.append(Flag("published-differs", f"{text} of the recorded predictions"))
+    if claim and "recorded_accuracy" not in figures:
+        flags.append(
+            Flag("published-unchecked", "the file has no recorded predictions to hold the published figures against")
+        )
+    return figures, flags + _aggregate_flags(claim)
+
+
+def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
+    """Recorded predictions that the raw answers contradict, nearly all to one class: a parser with a default."""
+    wrong = [p for p in rows if p.recorded != p.label]
+    if len(wrong) < DEFAULT_CLASS_LEAST:
+        return []
+    label, count = Counter(p.recorded for p in wrong).most_common(1)[0]
+    if count / len(wrong) < DEFAULT_CLASS_SHARE:
+        return []
+    unread = sum(p.label is None for p in wrong)
+    share = f"{len(wrong)} of {len(rows)} recorded predictions ({len(wrong) / len(rows):.1%})"
+    text = (
+        f"{share} are not what the answer says ({unread} of those answers give no label), and {count} of these are "
+        f"{label}: where the parser fails, it falls back on one class"
+    )
+    return [Flag("default-class-parser", text)]
+
+
+def _sampled_flags(recorded: PredictionSet) -> list[Flag]:
+    """Signs that reference labels were sampled: a stated temperature, or one text with two labels."""
+    if all(p.reference is None for p in recorded.predictions):
+        return []
+    flags = []
+    hot = {
+        float(value)
+        for row in recorded.extra
+        for name, value in row.items()
+        if "temperature" in name and ("reference" in name or name == "temperature") and _is_positive(value)
+    }
+    if hot:
+        how = ", ".join(map(str, sorted(hot)))
+        text = f"the recording states temperature {how}: a reference sampled so would give other labels if asked again"
+        flags.append(Flag("sampled-reference", text))
+    by_text: dict[str, set[str]] = {}
+    for p in recorded.predictions:
+        if p.text and p.reference is not None:
+            by_text.setdefault(p.text, set()).add(p.reference)
+    split = sum(len(labels) > 1 for labels in by_text.values())
+    if split and not hot:
+        flags.append(
+            Flag(
+                "sampled-reference",
+                f"{split} texts occur twice with different reference labels: the reference was sampled",
+            )
+        )
+    return flags
+
+
+def _is_positive(value: object) -> bool:
+    try:
+        return float(str(value)) > 0
+    except ValueError:
+        return False
+
+
+def _f1_kinds(figures: Mapping[str, Any], claim: Mapping[str, float]) -> list[str]:
+    """Which F1 of the recorded predictions a published, unnamed F1 is."""
+    if "f1" not in claim:
+        return [kind for kind in _F1_KINDS if kind in claim]
+    kinds = (*_F1_KINDS, *(f"f1_{label}" for label in figures.get("labels", [])))
+    return [k for k in kinds if abs(figures.get(f"recorded_{k}", 9.0) - claim["f1"]) <= _TOLERANCE]
+
+
+def _aggregate_flags(claim: Mapping[str, float]) -> list[Flag]:
+    """A constant predictor on two classes shows in its aggregates: macro-F1 = accuracy / (1 + accuracy)."""
+    value = claim.get("macro_f1", claim.get("f1"))
+    if value is None or "accuracy" not in claim:
+        return []
+    constant = claim["accuracy"] / (1 + claim["accuracy"])
+    if abs(value - constant) > _TOLERANCE:
+        return []
+    text = (
+        f"published accuracy {claim['accuracy']:.4f} with macro-F1 {value:.4f} is what one constant answer gives on "
+        f"two classes (accuracy / (1 + accuracy) = {constant:.4f})"
+    )
+    return [Flag("constant-predictor", text)]

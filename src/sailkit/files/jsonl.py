@@ -1,0 +1,234 @@
+"""JSON Lines: read with the place of every fault named, write whole files atomically, fingerprint."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError
+from sailkit.files import unpacking
+
+_UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # how numpy tells of a full disk
+_SYSTEM = re.compile(r"os error (\d+)")  # how libraries in Rust tell of an error of the system
+Row = dict[str, Any]
+
+
+def dumps(value: object) -> str:
+    """One line of JSON, the same bytes for the same value; NaN and infinity are refused."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def encode(text: str) -> bytes:
+    r"""UTF-8; half a surrogate pair becomes its escape, `\ud800`, which is how JSON spells it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that UTF-8 can hold: JSON can also spell half a surrogate pair."""
+    return isinstance(value, str) and encode(value) == value.encode("utf-8", "replace")
+
+
+def read(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Rows of a JSON Lines file with their line numbers.
+
+    Args:
+        path: The file, gzipped if its name ends in .gz; blank lines are passed over.
+
+    Yields:
+        Line number from 1, and the object on that line.
+
+    Raises:
+        UserError: The file is missing or not UTF-8, or a line is not a JSON object; file and line are named.
+    """
+    path = Path(path)
+    try:
+        with unpacking.open_gzip(path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                line = _without_mark(raw, path) if number == 1 else raw
+                if not line.strip():
+                    continue
+                try:
+                    # json.loads accepts NaN; such a number would poison every mean after it.
+                    row = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from None
+                except ValueError as error:
+                    cut = "" if raw.endswith(b"\n") else "; the file may be truncated"
+                    message = getattr(error, "msg", error)
+                    raise UserError(f"{path}, line {number}: not valid JSON ({message}){cut}") from None
+                except RecursionError:
+                    raise UserError(f"{path}, line {number}: JSON nested too deeply") from None
+                if not isinstance(row, dict):
+                    kind = type(row).__name__
+                    raise UserError(f"{path}, line {number}: expected a JSON object, found {kind}")
+                yield number, row
+    except unpacking.ERRORS as error:
+        raise reading_failed(path, error) from None
+
+
+def _without_mark(line: bytes, path: Path) -> bytes:
+    """A file's first line without the byte order mark that spreadsheets and editors put there."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
+def refuse_constant(name: str) -> float:
+    """For `json.loads`, which takes NaN and infinity for numbers; JSON does not."""
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def filled_field(row: Row, name: str, path: str | Path, line: int) -> str:
+    """A field that must be there and be text that is not blank, as an id or what is asked about."""
+    value = text_field(row, name, path, line)
+    if not value.strip():
+        raise UserError(f"{path}, line {line}: field {name!r} is empty; fill it, or remove the row")
+    return value
+
+
+def text_field(row: Row, name: str, path: str | Path, line: int) -> str:
+    """A field that must be there and be text (numbers are accepted where an id is written as one)."""
+    if name not in row:
+        raise UserError(f"{path}, line {line}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise UserError(f"{path}, line {line}: field {name!r} should be text, found {type(value).__name__}")
+    if not is_text(str(value)):
+        raise UserError(f"{path}, line {line}: field {name!r} holds half a surrogate pair, which is no character")
+    return str(value)
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: a temporary file beside it, fsync, rename."""
+    path = Path(path)
+    payload = encode(data) if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = _begin(path)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(payload)
+                stream.flush()
+                os.fsync(stream.fileno())
+                # mkstemp makes private files; a result should follow the user's umask like any other.
+                umask = os.umask(0)
+                os.umask(umask)
+                unfinished.chmod(0o666 & ~umask)
+                unfinished.replace(path)  # while it is locked
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+    except OSError as error:
+        raise writing_failed(path, error) from None
+
+
+def _begin(path: Path) -> tuple[int, Path]:
+    """A temporary file for `path`, open and locked: the lock goes with the process, however it ends."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        with contextlib.suppress(OSError):  # some file systems have no locks; what is there is not swept then
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept before it was locked
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `write_atomic` left where a process was killed; what is being written now is locked, and stays."""
+    for left in [*folder.rglob(f".*{_UNFINISHED}")]:
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Row:
+    """Read one JSON object from a file.
+
+    Raises:
+        UserError: The file is missing, not JSON, or not an object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text("utf-8-sig"), parse_constant=refuse_constant)
+    except OSError as error:
+        raise reading_failed(path, error) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def reading_failed(path: str | Path, error: Exception) -> UserError:
+    """The one line for a file that cannot be read."""
+    return UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, mend: str = "") -> Iterator[None]:
+    """Around what others write: whatever the system refuses is one line.
+
+    Args:
+        path: What is written.
+        mend: What else helps where it cannot be.
+
+    Raises:
+        UserError: A full disk, and whatever else the system refuses.
+    """
+    try:
+        yield
+    except Exception as error:  # those of safetensors and tokenizers are no OSError, and hold one in words
+        if not isinstance(error, OSError) and not _SYSTEM.search(str(error)):
+            raise
+        raise UserError(f"{writing_failed(path, error)}{mend}") from None
+
+
+def writing_failed(path: str | Path, error: Exception) -> UserError:
+    """The one line for a file that cannot be written, with the mend where the disk is full."""
+    told = _SYSTEM.search(str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    if number is None and _SHORT_WRITE.search(str(error)):
+        number = errno.ENOSPC
+    said = os.strerror(number) if number else error
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""
+    return UserError(f"cannot write {path}: {said}{mend}")
+
+
+def fingerprint(value: object) -> str:
+    """sha256 of a JSON value, its keys sorted; 64 hex digits."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(encode(text)).hexdigest()
+
+
+def file_fingerprint(paths: Iterable[str | Path]) -> str:
+    """sha256 over the bytes of files, in the given order; 64 hex digits."""
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            with Path(path).open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise reading_failed(path, error) from None
+    return total.hexdigest()

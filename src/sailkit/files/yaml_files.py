@@ -1,0 +1,58 @@
+"""YAML as all of the project reads it: booleans and numbers as in YAML 1.2, faults in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+
+_BOOL, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp"))
+
+
+class _Loader(yaml.SafeLoader):
+    """As in YAML 1.2, only true and false are booleans, `no` and a date are text, and 1e-5 is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in (_BOOL, _TIME)]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789"))
+
+
+def parse_yaml(text: str, where: str | Path) -> Any:
+    """What a YAML text says.
+
+    Args:
+        text: The text.
+        where: What an error names as its source.
+
+    Raises:
+        UserError: It is not YAML, or nested too deeply to be read.
+    """
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{where}: YAML nested too deeply") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        UserError: The file cannot be read or is not YAML.
+    """
+    try:
+        return parse_yaml(Path(path).read_text("utf-8-sig"), path)
+    except OSError as error:
+        raise jsonl.reading_failed(path, error) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: not UTF-8 text ({error.reason})") from None

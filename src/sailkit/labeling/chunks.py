@@ -1,0 +1,59 @@
+"""Long texts in overlapping windows of tokens, so that a labeler reads all of a search result, not its beginning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sailkit.prompts.render import Part
+from sailkit.prompts.safety import GuardedTokenizer
+
+
+def positions(config: Any) -> int:
+    """Most tokens that an encoder has positions for."""
+    most: int = getattr(config, "max_position_embeddings", 512)
+    # RoBERTa counts its positions from the padding's id.
+    return most - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else most
+
+
+class Windows:
+    """Cuts texts into windows for one tokenizer; what a text spells never becomes a special token."""
+
+    def __init__(self, tokenizer: Any, size: int, overlap: int = 32, most: int = 8) -> None:
+        """Prepare.
+
+        Args:
+            tokenizer: A fast transformers tokenizer.
+            size: Tokens in a window, without special tokens.
+            overlap: Tokens that a window shares with the one before.
+            most: Windows of one text; what is behind them is cut and counted.
+        """
+        self.size = size
+        self.overlap = min(overlap, size // 4)
+        self.most = most
+        self._guard = GuardedTokenizer(tokenizer)
+
+    def describe(self) -> dict[str, int]:
+        """What decides the windows, for the manifest."""
+        return {"size": self.size, "overlap": self.overlap, "most": self.most}
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text from outside, without special tokens."""
+        return self._guard.encode([Part(text, trusted=False)], add_special_tokens=False)
+
+    def ends(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters."""
+        return self._guard.offsets(text)
+
+    def spans(self, length: int, size: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
+        """Where windows begin and end in a text of so many tokens; at least one, which may be empty."""
+        size = size or self.size
+        step = size - min(self.overlap, size // 4)
+        starts = range(0, max(length - min(self.overlap, size // 4), 1), step)
+        return [(start, min(start + size, length)) for start in starts][:most]
+
+    def split(self, text: str, most: int | None) -> tuple[list[str], int]:
+        """The first so many windows of a text as text, or all of them, and how many tokens are behind the last one."""
+        ends = self.ends(text)
+        spans = self.spans(len(ends), most=most)
+        starts = [0, *ends]
+        return [text[starts[a] : starts[b]] for a, b in spans], len(ends) - spans[-1][1]

@@ -1,0 +1,46 @@
+"""The batches of `label` on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sailkit.cluster import Job, Pool
+from sailkit.labeling.base import Labeler, Pair, Score, score_batch
+from sailkit.labeling.load import LabelerOptions, load_labeler
+from sailkit.models.base import ModelOptions
+from sailkit.records import Instruction, SearchResult
+
+
+def scorer(
+    pool: Pool, name: str, options: LabelerOptions
+) -> Callable[[Labeler, Sequence[Sequence[Pair]]], Generator[list[Score], None, None]]:
+    """A function that scores each batch, in order, on a cluster.
+
+    Args:
+        pool: Where.
+        name: The labeler's name, as every node finds it.
+        options: How to load and run it.
+    """
+    job = Job("labeler", _load, {"name": name, "options": asdict(options)}, _score)
+
+    def score(labeler: Labeler, batches: Sequence[Sequence[Pair]]) -> Generator[list[Score], None, None]:
+        tasks = [[asdict(pair) for pair in batch] for batch in batches]
+        with contextlib.closing(pool.run(job, labeler, tasks)) as answers:
+            for answer in answers:
+                yield [Score(**one) for one in json.loads(answer)]
+
+    return score
+
+
+def _load(setup: dict[str, Any]) -> Labeler:
+    options = setup["options"]
+    return load_labeler(setup["name"], LabelerOptions(**{**options, "model": ModelOptions(**options["model"])}))
+
+
+def _score(labeler: Labeler, rows: list[dict[str, Any]]) -> bytes:
+    pairs = [Pair(Instruction(**row["instruction"]), SearchResult(**row["result"])) for row in rows]
+    return json.dumps([asdict(score) for score in score_batch(labeler, pairs)]).encode()

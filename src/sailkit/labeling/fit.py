@@ -1,0 +1,221 @@
+"""The stage `fit`: a cross-encoder labeler from human judgements, saved as a model that `entailment` loads."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sailkit import runs
+from sailkit.errors import UserError, at_least_one, missing_extra
+from sailkit.files import jsonl
+from sailkit.labeling.base import statement
+from sailkit.labeling.chunks import positions
+from sailkit.labeling.human import HumanJudgements, HumanPair, read_judgements
+from sailkit.models.encoder import guard_texts
+from sailkit.models.sources import ENCODER, resolve_encoder
+from sailkit.tasks.task import in_first_half
+
+FITTED = "fitted.json"
+_POOL = 16  # batches that are cut from one pool of rows, by length
+_LEAST_LENGTH = 16  # tokens; a shorter pair shows next to nothing of both
+
+_SHOWN = ("data", "pairs", "claims", "train_loss", "device", "dtype")
+
+
+def fit(
+    *,
+    data: Path,
+    out: Path,
+    base: str = ENCODER,
+    epochs: float = 3.0,
+    learning_rate: float = 5e-5,
+    batch_size: int = 32,
+    max_length: int = 256,
+    limit: int | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a labeler from human judgements, on the half of the claims that audit does not report on.
+
+    The folder is a normal sequence classification model: use it as entailment:FOLDER.
+
+    Args:
+        data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL.
+        out: The new model folder.
+        base: minilm-l6-v2, a folder or a hub id.
+        epochs: Passes over the pairs.
+        learning_rate: Peak learning rate; it rises over the first tenth and then falls to 0.
+        batch_size: Pairs in an optimizer step.
+        max_length: Most tokens of a pair in training; the longer of the two is shortened.
+        limit: Only the first so many pairs of that half.
+        dtype: Number format of the forward pass; auto takes bfloat16 on a GPU that has it. Weights stay float32.
+        seed: Seed of the halves, the order and the new weights.
+
+    Returns:
+        How many pairs and claims were used, the last training loss, and where the model is.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    at_least_one(batch_size=batch_size, limit=limit)
+    _check_numbers(epochs, learning_rate, max_length)
+    try:
+        import datasets
+        from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+        from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+    except ImportError:
+        raise missing_extra("label", "fitting a labeler") from None
+    import torch
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    judged = read_judgements(data)
+    used = _used(judged, data, seed, limit)
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    set_seed(seed)
+    cuda = torch.cuda.is_available()
+    precision = _precision(dtype, cuda)
+    source = resolve_encoder(base)
+    model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
+    tokenizer = guard_texts(model)
+    if max_length > (most := positions(model.model.config)):
+        raise UserError(f"--max-length {max_length}: {base} takes at most {most} tokens")
+    rows = _rows(used)
+    with jsonl.writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        steps = math.ceil(epochs * math.ceil(len(rows) / batch_size))
+        arguments = CrossEncoderTrainingArguments(
+            output_dir=str(unfinished / "trainer"), num_train_epochs=epochs, learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size, warmup_steps=max(1, steps // 10), seed=seed, data_seed=seed,
+            save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 10),
+            use_cpu=not cuda, dataloader_pin_memory=cuda, bf16=precision == torch.bfloat16,
+            fp16=precision == torch.float16, batch_sampler=_batches(),
+        )  # fmt: skip
+        with runs.progress(f"fitting on {judged.name}", steps) as tick:
+            trainer = CrossEncoderTrainer(
+                model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows),
+                loss=BinaryCrossEntropyLoss(model), callbacks=[_ticking(tick)],
+            )  # fmt: skip
+            trainer.remove_callback(_printer())
+            done = trainer.train()
+        folder = unfinished / "model"
+        with jsonl.writing(out):
+            _save(model.model, tokenizer, folder)
+        told = {
+            "data": judged.name,
+            "data_sha256": judged.sha256,
+            "base_sha256": jsonl.file_fingerprint(source.files()["weights"]),
+            "seed": seed,
+            "pairs": len(rows),
+            "claims": len({one.claim for one in used}),
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "device": "cuda" if cuda else "cpu",
+            "dtype": str(precision).removeprefix("torch."),
+            "train_loss": done.training_loss,
+            "environment": runs.environment(),
+        }
+        jsonl.write_json(folder / FITTED, told)
+        with jsonl.writing(out):
+            folder.rename(out)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing is kept of an unfinished fit") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return {name: told[name] for name in _SHOWN} | {"model": str(out)}
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.config.id2label, model.config.label2id = {0: "informative"}, {"informative": 0}
+    model.save_pretrained(folder)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    tokenizer.save_pretrained(folder)
+
+
+def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> list[HumanPair]:
+    half = [one for one in judged.pairs if in_first_half(one.claim, seed)][:limit]
+    used = [one for one in half if one.pair.result.body.strip()]
+    if len({one.official for one in used}) < 2:
+        what = "only one kind of judgement" if used else "no evidence with text"
+        raise UserError(f"{data}: {what} to learn from; use more data")
+    return used
+
+
+def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
+    """Pairs with the share of votes as target; by length, as the batches need them."""
+    rows = [
+        {"result": one.pair.result.text, "statement": statement(one.pair.instruction), "label": one.share}
+        for one in used
+    ]
+    return sorted(rows, key=lambda row: len(str(row["result"])))
+
+
+def _check_numbers(epochs: float, learning_rate: float, max_length: int) -> None:
+    for flag, value in (("--epochs", epochs), ("--learning-rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise UserError(f"{flag} should be above 0, not {value}")
+    if max_length < _LEAST_LENGTH:
+        raise UserError(f"--max-length should be at least {_LEAST_LENGTH}, not {max_length}")
+
+
+def _precision(dtype: str, cuda: bool) -> Any:
+    import torch
+
+    from sailkit.models.weights import pick_dtype
+
+    # On a CPU the backward pass of so small a model is slower in bfloat16.
+    chosen = "float32" if dtype == "auto" and not cuda else dtype
+    return pick_dtype(chosen, torch.device("cuda" if cuda else "cpu"))
+
+
+def _batches() -> Any:
+    """Batches of like length, so that little is padded; each epoch cuts and orders them anew."""
+    from torch.utils.data import BatchSampler
+
+    class Batches(BatchSampler):
+        def __init__(self, dataset: Any, batch_size: int, drop_last: bool, seed: int = 0, **_: Any) -> None:
+            super().__init__(dataset, batch_size, drop_last)
+            self.rows, self.seed, self.epoch = len(dataset), seed, 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[list[int]]:
+            chance = random.Random(runs.seed_for(self.seed, "batches", str(self.epoch)))  # noqa: S311 - no secret
+            order = list(range(self.rows))
+            chance.shuffle(order)
+            pool = _POOL * self.batch_size
+            pools = (sorted(order[start : start + pool]) for start in range(0, len(order), pool))  # rows are by length
+            batches = [part[i : i + self.batch_size] for part in pools for i in range(0, len(part), self.batch_size)]
+            chance.shuffle(batches)
+            yield from batches
+
+    return Batches
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _ticking(tick: runs.Ticker) -> Any:
+    from transformers import TrainerCallback
+
+    class Ticking(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            tick()
+
+    return Ticking()

@@ -1,0 +1,63 @@
+"""From a labeler's name to the labeler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sailkit.errors import UserError, nearest
+from sailkit.labeling.base import Labeler
+from sailkit.models.base import ModelOptions
+from sailkit.models.sources import ENCODER
+
+KINDS = ("similarity", "overlap", "entailment", "judge")
+
+
+@dataclass(frozen=True)
+class LabelerOptions:
+    """How to load and run a labeler.
+
+    Attributes:
+        direction: For entailment; see `Entailment`.
+        measure: For entailment.
+        form: For entailment.
+        model: How to run the model behind it.
+    """
+
+    direction: str = "result-first"
+    measure: str = "entailment"
+    form: str = "pair"
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+
+def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
+    """Load a labeler by name.
+
+    Args:
+        name: `similarity` or `similarity:ENCODER`, `overlap`, `entailment:MODEL`, `judge:MODEL`.
+        options: How to load and run it.
+
+    Raises:
+        UserError: There is no such labeler, or its model cannot be used.
+    """
+    options = options or LabelerOptions()
+    kind, _, model = name.partition(":")
+    if kind not in KINDS:
+        raise UserError(f"no labeler {name!r}: {nearest(kind, KINDS)}")
+    if kind in ("entailment", "judge") and not model:
+        raise UserError(f"--labeler {kind} needs a model: write {kind}:MODEL")
+    if kind == "overlap":
+        from sailkit.labeling.similarity import Overlap
+
+        return Overlap()
+    if kind == "similarity":
+        from sailkit.labeling.similarity import Similarity
+
+        return Similarity(model or ENCODER, options.model.device)
+    if kind == "judge":
+        from sailkit.labeling.judge import Judge
+
+        return Judge(model, options.model)
+    from sailkit.labeling.entailment import Entailment
+
+    how = options.model
+    return Entailment(model, options.direction, options.measure, options.form, how.dtype, how.device)  # type: ignore[arg-type]

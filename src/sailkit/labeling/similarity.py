@@ -1,0 +1,103 @@
+"""Labelers that compare texts: cosine of sentence embeddings (the offline default) and shared words (a baseline)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sailkit.files import jsonl
+from sailkit.labeling.base import Pair, Score, evenly, statement
+from sailkit.labeling.chunks import Windows
+from sailkit.models.encoder import load_encoder
+from sailkit.models.sources import ENCODER
+
+_BATCH = 256
+_WORD = re.compile(r"\w+")
+
+
+class Similarity:
+    """Cosine of the response (with the instruction in view) and the result; the best two windows of theirs count."""
+
+    threshold = 0.5
+
+    def __init__(self, encoder: str = ENCODER, device: str = "auto") -> None:
+        """Load a sentence-transformers model.
+
+        Args:
+            encoder: `minilm-l6-v2`, a folder or a hub id.
+            device: `auto` or a torch device.
+
+        Raises:
+            UserError: The library, the device or the model is not there, or it is a language model.
+        """
+        self.name = "similarity" if encoder == ENCODER else f"similarity:{encoder}"
+        self._model, source = load_encoder(encoder, "the similarity labeler", device)
+        self._windows = Windows(self._model.tokenizer, int(self._model.max_seq_length or 256) - 2)
+        self._facts = {
+            "weights_sha256": jsonl.file_fingerprint(source.files()["weights"]),
+            "tokenizer_sha256": jsonl.file_fingerprint(source.files()["tokenizer"]),
+        }
+
+    @property
+    def runs_on(self) -> dict[str, str]:
+        """Device and number format of the model."""
+        weight = next(self._model.parameters())
+        return {"device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch.")}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the labeler that decides its scores."""
+        return {"labeler": self.name, "version": 4, **self._facts, "windows": self._windows.describe()}
+
+    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Batches in order: the encoder sorts by length within each."""
+        return evenly(len(pairs), _BATCH)
+
+    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Cosine of each pair, negative ones as 0."""
+        # The encoder drops what is behind its length without a word, so nothing longer ever reaches it.
+        seen = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
+        wanted = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
+        texts = list(dict.fromkeys(text for many in (*wanted, *(windows for windows, _ in seen)) for text in many))
+        vectors = self._model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+        place = {text: i for i, text in enumerate(texts)}
+        found = []
+        for pair, asked, (windows, cut_tokens) in zip(pairs, wanted, seen, strict=True):
+            if not pair.instruction.output.strip():
+                found.append(Score(None, "no_response", cut_tokens))
+                continue
+            best = max(float(vectors[place[a]] @ vectors[place[b]]) for a in asked for b in windows)
+            found.append(Score(min(max(best, 0.0), 1.0), cut_tokens=cut_tokens))
+        return found
+
+
+class Overlap:
+    """Share of the statement's words that the result holds too; words that say nothing are passed over."""
+
+    name = "overlap"
+    threshold = 0.5
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the labeler that decides its scores."""
+        return {"labeler": self.name, "version": 1}
+
+    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Batches in order."""
+        return evenly(len(pairs), 4096)
+
+    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Overlap of each pair."""
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+        def words(text: str) -> set[str]:
+            return {word for word in _WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS}
+
+        found = []
+        for pair in pairs:
+            if not pair.instruction.output.strip():
+                found.append(Score(None, "no_response"))
+                continue
+            wanted = words(statement(pair.instruction))
+            have = words(f"{pair.result.title} {pair.result.body}")
+            found.append(Score(len(wanted & have) / len(wanted) if wanted else 0.0))
+        return found

@@ -1,0 +1,140 @@
+"""Models that answer prompts: on this machine, or behind any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sailkit.errors import UserError
+from sailkit.prompts.render import Prompt
+from sailkit.records import AnswerScore
+
+SCORE_RESERVE = 8  # tokens left free for an answer that is scored
+# Told the text so far; says whether the answer is complete.
+Finished = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model gave back for one prompt.
+
+    Attributes:
+        prompt: The prompt as it was sent.
+        prompt_fingerprint: sha256 of what was sent, 16 hex digits.
+        prompt_tokens: Its length.
+        text: Newly generated text, or None where nothing was generated.
+        answers: Answer word -> score, where the model gives log-probabilities.
+        completion_tokens: Tokens generated.
+        cut_tokens: Tokens of search results left out of the prompt.
+        cut_off: The answer was stopped by the limit, before its end.
+        refusal: Why a server gave no answer to this prompt; None where it gave one.
+        thought: What the model thought before, where the server tells it from the answer.
+    """
+
+    prompt: str
+    prompt_fingerprint: str
+    prompt_tokens: int
+    text: str | None = None
+    answers: dict[str, AnswerScore] = field(default_factory=dict)
+    completion_tokens: int = 0
+    cut_tokens: int = 0
+    cut_off: bool = False
+    refusal: str | None = None
+    thought: str | None = None
+
+
+class Model(Protocol):
+    """Anything that answers prompts."""
+
+    name: str
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the model that decides its answers, for the manifest."""
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text takes; an estimate where a server's tokenizer is not known."""
+
+    def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
+        """Cut a whole run into batches.
+
+        Args:
+            prompts: All prompts of the run.
+            reserve: Tokens to leave free for the answer.
+            names: What to call each prompt in an error.
+
+        Returns:
+            Batches of indices; every prompt is in one.
+        """
+
+    def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
+        """Score each label's answer word behind each prompt of one batch.
+
+        Args:
+            prompts: One batch of the plan.
+            answers: Label -> answer word.
+        """
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
+    ) -> list[Reply]:
+        """Answer each prompt of one batch greedily, until `finished` or the limit.
+
+        Args:
+            prompts: One batch of the plan.
+            max_new_tokens: The limit.
+            finished: Told the text so far; says whether it is complete.
+            likely: Complete answers that are likely; knowing them may save time, and changes nothing else.
+        """
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to load and run a model.
+
+    Attributes:
+        chat: `auto` (where the model has a chat template), `on` or `off`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `auto`, or a torch device such as `cpu` or `cuda:0`.
+        batch_tokens: Most tokens in a batch, padding included; 0 chooses by device.
+        trust_remote_code: Run code that a model's repository carries.
+        concurrency: Most requests at a time to an endpoint.
+        max_requests: Most requests in all to an endpoint, retries included; 0 for no limit.
+        timeout: Seconds for one request to an endpoint.
+        api_key_env: Environment variable that holds the endpoint's key.
+        max_response_mb: Most megabytes of one answer of an endpoint, unpacked.
+        date: For chat templates that read the clock, as YYYY-MM-DD; None takes the one of the model's training here,
+            else today.
+    """
+
+    chat: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_tokens: int = 0
+    trust_remote_code: bool = False
+    concurrency: int = 8
+    max_requests: int = 0
+    timeout: float = 60.0
+    api_key_env: str = "OPENAI_API_KEY"
+    max_response_mb: float = 32.0
+    date: str | None = None
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a model's name is that of one behind a server."""
+    return name.startswith("endpoint:")
+
+
+def check_scorable(model: Model) -> None:
+    """Refuse to score answers of a model whose prompts end within a thought: no answer is expected there.
+
+    The thought is not closed here, because a model that was trained to think has not learnt to answer without.
+
+    Raises:
+        UserError: Its chat template opens a thought, and has no switch (`enable_thinking`) that leaves it out.
+    """
+    if thought := model.describe().get("open_thought"):
+        raise UserError(
+            f"the chat template of {model.name} opens a thought ({thought.strip()}), and answers cannot be scored "
+            "inside it; use --answer generate with a --max-new-tokens that leaves room to think, or --chat off"
+        )

@@ -1,0 +1,31 @@
+"""Loading a model by name, whatever kind it is."""
+
+from __future__ import annotations
+
+from sailkit.errors import UserError
+from sailkit.models.base import Model, ModelOptions, is_endpoint
+from sailkit.prompts.chat_template import check_date
+
+
+def load_model(name: str, options: ModelOptions | None = None) -> Model:
+    """Load a model by name.
+
+    Args:
+        name: `smollm2-135m`, a hub id, a local folder, a GGUF file, a LoRA adapter folder, or
+            `endpoint:MODEL@BASE_URL`.
+        options: How to load and run it.
+
+    Raises:
+        UserError: It cannot be found, read, or run as asked.
+    """
+    options = options or ModelOptions()
+    if options.chat not in ("auto", "on", "off"):
+        raise UserError(f"--chat takes auto, on or off, not {options.chat!r}")
+    check_date(options.date)
+    if is_endpoint(name):
+        from sailkit.models.endpoint import EndpointModel  # each brings its own libraries
+
+        return EndpointModel.from_name(name, options)
+    from sailkit.models.local import LocalModel
+
+    return LocalModel.from_name(name, options)

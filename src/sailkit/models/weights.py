@@ -1,0 +1,282 @@
+"""Loading a transformers model safely, and what must be known of it before it is run."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.models.rope import forget_lengths
+from sailkit.models.sources import TRAINED, Source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights of an adapter on embeddings or an output layer, and which axis of them counts tokens.
+_EMBEDDINGS = {"weight": 0, "token_adapter.base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
+BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: of the base that it was trained on
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text ids: the tokenizer's, and those that the model's generation config adds."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+    return frozenset(i for i in ids if i is not None)
+
+
+def stop_at(model: Any, token_id: int | None) -> None:
+    """Have a model's generation config end texts with one more token, as well as with those that it names."""
+    config = getattr(model, "generation_config", None)
+    if config is None or token_id is None:
+        return
+    known = config.eos_token_id if config.eos_token_id is not None else model.config.get_text_config().eos_token_id
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    if token_id not in ids:
+        config.eos_token_id = [*ids, token_id]
+
+
+def context_length(model: Any, tokenizer: Any) -> int:
+    """Tokens that the model can take; 2048 where neither config nor tokenizer says."""
+    return context_of(model.config, tokenizer)
+
+
+def context_of(config: Any, tokenizer: Any) -> int:
+    """The same, of a model that is not loaded; config is None where a server keeps it."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    limits = [most, tokenizer.model_max_length]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
+    return min(known) if known else 2048
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a user named; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()
+        return probe.device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format that a user named; `auto` takes bfloat16 where the device computes in it."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise UserError(f"--dtype takes auto, {', '.join(DTYPES)}, not {name!r}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 by tiles (AMX); with AVX-512's instructions float32 is faster."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """The number format in which a model computes: that of its weights, or in training that of autocast."""
+    weight = next(model.parameters())
+    kind = weight.device.type
+    found: torch.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return found
+
+
+def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantization: Any = None) -> tuple[Any, Any]:
+    """A model and its tokenizer; an adapter is merged into its base.
+
+    Args:
+        source: Where its files are.
+        dtype: Number format of the weights.
+        trust_remote_code: Run code that its repository carries.
+        quantization: A quantization config of transformers, or None.
+
+    Raises:
+        UserError: The files cannot be loaded, do not belong together, or would need code or pickles to be run.
+    """
+    _check_base(source)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    weights = source.base or source
+    astray: Iterable[str] = ()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            weights.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            quantization_config=quantization,
+        )
+        if source.base:
+            model, astray = _merged(model, source.folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        raise _not_loaded(source.folder, error) from None
+    # Left alone, these would run with weights made up on the spot.
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{weights.folder}: {len(missing)} weights of its config are not in its files ({missing[0]}...)"
+        )
+    if astray := sorted(astray):
+        raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({astray[0]}...)")
+    if tokenizer.vocab_size > (rows := model.get_input_embeddings().num_embeddings):
+        raise UserError(
+            f"{source.folder}: a tokenizer of {tokenizer.vocab_size} pieces does not belong to a model of {rows}"
+        )
+    forget_lengths(model)
+    return model, tokenizer
+
+
+def pretrained(kind: Any, folder: Path) -> Any:
+    """A tokenizer or config in a model's folder, for training: code that the folder carries is not run.
+
+    Args:
+        kind: A class of transformers with `from_pretrained`.
+        folder: The model's.
+
+    Raises:
+        UserError: It cannot be loaded, or would need code of its own.
+    """
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        raise _not_loaded(folder, error) from None
+
+
+def _not_loaded(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    own_code = "trust_remote_code" in str(error) or "custom code" in str(error)
+    mend = "; it is run with --trust-remote-code alone, which evaluate and teacher-cache have, and never in training"
+    return UserError(f"cannot load {folder}: {reason} ({type(error).__name__}){mend if own_code else ''}")
+
+
+def free_memory() -> None:
+    """Free models that nothing names any more: trainers refer to themselves, and torch keeps what it has freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def saveable(model: Any, name: str) -> Any:
+    """The same model; a generation config that transformers would refuse to save is told of and reset.
+
+    A published one may ask for a temperature without sampling. It is refused as soon as anything of it was changed, as
+    trainers do, and then at the first checkpoint.
+
+    Args:
+        model: A loaded model.
+        name: What the warning calls it.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return model
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        why = " ".join(str(error).split())
+        flags = re.findall(r"- `(\w+)`:", why)
+        what = ", ".join(flags) or why[:200]
+        warnings.warn(
+            f"{name}: its generation config cannot be saved ({what}); only its special tokens are kept",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        kept = {key: value for key, value in config.to_diff_dict().items() if key.endswith("_token_id")}
+        model.generation_config = type(config)(**kept)
+    return model
+
+
+@contextlib.contextmanager
+def saved_whole(folder: Path) -> Iterator[Path]:
+    """A folder to save a model into, which takes the place of another when all of it is there.
+
+    Args:
+        folder: The one to replace; it stays as it is where anything fails.
+
+    Raises:
+        UserError: A full disk, and whatever else cannot be written.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with jsonl.writing(folder):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_base(source: Source) -> None:
+    """Refuse an adapter whose base has changed since it was trained; one that does not say is taken as it is."""
+    path = source.folder / TRAINED
+    if source.base is None or not path.is_file():
+        return
+    known = jsonl.read_json(path).get(BASE_WEIGHTS)
+    if known is not None and known != jsonl.file_fingerprint(source.base.files()["weights"]):
+        raise UserError(
+            f"{source.folder}: its base {source.base.folder} has other weights than when the adapter was trained; "
+            f"put those back, train again, or remove {BASE_WEIGHTS} from {path} to take these"
+        )
+
+
+def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
+    """A model with a LoRA adapter merged in, and the adapter weights that only one of both has."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    rows = _embeddings_of(model, stored)
+    if rows not in (None, model.get_input_embeddings().weight.shape[0]):  # tokens were added before it was trained
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own; that keys do not fit is found out below
+        tuned = PeftModel.from_pretrained(model, adapter)
+    astray = stored.keys() ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+    _untie(tuned.get_base_model())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what was just done
+        merged = tuned.merge_and_unload()
+    return merged, {name for name in astray if ".lora_" in name}
+
+
+def _embeddings_of(model: Any, stored: Mapping[str, tuple[int, ...]]) -> int | None:
+    """How many embeddings a model had when an adapter was trained on it; None where the adapter does not say.
+
+    Args:
+        model: The base.
+        stored: Shapes of the adapter's weights.
+    """
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for name in [name for name, module in model.named_modules() if any(module is end for end in ends)]:
+        for suffix, axis in _EMBEDDINGS.items():
+            if shape := stored.get(f"base_model.model.{name}.{suffix}"):
+                return shape[axis]
+    return None
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer a matrix of its own where an adapter is on the one that it shares with the embeddings.
+
+    Merged into a shared matrix, the adapter of one layer would change the other too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    into, out = (one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in ends)
+    if any(isinstance(one, BaseTunerLayer) for one in ends) and out.weight is into.weight:
+        out.weight = torch.nn.Parameter(out.weight.detach().clone(), requires_grad=False)

@@ -1,0 +1,84 @@
+"""The border between what a model is given and what it says: one for training, scoring, generation and the teacher.
+
+A prompt ends at the border and an answer begins there, so tokens must not reach across it: the tokens of the prompt
+alone have to be those that it has with an answer behind it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+from sailkit.prompts.chat_template import ChatTemplate
+from sailkit.prompts.safety import guarded
+
+# How answers begin.
+_WORDS = ("answer", "Correct", "The", "1", "(1)")
+
+
+class _Text(NamedTuple):
+    text: str
+    trusted: bool
+
+
+class Border:
+    """Where the prompts of one tokenizer end, with or without its chat template."""
+
+    def __init__(self, tokenizer: Any, *, chat: bool, date: str | None = None) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: A transformers tokenizer.
+            chat: Use its chat template.
+            date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+
+        Raises:
+            UserError: There is no chat template to use.
+        """
+        self.guard = guarded(tokenizer)
+        self.template = ChatTemplate(tokenizer, date) if chat else None
+        self.kept = lru_cache(maxsize=4096)(self._kept)
+
+    @cached_property
+    def gap(self) -> str:
+        """The white space between what is given and the answer's first word, which goes with the answer.
+
+        Most tokenizers have tokens that begin with a space, and none of them can follow a prompt that ends in one. Line
+        breaks stay with the prompt unless the tokenizer cuts them in another way before a word.
+        """
+        if self.template is None:
+            return " "
+        opening = self.template.frame.opening
+        gaps = [opening[len(opening.rstrip(blanks)) :] for blanks in (" \t", None)]
+        fitting = (gap for gap in gaps if all(self.kept(opening.removesuffix(gap), gap + word) for word in _WORDS))
+        return next(fitting, gaps[0])
+
+    def _kept(self, given: str, answer: str) -> bool:
+        """Whether the tokens of what is given stay the same with an answer behind it."""
+        alone = self._ids(_Text(given, trusted=True))
+        return self._ids(_Text(given, trusted=True), _Text(answer, trusted=False))[: len(alone)] == alone
+
+    @property
+    def thought(self) -> str:
+        """The thought that prompts open and leave to the model, from its tag on; empty where there is none."""
+        return self.template.frame.thought if self.template else ""
+
+    @cached_property
+    def closing_id(self) -> int | None:
+        """The special token with which the chat template ends an answer; None where there is none."""
+        closing = self.template.frame.closing if self.template else ""
+        end = self.guard.special_end(closing)
+        return self._ids(_Text(closing[:end], trusted=True))[-1] if end else None
+
+    def describe(self) -> dict[str, Any]:
+        """What decides prompts besides the text of the chat template; nothing for templates of the usual kind."""
+        if self.template is None:
+            return {}
+        frame = self.template.frame
+        described = {"date": self.template.date, "open_thought": frame.thought}
+        if self.template.unusual:
+            described["answer_opening"] = frame.opening
+        return {name: value for name, value in described.items() if value}
+
+    def _ids(self, *texts: _Text) -> tuple[int, ...]:
+        return self.guard.encode(texts, add_special_tokens=self.template is None)

@@ -1,0 +1,145 @@
+"""What a model is given, before it becomes text: parts, turns, and wordings filled with what they ask about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from sailkit.errors import UserError, nearest
+from sailkit.files.yaml_files import parse_yaml
+from sailkit.records import SearchResult
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a prompt.
+
+    Attributes:
+        text: Its text.
+        trusted: True for templates; only these may hold special tokens.
+        shortenable: True for the titles and bodies of search results.
+        constant: True where every prompt of a run has the same text: the wording's own, and worked examples.
+    """
+
+    text: str
+    trusted: bool = True
+    shortenable: bool = False
+    constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: `system` (the first turn alone), `user`, `assistant`, or `text` for a prompt that has its own form and
+            gets no frame.
+        parts: What it says.
+        begun: For the last turn: the answer has begun with it, and goes on behind it.
+    """
+
+    role: str
+    parts: tuple[Part, ...]
+    begun: bool = False
+
+    @property
+    def text(self) -> str:
+        """The turn as plain text."""
+        return "".join(part.text for part in self.parts)
+
+
+Prompt = tuple[Message, ...]
+
+
+@cache
+def frames() -> dict[str, Any]:
+    """The literals around a task's own wording, from `prompts/prompts.yaml`."""
+    name = "prompts/prompts.yaml"
+    loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
+    return loaded
+
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bool = True) -> tuple[Part, ...]:
+    """Put values into a template's `{fields}`; what a value contains is never looked at again.
+
+    Args:
+        template: Trusted text with `{name}` fields.
+        values: Text from outside, or parts as they are.
+        constant: Whether every prompt of a run has this template here.
+
+    Raises:
+        UserError: The template has a field that is not among the values.
+    """
+    parts: list[Part] = []
+    for i, piece in enumerate(_FIELD.split(template)):
+        if i % 2 == 0:
+            parts.append(Part(piece, constant=constant))
+        elif piece not in values:
+            raise UserError(f"a prompt has the unknown field {{{piece}}}; {nearest(piece, values)}")
+        else:
+            value = values[piece]
+            parts += [Part(value, trusted=False)] if isinstance(value, str) else value
+    return tuple(part for part in parts if part.text)
+
+
+def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
+    """Search results as a numbered list; they may be shortened later, nothing else."""
+    if not results:
+        return (Part(frames()["no_results"]),)
+    parts: list[Part] = []
+    for number, result in enumerate(results, start=1):
+        frame = frames()["result" if result.title else "result_untitled"]
+        title, body = (Part(text, trusted=False, shortenable=True) for text in (result.title, result.body))
+        parts += [Part("\n")] if parts else []
+        parts += fill(frame, {"number": [Part(str(number))], "title": [title], "body": [body]}, constant=False)
+    return tuple(parts)
+
+
+def step_prompt(
+    template: str,
+    text: str,
+    answers: Sequence[str],
+    results: Sequence[SearchResult] = (),
+    previous: str | Sequence[str] = "",
+    shots: Sequence[Message] = (),
+    system: str = "",
+    examples: Sequence[Part] = (),
+) -> Prompt:
+    """One model call's conversation.
+
+    Args:
+        template: The wording.
+        text: What is judged.
+        answers: The answer words, listed for `{answers}`.
+        results: Search results for `{evidence}`.
+        previous: The new text of the call before, for `{previous}`; or of all earlier calls, for `{reply_1}` as well.
+        shots: Worked examples as earlier turns.
+        system: The system text; it may list the answer words.
+        examples: Worked examples for `{examples}`.
+    """
+    replies = [previous] if isinstance(previous, str) else previous
+    listed = [Part(frames()["answers_join"].join(answers), constant=True)]
+    values: dict[str, str | Sequence[Part]] = {
+        "text": text.strip(),
+        "answers": listed,
+        "evidence": evidence_parts(results),
+        "previous": replies[-1].strip() if replies else "",
+        "examples": examples,
+        **{f"reply_{number}": reply.strip() for number, reply in enumerate(replies, start=1)},
+    }
+    first = [Message("system", fill(system, {"answers": listed}))] if system else []
+    turns = [Message(turn.role, tuple(replace(part, constant=True) for part in turn.parts)) for turn in shots]
+    return (*first, *turns, Message("user", fill(template, values)))
+
+
+def system_in_user_turn(prompt: Prompt) -> Prompt:
+    """The same conversation where there is no system role: its text stands in front of the first user's turn."""
+    system, user, *rest = prompt
+    return (replace(user, parts=(*system.parts, Part("\n\n", constant=True), *user.parts)), *rest)

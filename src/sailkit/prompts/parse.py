@@ -1,0 +1,123 @@
+"""Reading what a model said: the inverse of prompts. What cannot be read has no label; there is no default class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from sailkit.prompts.thoughts import split_thoughts
+from sailkit.records import Outcome
+
+# Part of every fingerprint of a reading: change a rule below, raise the number.
+RULES_VERSION = 4
+
+_CLOSERS = "\"'”»)]*_`"  # what may stand between a sentence's last mark and its end
+_SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}]*\s+|\n+")
+_CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|since|although|though|therefore|thus)\b)")
+_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown's, not the word's
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
+# Over the rest of its clause none of these gives a label: "no evidence that the claim is true", "unclear whether".
+_NEGATORS = frozenset(["not", "no", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"])
+_DOUBTS = frozenset(["whether", "if", "unlikely", "unclear", "uncertain", "doubtful", "impossible"])
+_CERTAINTY = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+doubt\b")
+# "partly correct" is no answer to a question that asks for one of the labels.
+_HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
+_PRONOUNS = frozenset(["it", "this", "that", "i", "they"])
+_REACH = 3  # words over which a hedge is taken to hold, and a negation at the least: "no, it is wrong"
+_REFUSAL = re.compile(
+    r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:unable|not\s+able|not\s+comfortable)\b"
+    r"|\b(?:i|we)\s+(?:really\s+|simply\s+)?"
+    r"(?:cannot|can't|can\s+not|won't|will\s+not|must\s+decline|decline|refuse|do\s+not\s+know|don't\s+know)\b"
+)
+# Polite openings that may still be followed by an answer.
+_EVASION = re.compile(
+    r"\bas\s+an?\s+(?:ai|artificial|language\s+model|assistant)\b"
+    r"|^\s*(?:(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+)?(?:\w+\s+)?(?:sorry|apologi[sz]e|apologies)\b"
+)
+
+
+def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcome]:
+    """Read one label from newly generated text.
+
+    The first sentence that speaks of a label decides. A word counts whole ("incorrect" is not "correct"), a
+    negated or doubted one does not count ("not wrong", "no evidence that it is right"), a sentence that names two
+    labels names none, and one that ends in a question mark decides nothing. Thoughts are no part of the answer, and
+    behind one that is still open there is none.
+
+    Args:
+        text: What the model generated, without the prompt.
+        words: Answer word or phrase -> label.
+
+    Returns:
+        The label and `answered`, or None and why: `refused` or `unreadable`.
+    """
+    phrases = _phrases(tuple(words.items()))
+    silent: Outcome = "unreadable"
+    answer, thinking = split_thoughts(text)
+    if thinking:
+        return None, silent
+    for sentence in _SENTENCE_END.split(answer.translate(_APOSTROPHES).casefold()):
+        # "I cannot say whether that is correct" names a label without giving it; what stands before counts.
+        refusal = _REFUSAL.search(sentence)
+        given = "" if _is_question(sentence) else sentence[: refusal.start()] if refusal else sentence
+        found, spoken = _labels_in(given, phrases)
+        if len(found) == 1:
+            return found.pop(), "answered"
+        if refusal:
+            return None, "refused"
+        if _EVASION.search(sentence):
+            silent = "refused"
+        elif spoken:
+            return None, "unreadable"
+    return None, silent
+
+
+def _is_question(sentence: str) -> bool:
+    """Whether a sentence asks: models repeat the question that they were asked, and it holds the answer words."""
+    text = sentence.rstrip(_CLOSERS + " \t")
+    marks = text[len(text.rstrip("?？!！.")) :]
+    return "?" in marks or "？" in marks
+
+
+def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:
+    """Labels that a sentence gives, and whether it speaks of any, negated or not."""
+    tokens: list[str] = []
+    ends: list[int] = []  # of each token's clause: the place of its last token
+    for clause in _CLAUSE_END.split(_CERTAINTY.sub("", sentence)):
+        words = _WORD.findall(clause)
+        tokens += words
+        ends += [len(tokens) - 1] * len(words)
+    longest = max(map(len, phrases), default=0)
+    found: set[str] = set()
+    spoken = False
+    denied_until = -1
+    i = 0
+    while i < len(tokens):
+        size = next((n for n in range(longest, 0, -1) if tuple(tokens[i : i + n]) in phrases), 0)
+        if size == 1 and tokens[i] in _NEGATORS and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
+            size = 0  # "no" is an answer by itself; in "no one knows" it is not
+        if size:
+            spoken = True
+            if i > denied_until:
+                found.add(phrases[tuple(tokens[i : i + size])])
+            else:
+                # "neither correct nor wrong": the denial goes on
+                denied_until = max(denied_until, i + size - 1 + _REACH)
+        elif tokens[i] in _HEDGES:
+            denied_until = max(denied_until, i + _REACH)
+        elif tokens[i] in _NEGATORS or tokens[i] in _DOUBTS or tokens[i].endswith("n't"):
+            denied_until = max(denied_until, i + _REACH, ends[i])
+        if tokens[i] == "neither":
+            denied_until = len(tokens)  # "neither, strictly speaking, correct nor wrong"
+        i += size or 1
+    return found, spoken
+
+
+@lru_cache(maxsize=64)
+def _phrases(words: tuple[tuple[str, str], ...]) -> dict[tuple[str, ...], str]:
+    table: dict[tuple[str, ...], str] = {}
+    for phrase, label in words:
+        table[tuple(_WORD.findall(phrase.translate(_APOSTROPHES).casefold()))] = label
+    table.pop((), None)
+    return table

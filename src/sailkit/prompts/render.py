@@ -1,0 +1,253 @@
+"""From a question to token ids: one renderer for everything that a model is given.
+
+Text that comes from outside (claims, search results, earlier answers) is kept apart from the template until the
+last step, so that no special token is ever produced from inside it, and only search results are ever shortened.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+from sailkit.errors import UserError
+from sailkit.prompts.border import Border
+from sailkit.prompts.chat_template import ChatTemplate
+from sailkit.prompts.messages import (
+    Message,
+    Part,
+    Prompt,
+    evidence_parts,
+    fill,
+    frames,
+    step_prompt,
+    system_in_user_turn,
+)
+
+__all__ = [
+    "Message", "Part", "Prompt", "Rendered", "Renderer", "escape_special", "evidence_parts", "fill", "frames",
+    "step_prompt",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt for one tokenizer.
+
+    Attributes:
+        ids: Token ids.
+        parts: The text they stand for.
+        head: How many leading tokens are the template's own, the same for every prompt of the same wording.
+        cut_tokens: Tokens of search results that were left out.
+        begun: The prompt ends with the beginning of the answer.
+        thought: The thought that the prompt opens and leaves to the model, from its tag on.
+    """
+
+    ids: tuple[int, ...]
+    parts: tuple[Part, ...]
+    head: int
+    cut_tokens: int
+    begun: bool = False
+    thought: str = ""
+
+    @property
+    def text(self) -> str:
+        """The prompt as the model gets it."""
+        return "".join(part.text for part in self.parts)
+
+
+class Renderer:
+    """Turns prompts into token ids for one tokenizer, with or without its chat template.
+
+    What it gives ends where `border` says, for training, scoring and generation alike.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: bool, context: int, date: str | None = None) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: A transformers tokenizer.
+            chat: Use its chat template.
+            context: Tokens that the model can take, prompt and answer together.
+            date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+
+        Raises:
+            UserError: There is no chat template to use.
+        """
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.context = context
+        self.border = Border(tokenizer, chat=chat, date=date)
+        self.guard = self.border.guard
+        self._heads: dict[tuple[Part, ...], tuple[int, ...]] = {}
+
+    def render(self, prompt: Prompt, reserve: int) -> Rendered:
+        """Render a prompt so that it fits, shortening search results only.
+
+        Args:
+            prompt: The conversation.
+            reserve: Tokens to leave free for the answer.
+
+        Raises:
+            UserError: It does not fit even with every search result left out.
+        """
+        whole = parts = self.segments(prompt)
+        ids = self.encode(parts)
+        length, budget = len(ids), self.context - reserve
+        if length > budget:
+            parts, ids = self.shorten(parts, ids, budget)
+        if len(ids) > budget:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens without its search results, "
+                f"the model takes {self.context} with {reserve} for the answer; "
+                "shorten it, or choose a model with a longer context"
+            )
+        begun = prompt[-1].begun
+        thought = self.border.thought if not begun else ""
+        return Rendered(ids, parts, self._head(whole, ids), length - len(ids), begun, thought)
+
+    def segments(self, prompt: Prompt) -> tuple[Part, ...]:
+        """The whole text that the model gets, template and text from outside still apart."""
+        if prompt[-1].begun:
+            return _merge((*self.segments(prompt[:-1]), Part(self.border.gap), *prompt[-1].parts))
+        template = self.border.template
+        if prompt[0].role == "system" and not (template and template.has_system_role):
+            return self.segments(system_in_user_turn(prompt))
+        if template is None:
+            return _plain(prompt)
+        parts = self._in_template(template, prompt, generation_prompt=True)
+        # All that the template writes before an answer is given, but for the white space that answers begin with.
+        parts = _merge((*parts, Part(template.frame.added, constant=True)))
+        bare = parts[-1].text.removesuffix(self.border.gap)
+        return _merge((*parts[:-1], replace(parts[-1], text=bare)))
+
+    def conversation(self, prompt: Prompt) -> tuple[Part, ...]:
+        """A conversation that ends with an answer, in the chat template: nothing is asked for behind it."""
+        assert self.border.template is not None
+        return self._in_template(self.border.template, prompt, generation_prompt=False)
+
+    @staticmethod
+    def _in_template(template: ChatTemplate, prompt: Prompt, *, generation_prompt: bool) -> tuple[Part, ...]:
+        # The template gets marks in place of what is not its wording's own, so that nothing in that can act in it.
+        mark = f"\ue000{uuid.uuid4().hex}"
+        loose: list[Part] = []
+        turns = []
+        for message in prompt:
+            content = ""
+            for part in message.parts:
+                own = part.trusted and part.constant
+                content += part.text if own else f"{mark}:{len(loose)};"
+                loose += [] if own else [part]
+            turns.append({"role": message.role, "content": content})
+        text = template.render(turns, generation_prompt=generation_prompt)
+        pieces = re.split(re.escape(mark) + r":(\d+);", text)
+        if lost := {*range(len(loose))} - {int(piece) for piece in pieces[1::2]}:
+            raise UserError(
+                f"the chat template of {template.name} leaves out or rewrites {len(lost)} of {len(loose)} texts that "
+                "it is given, and a model would not see them; choose --chat off or a text style such as sail-fixed"
+            )
+        return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
+
+    def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Token ids of the whole text, tokenised at once; special tokens come from trusted parts only."""
+        # A chat template writes the beginning-of-text token itself; plain text leaves it to the tokenizer.
+        return self.guard.encode(parts, add_special_tokens=not self.chat)
+
+    def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
+        """Ids of an answer behind a prompt: those that tokenising both together adds.
+
+        Raises:
+            UserError: It adds none, or changes those of the prompt.
+        """
+        gap = " " if rendered.begun else self.border.gap
+        ids = self.encode((*rendered.parts, Part(gap + answer if answer else "")))
+        own = ids[len(rendered.ids) :]
+        if not own:
+            raise UserError(
+                f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
+            )
+        if ids[: len(rendered.ids)] != rendered.ids:
+            raise UserError(
+                f"the tokenizer merges the answer {answer!r} with the end of the prompt {rendered.text[-20:]!r}; "
+                "choose another answer word or another --chat"
+            )
+        return own
+
+    def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
+        """Length of the constant beginning, in tokens that do not depend on what follows."""
+        key = tuple(takewhile(lambda part: part.constant, parts))
+        if key not in self._heads:
+            self._heads[key] = self.encode(key)[:-1]  # the last token may merge with what follows
+        pairs = zip(self._heads[key], ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def shorten(
+        self, parts: Sequence[Part], ids: Sequence[int], budget: int
+    ) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+        """Shorten the longest search results first, until the prompt fits or none is left."""
+        parts, ids = tuple(parts), tuple(ids)
+        lengths = {i: self.guard.offsets(part.text) for i, part in enumerate(parts) if part.shortenable}
+        while len(ids) > budget and any(lengths.values()):
+            excess = len(ids) - budget
+            keep = _water_level([len(ends) for ends in lengths.values()], excess)
+            lengths = {i: ends[:keep] for i, ends in lengths.items()}
+            cut = {i: parts[i].text[: ends[-1] if ends else 0] for i, ends in lengths.items()}
+            parts = tuple(replace(part, text=cut[i]) if i in cut else part for i, part in enumerate(parts))
+            ids = self.encode(parts)
+        return parts, ids
+
+
+def _water_level(lengths: Sequence[int], excess: int) -> int:
+    """The largest cap on every length that removes at least `excess` in all, or 0."""
+    low, high = 0, max(lengths) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(max(0, length - middle) for length in lengths) >= excess:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _plain(prompt: Prompt) -> tuple[Part, ...]:
+    """The text for a model without chat template."""
+    parts: list[Part] = []
+    for i, message in enumerate(prompt):
+        if message.role == "text":
+            parts += message.parts
+            continue
+        if message.role == "assistant":
+            continue
+        reply = prompt[i + 1] if i + 1 < len(prompt) else None
+        frame = frames()["plain_turn" if reply else "plain"]
+        cue = frames()["plain"].removeprefix("{prompt}")
+        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # it is there
+            frame = frame.replace(cue, "", 1)
+        parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
+    return _merge(parts)
+
+
+def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Join neighbouring parts of templates."""
+    merged: list[Part] = []
+    for part in filter(lambda part: part.text, parts):
+        if merged and part.trusted and merged[-1].trusted and part.constant == merged[-1].constant:
+            merged[-1] = replace(part, text=merged[-1].text + part.text)
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
+_SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁| -]*>|[|<])|\[(?=/?[a-z]?[A-Z_]{2,}\])")
+
+
+def escape_special(text: str) -> str:
+    """Break up what a server's tokenizer might take for a special token, by one space after its bracket.
+
+    A server tokenises on its side and its special tokens are not known here, so all that looks like one
+    (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`) is escaped.
+    """
+    return _SPELLED.sub(lambda match: f"{match.group()} ", text)

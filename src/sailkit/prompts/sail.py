@@ -1,0 +1,345 @@
+"""How a training example reads: the verification sentence, the prompt around it, and the token ids of both.
+
+The form and its sentences are those of SAIL (Luo et al. 2023); `sail` keeps its published bytes, `sail-fixed` mends the
+slips, `chat` uses the model's own template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from importlib import resources
+from itertools import product
+from typing import Any, get_args
+
+from sailkit.errors import UserError, nearest
+from sailkit.files.yaml_files import parse_yaml
+from sailkit.prompts.render import Message, Part, Prompt, Renderer, fill
+from sailkit.records import TrainingExample, Verdict
+
+
+class UnfitExampleError(UserError):
+    """An example that cannot be trained on, while others can."""
+
+
+class TooLongError(UnfitExampleError):
+    """An example that does not fit even without its search results."""
+
+
+STYLES = ("sail", "sail-fixed", "chat")
+MOST_VERIFIED = 6  # two to the power of this many verification sentences are told apart
+_ENDLESS = 10**12  # tokens; where no length is given nothing is cut
+
+
+@cache
+def wording() -> dict[str, Any]:
+    """All literals, from `prompts/styles.yaml`."""
+    name = "prompts/styles.yaml"
+    loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
+    return loaded
+
+
+def check_style(style: str) -> None:
+    """Raise a UserError for a style that there is not."""
+    if style not in STYLES:
+        raise UserError(f"no style {style!r}: {nearest(style, STYLES)}")
+
+
+# The verification sentence
+
+
+def verification(judgements: Sequence[Verdict], style: str) -> str:
+    """The sentence that says which search results are informative; empty where there are none."""
+    check_style(style)
+    if not judgements:
+        return ""
+    words = wording()["verification"][style]
+    if len(set(judgements)) == 1:
+        return "".join(words[f"{'one' if len(judgements) == 1 else 'all'}_{judgements[0]}"])
+    flags = [words["flag"].format(number=number, verdict=verdict) for number, verdict in enumerate(judgements, start=1)]
+    useful = [
+        words["number"].format(number=n) for n, verdict in enumerate(judgements, start=1) if verdict == "informative"
+    ]
+    sentence: str = words["mixed"].format(
+        flags=_join(flags, words["join"], words["last_join"]),
+        results="result" if len(useful) == 1 else "results",
+        informative=_join(useful, words["number_join"], words["last_number_join"]),
+    )
+    return sentence[0].upper() + sentence[1:]
+
+
+def every_judgement(n: int) -> list[tuple[Verdict, ...]]:
+    """All the ways in which n search results can be judged."""
+    return list(product(get_args(Verdict), repeat=n))
+
+
+def _join(items: Sequence[str], between: str, last: str) -> str:
+    return last.join([between.join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
+
+
+def read_verification(text: str, n: int) -> tuple[Verdict, ...] | None:
+    """Read the flags back from what a model said: the inverse of `verification`, in any style's wording.
+
+    Case and the amount of white space do not matter; what follows from the flags need not be said.
+
+    Args:
+        text: What was said; the sentence opens it.
+        n: How many search results there were.
+
+    Returns:
+        One verdict for each search result; `()` for none; None where the text does not open with all of them.
+    """
+    if n == 0:
+        return ()
+    # The longest opening that counts, so that a long answer costs nothing.
+    said = " ".join(text[: 200 + 100 * n].split()).lower()
+    for style in STYLES:
+        words = wording()["verification"][style]
+        for verdict in get_args(Verdict):
+            claim = words[f"{'one' if n == 1 else 'all'}_{verdict}"][0].lower()
+            if re.match(rf"{re.escape(claim)}(?!\w)", said):
+                return (verdict,) * n
+        if found := _read_flags(said, n, words):
+            return found
+    return None
+
+
+def _read_flags(said: str, n: int, words: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
+    found: list[Verdict] = []
+    place = 0
+    for number in range(1, n + 2):
+        joins = ("",) if number == 1 else (words["last_join"], words["join"])
+        for before, verdict in ((j, v) for j in joins for v in get_args(Verdict)):
+            flag = before + words["flag"].format(number=number, verdict=verdict)
+            if re.compile(rf"{re.escape(flag)}(?!\w)").match(said, place):
+                found.append(verdict)
+                place += len(flag)
+                break
+        else:
+            break
+    return tuple(found) if len(found) == n else None  # one flag too many speaks of other search results
+
+
+# The text
+
+
+_Values = dict[str, str | Sequence[Part]]
+
+
+@cache
+def _heading() -> re.Pattern[str]:
+    names = "|".join(re.escape(name).replace(r"\ ", "[ \t]++") for name in wording()["headings"])
+    # Nothing is looked at twice: a million hashes would take hours.
+    return re.compile(rf"(?<!#)#{{2,}}+(?=[ \t]*+(?:{names})[ \t]*+:)", re.IGNORECASE)
+
+
+def escape_headings(text: str) -> str:
+    """Break up what looks like one of the prompt's own headings: `### Response:` becomes `# # # Response:`."""
+    return _heading().sub(lambda match: " ".join(match.group()), text)
+
+
+def count_headings(text: str) -> int:
+    """How many places look like one of the prompt's own headings."""
+    return len(_heading().findall(text))
+
+
+def human(example: TrainingExample) -> tuple[Part, ...]:
+    """What SAIL's files call `human`: search results, instruction and input; in `chat` the user's turn.
+
+    Headings inside text from outside are escaped unless the style is the byte-exact `sail`.
+    """
+    check_style(example.style)
+    words = wording()
+    safe = (lambda text: text) if example.style == "sail" else escape_headings
+    results: list[Part] = []
+    for number, result in enumerate(example.results, start=1):
+        values: _Values = {
+            "number": [Part(str(number))],
+            "title": [Part(safe(result.title), trusted=False, shortenable=True)],
+            "body": [Part(safe(result.body), trusted=False, shortenable=True)],
+        }
+        results += [Part(words["results_join"])] if results else []
+        results += fill(words["result"], values, constant=False)
+    frame = words["chat" if example.style == "chat" else "text"]
+    given = fill(frame["input"], {"input": safe(example.input)}, constant=False) if example.input else ()
+    values = {
+        "results": results or [Part(words["no_results"])],
+        "instruction": safe(example.instruction),
+        "input": given,
+    }
+    return fill(frame["human"], values)
+
+
+def completion(example: TrainingExample) -> str:
+    """What the model should say: the verification sentence, then the response; SAIL's `gpt`."""
+    sentence = verification(example.judgements, example.style)
+    # A leading blank could merge with the template's last token; the byte-exact style has one of its own there.
+    response = example.response if example.style == "sail" else example.response.strip()
+    return sentence + (wording()["behind_verification"] if sentence else "") + response
+
+
+def trained_style(described: Mapping[str, Any]) -> str | None:
+    """The style that a model was trained in here, from its description; None for other models."""
+    return next((one for one in described.get("trained_styles") or () if one in STYLES), None)
+
+
+def as_text(parts: Sequence[Part]) -> str:
+    """Parts as plain text."""
+    return "".join(part.text for part in parts)
+
+
+def prompt_parts(example: TrainingExample) -> tuple[Part, ...]:
+    """The whole prompt of a text style, up to and including the heading of the response."""
+    words = wording()["text"]
+    return (Part(words["head"], constant=True), *human(example), Part(words["tail"], constant=True))
+
+
+def conversation(example: TrainingExample) -> Prompt:
+    """The prompt of an example, to be answered by a model: rendered as in training."""
+    if example.style == "chat":
+        return (Message("user", human(example)),)
+    return (Message("text", prompt_parts(example)),)
+
+
+# Token ids
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedExample:
+    """A training example for one tokenizer.
+
+    Attributes:
+        ids: Token ids of prompt and completion, tokenised at once.
+        completion_mask: For each id, whether it is supervised: the completion and the end of text.
+        cut_tokens: Tokens of search results that were left out.
+        headings_left: Places in text from outside that look like the prompt's own headings (`sail` leaves them).
+        text: What was tokenised.
+    """
+
+    ids: tuple[int, ...]
+    completion_mask: tuple[bool, ...]
+    cut_tokens: int
+    headings_left: int
+    text: str
+
+    @property
+    def supervised(self) -> tuple[int, ...]:
+        """The supervised ids."""
+        return tuple(i for i, chosen in zip(self.ids, self.completion_mask, strict=True) if chosen)
+
+
+class ExampleRenderer:
+    """Turns training examples into token ids for one tokenizer."""
+
+    def __init__(self, tokenizer: Any, date: str | None = None) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: A transformers one, backed by a `tokenizer.json`.
+            date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+        """
+        self.tokenizer = tokenizer
+        self._date = date
+        self._plain = Renderer(tokenizer, chat=False, context=_ENDLESS)
+
+    @cached_property
+    def _chat(self) -> Renderer:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError(f"style 'chat' needs a tokenizer with a chat template; {_NO_TEMPLATE}")
+        renderer = Renderer(self.tokenizer, chat=True, context=_ENDLESS, date=self._date)
+        assert renderer.border.template is not None
+        if mismatch := renderer.border.template.frame.mismatch:
+            raise UserError(f"style 'chat': {mismatch}; {_NO_TEMPLATE}")
+        return renderer
+
+    def render(self, example: TrainingExample, max_length: int | None = None) -> RenderedExample:
+        """Token ids and the mask of the supervised ones.
+
+        Args:
+            example: The example, in its style.
+            max_length: Tokens that prompt and completion may have together; search results are shortened to fit,
+                the longest first, and nothing else ever is.
+
+        Raises:
+            TooLongError: It does not fit without any search result.
+            UnfitExampleError: Its first word is in one token with the end of the prompt.
+            UserError: The tokenizer lacks what the style needs.
+        """
+        check_style(example.style)
+        renderer = self._chat if example.style == "chat" else self._plain
+        parts, first, behind = self._chat_parts(example) if example.style == "chat" else self._text_parts(example)
+        if not renderer.border.kept(parts[first - 1].text, as_text(parts[first:])[:_BEGINNING]):
+            raise UnfitExampleError(
+                f"example {example.id!r}: the tokenizer merges the end of the prompt with the beginning of the "
+                "completion, and no model could be asked that prompt"
+            )
+        ids, starts = self._encode(renderer, parts, first)
+        cut = 0
+        if max_length is not None and len(ids) > max_length:
+            whole = len(ids)
+            # Empty parts keep their places, so that the border is still between the same two.
+            parts, _ = renderer.shorten(parts, ids, max_length)
+            ids, starts = self._encode(renderer, parts, first)
+            cut = whole - len(ids)
+            if len(ids) > max_length:
+                raise TooLongError(
+                    f"example {example.id!r} has {len(ids)} tokens without its search results, and "
+                    f"{max_length} are allowed; allow more, or leave it out"
+                )
+        end = starts[behind] if behind < len(parts) else len(ids)
+        mask = tuple(starts[first] <= place < end for place in range(len(ids)))
+        outside = (part.text for part in parts[:first] if not part.trusted)
+        return RenderedExample(ids, mask, cut, sum(map(count_headings, outside)), as_text(parts))
+
+    @staticmethod
+    def _encode(renderer: Renderer, parts: Sequence[Part], border: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return renderer.guard.encode_with_starts(parts, border, add_special_tokens=not renderer.chat)
+
+    def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
+        """All parts, the first of the completion, and the first behind it."""
+        before = prompt_parts(example)
+        said = [Part(wording()["text"]["gap"]), Part(completion(example), trusted=False), Part(self._end())]
+        parts = (*before, *said)
+        return parts, len(before), len(parts)
+
+    def _end(self) -> str:
+        if self.tokenizer.eos_token is None:
+            raise UserError(f"{type(self.tokenizer).__name__} has no end-of-text token, and training needs one")
+        return str(self.tokenizer.eos_token)
+
+    def _chat_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
+        """The same in the chat template: all that a model is given when it is asked, then what it should say."""
+        question = Message("user", human(example))
+        reply = Part(completion(example), trusted=False)
+        given, gap = self._chat.segments((question,)), self._chat.border.gap
+        parts = self._chat.conversation((question, Message("assistant", (reply,))))
+        place = max((i for i, part in enumerate(parts) if part is reply), default=-1)
+        if place < 0:
+            raise UnfitExampleError(f"example {example.id!r} has no completion")
+        if as_text(parts[:place]) != as_text(given) + gap:
+            raise UserError(
+                f"style 'chat': the template writes example {example.id!r} in another way than it asks; {_NO_TEMPLATE}"
+            )
+        # Supervised up to the token that ends the turn; a template without one gets the end of text.
+        tail = as_text(parts[place + 1 :])
+        end = self._chat.guard.special_end(tail)
+        closing = tail[:end] if end else tail + self._end()
+        rest = tail[end:] if end else ""
+        whole = (*given, Part(gap), reply, Part(closing), Part(rest))
+        return whole, len(given), len(whole) - 1 if rest else len(whole)
+
+
+_NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
+_BEGINNING = 32  # characters of a completion that could be in one token with the end of the prompt
+
+
+@lru_cache(maxsize=4)
+def _renderer(tokenizer: Any) -> ExampleRenderer:
+    return ExampleRenderer(tokenizer)
+
+
+def render(example: TrainingExample, tokenizer: Any, max_length: int | None = None) -> RenderedExample:
+    """Token ids of a training example and the mask of the supervised ones; see `ExampleRenderer.render`."""
+    return _renderer(tokenizer).render(example, max_length)

@@ -1,0 +1,1 @@
+"""Rendering: results as HTML, Markdown and terminal text."""

@@ -1,0 +1,174 @@
+"""Documents in the forms that people keep them in, cut into passages that overlap."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.files.tables import read_table
+from sailkit.files.unpacking import ERRORS, Limit, open_archive
+
+_TEXTS = (".txt", ".md")
+_TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
+_BODIES = ("text", "body", "contents", "passage", "evidence")
+# The mark-up of scraped texts and of Wikipedia. Only what it really holds: List<String> and <stdio.h> are text.
+_MARKUP = (
+    "br|hr|h[1-6]|em|strong|small|big|sup|sub|span|div|font|center|blockquote|"
+    "ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tr|td|th|ref|nowiki"
+)
+_ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+# One letter in capitals is rather a type's parameter, as in Box<P>.
+_TAG = re.compile(rf"</?(?:[abip]|{_MARKUP}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a local engine finds.
+
+    Attributes:
+        title: The document's heading.
+        body: The text.
+        url: Where the document says it is from; may be empty.
+    """
+
+    title: str
+    body: str
+    url: str = ""
+
+
+def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) -> list[Passage]:
+    """Read documents and cut them.
+
+    Args:
+        paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}` or of questions with `ctxs`; folders
+            of .txt, .md, .json or .jsonl files, or WikiExtractor's; .tar.gz archives of .txt, .md or .json files.
+        words: Most words in a passage.
+        overlap: Words that a passage shares with the one before.
+
+    Returns:
+        Passages in the order of the documents; the same text twice is kept once.
+
+    Raises:
+        UserError: A file cannot be read or understood, or there is no text at all.
+    """
+    if not 0 <= overlap < words:
+        raise UserError(f"--passage-overlap should be from 0 to less than --passage-words ({words}), not {overlap}")
+    found: dict[tuple[str, str], Passage] = {}
+    for path in paths:
+        for one in _documents(path):
+            # JSON can spell half a surrogate pair, which no file can hold.
+            title, text, url = (part.encode("utf-8", "replace").decode() for part in (one.title, one.body, one.url))
+            for part in cut(_TAG.sub(" ", text), words, overlap):
+                found.setdefault((title, part), Passage(title, part, url))
+    if not found:
+        raise UserError(f"no text in {', '.join(map(str, paths))}")
+    return list(found.values())
+
+
+def cut(text: str, words: int, overlap: int) -> list[str]:
+    """A text as overlapping runs of words; a short one as it is, an empty one as none."""
+    every = text.split()
+    if len(every) <= words:
+        return [" ".join(every)] if every else []
+    return [" ".join(every[i : i + words]) for i in range(0, len(every) - overlap, words - overlap)]
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """sha256 over every byte of a corpus and the names that become titles, 64 hex digits."""
+    named = [
+        (str(file.relative_to(path)) if path.is_dir() else path.name, file)
+        for path in paths
+        for file in (_files(path) if path.is_dir() else [path])
+    ]
+    return jsonl.fingerprint([[name, jsonl.file_fingerprint([file])] for name, file in named])
+
+
+def _documents(path: Path) -> Iterator[Passage]:
+    try:
+        if path.is_dir():
+            for file in _files(path):
+                if _TABLE.fullmatch(file.name):
+                    yield from _documents(file)
+                else:
+                    yield from _file_documents(str(file.relative_to(path)), file.read_bytes(), str(file))
+        elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
+            yield from _archive_documents(path)
+        elif path.suffix in _TEXTS:
+            yield from _file_documents(path.name, path.read_bytes(), str(path))
+        else:
+            for line, row in read_table(path):
+                yield from _row_documents(row, f"{path}, line {line}")
+    except RecursionError:
+        raise UserError(f"{path}: JSON nested too deeply") from None
+    except (*ERRORS, tarfile.TarError) as error:
+        raise jsonl.reading_failed(path, error) from None
+
+
+def _archive_documents(path: Path) -> Iterator[Passage]:
+    """The texts in an archive, read without extracting: no name inside becomes a path here."""
+    limit, size = Limit(path), 0
+    with open_archive(path, limit) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
+        for member in archive:
+            if not member.isfile() or PurePosixPath(member.name).suffix not in (*_TEXTS, ".json"):
+                continue
+            size += member.size  # as it is read: the holes of a sparse file count
+            limit.check(size)
+            if stream := archive.extractfile(member):
+                yield from _file_documents(member.name, stream.read(), f"{path}: {member.name}")
+
+
+def _files(folder: Path) -> list[Path]:
+    def wanted(file: Path) -> bool:
+        return file.suffix in (*_TEXTS, ".json") or _TABLE.fullmatch(file.name) is not None
+
+    return sorted(file for file in folder.rglob("*") if file.is_file() and wanted(file))
+
+
+def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text ({error.reason})") from None
+    title = str(PurePosixPath(name).with_suffix(""))
+    if not name.endswith(".json"):
+        yield Passage(title, text)
+        return
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from None
+    yield from _leaves(tree, [title])
+
+
+def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:
+    """Every text in a JSON tree, the way to it as its title."""
+    if isinstance(tree, str) and tree.strip():
+        yield Passage(" > ".join(path), tree)
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, path if key in _BODIES else [*path, str(key)])
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _leaves(value, path)
+
+
+def _row_documents(row: dict[str, Any], where: str) -> Iterator[Passage]:
+    if isinstance(row.get("ctxs"), list):  # questions with their passages
+        for entry in row["ctxs"]:
+            if isinstance(entry, dict):
+                yield from _row_documents(entry, where)
+        return
+    body = next((row[name] for name in _BODIES if isinstance(row.get(name), str)), None)
+    if body is None:
+        raise UserError(f"{where}: no text field (one of {', '.join(_BODIES)}; found: {', '.join(sorted(row))})")
+    title, url = (row.get(name) for name in ("title", "url"))
+    yield Passage(str(title or ""), body, str(url or ""))

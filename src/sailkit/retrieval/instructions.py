@@ -1,0 +1,209 @@
+"""Instructions in every form that people keep them in, and the rows in which they travel with their search results."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from sailkit import runs
+from sailkit.errors import UserError, at_least_one, nearest
+from sailkit.files import jsonl
+from sailkit.files.hub import hub_rows, is_hub_name
+from sailkit.files.tables import read_table, with_nested
+from sailkit.records import Instruction, Searched, SearchOutcome, SearchResult
+
+RESULTS = "results.jsonl"
+_FIELDS = ("id", "instruction", "input", "output")
+_PREAMBLE = re.compile(r"(?:Below is an instruction[^\n]*\n++)?")
+
+
+def read_instructions(
+    source: str | Path, fields: Sequence[str] | None = None, limit: int | None = None
+) -> list[Instruction]:
+    """Read instructions from a file or the hub.
+
+    Understood without `fields`: Alpaca's `{instruction, input, output}`, self-instruct's `instances`, and
+    `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its place, from 0.
+
+    Args:
+        source: A table (see `sailkit.files.tables.read_table`), or a name on the hub (`OWNER/NAME[:SPLIT]`).
+        fields: `ours=theirs` for any of id, instruction, input, output.
+        limit: Only the first so many.
+
+    Raises:
+        UserError: Nothing there, a row that is not understood, an id used twice; file and line are named.
+    """
+    at_least_one(limit=limit)
+    names = _field_names(fields)
+    path = Path(source)
+    rows = hub_rows(str(source), ("train",)) if is_hub_name(source) else read_table(path)
+    found: list[Instruction] = []
+    places: dict[str, str] = {}
+    for line, row in islice(rows, limit):
+        where = f"{source}, line {line}"
+        one = _instruction(row, names, len(found), where)
+        if one.id in places:
+            raise UserError(f"{where}: id {one.id!r} was used before, at {places[one.id]}; ids must be unique")
+        places[one.id] = where
+        found.append(one)
+    if not found:
+        raise UserError(f"{source}: no instructions")
+    return found
+
+
+def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
+    names = {}
+    for pair in (pair for text in fields or () for pair in text.split(",")):
+        ours, _, theirs = pair.partition("=")
+        if ours not in _FIELDS or not theirs:
+            raise UserError(f"--fields {pair!r}: write ours=theirs; {nearest(ours, _FIELDS)}")
+        names[ours] = theirs
+    return names
+
+
+def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, where: str) -> Instruction:
+    values = dict(row)
+    if "instruction" not in names and "instruction" not in row and isinstance(row.get("prompt"), str):
+        values |= _alpaca_fields(row["prompt"]) or {"instruction": row["prompt"]}
+        values["output"] = row.get("completion")
+    elif isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):
+        values = {**row["instances"][0], **values}
+    row = with_nested(row, names.values())
+    for name in names.values():
+        if name not in row:
+            raise UserError(f"{where}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
+    values |= {ours: row[theirs] for ours, theirs in names.items()}
+    if "instruction" not in values:
+        raise UserError(
+            f"{where}: no field 'instruction' (found: {', '.join(sorted(row)) or 'nothing'}); "
+            "say which with --fields instruction=NAME,output=NAME"
+        )
+    identity = str(place) if values.get("id") is None else _text(values["id"], "id", where)
+    if not identity.strip():
+        raise UserError(f"{where}: field 'id' is empty; fill it, or remove the column")
+    texts = [_text(values.get(name), name, where) for name in _FIELDS[1:]]
+    return Instruction(identity, *texts)
+
+
+def _alpaca_fields(prompt: str) -> dict[str, str] | None:
+    """Instruction and input of Alpaca's prompt, as prompt/completion files carry it; None for another prompt."""
+    before, asked, rest = prompt.partition("### Instruction:")
+    middle, answer, behind = rest.rpartition("\n### Response:")
+    if not asked or not answer or behind.strip() or not _PREAMBLE.fullmatch(before):
+        return None
+    instruction, _, given = middle.partition("\n### Input:")
+    return {"instruction": instruction.lstrip().rstrip("\n"), "input": given.lstrip().rstrip("\n")}
+
+
+def _text(value: object, name: str, where: str) -> str:
+    """A field as text: nothing is empty, several answers are listed."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        value = "; ".join(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UserError(f"{where}: field {name!r} should be text, found {type(value).__name__}")
+    if not jsonl.is_text(str(value)):
+        raise UserError(f"{where}: field {name!r} holds half a surrogate pair, which is no character")
+    return str(value)
+
+
+def make_result(source: str, rank: int, title: object, body: object, url: object = "", at: str = "") -> SearchResult:
+    """A search result from whatever an engine gave: text that is none becomes empty, broken characters a mark."""
+    title, body, url = (
+        text.encode("utf-8", "replace").decode() if isinstance(text, str) else "" for text in (title, body, url)
+    )
+    title = title if title.strip() else ""
+    return SearchResult(body=body, title=title, url=url, source=source, rank=rank, retrieved_at=at)
+
+
+def with_text(results: Iterable[SearchResult]) -> tuple[SearchResult, ...]:
+    """Those results whose body has anything to read: control characters and white space are nothing."""
+    return tuple(result for result in results if any(c.isprintable() and not c.isspace() for c in result.body))
+
+
+def searched_row(searched: Searched) -> jsonl.Row:
+    """A row of `results.jsonl`."""
+    row: jsonl.Row = {
+        **asdict(searched.instruction),
+        "results": [asdict(result) for result in searched.results],
+        "searches": searched.searches,
+    }
+    return row | ({"dropped_results": searched.dropped_results} if searched.dropped_results else {})
+
+
+def read_searched(source: str | Path) -> list[Searched]:
+    """Read instructions with their search results.
+
+    Args:
+        source: A run folder of `search`, or a file of rows `{id, instruction, input, output, results}`. A row whose
+            `results` is null was not searched; results without text are dropped and counted.
+
+    Raises:
+        UserError: Missing, malformed or empty; file and line are named.
+    """
+    path = Path(source)
+    path = path / RESULTS if path.is_dir() else path
+    found: list[Searched] = []
+    places: dict[str, str] = {}
+    for line, row in read_table(path):
+        where = f"{path}, line {line}"
+        one = _instruction(row, {}, len(found), where)
+        if one.id in places:
+            raise UserError(f"{where}: id {one.id!r} was used before, at {places[one.id]}; ids must be unique")
+        places[one.id] = where
+        if "results" not in row:
+            raise UserError(f"{where}: no field 'results'; run  sailkit search  first")
+        every = _results(row["results"], where)
+        results = with_text(every)
+        dropped = row.get("dropped_results") or 0
+        if not isinstance(dropped, int):
+            raise UserError(f"{where}: field 'dropped_results' should be a number")
+        found.append(Searched(one, results, _searches(row, where), dropped + len(every) - len(results)))
+    if not found:
+        raise UserError(f"{path}: no rows")
+    if len(found) < _planned_rows(path):
+        raise UserError(
+            f"{path.parent} is not finished; run the same  sailkit search  again, it goes on where it stopped"
+        )
+    return found
+
+
+def _planned_rows(path: Path) -> int:
+    """How many rows a run of search will have in the end; 0 for a file from elsewhere."""
+    with contextlib.suppress(UserError):
+        manifest = runs.read_manifest(path.parent) if path.name == RESULTS else {}
+        if manifest.get("stage") == "search":
+            return int(manifest["settings"]["n"])
+    return 0
+
+
+def _results(value: object, where: str) -> list[SearchResult]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise UserError(f"{where}: field 'results' should be a list of objects, or null")
+    results = []
+    for place, entry in enumerate(value, start=1):
+        rank = entry.get("rank")
+        rank = place if rank is None else rank
+        if not isinstance(rank, int):
+            raise UserError(f"{where}: results[{place - 1}]: rank should be a whole number")
+        source, at = (str(entry.get(name) or "") for name in ("source", "retrieved_at"))
+        results.append(make_result(source, rank, entry.get("title"), entry.get("body"), entry.get("url"), at))
+    return results
+
+
+def _searches(row: Mapping[str, Any], where: str) -> dict[str, SearchOutcome]:
+    known = get_args(SearchOutcome)
+    value = row.get("searches")
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(outcome in known for outcome in value.values()):
+        raise UserError(f"{where}: field 'searches' should give each engine one of {', '.join(known)}")
+    return value

@@ -1,0 +1,204 @@
+"""Search engines over a local corpus: BM25, sentence embeddings, and both; their indexes live in the user's cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+
+from sailkit import runs
+from sailkit.errors import UserError, missing_extra
+from sailkit.files import jsonl
+from sailkit.models.encoder import load_encoder
+from sailkit.models.sources import ENCODER
+from sailkit.records import Instruction, titled
+from sailkit.retrieval.base import Found
+from sailkit.retrieval.corpus import fingerprint, read_passages
+from sailkit.retrieval.instructions import make_result
+
+Engine = Literal["bm25", "dense", "hybrid"]
+QUERY_WORDS = 64  # of an instruction and its input: more dilutes a query
+_FUSION = 60  # k of reciprocal rank fusion (Cormack et al. 2009)
+_DEPTH = 100  # candidates of each engine that are fused
+_CHUNK = 2048
+_VECTORS = "vectors.safetensors"
+_RULES = 3  # how texts are cleaned, cut and encoded: an index of other rules is not reused
+_EMBEDDED_TEXT = 2  # and how the text that is embedded is put together
+
+
+class LocalSearcher:
+    """Searches a corpus; the index is built once for a corpus and its passage lengths, and mapped into memory after."""
+
+    batch = 64
+    live = False
+
+    def __init__(self, engine: Engine, corpus: Sequence[Path], words: int = 120, overlap: int = 20) -> None:
+        """Open the index, or build it.
+
+        Args:
+            engine: `bm25`, `dense` (cosine of MiniLM embeddings) or `hybrid` (reciprocal rank fusion of both).
+            corpus: Files and folders; see `read_passages`.
+            words: Most words in a passage.
+            overlap: Words that a passage shares with the one before.
+
+        Raises:
+            UserError: A library is not installed, or the corpus cannot be read.
+        """
+        try:
+            import bm25s
+        except ImportError:
+            raise missing_extra("search", "searching a corpus") from None
+        self.name: str = engine
+        self._facts = {"corpus_sha256": fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
+        settings = {**self._facts, "bm25s": bm25s.__version__, "version": _RULES}
+        folder = runs.cache_folder() / "indexes" / f"bm25-{jsonl.fingerprint(settings)[:32]}"
+        _made_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
+        self._bm25 = _whole(folder, lambda: bm25s.BM25.load(folder, load_corpus=True, mmap=True))
+        self._passages = self._bm25.corpus
+        if engine != "bm25":
+            self._open_embeddings(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the searcher that decides its results."""
+        return {"engine": self.name, "version": _RULES, **self._facts, "passages": len(self._passages)}
+
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+        """The best k passages for each instruction."""
+        queries = [query(one) for one in instructions]
+        k = min(k, len(self._passages))
+        if self.name == "bm25":
+            ranked = self._ranked_bm25(queries, k)
+        elif self.name == "dense":
+            ranked = self._ranked_dense(queries, k)
+        else:
+            depth = min(max(_DEPTH, k), len(self._passages))
+            both = zip(self._ranked_bm25(queries, depth), self._ranked_dense(queries, depth), strict=True)
+            ranked = [fuse(lists)[:k] for lists in both]
+        found = []
+        for text, places in zip(queries, ranked, strict=True):
+            results = []
+            for rank, place in enumerate(places, start=1):
+                one = self._passages[place]
+                results.append(make_result(self.name, rank, one["title"], one["text"], one["url"]))
+            outcome = "found" if results else "empty" if text else "left_out"
+            found.append([Found(self.name, outcome, tuple(results))])  # type: ignore[arg-type]
+        return found
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _ranked_bm25(self, queries: Sequence[str], k: int) -> list[list[int]]:
+        import bm25s
+
+        tokens = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
+        known = [[token for token in one if token in self._bm25.vocab_dict] for one in tokens]
+        asked = [i for i, one in enumerate(known) if one]
+        ranked: list[list[int]] = [[] for _ in queries]
+        if not asked:
+            return ranked
+        places, scores = self._bm25.retrieve(
+            [known[i] for i in asked], corpus=np.arange(len(self._passages)), k=k, show_progress=False
+        )
+        for i, row, values in zip(asked, places, scores, strict=True):
+            pairs = sorted(zip(-values, row, strict=True))  # equal scores in the order of the corpus
+            ranked[i] = [int(place) for value, place in pairs if value < 0]
+        return ranked
+
+    def _ranked_dense(self, queries: Sequence[str], k: int) -> list[list[int]]:
+        asked = [i for i, text in enumerate(queries) if text]
+        ranked: list[list[int]] = [[] for _ in queries]
+        if asked:
+            vectors = self._encoder.encode(
+                [queries[i] for i in asked], normalize_embeddings=True, show_progress_bar=False
+            )
+            scores = vectors @ self._vectors.T
+            for i, row in zip(asked, scores, strict=True):
+                best = np.argpartition(-row, k - 1)[:k]
+                ranked[i] = [int(place) for place in best[np.lexsort((best, -row[best]))]]
+        return ranked
+
+    def _open_embeddings(self, index: Path) -> None:
+        try:
+            from safetensors.numpy import load_file
+        except ImportError:
+            raise missing_extra("label", f"--engine {self.name}") from None
+        self._encoder, source = load_encoder(ENCODER, f"--engine {self.name}")
+        self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
+        self._facts["embedded_text"] = _EMBEDDED_TEXT
+        folder = index.with_name(f"{index.name}-{weights[:16]}-{_EMBEDDED_TEXT}")
+        _made_once(folder, self._build_embeddings)
+        self._vectors = _whole(folder, lambda: load_file(folder / _VECTORS)["vectors"])
+
+    def _build_embeddings(self, target: Path) -> None:
+        from safetensors.numpy import save_file
+
+        texts = [titled(one["title"], one["text"]) for one in self._passages]
+        parts = []
+        with runs.progress("embedding passages, once", len(texts)) as tick:
+            for start in range(0, len(texts), _CHUNK):
+                part = texts[start : start + _CHUNK]
+                parts.append(self._encoder.encode(part, normalize_embeddings=True, show_progress_bar=False))
+                tick(len(part))
+        save_file({"vectors": np.concatenate(parts)}, target / _VECTORS)
+
+
+def query(instruction: Instruction) -> str:
+    """What is searched for: the first words of the instruction and its input."""
+    return " ".join(f"{instruction.instruction} {instruction.input}".split()[:QUERY_WORDS])
+
+
+def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
+    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over rankings (Cormack et al. 2009, equation 1)."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, place in enumerate(ranking, start=1):
+            scores[place] = scores.get(place, 0.0) + 1 / (_FUSION + rank)
+    return sorted(scores, key=lambda place: (-scores[place], place))
+
+
+def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) -> None:
+    import bm25s
+
+    passages = read_passages(corpus, words, overlap)
+    runs.notice(f"indexing {len(passages)} passages, once")
+    tokens = bm25s.tokenize([f"{one.title} {one.body}" for one in passages], show_progress=False)
+    if not any(tokens.ids):
+        raise UserError(f"no words to search for in {', '.join(map(str, corpus))}, only ones like 'the', or letters")
+    index = bm25s.BM25(backend="numba")
+    index.index(tokens, show_progress=False)
+    rows = [{"title": one.title, "text": one.body, "url": one.url} for one in passages]
+    index.save(target, corpus=rows, allow_pickle=False, show_progress=False)
+
+
+def _whole(folder: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"the index {folder} cannot be read ({why}); remove it, it will be built again") from None
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Make a folder whole or not at all, by one process at a time."""
+    with jsonl.writing(folder, "; SAILKIT_CACHE names another folder, for a disk with more room"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if folder.exists():
+                return
+            for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed; we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
+            unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                make(unfinished)
+                for file in unfinished.iterdir():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)

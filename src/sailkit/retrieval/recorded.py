@@ -1,0 +1,87 @@
+"""Search results as SAIL published them: a list parallel to its instructions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.records import Instruction
+from sailkit.retrieval.base import Found
+from sailkit.retrieval.instructions import make_result
+
+
+class RecordedSearcher:
+    """Reads `[[search_results or null, bm25_results], ...]`: null is a search that could not be made."""
+
+    name = "recorded"
+    batch = 1024
+    live = False
+
+    def __init__(self, path: Path, instructions: Sequence[Instruction]) -> None:
+        """Read the file beside the instructions that it is parallel to.
+
+        Args:
+            path: A JSON list with one entry for each instruction.
+            instructions: All of them, in order.
+
+        Raises:
+            UserError: Not such a file, or of another length.
+        """
+        try:
+            entries = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=jsonl.refuse_constant)
+        except OSError as error:
+            raise jsonl.reading_failed(path, error) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: expected a JSON list, found {type(entries).__name__}")
+        if len(entries) != len(instructions):
+            raise UserError(
+                f"{path} has {len(entries)} entries and there are {len(instructions)} instructions; "
+                "they must be parallel"
+            )
+        self._entries: dict[str, list[Found]] = {}
+        for number, (entry, one) in enumerate(zip(entries, instructions, strict=True), start=1):
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise UserError(f"{path}, entry {number}: expected [search_results or null, bm25_results]")
+            self._entries[one.id] = [
+                _found(engine, value, f"{path}, entry {number}")
+                for engine, value in zip(("web", "bm25"), entry, strict=True)
+            ]
+        self._sha256 = jsonl.file_fingerprint([path])
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the searcher that decides its results."""
+        return {"engine": self.name, "version": 1, "recording_sha256": self._sha256}
+
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+        """What was recorded, the best k of each engine."""
+        return [
+            [Found(one.engine, one.outcome, one.results[:k]) for one in self._entries[asked.id]]
+            for asked in instructions
+        ]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _found(engine: str, value: Any, where: str) -> Found:
+    if value is None:
+        return Found(engine, "unavailable")
+    entries = value if isinstance(value, list) else [value]
+    results = []
+    for rank, entry in enumerate(entries, start=1):
+        if isinstance(entry, str):
+            # SAIL's converter prints a BM25 result as it is: a text, its title on the first line.
+            title, _, body = entry.partition("\n") if "\n" in entry else ("", "", entry)
+            results.append(make_result(engine, rank, title, body))
+        elif isinstance(entry, dict):
+            address = entry.get("href") or entry.get("url")
+            results.append(make_result(engine, rank, entry.get("title"), entry.get("body"), address))
+        else:
+            raise UserError(f"{where}: {engine} results should be objects with title and body, texts, or null")
+    return Found(engine, "found" if results else "empty", tuple(results))

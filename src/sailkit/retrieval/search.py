@@ -1,0 +1,246 @@
+"""The stage `search`: instructions in, the same with their search results out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sailkit import runs
+from sailkit.errors import UserError, at_least_one, nearest
+from sailkit.files import jsonl
+from sailkit.records import Instruction, Searched
+from sailkit.retrieval.base import Found, Searcher
+from sailkit.retrieval.instructions import RESULTS, read_instructions, read_searched, searched_row, with_text
+
+Engine = Literal["bm25", "dense", "hybrid", "web", "searxng", "recorded"]
+
+
+def search(
+    *,
+    instructions: str,
+    out: Path,
+    engine: str = "bm25",
+    corpus: list[Path] | None = None,
+    recorded: Path | None = None,
+    fields: list[str] | None = None,
+    k: int = 5,
+    passage_words: int = 120,
+    passage_overlap: int = 20,
+    searxng_url: str | None = None,
+    snapshot: Path | None = None,
+    offline: bool = False,
+    interval: float = 1.0,
+    timeout: float = 10.0,
+    tries: int = 4,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Search for each instruction.
+
+    Writes results.jsonl, a row for each instruction, to a run folder. A run that was stopped goes on where it stopped
+    when the same command is given again, and an engine on the web is asked again for what it had no answer to. What
+    is searched for are the first 64 words of the instruction and its input (400 characters on the web).
+
+    Args:
+        instructions: A .jsonl, .json, .csv, .tsv (also gzipped) or .parquet file, or a hub id (OWNER/NAME).
+        out: The run folder.
+        engine: bm25, dense (sentence embeddings), hybrid (both), searxng (your own server), web (through ddgs), or
+            recorded (SAIL's published form); several are separated by commas, and their results joined.
+        corpus: What is searched: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
+        recorded: For recorded: the JSON list that is parallel to the instructions.
+        fields: OURS=THEIRS for id, instruction, input, output.
+        k: Most results of each engine.
+        passage_words: Most words in a passage.
+        passage_overlap: Words that a passage shares with the one before.
+        searxng_url: For searxng: the server, such as http://localhost:8080.
+        snapshot: For web and searxng: where every answer is kept; snapshot.jsonl in the run folder by default.
+        offline: Read the snapshot instead of the web; what is not in it is unavailable.
+        interval: Least seconds between two requests to the web.
+        timeout: Seconds for one request.
+        tries: How often a query is sent before it counts as unavailable.
+        limit: Only the first so many instructions.
+
+    Returns:
+        Counts, where the results are, and `unfinished`: in words, what the same command will ask for again, or None.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is overwritten.
+    """
+    at_least_one(k=k, limit=limit)
+    # A recording is parallel to all of them.
+    every = read_instructions(instructions, fields, None if "recorded" in engine else limit)
+    asked = every[:limit]
+    searcher = load_searcher(
+        engine,
+        every,
+        corpus=corpus,
+        recorded=recorded,
+        passage_words=passage_words,
+        passage_overlap=passage_overlap,
+        searxng_url=searxng_url,
+        snapshot=snapshot or out / "snapshot.jsonl",
+        offline=offline,
+        interval=interval,
+        timeout=timeout,
+        tries=tries,
+    )
+    settings = {
+        **searcher.describe(),
+        "k": k,
+        "n": len(asked),
+        "instructions_sha256": jsonl.fingerprint([[o.id, o.instruction, o.input, o.output] for o in asked]),
+    }
+    batches = [asked[start : start + searcher.batch] for start in range(0, len(asked), searcher.batch)]
+    with contextlib.closing(searcher), runs.open_run(out, "search", settings) as run:
+        log = runs.BatchLog(run.path(RESULTS), [[one.id for one in batch] for batch in batches])
+        earlier = asked[: log.rows_done]
+        try:
+            with runs.progress(f"searching with {searcher.name}", len(asked), log.rows_done) as tick:
+                for batch in batches[log.done :]:
+                    log.append([searched_row(one) for one in search_batch(searcher, batch, k)])
+                    tick(len(batch))
+        finally:
+            log.close()
+        if searcher.live:
+            _search_again(run.path(RESULTS), searcher, earlier, k)
+        return _figures(run, searcher)
+
+
+def load_searcher(
+    engine: str,
+    instructions: Sequence[Instruction],
+    *,
+    snapshot: Path,
+    corpus: Sequence[Path] | None = None,
+    recorded: Path | None = None,
+    passage_words: int = 120,
+    passage_overlap: int = 20,
+    searxng_url: str | None = None,
+    offline: bool = False,
+    interval: float = 1.0,
+    timeout: float = 10.0,
+    tries: int = 4,
+) -> Searcher:
+    """The searcher behind the flags of `search`; libraries are loaded for the engines that are asked for.
+
+    Raises:
+        UserError: No such engine, something that it needs is not given or not installed, or it cannot be read.
+    """
+
+    def load(name: Engine) -> Searcher:
+        if name == "recorded":
+            from sailkit.retrieval.recorded import RecordedSearcher
+
+            if recorded is None:
+                raise UserError("--engine recorded needs --recorded FILE")
+            return RecordedSearcher(recorded, instructions)
+        if name == "web" or name == "searxng":  # noqa: PLR1714 - mypy narrows only this
+            from sailkit.retrieval.web import WebSearcher
+
+            return WebSearcher(
+                name, snapshot, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
+            )
+        from sailkit.retrieval.local import LocalSearcher
+
+        if not corpus:
+            raise UserError(f"--engine {name} needs --corpus")
+        return LocalSearcher(name, corpus, passage_words, passage_overlap)
+
+    names = _engines(engine)
+    return load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
+
+
+def _engines(text: str) -> list[Engine]:
+    known: dict[str, Engine] = {name: name for name in get_args(Engine)}
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"no --engine {name!r}; {nearest(name, known)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"--engine {text}: an engine is named twice")
+    if len(names) > 1 and "recorded" in names:
+        raise UserError("--engine recorded stands alone: its results are of engines of its own, web and bm25")
+    return [known[name] for name in names]
+
+
+class _Joined:
+    """Several engines asked for the same: the results of each behind those of the one before."""
+
+    def __init__(self, searchers: Sequence[Searcher]) -> None:
+        self._searchers = searchers
+        self.name = ",".join(one.name for one in searchers)
+        self.batch = min(one.batch for one in searchers)
+        self.live = any(one.live for one in searchers)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the searchers that decides their results."""
+        return {"engine": self.name, "engines": {one.name: one.describe() for one in self._searchers}}
+
+    def close(self) -> None:
+        """Close them all."""
+        for one in self._searchers:
+            one.close()
+
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+        """What each engine gave, in the order in which they were named."""
+        answers = (one.search(instructions, k) for one in self._searchers)
+        return [[each for found in row for each in found] for row in zip(*answers, strict=True)]
+
+
+def search_batch(searcher: Searcher, batch: Sequence[Instruction], k: int) -> list[Searched]:
+    """Search for one batch; an empty instruction is left out on purpose, results without text are dropped."""
+    found = searcher.search(batch, k)
+    rows = []
+    for one, answers in zip(batch, found, strict=True):
+        asked = one.instruction.strip() or one.input.strip()
+        engines = answers if asked else [Found(each.engine, "left_out") for each in answers]
+        results = tuple(result for each in engines for result in each.results)
+        kept = with_text(results)
+        rows.append(Searched(one, kept, {each.engine: each.outcome for each in engines}, len(results) - len(kept)))
+    return rows
+
+
+def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction], k: int) -> None:
+    """Ask once more for what an earlier run of the command did not get; a row is replaced only by one with more."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    silent = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
+    missing = [i for i, engines in enumerate(silent) if engines]
+    better = 0
+    try:
+        with runs.progress(f"asking {searcher.name} again", len(missing)) as tick:
+            for start in range(0, len(missing), searcher.batch):
+                part = missing[start : start + searcher.batch]
+                for i, searched in zip(part, search_batch(searcher, [earlier[i] for i in part], k), strict=True):
+                    row = searched_row(searched)
+                    if _unavailable(row) < silent[i]:
+                        lines[i] = jsonl.encode(jsonl.dumps(row) + "\n")
+                        better += 1
+                tick(len(part))
+    finally:  # also when the engine gives no answer to the rest
+        if better:
+            jsonl.write_atomic(path, b"".join(lines))
+
+
+def _unavailable(row: jsonl.Row) -> set[str]:
+    return {engine for engine, outcome in row["searches"].items() if outcome == "unavailable"}
+
+
+def _figures(run: runs.Run, searcher: Searcher) -> dict[str, Any]:
+    rows = read_searched(run.folder)
+    silent = sum("unavailable" in row.searches.values() for row in rows) if searcher.live else 0
+    counts: Counter[str] = Counter(outcome for row in rows for outcome in row.searches.values())
+    return {
+        "engine": run.manifest["settings"]["engine"],
+        "n": len(rows),
+        **{name: counts[name] for name in ("found", "empty", "unavailable", "left_out")},
+        "results_in_all": sum(len(row.results) for row in rows),
+        "dropped_results": sum(row.dropped_results for row in rows),
+        "results": str(run.path(RESULTS)),
+        "unfinished": f"{silent} of {len(rows)} instructions had no answer from an engine; "
+        "the same command asks again for them"
+        if silent
+        else None,
+    }

@@ -1,0 +1,1 @@
+"""Figures and how certain they are: metrics, intervals, paired tests."""

@@ -1,0 +1,285 @@
+"""Metrics on confusion counts, with intervals, baselines and paired tests.
+
+Everything that has an interval is a function of counts, so none needs a loop over items, or hangs on their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sailkit.stats.intervals import LEVEL, Counts, Estimate, Floats, Units, proportion, resample
+
+NOT_ANSWERED = ("unreadable", "refused")
+# Counts, or counts of weighted items.
+Table = Counts | Floats
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Counts:
+    """Count items by gold label and outcome.
+
+    Args:
+        gold: The true label of each item.
+        predicted: A label, `unreadable` or `refused` for each item.
+        labels: The task's labels.
+
+    Returns:
+        Counts of shape (labels, labels + 2); the last two columns are `unreadable` and `refused`.
+    """
+    row = {label: i for i, label in enumerate(labels)}
+    column = {label: i for i, label in enumerate((*labels, *NOT_ANSWERED))}
+    counts = np.zeros((len(row), len(column)), dtype=np.int64)
+    np.add.at(counts, ([row[g] for g in gold], [column[p] for p in predicted]), 1)
+    return counts
+
+
+def confusion_units(
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], groups: Sequence[str] | None = None
+) -> Units:
+    """The units that intervals are drawn from; see `confusion`.
+
+    Args:
+        gold: The true label of each item.
+        predicted: A label, `unreadable` or `refused` for each item.
+        labels: The task's labels.
+        groups: The group of each item, which is then a unit; None where each item is one.
+    """
+    at = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
+    cells = np.array([[at[g], at[p]] for g, p in zip(gold, predicted, strict=True)], dtype=np.int64).reshape(-1, 2)
+    return Units.of_cells(cells, (len(labels), len(at)), groups)
+
+
+def accuracy(counts: Table) -> Floats:
+    """Share of items answered rightly; an item without a label is not right. Counts (..., K, K + 2) to (...)."""
+    return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
+
+
+def class_f1(counts: Table) -> Floats:
+    """F1 of each class, 2 TP / (2 TP + FP + FN); 0 where the class neither occurs nor is predicted.
+
+    Args:
+        counts: Shape (..., K, K + 2).
+
+    Returns:
+        Shape (..., K).
+    """
+    labels = counts.shape[-2]
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _ratio(2 * hit, counts.sum(-1) + counts[..., :labels].sum(-2))
+
+
+def macro_f1(counts: Table) -> Floats:
+    """Mean of the class F1s over all labels of the task."""
+    return np.asarray(class_f1(counts).mean(-1))
+
+
+def weighted_f1(counts: Table) -> Floats:
+    """Mean of the class F1s weighted by how often each class is the gold label."""
+    return _ratio((class_f1(counts) * counts.sum(-1)).sum(-1), counts.sum((-2, -1)))
+
+
+def balanced_accuracy(counts: Table) -> Floats:
+    """Mean recall over the classes that occur among the gold labels."""
+    support = counts.sum(-1)
+    recall = _ratio(np.diagonal(counts, axis1=-2, axis2=-1), support)
+    return _ratio(recall.sum(-1), np.count_nonzero(support, axis=-1))
+
+
+def mcc(counts: Table) -> Floats:
+    """Matthews correlation for any number of classes (Gorodkin 2004); each non-answer is a class never right."""
+    total = counts.sum((-2, -1)).astype(float)
+    truth = counts.sum(-1).astype(float)
+    said = counts.sum(-2).astype(float)
+    hit = np.trace(counts, axis1=-2, axis2=-1)
+    labels = counts.shape[-2]
+    top = hit * total - (truth * said[..., :labels]).sum(-1)
+    sides = (total**2 - (kinds**2).sum(-1) for kinds in (said, truth))
+    # Of weighted counts, nothing is left over to the last bit where all are of one kind.
+    spread = math.prod(np.where(side > 1e-12 * total**2, side, 0.0) for side in sides)
+    return _ratio(top, np.sqrt(spread))
+
+
+def _ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
+    over, under = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
+    out: Floats = np.zeros(np.broadcast_shapes(over.shape, under.shape))
+    np.divide(over, under, out=out, where=under > 0)
+    return out
+
+
+STATISTICS: Mapping[str, Callable[[Table], Floats]] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+    "weighted_f1": weighted_f1,
+    "mcc": mcc,
+}
+
+
+def estimates(counts: Counts | Units, labels: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+    """All statistics of a confusion table with their intervals.
+
+    Args:
+        counts: Shape (K, K + 2); or the units that they are made of, where items are in groups.
+        labels: Names of the K classes.
+        seed: The run's seed.
+
+    Returns:
+        Estimates by name; a class's F1 is named `f1_<label>`.
+    """
+    units = counts if isinstance(counts, Units) else Units.of_counts(counts)
+    drawn = resample(units, seed)
+    found = {name: drawn.estimate(f) for name, f in STATISTICS.items()}
+    if units.single:  # what is drawn comes to the same, but for the noise of drawing
+        found["accuracy"] = proportion(int(np.trace(units.table)), int(units.table.sum()))
+    return found | {f"f1_{label}": drawn.estimate(_f1_of(i)) for i, label in enumerate(labels)}
+
+
+def _f1_of(index: int) -> Callable[[Floats], Floats]:
+    return lambda counts: np.asarray(class_f1(counts)[..., index])
+
+
+def majority_accuracy(counts: Counts) -> float:
+    """Accuracy of always answering the most frequent gold label."""
+    return float(counts.sum(-1).max() / max(counts.sum(), 1))
+
+
+def majority_macro_f1(counts: Counts) -> float:
+    """Macro-F1 of always answering the most frequent gold label."""
+    constant = np.zeros_like(counts)
+    constant[:, int(counts.sum(-1).argmax())] = counts.sum(-1)
+    return float(macro_f1(constant))
+
+
+def prior_accuracy(counts: Counts) -> float:
+    """Expected accuracy of guessing each label as often as it occurs."""
+    shares = counts.sum(-1) / max(counts.sum(), 1)
+    return float((shares**2).sum())
+
+
+def bounds(counts: Counts) -> tuple[float, float]:
+    """Accuracy with every item without a label wrong, and with every one right."""
+    labels = counts.shape[-2]
+    total = max(int(counts.sum()), 1)
+    hit = int(np.trace(counts))
+    return hit / total, (hit + int(counts[:, labels:].sum())) / total
+
+
+def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """Cohen's kappa between two labellings (Cohen 1960); None where both are one and the same constant."""
+    names = {name: i for i, name in enumerate(sorted({*first, *second}))}
+    if len(names) < 2:
+        return None
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, ([names[a] for a in first], [names[b] for b in second]), 1)
+    return float(kappa_of(table))
+
+
+def kappa_of(tables: Floats) -> Floats:
+    """Cohen's kappa of how often two labellings say what; no number where both are one and the same constant.
+
+    Args:
+        tables: Counts; shape (..., labels of the first, labels of the second), to (...).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = tables / tables.sum((-2, -1), keepdims=True)
+        chance = (shares.sum(-1) * shares.sum(-2)).sum(-1)
+        return np.asarray((np.trace(shares, axis1=-2, axis2=-1) - chance) / (1 - chance))
+
+
+def auroc(gold: Sequence[str], scores: Sequence[Mapping[str, float]], labels: Sequence[str]) -> float | None:
+    """Area under the ROC curve: of the second label against the first for two, macro one-against-rest for more.
+
+    Args:
+        gold: True labels, n.
+        scores: Probability of each label, n.
+        labels: The task's labels.
+
+    Returns:
+        The area, or None where fewer than two classes occur.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    present = [label for label in labels if label in set(gold)]
+    if len(present) < 2:
+        return None
+    areas = [
+        roc_auc_score([g == label for g in gold], [s[label] for s in scores])
+        for label in (present if len(labels) > 2 else present[1:])
+    ]
+    return float(np.mean(areas))
+
+
+def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
+    """Expected calibration error over equal-width bins of confidence (Naeini et al. 2015; Guo et al. 2017)."""
+    conf, hit = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
+    place = np.minimum((conf * bins).astype(int), bins - 1)
+    gap = np.bincount(place, conf - hit, minlength=bins)
+    return float(np.abs(gap).sum() / max(len(conf), 1))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact McNemar test: the binomial probability of so uneven a split of the discordant items."""
+    from scipy.special import bdtr  # scipy.stats would cost a second to import
+
+    both = only_a + only_b
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), both, 0.5))) if both else 1.0
+
+
+def sign_flip(differences: Sequence[int]) -> float:
+    """Two-sided exact sign-flip test of paired differences, one for each group of items.
+
+    Where neither of two is better, each group's difference is as likely to have the other sign; items of one group
+    need not be independent. Of single items it is McNemar's exact test.
+
+    Args:
+        differences: How many more items of a group the first has right than the second.
+    """
+    chances = np.ones(1)  # of every sum of signed differences, from the least to the greatest
+    for size in filter(None, map(abs, differences)):
+        sums = np.zeros(len(chances) + 2 * size)
+        sums[: len(chances)] += chances / 2
+        sums[2 * size :] += chances / 2
+        chances = sums
+    reach = np.arange(len(chances)) - len(chances) // 2
+    return min(1.0, float(chances[np.abs(reach) >= abs(sum(differences))].sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment of p-values for several comparisons (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = worst
+    return adjusted
+
+
+def minimum_detectable_difference(discordant: float, n: float, power: float = 0.8, level: float = 1 - LEVEL) -> float:
+    """The accuracy difference that McNemar's test would find with the given power, normal approximation.
+
+    Args:
+        discordant: Items on which exactly one of the two is right.
+        n: All items; of items in groups both are divided by the design effect.
+        power: Chance of finding a true difference of that size.
+        level: The test's level.
+
+    Returns:
+        A difference in accuracy (Connor 1987, solved for the difference).
+    """
+    from scipy.special import gammaincinv, ndtri
+
+    # Fewer discordant items than this are never significant, however they fall. A difference makes discordant
+    # items of its own: it must be large enough to make that many (a Poisson count) with the given power.
+    needed = math.floor(math.log2(2 / level)) + 1
+    least = float(gammaincinv(needed, power))
+    if n <= least:
+        return 1.0
+    za, zb = float(ndtri(1 - level / 2)), float(ndtri(power))
+    share = max(discordant, least) / n
+    # share * za + zb * sqrt(share - d^2) = d * sqrt(n) with sqrt(share) in the first term; solved for d.
+    a, b = n + zb**2, za * math.sqrt(share * n)
+    d = (b + math.sqrt(max(b**2 - a * (za**2 - zb**2) * share, 0.0))) / a
+    return min(d, share)

@@ -1,0 +1,99 @@
+"""The examples of a task as its data set keeps them: a table, a folder of texts, or a data set on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.files.hub import hub_rows, is_hub_name
+from sailkit.files.tables import has_cells, read_table, with_ids, with_nested
+from sailkit.records import Example, SearchResult
+from sailkit.tasks.spec import DataSpec, EvidenceFields
+
+
+def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
+    """Examples of a file or of a data set on the hub, with the line of each."""
+    fields = spec.fields
+    assert fields is not None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; this task reads one .jsonl, .csv or .parquet file")
+    rows = hub_rows(str(path), ("test", "validation", "train")) if is_hub_name(path) else read_table(path)
+    text_of = jsonl.filled_field if has_cells(path) else jsonl.text_field
+    named = [(line, with_nested(row, fields.names())) for line, row in rows]
+    for line, row in with_ids(named, fields.id, path):
+        label = row.get(fields.label)
+        if fields.label not in row:
+            jsonl.text_field(row, fields.label, path, line)
+        example = Example(
+            id=jsonl.filled_field(row, fields.id, path, line),
+            text=text_of(row, fields.text, path, line),
+            label=spec.label_values.get(str(label), None if label is None else str(label)),
+            evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
+            stances=_stances(row, fields.evidence) if fields.evidence else (),
+            group=jsonl.text_field(row, fields.group or fields.id, path, line),
+        )
+        yield example, f"{path}, line {line}"
+
+
+def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:
+    if fields.list is None:
+        cells = (name for name in fields.columns if row.get(name, "") is not None)
+        texts = [jsonl.text_field(dict(row), name, path, line) for name in cells]
+        return tuple(SearchResult(body=text, rank=rank) for rank, text in enumerate(filter(str.strip, texts), start=1))
+    entries = row.get(fields.list)
+    if not isinstance(entries, list):
+        raise UserError(
+            f"{path}, line {line}: field {fields.list!r} should be a list of search results; "
+            "columns of text are named as  evidence: [COLUMN, COLUMN]"
+        )
+    if fields.body is None:
+        if not all(isinstance(entry, str) for entry in entries):
+            raise UserError(f"{path}, line {line}: {fields.list} holds more than texts; name their text with `body`")
+        return tuple(SearchResult(body=text, rank=rank) for rank, text in enumerate(entries, start=1))
+    found = []
+    for rank, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not isinstance(entry.get(fields.body), str):
+            raise UserError(f"{path}, line {line}: {fields.list}[{rank - 1}] has no text field {fields.body!r}")
+        title, url = (entry.get(name) if name else None for name in (fields.title, fields.url))
+        found.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
+    return tuple(found)
+
+
+def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None, ...]:
+    """What each search result speaks for; nothing where the data do not say it of every one."""
+    said = [entry.get(fields.stance) for entry in row[str(fields.list)]] if fields.stance else []
+    return () if None in said else tuple(fields.stances.get(str(value)) for value in said)
+
+
+def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
+    """Examples of a folder of texts, with the file of each."""
+    label_file = spec.label_file
+    assert label_file is not None
+    assert spec.folder is not None
+    texts = path / spec.folder
+    if not texts.is_dir():
+        raise UserError(f"{path} has no folder {spec.folder}; --data should name the folder that holds it")
+    labels: dict[str, str] = {}
+    for line, row in read_table(path / label_file.path):
+        where = path / label_file.path
+        item = jsonl.text_field(row, label_file.id, where, line)
+        if item in labels:
+            raise UserError(f"{where}, line {line}: id {item!r} was used before; ids must be unique")
+        labels[item] = jsonl.text_field(row, label_file.label, where, line)
+    # The folder is listed and the labels looked up, so no id from a file ever becomes a path.
+    for file in sorted(texts.glob("*.txt")):
+        if file.stem not in labels:
+            raise UserError(f"{file}: no row with {label_file.id} {file.stem!r} in {path / label_file.path}")
+        try:
+            text = file.read_text("utf-8-sig").strip()
+        except OSError as error:
+            raise jsonl.reading_failed(file, error) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 text ({error.reason})") from None
+        if not text:
+            raise UserError(f"{file}: empty; a text is needed")
+        label = labels[file.stem]
+        yield Example(file.stem, text, spec.label_values.get(label, label), group=file.stem), str(file)

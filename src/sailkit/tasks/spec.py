@@ -1,0 +1,245 @@
+"""A task as its YAML states it: where the data are, what the labels are called, the wordings of each protocol."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sailkit.errors import nearest
+from sailkit.stats.metrics import NOT_ANSWERED
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# YAML reads a bare true, no or 1 as something else; a label's word is always text.
+Word = Annotated[
+    str, BeforeValidator(lambda v: str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v)
+]
+
+
+class EvidenceFields(_Spec):
+    """Where a row keeps its search results: a list field with the fields of each entry, or columns of text.
+
+    Without `body` the entries of the list are texts themselves. `stance` is the field that says what people found a
+    result to speak for, `stances` which label each of its values is; any other value speaks for none.
+    """
+
+    list: str | None = None
+    columns: tuple[str, ...] = ()
+    body: str | None = None
+    title: str | None = None
+    url: str | None = None
+    stance: str | None = None
+    stances: dict[Word, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> EvidenceFields:
+        if (self.list is None) == (not self.columns):
+            raise ValueError("give either `list`, or one or several `columns`")
+        if (self.columns or self.body is None) and (self.body or self.title or self.url or self.stance):
+            raise ValueError("`title`, `url` and `stance` are fields of the entries of a `list` that have a `body`")
+        return self
+
+
+def _as_evidence(value: object) -> object:
+    """Evidence may also be a column, or a list of columns."""
+    return {"columns": [value] if isinstance(value, str) else value} if isinstance(value, (str, list)) else value
+
+
+class Fields(_Spec):
+    """Names of the fields that hold what a task needs; nested ones have dots, as `doc.claim`.
+
+    Rows without an `id` get their number from 1.
+    """
+
+    id: str = "id"
+    text: str
+    label: str
+    group: str | None = None
+    evidence: Annotated[EvidenceFields | None, BeforeValidator(_as_evidence)] = None
+
+    def names(self) -> list[str | None]:
+        """Every field that a row is asked for."""
+        evidence = self.evidence
+        return [self.id, self.text, self.label, self.group, *((evidence.list, *evidence.columns) if evidence else ())]
+
+
+class LabelFile(_Spec):
+    """A CSV beside a folder of texts that gives each text's label."""
+
+    path: str
+    id: str
+    label: str
+
+
+class DataSpec(_Spec):
+    """How a data set is laid out: one table with fields, or a folder of text files with a label file.
+
+    `source` says where to get the data of a task that does not carry them.
+    """
+
+    source: str | None = None
+    file: str | None = None
+    fields: Fields | None = None
+    folder: str | None = None
+    label_file: LabelFile | None = None
+    label_values: dict[Word, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> DataSpec:
+        if len({self.fields is None, self.folder is not None, self.label_file is not None}) > 1:
+            raise ValueError("give either `fields`, or `folder` with `label_file`")
+        return self
+
+
+class LabelSpec(_Spec):
+    """The word that stands for a label in prompts and scores, and other words read as the same."""
+
+    answer: Word
+    also: tuple[Word, ...] = ()
+
+
+class StepSpec(_Spec):
+    """One model call: its prompt, its system text, and the most tokens of its reply (by default the protocol's)."""
+
+    prompt: str
+    system: str = ""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+
+
+class WordingSpec(_Spec):
+    """The steps of a wording, and what differs from its protocol.
+
+    `answers` and `also` replace the protocol's. `train` says whether `build-task` writes training rows in this wording:
+    a wording that others published is for measuring as they did.
+    """
+
+    steps: tuple[Annotated[StepSpec, BeforeValidator(lambda v: {"prompt": v} if isinstance(v, str) else v)], ...] = (
+        Field(min_length=1)
+    )
+    answers: dict[str, Word] = Field(default_factory=dict)
+    also: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
+    train: bool = True
+
+
+def _as_wording(value: object) -> object:
+    """A wording may also be its prompt alone, a list of steps, or one step.
+
+    Beside `steps`, `system` and `max_new_tokens` are those of every step that has none of its own.
+    """
+    if not isinstance(value, dict):
+        return {"steps": [value] if isinstance(value, str) else value}
+    shared = {name: value[name] for name in StepSpec.model_fields if name in value}
+    rest = {name: value[name] for name in value if name not in shared}
+    steps = rest.get("steps", [{}])
+    steps = [steps] if isinstance(steps, (str, dict)) else steps
+    if isinstance(steps, list):
+        each = ({"prompt": step} if isinstance(step, str) else step for step in steps)
+        steps = [{**shared, **step} if isinstance(step, dict) else step for step in each]
+    return {**rest, "steps": steps}
+
+
+class ProtocolSpec(_Spec):
+    """The wordings of one way to ask; each is one prompt, or several in a row with `{previous}`."""
+
+    wordings: dict[str, Annotated[WordingSpec, BeforeValidator(_as_wording)]]
+    answers: dict[str, Word] = Field(default_factory=dict)
+    also: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
+    max_new_tokens: int = Field(default=16, ge=1)
+
+
+class TaskSpec(_Spec):
+    """A task as its YAML states it."""
+
+    name: str
+    about: str = ""
+    data: DataSpec
+    labels: dict[str, LabelSpec]
+    default_labels: tuple[str, ...] = ()
+    protocols: dict[str, ProtocolSpec]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSpec:
+        if len(self.labels) < 2:
+            raise ValueError("labels: at least two are needed")
+        if taken := self.labels.keys() & NOT_ANSWERED:
+            raise ValueError(f"labels: {taken.pop()!r} is what an answer without a label is called; use another name")
+        _check_words([(label, (spec.answer, *spec.also)) for label, spec in self.labels.items()], "labels")
+        uses: dict[str, Iterable[str]] = {
+            "default_labels": self.default_labels,
+            "data.label_values": self.data.label_values.values(),
+        }
+        if self.data.fields and self.data.fields.evidence:
+            uses["data.fields.evidence.stances"] = self.data.fields.evidence.stances.values()
+        for where, names in uses.items():
+            for name in names:
+                if name not in self.labels:
+                    raise ValueError(f"{where}: {name!r} is no label; {nearest(name, self.labels)}")
+        for protocol, spec in self.protocols.items():
+            if not spec.wordings:
+                raise ValueError(f"protocols.{protocol}: no wordings")
+            _check_answers(spec, self.labels, f"protocols.{protocol}")
+            for name, wording in spec.wordings.items():
+                where = f"protocols.{protocol}.wordings.{name}"
+                _check_answers(wording, self.labels, where)
+                for number, step in enumerate(wording.steps, start=1):
+                    _check_fields(step, number, where)
+        return self
+
+
+def _check_answers(spec: ProtocolSpec | WordingSpec, labels: Iterable[str], where: str) -> None:
+    for name in (*spec.answers, *spec.also):
+        if name not in labels:
+            raise ValueError(f"{where}: {name!r} is no label; {nearest(name, labels)}")
+    answers = ((label, (word,)) for label, word in spec.answers.items())
+    _check_words([*answers, *spec.also.items()], where)
+
+
+# What a slip of the pen makes of a field: {text }, {text.x}, {text!r}, {Text}. Other braces are text, as in JSON.
+_FIELD_LIKE = re.compile(
+    r"\{\s*(?:[A-Za-z_][\w.]*\s*|(?i:text|answers|evidence|previous|examples|reply_\d+)\b[^{}]*)\}"
+)
+
+
+def _check_fields(step: StepSpec, number: int, where: str) -> None:
+    """Refuse a field that is unknown or misspelt, and a step that is the same for every item."""
+    replies = ["previous", *(f"reply_{n}" for n in range(1, number))] if number > 1 else []
+    known = ["text", "answers", "evidence", *replies] + (["examples"] if number == 1 else [])
+    for text, fields in ((step.prompt, known), (step.system, ["answers"])):
+        for match in _FIELD_LIKE.finditer(text):
+            if match.group() not in (f"{{{field}}}" for field in fields):
+                name = match.group().strip("{} ")
+                what = f"the system text of step {number}" if text is step.system else f"step {number}"
+                raise ValueError(f"{where}: {what} has no field {match.group()}; {nearest(name, fields)}")
+    if not any(f"{{{field}}}" in step.prompt for field in ("text", *replies)):
+        what = " or ".join(f"{{{field}}}" for field in ("text", *replies))
+        raise ValueError(f"{where}: step {number} does not show the item: every item would get one prompt; add {what}")
+
+
+def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:
+    """Refuse a word that stands for two labels: it would be scored and read as whichever comes last."""
+    seen: dict[str, str] = {}
+    for label, word in ((label, word) for label, own in words for word in own):
+        if (other := seen.setdefault(word.casefold(), label)) != label:
+            raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with a task, in one line: where, what, and the mend where it is known."""
+    # A misspelt key is also a missing one; it is the spelling that the user can mend.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    where = ".".join(map(str, first["loc"])) or "the file"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        keys = {key for spec in _Spec.__subclasses__() for key in spec.model_fields}
+        close = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1)
+        message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+    elif first["type"] == "string_type":
+        message = f"should be text, not {first['input']!r}; put it in quotes"
+    return f"{where}: {message}"

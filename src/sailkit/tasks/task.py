@@ -1,0 +1,233 @@
+"""A task: where its examples are, what its labels are called, how it asks. Built-in tasks and a user's own are YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from sailkit import runs
+from sailkit.errors import UserError, nearest
+from sailkit.files import jsonl
+from sailkit.files.yaml_files import read_yaml
+from sailkit.records import Example
+from sailkit.tasks.rows import folder_rows, table_rows
+from sailkit.tasks.spec import TaskSpec, explain
+
+Half = Literal["first", "second"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One protocol in one wording, for the labels in use.
+
+    Attributes:
+        protocol: `direct`, `fair`, `think-twice`, or a task's own.
+        wording: The wording's name.
+        steps: Prompt templates, one model call each, with `{text}`, `{evidence}`, `{answers}`, `{previous}`,
+            `{reply_1}`, `{examples}`.
+        systems: The system text of each step, or nothing.
+        answers: Label -> the word that is asked for and scored.
+        words: Word -> label, for reading.
+        new_tokens: How long each step that is generated may become.
+        train: Whether training rows may be written in this wording.
+    """
+
+    protocol: str
+    wording: str
+    steps: tuple[str, ...]
+    systems: tuple[str, ...]
+    answers: dict[str, str]
+    words: dict[str, str]
+    new_tokens: tuple[int, ...]
+    train: bool = True
+
+    @property
+    def literals(self) -> list[Any]:
+        """What a fingerprint of the prompts holds of this question."""
+        return [self.steps, self.answers, *([self.systems] if any(self.systems) else [])]
+
+    @property
+    def shows_examples(self) -> bool:
+        """Whether the wording itself says where worked examples go."""
+        return any("{examples}" in step for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task ready for use.
+
+    Attributes:
+        spec: What the YAML says.
+        labels: The labels in use, in order.
+        folder: Where the YAML is; relative data paths start here.
+    """
+
+    spec: TaskSpec
+    labels: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.spec.name
+
+    def question(self, protocol: str, wording: str | None = None) -> Question:
+        """Pick a protocol and a wording (the first by default).
+
+        Raises:
+            UserError: Unknown protocol or wording, or a label in use has no answer in that protocol.
+        """
+        if protocol not in self.spec.protocols:
+            raise UserError(f"task {self.name} has no protocol {protocol!r}; {nearest(protocol, self.spec.protocols)}")
+        spec = self.spec.protocols[protocol]
+        wording = wording or next(iter(spec.wordings))
+        if wording not in spec.wordings:
+            raise UserError(f"{self.name}/{protocol} has no wording {wording!r}; {nearest(wording, spec.wordings)}")
+        own = spec.wordings[wording]
+        given, also = (own.answers, own.also) if own.answers or own.also else (spec.answers, spec.also)
+        if given and (missing := [label for label in self.labels if label not in given]):
+            raise UserError(
+                f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use --labels or another --protocol"
+            )
+        answers = {label: given.get(label, self.spec.labels[label].answer) for label in self.labels}
+        words = {word: label for label in self.labels for word in (answers[label], *also.get(label, ()))}
+        if not given:
+            words |= self.words()
+        return Question(
+            protocol=protocol,
+            wording=wording,
+            steps=tuple(step.prompt for step in own.steps),
+            systems=tuple(step.system for step in own.steps),
+            answers=answers,
+            words=words,
+            new_tokens=tuple(step.max_new_tokens or spec.max_new_tokens for step in own.steps),
+            train=own.train,
+        )
+
+    def words(self) -> dict[str, str]:
+        """Word -> label, from the labels' own answers and synonyms, and their names."""
+        table = {label.lower(): label for label in self.labels}
+        for label in self.labels:
+            spec = self.spec.labels[label]
+            table |= dict.fromkeys((spec.answer, *spec.also), label)
+        return table
+
+    @cached_property
+    def vocabularies(self) -> list[dict[str, str]]:
+        """The words for the labels in use: the labels' own, then those of each protocol with other answers."""
+        found = [self.words()]
+        for protocol, spec in self.spec.protocols.items():
+            for wording in spec.wordings:
+                given = spec.wordings[wording].answers or spec.answers or self.labels
+                labels = tuple(label for label in self.labels if label in given)
+                words = replace(self, labels=labels).question(protocol, wording).words
+                if not words.items() <= found[0].items() and words not in found:
+                    found.append(words)
+        return found
+
+    @cached_property
+    def label_words(self) -> dict[str, str]:
+        """Every word, in lower case, that stands for one label alone in all of the vocabularies."""
+        meanings: dict[str, set[str]] = {}
+        for vocabulary in self.vocabularies:
+            for word, label in vocabulary.items():
+                meanings.setdefault(word.casefold(), set()).add(label)
+        return {word: labels.pop() for word, labels in meanings.items() if len(labels) == 1}
+
+    def load(self, data: str | Path | None = None) -> Dataset:
+        """Read the task's examples.
+
+        Args:
+            data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`); by default what the YAML names.
+
+        Raises:
+            UserError: Nothing is named, or the data are missing, malformed, doubled, mislabelled or empty.
+        """
+        spec = self.spec.data
+        if data is None:
+            if spec.file is None:
+                source = f"; get {spec.source}" if spec.source else ""
+                raise UserError(f"task {self.name} does not carry its data{source}; say where they are with --data")
+            data = self.folder / spec.file
+        path = Path(data)
+        rows = list(folder_rows(path, spec) if spec.folder else table_rows(path, spec))
+        seen: dict[str, str] = {}
+        for example, where in rows:
+            if example.id in seen:
+                first = seen[example.id]
+                raise UserError(f"{where}: id {example.id!r} was used before, at {first}; ids must be unique")
+            seen[example.id] = where
+            if example.label not in self.spec.labels:
+                raise UserError(f"{where}: label {example.label!r} is not one of {', '.join(self.spec.labels)}")
+        used = [example for example, _ in rows if example.label in self.labels]
+        if not used:
+            raise UserError(f"{path}: no examples with the labels {', '.join(self.labels)}")
+        used_rows = jsonl.fingerprint([asdict(example) for example, _ in rows])
+        return Dataset(tuple(used), left_out=len(rows) - len(used), fingerprint=used_rows)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples, how many were left out for their labels, and the sha256 of all rows as they were read."""
+
+    examples: tuple[Example, ...]
+    left_out: int
+    fingerprint: str
+
+
+def in_first_half(name: str, seed: int) -> bool:
+    """Whether a claim or a group is for choosing, fitting and training (the first half) or for reporting."""
+    return runs.seed_for(seed, "half of the claims", name) % 2 == 0
+
+
+def in_half(example: Example, half: Half) -> bool:
+    """Whether an example is in a half of its data set; groups are never cut, and no seed moves them."""
+    return in_first_half(example.group, 0) == (half == "first")
+
+
+def builtin_tasks() -> list[str]:
+    """Names of the tasks that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _builtin_folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def _builtin_folder() -> Path:
+    return Path(__file__).parent
+
+
+def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
+    """Load a task by name, or from a YAML file.
+
+    Args:
+        name: A built-in task's name, or a path that ends in `.yaml` or `.yml`.
+        labels: The labels to use; `["all"]` for all; by default those that the task states.
+
+    Raises:
+        UserError: Unknown name, unreadable or invalid YAML (the field is named), unknown label.
+    """
+    own = str(name).endswith((".yaml", ".yml"))
+    if not own and str(name) not in builtin_tasks():
+        raise UserError(
+            f"no task {str(name)!r}: {nearest(str(name), builtin_tasks())}; your own is a path to a .yaml file"
+        )
+    path = Path(name) if own else _builtin_folder() / f"{name}.yaml"
+    try:
+        spec = TaskSpec.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error)}") from None
+    if labels is None:
+        chosen = spec.default_labels or tuple(spec.labels)
+    elif list(labels) == ["all"]:
+        chosen = tuple(spec.labels)
+    else:
+        for label in labels:
+            if label not in spec.labels:
+                raise UserError(f"task {spec.name} has no label {label!r}; {nearest(label, spec.labels)}")
+        chosen = tuple(label for label in spec.labels if label in labels)
+    if len(chosen) < 2:
+        raise UserError(f"task {spec.name}: choose at least two labels")
+    return Task(spec, chosen, path.parent)

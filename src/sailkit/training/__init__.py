@@ -1,0 +1,1 @@
+"""Training: search-augmented instruction learning with TRL, its publishing and its report."""

@@ -1,0 +1,116 @@
+"""What is told of a training run as it goes: steps, history, speed, and the figures before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from sailkit import runs
+from sailkit.files import jsonl
+
+
+class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
+    """Counts on where a checkpoint stopped counting."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Transformers restores all callbacks or none, and those that it restores lose what they were made with."""
+        super().on_train_begin(args, state, control, **more)
+        kept = state.stateful_callbacks.get(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+
+
+class Speed:
+    """Tokens per second of training alone: what evaluating and saving take does not count."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = None
+        self._idle = 0.0
+        self._before = 0
+        self._line = (0.0, 0)
+
+    def start(self, tokens: int = 0) -> None:
+        """Begin to count, the first time, behind so many tokens of an earlier run."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+            self._idle = 0.0
+            self._before = tokens
+            self._line = (0.0, tokens)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do something else meanwhile."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._idle += time.perf_counter() - begun
+
+    def overall(self, tokens: int) -> float:
+        """Speed since the start, with so many tokens done."""
+        return (tokens - self._before) / max(self._seconds(), 1e-9)
+
+    def since_last(self, tokens: int) -> float:
+        """Speed since this was last asked."""
+        (then, before), self._line = self._line, (self._seconds(), tokens)
+        return (tokens - before) / max(self._line[0] - then, 1e-9)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._begun - self._idle if self._begun is not None else 0.0
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Counts steps, those of an earlier run included, and says how fast it goes."""
+
+    def __init__(self, show: Callable[[int], runs.Ticker], speed: Callable[[], float]) -> None:
+        self._show = show
+        self._speed = speed
+        self._tick: runs.Ticker | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin to show it; neither an earlier run nor what came before the first step says how long it takes."""
+        self._tick = self._show(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count a step."""
+        assert self._tick is not None
+        self._tick(1, f"{self._speed():,.0f} tokens/s")
+
+
+class History(TrainerCallback):  # type: ignore[misc]
+    """Keeps what is logged as JSON Lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the whole history: it is short, and that of a run that goes on begins in its checkpoint."""
+        if state.is_world_process_zero:
+            jsonl.write_atomic(self._path, "".join(jsonl.dumps(_written(row)) + "\n" for row in state.log_history))
+
+
+def _written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A gradient's norm can be infinite, and training go on; JSON has no such number."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
+
+
+class Around(TrainerCallback):  # type: ignore[misc]
+    """Does something before the first step and after the last, when the model is sharded or whatever it will be."""
+
+    def __init__(self, before: Callable[[], object], after: Callable[[], object]) -> None:
+        self._before = before
+        self._after = after
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The weights are loaded, no step has been made; a run that goes on has all that was logged so far."""
+        if state.global_step == 0:
+            self._before()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The best weights are back."""
+        self._after()

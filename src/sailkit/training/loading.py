@@ -1,0 +1,83 @@
+"""The model and the adapters of a recipe, ready to be trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from typing import Any
+
+import torch
+
+from sailkit.errors import UserError, missing_extra
+from sailkit.models.sources import Source
+from sailkit.models.weights import load, pick_device, pick_dtype, saveable
+from sailkit.training.recipe import Recipe
+
+
+def load_for_training(source: Source, recipe: Recipe) -> Any:
+    """The model of a recipe: in float32, or frozen in its own number format below adapters.
+
+    Raises:
+        UserError: It cannot be loaded, or what the recipe asks for lacks its library.
+    """
+    if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("training.use_liger_kernel needs a library: run  pip install liger-kernel")
+    if recipe.lora is None:
+        model = load(source, torch.float32, trust_remote_code=False)[0]
+        return saveable(model, recipe.model).requires_grad_(True)  # a merged adapter is frozen
+    dtype = pick_dtype(recipe.dtype, pick_device("auto"))
+    quantization = None
+    if recipe.quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise missing_extra("gpu", "quantization")
+        from transformers import BitsAndBytesConfig
+
+        quantization = BitsAndBytesConfig(**recipe.quantization)
+    model, _ = load(source, dtype, trust_remote_code=False, quantization=quantization)
+    for module in model.modules():
+        # On the CPU, bitsandbytes packs weights at the first evaluation and then trains through a kernel without
+        # gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def number_format(args: Any, model: Any) -> str:
+    """What a model is trained in: the number format of mixed precision, or else that of its weights."""
+    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else ""
+    return mixed or str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def lora_config(recipe: Recipe) -> Any:
+    """Peft's own configuration, or None.
+
+    Raises:
+        UserError: Peft refuses a value.
+    """
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig
+
+    try:
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(pattern := recipe.lora.get(name), str):
+                re.compile(pattern)
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
+    except (TypeError, ValueError, re.error) as error:
+        raise UserError(f"lora: {' '.join(str(error).split())}") from None
+
+
+def keep_adapters_in_float32(model: Any) -> None:
+    """Let adapters be trained in float32, whatever their base is in.
+
+    In bfloat16, as TRL casts those of a quantised base, most steps of a small learning rate round to nothing.
+
+    Args:
+        model: A model with adapters; any other stays as it is.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    if isinstance(model, PeftModel):
+        for name in model.active_adapters:
+            cast_adapter_dtype(model, name)

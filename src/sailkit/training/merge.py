@@ -1,0 +1,66 @@
+"""The verb `merge`: adapters become part of their base, as plain safetensors that any program loads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.models.sources import ADAPTER, TRAINED, resolve
+from sailkit.prompts.border import Border
+from sailkit.training.publish import MODEL_CARD
+
+
+def merge(
+    adapter: Path,
+    *,
+    out: Path,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> dict[str, Any]:
+    """Merge LoRA adapters into their base.
+
+    Args:
+        adapter: The adapter's folder, such as RUN/model.
+        out: The new model folder.
+        dtype: Number format of the merged weights; float32 loses nothing.
+
+    Returns:
+        `model`, the new folder, and `base`.
+
+    Raises:
+        UserError: Not adapters, or ones that do not fit their base.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    source = resolve(str(adapter))
+    if source.base is None:
+        raise UserError(f"{adapter} has no adapters to merge: it is a model already")
+    from sailkit.models.weights import DTYPES, load, saved_whole, stop_at
+
+    model, tokenizer = load(source, DTYPES[dtype], trust_remote_code=False)
+    if "chat" in source.trained().get("trained_styles", ()):
+        stop_at(model, Border(tokenizer, chat=True).closing_id)
+    with saved_whole(out) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        if (adapter / TRAINED).exists():
+            shutil.copy(adapter / TRAINED, unfinished)
+            if (adapter / MODEL_CARD).exists():
+                _copy_card(adapter / MODEL_CARD, unfinished / MODEL_CARD)
+    return {"model": str(out), "base": jsonl.read_json(adapter / ADAPTER)["base_model_name_or_path"]}
+
+
+def _copy_card(card: Path, to: Path) -> None:
+    """The adapter's card, saying that it is a whole model now."""
+    from huggingface_hub import ModelCard
+
+    try:
+        copied = ModelCard.load(card, ignore_metadata_errors=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # somebody wrote in it
+        raise UserError(f"{card}: its front matter cannot be read ({type(error).__name__})") from None
+    copied.data.library_name, copied.data.base_model_relation = "transformers", "finetune"
+    copied.save(to)

@@ -1,0 +1,169 @@
+"""Training examples as token ids and labels for one tokenizer; what does not fit is dropped and listed, never cut."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sailkit.data.exports import TRAIN, read_examples
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.prompts.sail import ExampleRenderer, UnfitExampleError
+from sailkit.records import TrainingExample
+from sailkit.training.recipe import Recipe
+
+HELD_OUT = "held_out.jsonl"
+IGNORED = -100  # the label of a token that is not supervised
+NO_TOKENS = "the tokenizer makes no token of its completion"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Examples, ready for one tokenizer.
+
+    Attributes:
+        examples: Those that fit.
+        ids: Token ids of each.
+        labels: For each id itself where it is supervised, else -100; not shifted.
+        dropped: Examples that are left out, with the reason.
+        cut_tokens: Tokens of search results that were left out, in all.
+        headings_left: Places in text from outside that look like the prompt's own headings, in all.
+    """
+
+    examples: tuple[TrainingExample, ...]
+    ids: tuple[tuple[int, ...], ...]
+    labels: tuple[tuple[int, ...], ...]
+    dropped: tuple[dict[str, str], ...]
+    cut_tokens: int
+    headings_left: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass."""
+        return sum(map(len, self.ids))
+
+    @property
+    def supervised(self) -> int:
+        """Supervised tokens of one pass."""
+        return sum(label != IGNORED for row in self.labels for label in row)
+
+    def figures(self) -> dict[str, Any]:
+        """Counts for people and manifests."""
+        return {
+            "rows": len(self.examples),
+            "dropped": len(self.dropped),
+            "tokens": self.tokens,
+            "supervised_tokens": self.supervised,
+            "cut_tokens": self.cut_tokens,
+            "headings_left": self.headings_left,
+        }
+
+
+def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None) -> list[TrainingExample]:
+    """Read training examples of several data sets, one behind the other.
+
+    Args:
+        paths: Run folders of build, or files in any form that `read_examples` knows.
+        file: What is read of a run folder.
+        style: Give every example this style.
+
+    Raises:
+        UserError: Not there, or not training examples.
+    """
+    found: list[TrainingExample] = []
+    for path in map(Path, paths):
+        found += read_examples(path / file if path.is_dir() else path)
+    return own_names([replace(one, style=style) for one in found] if style else found)
+
+
+def own_names(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
+    """Examples with an id each. Several data sets may use an id for different rows, and one file may not."""
+    seen: Counter[str] = Counter()
+    found = []
+    for one in examples:
+        name = one.id
+        while seen[name]:
+            name = f"{one.id}#{seen[one.id] + 1}"
+            seen[one.id] += 1
+        seen[name] += 1
+        found.append(replace(one, id=name))
+    return found
+
+
+def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
+    """The data sets that bring a held-out part of their own."""
+    files = {path: Path(path) / HELD_OUT for path in paths}
+    return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
+
+
+def apart_of(told: Recipe) -> tuple[str, ...]:
+    """The data sets whose held-out part a recipe is measured on: its own, or those that its data bring."""
+    return told.held_out or held_out_of(told.data)
+
+
+def without_held_out(told: Recipe) -> str:
+    """What a run without held-out rows cannot do, for people, before it trains."""
+    stop = ", patience has nothing to go by" if told.patience else ""
+    return (
+        f"no rows are held out: nothing will tell what the model learns{stop}, and the last step is kept, whatever its "
+        "loss; give --held-out, or build with a share that gives a row"
+    )
+
+
+def prepare(
+    examples: Sequence[TrainingExample],
+    tokenizer: Any,
+    max_length: int,
+    date: str | None = None,
+    *,
+    held_out: bool = False,
+    may_be_empty: bool = False,
+) -> Prepared:
+    """Render every example.
+
+    Args:
+        examples: In their styles.
+        tokenizer: The model's.
+        max_length: Most tokens of one example; search results are shortened to fit, nothing else is.
+        date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+        held_out: Whether they are held out, for the error.
+        may_be_empty: Whether it is all right that no example fits.
+
+    Raises:
+        UserError: Nothing is left to train or to measure on, or the tokenizer lacks what the style needs.
+    """
+    renderer = ExampleRenderer(tokenizer, date)
+    kept, ids, labels, dropped = [], [], [], []
+    cut = headings = 0
+    for one in examples:
+        if not one.response.strip():
+            dropped.append({"id": one.id, "reason": "no response"})
+            continue
+        try:
+            rendered = renderer.render(one, max_length)
+        except UnfitExampleError as error:
+            dropped.append({"id": one.id, "reason": str(error)})
+            continue
+        if not any(rendered.completion_mask):
+            dropped.append({"id": one.id, "reason": NO_TOKENS})
+            continue
+        kept.append(one)
+        ids.append(rendered.ids)
+        masked = zip(rendered.ids, rendered.completion_mask, strict=True)
+        labels.append(tuple(token if supervised else IGNORED for token, supervised in masked))
+        cut += rendered.cut_tokens
+        headings += rendered.headings_left
+    if not kept and not may_be_empty:
+        why = f": {dropped[0]['reason']}" if dropped else ""
+        left = "held-out example is left to measure on" if held_out else "example is left to train on"
+        raise UserError(f"no {left}{why}")
+    return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut, headings)
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """sha256 over all that is trained on, 64 hex digits."""
+    rows = zip(prepared.examples, prepared.ids, prepared.labels, strict=True)
+    return jsonl.fingerprint([[one.id, ids, labels] for one, ids, labels in rows])

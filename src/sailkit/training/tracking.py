@@ -1,0 +1,103 @@
+"""Experiment trackers, through Transformers' own callbacks: they write into the run folder and close with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.training.distributed import first_process
+
+FOLDER = "tracking"
+EXTRA = ("tensorboard", "trackio", "wandb")  # those of the extra; any other that Transformers knows works too
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Find out before anything is loaded that a tracker cannot be used.
+
+    Args:
+        names: What `report_to` says.
+
+    Raises:
+        UserError: Transformers does not know it, its library is not installed, or W&B has no key to send with.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ["none", *INTEGRATION_TO_CALLBACK]
+            raise UserError(f"training.report_to: no tracker {name!r}: {nearest(name, known)}")
+        if name in EXTRA and importlib.util.find_spec(name) is None:
+            raise missing_extra("track", f"report_to: {name}")
+    if "wandb" in names and first_process() and not _wandb_can_start():
+        raise UserError(
+            "training.report_to: W&B has no key; run  wandb login, set WANDB_API_KEY, or WANDB_MODE=offline to keep "
+            "its files here"
+        )
+
+
+def _wandb_can_start() -> bool:
+    """Whether W&B has a key, or needs none; it would ask for one, or fail, when the weights are loaded."""
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    settings = wandb.Settings()
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    keys = settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url)
+    return bool(keys) or settings.mode in ("offline", "dryrun", "disabled")
+
+
+@contextlib.contextmanager
+def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
+    """Let trackers write below a run folder, unless the user's environment says where.
+
+    Args:
+        names: What `report_to` says.
+        run: The run folder.
+        id: The same for a run that goes on, which then is one run of W&B's too.
+
+    Yields:
+        Nothing.
+    """
+    if not names:
+        yield
+        return
+    folder = run / FOLDER
+    wanted = {
+        "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "WANDB_DIR": str(folder),  # adds a folder of its own
+        "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
+        "WANDB_DATA_DIR": str(folder / "wandb" / "data"),
+        "WANDB_PROJECT": "sailkit",
+        "WANDB_RUN_ID": id,
+        "WANDB_RESUME": "allow",
+    }
+    if "wandb" in names:
+        folder.mkdir(exist_ok=True)  # W&B would take another that exists
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+        _finish_wandb(0)
+    except BaseException as error:
+        _finish_wandb(1)
+        if type(error).__module__.startswith("wandb."):  # such as a key that its server refuses
+            why = " ".join(str(error).split())[:300]
+            raise UserError(f"training.report_to: W&B: {why}; WANDB_MODE=offline keeps its files here") from None
+        raise
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _finish_wandb(code: int) -> None:
+    """W&B's run belongs to the process, not to the trainer: the next one would write into it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=code)

@@ -1,0 +1,237 @@
+"""Training data from a task's own judged evidence: balanced, drawn by id, apart from what is measured on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sailkit.data.build_task import build_task, wording_auroc
+from sailkit.data.exports import read_examples
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.records import Example
+from sailkit.tasks.task import in_half, load_task
+
+TASK = """
+name: own
+data:
+  fields:
+    id: id
+    group: pair
+    text: claim
+    label: label
+    evidence: {list: found, body: text, title: title, stance: says, stances: {for: yes_, against: no_}}
+labels: {yes_: {answer: Right}, no_: {answer: Wrong}}
+protocols:
+  direct:
+    wordings:
+      plain: "Is it so? {answers}.\\n{text}"
+      short: "{text} {answers}?"
+      shown: "{evidence}\\n{text} {answers}?"
+"""
+SUBJECTS = ["otters", "comets", "violins", "bridges", "lemons", "glaciers", "beetles", "clocks", "harbours", "spices"]
+
+
+def row(number: int, label: str) -> dict:
+    """Every third claim is denied, and such claims say so in their wording."""
+    subject, stance = SUBJECTS[number % len(SUBJECTS)], "for" if label == "yes_" else "against"
+    denied = "surely never" if label == "no_" and number % 2 else "often"
+    found = [
+        {"text": f"Passage {number} on {subject} settles it.", "title": subject, "says": stance},
+        {"text": f"Another passage {number} on {subject} settles it as well.", "title": subject, "says": stance},
+        {"text": f"Passage {number} on {subject} says nothing.", "title": subject, "says": "nothing"},
+    ]
+    told = " ".join(f"{word}{number}" for word in ("alpha", "beta", "gamma", "delta"))
+    claim = f"Number {number}: {told} {subject} are {denied} found"
+    return {"id": str(number), "pair": f"p{number // 2}", "claim": claim, "label": label, "found": found}
+
+
+@pytest.fixture
+def task(tmp_path):
+    rows = [row(number, "no_" if number % 3 == 0 else "yes_") for number in range(90)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (tmp_path / "own.yaml").write_text(TASK)
+    return {"task": str(tmp_path / "own.yaml"), "data": tmp_path / "rows.jsonl"}
+
+
+def rows_of(out, name="train"):
+    return read_examples(out / f"{name}.jsonl")
+
+
+def test_a_row_answers_as_its_informative_results_say(task, tmp_path):
+    card = build_task(**task, out=tmp_path / "out", held_out=0.2)
+    every = rows_of(tmp_path / "out") + rows_of(tmp_path / "out", "held_out")
+    assert card["n_train"] + card["n_held_out"] == len(every) > 50
+    kinds = set()
+    for one in every:
+        number, label, _ = one.id.split("/")
+        assert one.response == {"yes_": "Right", "no_": "Wrong"}[label]
+        assert f"Number {number}: " in one.instruction
+        assert "{evidence}" not in one.instruction
+        for result, said in zip(one.results, one.judgements, strict=True):
+            settles = f"passage {number} on" in result.body.lower() and "settles it" in result.body
+            assert (said == "informative") == settles
+        kinds.add((len(one.results), len(set(one.judgements))))
+    assert kinds >= {(0, 0), (1, 1), (2, 1), (2, 2), (3, 2)}
+    shares = card["judgement_shares"]
+    assert min(shares.values()) > 0.2
+
+
+def test_labels_are_balanced_and_wording_tells_less(task, tmp_path):
+    plain = build_task(**task, out=tmp_path / "plain", match_wording=False)
+    matched = build_task(**task, out=tmp_path / "matched")
+    assert abs(matched["labels"]["yes_"] - matched["labels"]["no_"]) <= 0.2 * matched["n_train"]
+    assert plain["wording_auroc"]["of the claims"] == matched["wording_auroc"]["of the claims"]
+    after = [card["wording_auroc"]["of the training rows"] for card in (plain, matched)]
+    assert abs(after[1] - 0.5) < abs(after[0] - 0.5)
+
+
+def test_a_group_is_on_one_side_of_every_split(task, tmp_path):
+    examples = load_task(task["task"]).load(task["data"]).examples
+    first = {one.id for one in examples if in_half(one, "first")}
+    assert 20 < len(first) < 70
+    for one in examples:
+        twin = str(int(one.id) ^ 1)
+        assert (one.id in first) == (twin in first)
+    build_task(**task, out=tmp_path / "out", half="first", held_out=0.3)
+    sides = [{one.id.split("/")[0] for one in rows_of(tmp_path / "out", name)} for name in ("train", "held_out")]
+    assert sides[0] | sides[1] <= first
+    assert not {int(i) // 2 for i in sides[0]} & {int(i) // 2 for i in sides[1]}
+
+
+def test_claims_that_stand_in_the_other_half_too_are_removed(task, tmp_path):
+    rows = [json.loads(line) for line in task["data"].read_text().splitlines()]
+    examples = load_task(task["task"]).load(task["data"]).examples
+    inside = next(one for one in examples if in_half(one, "first"))
+    outside = next(one for one in examples if in_half(one, "second"))
+    rows[int(outside.id)]["claim"] = inside.text + "!"
+    task["data"].write_text("".join(json.dumps(one) + "\n" for one in rows))
+    card = build_task(**task, out=tmp_path / "out", half="first")
+    removed = [json.loads(line) for line in (tmp_path / "out" / "removed.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["example"], one["kind"]) for one in removed] == [(inside.id, outside.id, "exact")]
+    assert card["n_removed"] == 1
+    assert not any(one.id.startswith(f"{inside.id}/") for one in rows_of(tmp_path / "out"))
+
+
+def test_the_order_of_the_file_decides_no_draw(task, tmp_path):
+    build_task(**task, out=tmp_path / "one", match_wording=False)
+    lines = task["data"].read_text().splitlines(keepends=True)
+    task["data"].write_text("".join(reversed(lines)))
+    build_task(**task, out=tmp_path / "two", match_wording=False, distractors=["own"])
+    build_task(**task, out=tmp_path / "three", match_wording=False, distractors=["own"])
+    assert (tmp_path / "two" / "train.jsonl").read_bytes() == (tmp_path / "three" / "train.jsonl").read_bytes()
+    first, second = ({one.id: one for one in rows_of(tmp_path / name)} for name in ("one", "two"))
+    shared = first.keys() & second.keys()
+    assert len(shared) > 20
+    for name in shared:
+        informative = [
+            {r.body for r, said in zip(one.results, one.judgements, strict=True) if said == "informative"}
+            for one in (first[name], second[name])
+        ]
+        assert informative[0] == informative[1]
+        assert first[name].instruction.count("Right") == second[name].instruction.count("Right")
+
+
+def test_own_distractors_are_those_that_people_found_to_say_nothing(task, tmp_path):
+    build_task(**task, out=tmp_path / "out", distractors=["own"], shares="0,0,1", supported=1.0)
+    shown = [
+        (one.id.split("/")[0], r.body)
+        for one in rows_of(tmp_path / "out")
+        for r, said in zip(one.results, one.judgements, strict=True)
+        if said == "distracting"
+    ]
+    assert shown
+    assert all(body == f"Passage {number} on {SUBJECTS[int(number) % 10]} says nothing." for number, body in shown)
+
+
+def test_no_search_result_is_shown_twice(task, tmp_path):
+    build_task(**task, out=tmp_path / "out", distractors=["own"], shares="0,0,0,1", supported=0.3)
+    for one in rows_of(tmp_path / "out"):
+        assert len({result.body for result in one.results}) == 3
+
+
+def test_no_row_is_written_in_a_published_wording_or_one_with_a_system_text(task, tmp_path):
+    build_task(**task, out=tmp_path / "before")
+    more = (
+        '      published: {prompt: "As they asked: {text}", train: false}\n'
+        '      judge: {system: You judge., prompt: "{text} {answers}?"}\n'
+        '      worked: "{examples}{text} {answers}?"\n'
+        '      twice: ["{text}?", "{previous} {answers}?"]\n'
+    )
+    (tmp_path / "own.yaml").write_text(TASK + more)
+    build_task(**task, out=tmp_path / "after")
+    for name in ("train.jsonl", "held_out.jsonl"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
+    card = build_task(**task, out=tmp_path / "out", limit=20, held_out=0)
+    every = rows_of(tmp_path / "out")
+    drawn = {one.id.split("/")[0] for one in every}
+    dropped = {row["id"]: row["reason"] for _, row in jsonl.read(tmp_path / "out" / "dropped.jsonl")}
+    assert len(every) == 20
+    assert set(dropped.values()) == {"not drawn"}
+    assert not drawn & dropped.keys()
+    assert len(drawn | dropped.keys()) == card["n_in"] == 90
+
+
+def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
+    card = build_task(**task, out=tmp_path / "out", limit=5, held_out=0.001)
+    assert card["n_held_out"] == 0
+    assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 5 rows")
+
+
+@pytest.mark.parametrize("labels", [["yes_", "no_"], ["yes_", "no_", "no_"], ["yes_"] * 30 + ["no_"]])
+def test_few_examples_are_balanced_without_a_look_at_their_wording(task, tmp_path, labels):
+    rows = [row(number, label) for number, label in enumerate(labels)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**one, "pair": one["id"]}) + "\n" for one in rows))
+    card = build_task(**task, out=tmp_path / "out", held_out=0)
+    assert card["labels"]["yes_"] == card["labels"]["no_"]
+    assert set(card["wording_auroc"].values()) == {None}
+
+
+def test_a_single_label_is_nothing_to_balance(task, tmp_path):
+    rows = [row(number, "yes_") for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(UserError, match="all judged evidence speaks for yes_"):
+        build_task(**task, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"supported": 1.5}, "--supported should be between 0 and 1"),
+        ({"distractors": ["far"]}, "no distractors 'far'"),
+        ({"shares": "0.5,0.1"}, "--shares"),
+        ({"protocol": "fair"}, "has no protocol 'fair'"),
+        ({"held_out": 1.0}, "use a smaller --held-out"),
+        ({"limit": 0}, "--limit should be at least 1, not 0"),
+        ({"limit": -2}, "--limit should be at least 1, not -2"),
+    ],
+)
+def test_bad_options_are_one_line(task, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        build_task(**task, out=tmp_path / "out", **options)
+
+
+def test_evidence_that_nobody_judged_is_an_error(task, tmp_path):
+    text = (tmp_path / "own.yaml").read_text().replace(", stance: says, stances: {for: yes_, against: no_}", "")
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match="no evidence that people judged; give its YAML a `stance`"):
+        build_task(**task, out=tmp_path / "out")
+
+
+def test_wording_that_tells_nothing_is_at_chance():
+    told = [Example(str(i), "yes word" if i % 2 else "no word", None, group=str(i)) for i in range(60)]
+    assert wording_auroc(told, [str(i % 2) for i in range(60)]) == 1.0
+    assert wording_auroc(told, ["one"] * 60) is None
+
+
+def test_climate_fever_gives_up_its_wording(shared, tmp_path):
+    card = build_task(
+        "climate-fever", data=shared / "climate-fever" / "climate-fever.jsonl", half="first", out=tmp_path / "out"
+    )
+    assert card["wording_auroc"]["of the claims"] > 0.6
+    assert 0.45 < card["wording_auroc"]["of the training rows"] < 0.55
+    assert min(card["judgement_shares"].values()) > 0.2

