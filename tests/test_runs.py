@@ -379,7 +379,7 @@ def test_progress_can_be_switched_off(capsys):
 
 HALFWAY = """
 import os, sys, time
-from sailkit import jsonl
+from sailkit.files import jsonl
 def wait(handle):
     print(handle, flush=True)
     time.sleep(60)

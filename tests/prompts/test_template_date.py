@@ -86,7 +86,7 @@ def test_a_template_that_reads_no_clock_has_no_day():
 
 @pytest.mark.parametrize("text", ["09.03.2025", "2025-3-9", "20250309", "2025-02-30", "yesterday", ""])
 def test_what_is_no_day_is_one_line(text, tmp_path):
-    with pytest.raises(UserError, match="--date should be a day as YYYY-MM-DD"):
+    with pytest.raises(UserError, match="`date` should be a day as YYYY-MM-DD"):
         load_model("nothing", ModelOptions(date=text))
 
 
