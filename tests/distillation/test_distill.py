@@ -458,7 +458,7 @@ def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, da
 
 COMMAND = """
 import functools, torch
-from sailkit.distill import stage, teacher_cache
+from sailkit.distillation import distill as stage, teacher_cache
 teacher_cache.teacher_cache = functools.partial(teacher_cache.teacher_cache, **small)
 torch.set_num_threads(threads)
 stage.distill(**told)
