@@ -47,15 +47,17 @@ def clean_streams() -> Iterator[None]:
         yield
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(stream: TextIO | None = None, *, stderr: bool = False, width: int | None = None) -> Console:
     """A console of rich: its own colours and moves pass, the texts that it is given are cleaned.
 
     Args:
+        stream: Write to this; to standard output by default.
         stderr: Write to standard error.
+        width: Characters of a line; those of the terminal by default.
     """
-    stream = sys.stderr if stderr else sys.stdout
+    stream = stream or (sys.stderr if stderr else sys.stdout)
     # A pipe or a log has no width; tables should not be squeezed there.
-    width = None if stream.isatty() else 140
+    width = width or (None if stream.isatty() else 140)
     # What it writes is clean, and must not be cleaned of its own sequences.
     file = getattr(stream, "stream", stream)
     return _clean_console()(file=file, highlight=False, emoji=False, soft_wrap=not stderr, width=width)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sailkit.rendering.model import Cell
+from sailkit.stats.intervals import Estimate
+
+_FIRST_WORDS = ("the ", "accuracy ")  # any other may begin with a name, which is not to be changed
 _LONG = 32  # characters of a name that still fit a table
 
 
@@ -63,3 +67,55 @@ def _ends(name: str) -> list[str]:
         return []
     steps = re.sub("@https?://.*", "", model).rstrip("/").split("/")
     return [f"{kind}:{'/'.join(steps[-count:])}" for count in range(1, len(steps) + 1)]
+
+
+def figure(value: float) -> str:
+    """A figure to three places, with a true minus sign."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference to three places, or to as many as show that it is not 0."""
+    return f"{value:+.{decimals(value)}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """A p-value; small ones by their power of ten."""
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def span(estimate: Estimate) -> str:
+    """An interval in words."""
+    return f"{figure(estimate.low)} to {figure(estimate.high)}"
+
+
+def capitalised(text: str) -> str:
+    """A text with a capital at its beginning, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def sentence(text: str) -> str:
+    """The message of a flag as a sentence."""
+    return f"{capitalised(text) if text.startswith(_FIRST_WORDS) else text}."
+
+
+def value_of(cell: Cell) -> str:
+    """The value of a cell in words; empty where there is none."""
+    value = cell.value.value if isinstance(cell.value, Estimate) else cell.value
+    if isinstance(value, float):
+        return signed(value) if cell.signed else figure(value)
+    return f"{value:,}" if isinstance(value, int) else value or ""
+
+
+def note_of(cell: Cell) -> str:
+    """What stands smaller beside a value: its interval, or a note."""
+    if not isinstance(cell.value, Estimate):
+        return cell.note
+    if cell.signed:
+        return f"{signed(cell.value.low)} to {signed(cell.value.high)}"
+    return span(cell.value)

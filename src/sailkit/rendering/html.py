@@ -1,0 +1,124 @@
+"""A report as one HTML file that loads nothing and runs nothing of others, or as a fragment for a notebook."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sailkit import __version__
+from sailkit.rendering import curves, model
+from sailkit.rendering.numbers import figure, note_of, sentence, span, value_of
+from sailkit.text import clean, clean_values
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARK = '<meta name="generator" content="sailkit report'  # how our files are known from those of others
+_TEMPLATES = Path(__file__).parent / "templates"
+_LONG = 90  # characters; a longer verdict is set smaller
+
+
+def page(report: model.Report) -> str:
+    """A report as an HTML page; only a report with items has a script.
+
+    Args:
+        report: The report.
+    """
+    from markupsafe import Markup
+
+    style, script = _style(), _read("report.js")
+    policy = ["default-src 'none'", f"style-src {_hash(style)}", "base-uri 'none'", "form-action 'none'"]
+    items = None
+    if report.items is not None:
+        policy.insert(2, f"script-src {_hash(script)}")
+        items = Markup(_json(clean_values(report.items)))  # noqa: S704
+    return _environment().get_template("page.html.j2").render(
+        report=report, version=__version__, policy="; ".join(policy), items=items,
+        style=Markup(style), script=Markup(script),  # noqa: S704
+    )  # fmt: skip
+
+
+def fragment(report: model.Report) -> str:
+    """A report as a part of a page, such as a notebook: without script, in the colours of the page around it.
+
+    Args:
+        report: The report.
+    """
+    from markupsafe import Markup
+
+    style = Markup(_read("fragment.css"))  # noqa: S704
+    return _environment().get_template("fragment.html.j2").render(report=report, style=style)
+
+
+def svg(plot: model.Plot) -> str:
+    """A plot as an SVG file, with its own colours in light and dark.
+
+    Args:
+        plot: The plot.
+    """
+    from markupsafe import Markup
+
+    # The rules that set colours, light and dark, are those of the page.
+    style = _style()[: _style().index("* {")] + _read("curves.css")
+    macro = _environment().get_template("blocks.html.j2").module.curves  # type: ignore[attr-defined]
+    return str(macro(plot, Markup(style)))  # noqa: S704
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8")
+
+
+@functools.cache
+def _style() -> str:
+    return _read("report.css") + _read("curves.css")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: object) -> str:
+    # ASCII, so that no separator, override or lone surrogate is in the file; and nothing that could end the element.
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_clean,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"kind": _kind, "value": value_of, "note": note_of, "draw": curves.draw,
+                            "describe": curves.describe, "scale": curves.Scale,
+                            "figure": figure, "span": span,
+                            "baseline": _baseline, "sentence": sentence, "percent": _percent}  # fmt: skip
+    environment.globals |= {"size": curves, "long_verdict": _LONG}
+    return environment
+
+
+def _clean(value: Any) -> Any:
+    """Text without characters that disturb what stands beside it; our own markup as it is."""
+    return clean(value) if type(value) is str else value
+
+
+def _percent(text: str) -> str:
+    """A number and its per cent sign are not torn apart."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _baseline(row: model.Interval) -> str:
+    return f"{row.baseline}: {figure(row.at)}"
+
+
+def _kind(block: model.Block) -> str:
+    return type(block).__name__.lower()

@@ -1,0 +1,106 @@
+"""A report as Markdown; no text from outside becomes markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from sailkit import __version__
+from sailkit.rendering import curves, model
+from sailkit.rendering.numbers import figure, note_of, sentence, value_of
+from sailkit.text import clean
+
+MARK = "<!-- sailkit report"  # how our files are known from those of others
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|~$#])")
+
+
+def page(report: model.Report) -> str:
+    """A report as a Markdown file.
+
+    Args:
+        report: The report.
+    """
+    return f"{MARK} {__version__} -->\n{body(report)}\nMade by sailkit {__version__}\n"
+
+
+def body(report: model.Report) -> str:
+    """The title and the sections.
+
+    Args:
+        report: The report.
+    """
+    parts = [f"# {escape(report.title)}", escape(report.about)]
+    name = ""
+    for section in report.sections:
+        if section.name and section.name != name:
+            name = section.name
+            parts.append(f"## {escape(name)}")
+        level = "###" if section.name else "##"
+        parts += [f"{level} {escape(section.heading)}"] if section.heading else []
+        parts += (part for block in section.blocks for part in _block(block))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, in a paragraph, a heading or a cell of a table."""
+    plain = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", plain)
+
+
+def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for each kind of block
+    match block:
+        case model.Heading(text):
+            yield f"### {escape(text)}"
+        case model.Text(text):
+            yield escape(text)
+        case model.Verdict(text, remark):
+            yield f"**{escape(text)}**." + (remark and f" {escape(remark)}.")
+        case model.Bullets(entries):
+            yield _list(f"**{escape(name)}**: {escape(rest)}" if name else escape(rest) for name, rest in entries)
+        case model.Figures(entries):
+            yield _list(f"{escape(name)}: {_cell(cell)}" for name, cell in entries)
+        case model.Flags(name, messages):
+            head = name and f"**{escape(name)}**: "
+            yield _list(
+                head + escape(sentence(words)) + (code and f" ({escape(code)})")
+                for code, sentences in messages.items()
+                for words in sentences
+            )
+        case model.Table(columns, groups):
+            for group in groups:
+                rows = [(row.name, [_cell(cell) for cell in row.cells]) for row in group.rows]
+                yield _table(group.heading, columns, rows)
+        case model.Facts(columns, rows):
+            yield _table(
+                "", columns, [(name, [escape(value or "not recorded") for value in values]) for name, values in rows]
+            )
+        case model.Matrix(name, truth, labels, columns, counts):
+            rows = [(label, [str(count) for count in own]) for label, own in zip(labels, counts, strict=True)]
+            yield _table(f"{name}: {truth}", columns, rows, "---:|")
+        case model.Split():
+            yield _table("", [f"of {sum(block.counts)} items"], [(words, [str(n)]) for _, words, n in block.parts])
+        case model.Plots(plots):
+            yield _list(escape(f"{plot.title}: {curves.describe(plot)}") for plot in plots)
+        case model.Cases(_, columns, cases):
+            rows = [(case.claim, [escape(case.result), *map(figure, case.scores)]) for case in cases]
+            yield _table("Claim", ["Result", *columns], rows)
+        case model.Intervals():
+            return  # the tables have the same figures
+
+
+def _cell(cell: model.Cell) -> str:
+    if cell.value is None:
+        return "–"
+    value, note = escape(value_of(cell)), escape(note_of(cell))
+    return (f"**{value}**" if cell.bold else value) + (note and f" ({note})")
+
+
+def _list(entries: Iterator[str]) -> str:
+    return "\n".join(f"- {entry}" for entry in entries)
+
+
+def _table(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], align: str = "---|") -> str:
+    """A table; the cells of its rows are escaped already."""
+    lines = [[escape(heading), *map(escape, columns)], *([escape(name), *cells] for name, cells in rows)]
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---|" + align * len(columns), *rest])

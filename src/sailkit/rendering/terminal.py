@@ -1,0 +1,127 @@
+"""A report as terminal text: tables fit the width, and no text from outside is markup."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from sailkit.console import console
+from sailkit.rendering import curves, model
+from sailkit.rendering.numbers import decimals
+from sailkit.stats.intervals import Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_DIGITS = 4
+_GAP = 2  # between columns
+
+
+def write(report: model.Report) -> None:
+    """Print a report on standard output."""
+    _write(report, console())
+
+
+def text(report: model.Report, width: int = 80) -> str:
+    """A report as plain text.
+
+    Args:
+        report: The report.
+        width: Characters of a line that tables may take.
+    """
+    stream = io.StringIO()
+    _write(report, console(stream, width=width))
+    return stream.getvalue()
+
+
+def _write(report: model.Report, out: Console) -> None:
+    if report.title or report.about:
+        colon = ": " if report.title and report.about else ""
+        out.print(f"\n[bold]{escape(report.title)}[/]{colon}{escape(report.about)}")
+    for section in report.sections:
+        if section.heading:
+            out.print(f"\n[bold]{escape(section.heading)}[/]{escape(section.name and f' ({section.name})')}")
+        for block in section.blocks:
+            for part in _block(block, out.width):
+                out.print(part)
+
+
+def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa: PLR0912 - a case for each kind
+    match block:
+        case model.Heading(text):
+            yield f"\n[bold]{escape(text)}[/]"
+        case model.Text(text):
+            yield escape(text)
+        case model.Verdict(text, remark):
+            yield f"[bold]{escape(text)}[/]{escape(remark and f' ({remark})')}"
+        case model.Bullets(entries):
+            yield from (escape(f"{name}: {rest}" if name else rest) for name, rest in entries)
+        case model.Figures(entries):
+            yield from (escape(f"{name}: {cell(entry)}") for name, entry in entries)
+        case model.Flags(name, messages):
+            for code, sentences in messages.items():
+                head = ", ".join(filter(None, (name, code)))
+                yield from (f"[bold yellow]![/] [bold]{escape(head)}[/]: {escape(words)}" for words in sentences)
+        case model.Table(columns, groups):
+            for group in groups:
+                rows = [(row.name, [cell(each) for each in row.cells]) for row in group.rows]
+                yield from _tables(group.heading, columns, rows, width)
+        case model.Facts(columns, rows):
+            known = [(name, ["not recorded" if value is None else value for value in values]) for name, values in rows]
+            yield from _tables("", columns, known, width)
+        case model.Matrix(_, truth, labels, columns, counts):
+            rows = [(label, [str(count) for count in own]) for label, own in zip(labels, counts, strict=True)]
+            yield from _tables(f"{truth}, then answers", columns, rows, width, right=True)
+        case model.Split():
+            yield escape(", ".join(f"{words} {count}" for _, words, count in block.parts))
+        case model.Plots(plots):
+            yield from (escape(f"{plot.title}: {curves.describe(plot)}") for plot in plots)
+        case model.Cases(title, columns, cases):
+            rows = [(f"{case.claim}: {case.result}", [f"{x:.3f}" for x in case.scores]) for case in cases]
+            yield from _tables(title, columns, rows, width)
+        case model.Intervals():
+            return  # the tables have the same figures
+
+
+def cell(content: model.Cell) -> str:
+    """A cell in one line: four places of a figure, three of its interval."""
+    value, sign = content.value, "+" if content.signed else ""
+    if value is None:
+        return "-"
+    if isinstance(value, Estimate):
+        digits = decimals(value.low, value.high) if content.signed else 3
+        words = f"{value.value:{sign}.{_DIGITS}f} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
+    elif isinstance(value, float):
+        words = f"{value:{sign}.{_DIGITS}f}"
+    else:
+        words = f"{value:,}" if isinstance(value, int) else value
+    return f"{words} ({content.note})" if content.note else words
+
+
+def _tables(
+    heading: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    width: int,
+    right: bool = False,
+) -> Iterator[RichTable]:
+    """A table; what is too wide for the terminal becomes several, one below the other, each with some columns."""
+    wide = [max(len(name), *(len(cells[i]) for _, cells in rows), 1) + _GAP for i, name in enumerate(columns)]
+    room = width - min(width // 2, max([len(heading), *(len(name) for name, _ in rows)]))
+    begin = 0
+    while begin < len(columns):
+        end = begin + 1
+        while end < len(columns) and sum(wide[begin : end + 1]) <= room:
+            end += 1
+        table = RichTable(box=None, pad_edge=False)
+        table.add_column(escape(heading))
+        for name in columns[begin:end]:
+            table.add_column(escape(name), justify="right" if right else "left")
+        for name, cells in rows:
+            table.add_row(escape(name), *map(escape, cells[begin:end]))
+        yield table
+        begin = end
