@@ -7,19 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from sailkit.cluster import Job, Pool
+from sailkit.cluster import Job, Pool, RayOptions
 from sailkit.distillation.cache import INDEX, TeacherCache
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
 from small_cluster import small_cluster
 from small_rows import example, write
 
-TWO = {"ray": True, "ray_actors": 2, "ray_cpus": 0.5}
+ONE = RayOptions(enabled=True, actors=1, cpus=0.5)
+TWO = replace(ONE, actors=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.long
 def test_the_bytes_are_those_of_a_run_here_stopped_or_not(cluster, folder, data, tmp_path):
     here = keep(folder, data, tmp_path / "here")
-    there = keep(folder, data, tmp_path / "there", **TWO)
+    there = keep(folder, data, tmp_path / "there", ray=TWO)
     assert {**here, "cache": ""} == {**there, "cache": ""}
     whole = files(tmp_path / "here")
     assert len(whole) > 5
@@ -65,7 +67,7 @@ def test_the_bytes_are_those_of_a_run_here_stopped_or_not(cluster, folder, data,
     for path in [*shards[2:], tmp_path / "there" / INDEX]:
         path.unlink()
     (tmp_path / "there" / f".{shards[2].name}.torn").write_bytes(b"left behind by a kill")
-    keep(folder, data, tmp_path / "there", **TWO)
+    keep(folder, data, tmp_path / "there", ray=TWO)
     assert files(tmp_path / "there") == whole
     assert shards[0].stat().st_mtime_ns == before
     assert not list((tmp_path / "there").glob(".teacher*"))
@@ -77,7 +79,7 @@ def test_a_teacher_that_fails_there_is_one_line_here(cluster, folder, data, tmp_
     from sailkit.testing import MisbehavingServer
 
     with MisbehavingServer(otherwise=401, text="no key") as server:
-        told = {"teacher_tokenizer": folder, "max_length": 400, **TWO}
+        told = {"teacher_tokenizer": folder, "max_length": 400, "ray": TWO}
         with pytest.raises(UserError, match=r"^endpoint:any@.*no key") as caught:
             teacher_cache(teacher=f"endpoint:any@{server.url}", data=[str(data)], out=tmp_path / "run", **told)
     assert "\n" not in str(caught.value)
@@ -108,28 +110,32 @@ def die_at(model, task):
 def test_a_task_whose_worker_dies_is_done_by_another(cluster, tmp_path):
     job, here = Job("model", Model, {"version": 1}, die_at), Model({"version": 1})
     tasks = [[str(tmp_path), 0], [str(tmp_path), 1], [str(tmp_path), 0]]
-    assert list(Pool(actors=1, cpus=0.5).run(job, here, tasks)) == [b"0 deaths", b"1 deaths", b"0 deaths"]
+    assert list(Pool(ONE).run(job, here, tasks)) == [
+        b"0 deaths",
+        b"1 deaths",
+        b"0 deaths",
+    ]
 
 
 @pytest.mark.long
 def test_another_teacher_on_a_node_is_refused(cluster):
     job = Job("teacher", Model, {"version": 1}, die_at)
     with pytest.raises(UserError, match=r"the teacher on node .* is not the one here \(version: 1 there, 2 here\)"):
-        list(Pool(actors=1, cpus=0.5).run(job, Model({"version": 2}), [["", 0]]))
+        list(Pool(ONE).run(job, Model({"version": 2}), [["", 0]]))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"shard": "1/2"}, "leave out --shard"),
-        ({"ray": False, "ray_actors": 2}, "go with --ray"),
-        ({"ray_gpus": 1.5}, "a part of one GPU"),
+        ({"ray": RayOptions(actors=2)}, "go with --ray"),
+        ({"ray": RayOptions(True, gpus=1.5)}, "a part of one GPU"),
         ({"max_requests": 5}, "leave it out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(folder, data, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        keep(folder, data, tmp_path / "run", **{"ray": True, **flags})
+        keep(folder, data, tmp_path / "run", **{"ray": RayOptions(True), **flags})
     assert not (tmp_path / "run").exists()
 
 

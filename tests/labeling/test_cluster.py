@@ -7,21 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from labeling.test_label import write_results
-from sailkit.cluster import Pool
+from sailkit.cluster import Pool, RayOptions
 from sailkit.errors import UserError
 from sailkit.labeling.cluster import scorer
 from sailkit.labeling.label import label
 from sailkit.labeling.load import LabelerOptions
 from small_cluster import small_cluster
 
-ONE = {"ray": True, "ray_actors": 1, "ray_cpus": 0.5}
-TWO = {**ONE, "ray_actors": 2}
+ONE = RayOptions(enabled=True, actors=1, cpus=0.5)
+TWO = replace(ONE, actors=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,14 @@ def same(one: Path, other: Path) -> bool:
 def test_an_address_where_nobody_listens_is_said_at_once(tmp_path):
     results = write_results(tmp_path / "results.jsonl")
     with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:9"):
-        label(results=results, out=tmp_path / "run", labeler="overlap", ray=True, ray_address="127.0.0.1:9")
+        label(results=results, out=tmp_path / "run", labeler="overlap", ray=RayOptions(True, "127.0.0.1:9"))
 
 
 @pytest.mark.long
 def test_the_bytes_are_those_of_a_run_here_stopped_or_not(cluster, tmp_path):
     results = write_results(tmp_path / "results.jsonl", 7000)  # four batches of overlap
     here = label(results=results, out=tmp_path / "here", labeler="overlap")
-    there = label(results=results, out=tmp_path / "there", labeler="overlap", **TWO)
+    there = label(results=results, out=tmp_path / "there", labeler="overlap", ray=TWO)
     assert {**here, "labels": ""} == {**there, "labels": ""}
     assert same(tmp_path / "here", tmp_path / "there")
 
@@ -56,7 +57,7 @@ def test_the_bytes_are_those_of_a_run_here_stopped_or_not(cluster, tmp_path):
     # A score that no labeler gives shows that what was done is not done again.
     log.write_bytes(whole[:start].replace(b'"cut_tokens":0', b'"cut_tokens":7', 1) + whole[start : start + 3000])
     (tmp_path / "there" / "labels.jsonl").unlink()
-    assert label(results=results, out=tmp_path / "there", labeler="overlap", **TWO)["cut_tokens"] == 7
+    assert label(results=results, out=tmp_path / "there", labeler="overlap", ray=TWO)["cut_tokens"] == 7
     assert log.read_bytes().replace(b'"cut_tokens":7', b'"cut_tokens":0', 1) == whole
 
 
@@ -67,7 +68,7 @@ def test_an_encoder_gives_the_same_bytes(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("sailkit.labeling.similarity._BATCH", 16)  # the plan is made here
     results = write_results(tmp_path / "results.jsonl", 50)
     label(results=results, out=tmp_path / "here")
-    label(results=results, out=tmp_path / "there", **ONE)
+    label(results=results, out=tmp_path / "there", ray=ONE)
     assert same(tmp_path / "here", tmp_path / "there")
 
 
@@ -79,12 +80,12 @@ def test_a_labeler_that_fails_there_is_one_line_here(cluster, tmp_path):
     with MisbehavingServer(otherwise=401, text="no key") as server:
         name = f"judge:endpoint:any@{server.url}"
         with pytest.raises(UserError, match=r"^endpoint:any@.*no key") as caught:
-            label(results=results, out=tmp_path / "run", labeler=name, **ONE)
+            label(results=results, out=tmp_path / "run", labeler=name, ray=ONE)
         assert "\n" not in str(caught.value)
         assert (tmp_path / "run" / "scores.jsonl").read_bytes() == b""
         server.otherwise = "ok"  # prose, and no log-probabilities
         with pytest.warns(RuntimeWarning, match="no log-probabilities"):
-            assert label(results=results, out=tmp_path / "run", labeler=name, **ONE)["finished"]
+            assert label(results=results, out=tmp_path / "run", labeler=name, ray=ONE)["finished"]
 
 
 @pytest.mark.long
@@ -95,7 +96,7 @@ def test_another_labeler_on_a_node_is_refused(cluster):
         def describe(self):
             return {"labeler": "overlap", "version": 2}
 
-    score = scorer(Pool(actors=1, cpus=0.5), "overlap", LabelerOptions())
+    score = scorer(Pool(ONE), "overlap", LabelerOptions())
     with pytest.raises(UserError, match=r"is not the one here \(version: 1 there, 2 here\)"):
         list(score(Changed(), [[]]))
 
@@ -104,29 +105,29 @@ def test_another_labeler_on_a_node_is_refused(cluster):
 def test_no_room_is_said(cluster, tmp_path):
     results = write_results(tmp_path / "results.jsonl")
     with pytest.raises(UserError, match="no node has 9 CPUs and 1 GPUs"):
-        label(results=results, out=tmp_path / "run", labeler="overlap", ray=True, ray_cpus=9, ray_gpus=1)
+        label(results=results, out=tmp_path / "run", labeler="overlap", ray=RayOptions(True, cpus=9, gpus=1))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"shard": "1/2"}, "leave out --shard"),
-        ({"ray": False, "ray_actors": 2}, "go with --ray"),
-        ({"ray_cpus": -1.0}, "at least 0"),
-        ({"ray_gpus": 1.5}, "a part of one GPU"),
+        ({"ray": RayOptions(actors=2)}, "go with --ray"),
+        ({"ray": RayOptions(True, cpus=-1.0)}, "at least 0"),
+        ({"ray": RayOptions(True, gpus=1.5)}, "a part of one GPU"),
         ({"max_requests": 5}, "leave it out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        label(results=tmp_path, out=tmp_path / "run", labeler="overlap", **{"ray": True, **flags})
+        label(results=tmp_path, out=tmp_path / "run", labeler="overlap", **{"ray": RayOptions(True), **flags})
     assert not (tmp_path / "run").exists()
 
 
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UserError, match=r"pip install 'sailkit\[ray\]'"):
-        Pool()
+        Pool(RayOptions(True))
 
 
 @pytest.mark.long

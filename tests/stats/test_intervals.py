@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sailkit.stats import metrics
-from sailkit.stats.intervals import LEVEL, Estimate, Units, bounded, interval, proportion, resample, share
+from sailkit.stats.intervals import (
+    LEVEL,
+    Estimate,
+    Units,
+    bounded,
+    interval,
+    proportion,
+    read_estimates,
+    resample,
+    share,
+)
 
 LABELS = ("a", "b")
 # Shares of (true label, outcome): nine of ten right, with as many of each label; and a rare label that is often missed.
@@ -186,3 +196,17 @@ def test_groups_that_are_ignored_make_intervals_lie():
 @pytest.mark.parametrize("spread", [(0.9, 0.1), (4.0, 1.0)])
 def test_intervals_over_groups_hold_the_truth(groups, size, spread):
     assert grouped_coverage(groups, size, spread, 500)[0] >= 0.93
+
+
+def test_estimates_are_read_back_from_flat_names():
+    flat = {
+        "n": 3,
+        **Estimate(0.5, 0.2, 0.8).flat("accuracy"),
+        **Estimate(0.0, -0.1, 0.1).flat("accuracy_difference"),
+        **{"kappa": None, "kappa_low": None, "kappa_high": None},
+        "price_low": 1.0,
+    }
+    assert read_estimates(flat) == {
+        "accuracy": Estimate(0.5, 0.2, 0.8),
+        "accuracy_difference": Estimate(0.0, -0.1, 0.1),
+    }

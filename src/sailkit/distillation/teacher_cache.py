@@ -7,10 +7,12 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from sailkit import runs
-from sailkit.cluster import pool_of
+from sailkit.cluster import RayOptions
 from sailkit.data.build import DROPPED, write_rows
 from sailkit.distillation.cache import FORMAT, INDEX, STAGE, Shard, read_index, shard_name
 from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
@@ -39,11 +41,7 @@ def teacher_cache(
     precision: Literal["float16", "float32"] = "float16",
     shard: str | None = None,
     shard_tokens: int = 65536,
-    ray: bool = False,
-    ray_address: str | None = None,
-    ray_actors: int = 0,
-    ray_cpus: float = 0.0,
-    ray_gpus: float = 0.0,
+    ray: Annotated[RayOptions, Parameter(name="*")] = RayOptions(),
     teacher_tokenizer: Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -72,11 +70,7 @@ def teacher_cache(
         precision: Type of the log-probabilities.
         shard: Do part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
         shard_tokens: Tokens of completions in a file; a stopped run goes on with whole files.
-        ray: Make the files on a Ray cluster, in one started here if there is no other.
-        ray_address: A running cluster; RAY_ADDRESS by default.
-        ray_actors: How many workers; 0 for as many as the cluster has room for.
-        ray_cpus: CPUs of each; 0 for as many as torch uses threads here, or 1 where each has a GPU.
-        ray_gpus: GPUs of each, or a part of one.
+        ray: Share the files out on a Ray cluster.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
         dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
         device: Where to run: auto, cpu, cuda:0, mps.
@@ -101,7 +95,7 @@ def teacher_cache(
         raise UserError(f"--top-p should be above 0 and at most 1, not {top_p}")
     if precision not in ("float16", "float32"):
         raise UserError(f"--precision takes float16 or float32, not {precision!r}")
-    pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
+    pool = ray.pool(shard=shard, max_requests=max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
     kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
     model = ModelOptions(

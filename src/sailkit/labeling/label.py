@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from sailkit import runs
-from sailkit.cluster import pool_of
+from sailkit.cluster import RayOptions
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import (
@@ -48,11 +50,7 @@ def label(
     measure: Literal["entailment", "relevance"] = "entailment",
     form: Literal["pair", "esp"] = "pair",
     shard: str | None = None,
-    ray: bool = False,
-    ray_address: str | None = None,
-    ray_actors: int = 0,
-    ray_cpus: float = 0.0,
-    ray_gpus: float = 0.0,
+    ray: Annotated[RayOptions, Parameter(name="*")] = RayOptions(),
     chat: Literal["auto", "on", "off"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -78,11 +76,7 @@ def label(
         measure: For entailment: P(entailment), or relevance, 1 - P(neutral).
         form: For entailment: two texts as a pair, or ESP's one sentence.
         shard: Do part I of N of the batches, as I/N from 1/N to N/N; the last to finish writes labels.jsonl.
-        ray: Score the batches on a Ray cluster, in one started here if there is no other.
-        ray_address: A running cluster; RAY_ADDRESS by default.
-        ray_actors: How many workers; 0 for as many as the cluster has room for.
-        ray_cpus: CPUs of each; 0 for as many as torch uses threads here, or 1 where each has a GPU.
-        ray_gpus: GPUs of each, or a part of one.
+        ray: Share the batches out on a Ray cluster.
         chat: For judge: use the model's chat template: auto (where it has one), on, off.
         dtype: Number format; auto takes bfloat16 where the machine has it.
         device: Where to run: auto, cpu, cuda:0, mps.
@@ -108,7 +102,7 @@ def label(
         date or runs.setting_of(out, "labeler", "date"),
     )  # fmt: skip
     options = LabelerOptions(direction, measure, form, model)
-    pool = pool_of(ray, ray_address, ray_actors, ray_cpus, ray_gpus, shard=shard, max_requests=max_requests)
+    pool = ray.pool(shard=shard, max_requests=max_requests)
     rows = read_searched(results)
     judge = load_labeler(labeler, options)
     scorer: Scorer = _score_here

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,19 @@ class Estimate:
     def sign(self) -> int:
         """1 or -1 where the interval excludes 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
+
+
+def read_estimates(flat: Mapping[str, Any]) -> dict[str, Estimate]:
+    """The figures with an interval among those of a JSON file, where each is written as `x`, `x_low` and `x_high`.
+
+    Args:
+        flat: Names and values as `Estimate.flat` writes them; other keys, and figures without a value, are left out.
+    """
+    return {
+        name: Estimate(value, flat[f"{name}_low"], flat[f"{name}_high"])
+        for name, value in flat.items()
+        if value is not None and f"{name}_low" in flat and f"{name}_high" in flat
+    }
 
 
 def proportion(count: float, total: float) -> Estimate:
