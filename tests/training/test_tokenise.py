@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from sailkit.data.exports import example_row
 from sailkit.errors import UserError
 from sailkit.records import SearchResult, TrainingExample
-from sailkit.training.tokenise import IGNORED, fingerprint, held_out_of, prepare, read_data
+from sailkit.training.tokenise import IGNORED, held_out_of, prepare, read_data
 
 SEALS = TrainingExample(
     id="1",
@@ -97,4 +97,4 @@ def test_several_data_sets_in_one_style(tmp_path, tokenizer):
     assert [(one.id, one.style) for one in found] == [("a", "sail"), ("b", "sail")]
     assert held_out_of([str(tmp_path / "a"), str(tmp_path / "b")]) == (str(tmp_path / "b"),)
     changed = prepare([replace(SEALS, response="Squid.")], tokenizer, 512)
-    assert fingerprint(changed) != fingerprint(prepare([SEALS], tokenizer, 512))
+    assert changed.fingerprint() != prepare([SEALS], tokenizer, 512).fingerprint()

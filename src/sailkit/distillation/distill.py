@@ -19,12 +19,12 @@ from sailkit.models.base import is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.records import Method
-from sailkit.training.distributed import Processes, first_process, together
-from sailkit.training.estimate import known_of
+from sailkit.training.distributed import Processes, is_main_process, process_group
+from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.finetune import MODEL, train
 from sailkit.training.publish import check_repository
 from sailkit.training.publish import push as push_to_hub
-from sailkit.training.tokenise import HELD_OUT, apart_of, read_data
+from sailkit.training.tokenise import HELD_OUT, held_out_paths, read_data
 
 METRICS = "metrics.json"
 
@@ -96,35 +96,35 @@ def distill(
         raise UserError("distill needs --out, the run folder (or --dry-run)")
     if push is not None:
         check_repository(push)
-    with together() as processes:
+    with process_group() as processes:
         figures = _distill(told, out, cache, processes)
-    if push is None or not first_process():
+    if push is None or not is_main_process():
         return figures
     return {**figures, "pushed": push_to_hub(out / STUDENT / MODEL, push)}
 
 
 def _distill(told: Distillation, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
-        date = processes.tell(_date(told, out, cache))
+        date = processes.broadcast(_date(told, out, cache))
         told = replace(told, student=replace(told.student, date=date))
         work = Work(told, out, cache)
-        with processes.agreed():
+        with processes.raise_together():
             work.check()
-            if processes.first:
+            if processes.is_main:
                 stack.enter_context(_opened(told, out, cache))
                 if not (out / METRICS).exists():
                     work.make()
-        if processes.tell((out / METRICS).exists()):
-            return processes.tell(jsonl.read_json(out / METRICS) if processes.first else {})
-        with processes.agreed():
-            goal = work.goal()
-        trained = train(work.student(), out / STUDENT, goal)
+        if processes.broadcast((out / METRICS).exists()):
+            return processes.broadcast(jsonl.read_json(out / METRICS) if processes.is_main else {})
+        with processes.raise_together():
+            objective = work.objective()
+        trained = train(work.student(), out / STUDENT, objective)
         figures: dict[str, Any] = {}
-        with processes.agreed():
-            if processes.first:
+        with processes.raise_together():
+            if processes.is_main:
                 figures = work.figures(trained)
                 jsonl.write_json(out / METRICS, figures)
-        return processes.tell(figures)
+        return processes.broadcast(figures)
 
 
 def _date(told: Distillation, out: Path, cache: Path | None) -> str:
@@ -136,7 +136,7 @@ def _date(told: Distillation, out: Path, cache: Path | None) -> str:
 @contextlib.contextmanager
 def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]:
     tokenizers = [*filter(None, (told.teacher_tokenizer, told.teacher, told.student.model))]
-    if not any(reads_clock(known_of(str(name), [])[1]) for name in tokenizers):
+    if not any(reads_clock(config_and_tokenizer(str(name), [])[1]) for name in tokenizers):
         told = replace(told, student=replace(told.student, date=None))
     settings: dict[str, Any] = {"recipe": told.settings_row(), "cache": str(cache) if cache else None}
     for name, who in (("teacher", told.teacher), ("student", told.student.model)):
@@ -145,7 +145,7 @@ def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]
     if told.teacher_outputs is not None:
         settings["teacher_outputs_sha256"] = jsonl.file_fingerprint([told.teacher_outputs])
     rows = read_data(told.student.data, style=told.student.style)
-    aside = read_data(apart_of(told.student), HELD_OUT, told.student.style)
+    aside = read_data(held_out_paths(told.student), HELD_OUT, told.student.style)
     settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])
     with runs.open_run(out, "distill", settings):
         yield

@@ -16,7 +16,7 @@ from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
 from sailkit.training import estimate as finetune_plan
-from sailkit.training.tokenise import HELD_OUT, apart_of, prepare, read_data
+from sailkit.training.tokenise import HELD_OUT, held_out_paths, prepare, read_data
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
 _ENTRY = {"float16": 4, "float32": 6}
@@ -31,9 +31,9 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
         tokens_per_second: The student's throughput, to reckon the time of its training with.
 
     Returns:
-        What `sailkit.training.estimate.plan` says of the student, with the memory of the distillation loss in place of
-        whole logits; and of the teacher: `teacher_tokens` that it reads, `cache_bytes` at most, whether it has the
-        `same_tokenizer`, `without_teacher`, the reasons why rows are learnt by cross-entropy alone with how many,
+        What `sailkit.training.estimate.plan_training` says of the student, with the memory of the distillation loss in
+        place of whole logits; and of the teacher: `teacher_tokens` that it reads, `cache_bytes` at most, whether it has
+        the `same_tokenizer`, `without_teacher`, the reasons why rows are learnt by cross-entropy alone with how many,
         `rows_without_teacher` in all, and `held_out_rows_without_teacher` (all None where one cannot be had).
 
     Raises:
@@ -41,14 +41,14 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     """
     from sailkit.distillation.loss import CHUNK
 
-    student, ours = finetune_plan.known_of(told.student.model, [])
+    student, ours = finetune_plan.config_and_tokenizer(told.student.model, [])
     if student is not None:
         _cut(student, told.student_layers)
-    found = finetune_plan.plan(told.student, tokens_per_second, layers=told.student_layers)
+    found = finetune_plan.plan_training(told.student, tokens_per_second, layers=told.student_layers)
     found |= {"method": told.method, "teacher": told.teacher, "student_layers": told.student_layers}
     missing: list[str] = []
     place = told.teacher if told.teacher_tokenizer is None else str(told.teacher_tokenizer)
-    config, theirs = finetune_plan.known_of(place, missing) if place else (None, None)
+    config, theirs = finetune_plan.config_and_tokenizer(place, missing) if place else (None, None)
     if told.method != "sequence" and found["memory"]:
         columns = found.pop("columns")
         memory = {**found["memory"], "logits": 8 * CHUNK * columns}
@@ -56,7 +56,7 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
         found["memory"] = memory
     found.pop("columns", None)
     style = told.teacher_style or (_trained_style(place) if theirs is not None else None)
-    apart = apart_of(told.student)
+    apart = held_out_paths(told.student)
     rows, aside = read_data(told.student.data), read_data(apart, HELD_OUT) if apart else []
     without = _without_teacher(told, ours, theirs, config, style, {TRAIN: rows, HELD_OUT: aside})
     read = [replace(one, style=style or one.style) for one in ([] if told.method == "sequence" else rows) + aside]
@@ -90,12 +90,12 @@ def fitting(told: Distillation, folder: Path) -> Any:
         UserError: There are not so many layers, adapters find no place, or it is no model that can be trained.
     """
     missing: list[str] = []
-    config, tokenizer = finetune_plan.known_of(str(folder), missing)
+    config, tokenizer = finetune_plan.config_and_tokenizer(str(folder), missing)
     if missing:
         raise UserError(f"{told.student.model}: {missing[0]}")
     _cut(config, told.student_layers)
     try:
-        finetune_plan.count(config, told.student)
+        finetune_plan.count_parameters(config, told.student)
     except ValueError as error:  # an architecture that predicts no next token
         raise UserError(f"{told.student.model}: {' '.join(str(error).split())[:200]}") from None
     return tokenizer

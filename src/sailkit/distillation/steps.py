@@ -24,12 +24,12 @@ from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
-from sailkit.training.distributed import first_process
-from sailkit.training.estimate import need_a_gpu
-from sailkit.training.finetune import MODEL, Goal, check_rows
+from sailkit.training.distributed import is_main_process
+from sailkit.training.estimate import require_gpu
+from sailkit.training.finetune import MODEL, Objective, check_rows
 from sailkit.training.publish import data_cards
 from sailkit.training.recipe import Recipe
-from sailkit.training.tokenise import HELD_OUT, Prepared, apart_of, prepare, read_data, without_held_out
+from sailkit.training.tokenise import HELD_OUT, Prepared, held_out_paths, no_held_out_warning, prepare, read_data
 
 DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
 ASKED, ANSWERS = "asked", "answers"
@@ -60,7 +60,7 @@ class Work:
         from sailkit.training.trainer import arguments
 
         told = self.told
-        need_a_gpu(told.student)
+        require_gpu(told.student)
         rows, aside = self._read()
         args = arguments(told.student, self.out / STUDENT, held_out=bool(aside))
         if self.logits:
@@ -101,7 +101,7 @@ class Work:
         """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
         told, out = self.told, self.out
         if not self._read()[1]:
-            runs.notice(without_held_out(told.student))
+            runs.notice(no_held_out_warning(told.student))
         notify(self.without_teacher)
         if told.student_layers is not None:
             from sailkit.distillation.students import with_fewer_layers
@@ -135,7 +135,7 @@ class Work:
     def _read(self) -> tuple[list[TrainingExample], list[TrainingExample]]:
         """The rows to learn and those to measure on, as the data have them."""
         told = self.told.student
-        apart = apart_of(told)
+        apart = held_out_paths(told)
         rows = read_data(told.data, style=told.style)
         aside = read_data(apart, HELD_OUT, told.style) if apart else []
         return rows, [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
@@ -254,7 +254,7 @@ class Work:
 
         tokenizers = self._teacher_tokenizer, self._student_tokenizer
         made = Compiler(self._opened(), *tokenizers, self.told.settings.min_mass)
-        if first_process():
+        if is_main_process():
             same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
             runs.notice(f"teacher and student have {same}")
         return made
@@ -280,10 +280,10 @@ class Work:
         """The student's tokens; what its output layer has beyond them is padding."""
         return 1 + int(max(self._student_tokenizer.get_vocab().values()))  # ids may have gaps
 
-    def goal(self) -> Goal:
+    def objective(self) -> Objective:
         """What the student's training run is to learn."""
         if not self.logits:
-            return Goal()
+            return Objective()
         from sailkit.distillation.trainer import DistillTrainer
 
         more = {
@@ -293,7 +293,7 @@ class Work:
             "columns": self.columns,
         }
         settings = {"method": self.told.method, "ce_weight": self.told.ce_weight, **self._compiler.settings()}
-        return Goal(functools.partial(DistillTrainer, **more), settings)
+        return Objective(functools.partial(DistillTrainer, **more), settings)
 
     def figures(self, trained: dict[str, Any]) -> dict[str, Any]:
         """How near the student came to the teacher, beside what it was."""
@@ -323,7 +323,7 @@ class Work:
         aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
         # Of the rows that all else is measured on, as the data have them: with their judgements.
         measured = {one.id for one in aside.examples}
-        asked = read_data(apart_of(self.told.student), HELD_OUT, self.told.student.style)
+        asked = read_data(held_out_paths(self.told.student), HELD_OUT, self.told.student.style)
         asked = [one for one in asked if one.id in measured]
         flags: dict[str, tuple[bool, ...]] | None = None
         if not is_endpoint(self.told.teacher):

@@ -19,7 +19,7 @@ from sailkit.distillation.rows import ALIGNED, CONDITIONED, NONE, Targets, Teach
 from sailkit.distillation.sides import BothSides, Sides, WithoutTeacher
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.training.tokenise import IGNORED, Prepared, fingerprint
+from sailkit.training.tokenise import IGNORED, Prepared
 
 RULES = 1  # of alignment and projection; raise it when targets change
 
@@ -80,8 +80,8 @@ class Compiler:
         Raises:
             UserError: A completion of the data set is not in the cache, which is left as it is.
         """
-        learned = fingerprint(learn_from) if learn_from else None
-        key = jsonl.fingerprint([self.settings(), fingerprint(prepared), learned])
+        learned = learn_from.fingerprint() if learn_from else None
+        key = jsonl.fingerprint([self.settings(), prepared.fingerprint(), learned])
         if (found := _read(file, key)) is not None:
             return found
         rows = self._read(prepared)

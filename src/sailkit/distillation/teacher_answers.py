@@ -28,7 +28,7 @@ from sailkit.prompts.sail import (
 )
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import TrainingExample
-from sailkit.training.tokenise import HELD_OUT, held_out_of, own_names, read_data
+from sailkit.training.tokenise import HELD_OUT, held_out_of, read_data, unique_ids
 
 ANSWERS = "answers.jsonl"  # what was said, in the order of the plan
 STAGE = "teacher-answers"
@@ -72,7 +72,7 @@ def teacher_answers(
     if style is not None:
         check_style(style)
     train, apart = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
-    examples = own_names([*train, *apart])
+    examples = unique_ids([*train, *apart])
     settings = {
         **described,
         "style": style,

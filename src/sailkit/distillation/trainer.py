@@ -95,12 +95,12 @@ class DistillTrainer(Trainer):
         output = model(**told, use_cache=False, keep=keep, loss_of=loss_of)
         count = keep.sum()
         self._parts = Figures(*output.figures)
-        sums = {"asked": count, "right": self._parts.right, "aimed": self._parts.aimed}
+        sums = {"predicted": count, "correct": self._parts.right, "aimed": self._parts.aimed}
         sums |= {"kl": self._parts.kl, "cross_entropy": self._parts.cross_entropy}
         self._note(inputs, following, sums)
         if self.model.training:
             self._metrics["train"]["kl"] = [self._sums["kl"] / max(self._sums["aimed"], 1)]
-            self._metrics["train"]["cross_entropy"] = [self._sums["cross_entropy"] / max(self._sums["asked"], 1)]
+            self._metrics["train"]["cross_entropy"] = [self._sums["cross_entropy"] / max(self._sums["predicted"], 1)]
         loss = self._for_each_token(output.loss, count, items)
         return (loss, output) if return_outputs else loss
 

@@ -18,7 +18,7 @@ from sailkit.training.tokenise import IGNORED
 _PADDING = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
 
 
-def cut(lengths: Sequence[int], parts: int) -> list[list[int]]:
+def balanced_batches(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Deal rows into batches of like lengths, so that the largest, padding included, is as small as can be.
 
     Args:
@@ -50,7 +50,7 @@ def _fill(order: Sequence[int], lengths: Sequence[int], area: int) -> list[list[
     return found
 
 
-def alike(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def regroup_by_length(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows of some padded batches in as many others, those alike in length together.
 
     Args:
@@ -65,11 +65,11 @@ def alike(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             name: pad_sequence([rows[name][i][: lengths[i]] for i in places], True, padding)
             for name, padding in _PADDING.items()
         }
-        for places in cut(lengths, len(batches))
+        for places in balanced_batches(lengths, len(batches))
     ]
 
 
-def names(batch: Mapping[str, Any], known: Mapping[tuple[int, ...], str]) -> list[str]:
+def example_ids(batch: Mapping[str, Any], known: Mapping[tuple[int, ...], str]) -> list[str]:
     """Ids of the examples in a batch, found by their tokens: neither padding nor packing keeps them.
 
     Args:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=2)  # one process may load or save a large model while the others wait
 
 
-def first_process() -> bool:
+def is_main_process() -> bool:
     """Whether this process speaks to the person at the terminal: of those that a launcher started, one does."""
     return os.environ.get("RANK", "0") in ("", "0")
 
@@ -34,11 +34,11 @@ class Processes:
     count: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this one opens, writes and prints."""
         return self.rank == 0
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process passes, in all of them."""
         if self.count == 1:
             return value
@@ -56,7 +56,7 @@ class Processes:
 
         return list(gather_object(list(items)))
 
-    def deal(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+    def shard(self, items: Sequence[T]) -> list[tuple[T, bool]]:
         """This process's share, and whether each item counts.
 
         All get equally many, the last item once more where they do not come out even: the passes through a sharded
@@ -65,7 +65,7 @@ class Processes:
         places = range(self.rank, -(-len(items) // self.count) * self.count, self.count)
         return [(items[min(i, len(items) - 1)], i < len(items)) for i in places]
 
-    def agree(self, error: str | None) -> None:
+    def raise_if_any(self, error: str | None) -> None:
         """End all processes where one has an error; the first says it.
 
         Args:
@@ -76,24 +76,24 @@ class Processes:
             SystemExit: In the others, which have nothing to add.
         """
         if found := [one for one in self.gather([error]) if one is not None]:
-            if self.first:
+            if self.is_main:
                 raise UserError(found[0])
             time.sleep(1)  # a launcher ends all when it sees the first end; let that be the one that speaks
             raise SystemExit(2)
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """What one process cannot do, all give up together; there may be no exchange inside."""
         error = None
         try:
             yield
         except UserError as one:
             error = str(one)
-        self.agree(error)
+        self.raise_if_any(error)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[Processes]:
+def process_group() -> Iterator[Processes]:
     """Meet the processes that a launcher started.
 
     Yields:

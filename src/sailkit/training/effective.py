@@ -66,7 +66,7 @@ def effective_settings(trainer: Any, told: Recipe, processes: int) -> dict[str, 
     return plain
 
 
-def shown(effective: Mapping[str, Any]) -> dict[str, Any]:
+def main_settings(effective: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the settings in effect that a reader wants to see; without adapters nothing of adapters."""
     parts = {
         part: {name: effective[part][name] for name in names if name in effective[part]}

@@ -14,7 +14,7 @@ from sailkit.models.sources import outline
 from sailkit.prompts.sail import as_text, completion, human, prompt_parts
 from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
-from sailkit.training.tokenise import HELD_OUT, IGNORED, apart_of, prepare, read_data, without_held_out
+from sailkit.training.tokenise import HELD_OUT, IGNORED, held_out_paths, no_held_out_warning, prepare, read_data
 
 TOKENS_A_WORD = 1.4  # English text with search results, LLaMA's and SmolLM's tokenizers
 _LARGE = 2_000_000_000  # parameters; a quantised base above this is hopeless on a CPU
@@ -39,7 +39,7 @@ class Lengths:
     cut_tokens: int | None = None
 
 
-def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | None = None) -> dict[str, Any]:
+def plan_training(told: Recipe, tokens_per_second: float | None = None, layers: int | None = None) -> dict[str, Any]:
     """Check a recipe and say what its run would take.
 
     Args:
@@ -58,14 +58,14 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
     from sailkit.training import trainer as trl
 
     missing: list[str] = []
-    config, tokenizer = known_of(told.model, missing)
+    config, tokenizer = config_and_tokenizer(told.model, missing)
     train = lengths(read_data(told.data, style=told.style), tokenizer, told.max_length)
-    apart = apart_of(told)
+    apart = held_out_paths(told)
     aside = None
     if apart:
         aside = lengths(read_data(apart, HELD_OUT, told.style), tokenizer, told.max_length, held_out=True)
     else:
-        missing.append(without_held_out(told))
+        missing.append(no_held_out_warning(told))
     args = trl.arguments(told, Path(), held_out=aside is not None)
     units = _packed(train.tokens, told.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(units, args)
@@ -94,7 +94,7 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
     if config is not None:
         if layers is not None:
             config.get_text_config().num_hidden_layers = layers
-        counts = count(config, told)
+        counts = count_parameters(config, told)
         size = args.per_device_train_batch_size
         longest = told.max_length if args.packing else max(train.tokens)
         scored = sum(sorted(train.supervised)[-size:]) if not args.packing else size * longest
@@ -103,7 +103,7 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
             "parameters": counts["parameters"],
             "trainable_parameters": counts["trainable_parameters"],
             "columns": int(config.get_text_config().vocab_size),
-            "memory": memory(
+            "memory": step_memory(
                 config, told, counts, size * longest, scored, mixed=mixed, optimizer=str(args.optim),
                 checkpointing=bool(args.activation_checkpointing or args.gradient_checkpointing),
             ),
@@ -112,7 +112,7 @@ def plan(told: Recipe, tokens_per_second: float | None = None, layers: int | Non
     return {**found, "seconds": found["tokens_in_all"] / speed if speed else None, "missing": missing}
 
 
-def need_a_gpu(told: Recipe) -> None:
+def require_gpu(told: Recipe) -> None:
     """Refuse what this machine could not do without a GPU, before any weights are fetched.
 
     Raises:
@@ -127,15 +127,15 @@ def need_a_gpu(told: Recipe) -> None:
         raise UserError("training.activation_offloading needs a GPU to take activations from; leave it out")
     if told.quantization is None:
         return
-    config, _ = known_of(told.model, [], tokenizer=False)
+    config, _ = config_and_tokenizer(told.model, [], tokenizer=False)
     if config is None:
         return  # what is wrong shows when the model is looked for
-    counts = count(config, told)
+    counts = count_parameters(config, told)
     if counts["parameters"] < _LARGE:
         return
     tokens = told.max_length * int(told.step["per_device_train_batch_size"])
     checkpointing = bool(told.training.get("activation_checkpointing") or told.training.get("gradient_checkpointing"))
-    needs = memory(
+    needs = step_memory(
         config, told, counts, tokens, tokens, mixed=True, checkpointing=checkpointing,
         optimizer=str(told.training.get("optim", "adamw")),
     )  # fmt: skip
@@ -146,7 +146,7 @@ def need_a_gpu(told: Recipe) -> None:
     )
 
 
-def known_of(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[Any, Any]:
+def config_and_tokenizer(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[Any, Any]:
     """Config and tokenizer of a model, each None where it cannot be had; `missing` is told why."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -204,7 +204,7 @@ def _steps(rows: int, args: Any) -> dict[str, int]:
     return {"rows_per_step": size * args.gradient_accumulation_steps, "steps_per_epoch": each, "steps": steps}
 
 
-def count(config: Any, told: Recipe) -> dict[str, int]:
+def count_parameters(config: Any, told: Recipe) -> dict[str, int]:
     """Parameters of a model and of the recipe's adapters on it, counted on torch's meta device: nothing is allocated.
 
     Args:
@@ -245,7 +245,7 @@ def count(config: Any, told: Recipe) -> dict[str, int]:
     }
 
 
-def memory(
+def step_memory(
     config: Any, told: Recipe, counts: Mapping[str, int], tokens: int, scored: int, *, mixed: bool, optimizer: str,
     checkpointing: bool,
 ) -> dict[str, int]:  # fmt: skip
@@ -268,7 +268,7 @@ def memory(
     Args:
         config: The model's.
         told: The recipe.
-        counts: See `count`.
+        counts: See `count_parameters`.
         tokens: Of the largest batch on one device, padding included.
         scored: Its supervised tokens.
         mixed: Whether autocast computes in 16 bits.

@@ -17,12 +17,12 @@ from sailkit.models.sources import ADAPTER, TRAINED, Source, resolve
 from sailkit.prompts.border import Border
 from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.training import plots, publish
-from sailkit.training.distributed import Processes, first_process, together
+from sailkit.training.distributed import Processes, is_main_process, process_group
 from sailkit.training.effective import EFFECTIVE, effective_settings
-from sailkit.training.estimate import need_a_gpu, plan
+from sailkit.training.estimate import plan_training, require_gpu
 from sailkit.training.held_out import loss_change, measure_held_out
 from sailkit.training.recipe import Recipe, read_recipe
-from sailkit.training.tokenise import HELD_OUT, Prepared, apart_of, fingerprint, prepare, read_data, without_held_out
+from sailkit.training.tokenise import HELD_OUT, Prepared, held_out_paths, no_held_out_warning, prepare, read_data
 from sailkit.training.tracking import tracking
 
 HISTORY = "history.jsonl"
@@ -35,7 +35,7 @@ DATA_CARDS = "data.json"  # the data cards of what was trained on, as they were
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """What is learnt; by default the words of the data.
 
     Attributes:
@@ -81,7 +81,7 @@ def finetune(
         push: OWNER/NAME on the Hugging Face hub: upload OUT/model there when all is saved; a new repository is private.
 
     Returns:
-        The figures of metrics.json; of a dry run, those of `plan`.
+        The figures of metrics.json; of a dry run, those of `plan_training`.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -90,25 +90,25 @@ def finetune(
         recipe, {"model": model, "data": data, "held_out": held_out, "style": style, "date": date}, set or ()
     )
     if dry_run:
-        return plan(told, tokens_per_second)
+        return plan_training(told, tokens_per_second)
     if out is None:
         raise UserError("finetune needs --out, the run folder (or --dry-run)")
     if push is not None:
         publish.check_repository(push)
-    if not apart_of(told) and first_process() and not (out / METRICS).exists():
-        runs.notice(without_held_out(told))
+    if not held_out_paths(told) and is_main_process() and not (out / METRICS).exists():
+        runs.notice(no_held_out_warning(told))
     figures = train(told, out)
-    if push is None or not first_process():
+    if push is None or not is_main_process():
         return figures
     return {**figures, "pushed": publish.push(out / MODEL, push)}
 
 
-def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
+def train(told: Recipe, out: Path, objective: Objective = Objective()) -> dict[str, Any]:
     """Train a model in a run folder, from its last checkpoint where there is one; see `finetune`."""
-    with together() as processes:
-        date = processes.tell(told.date or runs.setting_of(out, "recipe", "date") or today())
-        with processes.agreed():
-            need_a_gpu(told)
+    with process_group() as processes:
+        date = processes.broadcast(told.date or runs.setting_of(out, "recipe", "date") or today())
+        with processes.raise_together():
+            require_gpu(told)
             source = resolve(told.model)
             from transformers import AutoTokenizer
 
@@ -118,18 +118,18 @@ def train(told: Recipe, out: Path, goal: Goal = Goal()) -> dict[str, Any]:
             tokenizer = pretrained(AutoTokenizer, source.tokenizer_folder)
             told = replace(told, date=date if reads_clock(tokenizer) else None)
             rows = prepare(read_data(told.data, style=told.style), tokenizer, told.max_length, told.date)
-            apart = apart_of(told)
+            apart = held_out_paths(told)
             aside = None
             if apart:
                 rest = read_data(apart, HELD_OUT, told.style)
                 aside = prepare(rest, tokenizer, told.max_length, told.date, held_out=True)
             check_rows(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
-        with _opened(processes, out, told, source, rows, aside, args.seed, goal) as run:
-            done = processes.tell(run.path(METRICS).exists())  # written last: the run is finished
-            figures = {} if done else _train(run, processes, told, source, tokenizer, rows, aside, args, goal)
+        with _opened(processes, out, told, source, rows, aside, args.seed, objective) as run:
+            done = processes.broadcast(run.path(METRICS).exists())  # written last: the run is finished
+            figures = {} if done else _train(run, processes, told, source, tokenizer, rows, aside, args, objective)
             free_memory()  # of the model and its optimizer: others may be loaded next
-            return processes.tell(jsonl.read_json(run.path(METRICS)) if done and processes.first else figures)
+            return processes.broadcast(jsonl.read_json(run.path(METRICS)) if done and processes.is_main else figures)
 
 
 @contextlib.contextmanager
@@ -141,22 +141,22 @@ def _opened(
     train: Prepared,
     aside: Prepared | None,
     seed: int,
-    goal: Goal,
+    objective: Objective,
 ) -> Iterator[runs.Run]:
     """The run folder, which the first process holds for all."""
     with contextlib.ExitStack() as stack:
-        with processes.agreed():
+        with processes.raise_together():
             run = runs.Run(out, {})
-            if processes.first:
+            if processes.is_main:
                 files = source.files()
                 settings = {
                     "recipe": told.settings(),
                     "weights_sha256": jsonl.file_fingerprint(files["weights"]),
                     "tokenizer_sha256": jsonl.file_fingerprint(files["tokenizer"]),
-                    "train_sha256": fingerprint(train),
-                    "held_out_sha256": fingerprint(aside) if aside else None,
+                    "train_sha256": train.fingerprint(),
+                    "held_out_sha256": aside.fingerprint() if aside else None,
                     "seed": seed,
-                    **goal.settings,
+                    **objective.settings,
                 }
                 if processes.count > 1:  # one is what every manifest without it means
                     settings["processes"] = processes.count
@@ -216,7 +216,7 @@ def _train(
     train: Prepared,
     aside: Prepared | None,
     args: Any,
-    goal: Goal,
+    objective: Objective,
 ) -> dict[str, Any]:
     from sailkit.models.base import ModelOptions
     from sailkit.models.local import LocalModel
@@ -232,12 +232,12 @@ def _train(
 
     def before() -> None:
         """Measure the model as it was, once."""
-        figures = processes.tell(jsonl.read_json(base) if processes.first and base.exists() else None)
+        figures = processes.broadcast(jsonl.read_json(base) if processes.is_main and base.exists() else None)
         if figures is not None:
             trainer.log(figures)
         elif aside is not None:
             figures = measure_held_out(trainer, run.folder, "base")
-            if processes.first:
+            if processes.is_main:
                 jsonl.write_json(base, figures)
 
     def after() -> None:
@@ -248,8 +248,8 @@ def _train(
     tuned: dict[str, Any] = {}
     begun = time.monotonic()
     with tracking(args.report_to, run.folder, run.identity):
-        with processes.agreed():
-            trainer = (goal.trainer or trl.Trainer)(
+        with processes.raise_together():
+            trainer = (objective.trainer or trl.Trainer)(
                 model=loading.load_for_training(source, told),
                 tokenizer=tokenizer,
                 args=args,
@@ -261,18 +261,18 @@ def _train(
                 callbacks=[callbacks.History(run.path(HISTORY))],
                 processes=processes,
             )
-            if processes.first:
+            if processes.is_main:
                 run.describe(EFFECTIVE, effective_settings(trainer, told, processes.count))
         # Before the trackers close.
         trainer.callback_handler.callbacks.insert(0, callbacks.Around(before, after))
-        steps = trainer.planned_steps() if processes.first else 0
+        steps = trainer.planned_steps() if processes.is_main else 0
         with contextlib.ExitStack() as bar:
 
             def show(done: int) -> runs.Ticker:
                 return bar.enter_context(runs.progress(f"training {told.model}", steps, done))
 
             trainer.add_callback(callbacks.Progress(show, trainer.speed))
-            trainer.train_on(processes.tell(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
+            trainer.train_on(processes.broadcast(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
     seconds = time.monotonic() - begun
     weights = trainer.weights()
     figures = {
@@ -291,8 +291,8 @@ def _train(
         "tokens_per_second": trainer.speed(),
         "saved": str(run.path(MODEL)),
     }
-    with processes.agreed():
-        if processes.first:
+    with processes.raise_together():
+        if processes.is_main:
             figures |= jsonl.read_json(base) | tuned | loss_change(run.folder, args.seed) if aside else {}
             cards = publish.data_cards(told.data)
             jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
@@ -304,7 +304,7 @@ def _train(
             for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
                 jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
             jsonl.write_json(run.path(METRICS), figures)
-    return processes.tell(figures)
+    return processes.broadcast(figures)
 
 
 def _save(

@@ -70,10 +70,10 @@ def _decided(
         prompts.setdefault((one.style, len(one.results)), []).append((one, prompt))
     planned = []
     for (style, n), rows in prompts.items():
-        answers = distinct(_sentences(renderer, style, n))
+        answers = distinct_prefixes(_sentences(renderer, style, n))
         planned += [(answers, n, batch) for batch in _batches(rows, model.batch_tokens, max(map(len, answers)))]
     found: list[_Flag] = []
-    for (answers, n, batch), counts in processes.deal(planned):
+    for (answers, n, batch), counts in processes.shard(planned):
         scores = model.score_ids([ids for _, ids in batch], answers)
         if counts:
             found += _flags(n, [one for one, _ in batch], scores)
@@ -91,7 +91,7 @@ def _flags(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequenc
             yield _Flag(one.id, verdict == "distracting", best[place] == "distracting", bad / sum(shares))
 
 
-def distinct(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Each sequence up to the token that tells it from all others; what follows is no decision any more."""
     found = []
     for one in sequences:

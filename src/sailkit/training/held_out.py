@@ -30,7 +30,7 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
     losses = []
     try:
         with torch.no_grad(), trainer._speed.pause(), trainer.compute_loss_context_manager():
-            for i, counts in processes.deal(range(len(held_out.ids))):
+            for i, counts in processes.shard(range(len(held_out.ids))):
                 row = {"input_ids": list(held_out.ids[i]), "labels": list(held_out.labels[i])}
                 batch = trainer._prepare_inputs(trainer.data_collator([row]))
                 loss, tokens, *_ = trainer._held_out_sums(model, batch).tolist()
@@ -52,7 +52,7 @@ def measure_held_out(trainer: Any, folder: Path, who: str) -> dict[str, float]:
     """
     figures: dict[str, float] = trainer.evaluate(metric_key_prefix=who)
     rows = row_losses(trainer)
-    if trainer._processes.first:
+    if trainer._processes.is_main:
         jsonl.write_atomic(folder / LOSSES.format(who), "".join(jsonl.dumps(row) + "\n" for row in rows))
     return figures
 

@@ -16,12 +16,12 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source
 from sailkit.rendering import page
-from sailkit.training.effective import EFFECTIVE, shown
+from sailkit.training.effective import EFFECTIVE, main_settings
 from sailkit.training.recipe import Recipe
 
 MODEL_CARD = "README.md"
 # Figure of an evaluation -> what a person reads.
-FIGURES = {
+FIGURE_TITLES = {
     "loss": "Loss for each supervised token",
     "flagging_mcc": "Flagging: Matthews correlation",
     "flagging_auroc": "Flagging: AUROC of P(distracting)",
@@ -41,7 +41,7 @@ _TRAINED = {
     "epochs": "epochs",
 }
 _QUOTED = ("judgement_shares", "rows_by_results", "style", "threshold", "seed")  # of a data card, in this order
-Row = tuple[str, str]
+Fact = tuple[str, str]
 
 
 def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def quoted(card: Mapping[str, Any] | None) -> list[Row]:
+def quoted(card: Mapping[str, Any] | None) -> list[Fact]:
     """The figures of a data card that a reader of a model needs: counts, shares, settings and flags."""
     if card is None:
         return []
@@ -67,7 +67,7 @@ def doubts(cards: Iterable[Mapping[str, Any]]) -> list[str]:
     return [str(text) for found in messages for texts in found.values() for text in texts]
 
 
-def trained_on(figures: Mapping[str, Any]) -> list[Row]:
+def trained_on(figures: Mapping[str, Any]) -> list[Fact]:
     """Counts of a run, in words."""
     return [
         (title, f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
@@ -79,14 +79,14 @@ def trained_on(figures: Mapping[str, Any]) -> list[Row]:
 def before_and_after(figures: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str] | None]]]:
     """Held-out figures of the model as it was and as it is; what neither has is left out."""
     rows = []
-    for name, title in FIGURES.items():
+    for name, title in FIGURE_TITLES.items():
         values = [figures.get(f"{prefix}_{name}") for prefix in ("base", "tuned")]
         if any(value is not None for value in values):
             rows.append((title, [None if value is None else (page.figure(value), "") for value in values]))
     return rows
 
 
-def chance(results: int) -> float:
+def chance_level(results: int) -> float:
     """How far from 0 the MCC of judgements that have nothing to do with the labels lies at most, 19 times in 20.
 
     The squared MCC of a two by two table times its count is chi-squared with one degree of freedom.
@@ -106,16 +106,16 @@ def limits(figures: Mapping[str, Any]) -> list[str]:
         "It was one run with one seed.",
     ]
     if results := figures.get("tuned_flagging_results"):
-        luck = f"an MCC up to {chance(results):.2f} can be luck"
+        luck = f"an MCC up to {chance_level(results):.2f} can be luck"
         found.insert(0, f"Flagging was measured on {results:,} results; {luck}.")
     if not figures.get("held_out_rows"):
         found = ["There were no held-out rows: nothing is known of what the model learnt.", *found[2:]]
     return found
 
 
-def recipe_rows(settings: Mapping[str, Any]) -> list[Row]:
+def recipe_rows(settings: Mapping[str, Any]) -> list[Fact]:
     """A recipe as dotted keys and values; what is not set is left out."""
-    found: list[Row] = []
+    found: list[Fact] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
             found += [(f"{name}.{key}", rest) for key, rest in recipe_rows(value)]
@@ -124,9 +124,9 @@ def recipe_rows(settings: Mapping[str, Any]) -> list[Row]:
     return found
 
 
-def effective_rows(manifest: Mapping[str, Any]) -> list[Row]:
+def effective_rows(manifest: Mapping[str, Any]) -> list[Fact]:
     """The settings that a run had in effect, defaults included; none of a run that is older than their record."""
-    rows = recipe_rows(shown(manifest.get(EFFECTIVE, {})))
+    rows = recipe_rows(main_settings(manifest.get(EFFECTIVE, {})))
     changes = manifest.get(f"{EFFECTIVE}_when_resumed", ())
     return [*rows, *(("when it was resumed", str(change)) for change in changes)]
 

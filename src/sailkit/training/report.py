@@ -105,9 +105,9 @@ def headline(figures: Mapping[str, Any]) -> str:
     mcc = f"MCC {page.figure(found)}" if first is None else f"MCC {page.figure(first)} → {page.figure(found)}"
     if results < LEAST_UNITS:
         return f"{said}; {results} search results are too few to tell whether they are flagged as the labels do ({mcc})"
-    if found > publish.chance(results):
+    if found > publish.chance_level(results):
         return f"{said}; search results are flagged as the labels do, better than by chance ({mcc})"
-    if found < -publish.chance(results):
+    if found < -publish.chance_level(results):
         return f"{said}; search results are flagged against the labels ({mcc})"
     return f"{said}; it cannot be told whether search results are flagged better than by chance ({mcc})"
 

@@ -61,6 +61,11 @@ class Prepared:
             "headings_left": self.headings_left,
         }
 
+    def fingerprint(self) -> str:
+        """sha256 over ids, tokens and labels of all rows, 64 hex digits."""
+        rows = zip(self.examples, self.ids, self.labels, strict=True)
+        return jsonl.fingerprint([[example.id, ids, labels] for example, ids, labels in rows])
+
 
 def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None) -> list[TrainingExample]:
     """Read training examples of several data sets, one behind the other.
@@ -76,10 +81,10 @@ def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None)
     found: list[TrainingExample] = []
     for path in map(Path, paths):
         found += read_examples(path / file if path.is_dir() else path)
-    return own_names([replace(one, style=style) for one in found] if style else found)
+    return unique_ids([replace(one, style=style) for one in found] if style else found)
 
 
-def own_names(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
+def unique_ids(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
     """Examples with an id each. Several data sets may use an id for different rows, and one file may not."""
     seen: Counter[str] = Counter()
     found = []
@@ -99,12 +104,12 @@ def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
 
 
-def apart_of(told: Recipe) -> tuple[str, ...]:
+def held_out_paths(told: Recipe) -> tuple[str, ...]:
     """The data sets whose held-out part a recipe is measured on: its own, or those that its data bring."""
     return told.held_out or held_out_of(told.data)
 
 
-def without_held_out(told: Recipe) -> str:
+def no_held_out_warning(told: Recipe) -> str:
     """What a run without held-out rows cannot do, for people, before it trains."""
     stop = ", patience has nothing to go by" if told.patience else ""
     return (
@@ -161,9 +166,3 @@ def prepare(
         left = "held-out example is left to measure on" if held_out else "example is left to train on"
         raise UserError(f"no {left}{why}")
     return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut, headings)
-
-
-def fingerprint(prepared: Prepared) -> str:
-    """sha256 over all that is trained on, 64 hex digits."""
-    rows = zip(prepared.examples, prepared.ids, prepared.labels, strict=True)
-    return jsonl.fingerprint([[one.id, ids, labels] for one, ids, labels in rows])

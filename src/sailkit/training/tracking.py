@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sailkit.errors import UserError, missing_extra, nearest
-from sailkit.training.distributed import first_process
+from sailkit.training.distributed import is_main_process
 
 FOLDER = "tracking"
 EXTRA = ("tensorboard", "trackio", "wandb")  # those of the extra; any other that Transformers knows works too
@@ -33,7 +33,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f"training.report_to: no tracker {name!r}: {nearest(name, known)}")
         if name in EXTRA and importlib.util.find_spec(name) is None:
             raise missing_extra("track", f"report_to: {name}")
-    if "wandb" in names and first_process() and not _wandb_can_start():
+    if "wandb" in names and is_main_process() and not _wandb_can_start():
         raise UserError(
             "training.report_to: W&B has no key; run  wandb login, set WANDB_API_KEY, or WANDB_MODE=offline to keep "
             "its files here"

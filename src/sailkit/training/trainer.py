@@ -20,7 +20,7 @@ from sailkit.errors import UserError, nearest
 from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
 from sailkit.training.arguments import arguments
-from sailkit.training.batches import SeededByEpoch, alike, names
+from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import newest, stopped_at, whole
 from sailkit.training.distributed import Processes
@@ -158,7 +158,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             batches[-1]["labels"][max(mine, 0) :] = IGNORED
             items = self._get_num_items_in_batch(batches, device)
         whole = self.args.pad_to_multiple_of or self.aux_loss_enabled  # experts' loss is a mean for each batch
-        return (batches if whole else alike(batches)), items
+        return (batches if whole else regroup_by_length(batches)), items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the speed since the line of losses before."""
@@ -196,10 +196,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             step = self.state.global_step
             which = f"loss of step {step + 1}" if self.model.training else f"held-out loss behind step {step}"
             said = (
-                f"the {which} is {value.item()}, in the batch of {', '.join(names(inputs, self._known))}; "
+                f"the {which} is {value.item()}, in the batch of {', '.join(example_ids(inputs, self._known))}; "
                 "try a lower learning_rate, max_grad_norm, or bf16: false"
             )
-            self._processes.agree(None if finite else said)
+            self._processes.raise_if_any(None if finite else said)
         return loss
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
@@ -217,12 +217,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits.float()  # of those places alone
         total = functional.cross_entropy(logits, wanted, reduction="sum")
         count = keep.sum()
-        right = (logits.detach().argmax(-1) == wanted).sum()
-        self._note(inputs, following, {"asked": count, "right": right})
+        correct = (logits.detach().argmax(-1) == wanted).sum()
+        self._note(inputs, following, {"predicted": count, "correct": correct})
         return self._for_each_token(total, count, items)
 
     def _note(self, inputs: Any, following: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
-        """Add a batch of training to what is logged; `figures` are sums, of them `asked` and `right` in tokens."""
+        """Add a batch of training to what is logged; `figures` are sums, `predicted` and `correct` among them."""
         if not self.model.training:
             return
         learnt = (following != IGNORED).any(1, keepdim=True)
@@ -230,7 +230,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         sums = torch.stack([seen.double(), *(one.double() for one in figures.values())])
         tokens, *added = self.accelerator.gather(sums[None]).sum(0).tolist()
         self._sums.update(dict(zip(figures, added, strict=True)))
-        self._metrics["train"]["mean_token_accuracy"] = [self._sums["right"] / max(self._sums["asked"], 1)]
+        self._metrics["train"]["mean_token_accuracy"] = [self._sums["correct"] / max(self._sums["predicted"], 1)]
         self._total_train_tokens += int(tokens)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
@@ -260,7 +260,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if f"{metric_key_prefix}_{best}" not in figures:
             known = [name.removeprefix(f"{metric_key_prefix}_") for name in figures]
-            self._processes.agree(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, known)}")
+            self._processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, known)}")
         self._metrics["eval"].clear()
         self.log(dict(figures))
         if metric_key_prefix == "eval":  # what decides when to stop hears of nothing else
@@ -273,7 +273,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         sums: Any = 0
         size = self.args.per_device_eval_batch_size
         planned = rope_lengths(model.config).batches([len(row["input_ids"]) for row in rows], size)
-        for places, counts in self._processes.deal(planned):
+        for places, counts in self._processes.shard(planned):
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in places]))
             sums += self._held_out_sums(model, batch).double() * counts
         return self._held_out_means(self.accelerator.reduce(sums).tolist())
