@@ -16,8 +16,11 @@ Precision = Literal["float16", "float32"]
 JudgementOutcome = Literal["judged", "unreadable", "refused", "failed", "no_response"]
 
 
-def titled(title: str, body: str) -> str:
-    """A passage or a search result as one text, for whatever reads it as one; without a title it is its body alone."""
+def result_text(title: str, body: str) -> str:
+    """A passage or a search result as one text, for encoders, labelers and bags of words; prompts have their own form.
+
+    Without a title it is the body alone.
+    """
     return f"{title}. {body}" if title.strip() else body
 
 
@@ -49,7 +52,7 @@ class SearchResult:
     @property
     def text(self) -> str:
         """Title and body as one text."""
-        return titled(self.title, self.body)
+        return result_text(self.title, self.body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,7 +325,7 @@ def _nearest(examples: Sequence[Example], pool: Sequence[tuple[str, SearchResult
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-    results = words.fit_transform(f"{result.title} {result.body}" for _, result in pool)
+    results = words.fit_transform(result.text for _, result in pool)
     mine: defaultdict[str, set[int]] = defaultdict(set)
     for place, (group, _) in enumerate(pool):
         mine[group].add(place)

@@ -180,8 +180,7 @@ def _bm25(pairs: Sequence[Pair]) -> Floats:
         import bm25s
     except ImportError:
         raise missing_extra("search", "the BM25 baseline") from None
-    bodies = [f"{pair.result.title} {pair.result.body}" for pair in pairs]
-    words = bm25s.tokenize(bodies, show_progress=False)
+    words = bm25s.tokenize([pair.result.text for pair in pairs], show_progress=False)
     if not any(words.ids):
         return np.zeros(len(pairs))
     index = bm25s.BM25()

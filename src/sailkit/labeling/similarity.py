@@ -98,6 +98,6 @@ class Overlap:
                 found.append(Score(None, "no_response"))
                 continue
             wanted = words(statement(pair.instruction))
-            have = words(f"{pair.result.title} {pair.result.body}")
+            have = words(pair.result.text)
             found.append(Score(len(wanted & have) / len(wanted) if wanted else 0.0))
         return found

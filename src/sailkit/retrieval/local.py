@@ -17,7 +17,7 @@ from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
-from sailkit.records import Instruction, titled
+from sailkit.records import Instruction, result_text
 from sailkit.retrieval.base import Found
 from sailkit.retrieval.corpus import fingerprint, read_passages
 from sailkit.retrieval.instructions import make_result
@@ -138,7 +138,7 @@ class LocalSearcher:
     def _build_embeddings(self, target: Path) -> None:
         from safetensors.numpy import save_file
 
-        texts = [titled(one["title"], one["text"]) for one in self._passages]
+        texts = [result_text(one["title"], one["text"]) for one in self._passages]
         parts = []
         with runs.progress("embedding passages, once", len(texts)) as tick:
             for start in range(0, len(texts), _CHUNK):
@@ -167,7 +167,7 @@ def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) 
 
     passages = read_passages(corpus, words, overlap)
     runs.notice(f"indexing {len(passages)} passages, once")
-    tokens = bm25s.tokenize([f"{one.title} {one.body}" for one in passages], show_progress=False)
+    tokens = bm25s.tokenize([result_text(one.title, one.body) for one in passages], show_progress=False)
     if not any(tokens.ids):
         raise UserError(f"no words to search for in {', '.join(map(str, corpus))}, only ones like 'the', or letters")
     index = bm25s.BM25(backend="numba")
