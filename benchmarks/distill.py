@@ -29,9 +29,9 @@ import numpy as np
 
 from distill_data import CONTEXT, answered, instruction_rows, own_style, qwen_shaped, rows_of, students, tiny_teacher
 from distill_worker import GOLD
-from sailkit.data.exports import TRAIN
+from sailkit.data.exports import HELD_OUT, TRAIN
 from sailkit.files import jsonl
-from sailkit.training.tokenise import HELD_OUT, read_data
+from sailkit.training.tokenise import read_data
 
 SECTIONS = ("loss", "quality", "control", "gold", "end-to-end")
 WORKER = Path(__file__).with_name("distill_worker.py")

@@ -9,13 +9,13 @@ from dataclasses import replace
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from sailkit.data.build_task import build_task
-from sailkit.data.exports import TRAIN, example_row
+from sailkit.data.exports import HELD_OUT, TRAIN, example_row
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import resolve
 from sailkit.records import TrainingExample
 from sailkit.retrieval.instructions import read_instructions
-from sailkit.training.tokenise import HELD_OUT, prepare, read_data
+from sailkit.training.tokenise import prepare, read_data
 
 CONTEXT = 512  # of stories260k
 

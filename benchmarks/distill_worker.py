@@ -98,9 +98,10 @@ def targets(told):
     """The teacher's word on a folder's rows in the student's tokens: prepared rows and targets of each part."""
     from transformers import AutoTokenizer
 
+    from sailkit.data.exports import HELD_OUT
     from sailkit.distillation.cache import TeacherCache
     from sailkit.distillation.targets import Compiler
-    from sailkit.training.tokenise import HELD_OUT, prepare, read_data
+    from sailkit.training.tokenise import prepare, read_data
 
     tokenizer = AutoTokenizer.from_pretrained(told["student"])
     theirs = AutoTokenizer.from_pretrained(told["teacher_tokenizer"])

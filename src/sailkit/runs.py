@@ -24,6 +24,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 
 MANIFEST = "manifest.json"
+METRICS = "metrics.json"  # the figures of a finished run; written last
 LOCK = ".lock"
 _MANIFEST_KEYS = {"stage", "fingerprint", "settings", "environment"}
 _PACKAGES = (

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from sailkit.data.exports import TRAIN
+from sailkit.data.exports import HELD_OUT, TRAIN
 from sailkit.distillation.align import ends_of
 from sailkit.distillation.cache import TeacherCache
 from sailkit.distillation.distill import distill
@@ -19,7 +19,7 @@ from sailkit.distillation.project import Projection, collect
 from sailkit.distillation.rows import Targets
 from sailkit.distillation.targets import Compiler
 from sailkit.distillation.teacher_cache import teacher_cache
-from sailkit.training.tokenise import HELD_OUT, Prepared, prepare, read_data
+from sailkit.training.tokenise import Prepared, prepare, read_data
 from small_models import student, trained
 from small_rows import example, write
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.cache import INDEX, Shard, TeacherCache, check_mass, pack
 from sailkit.distillation.pairs import Pair, pairs_of
 from sailkit.distillation.rows import TeacherRow
@@ -29,7 +30,7 @@ from sailkit.models.sources import resolve
 from sailkit.prompts.sail import completion
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.testing import MisbehavingServer
-from sailkit.training.tokenise import HELD_OUT, held_out_of, read_data
+from sailkit.training.tokenise import held_out_of, read_data
 from small_rows import THINGS, write
 
 NOISE = 1e-4  # of a log-probability in fp32

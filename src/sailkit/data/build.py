@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from sailkit import runs
 from sailkit.data import exports
 from sailkit.data.card import audit_figures, card_of, page_of
-from sailkit.data.exports import TRAIN, example_row
+from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import RULES_VERSION, Leak, LeakCheck
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
@@ -27,8 +27,6 @@ from sailkit.records import Instruction, Judgement, Searched, SearchResult, Trai
 from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.tasks.task import load_task
 
-HELD_OUT = "held_out.jsonl"
-DROPPED = "dropped.jsonl"
 REMOVED = "removed.jsonl"
 CARD = "card.json"
 CARD_PAGE = "card.md"

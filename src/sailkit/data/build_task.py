@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sailkit import runs
-from sailkit.data.build import CARD, CARD_PAGE, DROPPED, HELD_OUT, REMOVED, read_shares, removed_row, write_rows
+from sailkit.data.build import CARD, CARD_PAGE, REMOVED, read_shares, removed_row, write_rows
 from sailkit.data.card import card_of, page_of
-from sailkit.data.exports import TRAIN, example_row
+from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import LeakCheck
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl

@@ -31,7 +31,8 @@ from sailkit.prompts.sail import (
 )
 from sailkit.records import SearchResult, TrainingExample, Verdict
 
-TRAIN = "train.jsonl"
+TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
+DROPPED = "dropped.jsonl"  # examples that were left out, each with the reason
 _FIELDS = ("id", "instruction", "input", "results", "judgements", "response", "style")
 
 

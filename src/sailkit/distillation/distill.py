@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
-from sailkit.data.exports import example_row
+from sailkit.data.exports import HELD_OUT, example_row
 from sailkit.distillation.estimate import plan
 from sailkit.distillation.recipe import Distillation, read_distillation
 from sailkit.distillation.steps import STUDENT, Work
@@ -24,9 +24,7 @@ from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.finetune import MODEL, train
 from sailkit.training.publish import check_repository
 from sailkit.training.publish import push as push_to_hub
-from sailkit.training.tokenise import HELD_OUT, held_out_paths, read_data
-
-METRICS = "metrics.json"
+from sailkit.training.tokenise import held_out_paths, read_data
 
 
 def distill(
@@ -112,10 +110,10 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
             work.check()
             if processes.is_main:
                 stack.enter_context(_opened(told, out, cache))
-                if not (out / METRICS).exists():
+                if not (out / runs.METRICS).exists():
                     work.make()
-        if processes.broadcast((out / METRICS).exists()):
-            return processes.broadcast(jsonl.read_json(out / METRICS) if processes.is_main else {})
+        if processes.broadcast((out / runs.METRICS).exists()):
+            return processes.broadcast(jsonl.read_json(out / runs.METRICS) if processes.is_main else {})
         with processes.raise_together():
             objective = work.objective()
         trained = train(work.student(), out / STUDENT, objective)
@@ -123,7 +121,7 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
         with processes.raise_together():
             if processes.is_main:
                 figures = work.figures(trained)
-                jsonl.write_json(out / METRICS, figures)
+                jsonl.write_json(out / runs.METRICS, figures)
         return processes.broadcast(figures)
 
 

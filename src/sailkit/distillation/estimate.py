@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sailkit.data.exports import TRAIN
+from sailkit.data.exports import HELD_OUT, TRAIN
 from sailkit.distillation.recipe import Distillation
 from sailkit.distillation.students import evenly
 from sailkit.errors import UserError
@@ -16,7 +16,7 @@ from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
 from sailkit.training import estimate as finetune_plan
-from sailkit.training.tokenise import HELD_OUT, held_out_paths, prepare, read_data
+from sailkit.training.tokenise import held_out_paths, prepare, read_data
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
 _ENTRY = {"float16": 4, "float32": 6}

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from sailkit import runs
-from sailkit.distillation.distill import METRICS
+from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.fidelity import FLAGS, SUMS, flag_counts, flags_kappa, means
 from sailkit.distillation.steps import DATA, FIDELITY, TARGETS
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, Floats, bounded, interval, resampled_sums
-from sailkit.training.tokenise import HELD_OUT
 
 STAGE = "distill"
 COLUMNS = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
@@ -95,9 +94,9 @@ def read(folder: Path) -> Distilled:
         UserError: The run is not finished, or its files do not fit together.
     """
     manifest = runs.read_manifest(folder)
-    if not (folder / METRICS).exists():
+    if not (folder / runs.METRICS).exists():
         raise UserError(f"{folder} is not finished; the same distill command goes on where it stopped")
-    figures = jsonl.read_json(folder / METRICS)
+    figures = jsonl.read_json(folder / runs.METRICS)
     sums: dict[str, dict[str, tuple[float, ...]]] = {}
     if "tuned" in figures:
         rows = [row for _, row in jsonl.read(folder / FIDELITY)]
@@ -121,7 +120,9 @@ def _check(told: Mapping[str, Any], found: Mapping[str, float | None], folder: P
     for name, value in found.items():
         said = told.get(name)
         if (said is None) != (value is None) or (said is not None and not math.isclose(said, value or 0.0)):
-            raise UserError(f"{folder / METRICS} does not fit {FIDELITY} beside it; remove both, and distill again")
+            raise UserError(
+                f"{folder / runs.METRICS} does not fit {FIDELITY} beside it; remove both, and distill again"
+            )
 
 
 def estimates(run: Distilled, seed: int = 0) -> dict[str, dict[str, Estimate | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sailkit import runs
 from sailkit.data.build import CARD, write_rows
-from sailkit.data.exports import TRAIN, example_row
+from sailkit.data.exports import HELD_OUT, TRAIN, example_row
 from sailkit.distillation.estimate import fitting
 from sailkit.distillation.fidelity import fidelity, flagged, means
 from sailkit.distillation.load import check_tokenizer
@@ -29,7 +29,7 @@ from sailkit.training.estimate import require_gpu
 from sailkit.training.finetune import MODEL, Objective, check_rows
 from sailkit.training.publish import data_cards
 from sailkit.training.recipe import Recipe
-from sailkit.training.tokenise import HELD_OUT, Prepared, held_out_paths, no_held_out_warning, prepare, read_data
+from sailkit.training.tokenise import Prepared, held_out_paths, no_held_out_warning, prepare, read_data
 
 DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
 ASKED, ANSWERS = "asked", "answers"

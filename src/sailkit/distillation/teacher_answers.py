@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.data.build import DROPPED, write_rows
-from sailkit.data.exports import TRAIN, example_row
+from sailkit.data.build import write_rows
+from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.files.tables import read_table
@@ -28,7 +28,7 @@ from sailkit.prompts.sail import (
 )
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import TrainingExample
-from sailkit.training.tokenise import HELD_OUT, held_out_of, read_data, unique_ids
+from sailkit.training.tokenise import held_out_of, read_data, unique_ids
 
 ANSWERS = "answers.jsonl"  # what was said, in the order of the plan
 STAGE = "teacher-answers"

@@ -13,7 +13,8 @@ from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.cluster import RayOptions
-from sailkit.data.build import DROPPED, write_rows
+from sailkit.data.build import write_rows
+from sailkit.data.exports import DROPPED, HELD_OUT
 from sailkit.distillation.cache import FORMAT, INDEX, STAGE, Shard, read_index, shard_name
 from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
 from sailkit.distillation.pairs import Pair, distinct, pairs_of
@@ -23,7 +24,7 @@ from sailkit.labeling.label import SHARD_WAIT, read_shard
 from sailkit.models.base import ModelOptions
 from sailkit.prompts.sail import trained_style, wording
 from sailkit.records import TrainingExample
-from sailkit.training.tokenise import HELD_OUT, Prepared, held_out_of, prepare, read_data
+from sailkit.training.tokenise import Prepared, held_out_of, prepare, read_data
 
 if TYPE_CHECKING:
     from sailkit.distillation.teacher import Teacher

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sailkit.data.exports import HELD_OUT
 from sailkit.errors import UserError
 from sailkit.models.sources import outline
 from sailkit.prompts.sail import as_text, completion, human, prompt_parts
 from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
-from sailkit.training.tokenise import HELD_OUT, IGNORED, held_out_paths, no_held_out_warning, prepare, read_data
+from sailkit.training.tokenise import IGNORED, held_out_paths, no_held_out_warning, prepare, read_data
 
 TOKENS_A_WORD = 1.4  # English text with search results, LLaMA's and SmolLM's tokenizers
 _LARGE = 2_000_000_000  # parameters; a quantised base above this is hopeless on a CPU

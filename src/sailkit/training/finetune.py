@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
+from sailkit.data.exports import DROPPED, HELD_OUT
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.rope import rope_lengths
@@ -22,13 +23,11 @@ from sailkit.training.effective import EFFECTIVE, effective_settings
 from sailkit.training.estimate import plan_training, require_gpu
 from sailkit.training.held_out import loss_change, measure_held_out
 from sailkit.training.recipe import Recipe, read_recipe
-from sailkit.training.tokenise import HELD_OUT, Prepared, held_out_paths, no_held_out_warning, prepare, read_data
+from sailkit.training.tokenise import Prepared, held_out_paths, no_held_out_warning, prepare, read_data
 from sailkit.training.tracking import tracking
 
 HISTORY = "history.jsonl"
 BASE = "base.json"  # the model as it was
-METRICS = "metrics.json"
-DROPPED = "dropped.jsonl"
 MODEL = "model"
 PLOTS = "plots"
 DATA_CARDS = "data.json"  # the data cards of what was trained on, as they were
@@ -95,7 +94,7 @@ def finetune(
         raise UserError("finetune needs --out, the run folder (or --dry-run)")
     if push is not None:
         publish.check_repository(push)
-    if not held_out_paths(told) and is_main_process() and not (out / METRICS).exists():
+    if not held_out_paths(told) and is_main_process() and not (out / runs.METRICS).exists():
         runs.notice(no_held_out_warning(told))
     figures = train(told, out)
     if push is None or not is_main_process():
@@ -126,10 +125,11 @@ def train(told: Recipe, out: Path, objective: Objective = Objective()) -> dict[s
             check_rows(told, source, (rows, aside))
             args = trl.arguments(told, out, held_out=aside is not None)
         with _opened(processes, out, told, source, rows, aside, args.seed, objective) as run:
-            done = processes.broadcast(run.path(METRICS).exists())  # written last: the run is finished
+            metrics = run.path(runs.METRICS)
+            done = processes.broadcast(metrics.exists())  # written last: the run is finished
             figures = {} if done else _train(run, processes, told, source, tokenizer, rows, aside, args, objective)
             free_memory()  # of the model and its optimizer: others may be loaded next
-            return processes.broadcast(jsonl.read_json(run.path(METRICS)) if done and processes.is_main else figures)
+            return processes.broadcast(jsonl.read_json(metrics) if done and processes.is_main else figures)
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ def _opened(
                 if processes.count > 1:  # one is what every manifest without it means
                     settings["processes"] = processes.count
                 run = stack.enter_context(runs.open_run(out, "finetune", settings))
-                if not run.path(METRICS).exists():
+                if not run.path(runs.METRICS).exists():
                     dropped = [*train.dropped, *(aside.dropped if aside else ())]
                     jsonl.write_atomic(run.path(DROPPED), "".join(jsonl.dumps(row) + "\n" for row in dropped))
         yield run
@@ -303,7 +303,7 @@ def _train(
             run.path(PLOTS).mkdir(exist_ok=True)
             for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
                 jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
-            jsonl.write_json(run.path(METRICS), figures)
+            jsonl.write_json(run.path(runs.METRICS), figures)
     return processes.broadcast(figures)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import __version__, runs
+from sailkit.data.exports import DROPPED
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering import numbers, page
 from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, Estimate
 from sailkit.training import plots, publish
-from sailkit.training.finetune import DATA_CARDS, DROPPED, HISTORY, METRICS
+from sailkit.training.finetune import DATA_CARDS, HISTORY
 
 _MOST_DROPPED = 20  # that are shown
 _FACTS = {
@@ -49,9 +50,9 @@ def write(folder: Path, out: Path, title: str | None = None) -> dict[str, Any]:
     """
     places = page.places(out)
     manifest = runs.read_manifest(folder)
-    if not (folder / METRICS).exists():
+    if not (folder / runs.METRICS).exists():
         raise UserError(f"{folder} is not finished; the same finetune command goes on where it stopped")
-    figures = jsonl.read_json(folder / METRICS)
+    figures = jsonl.read_json(folder / runs.METRICS)
     try:
         content = _content(folder, manifest, figures)
     except (KeyError, TypeError, ValueError) as error:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sailkit.data.exports import TRAIN, read_examples
+from sailkit.data.exports import HELD_OUT, TRAIN, read_examples
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.prompts.sail import ExampleRenderer, UnfitExampleError
 from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
 
-HELD_OUT = "held_out.jsonl"
 IGNORED = -100  # the label of a token that is not supervised
 NO_TOKENS = "the tokenizer makes no token of its completion"
 
