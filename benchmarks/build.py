@@ -36,10 +36,10 @@ def make(shared: Path, folder: Path, count: int, seed: int = 0) -> None:
     base = read_instructions(shared / "instructions" / "dolpaca_prompt_completion_dev.jsonl")
     passages = [
         (one["title"], one["text"])
-        for _, row in jsonl.read(shared / "corpus" / "nq-open-oracle.jsonl.gz")
+        for _, row in jsonl.read_rows(shared / "corpus" / "nq-open-oracle.jsonl.gz")
         for one in row["ctxs"]
     ]
-    claims = jsonl.read(shared / "factcheckgpt" / "subtask3_claim_evidence_stance.jsonl")
+    claims = jsonl.read_rows(shared / "factcheckgpt" / "subtask3_claim_evidence_stance.jsonl")
     passages += [(row["claim"], row["evidence"]) for _, row in claims]
     with (
         runs.open_run(folder / "labels", "label", {"labeler": {"labeler": "random"}, "threshold": 0.5}) as run,

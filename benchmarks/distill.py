@@ -137,7 +137,7 @@ def quality(options, place):
                 distill(out=out, method=method, cache=cache, set=sets, **same, **more)
                 if method == "logits":
                     work = Work(read_distillation(None, {**same, "method": method}, sets), out, cache)
-                    rows = [row for _, row in jsonl.read(out / "fidelity.jsonl")]
+                    rows = [row for _, row in jsonl.read_rows(out / "fidelity.jsonl")]
                     found["logits"].append([row for row in rows if row["model"] == "tuned"])
                     found["base"].append([row for row in rows if row["model"] == "base"])
                     continue
@@ -146,7 +146,7 @@ def quality(options, place):
                     model = LocalModel.from_name(str(out / "student" / "model"), ModelOptions(dtype="float32")).model
                     rows = fidelity(model, work.prepared(HELD_OUT), work.compiled(HELD_OUT).targets, work.columns)
                     jsonl.write_atomic(file, "".join(jsonl.dumps(row) + "\n" for row in rows))
-                found["sequence"].append([row for _, row in jsonl.read(file)])
+                found["sequence"].append([row for _, row in jsonl.read_rows(file)])
         print(f"### {student}, learning rate {options.learning_rate or RATES[student]:g}\n")
         table(
             ["", *MEASURES],

@@ -173,7 +173,7 @@ def main():
     parser.add_argument("--learn", type=int, default=1000, help="sentences of another draw, to learn habits from")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    claims = [row["claim"] for _, row in jsonl.read(options.shared / "climate-fever" / "climate-fever.jsonl")]
+    claims = [row["claim"] for _, row in jsonl.read_rows(options.shared / "climate-fever" / "climate-fever.jsonl")]
     language = Bigrams(claims)
     teacher = Side(language, LlamaTokenizer.from_pretrained(options.shared / "tokenizers" / "llama"))
     student = Side(language, AutoTokenizer.from_pretrained(options.shared / "tokenizers" / "qwen"))

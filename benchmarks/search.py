@@ -33,7 +33,7 @@ def make_corpus(shared: Path, path: Path, count: int) -> None:
     found: dict[tuple[str, str], None] = {}
     for one in read_passages([shared / "corpus" / "factbook.tar.gz", shared / NQ], 10**9, 0):
         found |= dict.fromkeys((one.title, part) for part in cut(one.body, WINDOW, OVERLAP))
-    for _, row in jsonl.read(shared / "climate-fever" / "climate-fever.jsonl"):
+    for _, row in jsonl.read_rows(shared / "climate-fever" / "climate-fever.jsonl"):
         for one in row["evidences"]:
             found |= dict.fromkeys((one["article"], part) for part in cut(one["evidence"], WINDOW, OVERLAP))
     passages = list(found)
@@ -112,7 +112,7 @@ def recall(shared: Path, folder: Path, count: int | None) -> dict[str, float]:
     from sailkit.retrieval.instructions import read_searched
     from sailkit.retrieval.search import search
 
-    rows = [row for _, row in jsonl.read(shared / NQ)][:count]
+    rows = [row for _, row in jsonl.read_rows(shared / NQ)][:count]
     corpus = folder / "nq.jsonl"
     corpus.write_text("".join(jsonl.dumps(row) + "\n" for row in rows))
     found = {}

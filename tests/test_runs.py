@@ -262,7 +262,7 @@ def test_a_row_with_half_a_surrogate_pair_is_logged(tmp_path):
     log = BatchLog(tmp_path / "rows.jsonl", [["a"]])
     log.append([{"id": "a", "raw_output": "\ud83d"}])
     log.close()
-    assert list(jsonl.read(tmp_path / "rows.jsonl")) == [(1, {"id": "a", "raw_output": "\ud83d"})]
+    assert list(jsonl.read_rows(tmp_path / "rows.jsonl")) == [(1, {"id": "a", "raw_output": "\ud83d"})]
 
 
 def test_the_cache_keeps_a_value_under_everything_that_decided_it(tmp_path):

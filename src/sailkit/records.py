@@ -227,6 +227,6 @@ class Prediction:
         return self.group or self.id
 
     @property
-    def said(self) -> str:
+    def predicted(self) -> str:
         """The label, or the outcome where there is none: a column of the confusion matrix."""
         return self.outcome if self.label is None else self.label

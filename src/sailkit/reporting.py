@@ -207,7 +207,7 @@ def _view(path: Path, against: str, task: str | None, fields: list[str] | None, 
         units = summary.units_of([p for _, p in judged])
         recorded = [(t, p.recorded or "unreadable") for t, p in judged]
         figures |= summary.against(recorded, labels, "recorded_", seed, units)
-    counts = metrics.confusion([t for t, _ in judged], [p.said for _, p in judged], labels)
+    counts = metrics.confusion([t for t, _ in judged], [p.predicted for _, p in judged], labels)
     return View(data.name, data, figures, "human_" if against == "human" else "", truth[against], counts, facts)
 
 
@@ -221,7 +221,7 @@ def _measured(folder: Path, data: PredictionSet, seed: int) -> dict[str, Any]:
         return summary.with_flags(*found)
     figures = jsonl.read_json(path)
     asked = any(p.reference is not None for p in rows)
-    judged = [(t, p.said) for p in rows if (t := p.reference if asked else p.gold) is not None]
+    judged = [(t, p.predicted) for p in rows if (t := p.reference if asked else p.gold) is not None]
     counts = metrics.confusion([t for t, _ in judged], [said for _, said in judged], data.labels).tolist()
     same = figures.get("n") == len(rows) and figures.get("confusion", {}).get("counts", counts) == counts
     if not same or "flag_messages" not in figures:
@@ -233,7 +233,7 @@ def _worth(view: View) -> dict[str, str]:
     """What one set is worth, in a sentence, and what that rests on."""
     accuracy, base, rows = view.estimate("accuracy"), view.baseline("accuracy"), view.data.predictions
     always = f"always answering {view.majority}"
-    said, times = Counter(p.said for p in rows).most_common(1)[0]
+    said, times = Counter(p.predicted for p in rows).most_common(1)[0]
     silent = sum(p.label is None for p in rows)
     judged = [p for p, label in zip(rows, view.truth, strict=True) if label is not None]
     units = summary.units_of(judged)

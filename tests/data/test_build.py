@@ -90,7 +90,7 @@ def test_nothing_is_lost_or_doubled(data, tmp_path):
     card = data.build(exclude_task=[f"{task}={tmp_path / 'own.jsonl'}"], held_out=0.2)
     assert card["n_in"] == card["n_train"] + card["n_held_out"] + card["n_dropped"] + card["n_removed"] == 400
     assert card["dropped"] == {"empty instruction": 1, "empty output": 1}
-    lists = {name: list(jsonl.read(tmp_path / "built" / f"{name}.jsonl")) for name in ("dropped", "removed")}
+    lists = {name: list(jsonl.read_rows(tmp_path / "built" / f"{name}.jsonl")) for name in ("dropped", "removed")}
     assert {row["id"] for _, row in lists["dropped"]} == {"3", "4"}
     assert [(row["id"], row["example"], row["kind"]) for _, row in lists["removed"]] == [("6", "x", "exact")]
     ids = [one.id for one in data.examples()] + [row["id"] for rows in lists.values() for _, row in rows]
@@ -279,7 +279,7 @@ def test_scores_that_are_no_numbers_are_refused(data):
 
 def test_results_that_were_never_searched_are_kept(data):
     path = data.results()
-    rows = [{**row, "results": None} for _, row in jsonl.read(path)]
+    rows = [{**row, "results": None} for _, row in jsonl.read_rows(path)]
     path.write_text("".join(jsonl.dumps(row) + "\n" for row in rows))
     data.rows = read_searched(path)
     card = data.build()
@@ -290,7 +290,7 @@ def test_results_that_were_never_searched_are_kept(data):
 
 def test_real_claims_do_not_reach_the_training_set(data, shared):
     path = shared / "climate-fever" / "climate-fever.jsonl"
-    claim = next(row["claim"] for _, row in jsonl.read(path))
+    claim = next(row["claim"] for _, row in jsonl.read_rows(path))
     data.rows = [searched(1, instruction="Is it so?", input=f"They wrote: {claim}"), searched(2)]
     card = data.build(exclude_task=[f"climate-fever={path}"])
     assert card["n_removed"] == 1

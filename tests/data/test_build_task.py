@@ -169,7 +169,7 @@ def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
     card = build_task(**task, out=tmp_path / "out", limit=20, held_out=0)
     every = rows_of(tmp_path / "out")
     drawn = {one.id.split("/")[0] for one in every}
-    dropped = {row["id"]: row["reason"] for _, row in jsonl.read(tmp_path / "out" / "dropped.jsonl")}
+    dropped = {row["id"]: row["reason"] for _, row in jsonl.read_rows(tmp_path / "out" / "dropped.jsonl")}
     assert len(every) == 20
     assert set(dropped.values()) == {"not drawn"}
     assert not drawn & dropped.keys()

@@ -16,12 +16,12 @@ from sailkit.errors import UserError
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.predictions import PREDICTIONS, REFERENCE_FOLDER, to_row
 from sailkit.files import jsonl
-from sailkit.prompts.parse import RULES_VERSION
+from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.records import Prediction
 
 SETTINGS = {
     "labels": ["SUPPORTS", "REFUTES"],
-    "rules_version": RULES_VERSION,
+    "rules_version": ANSWER_RULES_VERSION,
     "model": "small",
     "weights_sha256": "abc",
     "task": "climate-fever",
@@ -67,7 +67,7 @@ def test_two_recorded_models_against_scikit_learn_and_scipy(recordings):
     found = compare(recordings.llama, recordings.sail, task=recordings.task)
     rows = {}
     for model, path in (("a", recordings.llama), ("b", recordings.sail)):
-        ids = [row["id"] for _, row in jsonl.read(path)]
+        ids = [row["id"] for _, row in jsonl.read_rows(path)]
         human, _, _, said = recordings.columns(path)
         rows[model] = dict(zip(ids, zip(human, said, strict=True), strict=True))
     right = {m: {i for i, (truth, said) in items.items() if truth == said} for m, items in rows.items()}
@@ -108,7 +108,7 @@ def test_against_references_only_items_with_one_reference_count(recordings):
     found = compare(recordings.llama, recordings.sail, task=recordings.task, against="reference")
     references, said = [], []
     for path in (recordings.llama, recordings.sail):
-        ids = [row["id"] for _, row in jsonl.read(path)]
+        ids = [row["id"] for _, row in jsonl.read_rows(path)]
         _, reference, _, answer = recordings.columns(path)
         references.append(dict(zip(ids, reference, strict=True)))
         said.append(dict(zip(ids, answer, strict=True)))
@@ -301,8 +301,9 @@ def test_sets_that_cannot_be_compared_are_refused(tmp_path):
     assert "differ in the text of 6 items" in complaint(a, run(tmp_path / "d", texts))
     other = run(tmp_path / "e", rows, labels=["REFUTES", "SUPPORTS"])
     assert "have other labels: SUPPORTS, REFUTES against REFUTES, SUPPORTS" in complaint(a, other)
-    old = run(tmp_path / "f", rows, rules_version=RULES_VERSION - 1)
-    assert f"were read by other rules (version {RULES_VERSION} against {RULES_VERSION - 1})" in complaint(a, old)
+    old = run(tmp_path / "f", rows, rules_version=ANSWER_RULES_VERSION - 1)
+    versions = f"version {ANSWER_RULES_VERSION} against {ANSWER_RULES_VERSION - 1}"
+    assert f"were read by other rules ({versions})" in complaint(a, old)
     assert "have other labels" in complaint(a, a, other)
     assert complaint(a) == "compare needs two or more run folders or files"
     assert "share no reference labels; see --against" in complaint(a, run(tmp_path / "g", rows), against="reference")

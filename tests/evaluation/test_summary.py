@@ -64,7 +64,7 @@ def test_a_good_result_has_no_flags():
 def test_figures_are_those_of_scikit_learn():
     rows = predictions(*GOOD, (2, "no", "unreadable"), (1, "yes", "refused"))
     figures, _ = summarise(rows, LABELS)
-    gold, said = [r.gold for r in rows], [r.said for r in rows]
+    gold, said = [r.gold for r in rows], [r.predicted for r in rows]
     settings = {"labels": LABELS, "zero_division": 0}
     for prefix in ("", "human_"):
         assert figures[f"{prefix}accuracy"] == pytest.approx(sk.accuracy_score(gold, said))
@@ -145,7 +145,7 @@ def test_the_baseline_itself_is_within_its_interval():
 def test_figures_against_a_reference_stand_beside_the_human_ones():
     rows = predictions(*GOOD, reference=["yes"] * 50 + ["no"] * 50)
     figures, flags = summarise(rows, LABELS)
-    gold, asked, said = ([getattr(r, name) for r in rows] for name in ("gold", "reference", "said"))
+    gold, asked, said = ([getattr(r, name) for r in rows] for name in ("gold", "reference", "predicted"))
     assert figures["against"] == "reference"
     assert figures["accuracy"] == pytest.approx(sk.accuracy_score(asked, said))
     assert figures["human_accuracy"] == pytest.approx(sk.accuracy_score(gold, said))

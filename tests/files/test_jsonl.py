@@ -29,19 +29,19 @@ ROWS = st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=5)
 def test_rows_come_back_as_they_were_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     jsonl.write_atomic(path, "".join(jsonl.dumps(row) + "\n" for row in rows))
-    assert list(jsonl.read(path)) == list(enumerate(rows, start=1))
+    assert list(jsonl.read_rows(path)) == list(enumerate(rows, start=1))
 
 
 def test_lines_are_numbered_as_an_editor_does(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a":1}\r\n\n  \n{"a":2}')
-    assert list(jsonl.read(path)) == [(1, {"a": 1}), (4, {"a": 2})]
+    assert list(jsonl.read_rows(path)) == [(1, {"a": 1}), (4, {"a": 2})]
 
 
 def test_a_line_separator_inside_a_text_does_not_end_a_line(tmp_path):
     row = {"text": "one\u2028two\x85three\x0bfour"}
     jsonl.write_atomic(tmp_path / "rows.jsonl", jsonl.dumps(row) + "\n")
-    assert list(jsonl.read(tmp_path / "rows.jsonl")) == [(1, row)]
+    assert list(jsonl.read_rows(tmp_path / "rows.jsonl")) == [(1, row)]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_bad_line_is_named(tmp_path, line, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line)
     with pytest.raises(UserError, match=complaint) as caught:
-        list(jsonl.read(path))
+        list(jsonl.read_rows(path))
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert "\n" not in str(caught.value)
 
@@ -71,12 +71,12 @@ def test_only_a_file_that_ends_early_is_said_to_be_truncated(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": \n{"a": 1}\n')
     with pytest.raises(UserError) as caught:
-        list(jsonl.read(path))
+        list(jsonl.read_rows(path))
     assert "truncated" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "read", [lambda path: list(jsonl.read(path)), jsonl.read_json, lambda p: jsonl.file_fingerprint([p])]
+    "read", [lambda path: list(jsonl.read_rows(path)), jsonl.read_json, lambda p: jsonl.file_fingerprint([p])]
 )
 def test_a_missing_file_and_a_folder_are_named(tmp_path, read):
     for path, reason in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
@@ -113,7 +113,7 @@ def test_half_a_surrogate_pair_survives_a_round_trip(tmp_path):
     """A server may send one in an answer; what was said is kept."""
     row = {"raw_output": "cut emoji \ud83d", "whole": "😀"}
     jsonl.write_atomic(tmp_path / "rows.jsonl", jsonl.dumps(row) + "\n")
-    assert list(jsonl.read(tmp_path / "rows.jsonl")) == [(1, row)]
+    assert list(jsonl.read_rows(tmp_path / "rows.jsonl")) == [(1, row)]
     assert jsonl.fingerprint(row) != jsonl.fingerprint({**row, "raw_output": "cut emoji "})
 
 

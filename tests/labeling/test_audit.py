@@ -282,7 +282,7 @@ def test_a_labeler_that_errs_on_no_claim_of_twenty_is_not_certain_never_to(votes
 
 @pytest.mark.parametrize(("first", "does"), [(True, "chooses the threshold"), (False, "is reported on")])
 def test_both_halves_need_both_kinds_of_judgement(votes, tmp_path, first, does):
-    rows = [row for _, row in jsonl.read(votes)]
+    rows = [row for _, row in jsonl.read_rows(votes)]
     for row in rows:
         if in_first_half(row["claim_id"], 0) == first:
             del row["evidences"][1]

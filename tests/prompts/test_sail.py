@@ -23,10 +23,10 @@ from sailkit.prompts.sail import (
     as_text,
     completion,
     escape_headings,
-    human,
     prompt_parts,
     read_verification,
     render,
+    user_turn,
     verification,
 )
 from sailkit.records import SearchResult, TrainingExample
@@ -108,7 +108,7 @@ def test_the_published_rows_byte_for_byte(shared, load):
         one = TrainingExample(
             "1", row["instruction"], row["input"], results, tuple(row["judgements"]), row["output"], "sail"
         )
-        assert as_text(human(one)) == row["human"]
+        assert as_text(user_turn(one)) == row["human"]
         assert completion(one) == row["gpt"]
         found = render(one, load("llama"))
         assert found.text == row["rendered"]
@@ -248,7 +248,7 @@ def test_pieces_tokenised_one_by_one_would_differ(load):
 @given(body=BENIGN, asked=BENIGN, response=BENIGN.filter(str.strip))
 def test_the_chat_form_is_the_tokenizers_own_template(tokenizer, body, asked, response):
     one = example("chat", body, instruction=f"Say {asked}", response=response)
-    turns = [{"role": "user", "content": as_text(human(one))}, {"role": "assistant", "content": completion(one)}]
+    turns = [{"role": "user", "content": as_text(user_turn(one))}, {"role": "assistant", "content": completion(one)}]
     found = render(one, tokenizer)
     assert found.text == tokenizer.apply_chat_template(turns, tokenize=False)
     asked = {"add_generation_prompt": True, "enable_thinking": False}

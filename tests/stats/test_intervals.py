@@ -91,7 +91,7 @@ def test_every_statistic_lies_within_its_interval(cells, seed):
 
 
 def test_no_figure_of_a_faultless_set_is_certain():
-    found = metrics.estimates(metrics.confusion(["a"] * 5 + ["b"] * 5, ["a"] * 5 + ["b"] * 5, LABELS), LABELS)
+    found = metrics.confusion_estimates(metrics.confusion(["a"] * 5 + ["b"] * 5, ["a"] * 5 + ["b"] * 5, LABELS), LABELS)
     for name, estimate in found.items():
         assert estimate.value == estimate.high == pytest.approx(1)
         assert estimate.low < 0.8, name
@@ -99,14 +99,14 @@ def test_no_figure_of_a_faultless_set_is_certain():
 
 def test_a_class_of_two_items_leaves_more_open_than_one_of_two_hundred():
     gold = ["a"] * 200 + ["b"] * 2
-    found = metrics.estimates(metrics.confusion(gold, gold, LABELS), LABELS)
+    found = metrics.confusion_estimates(metrics.confusion(gold, gold, LABELS), LABELS)
     assert found["f1_a"].low > 0.95
     assert found["f1_b"].low < 0.4
     assert found["balanced_accuracy"].low < 0.65
 
 
 def test_of_a_label_that_no_item_has_nothing_is_known():
-    found = metrics.estimates(metrics.confusion(["a"] * 20, ["a"] * 18 + ["b"] * 2, LABELS), LABELS)
+    found = metrics.confusion_estimates(metrics.confusion(["a"] * 20, ["a"] * 18 + ["b"] * 2, LABELS), LABELS)
     assert (found["f1_b"].low, found["f1_b"].high > 0.8) == (0, True)
     assert found["balanced_accuracy"].low < 0.5
     assert found["mcc"].low < 0 < found["mcc"].high

@@ -75,7 +75,7 @@ def test_no_figure_hangs_on_the_order_of_items(pair, random):
     random.shuffle(order)
     counts = metrics.confusion(gold, said, LABELS)
     again = metrics.confusion([gold[i] for i in order], [said[i] for i in order], LABELS)
-    assert metrics.estimates(counts, LABELS) == metrics.estimates(again, LABELS)
+    assert metrics.confusion_estimates(counts, LABELS) == metrics.confusion_estimates(again, LABELS)
 
 
 @given(PAIRS, st.permutations(LABELS))
@@ -197,7 +197,7 @@ def test_holm_is_that_of_a_slow_loop(p_values):
 @given(PAIRS, st.integers(0, 3))
 def test_intervals_are_ordered_and_hold_the_value(pair, seed):
     counts = metrics.confusion(*pair, LABELS)
-    found = metrics.estimates(counts, LABELS, seed)
+    found = metrics.confusion_estimates(counts, LABELS, seed)
     assert list(found) == [*metrics.STATISTICS, "f1_a", "f1_b", "f1_c"]
     for name, e in found.items():
         assert -1 - 1e-9 <= e.low <= e.value <= e.high <= 1 + 1e-9, name

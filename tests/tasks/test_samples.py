@@ -21,8 +21,8 @@ import sailkit
 from sailkit.files import jsonl
 
 SAMPLES = Path(sailkit.__file__).parent / "tasks" / "samples"
-CLAIMS = [row for _, row in jsonl.read(SAMPLES / "claims.jsonl")]
-STATEMENTS = [row for _, row in jsonl.read(SAMPLES / "statements.jsonl")]
+CLAIMS = [row for _, row in jsonl.read_rows(SAMPLES / "claims.jsonl")]
+STATEMENTS = [row for _, row in jsonl.read_rows(SAMPLES / "statements.jsonl")]
 PASSAGES = [(claim, passage) for claim in CLAIMS for passage in claim["passages"]]
 STANCE = {"SUPPORTS": "supports", "REFUTES": "refutes"}
 

@@ -178,8 +178,8 @@ class _Builder:
         self.ends = list(accumulate(shares))[:-1]
         self.train: list[TrainingExample] = []
         self.held_out: list[TrainingExample] = []
-        self.dropped: list[jsonl.Row] = []
-        self.removed: list[jsonl.Row] = []
+        self.dropped: list[jsonl.JsonObject] = []
+        self.removed: list[jsonl.JsonObject] = []
         self.rows = 0
         self.candidates: Counter[str] = Counter()
         self.fewer = self.cut = self.without_text = 0
@@ -268,7 +268,7 @@ def group_of(row: Instruction) -> str:
     return "\x00".join(" ".join(re.findall(r"\w+", text.casefold())) or text for text in (row.instruction, row.input))
 
 
-def removed_row(name: str, leak: Leak) -> jsonl.Row:
+def removed_row(name: str, leak: Leak) -> jsonl.JsonObject:
     """A row of `removed.jsonl`: which example the row of this id contains, and how."""
     return {"id": name, **asdict(leak)}
 
@@ -301,6 +301,6 @@ def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, An
     return card
 
 
-def write_rows(path: Path, rows: Iterable[jsonl.Row]) -> None:
+def write_rows(path: Path, rows: Iterable[jsonl.JsonObject]) -> None:
     """Write rows as JSON Lines, whole or not at all."""
     jsonl.write_atomic(path, "".join(jsonl.dumps(row) + "\n" for row in rows))

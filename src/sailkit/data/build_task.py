@@ -182,7 +182,7 @@ def build_task(
 
 def _without_leaks(
     task: Task, inside: Sequence[Example], outside: Sequence[Example]
-) -> tuple[list[Example], list[jsonl.Row]]:
+) -> tuple[list[Example], list[jsonl.JsonObject]]:
     """Examples whose text is in no other part, and a row for each that is."""
     check = LeakCheck((task.name, one.id, one.text) for one in outside)
     kept, removed = [], []

@@ -23,9 +23,9 @@ from sailkit.prompts.sail import (
     as_text,
     completion,
     escape_headings,
-    human,
     prompt_parts,
     read_verification,
+    user_turn,
     verification,
     wording,
 )
@@ -36,22 +36,22 @@ DROPPED = "dropped.jsonl"  # examples that were left out, each with the reason
 _FIELDS = ("id", "instruction", "input", "results", "judgements", "response", "style")
 
 
-def example_row(example: TrainingExample) -> jsonl.Row:
+def example_row(example: TrainingExample) -> jsonl.JsonObject:
     """A structured row of `train.jsonl`."""
     return asdict(example)
 
 
-def sail_row(example: TrainingExample) -> jsonl.Row:
+def sail_row(example: TrainingExample) -> jsonl.JsonObject:
     """A row of SAIL's `SAIL_train.json`, always in the published wording."""
     one = replace(example, style="sail")
-    turns = [{"from": "human", "value": as_text(human(one))}, {"from": "gpt", "value": completion(one)}]
+    turns = [{"from": "human", "value": as_text(user_turn(one))}, {"from": "gpt", "value": completion(one)}]
     return {"id": one.id, "conversations": turns, **_unjudged(one)}
 
 
-def trl_row(example: TrainingExample) -> jsonl.Row:
+def trl_row(example: TrainingExample) -> jsonl.JsonObject:
     """A row of TRL's prompt/completion: messages in `chat`, text in the others (TRL adds the end of text)."""
     if example.style == "chat":
-        prompt: Any = [{"role": "user", "content": as_text(human(example))}]
+        prompt: Any = [{"role": "user", "content": as_text(user_turn(example))}]
         said: Any = [{"role": "assistant", "content": completion(example)}]
     else:
         prompt, said = as_text(prompt_parts(example)), wording()["text"]["gap"] + completion(example)
@@ -59,7 +59,7 @@ def trl_row(example: TrainingExample) -> jsonl.Row:
     return {"id": example.id, "style": example.style, "prompt": prompt, "completion": said, **_unjudged(example)}
 
 
-def _unjudged(example: TrainingExample) -> jsonl.Row:
+def _unjudged(example: TrainingExample) -> jsonl.JsonObject:
     """Says that no sentence of the completion judges the search results; where none is said, one is expected."""
     return {"judged": False} if example.results and not example.judgements else {}
 
@@ -109,7 +109,7 @@ def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[s
     return {"file": path.name, "rows": len(rows), "ambiguous": ambiguous}
 
 
-def _parquet(rows: Sequence[jsonl.Row]) -> bytes:
+def _parquet(rows: Sequence[jsonl.JsonObject]) -> bytes:
     try:
         import pyarrow
         import pyarrow.parquet

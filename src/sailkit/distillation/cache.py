@@ -128,7 +128,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         UserError: It is not there, or damaged.
     """
     found = []
-    for line, row in jsonl.read(folder / INDEX):
+    for line, row in jsonl.read_rows(folder / INDEX):
         if not isinstance(row.get("file"), str) or not isinstance(row.get("sha256"), str) or "rows" not in row:
             raise UserError(f"{folder / INDEX}, line {line}: damaged; remove it and run {STAGE} again")
         found.append(row)

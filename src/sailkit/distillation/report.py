@@ -242,7 +242,7 @@ def _targets(shown: Sequence[_Shown]) -> list[tuple[str, list[tuple[str, list[Ce
 
 
 def _curves(folder: Path) -> list[tuple[str, Any]]:
-    history = [row for _, row in jsonl.read(folder / HISTORY)] if (folder / HISTORY).exists() else []
+    history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
     made = plots.plots_of(history, _json(folder / "metrics.json"))
     return [(plot.title, plots.draw(plot)) for plot in made]
 

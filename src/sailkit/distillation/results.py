@@ -99,7 +99,7 @@ def read(folder: Path) -> Distilled:
     figures = jsonl.read_json(folder / runs.METRICS)
     sums: dict[str, dict[str, tuple[float, ...]]] = {}
     if "tuned" in figures:
-        rows = [row for _, row in jsonl.read(folder / FIDELITY)]
+        rows = [row for _, row in jsonl.read_rows(folder / FIDELITY)]
         try:
             for who in WHO:
                 own = [row for row in rows if row["model"] == who]
@@ -218,7 +218,7 @@ def _estimate(name: str, value: Any, drawn: Floats, rows: int, *, difference: bo
 def _held_out(run: Distilled) -> dict[str, dict[str, Any]]:
     """The held-out rows as the student was given them, by id."""
     file = run.folder / DATA / HELD_OUT
-    return {str(row.get("id")): row for _, row in jsonl.read(file)} if file.exists() else {}
+    return {str(row.get("id")): row for _, row in jsonl.read_rows(file)} if file.exists() else {}
 
 
 def _same(name: str, first: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]) -> bool:

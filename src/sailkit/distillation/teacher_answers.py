@@ -15,7 +15,7 @@ from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.files.tables import read_table
 from sailkit.models.base import Model
-from sailkit.prompts.parse import RULES_VERSION
+from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.prompts.sail import (
     as_text,
     check_style,
@@ -77,7 +77,7 @@ def teacher_answers(
         **described,
         "style": style,
         "styles_sha256": jsonl.fingerprint(wording()),
-        "rules_version": RULES_VERSION,
+        "rules_version": ANSWER_RULES_VERSION,
         "max_new_tokens": None if isinstance(teacher, Path) else max_new_tokens,
         "data_sha256": jsonl.fingerprint([example_row(one) for one in examples]),
         "n": len(examples),
@@ -151,7 +151,7 @@ def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], l
                 tick(len(batch))
     finally:
         log.close()
-    said = {row["id"]: row for _, row in jsonl.read(run.path(ANSWERS))}
+    said = {row["id"]: row for _, row in jsonl.read_rows(run.path(ANSWERS))}
     return [
         {"reason": reasons[place]}
         if place in reasons

@@ -170,7 +170,7 @@ def _pair(a: PredictionSet, b: PredictionSet, truth: str) -> Paired:
         q = theirs[p.id]
         label = (p.gold or q.gold) if truth == "human" else _shared_reference(p, q)
         if label is not None:
-            rows.append((label, p.said, q.said))
+            rows.append((label, p.predicted, q.predicted))
             groups.append(p.group or q.unit)
     if not rows:
         raise UserError(f"{a.name} and {b.name} share no {truth} labels; see --against")
@@ -223,7 +223,7 @@ def _differences(
     return found
 
 
-def _difference_of(statistic: Callable[[metrics.Table], Floats]) -> Callable[[Floats], Floats]:
+def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable[[Floats], Floats]:
     """Of counts by truth, outcome of a and outcome of b."""
     return lambda tables: np.asarray(statistic(tables.sum(-1)) - statistic(tables.sum(-2)))
 

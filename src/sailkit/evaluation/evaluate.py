@@ -20,7 +20,7 @@ from sailkit.evaluation.summary import Flag, summarise, with_flags
 from sailkit.files import jsonl
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
 from sailkit.models.load import load_model
-from sailkit.prompts.parse import RULES_VERSION
+from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.prompts.render import frames
 from sailkit.prompts.sail import wording as styles
 from sailkit.records import Example
@@ -181,7 +181,7 @@ def evaluate(
         "data_sha256": dataset.fingerprint,
         "n": len(examples),
         "left_out": dataset.left_out,
-        "rules_version": RULES_VERSION,
+        "rules_version": ANSWER_RULES_VERSION,
         "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if form else None]),
         "seed": seed,
     }
@@ -211,7 +211,7 @@ def _keep_noise(
     """Measure once how far margins move with the batch, where the number format makes that much."""
     path = run.path(NOISE)
     if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
-        answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read(run.path(PREDICTIONS))]
+        answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read_rows(run.path(PREDICTIONS))]
         together = {i for batch in batches if len(batch) > 1 for i in batch}  # the others were alone in the first place
         jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in together]))
 

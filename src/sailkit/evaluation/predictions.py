@@ -16,7 +16,7 @@ from sailkit.evaluation.recording_layouts import RECORDED_FIELDS, bare, layout_o
 from sailkit.files import jsonl
 from sailkit.files.tables import read_table, with_ids, with_nested
 from sailkit.files.yaml_files import read_yaml
-from sailkit.prompts.parse import RULES_VERSION, read_answer
+from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
 from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks.task import Task, builtin_tasks, load_task
 
@@ -53,7 +53,7 @@ class PredictionSet:
     labels: tuple[str, ...]
     predictions: tuple[Prediction, ...]
     provenance: dict[str, Any]
-    rules_version: int = RULES_VERSION
+    rules_version: int = ANSWER_RULES_VERSION
     noise: float | None = None
     extra: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
@@ -143,9 +143,9 @@ def load_run(folder: str | Path) -> PredictionSet:
     if manifest["stage"] != "evaluate":
         raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
     asked = folder / REFERENCE_FOLDER / PREDICTIONS
-    reference = {row["id"]: row["label"] for _, row in jsonl.read(asked)} if asked.exists() else {}
+    reference = {row["id"]: row["label"] for _, row in jsonl.read_rows(asked)} if asked.exists() else {}
     path = folder / PREDICTIONS
-    rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read(path)]
+    rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read_rows(path)]
     for what, count in (("items", len(rows)), ("reference labels", len(reference) if asked.exists() else len(rows))):
         if count != settings["n"]:
             raise UserError(

@@ -13,7 +13,7 @@ from sailkit.evaluation.summary import Flag
 from sailkit.files import jsonl
 from sailkit.models.base import Model, ModelOptions, Reply
 from sailkit.models.load import load_model
-from sailkit.prompts.parse import RULES_VERSION, read_answer
+from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
 from sailkit.prompts.render import Prompt, frames, step_prompt
 from sailkit.records import Example
 from sailkit.tasks.task import Task
@@ -121,7 +121,7 @@ def collect_reference(
         "labels": task.labels,
         "items_sha256": jsonl.fingerprint([[e.id, e.text] for e in examples]),
         "prompts_sha256": jsonl.fingerprint([*question.literals, frames()]),
-        "rules_version": RULES_VERSION,
+        "rules_version": ANSWER_RULES_VERSION,
     }
     with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
         announce_cost(model, [prompts], [limit], repeats, price)
@@ -139,7 +139,7 @@ def collect_reference(
                     tick(len(batch))
         finally:
             log.close()
-        return _flags(model.name, [row for _, row in jsonl.read(nested.path(PREDICTIONS))], repeats)
+        return _flags(model.name, [row for _, row in jsonl.read_rows(nested.path(PREDICTIONS))], repeats)
 
 
 def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:

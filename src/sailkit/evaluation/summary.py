@@ -54,13 +54,13 @@ def summarise(
     Returns:
         Flat figures with intervals as `*_low` and `*_high`, and the flags.
     """
-    said = [p.said for p in predictions]
+    said = [p.predicted for p in predictions]
     outcomes = Counter(p.outcome for p in predictions)
     figures: dict[str, Any] = {"n": len(predictions), "labels": list(labels)}
     flags = constant_flags(said, labels, "the answers")
-    gold = [(p.gold, p.said) for p in predictions if p.gold is not None]
+    gold = [(p.gold, p.predicted) for p in predictions if p.gold is not None]
     gold_units = units_of([p for p in predictions if p.gold is not None])
-    asked = [(p.reference, p.said) for p in predictions if p.reference is not None]
+    asked = [(p.reference, p.predicted) for p in predictions if p.reference is not None]
     asked_units = units_of([p for p in predictions if p.reference is not None])
     twice = [p for p in predictions if p.reference is not None and p.gold is not None]
     both = [(str(p.reference), str(p.gold)) for p in twice]
@@ -187,7 +187,7 @@ def against(
     units = metrics.confusion_units([truth for truth, _ in pairs], [said for _, said in pairs], labels, groups)
     counts = units.table
     figures: dict[str, Any] = {}
-    for name, estimate in metrics.estimates(units, labels, seed).items():
+    for name, estimate in metrics.confusion_estimates(units, labels, seed).items():
         figures |= estimate.flat(f"{prefix}{name}")
     low, high = metrics.bounds(counts)
     return figures | {

@@ -10,7 +10,6 @@ from typing import Any
 from sailkit import runs
 from sailkit.errors import UserError, missing_extra, nearest
 
-FORM = "OWNER/NAME[:SPLIT]"
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[\w.-]+))?")
 _FILE = re.compile(r".*\.(jsonl?|ndjson|csv|tsv|tab|txt|parquet|yaml|xlsx?|gz)", re.IGNORECASE)
 

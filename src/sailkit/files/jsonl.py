@@ -21,7 +21,7 @@ from sailkit.files import unpacking
 _UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # how numpy tells of a full disk
 _SYSTEM = re.compile(r"os error (\d+)")  # how libraries in Rust tell of an error of the system
-Row = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def dumps(value: object) -> str:
@@ -39,7 +39,7 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and encode(value) == value.encode("utf-8", "replace")
 
 
-def read(path: str | Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
     """Rows of a JSON Lines file with their line numbers.
 
     Args:
@@ -89,7 +89,7 @@ def refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def filled_field(row: Row, name: str, path: str | Path, line: int) -> str:
+def filled_field(row: JsonObject, name: str, path: str | Path, line: int) -> str:
     """A field that must be there and be text that is not blank, as an id or what is asked about."""
     value = text_field(row, name, path, line)
     if not value.strip():
@@ -97,7 +97,7 @@ def filled_field(row: Row, name: str, path: str | Path, line: int) -> str:
     return value
 
 
-def text_field(row: Row, name: str, path: str | Path, line: int) -> str:
+def text_field(row: JsonObject, name: str, path: str | Path, line: int) -> str:
     """A field that must be there and be text (numbers are accepted where an id is written as one)."""
     if name not in row:
         raise UserError(f"{path}, line {line}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
@@ -162,7 +162,7 @@ def write_json(path: str | Path, value: object) -> None:
     write_atomic(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
 
-def read_json(path: str | Path) -> Row:
+def read_json(path: str | Path) -> JsonObject:
     """Read one JSON object from a file.
 
     Raises:

@@ -47,7 +47,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     elif kind in _SEPARATORS or (kind == ".txt" and _encoding(path) == "utf-16"):  # a spreadsheet's "Unicode text"
         yield from _csv_rows(path, _SEPARATORS.get(kind, "\t"))
     else:
-        yield from jsonl.read(path)
+        yield from jsonl.read_rows(path)
 
 
 def table_kind(path: Path) -> str:
@@ -157,7 +157,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise jsonl.reading_failed(path, error) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from jsonl.read(path)
+            yield from jsonl.read_rows(path)
             return
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(rows, list):

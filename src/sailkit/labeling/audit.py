@@ -169,7 +169,7 @@ def _scores(run: runs.Run, judge: Any, pairs: Sequence[Pair]) -> Floats:
     finally:
         log.close()
     scores = np.full(len(pairs), np.nan)
-    for _, row in jsonl.read(run.path(SCORES)):
+    for _, row in jsonl.read_rows(run.path(SCORES)):
         scores[int(row["id"])] = np.nan if row["score"] is None else row["score"]
     return scores
 

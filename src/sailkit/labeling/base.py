@@ -106,7 +106,7 @@ def pairs_fingerprint(searched: Searched) -> str:
     return jsonl.fingerprint(texts)[:16]
 
 
-def labels_row(searched: Searched, judgements: Sequence[Judgement]) -> jsonl.Row:
+def labels_row(searched: Searched, judgements: Sequence[Judgement]) -> jsonl.JsonObject:
     """A row of `labels.jsonl`: one judgement for each result of the row of the same id."""
     return {
         "id": searched.instruction.id,
@@ -147,7 +147,7 @@ def read_labels(folder: str | Path, searched: Sequence[Searched]) -> Labels:
     path = folder / LABELS
     if not path.exists():
         raise UserError(f"{folder} is not finished; run the same  sailkit label  again, it goes on where it stopped")
-    rows = list(jsonl.read(path))
+    rows = list(jsonl.read_rows(path))
     if len(rows) != len(searched):
         raise UserError(f"{path} has {len(rows)} rows and the results have {len(searched)}: labels of other data")
     judgements = []

@@ -12,7 +12,7 @@ from sailkit.files import jsonl
 from sailkit.labeling.base import Pair, Score, evenly
 from sailkit.models.base import SCORE_RESERVE, ModelOptions, Reply, check_scorable, is_endpoint
 from sailkit.models.load import load_model
-from sailkit.prompts.parse import RULES_VERSION, read_answer
+from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
 from sailkit.prompts.render import Message, Part, Prompt, evidence_parts, fill, frames
 from sailkit.records import JudgementOutcome, SearchResult
 
@@ -46,7 +46,7 @@ class Judge:
             "version": 1,
             **self._model.describe(),
             "prompts_sha256": jsonl.fingerprint([self._wording, frames()["result"], frames()["plain"]]),
-            "rules_version": RULES_VERSION,
+            "rules_version": ANSWER_RULES_VERSION,
             **({"most_characters": self._sent} if self._sent else {}),
         }
 

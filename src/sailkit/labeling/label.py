@@ -190,7 +190,7 @@ def _finish(
         if not file.exists() or file.read_bytes().count(b"\n") < count:
             missing.append(number)
         elif not missing:
-            scores |= {row.pop("id"): Score(**row) for _, row in jsonl.read(file)}
+            scores |= {row.pop("id"): Score(**row) for _, row in jsonl.read_rows(file)}
     if missing:
         return {**figures, "finished": False, "missing_shards": missing}
     threshold = run.manifest["settings"]["threshold"]

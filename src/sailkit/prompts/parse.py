@@ -10,7 +10,7 @@ from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import Outcome
 
 # Part of every fingerprint of a reading: change a rule below, raise the number.
-RULES_VERSION = 4
+ANSWER_RULES_VERSION = 4
 
 _CLOSERS = "\"'”»)]*_`"  # what may stand between a sentence's last mark and its end
 _SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}]*\s+|\n+")

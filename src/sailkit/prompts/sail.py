@@ -145,7 +145,7 @@ def count_headings(text: str) -> int:
     return len(_heading().findall(text))
 
 
-def human(example: TrainingExample) -> tuple[Part, ...]:
+def user_turn(example: TrainingExample) -> tuple[Part, ...]:
     """What SAIL's files call `human`: search results, instruction and input; in `chat` the user's turn.
 
     Headings inside text from outside are escaped unless the style is the byte-exact `sail`.
@@ -193,13 +193,13 @@ def as_text(parts: Sequence[Part]) -> str:
 def prompt_parts(example: TrainingExample) -> tuple[Part, ...]:
     """The whole prompt of a text style, up to and including the heading of the response."""
     words = wording()["text"]
-    return (Part(words["head"], constant=True), *human(example), Part(words["tail"], constant=True))
+    return (Part(words["head"], constant=True), *user_turn(example), Part(words["tail"], constant=True))
 
 
 def conversation(example: TrainingExample) -> Prompt:
     """The prompt of an example, to be answered by a model: rendered as in training."""
     if example.style == "chat":
-        return (Message("user", human(example)),)
+        return (Message("user", user_turn(example)),)
     return (Message("text", prompt_parts(example)),)
 
 
@@ -311,7 +311,7 @@ class ExampleRenderer:
 
     def _chat_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
         """The same in the chat template: all that a model is given when it is asked, then what it should say."""
-        question = Message("user", human(example))
+        question = Message("user", user_turn(example))
         reply = Part(completion(example), trusted=False)
         given, gap = self._chat.segments((question,)), self._chat.border.gap
         parts = self._chat.conversation((question, Message("assistant", (reply,))))

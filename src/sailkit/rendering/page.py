@@ -286,7 +286,7 @@ def _columns(
         return [round(p.answers[word].logprob, 6) if word in p.answers else None for word in words] if p.answers else []
 
     return {
-        "said": [at[p.said] for p in rows],
+        "said": [at[p.predicted] for p in rows],
         "right": [None if t is None else p.label == t for p, t in zip(rows, truth, strict=True)],
         "scored": [p.answered_by == "logprob" for p in rows],
         "outputs": [[*(turn["raw_output"] for turn in p.turns), p.raw_output] for p in rows],

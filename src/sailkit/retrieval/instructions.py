@@ -127,9 +127,9 @@ def with_text(results: Iterable[SearchResult]) -> tuple[SearchResult, ...]:
     return tuple(result for result in results if any(c.isprintable() and not c.isspace() for c in result.body))
 
 
-def searched_row(searched: Searched) -> jsonl.Row:
+def searched_row(searched: Searched) -> jsonl.JsonObject:
     """A row of `results.jsonl`."""
-    row: jsonl.Row = {
+    row: jsonl.JsonObject = {
         **asdict(searched.instruction),
         "results": [asdict(result) for result in searched.results],
         "searches": searched.searches,

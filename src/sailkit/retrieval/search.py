@@ -224,7 +224,7 @@ def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction]
             jsonl.write_atomic(path, b"".join(lines))
 
 
-def _unavailable(row: jsonl.Row) -> set[str]:
+def _unavailable(row: jsonl.JsonObject) -> set[str]:
     return {engine for engine, outcome in row["searches"].items() if outcome == "unavailable"}
 
 

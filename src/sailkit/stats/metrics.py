@@ -15,7 +15,7 @@ from sailkit.stats.intervals import LEVEL, Counts, Estimate, Floats, Units, prop
 
 NOT_ANSWERED = ("unreadable", "refused")
 # Counts, or counts of weighted items.
-Table = Counts | Floats
+Confusion = Counts | Floats
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Counts:
@@ -52,12 +52,12 @@ def confusion_units(
     return Units.of_cells(cells, (len(labels), len(at)), groups)
 
 
-def accuracy(counts: Table) -> Floats:
+def accuracy(counts: Confusion) -> Floats:
     """Share of items answered rightly; an item without a label is not right. Counts (..., K, K + 2) to (...)."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
 
-def class_f1(counts: Table) -> Floats:
+def class_f1(counts: Confusion) -> Floats:
     """F1 of each class, 2 TP / (2 TP + FP + FN); 0 where the class neither occurs nor is predicted.
 
     Args:
@@ -71,24 +71,24 @@ def class_f1(counts: Table) -> Floats:
     return _ratio(2 * hit, counts.sum(-1) + counts[..., :labels].sum(-2))
 
 
-def macro_f1(counts: Table) -> Floats:
+def macro_f1(counts: Confusion) -> Floats:
     """Mean of the class F1s over all labels of the task."""
     return np.asarray(class_f1(counts).mean(-1))
 
 
-def weighted_f1(counts: Table) -> Floats:
+def weighted_f1(counts: Confusion) -> Floats:
     """Mean of the class F1s weighted by how often each class is the gold label."""
     return _ratio((class_f1(counts) * counts.sum(-1)).sum(-1), counts.sum((-2, -1)))
 
 
-def balanced_accuracy(counts: Table) -> Floats:
+def balanced_accuracy(counts: Confusion) -> Floats:
     """Mean recall over the classes that occur among the gold labels."""
     support = counts.sum(-1)
     recall = _ratio(np.diagonal(counts, axis1=-2, axis2=-1), support)
     return _ratio(recall.sum(-1), np.count_nonzero(support, axis=-1))
 
 
-def mcc(counts: Table) -> Floats:
+def mcc(counts: Confusion) -> Floats:
     """Matthews correlation for any number of classes (Gorodkin 2004); each non-answer is a class never right."""
     total = counts.sum((-2, -1)).astype(float)
     truth = counts.sum(-1).astype(float)
@@ -109,7 +109,7 @@ def _ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
     return out
 
 
-STATISTICS: Mapping[str, Callable[[Table], Floats]] = {
+STATISTICS: Mapping[str, Callable[[Confusion], Floats]] = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
     "macro_f1": macro_f1,
@@ -118,7 +118,7 @@ STATISTICS: Mapping[str, Callable[[Table], Floats]] = {
 }
 
 
-def estimates(counts: Counts | Units, labels: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+def confusion_estimates(counts: Counts | Units, labels: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
     """All statistics of a confusion table with their intervals.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from sailkit.data.exports import HELD_OUT
 from sailkit.errors import UserError
 from sailkit.models.sources import outline
-from sailkit.prompts.sail import as_text, completion, human, prompt_parts
+from sailkit.prompts.sail import as_text, completion, prompt_parts, user_turn
 from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import IGNORED, held_out_paths, no_held_out_warning, prepare, read_data
@@ -178,7 +178,7 @@ def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int
         raise UserError("no example is left to train on: no response")
     dropped = tuple({"id": one.id, "reason": "no response"} for one in examples if not one.response.strip())
     said = [_tokens_of(completion(one)) + 1 for one in kept]
-    asked = [_tokens_of(as_text(human(one) if one.style == "chat" else prompt_parts(one))) for one in kept]
+    asked = [_tokens_of(as_text(user_turn(one) if one.style == "chat" else prompt_parts(one))) for one in kept]
     whole = (min(a + b, max_length) for a, b in zip(asked, said, strict=True))
     return Lengths(tuple(whole), tuple(said), dropped)
 

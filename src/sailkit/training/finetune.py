@@ -301,7 +301,7 @@ def _train(
             base_sha256 = run.manifest["settings"]["weights_sha256"]
             _save(run.path(MODEL), whole, weights, tokenizer, told, train, card, base_sha256)
             run.path(PLOTS).mkdir(exist_ok=True)
-            for plot in plots.plots_of([row for _, row in jsonl.read(run.path(HISTORY))], figures):
+            for plot in plots.plots_of([row for _, row in jsonl.read_rows(run.path(HISTORY))], figures):
                 jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
             jsonl.write_json(run.path(runs.METRICS), figures)
     return processes.broadcast(figures)

@@ -68,7 +68,7 @@ def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
         `loss_change` and its ends; nothing where nothing was held out, or fewer rows than an interval takes.
     """
     files = [folder / LOSSES.format(who) for who in ("base", "tuned")]
-    rows = [[row for _, row in jsonl.read(file)] if file.exists() else [] for file in files]
+    rows = [[row for _, row in jsonl.read_rows(file)] if file.exists() else [] for file in files]
     if min(map(len, rows)) < LEAST_ROWS:
         return {}
     table = np.array([[[row["loss"], row["tokens"]] for row in own] for own in rows])

@@ -63,8 +63,8 @@ def write(folder: Path, out: Path, title: str | None = None) -> dict[str, Any]:
 
 
 def _content(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
-    history = [row for _, row in jsonl.read(folder / HISTORY)] if (folder / HISTORY).exists() else []
-    dropped = [row for _, row in jsonl.read(folder / DROPPED)] if (folder / DROPPED).exists() else []
+    history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
+    dropped = [row for _, row in jsonl.read_rows(folder / DROPPED)] if (folder / DROPPED).exists() else []
     cards = jsonl.read_json(folder / DATA_CARDS)["data"] if (folder / DATA_CARDS).exists() else []
     settings = manifest["settings"]
     facts = {**settings, **manifest["environment"]}
