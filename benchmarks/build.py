@@ -23,7 +23,7 @@ from pathlib import Path
 from sailkit import runs
 from sailkit.data.build import build
 from sailkit.files import jsonl
-from sailkit.labeling.base import LABELS, labels_row, verdict
+from sailkit.labeling.base import LABELS, labels_row, verdict_for
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
 from sailkit.retrieval.instructions import read_instructions, searched_row
 
@@ -55,7 +55,7 @@ def make(shared: Path, folder: Path, count: int, seed: int = 0) -> None:
             one = Searched(Instruction(str(i), f"{asked.instruction} ({i})", asked.input, answered.output), found)
             scores = [round(chance.random(), 4) for _ in found]
             results.write(jsonl.dumps(searched_row(one)) + "\n")
-            labels.write(jsonl.dumps(labels_row(one, [Judgement(s, verdict(s, 0.5)) for s in scores])) + "\n")
+            labels.write(jsonl.dumps(labels_row(one, [Judgement(s, verdict_for(s, 0.5)) for s in scores])) + "\n")
 
 
 def measure(shared: Path, folder: Path) -> None:

@@ -22,7 +22,7 @@ from sailkit.evaluation.recordings import load
 from sailkit.evaluation.rescore import rescore_set
 from sailkit.files import jsonl
 from sailkit.labeling import report as audit_page
-from sailkit.labeling.audited import is_audit
+from sailkit.labeling.results import is_audit
 from sailkit.rendering import numbers, page
 from sailkit.stats import metrics
 from sailkit.stats.intervals import LEAST_UNITS, Counts, Estimate

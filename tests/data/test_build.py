@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sailkit import runs
-from sailkit.data.build import build, pool
+from sailkit.data.build import build, candidate_positions
 from sailkit.data.exports import read_examples
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.base import LABELS, labels_row, verdict
+from sailkit.labeling.base import LABELS, labels_row, verdict_for
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
 from sailkit.rendering import show
 from sailkit.retrieval.instructions import read_searched, searched_row
@@ -47,7 +47,7 @@ class Data:
             lines = []
             for row in self.rows:
                 judged = [
-                    Judgement(score, verdict(score, threshold))
+                    Judgement(score, verdict_for(score, threshold))
                     if score is not None
                     else Judgement(None, None, "failed")
                     for score, _ in zip(scores, row.results, strict=False)
@@ -146,10 +146,10 @@ def test_results_come_from_the_top_and_the_best_bm25_hit_in_random_order(data):
 
 def test_bm25_alone_gives_the_top_results_and_copies_count_once():
     bm25 = [SearchResult(f"b{n}", source="bm25", rank=n) for n in (1, 2, 3)]
-    assert pool(bm25, 2) == [0, 1]
-    assert pool([*bm25, SearchResult("b1", source="dense", rank=1)], 5) == [3]
-    assert pool([SearchResult("x"), SearchResult("y")], 1) == [0]
-    assert pool((), 5) == []
+    assert candidate_positions(bm25, 2) == [0, 1]
+    assert candidate_positions([*bm25, SearchResult("b1", source="dense", rank=1)], 5) == [3]
+    assert candidate_positions([SearchResult("x"), SearchResult("y")], 1) == [0]
+    assert candidate_positions((), 5) == []
 
 
 def test_judgements_follow_their_results(data):

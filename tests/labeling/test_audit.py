@@ -23,7 +23,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit import _at, _calibration, audit, best_threshold, weighted_auroc
 from sailkit.labeling.fit import _batches, fit
-from sailkit.labeling.human import one_against_the_rest, read_judgements, truth
+from sailkit.labeling.human import read_judgements, truth, votes_against_majorities
 from sailkit.labeling.load import LabelerOptions, load_labeler
 from sailkit.models.base import ModelOptions
 from sailkit.rendering import show
@@ -50,7 +50,7 @@ def test_climate_fever_is_read_with_its_votes(climate):
 
 
 def test_one_person_against_the_rest_agrees_as_was_published(climate):
-    alone, rest = one_against_the_rest(climate.pairs)
+    alone, rest = votes_against_majorities(climate.pairs)
     assert kappa([str(v) for v in alone], [str(v) for v in rest]) == pytest.approx(0.398, abs=0.001)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.labeling.audit import AUDIT, audit
-from sailkit.labeling.audited import FIGURES, Audit
+from sailkit.labeling.results import AUDIT_FIGURES, Audit
 from sailkit.rendering.page import figure, signed
 from sailkit.reporting import report
 from test_reporting import HOSTILE, Page, good, run_folder
@@ -28,7 +28,7 @@ def found(areas: dict[str, float], noise: float = 0.01, texts: tuple[str, str] =
     areas = {BM25: 0.55, **areas}
 
     def row(name: str, stratum: str, area: float) -> dict:
-        values = {key: area + k / 1000 for k, key in enumerate(FIGURES)}
+        values = {key: area + k / 1000 for k, key in enumerate(AUDIT_FIGURES)}
         spans = {f"{key}{end}": x + d for key, x in values.items() for end, d in (("_low", -noise), ("_high", noise))}
         head = {"labeler": name, "stratum": stratum, "n": 1200, "without_score": 0, "informative_share": 0.6}
         rest = {"threshold": 0.4, "default_threshold": None if name == BM25 else 0.5, "majority_accuracy": 0.6}
@@ -118,7 +118,7 @@ def test_every_figure_is_that_of_the_file(tmp_path):
     page, markdown, _ = made(tmp_path, content)
     for words in (page.text, markdown):
         for row in content["audits"]:
-            for name in FIGURES:
+            for name in AUDIT_FIGURES:
                 assert figure(row[name]) in words
                 assert f"{figure(row[f'{name}_low'])} to {figure(row[f'{name}_high'])}" in words
         for value in ("0.400", "0.500", "0.321", "0.398", "0.123", "0.987", "1,200", "2,500", "c0ffeec0ffee"):

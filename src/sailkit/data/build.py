@@ -18,10 +18,10 @@ from sailkit import runs
 from sailkit.data import exports
 from sailkit.data.card import audit_figures, card_of, page_of
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
-from sailkit.data.leaks import RULES_VERSION, Leak, LeakCheck
+from sailkit.data.leaks import LEAK_RULES_VERSION, Leak, LeakCheck
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
-from sailkit.labeling.base import LABELS, Labels, read_labels, verdict
+from sailkit.labeling.base import LABELS, Labels, read_labels, verdict_for
 from sailkit.prompts.sail import check_style, wording
 from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample, Verdict
 from sailkit.retrieval.instructions import RESULTS, read_searched
@@ -30,7 +30,7 @@ from sailkit.tasks.task import load_task
 REMOVED = "removed.jsonl"
 CARD = "card.json"
 CARD_PAGE = "card.md"
-Form = Literal["trl", "trl-parquet", "sail"]
+ExportFormat = Literal["trl", "trl-parquet", "sail"]
 Mix = Literal["mean", "all", "any"]
 
 
@@ -46,7 +46,7 @@ def build(
     mix: Mix = "mean",
     held_out: float = 0.05,
     exclude_task: list[str] | None = None,
-    export: list[Form] | None = None,
+    export: list[ExportFormat] | None = None,
     audit: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -98,7 +98,7 @@ def build(
         "mix": mix if len(labels) > 1 else None,
         "held_out": held_out,
         "exclude_task": tasks,
-        "leak_rules": RULES_VERSION if tasks else None,
+        "leak_rules": LEAK_RULES_VERSION if tasks else None,
         "export": forms,
         "audit": quoted,
         "limit": limit,
@@ -140,8 +140,8 @@ def _check_options(
     if mix not in get_args(Mix):
         raise UserError(f"no mix {mix!r}: {nearest(mix, get_args(Mix))}")
     for form in forms:
-        if form not in get_args(Form):
-            raise UserError(f"no export {form!r}: {nearest(form, get_args(Form))}")
+        if form not in get_args(ExportFormat):
+            raise UserError(f"no export {form!r}: {nearest(form, get_args(ExportFormat))}")
     if not labels:
         raise UserError("no --labels; give the run folder of  sailkit label")
 
@@ -210,7 +210,7 @@ class _Builder:
         self, one: Searched, judged: Sequence[Sequence[Judgement]], thresholds: Sequence[float]
     ) -> list[tuple[SearchResult, Verdict]]:
         found = []
-        for place in pool(one.results, self.top):
+        for place in candidate_positions(one.results, self.top):
             said = [judgements[place] for judgements in judged]
             self.cut += sum(judgement.cut_tokens for judgement in said)
             mixed = self._mix(said, thresholds)
@@ -228,7 +228,7 @@ class _Builder:
             return None
         limits = [self.threshold] * len(scores) if self.threshold is not None else list(thresholds)
         if self.mix == "mean":
-            return verdict(statistics.fmean(scores), statistics.fmean(limits))
+            return verdict_for(statistics.fmean(scores), statistics.fmean(limits))
         said = [score >= limit for score, limit in zip(scores, limits, strict=True)]
         return "informative" if (all if self.mix == "all" else any)(said) else "distracting"
 
@@ -249,7 +249,7 @@ class _Builder:
         )
 
 
-def pool(results: Sequence[SearchResult], top: int) -> list[int]:
+def candidate_positions(results: Sequence[SearchResult], top: int) -> list[int]:
     """Places of the results that a row draws from: the top ones of the other engines, and the best BM25 hit.
 
     Where BM25 is the only engine the top ones are its own. The same title and body count once.

@@ -16,7 +16,7 @@ from typing import Literal
 
 from sailkit.records import Instruction
 
-RULES_VERSION = 1
+LEAK_RULES_VERSION = 1
 _WORD = re.compile(r"\w+")
 # A shorter text counts only where it is a whole field: "it is" is in everything.
 _RUN = 4

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sailkit import runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
-from sailkit.labeling.base import Pair, Score, machine_of, score_batch, statement
+from sailkit.labeling.base import ResultPair, Score, machine_of, score_batch, statement
 from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements, truth
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import LabelerOptions, load_labeler
@@ -27,7 +27,7 @@ AUDIT = "audit.json"
 STAGE = "audit"
 BM25 = "bm25 score"
 STRATA = {"climate-fever": ("unanimous", "majority", "official"), "factcheck-gpt": ("official",)}
-RESAMPLES = 1000
+AUDIT_RESAMPLES = 1000
 _BINS = 10
 _LEAST = {"kappa": -1.0, "mcc": -1.0, "default_kappa": -1.0}  # what figures can be at least; others 0. At most 1
 
@@ -155,7 +155,7 @@ def _not_fitted_on_the_other_half(name: str, judged: HumanJudgements, seed: int)
             raise UserError(f"{name} was fitted with --seed {told['seed']}: other halves; give the same --seed")
 
 
-def _scores(run: runs.Run, judge: Any, pairs: Sequence[Pair]) -> Floats:
+def _scores(run: runs.Run, judge: Any, pairs: Sequence[ResultPair]) -> Floats:
     """Scores of all pairs, NaN where there is none; kept in the run folder."""
     batches = judge.plan(pairs)
     log = runs.BatchLog(run.path(SCORES), [[str(i) for i in batch] for batch in batches])
@@ -174,7 +174,7 @@ def _scores(run: runs.Run, judge: Any, pairs: Sequence[Pair]) -> Floats:
     return scores
 
 
-def _bm25(pairs: Sequence[Pair]) -> Floats:
+def _bm25(pairs: Sequence[ResultPair]) -> Floats:
     """BM25 of claim and result among all results, squeezed into [0, 1): what a search engine knows already."""
     try:
         import bm25s
@@ -200,11 +200,11 @@ def _bm25(pairs: Sequence[Pair]) -> Floats:
 
 
 def _claim_weights(people: Sequence[HumanPair], used: npt.NDArray[np.bool_], seed: int) -> Floats:
-    """How often each pair is drawn in each resample of whole claims, shape (RESAMPLES, pairs)."""
+    """How often each pair is drawn in each resample of whole claims, shape (AUDIT_RESAMPLES, pairs)."""
     names = dict.fromkeys(one.claim for one, use in zip(people, used, strict=True) if use)
     claims = {claim: i for i, claim in enumerate(names)}
     rng = np.random.default_rng(runs.seed_for(seed, "bootstrap of claims"))
-    drawn = rng.multinomial(len(claims), np.full(len(claims), 1 / len(claims)), size=RESAMPLES)
+    drawn = rng.multinomial(len(claims), np.full(len(claims), 1 / len(claims)), size=AUDIT_RESAMPLES)
     place = [claims.get(one.claim, 0) for one in people]
     return (drawn[:, place] * used).astype(np.float64)
 

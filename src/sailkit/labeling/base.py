@@ -17,7 +17,7 @@ LABELS = "labels.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ResultPair:
     """What is judged: one search result, for one instruction and its response."""
 
     instruction: Instruction
@@ -55,10 +55,10 @@ class Labeler(Protocol):
     def describe(self) -> dict[str, Any]:
         """Everything about the labeler that decides its scores, for the manifest."""
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """Cut a whole run into batches of indices; every pair is in one."""
 
-    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """Score the pairs of one batch of the plan."""
 
 
@@ -67,7 +67,7 @@ def machine_of(labeler: Labeler) -> dict[str, Any]:
     return dict(getattr(labeler, "runs_on", {}))
 
 
-def score_batch(labeler: Labeler, pairs: Sequence[Pair]) -> list[Score]:
+def score_batch(labeler: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:
     """Score one batch: the one function that runs here, in a shard or on a cluster.
 
     Raises:
@@ -87,12 +87,12 @@ def statement(instruction: Instruction) -> str:
     return "\n".join([*(text for text in asked if text and text not in said), said])
 
 
-def evenly(count: int, size: int) -> list[list[int]]:
+def batches_of(count: int, size: int) -> list[list[int]]:
     """Batches of so many, in order."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def verdict(score: float | None, threshold: float) -> Verdict | None:
+def verdict_for(score: float | None, threshold: float) -> Verdict | None:
     """What a score means against a threshold; None stays None: there is no default class."""
     if score is None:
         return None

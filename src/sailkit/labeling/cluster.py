@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sailkit.cluster import Job, Pool
-from sailkit.labeling.base import Labeler, Pair, Score, score_batch
+from sailkit.labeling.base import Labeler, ResultPair, Score, score_batch
 from sailkit.labeling.load import LabelerOptions, load_labeler
 from sailkit.models.base import ModelOptions
 from sailkit.records import Instruction, SearchResult
@@ -17,7 +17,7 @@ from sailkit.records import Instruction, SearchResult
 
 def scorer(
     pool: Pool, name: str, options: LabelerOptions
-) -> Callable[[Labeler, Sequence[Sequence[Pair]]], Generator[list[Score], None, None]]:
+) -> Callable[[Labeler, Sequence[Sequence[ResultPair]]], Generator[list[Score], None, None]]:
     """A function that scores each batch, in order, on a cluster.
 
     Args:
@@ -27,7 +27,7 @@ def scorer(
     """
     job = Job("labeler", _load, {"name": name, "options": asdict(options)}, _score)
 
-    def score(labeler: Labeler, batches: Sequence[Sequence[Pair]]) -> Generator[list[Score], None, None]:
+    def score(labeler: Labeler, batches: Sequence[Sequence[ResultPair]]) -> Generator[list[Score], None, None]:
         tasks = [[asdict(pair) for pair in batch] for batch in batches]
         with contextlib.closing(pool.run(job, labeler, tasks)) as answers:
             for answer in answers:
@@ -42,5 +42,5 @@ def _load(setup: dict[str, Any]) -> Labeler:
 
 
 def _score(labeler: Labeler, rows: list[dict[str, Any]]) -> bytes:
-    pairs = [Pair(Instruction(**row["instruction"]), SearchResult(**row["result"])) for row in rows]
+    pairs = [ResultPair(Instruction(**row["instruction"]), SearchResult(**row["result"])) for row in rows]
     return json.dumps([asdict(score) for score in score_batch(labeler, pairs)]).encode()

@@ -11,7 +11,7 @@ import torch
 
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
-from sailkit.labeling.base import Pair, Score, statement
+from sailkit.labeling.base import ResultPair, Score, statement
 from sailkit.labeling.chunks import Windows, positions
 from sailkit.models.deberta import LeanDeberta, lean
 from sailkit.models.sources import resolve_encoder
@@ -19,7 +19,7 @@ from sailkit.models.weights import pick_device, pick_dtype
 
 Direction = Literal["result-first", "response-first", "both"]
 Measure = Literal["entailment", "relevance"]
-Form = Literal["pair", "esp"]
+InputForm = Literal["pair", "esp"]
 _Text = TypeVar("_Text", str, tuple[int, ...])
 _BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
 _BATCH_TOKENS_ELSEWHERE = 4096
@@ -47,7 +47,7 @@ class Entailment:
         model: str,
         direction: Direction = "result-first",
         measure: Measure = "entailment",
-        form: Form = "pair",
+        form: InputForm = "pair",
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
@@ -67,7 +67,7 @@ class Entailment:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
 
-        for value, kind in ((direction, Direction), (measure, Measure), (form, Form)):
+        for value, kind in ((direction, Direction), (measure, Measure), (form, InputForm)):
             if value not in get_args(kind):
                 raise UserError(f"{value!r} is not known; {nearest(value, get_args(kind))}")
         logging.disable_progress_bar()
@@ -117,7 +117,7 @@ class Entailment:
             **{f"{name}_sha256": value for name, value in self._facts.items()},
         }
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """Batches of pairs of like length, longest first, within a budget of tokens."""
         lengths = [[len(ids) for ids, _ in self._sequences(pair)[0]] for pair in pairs]
         batches: list[list[int]] = []
@@ -131,7 +131,7 @@ class Entailment:
         return batches
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """Score one batch in one forward pass."""
         made = [self._sequences(pair) for pair in pairs]
         values = iter(self._forward([one for sequences, _ in made for one in sequences]))
@@ -167,7 +167,7 @@ class Entailment:
             return list((1 - shares[:, self._columns["neutral"]]).tolist())
         return list(shares[:, self._columns["entailment"]].tolist())
 
-    def _make_sequences(self, pair: Pair) -> tuple[list[tuple[tuple[int, ...], int]], int]:
+    def _make_sequences(self, pair: ResultPair) -> tuple[list[tuple[tuple[int, ...], int]], int]:
         """Token ids of every window with where its second text begins, and how many tokens of the result are cut."""
         if not pair.instruction.output.strip():
             return [], 0

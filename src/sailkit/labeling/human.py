@@ -10,11 +10,11 @@ from typing import Any
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.tables import read_table
-from sailkit.labeling.base import Pair
+from sailkit.labeling.base import ResultPair
 from sailkit.records import Instruction, SearchResult
 from sailkit.stats import metrics
 
-__all__ = ["HumanJudgements", "HumanPair", "human_kappa", "one_against_the_rest", "read_judgements", "truth"]
+__all__ = ["HumanJudgements", "HumanPair", "human_kappa", "read_judgements", "truth", "votes_against_majorities"]
 _NEI = "NOT_ENOUGH_INFO"
 _VOTES = ("SUPPORTS", "REFUTES", _NEI)
 _STANCES = {"irrelevant": 0.0, "partially support": 1.0, "completely support": 1.0, "refute": 1.0}
@@ -32,7 +32,7 @@ class HumanPair:
         votes: Each person's vote, True for informative.
     """
 
-    pair: Pair
+    pair: ResultPair
     claim: str
     share: float
     official: bool
@@ -107,7 +107,7 @@ def _climate_fever(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
             raise UserError(f"{there}: {unknown[0]!r} is no vote; there are {', '.join(_VOTES)}")
         if cast:
             votes = tuple(vote != _NEI for vote in cast)
-            pair = Pair(Instruction(identity, "", "", claim), SearchResult(body, title))
+            pair = ResultPair(Instruction(identity, "", "", claim), SearchResult(body, title))
             yield HumanPair(pair, identity, sum(votes) / len(votes), label != _NEI, votes)
 
 
@@ -116,7 +116,7 @@ def _factcheck(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
     if stance not in _STANCES:
         raise UserError(f"{where}: stance {stance!r} is not one of {', '.join(_STANCES)}")
     share = _STANCES[stance]
-    pair = Pair(Instruction(claim, "", "", claim), SearchResult(_text(row["evidence"] or "", "evidence", where)))
+    pair = ResultPair(Instruction(claim, "", "", claim), SearchResult(_text(row["evidence"] or "", "evidence", where)))
     yield HumanPair(pair, claim, share, share > 0.5)
 
 
@@ -140,7 +140,7 @@ def truth(pairs: Sequence[HumanPair], stratum: str) -> list[bool | None]:
     return [one.share == 1 if one.share in (0, 1) else None for one in pairs]
 
 
-def one_against_the_rest(pairs: Sequence[HumanPair]) -> tuple[list[bool], list[bool]]:
+def votes_against_majorities(pairs: Sequence[HumanPair]) -> tuple[list[bool], list[bool]]:
     """Each vote beside the majority of the others, for pairs with three or more votes; ties among them left out."""
     alone, rest = [], []
     for one in pairs:
@@ -156,5 +156,5 @@ def one_against_the_rest(pairs: Sequence[HumanPair]) -> tuple[list[bool], list[b
 
 def human_kappa(pairs: Sequence[HumanPair]) -> float | None:
     """Cohen's kappa between one annotator and the majority of the others; None where nobody stands against others."""
-    alone, rest = one_against_the_rest(pairs)
+    alone, rest = votes_against_majorities(pairs)
     return metrics.kappa([str(v) for v in alone], [str(v) for v in rest]) if alone else None

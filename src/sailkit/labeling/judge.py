@@ -9,7 +9,7 @@ from typing import Any
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.base import Pair, Score, evenly
+from sailkit.labeling.base import ResultPair, Score, batches_of
 from sailkit.models.base import SCORE_RESERVE, ModelOptions, Reply, check_scorable, is_endpoint
 from sailkit.models.load import load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
@@ -50,15 +50,17 @@ class Judge:
             **({"most_characters": self._sent} if self._sent else {}),
         }
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """The model's own plan of what it is asked, and the rest in order."""
         prompts = [self.prompt(pair) for pair in pairs]
         silent = [self._silent(pair, prompt) is not None for pair, prompt in zip(pairs, prompts, strict=True)]
         asked, rest = ([i for i, left_out in enumerate(silent) if left_out is kind] for kind in (False, True))
         batches = self._model.plan([prompts[i] for i in asked], SCORE_RESERVE)
-        return [[asked[i] for i in batch] for batch in batches] + [[rest[i] for i in b] for b in evenly(len(rest), 64)]
+        return [[asked[i] for i in batch] for batch in batches] + [
+            [rest[i] for i in b] for b in batches_of(len(rest), 64)
+        ]
 
-    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """P(informative) among the two answers; 1 or 0 where only text comes back."""
         prompts = [self.prompt(pair) for pair in pairs]
         silent = [self._silent(pair, prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
@@ -69,7 +71,7 @@ class Judge:
             for pair, outcome in zip(pairs, silent, strict=True)
         ]
 
-    def _silent(self, pair: Pair, prompt: Prompt) -> JudgementOutcome | None:
+    def _silent(self, pair: ResultPair, prompt: Prompt) -> JudgementOutcome | None:
         """Why a pair is not asked about: no response, or a question that does not fit even without the result."""
         if not pair.instruction.output.strip():
             return "no_response"
@@ -79,7 +81,7 @@ class Judge:
             return "failed"
         return None
 
-    def _read(self, pair: Pair, reply: Reply) -> Score:
+    def _read(self, pair: ResultPair, reply: Reply) -> Score:
         cut = reply.cut_tokens
         if self._sent:
             cut += math.ceil(max(0, len(pair.result.body) - self._sent) / 4)  # about four characters a token
@@ -96,7 +98,7 @@ class Judge:
             return Score(None, "refused" if outcome == "refused" else "unreadable", cut, written)
         return Score(float(verdict == "informative"), "judged", cut, reply.text)
 
-    def prompt(self, pair: Pair) -> Prompt:
+    def prompt(self, pair: ResultPair) -> Prompt:
         """What the model is asked about one pair."""
         one = pair.instruction
         question = "\n".join(text for text in (one.instruction.strip(), one.input.strip()) if text)

@@ -19,13 +19,13 @@ from sailkit.files import jsonl
 from sailkit.labeling.base import (
     LABELS,
     Labeler,
-    Pair,
+    ResultPair,
     Score,
     labels_row,
     machine_of,
     pairs_fingerprint,
     score_batch,
-    verdict,
+    verdict_for,
 )
 from sailkit.labeling.load import LabelerOptions, load_labeler
 from sailkit.models.base import ModelOptions
@@ -37,7 +37,7 @@ SCORES = "scores.jsonl"  # one row for each pair, in the order of the plan
 _SHARD = re.compile(r"(\d+)/(\d+)")
 SHARD_WAIT = 60.0  # seconds that a finished shard waits for another that is writing
 # Scores each batch, in order; here, or on a cluster.
-Scorer = Callable[[Labeler, Sequence[Sequence[Pair]]], Generator[list[Score], None, None]]
+Scorer = Callable[[Labeler, Sequence[Sequence[ResultPair]]], Generator[list[Score], None, None]]
 
 
 def label(
@@ -111,7 +111,7 @@ def label(
 
         model = replace(model, date=judge.describe().get("date"))  # the same on all machines
         scorer = cluster.scorer(pool, labeler, replace(options, model=model))
-    pairs = [Pair(row.instruction, result) for row in rows for result in row.results]
+    pairs = [ResultPair(row.instruction, result) for row in rows for result in row.results]
     # The whole is planned before anything is left to other machines: a score's low bits depend on its batch.
     batches = judge.plan(pairs)
     names = [f"{row.instruction.id}#{rank}" for row in rows for rank in range(1, len(row.results) + 1)]
@@ -147,14 +147,14 @@ def read_shard(text: str | None) -> tuple[int, int] | None:
     return int(match[1]) - 1, int(match[2])
 
 
-def _score_here(labeler: Labeler, batches: Sequence[Sequence[Pair]]) -> Generator[list[Score], None, None]:
+def _score_here(labeler: Labeler, batches: Sequence[Sequence[ResultPair]]) -> Generator[list[Score], None, None]:
     return (score_batch(labeler, batch) for batch in batches)
 
 
 def _score_all(
     run: runs.Run,
     labeler: Labeler,
-    pairs: Sequence[Pair],
+    pairs: Sequence[ResultPair],
     names: Sequence[str],
     batches: Sequence[Sequence[int]],
     scorer: Scorer,
@@ -203,7 +203,7 @@ def _finish(
         for _ in row.results:
             one = scores[next(every)]
             judgements.append(
-                Judgement(one.score, verdict(one.score, threshold), one.outcome, one.cut_tokens, one.raw_output)
+                Judgement(one.score, verdict_for(one.score, threshold), one.outcome, one.cut_tokens, one.raw_output)
             )
         counts.update(judgement.verdict or judgement.outcome for judgement in judgements)
         cut += sum(judgement.cut_tokens for judgement in judgements)

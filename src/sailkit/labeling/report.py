@@ -9,7 +9,7 @@ from typing import Any
 
 from sailkit import __version__, runs
 from sailkit.labeling.audit import BM25
-from sailkit.labeling.audited import Audit, Case, Gap, Row, read
+from sailkit.labeling.results import Audit, Case, Gap, StratumFigures, read_audit
 from sailkit.rendering import numbers, page
 from sailkit.rendering.numbers import short_names
 from sailkit.stats.intervals import LEAST_UNITS, Estimate
@@ -49,7 +49,7 @@ def write(folders: Sequence[Path], out: Path, title: str | None = None) -> dict[
         Where the HTML and the Markdown are, and the verdicts in words.
     """
     places = page.places(out)
-    found = [read(folder) for folder in folders]
+    found = [read_audit(folder) for folder in folders]
     data = [one.data for one in found]
     names = (
         data if len(set(data)) == len(data) else [f"{one.data} ({f})" for one, f in zip(found, folders, strict=True)]
@@ -156,7 +156,7 @@ def _difference(gap: Gap) -> Cell:
     )
 
 
-def _about(row: Row) -> str:
+def _about(row: StratumFigures) -> str:
     meaning = f" ({_STRATA[row.stratum]})" if row.stratum in _STRATA else ""
     return f"{row.stratum}{meaning}: {row.n:,} pairs, {row.informative_share:.1%} of them informative"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sailkit.files import jsonl
-from sailkit.labeling.base import Pair, Score, evenly, statement
+from sailkit.labeling.base import ResultPair, Score, batches_of, statement
 from sailkit.labeling.chunks import Windows
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
@@ -49,11 +49,11 @@ class Similarity:
         """Everything about the labeler that decides its scores."""
         return {"labeler": self.name, "version": 4, **self._facts, "windows": self._windows.describe()}
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """Batches in order: the encoder sorts by length within each."""
-        return evenly(len(pairs), _BATCH)
+        return batches_of(len(pairs), _BATCH)
 
-    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """Cosine of each pair, negative ones as 0."""
         # The encoder drops what is behind its length without a word, so nothing longer ever reaches it.
         seen = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
@@ -81,11 +81,11 @@ class Overlap:
         """Everything about the labeler that decides its scores."""
         return {"labeler": self.name, "version": 1}
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """Batches in order."""
-        return evenly(len(pairs), 4096)
+        return batches_of(len(pairs), 4096)
 
-    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """Overlap of each pair."""
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 

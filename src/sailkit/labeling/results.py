@@ -14,7 +14,7 @@ from sailkit.files import jsonl
 from sailkit.labeling.audit import AUDIT, BM25, STAGE
 from sailkit.stats.intervals import Estimate
 
-FIGURES = (
+AUDIT_FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
 )  # fmt: skip
 Number = FiniteFloat | None
@@ -24,7 +24,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class Row(_Record):
+class StratumFigures(_Record):
     """One labeler in one stratum; its figures are further fields."""
 
     model_config = ConfigDict(extra="allow")
@@ -39,8 +39,8 @@ class Row(_Record):
     default_threshold: Number
 
     @model_validator(mode="after")
-    def _has_all_figures(self) -> Row:
-        for name in FIGURES:
+    def _has_all_figures(self) -> StratumFigures:
+        for name in AUDIT_FIGURES:
             for key in (name, f"{name}_low", f"{name}_high"):
                 if key not in self.__pydantic_extra__:
                     raise ValueError(f"{key} is missing")
@@ -101,7 +101,7 @@ class Audit(_Record):
     pairs_in_all: int
     claims: int
     left_out: dict[str, int]
-    audits: list[Row] = Field(min_length=1)
+    audits: list[StratumFigures] = Field(min_length=1)
     differences: list[Difference]
     human_kappa: Number
     labelers: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -133,7 +133,7 @@ class Audit(_Record):
         """Labelers, the one with the greatest AUROC in the first stratum first."""
         return sorted(self.labelers, key=lambda name: -(self.row(name, self.strata[0]).number("auroc") or 0))
 
-    def row(self, name: str, stratum: str) -> Row:
+    def row(self, name: str, stratum: str) -> StratumFigures:
         """The figures of a labeler."""
         return next(row for row in self.audits if (row.labeler, row.stratum) == (name, stratum))
 
@@ -159,7 +159,7 @@ def is_audit(folder: Path) -> bool:
     return begun or (folder / AUDIT).is_file()
 
 
-def read(folder: Path) -> Audit:
+def read_audit(folder: Path) -> Audit:
     """Read what an audit found.
 
     Raises:
