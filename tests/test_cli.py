@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sailkit import cli
 from sailkit.cli import VERBS
+from sailkit.data.build import build
+from sailkit.errors import UserError
 
 RECORDED = "climate-fever.{}.jsonl"
 
@@ -138,3 +141,20 @@ def test_runs_are_listed_and_held_against_each_other(shared, tmp_path):
     differences = json.loads(both.stdout)["differences"]
     assert differences["wording"] == ["plain", "checker"]
     assert set(differences) == {"wording", "prompts_sha256"}
+
+
+def test_an_error_names_the_argument_in_python_and_the_flag_on_the_command_line(tmp_path, capsys):
+    with pytest.raises(UserError) as error:
+        build(results=tmp_path, labels=[tmp_path], out=tmp_path / "out", held_out=1.0)
+    assert str(error.value).startswith("`held_out` should be at least 0 and below 1")
+    with pytest.raises(SystemExit):
+        cli.main(["build", "--results", str(tmp_path), "--labels", str(tmp_path), "--out", "o", "--held-out", "1.0"])
+    assert "error: --held-out should be at least 0 and below 1" in capsys.readouterr().err
+
+
+def test_a_value_of_an_argument_is_written_as_on_the_command_line():
+    assert (
+        cli._with_flags("use `answer='generate'` with `max_new_tokens`")
+        == "use --answer generate with --max-new-tokens"
+    )
+    assert cli._with_flags("the field `nosuch` of a file") == "the field `nosuch` of a file"

@@ -115,7 +115,7 @@ def test_unilcs_two_calls_show_four_worked_examples_and_the_fact(tiny, tmp_path)
         "model": tiny, "task": "hsd", "data": posts(tmp_path), "protocol": "think-twice", "wording": "published",
         "dtype": "float32", "max_new_tokens": 6,
     }  # fmt: skip
-    with pytest.raises(UserError, match="wording 'published' shows worked examples; bring 4 with --few-shot FILE"):
+    with pytest.raises(UserError, match="wording 'published' shows worked examples; bring 4 with `few_shot` FILE"):
         evaluate(**how, out=tmp_path / "none")
     evaluate(**how, out=tmp_path / "run", few_shot=tmp_path / "four.jsonl")
     shown = "".join(SPOKEN.format(text=row["text"]) + f" {row['answer']}\n\n" for row in worked)
@@ -143,7 +143,7 @@ def test_unilcs_two_calls_show_four_worked_examples_and_the_fact(tiny, tmp_path)
 
 
 def test_a_system_text_does_not_go_with_the_form_of_training(tiny, tmp_path):
-    with pytest.raises(UserError, match="wording published of protocol fair does not go with --search"):
+    with pytest.raises(UserError, match="wording published of protocol fair does not go with `search`"):
         evaluate(
             model=tiny, task="hsd", data=posts(tmp_path), out=tmp_path / "run", protocol="fair", wording="published",
             search="none", dtype="float32",

@@ -8,6 +8,7 @@ import inspect
 import json as jsonlib
 import logging
 import os
+import re
 import sys
 import typing
 import warnings
@@ -136,7 +137,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a reader that has gone shows here, not at exit
     except UserError as error:
-        _fail(str(error))
+        _fail(_with_flags(str(error)))
     except CycloptsError as error:
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
@@ -152,7 +153,22 @@ def _run(arguments: Sequence[str] | None) -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Warnings in one line; what one library says to the programmers of another is none of the user's."""
     if not issubclass(category, (FutureWarning, DeprecationWarning)):
-        runs.notice(f"sailkit: {message}")
+        runs.notice(f"sailkit: {_with_flags(str(message))}")
+
+
+@functools.cache
+def _arguments() -> frozenset[str]:
+    return frozenset(name for stage, _ in VERBS.values() for name in inspect.signature(stage).parameters)
+
+
+def _with_flags(message: str) -> str:
+    """An error of the library in the words of the command line: `max_length` becomes --max-length."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "") if name in _arguments() else match[0]
+
+    return re.sub(r"`([a-z]\w*)(?:='([^'`]*)')?`", flag, message)
 
 
 def _fail(message: str) -> None:

@@ -60,11 +60,11 @@ class RayOptions:
         gpus: GPUs of each, or a part of one.
     """
 
-    enabled: Annotated[bool, Parameter(name="--ray")] = False
-    address: Annotated[str | None, Parameter(name="--ray-address")] = None
-    actors: Annotated[int, Parameter(name="--ray-actors")] = 0
-    cpus: Annotated[float, Parameter(name="--ray-cpus")] = 0.0
-    gpus: Annotated[float, Parameter(name="--ray-gpus")] = 0.0
+    enabled: Annotated[bool, Parameter(name="`ray`")] = False
+    address: Annotated[str | None, Parameter(name="`ray_address`")] = None
+    actors: Annotated[int, Parameter(name="`ray_actors`")] = 0
+    cpus: Annotated[float, Parameter(name="`ray_cpus`")] = 0.0
+    gpus: Annotated[float, Parameter(name="`ray_gpus`")] = 0.0
 
     def pool(self, *, shard: str | None, max_requests: int) -> Pool | None:
         """The workers that are asked for, or None where the work is done here.
@@ -78,12 +78,12 @@ class RayOptions:
         """
         if not self.enabled:
             if self != RayOptions():
-                raise UserError("--ray-address, --ray-actors, --ray-cpus and --ray-gpus go with --ray")
+                raise UserError("`ray_address`, `ray_actors`, `ray_cpus` and `ray_gpus` go with `ray`")
             return None
         if shard is not None:
-            raise UserError("--ray shares the work out itself; leave out --shard")
+            raise UserError("`ray` shares the work out itself; leave out `shard`")
         if max_requests:
-            raise UserError("--max-requests is counted by one process; with --ray leave it out")
+            raise UserError("`max_requests` is counted by one process; with `ray` leave it out")
         return Pool(self)
 
 
@@ -100,15 +100,15 @@ class Pool:
     def __post_init__(self) -> None:
         options = self.options
         if not (options.actors >= 0 and options.cpus >= 0 and options.gpus >= 0):
-            raise UserError("--ray-actors, --ray-cpus and --ray-gpus should be at least 0")
+            raise UserError("`ray_actors`, `ray_cpus` and `ray_gpus` should be at least 0")
         if options.gpus > 1 and options.gpus % 1:
-            raise UserError(f"--ray-gpus {options.gpus:g}: a part of one GPU, or whole ones")
+            raise UserError(f"`ray_gpus` {options.gpus:g}: a part of one GPU, or whole ones")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read when ray is imported
         try:
             import ray.data  # noqa: F401
         except ImportError:
-            raise missing_extra("ray", "--ray") from None
+            raise missing_extra("ray", "`ray`") from None
 
     def run(self, job: Job, here: Described, tasks: Sequence[Any]) -> Generator[bytes, None, None]:
         """Yield the output of each task, in order; another worker repeats the tasks of one that dies.
@@ -167,7 +167,7 @@ class Pool:
         workers = min(options.actors or room, tasks)
         if not workers:
             each = f"{cpus:g} CPUs" + (f" and {options.gpus:g} GPUs" if options.gpus else "")
-            raise UserError(f"no node has {each}; ask for less, or name --ray-actors to wait for nodes that will come")
+            raise UserError(f"no node has {each}; ask for less, or name `ray_actors` to wait for nodes that will come")
         if room < workers:
             runs.notice(f"sailkit: the cluster has room for {room} of {workers} workers; Ray waits for the others")
         return workers, cpus

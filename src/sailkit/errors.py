@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: what, where and the mend, in one line (the CLI exits 2)."""
+    """A mistake that the user can mend: what, where and the mend, in one line (the CLI exits 2).
+
+    An argument is named in backquotes, as `max_length` or `chat='off'`; the CLI writes it as a flag.
+    """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -30,14 +33,14 @@ def at_least_one(**options: int | None) -> None:
     """Refuse a count below 1.
 
     Args:
-        options: What each flag was given, under the parameter's name; None passes.
+        options: The values by the argument's name; None passes.
 
     Raises:
         UserError: The first that is below 1.
     """
     for name, value in options.items():
         if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} should be at least 1, not {value}")
+            raise UserError(f"`{name}` should be at least 1, not {value}")
 
 
 def missing_extra(extra: str, needed_for: str) -> UserError:

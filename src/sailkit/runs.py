@@ -94,12 +94,12 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
         if foreign and any(
             entry.name != LOCK and not entry.name.startswith(f".{MANIFEST}") for entry in folder.iterdir()
         ):
-            raise UserError(f"{folder} exists and is not a run folder; choose another --out")
+            raise UserError(f"{folder} exists and is not a run folder; choose another `out`")
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK)
         lock.acquire(timeout=wait)
     except filelock.Timeout:
-        raise UserError(f"{folder} is in use by another sailkit process; wait for it or choose another --out") from None
+        raise UserError(f"{folder} is in use by another sailkit process; wait for it or choose another `out`") from None
     except OSError as error:
         raise jsonl.writing_failed(folder, error) from None
     try:
@@ -114,9 +114,9 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         if manifest["stage"] != stage:
-            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not {stage!r}; choose another --out")
+            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not {stage!r}; choose another `out`")
         if what := "; ".join(_differences(manifest["settings"], settings)):
-            raise UserError(f"{folder} holds another run ({what}); choose another --out or the same settings")
+            raise UserError(f"{folder} holds another run ({what}); choose another `out` or the same settings")
         return manifest
     manifest = {
         "stage": stage,

@@ -201,13 +201,13 @@ def test_a_single_label_is_nothing_to_balance(task, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"supported": 1.5}, "--supported should be between 0 and 1"),
+        ({"supported": 1.5}, "`supported` should be between 0 and 1"),
         ({"distractors": ["far"]}, "no distractors 'far'"),
-        ({"shares": "0.5,0.1"}, "--shares"),
+        ({"shares": "0.5,0.1"}, "`shares`"),
         ({"protocol": "fair"}, "has no protocol 'fair'"),
-        ({"held_out": 1.0}, "use a smaller --held-out"),
-        ({"limit": 0}, "--limit should be at least 1, not 0"),
-        ({"limit": -2}, "--limit should be at least 1, not -2"),
+        ({"held_out": 1.0}, "use a smaller `held_out`"),
+        ({"limit": 0}, "`limit` should be at least 1, not 0"),
+        ({"limit": -2}, "`limit` should be at least 1, not -2"),
     ],
 )
 def test_bad_options_are_one_line(task, tmp_path, options, message):

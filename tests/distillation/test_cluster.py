@@ -127,8 +127,8 @@ def test_another_teacher_on_a_node_is_refused(cluster):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"shard": "1/2"}, "leave out --shard"),
-        ({"ray": RayOptions(actors=2)}, "go with --ray"),
+        ({"shard": "1/2"}, "leave out `shard`"),
+        ({"ray": RayOptions(actors=2)}, "go with `ray`"),
         ({"ray": RayOptions(True, gpus=1.5)}, "a part of one GPU"),
         ({"max_requests": 5}, "leave it out"),
     ],

@@ -275,7 +275,7 @@ def test_what_is_no_finished_distillation_is_one_line(tmp_path):
     ):
         with pytest.raises(UserError, match=why):
             report(*sets, out=tmp_path / "out.html")
-    with pytest.raises(UserError, match=r"--task is for sets of predictions; .* is a distillation"):
+    with pytest.raises(UserError, match=r"`task` is for sets of predictions; .* is a distillation"):
         report(folder, out=tmp_path / "out.html", task="hsd")
     lines = (folder / "fidelity.jsonl").read_text().splitlines(keepends=True)
     for broken, why in (

@@ -103,7 +103,7 @@ def test_a_dry_run_counts_them_with_the_real_tokenizers(shared, tmp_path, capsys
 def test_nothing_to_teach_is_refused_before_the_teacher_is_loaded(teacher, composing, tmp_path):
     data = write(tmp_path / "data", [replace(example(1), response=DECOMPOSED)], [example(24)])
     told = {"teacher": str(teacher), "model": str(composing), "data": [str(data)], "set": SET}
-    with pytest.raises(UserError, match=r"none of the 1 rows .*; --method sequence"):
+    with pytest.raises(UserError, match=r"none of the 1 rows .*; `method='sequence'`"):
         distill(**told, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -196,8 +196,8 @@ def test_rows_are_read_once_for_a_cache_that_was_made_before(teacher, composing,
 
 @pytest.mark.parametrize(
     ("name", "tokenizer", "why"),
-    [("endpoint:m@http://127.0.0.1:9/v1", None, "an endpoint needs --teacher-tokenizer"),
-     ("", "teacher", "--teacher-tokenizer goes with an endpoint")],
+    [("endpoint:m@http://127.0.0.1:9/v1", None, "an endpoint needs `teacher_tokenizer`"),
+     ("", "teacher", "`teacher_tokenizer` goes with an endpoint")],
 )  # fmt: skip
 def test_a_teacher_that_could_not_be_asked_afterwards_is_refused_first(teacher, tmp_path, name, tokenizer, why):
     said = [{"prompt": as_text(prompt_parts(example(0))), "response": "Red."}]

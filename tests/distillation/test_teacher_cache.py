@@ -459,7 +459,7 @@ def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
 @pytest.mark.parametrize(
     ("echo", "message"),
     [
-        (("prompt_logprobs", 19), r"gives (19|20) log-probabilities at a position, and 30 were asked for; use --k"),
+        (("prompt_logprobs", 19), r"gives (19|20) log-probabilities at a position, and 30 were asked for; use `k`"),
         (("text", 30), "no log-probabilities of a prompt's tokens by token id"),
         (None, "no log-probabilities of a prompt's tokens by token id"),
         ("refuses", "refuses to give log-probabilities: Parameter top_logprobs is not supported"),
@@ -489,7 +489,7 @@ def test_a_server_that_does_not_give_what_is_needed_is_told(folder, tmp_path, ec
 
 def test_an_endpoint_needs_its_tokenizer(folder, data, tmp_path):
     told = {"data": [str(data)], "out": tmp_path / "run"}
-    with pytest.raises(UserError, match="an endpoint needs --teacher-tokenizer"):
+    with pytest.raises(UserError, match="an endpoint needs `teacher_tokenizer`"):
         teacher_cache(teacher="endpoint:x@http://127.0.0.1:9/v1", **told)
     with pytest.raises(UserError, match="no such folder"):
         teacher_cache(teacher="endpoint:x@http://127.0.0.1:9/v1", teacher_tokenizer=tmp_path / "no", **told)

@@ -150,9 +150,9 @@ def test_a_generated_answer_follows_the_sentence_too(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search": "evidence", "results": 0}, "--results should be at least 1"),
-        ({"search": "evidence", "style": "chat"}, "--style chat: .* has no chat template; use --style sail-fixed"),
-        ({"search": "evidence", "results": 2, "few_shot": "rows.jsonl"}, "--few-shot does not go with --search"),
+        ({"search": "evidence", "results": 0}, "`results` should be at least 1"),
+        ({"search": "evidence", "style": "chat"}, "`style='chat'`: .* has no chat template; use `style='sail-fixed'`"),
+        ({"search": "evidence", "results": 2, "few_shot": "rows.jsonl"}, "`few_shot` does not go with `search`"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(place, options, message):

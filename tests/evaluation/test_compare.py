@@ -306,7 +306,7 @@ def test_sets_that_cannot_be_compared_are_refused(tmp_path):
     assert f"were read by other rules ({versions})" in complaint(a, old)
     assert "have other labels" in complaint(a, a, other)
     assert complaint(a) == "compare needs two or more run folders or files"
-    assert "share no reference labels; see --against" in complaint(a, run(tmp_path / "g", rows), against="reference")
+    assert "share no reference labels; see `against`" in complaint(a, run(tmp_path / "g", rows), against="reference")
 
 
 def test_runs_that_are_not_finished_are_refused(tmp_path):

@@ -216,7 +216,7 @@ def test_limit_csv_and_a_reference_model(tiny, task, tmp_path):
     # This model says nothing readable, so every figure must still be against the data set's labels, and say so.
     assert figures["against"] == "human"
     assert "reference-silent" in figures["flags"]
-    with pytest.raises(UserError, match="--repeats asks an endpoint again"):
+    with pytest.raises(UserError, match="`repeats` asks an endpoint again"):
         evaluate(model=tiny, task=str(task), out=tmp_path / "run", limit=9, reference=tiny, repeats=2)
 
 
@@ -373,14 +373,14 @@ def test_another_run_is_never_overwritten(tiny, tmp_path):
         ({"wording": "plane"}, "did you mean 'plain'"),
         ({"protocol": "indirect"}, "did you mean 'direct'"),
         ({"chat": "on"}, "has no chat template"),
-        ({"limit": 0}, "--limit should be at least 1"),
-        ({"dtype": "int8"}, "--dtype takes"),
-        ({"device": "abacus"}, "--device abacus"),
+        ({"limit": 0}, "`limit` should be at least 1"),
+        ({"dtype": "int8"}, "`dtype` takes"),
+        ({"device": "abacus"}, "`device` abacus"),
         ({"labels": ["good"]}, "at least two labels"),
         ({"few_shot": Path("nowhere.jsonl")}, "cannot read nowhere.jsonl"),
-        ({"calibrate": True, "answer": "generate"}, "--calibrate needs --answer logprob"),
-        ({"verify": "on"}, "--verify on needs --search"),
-        ({"style": "sail", "search": "evidence", "wording": "found"}, "--style sail needs --search, and a --wording"),
+        ({"calibrate": True, "answer": "generate"}, "`calibrate` needs `answer='logprob'`"),
+        ({"verify": "on"}, "`verify='on'` needs `search`"),
+        ({"style": "sail", "search": "evidence", "wording": "found"}, "`style` sail needs `search`, and a `wording`"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(tiny, task, tmp_path, change, said):

@@ -265,4 +265,4 @@ def test_a_built_in_task_says_where_its_data_are():
         with pytest.raises(UserError) as caught:
             load_task(name).load()
         assert address in str(caught.value)
-        assert str(caught.value).endswith("say where they are with --data")
+        assert str(caught.value).endswith("say where they are with `data`")

@@ -117,12 +117,12 @@ def test_numbers_that_cannot_be_are_refused(votes, tmp_path, options):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} should be"):
         fit(data=votes, out=tmp_path / "f", **options)
     if name == "limit":
-        with pytest.raises(UserError, match="--limit should be at least 1, not -1"):
+        with pytest.raises(UserError, match="`limit` should be at least 1, not -1"):
             audit(data=votes, labeler=["overlap"], out=tmp_path / "a", limit=-1)
 
 
 def test_fit_refuses_what_its_base_cannot_take(votes, tmp_path):
-    with pytest.raises(UserError, match="--max-length 5000: minilm-l6-v2 takes at most 512 tokens"):
+    with pytest.raises(UserError, match="`max_length` 5000: minilm-l6-v2 takes at most 512 tokens"):
         fit(data=votes, out=tmp_path / "f", max_length=5000)
     empty = tmp_path / "empty.jsonl"
     empty.write_text(re.sub(r'"evidence": "[^"]*"', '"evidence": ""', votes.read_text()))
@@ -351,7 +351,7 @@ def test_a_fitted_labeler_is_a_model_that_entailment_loads(shared, tmp_path):
     assert all(0 < score < 1 for score in scores)
     assert len(set(scores)) == 6
     assert not list(tmp_path.glob(".fitted*"))
-    with pytest.raises(UserError, match="choose another --out"):
+    with pytest.raises(UserError, match="choose another `out`"):
         fit(data=path, out=tmp_path / "fitted", limit=48)
-    with pytest.raises(UserError, match="fitted with --seed 0: other halves"):
+    with pytest.raises(UserError, match="fitted with `seed` 0: other halves"):
         audit(data=path, labeler=[f"entailment:{tmp_path / 'fitted'}"], out=tmp_path / "a", seed=1, limit=20)

@@ -111,8 +111,8 @@ def test_no_room_is_said(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"shard": "1/2"}, "leave out --shard"),
-        ({"ray": RayOptions(actors=2)}, "go with --ray"),
+        ({"shard": "1/2"}, "leave out `shard`"),
+        ({"ray": RayOptions(actors=2)}, "go with `ray`"),
         ({"ray": RayOptions(True, cpus=-1.0)}, "at least 0"),
         ({"ray": RayOptions(True, gpus=1.5)}, "a part of one GPU"),
         ({"max_requests": 5}, "leave it out"),

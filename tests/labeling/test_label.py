@@ -139,7 +139,7 @@ def test_a_tokenizer_for_texts_gives_benign_ones_the_same_ids_padded_and_cut(nam
 
 @pytest.mark.parametrize("device", ["cuda:99", "bogus"])
 def test_a_device_that_is_not_there_is_one_line(device):
-    with pytest.raises(UserError, match=f"--device {device}: "):
+    with pytest.raises(UserError, match=f"`device` {device}: "):
         load_labeler("similarity", LabelerOptions(model=ModelOptions(device=device)))
 
 
@@ -392,7 +392,7 @@ def test_labels_of_other_data_are_refused(tmp_path):
     results.write_text("".join(text.splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="30 rows and the results have 29"):
         read_labels(tmp_path / "run", read_searched(results))
-    with pytest.raises(UserError, match="choose another --out"):
+    with pytest.raises(UserError, match="choose another `out`"):
         label(results=results, out=tmp_path / "run", labeler="overlap")
 
 

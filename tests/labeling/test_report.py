@@ -236,7 +236,7 @@ def test_an_audit_goes_with_audits_only_and_has_no_options_of_sets(tmp_path):
     for sets in ((folder, run), (run, folder)):
         with pytest.raises(UserError, match=r"a is an audit and .*run is none"):
             report(*sets, out=tmp_path / "out.html")
-    with pytest.raises(UserError, match=r"--task is for sets of predictions; .*a is an audit"):
+    with pytest.raises(UserError, match=r"`task` is for sets of predictions; .*a is an audit"):
         report(folder, out=tmp_path / "out.html", task="hsd")
     with runs.open_run(tmp_path / "b", "audit", {}), pytest.raises(UserError, match="b is not finished"):
         report(tmp_path / "b", out=tmp_path / "out.html")

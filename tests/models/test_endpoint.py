@@ -111,7 +111,7 @@ def test_secrets_in_the_url_are_refused_and_not_repeated(url):
 
 @pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout": 0}, {"max_requests": -1}])
 def test_options_that_cannot_be_used_are_refused(options):
-    with pytest.raises(UserError, match="--concurrency and --timeout"):
+    with pytest.raises(UserError, match="`concurrency` and `timeout`"):
         load_model("endpoint:m@http://h/v1", ModelOptions(**options))
 
 
@@ -423,7 +423,7 @@ def test_an_answer_is_read_up_to_a_limit(mishap):
         assert len(server.requests) == 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "an answer larger than 2 MB; raise --max-response-mb" in message
+    assert "an answer larger than 2 MB; raise `max_response_mb`" in message
     assert peak < 30e6
 
 
@@ -472,7 +472,7 @@ def test_the_budget_counts_retries_and_stops_before_sending():
     with MisbehavingServer({1: 500, 3: 429}) as server:
         message = failure(at(server, concurrency=1, max_requests=4), claims(5))
         assert len(server.requests) == 4
-        assert "4 requests of --max-requests" in message
+        assert "4 requests of `max_requests`" in message
         assert at(server).estimate(claims(5), 5)["requests"] == 3  # two of the four were answers
 
 

@@ -401,10 +401,10 @@ def test_a_model_in_the_hub_cache_needs_no_network(folder, stories, tmp_path, mo
     ("options", "message"),
     [
         ({"chat": "on"}, "has no chat template"),
-        ({"chat": "maybe"}, "--chat takes auto, on or off"),
-        ({"dtype": "int8"}, "--dtype takes auto, float32"),
-        ({"device": "nosuch"}, "--device nosuch"),
-        ({"device": "meta"}, "--device meta"),
+        ({"chat": "maybe"}, "`chat` takes auto, on or off"),
+        ({"dtype": "int8"}, "`dtype` takes auto, float32"),
+        ({"device": "nosuch"}, "`device` nosuch"),
+        ({"device": "meta"}, "`device` meta"),
     ],
 )
 def test_an_option_that_cannot_be_is_an_error(folder, options, message):
@@ -641,7 +641,7 @@ def added(own) -> Path:
 
 def test_a_token_without_an_embedding_is_named_before_anything_runs(added, stories):
     model = load_model(str(added), FP32)
-    why = r"own has no embedding for the token '<\|im_start\|>' \(id 512\): it has 512 embeddings.*--chat off"
+    why = r"own has no embedding for the token '<\|im_start\|>' \(id 512\): it has 512 embeddings.*`chat='off'`"
     behind = [lambda: model.score_ids([(1, 512)], [(3,)]), lambda: model.score_ids([(1, 2)], [(3, 512)])]
     for act in (lambda: model.plan(PROMPTS, 8), lambda: logprobs(model), lambda: texts(model), *behind):
         with pytest.raises(UserError, match=why):
@@ -668,7 +668,7 @@ def test_a_teacher_with_padding_that_it_has_no_embedding_for_is_a_teacher(added,
 
 def test_memory_that_runs_out_on_the_way_to_the_device_is_one_line(folder, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda *_: torch.empty(2**58))
-    with pytest.raises(UserError, match=r"^out of memory while moving .*stories260k to cpu; use a smaller model, --dt"):
+    with pytest.raises(UserError, match=r"^out of memory while moving .*stories260k to cpu; use a smaller model, `dt`"):
         load_model(str(folder), FP32)
 
 

@@ -195,7 +195,7 @@ def test_qwens_empty_thought_is_given_in_training_and_when_asked(shared):
 def test_labels_are_not_scored_within_a_thought():
     made = tokenizer("r1")
     model = LocalModel("r1", network(made), made, ModelOptions(dtype="float32"), {})
-    with pytest.raises(UserError, match=r"opens a thought \(<think>\).*--answer generate") as caught:
+    with pytest.raises(UserError, match=r"opens a thought \(<think>\).*`answer='generate'`") as caught:
         model.score([ask()], {"A": "Yes"})
     assert "\n" not in str(caught.value)
 
@@ -269,7 +269,7 @@ def test_the_templates_own_end_of_turn_stops_an_answer(family):
 def test_a_template_that_fails_is_one_line_with_the_mend(template):
     made = tokenizer("chatml")
     made.chat_template = template
-    with pytest.raises(UserError, match=r"chat template of .* fails on a conversation of user.*--chat off") as caught:
+    with pytest.raises(UserError, match=r"chat template of .* fails on a conversation of user.*`chat='off'`") as caught:
         LocalModel("m", network(made), made, ModelOptions(dtype="float32"), {})
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="chat template"):
@@ -285,7 +285,7 @@ def test_a_template_that_fails_is_one_line_with_the_mend(template):
 def test_a_template_that_does_not_show_the_text_is_one_line(template):
     made = tokenizer("chatml")
     made.chat_template = template
-    with pytest.raises(UserError, match=r"leaves out or rewrites 1 of 1 texts.*--chat off") as caught:
+    with pytest.raises(UserError, match=r"leaves out or rewrites 1 of 1 texts.*`chat='off'`") as caught:
         Renderer(made, chat=True, context=9999).render(ask(), 8)
     assert "\n" not in str(caught.value)
 
@@ -324,7 +324,7 @@ def test_code_that_a_model_carries_is_one_line_with_the_mend(tmp_path):
         lambda: load_model(str(folder), ModelOptions(dtype="float32")),
         lambda: finetune(out=tmp_path / "run", model=str(folder), data=[str(data)]),
     ):
-        with pytest.raises(UserError, match=r"--trust-remote-code") as caught:
+        with pytest.raises(UserError, match=r"`trust_remote_code`") as caught:
             act()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "it-ran").exists()
@@ -344,7 +344,7 @@ def test_a_model_without_a_chat_template_is_one_line_in_chat(tmp_path):
         "wording": "bare",
     }
     for chat in ("auto", "off"):
-        with pytest.raises(UserError, match=r"--style chat.*--(style sail-fixed|chat on)") as caught:
+        with pytest.raises(UserError, match=r"`style='chat'`.*--(style sail-fixed|chat on)") as caught:
             evaluate(**asked, style="chat", chat=chat)
         assert "\n" not in str(caught.value)
     data = write(tmp_path / "data", [example()])

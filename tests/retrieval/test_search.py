@@ -82,7 +82,7 @@ def test_a_corpus_that_cannot_be_used_is_an_error_in_one_line(tmp_path):
     for name, message in {**wrong, "absent.jsonl": "cannot read"}.items():
         with pytest.raises(UserError, match=message):
             read_passages([tmp_path / name])
-    with pytest.raises(UserError, match="--passage-overlap"):
+    with pytest.raises(UserError, match="`passage_overlap`"):
         read_passages([tmp_path / "bad.txt"], words=5, overlap=5)
 
 
@@ -219,10 +219,10 @@ def test_fusion_keeps_every_candidate_and_puts_agreement_first(rankings):
 def test_bad_options(tmp_path, corpus):
     asked = ask(tmp_path, {"instruction": "seals"})
     for options, message in (
-        ({"corpus": [corpus], "k": 0}, "--k should be"),
-        ({"engine": "recorded", "limit": 0}, "--limit should be"),
-        ({}, "needs --corpus"),
-        ({"engine": "recorded"}, "needs --recorded"),
+        ({"corpus": [corpus], "k": 0}, "`k` should be"),
+        ({"engine": "recorded", "limit": 0}, "`limit` should be"),
+        ({}, "needs `corpus`"),
+        ({"engine": "recorded"}, "needs `recorded`"),
     ):
         with pytest.raises(UserError, match=message):
             search(instructions=asked, out=tmp_path / "run", **options)
@@ -268,5 +268,5 @@ def test_a_damaged_index_is_named_and_not_a_fault(corpus, tmp_path):
 
 
 def test_a_limit_below_one_is_refused(corpus, tmp_path):
-    with pytest.raises(UserError, match="--limit should be at least 1, not -1"):
+    with pytest.raises(UserError, match="`limit` should be at least 1, not -1"):
         search(instructions=str(corpus), corpus=[corpus], out=tmp_path / "a", limit=-1)

@@ -364,7 +364,7 @@ def test_two_processes_do_not_share_a_snapshot(tmp_path):
     ],
 )
 def test_a_server_is_a_plain_web_address(tmp_path, url):
-    with pytest.raises(UserError, match="--searxng-url"):
+    with pytest.raises(UserError, match="`searxng_url`"):
         WebSearcher("searxng", tmp_path / "s.jsonl", url)
 
 

@@ -200,8 +200,8 @@ def test_what_is_not_known_is_answered_with_the_nearest_that_is():
     assert "has no label 'SUPORTS'; did you mean 'SUPPORTS'?" in complaint(load_task, "climate-fever", ["SUPORTS"])
     assert "has no protocol 'fiar'; did you mean 'fair'?" in complaint(task.question, "fiar")
     assert "has no wording 'plane'; did you mean 'plain'?" in complaint(task.question, "direct", "plane")
-    assert "no answer for NOT_ENOUGH_INFO, DISPUTED; use --labels" in complaint(task.question, "fair")
-    assert complaint(task.load).endswith("say where they are with --data")
+    assert "no answer for NOT_ENOUGH_INFO, DISPUTED; use `labels`" in complaint(task.question, "fair")
+    assert complaint(task.load).endswith("say where they are with `data`")
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_bad_csv_is_named(tmp_path, content, expected):
         ({"labels": {"refused": {"answer": "A"}, "b": {"answer": "B"}}}, "'refused' is what an answer without a label"),
         ({"default_labels": ["sweat"]}, "default_labels: 'sweat' is no label; did you mean 'sweet'?"),
         ({"data": {**OWN["data"], "label_values": {1: "sauer"}}}, "data.label_values: 'sauer' is no label"),
-        ({"data": {"file": "fruit.csv"}}, "data: give either `fields`, or `folder` with `label_file`"),
-        ({"data": {**OWN["data"], "folder": "texts"}}, "data: give either `fields`, or `folder` with `label_file`"),
-        ({"data": {"folder": "texts"}}, "data: give either `fields`, or `folder` with `label_file`"),
+        ({"data": {"file": "fruit.csv"}}, "data: give either fields, or folder with label_file"),
+        ({"data": {**OWN["data"], "folder": "texts"}}, "data: give either fields, or folder with label_file"),
+        ({"data": {"folder": "texts"}}, "data: give either fields, or folder with label_file"),
         ({"protocols": {"direct": {"wordings": {}}}}, "protocols.direct: no wordings"),
         (wording("{text } {answers}?"), "step 1 has no field {text }; did you mean 'text'?"),
         (wording("{text.x} {answers}?"), "step 1 has no field {text.x}; did you mean 'text'?"),
@@ -363,7 +363,7 @@ def test_an_id_in_a_label_file_never_becomes_a_path(posts):
 def test_a_folder_of_texts_that_cannot_be_used(posts):
     load = load_task("hsd").load
     labels, texts = posts / "annotations_metadata.csv", posts / "sampled_test"
-    assert "has no folder sampled_test; --data should name" in complaint(load, posts.parent)
+    assert "has no folder sampled_test; `data` should name" in complaint(load, posts.parent)
     (texts / "b.txt").write_bytes(b"\xff")
     assert complaint(load, posts).endswith(f"no row with file_id 'b' in {labels}")
     labels.write_text("file_id,label\na,noHate\nb,hate\n")

@@ -185,7 +185,7 @@ def test_without_a_gpu_there_is_nowhere_to_take_activations_from():
 
 
 def test_a_run_needs_a_folder(data):
-    with pytest.raises(UserError, match="needs --out"):
+    with pytest.raises(UserError, match="needs `out`"):
         finetune(model="smollm2-135m", data=[str(data)])
 
 

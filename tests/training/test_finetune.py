@@ -108,7 +108,7 @@ def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
     adapter, whole = (ModelCard.load(path / "README.md") for path in (tmp_path / "run" / "model", tmp_path / "merged"))
     assert (adapter.data.library_name, whole.data.library_name) == ("peft", "transformers")
     assert adapter.text == whole.text
-    with pytest.raises(UserError, match="choose another --out"):
+    with pytest.raises(UserError, match="choose another `out`"):
         merge(tmp_path / "run" / "model", out=tmp_path / "merged")
     with pytest.raises(UserError, match="it is a model already"):
         merge(tmp_path / "merged", out=tmp_path / "again")

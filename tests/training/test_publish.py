@@ -103,7 +103,7 @@ def test_hostile_texts_stay_texts(text):
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "a b/c", "owner/..", "https://x/y", "-a/b"])
 def test_a_name_that_is_none_is_refused_before_training(name):
-    with pytest.raises(UserError, match="--push"):
+    with pytest.raises(UserError, match="`push`"):
         check_repository(name)
 
 

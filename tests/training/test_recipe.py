@@ -51,7 +51,7 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("lora: {}\nquantization: {load_in_4bits: true}\n", "did you mean 'load_in_4bit'"),
         ("quantization: {load_in_4bit: true}\n", "add lora"),
         ("training: {completion_only_loss: false}\n", "completion_only_loss cannot be set: the completion alone"),
-        ("training: {output_dir: x}\n", "output_dir cannot be set: --out"),
+        ("training: {output_dir: x}\n", "output_dir cannot be set: `out`"),
         ("training: {learning_rate: 'fast'}\n", "should be a number, not the text 'fast'"),
         ("training: {learning_rate: .inf}\n", "learning_rate should be a finite number, not inf"),
         ("training: {learning_rate: null}\n", "learning_rate should be a number, not empty"),

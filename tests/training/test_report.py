@@ -181,7 +181,7 @@ def test_a_training_run_stands_alone_and_must_be_finished(tmp_path):
     for sets in ((folder, run_folder(tmp_path / "e", good())), (folder, folder)):
         with pytest.raises(UserError, match="one training run at a time"):
             report(*sets, out=tmp_path / "out.html")
-    with pytest.raises(UserError, match=r"--task is for sets of predictions; .* is a training run"):
+    with pytest.raises(UserError, match=r"`task` is for sets of predictions; .* is a training run"):
         report(folder, out=tmp_path / "out.html", task="hsd")
     (folder / "data.json").write_text('{"data": [1]}')
     with pytest.raises(UserError, match="does not hold what finetune writes"):

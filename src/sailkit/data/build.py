@@ -117,9 +117,9 @@ def read_shares(text: str) -> list[float]:
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--shares {text!r}: write numbers between commas, such as 0.2,0.1,0.3,0.4") from None
+        raise UserError(f"`shares` {text!r}: write numbers between commas, such as 0.2,0.1,0.3,0.4") from None
     if not all(0 <= share <= 1 for share in found) or abs(math.fsum(found) - 1) > 1e-6:
-        raise UserError(f"--shares {text!r}: shares are between 0 and 1, and sum to 1")
+        raise UserError(f"`shares` {text!r}: shares are between 0 and 1, and sum to 1")
     return found
 
 
@@ -134,16 +134,16 @@ def _check_options(
 ) -> None:
     at_least_one(top=top, limit=limit)
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"--threshold should be between 0 and 1, not {threshold}")
+        raise UserError(f"`threshold` should be between 0 and 1, not {threshold}")
     if not 0 <= held_out < 1:
-        raise UserError(f"--held-out should be at least 0 and below 1, not {held_out}")
+        raise UserError(f"`held_out` should be at least 0 and below 1, not {held_out}")
     if mix not in get_args(Mix):
         raise UserError(f"no mix {mix!r}: {nearest(mix, get_args(Mix))}")
     for form in forms:
         if form not in get_args(ExportFormat):
             raise UserError(f"no export {form!r}: {nearest(form, get_args(ExportFormat))}")
     if not labels:
-        raise UserError("no --labels; give the run folder of  sailkit label")
+        raise UserError("no `labels`; give the run folder of  sailkit label")
 
 
 def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, Any]]]:

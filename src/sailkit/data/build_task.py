@@ -101,7 +101,7 @@ def build_task(
     for kind in kinds:
         if kind not in get_args(Distractor):
             raise UserError(f"no distractors {kind!r}: {nearest(kind, get_args(Distractor))}")
-    for name, share in (("--supported", supported), ("--held-out", held_out)):
+    for name, share in (("`supported`", supported), ("`held_out`", held_out)):
         if not 0 <= share <= 1:
             raise UserError(f"{name} should be between 0 and 1, not {share}")
     chosen = load_task(task)
@@ -144,7 +144,7 @@ def build_task(
         train = [row for (_, row), aside in zip(rows, apart, strict=True) if not aside]
         aside = [row for (_, row), aside in zip(rows, apart, strict=True) if aside]
         if not train:
-            raise UserError(f"no row is left to train on; use a smaller --held-out than {held_out}")
+            raise UserError(f"no row is left to train on; use a smaller `held_out` than {held_out}")
         judged, used = {one.id for one in usable}, {unit.example.id for unit, _ in rows}
         dropped = [
             {"id": one.id, "reason": "not drawn" if one.id in judged else "no judged evidence"}

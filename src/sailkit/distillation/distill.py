@@ -91,7 +91,7 @@ def distill(
     if dry_run:
         return plan(told, tokens_per_second)
     if out is None:
-        raise UserError("distill needs --out, the run folder (or --dry-run)")
+        raise UserError("distill needs `out`, the run folder (or `dry_run`)")
     if push is not None:
         check_repository(push)
     with process_group() as processes:

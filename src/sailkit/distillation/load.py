@@ -43,9 +43,9 @@ class TeacherOptions:
 def check_tokenizer(name: str, tokenizer: str | Path | None) -> None:
     """Raise a UserError for an endpoint without a tokenizer, or a model with a second one."""
     if is_endpoint(name) and tokenizer is None:
-        raise UserError("an endpoint needs --teacher-tokenizer, the folder of its model's tokenizer")
+        raise UserError("an endpoint needs `teacher_tokenizer`, the folder of its model's tokenizer")
     if not is_endpoint(name) and tokenizer is not None:
-        raise UserError("--teacher-tokenizer goes with an endpoint; a model here has its own")
+        raise UserError("`teacher_tokenizer` goes with an endpoint; a model here has its own")
 
 
 def load_teacher(name: str, options: TeacherOptions) -> Teacher:

@@ -100,7 +100,7 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
     if method == "sequence" and given:
         own["teacher"] = own["teacher"] or ""
     if not isinstance(own["teacher"], str):
-        raise UserError(f"{where}: no teacher; write  teacher: MODEL  or give --teacher")
+        raise UserError(f"{where}: no teacher; write  teacher: MODEL  or give `teacher`")
     if own["teacher_style"] is not None:
         check_style(str(own["teacher_style"]))
     layers = own["student_layers"]

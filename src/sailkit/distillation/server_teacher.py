@@ -58,7 +58,7 @@ class _EchoExchange(Exchange):
         return _Echo("", refusal=reason)
 
     def refused_logprobs(self, message: str) -> Exception:
-        return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower --k")
+        return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower `k`")
 
 
 class EchoTeacher:
@@ -86,7 +86,7 @@ class EchoTeacher:
         self.name = f"endpoint:{self._model}@{self._url}"
         self._exchange = _EchoExchange(self.name, self._url, options)
         if not folder.is_dir():
-            raise UserError(f"--teacher-tokenizer {folder}: no such folder")
+            raise UserError(f"`teacher_tokenizer` {folder}: no such folder")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the kinds that damaged files raise have no common ancestor
@@ -154,11 +154,11 @@ class EchoTeacher:
         ids, logprobs = np.zeros((len(listed), wanted), np.int64), np.full((len(listed), wanted), -np.inf)
         for place, (position, token) in enumerate(zip(listed, pair.tokens, strict=True)):
             if token not in position:
-                raise UserError(f"{self.name} reads other tokens than were sent; give its own --teacher-tokenizer")
+                raise UserError(f"{self.name} reads other tokens than were sent; give its own `teacher_tokenizer`")
             if len(position) < wanted:
                 raise UserError(
                     f"{self.name} gives {len(position)} log-probabilities at a position, and {wanted} were asked for; "
-                    f"use --k {len(position)}, or raise the server's limit (vLLM: --max-logprobs)"
+                    f"use `k` {len(position)}, or raise the server's limit (vLLM: --max-logprobs)"
                 )
             best = itertools.islice(sorted(position.items(), key=lambda item: (-item[1], item[0])), wanted)
             ids[place], logprobs[place] = zip(*best, strict=True)

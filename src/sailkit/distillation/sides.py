@@ -151,7 +151,7 @@ def check_taught(rows: Sequence[BothSides | WithoutTeacher]) -> None:
     without = without_teacher(rows)
     if rows and len(without) == len(rows):
         raise UserError(
-            f"the teacher can teach none of the {len(rows):,} rows ({in_words(reasons(without))}); --method sequence "
+            f"the teacher can teach none of the {len(rows):,} rows ({in_words(reasons(without))}); `method='sequence'` "
             "learns its answers, whatever the tokenizers, and a longer distillation.max_length gives room"
         )
 

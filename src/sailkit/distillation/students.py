@@ -48,7 +48,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     layers = getattr(inner, "layers", None)
     config = model.config.get_text_config()
     if not isinstance(layers, torch.nn.ModuleList) or len(layers) != config.num_hidden_layers:
-        raise UserError(f"{type(model).__name__} does not keep its layers in a list; choose a student with --model")
+        raise UserError(f"{type(model).__name__} does not keep its layers in a list; choose a student with `model`")
     kept = evenly(len(layers), keep)
     inner.layers = torch.nn.ModuleList(layers[i] for i in kept)
     for place, layer in enumerate(inner.layers):

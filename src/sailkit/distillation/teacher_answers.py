@@ -115,8 +115,8 @@ def _check_form(teacher: Model, examples: Sequence[TrainingExample]) -> None:
     for style in dict.fromkeys(one.style for one in examples):
         if (style == "chat") != templated:
             has = "has a chat template" if templated else "has no chat template"
-            mend = "ask in --style chat, or" if templated else "ask in --style sail-fixed, or"
-            raise UserError(f"{teacher.name} {has}, and style {style!r} does not go with it; {mend} set --chat")
+            mend = "ask in `style='chat'`, or" if templated else "ask in `style='sail-fixed'`, or"
+            raise UserError(f"{teacher.name} {has}, and style {style!r} does not go with it; {mend} set `chat`")
 
 
 def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int) -> list[dict[str, Any]]:

@@ -93,9 +93,9 @@ def teacher_cache(
     part = read_shard(shard)
     at_least_one(k=k, shard_tokens=shard_tokens, max_length=max_length)
     if not 0 < top_p <= 1:
-        raise UserError(f"--top-p should be above 0 and at most 1, not {top_p}")
+        raise UserError(f"`top_p` should be above 0 and at most 1, not {top_p}")
     if precision not in ("float16", "float32"):
-        raise UserError(f"--precision takes float16 or float32, not {precision!r}")
+        raise UserError(f"`precision` takes float16 or float32, not {precision!r}")
     pool = ray.pool(shard=shard, max_requests=max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
     kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
@@ -111,7 +111,7 @@ def teacher_cache(
     shown = style or trained_style(described)
     options = replace(options, model=replace(model, date=described.get("date")))  # the same on all machines
     if max_length is not None and max_length > reader.context:
-        raise UserError(f"--max-length {max_length}: {reader.name} takes {reader.context} tokens")
+        raise UserError(f"`max_length` {max_length}: {reader.name} takes {reader.context} tokens")
     prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown, described.get("date"))
     every = pairs_of(prepared)
     pairs = distinct(every)
@@ -224,7 +224,7 @@ def _is_made(path: Path, pairs: Sequence[Pair]) -> bool:
     if not path.exists():
         return False
     if Shard(path).keys != [pair.key for pair in pairs]:
-        raise UserError(f"{path} holds other completions than planned; choose another --out")
+        raise UserError(f"{path} holds other completions than planned; choose another `out`")
     return True
 
 

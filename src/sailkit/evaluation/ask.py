@@ -195,6 +195,6 @@ def content_free_bias(model: Model, plan: Plan) -> dict[str, float]:
     found = answer_batch(model, plan, empty)
     if not all(p.scores for p in found):
         raise UserError(
-            "--calibrate needs log-probabilities that decide on an empty input, and this endpoint gives none"
+            "`calibrate` needs log-probabilities that decide on an empty input, and this endpoint gives none"
         )
     return {label: math.log(sum(p.scores[label] for p in found) / len(found)) for label in plan.question.answers}

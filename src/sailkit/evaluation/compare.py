@@ -173,7 +173,7 @@ def _pair(a: PredictionSet, b: PredictionSet, truth: str) -> Paired:
             rows.append((label, p.predicted, q.predicted))
             groups.append(p.group or q.unit)
     if not rows:
-        raise UserError(f"{a.name} and {b.name} share no {truth} labels; see --against")
+        raise UserError(f"{a.name} and {b.name} share no {truth} labels; see `against`")
     grouped = any(p.group for s in (a, b) for p in s.predictions)
     return Paired(rows, len(a.predictions) - len(rows), groups if grouped else None)
 

@@ -124,20 +124,20 @@ def evaluate(
     chosen = load_task(task, _split(labels))
     question = chosen.question(protocol, wording)
     if max_new_tokens is not None:
-        limits = (_positive("--max-new-tokens", max_new_tokens),) * len(question.steps)
+        limits = (_positive("`max_new_tokens`", max_new_tokens),) * len(question.steps)
         question = replace(question, new_tokens=limits)
     formed = _in_form_of_training(question, search, style, verify)
     if calibrate and answer != "logprob":
-        raise UserError("--calibrate needs --answer logprob")
+        raise UserError("`calibrate` needs `answer='logprob'`")
     dataset = chosen.load(data)
     inside = [one for one in dataset.examples if half is None or in_half(one, half)]
-    asked = inside[: _positive("--limit", limit) if limit is not None else None]
+    asked = inside[: _positive("`limit`", limit) if limit is not None else None]
     if not asked:
         raise UserError(f"task {chosen.name}: no examples in the {half} half")
-    examples = shown(asked, search, _positive("--results", results), seed, inside) if search else asked
+    examples = shown(asked, search, _positive("`results`", results), seed, inside) if search else asked
     if csv_out is not None and csv_out.exists() and not csv_out.read_bytes().startswith(b"id,text,gold,reference,"):
-        raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another --csv-out")
-    worked = worked_examples(chosen, question, few_shot, _positive("--shots", shots), examples)
+        raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another `csv_out`")
+    worked = worked_examples(chosen, question, few_shot, _positive("`shots`", shots), examples)
     options = ModelOptions(
         chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
         max_response_mb,
@@ -148,8 +148,8 @@ def evaluate(
         form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))
         loaded = _in_form(loaded, form, model, options)
         if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
-            what = "--few-shot" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
-            raise UserError(f"{what} does not go with --search, which asks as in training; leave one of them out")
+            what = "`few_shot`" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
+            raise UserError(f"{what} does not go with `search`, which asks as in training; leave one of them out")
     if answer == "logprob":
         check_scorable(loaded)
     plan = Plan(question, answer, worked.turns, form=form, examples=worked.parts)
@@ -238,15 +238,15 @@ def _in_form_of_training(question: Question, search: Search | None, style: str, 
     """Whether search results are shown in the form of training; what is only for that is refused elsewhere."""
     formed = search is not None and not places_evidence(question)
     if not formed and (style != "auto" or verify == "on"):
-        flag = f"--style {style}" if style != "auto" else "--verify on"
-        raise UserError(f"{flag} needs --search, and a --wording that does not place {{evidence}} itself")
+        flag = f"`style` {style}" if style != "auto" else "`verify='on'`"
+        raise UserError(f"{flag} needs `search`, and a `wording` that does not place {{evidence}} itself")
     return formed
 
 
 def _judge(name: str, model: str, loaded: Model, options: ModelOptions, key_env: str | None, repeats: int) -> Model:
     """The reference model, with its own key and on the day of the model that is measured."""
     if is_endpoint(model) and is_endpoint(name) and key_env is None:
-        raise UserError("two endpoints, and a key goes to the server it is for: give --reference-api-key-env as well")
+        raise UserError("two endpoints, and a key goes to the server it is for: give `reference_api_key_env` as well")
     day = options.date or loaded.describe().get("date")
     return load_reference(name, replace(options, api_key_env=key_env or options.api_key_env, date=day), repeats)
 
@@ -257,10 +257,10 @@ def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Mo
     if form.style != "chat" and templated and options.chat == "auto":
         return load_model(model, replace(options, chat="off"))
     if form.style == "chat" and not templated and options.chat != "off":
-        raise UserError(f"--style chat: {model} has no chat template; use --style sail-fixed")
+        raise UserError(f"`style='chat'`: {model} has no chat template; use `style='sail-fixed'`")
     if (form.style == "chat") != templated:
-        mend = "--chat on" if form.style == "chat" else "--chat off"
-        raise UserError(f"--style {form.style} needs {mend}, or another --style")
+        mend = "`chat='on'`" if form.style == "chat" else "`chat='off'`"
+        raise UserError(f"`style` {form.style} needs {mend}, or another `style`")
     return loaded
 
 

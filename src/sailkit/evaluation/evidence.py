@@ -91,11 +91,11 @@ def form_for(model: Model, style: str, verify: str, most: int) -> Form:
     server = "served_model" in described
     checks = bool(trained) if verify == "auto" else verify == "on"
     if checks and server:
-        raise UserError("--verify on: a server does not go on with an answer that is begun here; leave it out")
+        raise UserError("`verify='on'`: a server does not go on with an answer that is begun here; leave it out")
     if checks and (thought := described.get("open_thought")):
-        raise UserError(f"--verify on: {model.name}'s chat template opens a thought ({thought.strip()}); leave it out")
+        raise UserError(f"`verify='on'`: {model.name}'s chat template opens a thought, {thought.strip()}; leave it out")
     if checks and most > MOST_VERIFIED:
-        raise UserError(f"--results {most}: at most {MOST_VERIFIED} search results are verified")
+        raise UserError(f"`results` {most}: at most {MOST_VERIFIED} search results are verified")
     form = Form(style, checks and most > 0, most)
     if not form.verify:
         return form
@@ -121,7 +121,7 @@ def shown(
     if search == "none":
         return [replace(one, evidence=(), stances=()) for one in examples]
     if not any(one.evidence for one in examples):
-        raise UserError(f"--search {search}: the data have no search results; give the task an `evidence` field")
+        raise UserError(f"`search` {search}: the data have no search results; give the task an `evidence` field")
     if search == "evidence":
         return [replace(one, evidence=one.evidence[:results], stances=one.stances[:results]) for one in examples]
     every = [(one.group, result) for one in pool for result in one.evidence]
@@ -143,5 +143,5 @@ def _others(
             own.add(result.body)
             found.append(result)
     if len(found) < wanted:
-        raise UserError(f"--search random: item {one.id}: the other items have too few search results")
+        raise UserError(f"`search='random'`: item {one.id}: the other items have too few search results")
     return tuple(found)

@@ -37,7 +37,7 @@ def worked_examples(
     Args:
         task: The task.
         question: Protocol and wording.
-        path: Examples in the task's own form; for a wording with `{examples}`, a table of `text` and `answer`.
+        path: Examples in the task's own form; for a wording with `{examples}`, a table of text and answer.
         count: How many of them are shown.
         examples: What is asked about; none of it may be a worked example.
 
@@ -48,7 +48,7 @@ def worked_examples(
     if path is None:
         if question.shows_examples:
             raise UserError(
-                f"{name} shows worked examples; bring {count} with --few-shot FILE, a table of `text` and `answer`"
+                f"{name} shows worked examples; bring {count} with `few_shot` FILE, a table of text and answer"
             )
         return WorkedExamples()
     if question.shows_examples:
@@ -66,10 +66,10 @@ def worked_examples(
         constant = tuple(Part(part.text, part.trusted, constant=True) for part in parts)
         return WorkedExamples(parts=constant, fingerprint=jsonl.fingerprint([asdict(part) for part in constant]))
     if len(question.steps) > 1:
-        raise UserError(f"--few-shot works with protocols of one step, not with {question.protocol}")
+        raise UserError(f"`few_shot` works with protocols of one step, not with {question.protocol}")
     if task.spec.data.folder and path.is_file():
         raise UserError(
-            f"{name} takes worked examples in the form of the task's data, a folder; tables of `text` and `answer`, "
+            f"{name} takes worked examples in the form of the task's data, a folder; tables of text and answer, "
             f"such as {path}, are for wordings with {{examples}}"
         )
     worked = task.load(path).examples[:count]
@@ -88,7 +88,7 @@ def _answered_texts(path: Path, count: int) -> list[tuple[str, str]]:
         for line, row in read_table(path)
     ]
     if len(rows) < count:
-        raise UserError(f"{path}: {len(rows)} worked examples, {count} are to be shown; add some, or use --shots")
+        raise UserError(f"{path}: {len(rows)} worked examples, {count} are to be shown; add some, or use `shots`")
     return [(text, answer) for text, answer in rows[:count]]
 
 

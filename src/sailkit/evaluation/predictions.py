@@ -123,11 +123,11 @@ def field_names(fields: Sequence[str] | None) -> dict[str, str]:
         else:
             key, equals, name = entry.partition("=")
             if not equals or not name:
-                raise UserError(f"--fields takes KEY=NAME or a YAML file, not {entry!r}")
+                raise UserError(f"`fields` takes KEY=NAME or a YAML file, not {entry!r}")
             names[key] = name
     for key in names:
         if key not in RECORDED_FIELDS:
-            raise UserError(f"--fields has no field {key!r}; {nearest(str(key), RECORDED_FIELDS)}")
+            raise UserError(f"`fields` has no field {key!r}; {nearest(str(key), RECORDED_FIELDS)}")
     return names
 
 
@@ -189,7 +189,7 @@ def load_recording(
             if names[key] not in row:
                 found = ", ".join(sorted(map(str, row))) or "nothing"
                 raise UserError(
-                    f"{path}, line {line}: no field {names[key]!r} (found: {found}); map it with --fields {key}=NAME"
+                    f"{path}, line {line}: no field {names[key]!r} (found: {found}); map it with `fields` {key}=NAME"
                 )
     known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
     labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
@@ -250,7 +250,7 @@ def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
             return task
     shown = ", ".join(sorted(used)[:5]) or "none"
     raise UserError(
-        f"{path}: no built-in task has its labels ({shown}); name the task, or your task's YAML, with --task"
+        f"{path}: no built-in task has its labels ({shown}); name the task, or your task's YAML, with `task`"
     )
 
 

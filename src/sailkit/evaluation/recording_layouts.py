@@ -42,7 +42,7 @@ def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
     if len(others) > 1:
         shown = ", ".join(f"{name}{_RESPONSE}" for name in others)
         raise UserError(
-            f"{where}: responses of several models ({shown}); choose with --fields "
+            f"{where}: responses of several models ({shown}); choose with `fields` "
             f"output={others[0]}{_RESPONSE},prediction={others[0]}{_LABEL}"
         )
     return {

@@ -59,13 +59,13 @@ def announce_cost(
     sent, read, written = (
         sum(e[name] for e in expected) for name in ("requests", "prompt_tokens", "completion_tokens")
     )
-    cost = "cost unknown: give --price IN/OUT in USD per million tokens"
+    cost = "cost unknown without a price, IN/OUT in USD per million tokens"
     if price is not None:
         try:
             per_in, per_out = (float(part) for part in price.split("/"))
         except ValueError:
             raise UserError(
-                f"--price takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}"
+                f"`price` takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}"
             ) from None
         cost = f"about ${(read * per_in + written * per_out) / 1e6:.4f}"
     runs.notice(
@@ -80,10 +80,10 @@ def load_reference(name: str, options: ModelOptions, repeats: int) -> Model:
         UserError: It cannot be had, or cannot be asked so often.
     """
     if repeats < 1:
-        raise UserError(f"--repeats should be at least 1, not {repeats}")
+        raise UserError(f"`repeats` should be at least 1, not {repeats}")
     model = load_model(name, options)
     if repeats > 1 and not isinstance(model, Paid):
-        raise UserError(f"--repeats asks an endpoint again; {name} runs here and always answers the same")
+        raise UserError(f"`repeats` asks an endpoint again; {name} runs here and always answers the same")
     return model
 
 

@@ -45,13 +45,13 @@ def rescore(
     """
     claims = [_published(text) for text in published or []]
     if not files and not claims:
-        raise UserError("name a file of recorded outputs, or give --published accuracy=...,f1=...")
+        raise UserError("name a file of recorded outputs, or give `published` as accuracy=...,f1=...")
     found: list[tuple[dict[str, Any], list[Flag]]]
     if not files:
         found = [({}, _aggregate_flags(claim)) for claim in claims]
     else:
         if claims and len(claims) != len(files):
-            raise UserError(f"{len(claims)} --published for {len(files)} files; give one for each, in order")
+            raise UserError(f"{len(claims)} `published` for {len(files)} files; give one for each, in order")
         sets = [load_recording(path, task, fields) for path in files]
         found = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
     kinds = [_f1_kinds(figures, claim) for (figures, _), claim in zip(found, claims, strict=False)]
@@ -75,13 +75,13 @@ def _published(text: str) -> dict[str, float]:
     for part in text.replace(" ", "").split(","):
         name, _, value = part.partition("=")
         if name not in known:
-            raise UserError(f"--published knows no figure {name!r}; {nearest(name, known)}")
+            raise UserError(f"`published` knows no figure {name!r}; {nearest(name, known)}")
         try:
             claim[name] = float(value)
         except ValueError:
-            raise UserError(f"--published {name}: {value!r} is not a number") from None
+            raise UserError(f"`published` {name}: {value!r} is not a number") from None
         if not 0 <= claim[name] <= 1:
-            raise UserError(f"--published {name}={value} is not between 0 and 1")
+            raise UserError(f"`published` {name}={value} is not between 0 and 1")
     return claim
 
 

@@ -152,7 +152,7 @@ def _not_fitted_on_the_other_half(name: str, judged: HumanJudgements, seed: int)
     if name.startswith("entailment:") and path.exists():
         told = jsonl.read_json(path)
         if told["data_sha256"] == judged.sha256 and told["seed"] != seed:
-            raise UserError(f"{name} was fitted with --seed {told['seed']}: other halves; give the same --seed")
+            raise UserError(f"{name} was fitted with `seed` {told['seed']}: other halves; give the same `seed`")
 
 
 def _scores(run: runs.Run, judge: Any, pairs: Sequence[ResultPair]) -> Floats:

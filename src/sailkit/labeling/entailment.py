@@ -88,7 +88,7 @@ class Entailment:
         config = self._model.config
         self._columns = meanings(config.id2label, model)
         if measure == "relevance" and "neutral" not in self._columns:
-            raise UserError(f"--measure relevance needs a model with a neutral class; {model} has none")
+            raise UserError(f"`measure='relevance'` needs a model with a neutral class; {model} has none")
         self.name = f"entailment:{model}"
         self._direction, self._measure, self._form = direction, measure, form
         self._frame = _frame(self._tokenizer, pair=form == "pair")
@@ -159,7 +159,7 @@ class Entailment:
             )
         logits = self._logits(**inputs).float()
         if not bool(torch.isfinite(logits).all()):
-            raise UserError(f"{self.name}: the scores are not numbers (NaN or infinite); try --dtype float32")
+            raise UserError(f"{self.name}: the scores are not numbers (NaN or infinite); try `dtype='float32'`")
         if logits.shape[1] == 1:
             return list(logits[:, 0].sigmoid().tolist())
         shares = logits.softmax(-1)

@@ -75,7 +75,7 @@ def fit(
     from transformers.utils import logging
 
     if out.exists():
-        raise UserError(f"{out} exists; choose another --out")
+        raise UserError(f"{out} exists; choose another `out`")
     judged = read_judgements(data)
     used = _used(judged, data, seed, limit)
     logging.disable_progress_bar()
@@ -87,7 +87,7 @@ def fit(
     model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
     tokenizer = guard_texts(model)
     if max_length > (most := positions(model.model.config)):
-        raise UserError(f"--max-length {max_length}: {base} takes at most {most} tokens")
+        raise UserError(f"`max_length` {max_length}: {base} takes at most {most} tokens")
     rows = _rows(used)
     with jsonl.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -163,11 +163,11 @@ def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
 
 
 def _check_numbers(epochs: float, learning_rate: float, max_length: int) -> None:
-    for flag, value in (("--epochs", epochs), ("--learning-rate", learning_rate)):
+    for flag, value in (("`epochs`", epochs), ("`learning_rate`", learning_rate)):
         if not 0 < value < math.inf:
             raise UserError(f"{flag} should be above 0, not {value}")
     if max_length < _LEAST_LENGTH:
-        raise UserError(f"--max-length should be at least {_LEAST_LENGTH}, not {max_length}")
+        raise UserError(f"`max_length` should be at least {_LEAST_LENGTH}, not {max_length}")
 
 
 def _precision(dtype: str, cuda: bool) -> Any:

@@ -96,7 +96,7 @@ def label(
     """
     part = read_shard(shard)
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"--threshold should be from 0 to 1, not {threshold}")
+        raise UserError(f"`threshold` should be from 0 to 1, not {threshold}")
     model = ModelOptions(
         chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env, max_response_mb,
         date or runs.setting_of(out, "labeler", "date"),
@@ -143,7 +143,7 @@ def read_shard(text: str | None) -> tuple[int, int] | None:
         return None
     match = _SHARD.fullmatch(text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--shard {text!r}: write I/N, from 1/N to N/N")
+        raise UserError(f"`shard` {text!r}: write I/N, from 1/N to N/N")
     return int(match[1]) - 1, int(match[2])
 
 

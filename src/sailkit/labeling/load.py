@@ -44,7 +44,7 @@ def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
     if kind not in KINDS:
         raise UserError(f"no labeler {name!r}: {nearest(kind, KINDS)}")
     if kind in ("entailment", "judge") and not model:
-        raise UserError(f"--labeler {kind} needs a model: write {kind}:MODEL")
+        raise UserError(f"`labeler` {kind} needs a model: write {kind}:MODEL")
     if kind == "overlap":
         from sailkit.labeling.similarity import Overlap
 

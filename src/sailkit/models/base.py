@@ -136,5 +136,5 @@ def check_scorable(model: Model) -> None:
     if thought := model.describe().get("open_thought"):
         raise UserError(
             f"the chat template of {model.name} opens a thought ({thought.strip()}), and answers cannot be scored "
-            "inside it; use --answer generate with a --max-new-tokens that leaves room to think, or --chat off"
+            "inside it; use `answer='generate'` with a `max_new_tokens` that leaves room to think, or `chat='off'`"
         )

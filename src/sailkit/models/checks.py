@@ -15,7 +15,7 @@ def finite(values: torch.Tensor) -> None:
     """Raise a UserError where a model's output is no number."""
     if not bool(torch.isfinite(values).all()):
         raise UserError(
-            "the model's output is not a number (NaN or infinite logits); try --dtype float32, or check the weights"
+            "the model's output is not a number (NaN or infinite logits); try `dtype='float32'`, or check the weights"
         )
 
 
@@ -62,5 +62,5 @@ def check_tokens(rows: Sequence[Sequence[int]], embeddings: int, tokenizer: Any,
         raise UserError(
             f"{name} has no embedding for the token {tokenizer.convert_ids_to_tokens(most)!r} (id {most}): it has "
             f"{embeddings} embeddings, and its tokenizer or chat template writes more; use the tokenizer that it was "
-            "trained with, --chat off where only the template needs the token, or resize its embeddings and train them"
+            "trained with, `chat='off'` where only the template needs the token, or resize and train its embeddings"
         )

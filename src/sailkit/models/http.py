@@ -67,9 +67,9 @@ class Exchange:
             UserError: An option cannot be used, or the key cannot be sent.
         """
         if not (options.concurrency >= 1 and options.max_requests >= 0 and options.timeout > 0):
-            raise UserError("--concurrency and --timeout should be above 0, and --max-requests at least 0")
+            raise UserError("`concurrency` and `timeout` should be above 0, and `max_requests` at least 0")
         if not options.max_response_mb > 0:
-            raise UserError("--max-response-mb should be above 0")
+            raise UserError("`max_response_mb` should be above 0")
         self.name = name
         self.base_url = base_url
         self.options = options
@@ -153,7 +153,7 @@ class Exchange:
         limit = self.options.max_requests
         if limit and self.sent >= limit:
             raise UserError(
-                f"{self.name}: the {limit} requests of --max-requests are used up; "
+                f"{self.name}: the {limit} requests of `max_requests` are used up; "
                 "run the same command again, it goes on where it stopped"
             )
         self.sent += 1
@@ -162,11 +162,11 @@ class Exchange:
             async with asyncio.timeout(self.options.timeout):
                 response = await self.post(client, body)
         except TimeoutError:
-            raise PassingError(f"no answer within {self.options.timeout:g} s (--timeout)") from None
+            raise PassingError(f"no answer within {self.options.timeout:g} s (`timeout`)") from None
         except TooLargeError:
             raise UserError(
                 f"{self.name}: an answer larger than {self.options.max_response_mb:g} MB; "
-                "raise --max-response-mb if that is right"
+                "raise `max_response_mb` if that is right"
             ) from None
         except PackingError as error:
             raise PassingError(str(error)) from None

@@ -20,7 +20,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     """
     options = options or ModelOptions()
     if options.chat not in ("auto", "on", "off"):
-        raise UserError(f"--chat takes auto, on or off, not {options.chat!r}")
+        raise UserError(f"`chat` takes auto, on or off, not {options.chat!r}")
     check_date(options.date)
     if is_endpoint(name):
         from sailkit.models.endpoint import EndpointModel  # each brings its own libraries

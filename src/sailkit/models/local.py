@@ -27,7 +27,7 @@ from sailkit.records import AnswerScore
 
 _BATCH_TOKENS = {"cpu": 2048}  # more adds padding and cache misses, less reads the weights too often
 _BATCH_TOKENS_ELSEWHERE = 32768
-_LESS_MEMORY = "use a smaller model, --dtype bfloat16 or more memory"
+_LESS_MEMORY = "use a smaller model, `dtype='bfloat16'` or more memory"
 _TREE_TOKENS = 4096  # of likely answers in a pass: each of them costs a row of logits
 
 
@@ -53,7 +53,7 @@ class LocalModel:
         """
         templated = bool(getattr(tokenizer, "chat_template", None))
         if options.chat == "on" and not templated:
-            raise UserError(f"{name} has no chat template; use --chat auto or off")
+            raise UserError(f"{name} has no chat template; use `chat='auto'` or `chat='off'`")
         self.name = name
         self.model = model
         self.tokenizer = tokenizer

@@ -64,7 +64,7 @@ def pick_device(name: str) -> torch.device:
         probe.item()
         return probe.device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"`device` {name}: {str(error).splitlines()[0]}") from None
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -72,7 +72,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise UserError(f"--dtype takes auto, {', '.join(DTYPES)}, not {name!r}")
+        raise UserError(f"`dtype` takes auto, {', '.join(DTYPES)}, not {name!r}")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
@@ -158,7 +158,7 @@ def pretrained(kind: Any, folder: Path) -> Any:
 def _not_loaded(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
     own_code = "trust_remote_code" in str(error) or "custom code" in str(error)
-    mend = "; it is run with --trust-remote-code alone, which evaluate and teacher-cache have, and never in training"
+    mend = "; it is run with `trust_remote_code` alone, which evaluate and teacher-cache have, and never in training"
     return UserError(f"cannot load {folder}: {reason} ({type(error).__name__}){mend if own_code else ''}")
 
 

@@ -64,7 +64,7 @@ class ChatTemplate:
         """
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError(f"{self.name} has no chat template; choose --chat off, or a text style such as sail-fixed")
+            raise UserError(f"{self.name} has no chat template; choose `chat='off'` or a text style such as sail-fixed")
         self._tokenizer = tokenizer
         try:
             source: str = tokenizer.get_chat_template()
@@ -90,7 +90,7 @@ class ChatTemplate:
             roles = ", ".join(str(turn["role"]) for turn in turns)
             raise UserError(
                 f"the chat template of {self.name} fails on a conversation of {roles}: {reason} "
-                f"({type(error).__name__}); choose --chat off or a text style such as sail-fixed, or mend the template"
+                f"({type(error).__name__}); choose `chat='off'` or a text style such as sail-fixed, or mend it"
             ) from None
 
     def _apply(self, turns: Sequence[Mapping[str, str]], generation_prompt: bool, **variables: Any) -> str:
@@ -165,7 +165,7 @@ def check_date(date: str | None) -> None:
             return
     except ValueError:
         pass
-    raise UserError(f"--date should be a day as YYYY-MM-DD, not {date!r}")
+    raise UserError(f"`date` should be a day as YYYY-MM-DD, not {date!r}")
 
 
 @cache

@@ -147,7 +147,7 @@ class Renderer:
         if lost := {*range(len(loose))} - {int(piece) for piece in pieces[1::2]}:
             raise UserError(
                 f"the chat template of {template.name} leaves out or rewrites {len(lost)} of {len(loose)} texts that "
-                "it is given, and a model would not see them; choose --chat off or a text style such as sail-fixed"
+                "it is given, and a model would not see them; choose `chat='off'` or a text style such as sail-fixed"
             )
         return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
 
@@ -172,7 +172,7 @@ class Renderer:
         if ids[: len(rendered.ids)] != rendered.ids:
             raise UserError(
                 f"the tokenizer merges the answer {answer!r} with the end of the prompt {rendered.text[-20:]!r}; "
-                "choose another answer word or another --chat"
+                "choose another answer word or another `chat`"
             )
         return own
 

@@ -55,14 +55,14 @@ def places(out: Path) -> tuple[Path, Path]:
     """
     html = out / "report.html" if out.is_dir() or not out.suffix else out
     if html.suffix not in (".html", ".htm"):
-        raise UserError(f"--out {out} should end in .html, or be a folder")
+        raise UserError(f"`out` {out} should end in .html, or be a folder")
     for path, mark in ((html, _MARKS["html"]), (html.with_suffix(".md"), _MARKS["md"])):
         try:
             if path.exists():
                 with path.open("rb") as stream:
                     ours = mark.encode() in stream.read(300)
                 if not ours:
-                    raise UserError(f"{path} exists and is not a sailkit report; move it or choose another --out")
+                    raise UserError(f"{path} exists and is not a sailkit report; move it or choose another `out`")
         except OSError as error:
             raise jsonl.reading_failed(path, error) from None
     return html, html.with_suffix(".md")

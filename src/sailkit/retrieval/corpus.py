@@ -60,7 +60,7 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
         UserError: A file cannot be read or understood, or there is no text at all.
     """
     if not 0 <= overlap < words:
-        raise UserError(f"--passage-overlap should be from 0 to less than --passage-words ({words}), not {overlap}")
+        raise UserError(f"`passage_overlap` should be from 0 to less than `passage_words` ({words}), not {overlap}")
     found: dict[tuple[str, str], Passage] = {}
     for path in paths:
         for one in _documents(path):

@@ -61,7 +61,7 @@ def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
     for pair in (pair for text in fields or () for pair in text.split(",")):
         ours, _, theirs = pair.partition("=")
         if ours not in _FIELDS or not theirs:
-            raise UserError(f"--fields {pair!r}: write ours=theirs; {nearest(ours, _FIELDS)}")
+            raise UserError(f"`fields` {pair!r}: write ours=theirs; {nearest(ours, _FIELDS)}")
         names[ours] = theirs
     return names
 
@@ -81,7 +81,7 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, w
     if "instruction" not in values:
         raise UserError(
             f"{where}: no field 'instruction' (found: {', '.join(sorted(row)) or 'nothing'}); "
-            "say which with --fields instruction=NAME,output=NAME"
+            "say which with `fields` instruction=NAME,output=NAME"
         )
     identity = str(place) if values.get("id") is None else _text(values["id"], "id", where)
     if not identity.strip():

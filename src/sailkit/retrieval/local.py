@@ -127,8 +127,8 @@ class LocalSearcher:
         try:
             from safetensors.numpy import load_file
         except ImportError:
-            raise missing_extra("label", f"--engine {self.name}") from None
-        self._encoder, source = load_encoder(ENCODER, f"--engine {self.name}")
+            raise missing_extra("label", f"`engine` {self.name}") from None
+        self._encoder, source = load_encoder(ENCODER, f"`engine` {self.name}")
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
         self._facts["embedded_text"] = _EMBEDDED_TEXT
         folder = index.with_name(f"{index.name}-{weights[:16]}-{_EMBEDDED_TEXT}")

@@ -135,7 +135,7 @@ def load_searcher(
             from sailkit.retrieval.recorded import RecordedSearcher
 
             if recorded is None:
-                raise UserError("--engine recorded needs --recorded FILE")
+                raise UserError("`engine='recorded'` needs `recorded` FILE")
             return RecordedSearcher(recorded, instructions)
         if name == "web" or name == "searxng":  # noqa: PLR1714 - mypy narrows only this
             from sailkit.retrieval.web import WebSearcher
@@ -146,7 +146,7 @@ def load_searcher(
         from sailkit.retrieval.local import LocalSearcher
 
         if not corpus:
-            raise UserError(f"--engine {name} needs --corpus")
+            raise UserError(f"`engine` {name} needs `corpus`")
         return LocalSearcher(name, corpus, passage_words, passage_overlap)
 
     names = _engines(engine)
@@ -158,11 +158,11 @@ def _engines(text: str) -> list[Engine]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            raise UserError(f"no --engine {name!r}; {nearest(name, known)}")
+            raise UserError(f"no `engine` {name!r}; {nearest(name, known)}")
     if len(set(names)) < len(names):
-        raise UserError(f"--engine {text}: an engine is named twice")
+        raise UserError(f"`engine` {text}: an engine is named twice")
     if len(names) > 1 and "recorded" in names:
-        raise UserError("--engine recorded stands alone: its results are of engines of its own, web and bm25")
+        raise UserError("`engine='recorded'` stands alone: its results are of engines of its own, web and bm25")
     return [known[name] for name in names]
 
 

@@ -85,13 +85,13 @@ class WebSearcher:
         Raises:
             UserError: A library is not installed, the URL or a number cannot be used, or there is no snapshot to read.
         """
-        for flag, value in (("--interval", interval), ("--timeout", timeout)):
+        for flag, value in (("`interval`", interval), ("`timeout`", timeout)):
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"{flag} should be above 0, not {value}")
         if tries < 1:
-            raise UserError(f"--tries should be at least 1, not {tries}")
+            raise UserError(f"`tries` should be at least 1, not {tries}")
         if offline and not snapshot.is_file():
-            raise UserError(f"--offline reads a snapshot, and there is no file {snapshot}")
+            raise UserError(f"`offline` reads a snapshot, and there is no file {snapshot}")
         self.name: str = engine
         self._facts: dict[str, Any] = {"engine": engine, "version": 1, "query_characters": QUERY_CHARACTERS}
         self._ask: Callable[[str, int, float], list[SearchResult]]
@@ -235,14 +235,14 @@ def web_query(instruction: Instruction) -> str:
 
 def _server(url: str | None) -> str:
     if url is None:
-        raise UserError("--engine searxng needs --searxng-url")
+        raise UserError("`engine='searxng'` needs `searxng_url`")
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
     except ValueError:
         usable = False
     if not usable or parts.username or parts.password or parts.query or parts.fragment or not url.isprintable():
-        raise UserError("--searxng-url should be like http://localhost:8080: no other scheme, no password, no query")
+        raise UserError("`searxng_url` should be like http://localhost:8080: no other scheme, no password, no query")
     return url.rstrip("/").removesuffix("/search")
 
 
@@ -303,7 +303,7 @@ def _ddgs() -> Any:
     try:
         import ddgs
     except ImportError:
-        raise missing_extra("web", "--engine web") from None
+        raise missing_extra("web", "`engine='web'`") from None
     return ddgs
 
 

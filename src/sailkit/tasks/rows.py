@@ -75,7 +75,7 @@ def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
     assert spec.folder is not None
     texts = path / spec.folder
     if not texts.is_dir():
-        raise UserError(f"{path} has no folder {spec.folder}; --data should name the folder that holds it")
+        raise UserError(f"{path} has no folder {spec.folder}; `data` should name the folder that holds it")
     labels: dict[str, str] = {}
     for line, row in read_table(path / label_file.path):
         where = path / label_file.path

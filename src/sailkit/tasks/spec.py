@@ -94,7 +94,7 @@ class DataSpec(_Spec):
     @model_validator(mode="after")
     def _one_layout(self) -> DataSpec:
         if len({self.fields is None, self.folder is not None, self.label_file is not None}) > 1:
-            raise ValueError("give either `fields`, or `folder` with `label_file`")
+            raise ValueError("give either fields, or folder with label_file")
         return self
 
 

@@ -92,7 +92,7 @@ class Task:
         given, also = (own.answers, own.also) if own.answers or own.also else (spec.answers, spec.also)
         if given and (missing := [label for label in self.labels if label not in given]):
             raise UserError(
-                f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use --labels or another --protocol"
+                f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use `labels` or another `protocol`"
             )
         answers = {label: given.get(label, self.spec.labels[label].answer) for label in self.labels}
         words = {word: label for label in self.labels for word in (answers[label], *also.get(label, ()))}
@@ -152,7 +152,7 @@ class Task:
         if data is None:
             if spec.file is None:
                 source = f"; get {spec.source}" if spec.source else ""
-                raise UserError(f"task {self.name} does not carry its data{source}; say where they are with --data")
+                raise UserError(f"task {self.name} does not carry its data{source}; say where they are with `data`")
             data = self.folder / spec.file
         path = Path(data)
         rows = list(folder_rows(path, spec) if spec.folder else table_rows(path, spec))

@@ -142,7 +142,7 @@ def require_gpu(told: Recipe) -> None:
     )  # fmt: skip
     raise UserError(
         f"{told.model} ({counts['parameters'] / 1e9:.2f} billion parameters) as a quantised base needs a CUDA GPU with "
-        f"about {needs['total'] / 1e9:.0f} GB, and there is none here; --dry-run shows the estimate by part, and "
+        f"about {needs['total'] / 1e9:.0f} GB, and there is none here; `dry_run` shows the estimate by part, and "
         "smollm2-135m trains on a CPU"
     )
 

@@ -91,7 +91,7 @@ def finetune(
     if dry_run:
         return plan_training(told, tokens_per_second)
     if out is None:
-        raise UserError("finetune needs --out, the run folder (or --dry-run)")
+        raise UserError("finetune needs `out`, the run folder (or `dry_run`)")
     if push is not None:
         publish.check_repository(push)
     if not held_out_paths(told) and is_main_process() and not (out / runs.METRICS).exists():

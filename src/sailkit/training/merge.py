@@ -35,7 +35,7 @@ def merge(
         UserError: Not adapters, or ones that do not fit their base.
     """
     if out.exists():
-        raise UserError(f"{out} exists; choose another --out")
+        raise UserError(f"{out} exists; choose another `out`")
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")

@@ -213,14 +213,14 @@ def _license(told: Recipe, source: Source) -> str | None:
 def check_repository(name: str) -> None:
     """Raise a UserError for what the hub would not take as the name of a repository."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"--push {name!r}: write OWNER/NAME")
+        raise UserError(f"`push` {name!r}: write OWNER/NAME")
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"--push {name!r}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"`push` {name!r}: {' '.join(str(error).split())[:200]}") from None
 
 
 def push(folder: Path, repository: str) -> str:

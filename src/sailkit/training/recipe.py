@@ -20,7 +20,7 @@ from sailkit.prompts.sail import check_style
 
 # Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
 _OURS = {
-    "output_dir": "--out is where everything goes",
+    "output_dir": "`out` is where everything goes",
     "completion_only_loss": "the completion alone is supervised, always",
     "assistant_only_loss": "the completion alone is supervised, always",
     "dataset_text_field": "rows are structured",
@@ -32,7 +32,7 @@ _OURS = {
     "resume_from_checkpoint": "the same command goes on where it stopped",
     "model_init_kwargs": "use the recipe's own keys",
     "trust_remote_code": "code that a model carries is not run in training",
-    "push_to_hub": "use --push",
+    "push_to_hub": "use `push`",
     "hub_token": "a recipe is copied into the run's manifest; set HF_TOKEN or log in",
     "save_only_model": "a stopped run could not go on",
     "ddp_timeout": "processes wait two hours for each other",
@@ -151,8 +151,8 @@ def read_settings(path: Path | None, changes: Mapping[str, Any], assignments: Se
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise UserError(f"--set {text!r}: write KEY=VALUE, such as training.learning_rate=1e-4")
-        tree: Any = parse_yaml(value, f"--set {text}")
+            raise UserError(f"`set` {text!r}: write KEY=VALUE, such as training.learning_rate=1e-4")
+        tree: Any = parse_yaml(value, f"`set` {text}")
         for part in reversed(name.strip().split(".")):
             tree = {part: tree}
         told = _merged(told, tree)
@@ -193,9 +193,9 @@ def checked(told: Mapping[str, Any], where: str) -> Recipe:
     lists = {name: _texts(told.get(name), f"{where}: {name}") for name in ("data", "held_out")}
     parts = {name: _mapping(told.get(name), f"{where}: {name}") for name in ("training", "lora", "quantization")}
     if not isinstance(told.get("model"), str):
-        raise UserError(f"{where}: no model; write  model: smollm2-135m  or give --model")
+        raise UserError(f"{where}: no model; write  model: smollm2-135m  or give `model`")
     if not lists["data"]:
-        raise UserError(f"{where}: no data; name a run folder of build, or give --data")
+        raise UserError(f"{where}: no data; name a run folder of build, or give `data`")
     if (style := told.get("style")) is not None:
         check_style(str(style))
     patience = told.get("patience")

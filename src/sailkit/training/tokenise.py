@@ -113,7 +113,7 @@ def no_held_out_warning(told: Recipe) -> str:
     stop = ", patience has nothing to go by" if told.patience else ""
     return (
         f"no rows are held out: nothing will tell what the model learns{stop}, and the last step is kept, whatever its "
-        "loss; give --held-out, or build with a share that gives a row"
+        "loss; give `held_out`, or build with a share that gives a row"
     )
 
 

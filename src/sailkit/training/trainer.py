@@ -32,7 +32,7 @@ __all__ = ["ALONE", "Trainer", "arguments"]
 ALONE = Processes()
 _LESS_MEMORY = (
     "set training.per_device_train_batch_size lower and training.gradient_accumulation_steps higher (the step is then "
-    "the same), training.max_length lower, training.gradient_checkpointing: true, or lora; --dry-run shows an estimate"
+    "the same), training.max_length lower, training.gradient_checkpointing: true, or lora; `dry_run` shows an estimate"
 )
 
 
