@@ -11,6 +11,7 @@ import pytest
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.evaluation.rescore import rescore
+from sailkit.models.base import ModelOptions
 from sailkit.tasks.task import builtin_tasks, load_task
 
 FACTUAL = "Analysis if the claim is factual and fair."
@@ -92,7 +93,7 @@ def rows_of(folder: Path) -> list[dict]:
 def test_sails_three_calls_see_what_the_earlier_two_wrote(tiny, tmp_path):
     evaluate(
         model=tiny, task="hsd", data=posts(tmp_path), out=tmp_path / "run", protocol="think-twice",
-        wording="published-sail", dtype="float32", answer="generate",
+        wording="published-sail", options=ModelOptions(dtype="float32"), answer="generate",
     )  # fmt: skip
     for row in rows_of(tmp_path / "run"):
         first, second = (turn["raw_output"].strip() for turn in row["turns"])
@@ -113,7 +114,7 @@ def test_unilcs_two_calls_show_four_worked_examples_and_the_fact(tiny, tmp_path)
     (tmp_path / "four.jsonl").write_text("".join(json.dumps(row) + "\n" for row in worked))
     how = {
         "model": tiny, "task": "hsd", "data": posts(tmp_path), "protocol": "think-twice", "wording": "published",
-        "dtype": "float32", "max_new_tokens": 6,
+        "options": ModelOptions(dtype="float32"), "max_new_tokens": 6,
     }  # fmt: skip
     with pytest.raises(UserError, match="wording 'published' shows worked examples; bring 4 with `few_shot` FILE"):
         evaluate(**how, out=tmp_path / "none")
@@ -146,7 +147,7 @@ def test_a_system_text_does_not_go_with_the_form_of_training(tiny, tmp_path):
     with pytest.raises(UserError, match="wording published of protocol fair does not go with `search`"):
         evaluate(
             model=tiny, task="hsd", data=posts(tmp_path), out=tmp_path / "run", protocol="fair", wording="published",
-            search="none", dtype="float32",
+            search="none", options=ModelOptions(dtype="float32"),
         )  # fmt: skip
 
 

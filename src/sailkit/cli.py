@@ -13,6 +13,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,7 +159,9 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 @functools.cache
 def _arguments() -> frozenset[str]:
-    return frozenset(name for stage, _ in VERBS.values() for name in inspect.signature(stage).parameters)
+    parameters = [p for stage, _ in VERBS.values() for p in inspect.signature(stage).parameters.values()]
+    options = {field.name for p in parameters if is_dataclass(p.default) for field in fields(p.default)}
+    return frozenset({p.name for p in parameters} | options)
 
 
 def _with_flags(message: str) -> str:

@@ -11,6 +11,7 @@ from sailkit.data.build_task import build_task
 from sailkit.errors import UserError
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.evaluate import evaluate
+from sailkit.models.base import ModelOptions
 from sailkit.prompts.sail import verification
 from sailkit.training.finetune import finetune
 
@@ -76,7 +77,7 @@ def place(tmp_path_factory, shared):
 def measure(place, out, **options):
     return evaluate(
         model=str(place / "run" / "model"), task=str(place / "colours.yaml"), data=place / "rows.jsonl", half="second",
-        dtype="float32", out=place / out, **options,
+        options=ModelOptions(dtype="float32"), out=place / out, **options,
     )  # fmt: skip
 
 

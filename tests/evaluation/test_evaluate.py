@@ -19,6 +19,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
+from sailkit.models.base import ModelOptions
 
 TASK = """
 name: tiny
@@ -81,7 +82,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
-    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", dtype="float32")
+    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="float32"))
     rows = rows_of(tmp_path / "run")
     assert sorted(row["index"] for row in rows) == list(range(40))
     for row in rows:
@@ -110,9 +111,11 @@ def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
 
 
 def test_near_ties_are_those_within_the_noise_of_the_run_itself(tiny, task, tmp_path):
-    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", dtype="bfloat16")
+    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="bfloat16"))
     kept = json.loads((tmp_path / "run" / "noise.json").read_text())
-    alone = evaluate(model=tiny, task=str(task), out=tmp_path / "alone", dtype="bfloat16", batch_tokens=1)
+    alone = evaluate(
+        model=tiny, task=str(task), out=tmp_path / "alone", options=ModelOptions(dtype="bfloat16", batch_tokens=1)
+    )
     rows, single = ({row["id"]: row["scores"] for row in rows_of(tmp_path / name)} for name in ("run", "alone"))
     margins = {
         name: [math.log(scores[a] / scores[b]) for scores in (together, single[name])]
@@ -131,7 +134,7 @@ def test_near_ties_are_those_within_the_noise_of_the_run_itself(tiny, task, tmp_
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     for name in ("noise.json", "metrics.json"):
         (tmp_path / "run" / name).unlink()
-    evaluate(model=tiny, task=str(task), out=tmp_path / "run", dtype="bfloat16")
+    evaluate(model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="bfloat16"))
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     assert {name for name in before if before[name] != after[name]} <= {"manifest.json"}
 
@@ -176,8 +179,10 @@ def test_each_step_is_fed_only_the_new_text_of_the_one_before(tiny, task, tmp_pa
 
 
 def test_calibration_moves_the_scores_by_what_empty_inputs_score(tiny, task, tmp_path):
-    evaluate(model=tiny, task=str(task), out=tmp_path / "raw", dtype="float32")
-    evaluate(model=tiny, task=str(task), out=tmp_path / "calibrated", dtype="float32", calibrate=True)
+    evaluate(model=tiny, task=str(task), out=tmp_path / "raw", options=ModelOptions(dtype="float32"))
+    evaluate(
+        model=tiny, task=str(task), out=tmp_path / "calibrated", options=ModelOptions(dtype="float32"), calibrate=True
+    )
     before, after = rows_of(tmp_path / "raw"), rows_of(tmp_path / "calibrated")
     assert [row["answers"] for row in before] == [row["answers"] for row in after]
     shift = [
@@ -188,7 +193,13 @@ def test_calibration_moves_the_scores_by_what_empty_inputs_score(tiny, task, tmp
     assert abs(shift[0]) > 0.01
     # Contextual calibration, from a run that asks about the empty inputs themselves.
     write_items(tmp_path / "empty.jsonl", ["N/A", "", "[MASK]"])
-    evaluate(model=tiny, task=str(task), data=tmp_path / "empty.jsonl", out=tmp_path / "empty", dtype="float32")
+    evaluate(
+        model=tiny,
+        task=str(task),
+        data=tmp_path / "empty.jsonl",
+        out=tmp_path / "empty",
+        options=ModelOptions(dtype="float32"),
+    )
     mean = {x: sum(row["scores"][x] for row in rows_of(tmp_path / "empty")) / 3 for x in ("good", "bad")}
     assert shift[0] == pytest.approx(math.log(mean["bad"] / mean["good"]), abs=1e-4)
 
@@ -432,7 +443,7 @@ def smollm() -> str:
 @pytest.mark.parametrize("protocol", ["direct", "fair", "think-twice"])
 def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smollm, tmp_path, protocol):
     out, limit = tmp_path / "run", 12 if protocol == "direct" else 3
-    how = {"protocol": protocol, "max_new_tokens": 8, "limit": limit, "dtype": "float32"}
+    how = {"protocol": protocol, "max_new_tokens": 8, "limit": limit, "options": ModelOptions(dtype="float32")}
     figures = evaluate(model=smollm, task="sample-claims", out=out, **how)
     rows = rows_of(out)
     assert figures["n"] == len(rows) == limit
@@ -444,7 +455,7 @@ def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smo
 
 @pytest.mark.long
 def test_figures_against_a_reference_model_stand_beside_the_human_ones(smollm, tiny, tmp_path):
-    how = {"task": "sample-claims", "limit": 12, "reference": smollm, "dtype": "float32"}
+    how = {"task": "sample-claims", "limit": 12, "reference": smollm, "options": ModelOptions(dtype="float32")}
     figures = evaluate(model=tiny, out=tmp_path / "run", **how)
     asked = {row["id"]: row["label"] for row in rows_of(tmp_path / "run" / "reference")}
     both = [(asked[row["id"]], row["gold"], row["label"]) for row in rows_of(tmp_path / "run") if asked[row["id"]]]

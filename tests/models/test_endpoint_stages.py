@@ -13,6 +13,7 @@ from sailkit.distillation.teacher_answers import teacher_answers
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.labeling.label import label
+from sailkit.models.base import ModelOptions
 from sailkit.models.http import Exchange
 from sailkit.models.load import load_model
 from sailkit.prompts.sail import completion
@@ -66,7 +67,11 @@ def run_task(folder: Path, server: MisbehavingServer, items: list[str], out: str
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "claims.yaml").write_text(TASK)
     figures = evaluate(
-        model=f"endpoint:m@{server.url}", task=str(folder / "claims.yaml"), out=folder / out, concurrency=1, **options
+        model=f"endpoint:m@{server.url}",
+        task=str(folder / "claims.yaml"),
+        out=folder / out,
+        options=ModelOptions(concurrency=1),
+        **options,
     )
     written = (folder / out / "predictions.jsonl").read_text().splitlines()
     return figures, [json.loads(line) for line in written]

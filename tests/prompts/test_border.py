@@ -345,7 +345,7 @@ def test_a_model_without_a_chat_template_is_one_line_in_chat(tmp_path):
     }
     for chat in ("auto", "off"):
         with pytest.raises(UserError, match=r"`style='chat'`.*--(style sail-fixed|chat on)") as caught:
-            evaluate(**asked, style="chat", chat=chat)
+            evaluate(**asked, style="chat", options=ModelOptions(chat=chat))
         assert "\n" not in str(caught.value)
     data = write(tmp_path / "data", [example()])
     with pytest.raises(UserError, match=r"style 'chat' needs a tokenizer with a chat template; choose style 'sail'"):
@@ -364,7 +364,13 @@ def test_a_model_without_a_generation_config_ends_with_its_tokenizers_token(tmp_
 
 def test_an_evaluation_that_would_score_within_a_thought_is_refused_before_it_writes(tmp_path):
     folder = save(tmp_path / "model", tokenizer("r1"))
-    asked = {"model": str(folder), "task": "sample-claims", "out": tmp_path / "run", "limit": 2, "dtype": "float32"}
+    asked = {
+        "model": str(folder),
+        "task": "sample-claims",
+        "out": tmp_path / "run",
+        "limit": 2,
+        "options": ModelOptions(dtype="float32"),
+    }
     with pytest.raises(UserError, match="opens a thought"):
         evaluate(**asked)
     assert not (tmp_path / "run").exists()

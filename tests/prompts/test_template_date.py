@@ -14,8 +14,9 @@ from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
+from sailkit.prompts import chat_template
 from sailkit.prompts.chat_template import ChatTemplate
-from sailkit.prompts.render import Renderer, chat_template, step_prompt
+from sailkit.prompts.render import Renderer, step_prompt
 from sailkit.training import finetune as finetune_stage
 from sailkit.training.finetune import finetune
 from small_rows import example, write
@@ -92,7 +93,13 @@ def test_what_is_no_day_is_one_line(text, tmp_path):
 
 def test_an_evaluation_keeps_its_day_over_midnight(tmp_path, clock):
     model = save(tmp_path / "model", tokenizer("llama3"))
-    asked = {"model": str(model), "task": "sample-claims", "limit": 2, "out": tmp_path / "run", "dtype": "float32"}
+    asked = {
+        "model": str(model),
+        "task": "sample-claims",
+        "limit": 2,
+        "out": tmp_path / "run",
+        "options": ModelOptions(dtype="float32"),
+    }
     clock("2025-03-09")
     figures = evaluate(**asked)
     assert manifest(tmp_path / "run")["date"] == "2025-03-09"
@@ -101,7 +108,7 @@ def test_an_evaluation_keeps_its_day_over_midnight(tmp_path, clock):
     assert evaluate(**asked) == figures
     assert "Today Date: 09 Mar 2025" in (tmp_path / "run" / "predictions.jsonl").read_text()
     with pytest.raises(UserError, match='date: "2025-03-09" there, "2025-03-10" now'):
-        evaluate(**asked, date="2025-03-10")
+        evaluate(**{**asked, "options": ModelOptions(dtype="float32", date="2025-03-10")})
     evaluate(**{**asked, "model": str(save(tmp_path / "other", tokenizer("chatml"))), "out": tmp_path / "no-clock"})
     assert "date" not in manifest(tmp_path / "no-clock")
 

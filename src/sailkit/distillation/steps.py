@@ -334,7 +334,7 @@ class Work:
             del teacher
             free_memory()
         for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
-            model = LocalModel.from_name(name, ModelOptions("off", "float32", date=self.date))
+            model = LocalModel.from_name(name, ModelOptions(chat="off", dtype="float32", date=self.date))
             found = fidelity(model.model, aside, targets, self.columns)
             if flags is not None:
                 found = flagged(found, flags, verdicts(model, asked, self.told.student.max_length))

@@ -100,9 +100,9 @@ def teacher_cache(
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
     kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
     model = ModelOptions(
-        "auto", dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
-        max_response_mb,
-        date or next(filter(None, kept), None),
+        dtype=dtype, device=device, batch_tokens=batch_tokens, max_requests=max_requests, concurrency=concurrency,
+        timeout=timeout, max_response_mb=max_response_mb, api_key_env=api_key_env, trust_remote_code=trust_remote_code,
+        date=date or next(filter(None, kept), None),
     )  # fmt: skip
     told = str(teacher_tokenizer) if teacher_tokenizer else None
     options = TeacherOptions(model, told, k, top_p, precision)

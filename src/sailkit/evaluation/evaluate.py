@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.errors import UserError
@@ -49,23 +51,13 @@ def evaluate(
     few_shot: Path | None = None,
     shots: int = 4,
     calibrate: bool = False,
-    chat: Literal["auto", "on", "off"] = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    device: str = "auto",
-    batch_tokens: int = 0,
+    options: Annotated[ModelOptions, Parameter(name="*")] = ModelOptions(),
     max_new_tokens: int | None = None,
     seed: int = 0,
     reference: str | None = None,
     repeats: int = 1,
     price: str | None = None,
-    max_requests: int = 0,
-    concurrency: int = 8,
-    timeout: float = 60.0,
-    max_response_mb: float = 32.0,
-    api_key_env: str = "OPENAI_API_KEY",
     reference_api_key_env: str | None = None,
-    trust_remote_code: bool = False,
-    date: str | None = None,
     csv_out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a task.
@@ -95,24 +87,14 @@ def evaluate(
             of `text` and `answer`.
         shots: How many of them to show.
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
-        chat: Use the model's chat template: auto (where it has one), on, off.
-        dtype: Number format; auto takes bfloat16 where the machine is faster in it.
-        device: Where to run: auto, cpu, cuda:0, mps.
-        batch_tokens: Most tokens in a batch; 0 chooses.
+        options: How to load and run the model.
         max_new_tokens: Longest generated answer; the protocol's own by default.
         seed: Seed of the bootstrap.
         reference: A second model whose answers serve as ground truth beside the data set's labels.
         repeats: How often to ask the reference, to measure how often it changes its mind.
         price: USD per million tokens of an endpoint, as IN/OUT, for the estimate of cost.
-        max_requests: Most requests to an endpoint, retries included; 0 for no limit.
-        concurrency: Most requests at a time.
-        timeout: Seconds for one request.
-        max_response_mb: Most megabytes of one answer, unpacked.
-        api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
-        reference_api_key_env: The same for an endpoint as reference; needed where both are endpoints.
-        trust_remote_code: Run code that the model's repository carries.
-        date: The day, as YYYY-MM-DD, for chat templates that read the clock; by default the day of the model's own
-            training here, else today. A run that goes on keeps its day.
+        reference_api_key_env: Environment variable with the key of an endpoint as reference; needed where both are
+            endpoints.
         csv_out: Also write the predictions as CSV to this file.
 
     Returns:
@@ -138,11 +120,8 @@ def evaluate(
     if csv_out is not None and csv_out.exists() and not csv_out.read_bytes().startswith(b"id,text,gold,reference,"):
         raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another `csv_out`")
     worked = worked_examples(chosen, question, few_shot, _positive("`shots`", shots), examples)
-    options = ModelOptions(
-        chat, dtype, device, batch_tokens, trust_remote_code, concurrency, max_requests, timeout, api_key_env,
-        max_response_mb,
-        date or runs.setting_of(out, "date") or runs.setting_of(out / predictions.REFERENCE_FOLDER, "date"),
-    )  # fmt: skip
+    first_date = runs.setting_of(out, "date") or runs.setting_of(out / predictions.REFERENCE_FOLDER, "date")
+    options = replace(options, date=options.date or first_date)
     loaded, form = load_model(model, options), None
     if formed:
         form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))

@@ -80,7 +80,7 @@ def audit(
         raise UserError(f"{data}: too few claims to choose a threshold on one half and report on the other")
     names = list(dict.fromkeys(labeler))
     day = next(filter(None, (runs.setting_of(out / _score_folder(name), "labeler", "date") for name in names)), None)
-    options = LabelerOptions(direction, measure, form, ModelOptions(chat, dtype, device, date=day))
+    options = LabelerOptions(direction, measure, form, ModelOptions(chat=chat, dtype=dtype, device=device, date=day))
     for name in names:
         _not_fitted_on_the_other_half(name, judged, seed)
         load_labeler(name, options)  # a mistake in the last shows before the first has scored anything

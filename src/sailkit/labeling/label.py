@@ -98,8 +98,9 @@ def label(
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"`threshold` should be from 0 to 1, not {threshold}")
     model = ModelOptions(
-        chat, dtype, device, batch_tokens, False, concurrency, max_requests, timeout, api_key_env, max_response_mb,
-        date or runs.setting_of(out, "labeler", "date"),
+        chat=chat, dtype=dtype, device=device, batch_tokens=batch_tokens, max_requests=max_requests,
+        concurrency=concurrency, timeout=timeout, max_response_mb=max_response_mb, api_key_env=api_key_env,
+        date=date or runs.setting_of(out, "labeler", "date"),
     )  # fmt: skip
     options = LabelerOptions(direction, measure, form, model)
     pool = ray.pool(shard=shard, max_requests=max_requests)

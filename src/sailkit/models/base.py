@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sailkit.errors import UserError
 from sailkit.prompts.render import Prompt
@@ -88,35 +88,48 @@ class Model(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """How to load and run a model.
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where and in which number format a model runs here.
 
     Attributes:
-        chat: `auto` (where the model has a chat template), `on` or `off`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        device: `auto`, or a torch device such as `cpu` or `cuda:0`.
-        batch_tokens: Most tokens in a batch, padding included; 0 chooses by device.
-        trust_remote_code: Run code that a model's repository carries.
-        concurrency: Most requests at a time to an endpoint.
-        max_requests: Most requests in all to an endpoint, retries included; 0 for no limit.
-        timeout: Seconds for one request to an endpoint.
-        api_key_env: Environment variable that holds the endpoint's key.
-        max_response_mb: Most megabytes of one answer of an endpoint, unpacked.
-        date: For chat templates that read the clock, as YYYY-MM-DD; None takes the one of the model's training here,
-            else today.
+        dtype: Number format; auto takes bfloat16 where the machine is faster in it.
+        device: Where to run: auto, cpu, cuda:0, mps.
     """
 
-    chat: str = "auto"
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions):
+    """How to load and run a model.
+
+    A verb takes it as one parameter, whose attributes the command line shows as flags; their help is the text below.
+    A verb that leaves an attribute out, or words its help differently, derives a class: a field declared there with
+    `field(init=False, default=...)` is no flag, and a text under `Attributes` replaces the one here.
+
+    Attributes:
+        chat: Use the model's chat template: auto (where it has one), on, off.
+        batch_tokens: Most tokens in a batch; 0 chooses.
+        max_requests: Most requests to an endpoint, retries included; 0 for no limit.
+        concurrency: Most requests at a time.
+        timeout: Seconds for one request.
+        max_response_mb: Most megabytes of one answer, unpacked.
+        api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
+        trust_remote_code: Run code that the model's repository carries.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; by default the day of the model's own
+            training here, else today. A run that goes on keeps its day.
+    """
+
+    chat: Literal["auto", "on", "off"] = "auto"
     batch_tokens: int = 0
-    trust_remote_code: bool = False
-    concurrency: int = 8
     max_requests: int = 0
+    concurrency: int = 8
     timeout: float = 60.0
-    api_key_env: str = "OPENAI_API_KEY"
     max_response_mb: float = 32.0
+    api_key_env: str = "OPENAI_API_KEY"
+    trust_remote_code: bool = False
     date: str | None = None
 
 
