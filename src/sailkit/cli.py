@@ -13,7 +13,6 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,18 +157,19 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 @functools.cache
-def _arguments() -> frozenset[str]:
-    parameters = [p for stage, _ in VERBS.values() for p in inspect.signature(stage).parameters.values()]
-    options = {field.name for p in parameters if is_dataclass(p.default) for field in fields(p.default)}
-    return frozenset({p.name for p in parameters} | options)
+def _flags() -> frozenset[str]:
+    """Every flag of every verb; also those that a dataclass of options brings."""
+    commands = (build_app()[verb] for verb in VERBS)
+    collections = (command.assemble_argument_collection() for command in commands)
+    return frozenset(name for arguments in collections for argument in arguments for name in argument.names)
 
 
 def _with_flags(message: str) -> str:
     """An error of the library in the words of the command line: `max_length` becomes --max-length."""
 
     def flag(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "") if name in _arguments() else match[0]
+        name = f"--{match[1].replace('_', '-')}"
+        return name + (f" {match[2]}" if match[2] else "") if name in _flags() else match[0]
 
     return re.sub(r"`([a-z]\w*)(?:='([^'`]*)')?`", flag, message)
 

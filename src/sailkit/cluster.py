@@ -60,11 +60,11 @@ class RayOptions:
         gpus: GPUs of each, or a part of one.
     """
 
-    enabled: Annotated[bool, Parameter(name="`ray`")] = False
-    address: Annotated[str | None, Parameter(name="`ray_address`")] = None
-    actors: Annotated[int, Parameter(name="`ray_actors`")] = 0
-    cpus: Annotated[float, Parameter(name="`ray_cpus`")] = 0.0
-    gpus: Annotated[float, Parameter(name="`ray_gpus`")] = 0.0
+    enabled: Annotated[bool, Parameter(name="--ray")] = False
+    address: Annotated[str | None, Parameter(name="--ray-address")] = None
+    actors: Annotated[int, Parameter(name="--ray-actors")] = 0
+    cpus: Annotated[float, Parameter(name="--ray-cpus")] = 0.0
+    gpus: Annotated[float, Parameter(name="--ray-gpus")] = 0.0
 
     def pool(self, *, shard: str | None, max_requests: int) -> Pool | None:
         """The workers that are asked for, or None where the work is done here.
