@@ -15,7 +15,7 @@ from sailkit import runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, machine_of, score_batch, statement
-from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements, truth
+from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements, gold_labels
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import LabelerOptions, load_labeler
 from sailkit.models.base import ModelOptions
@@ -217,7 +217,7 @@ def _figures(
     weights: Floats,
     threshold: float | None,
 ) -> dict[str, Any]:
-    said = truth(people, stratum)
+    said = gold_labels(people, stratum)
     known = np.array([value is not None for value in said]) & ~np.isnan(scores)
     gold = np.array([bool(value) for value in said])
     choice, test = known & half, known & ~half
@@ -314,7 +314,7 @@ def _differences(
     found = []
     for (first, a), (second, b) in combinations(columns.items(), 2):
         for stratum in strata:
-            said = truth(people, stratum)
+            said = gold_labels(people, stratum)
             known = np.array([value is not None for value in said]) & ~np.isnan(a) & ~np.isnan(b)
             gold = np.array([bool(value) for value in said])
             test = known & ~half

@@ -1,4 +1,4 @@
-"""Labelers: who judges a search result informative or distracting with respect to a response."""
+"""The interface of a labeler, which judges search results with respect to a response, and the labels that it wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = "labels.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class ResultPair:
-    """What is judged: one search result, for one instruction and its response."""
+    """What a labeler judges: a search result, with the instruction and response that it should help with."""
 
     instruction: Instruction
     result: SearchResult
@@ -26,13 +26,13 @@ class ResultPair:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a labeler says of one pair.
+    """The score that a labeler gives one pair.
 
     Attributes:
         score: How informative, in [0, 1] by the labeler's own measure; None where there is none.
         outcome: `judged`, or why there is no score.
-        cut_tokens: Tokens of the result that were not seen.
-        raw_output: What a judging model said, where it was read from text; or why its server gave no answer.
+        cut_tokens: Tokens of the result that the labeler did not read.
+        raw_output: The reply of a judging model, where the score was read from it; or why its server gave none.
     """
 
     score: float | None
@@ -42,67 +42,101 @@ class Score:
 
 
 class Labeler(Protocol):
-    """Anything that scores pairs.
+    """Anything that scores pairs; to write a labeler of your own, write a class with these attributes and methods.
+
+    No base class is needed. Scores have to be reproducible: for the same description, batch and pairs they are the
+    same, because a stopped run is continued from the batches that it has written. A labeler whose model runs on this
+    machine may also have an attribute `runs_on`, a dict with its `device` and `dtype`, which the results then show.
+
+    Example:
+        A labeler that calls a result informative if it contains the response word for word:
+
+            class ContainsResponse:
+                name = "contains-response"
+                threshold = 0.5
+
+                def describe(self):
+                    return {"labeler": self.name, "version": 1}
+
+                def plan(self, pairs):
+                    return [[index] for index in range(len(pairs))]
+
+                def score(self, pairs):
+                    return [Score(float(pair.instruction.output in pair.result.text)) for pair in pairs]
 
     Attributes:
-        name: What the user called it.
-        threshold: Scores from here on are informative, unless the user says otherwise.
+        name: The name by which the user chose it.
+        threshold: Results with this score or a higher one are informative, unless the user sets another threshold.
     """
 
     name: str
     threshold: float
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the labeler that decides its scores, for the manifest."""
+        """Everything that decides the scores, for the manifest: `labeler` (the name), a version, files' hashes ...
+
+        A run is continued only if the description is the same, so change the version when scores change.
+        """
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
-        """Cut a whole run into batches of indices; every pair is in one."""
+        """Split a whole run into batches of indices; every index is in exactly one batch.
+
+        Args:
+            pairs: All pairs of the run, before any is scored and before work is shared out to other machines.
+        """
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
-        """Score the pairs of one batch of the plan."""
+        """Score the pairs of one batch of the plan.
+
+        Args:
+            pairs: The pairs of the batch, in its order.
+
+        Returns:
+            One score for each pair; `Score(None, outcome)` where there is none.
+        """
 
 
 def machine_of(labeler: Labeler) -> dict[str, Any]:
-    """`device` and `dtype` of a labeler's model, where it has one that runs here: its `runs_on`."""
+    """`device` and `dtype` of a labeler's model, if it has one on this machine."""
     return dict(getattr(labeler, "runs_on", {}))
 
 
 def score_batch(labeler: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:
-    """Score one batch: the one function that runs here, in a shard or on a cluster.
+    """Score one batch, whether in this process, in a shard or on a cluster.
 
     Raises:
         UserError: The labeler gave a score that is no number from 0 to 1.
     """
-    found = labeler.score(pairs)
-    for score, pair in zip(found, pairs, strict=True):
+    scores = labeler.score(pairs)
+    for score, pair in zip(scores, pairs, strict=True):
         if score.score is not None and not (math.isfinite(score.score) and 0 <= score.score <= 1):
             raise UserError(f"{labeler.name} gave the score {score.score} for a result of {pair.instruction.id}")
-    return found
+    return scores
 
 
 def statement(instruction: Instruction) -> str:
-    """What a result is judged against: the response, with what was asked in view (unless it says so itself)."""
-    said = instruction.output.strip()
-    asked = [text.strip() for text in (instruction.instruction, instruction.input)]
-    return "\n".join([*(text for text in asked if text and text not in said), said])
+    """The text that a result is judged against: the response, preceded by what it does not repeat of the question."""
+    response = instruction.output.strip()
+    question = [text.strip() for text in (instruction.instruction, instruction.input)]
+    return "\n".join([*(text for text in question if text and text not in response), response])
 
 
 def batches_of(count: int, size: int) -> list[list[int]]:
-    """Batches of so many, in order."""
+    """Batches of `size` consecutive indices; the last may be smaller."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def verdict_for(score: float | None, threshold: float) -> Verdict | None:
-    """What a score means against a threshold; None stays None: there is no default class."""
+    """The verdict of a score at a threshold; None for no score, because there is no default class."""
     if score is None:
         return None
     return "informative" if score >= threshold else "distracting"
 
 
 def pairs_fingerprint(searched: Searched) -> str:
-    """sha256 of all that a row's judgements are about, 16 hex digits."""
-    one = searched.instruction
-    texts = [one.instruction, one.input, one.output, *((result.title, result.body) for result in searched.results)]
+    """sha256 of all texts that a row's judgements are about, 16 hex digits."""
+    row = searched.instruction
+    texts = [row.instruction, row.input, row.output, *((result.title, result.body) for result in searched.results)]
     return jsonl.fingerprint(texts)[:16]
 
 
@@ -117,12 +151,12 @@ def labels_row(searched: Searched, judgements: Sequence[Judgement]) -> jsonl.Jso
 
 @dataclass(frozen=True)
 class Labels:
-    """What one labeler said about a whole set of search results.
+    """The judgements of one labeler on a whole set of search results.
 
     Attributes:
-        labeler: Its name and version, as the manifest has them.
-        threshold: The one that its verdicts were made with.
-        judgements: For each row of the results, one for each result.
+        labeler: The labeler's description, as in the manifest.
+        threshold: The threshold of its verdicts.
+        judgements: For each row, a judgement for each result.
     """
 
     labeler: dict[str, Any]
@@ -151,14 +185,14 @@ def read_labels(folder: str | Path, searched: Sequence[Searched]) -> Labels:
     if len(rows) != len(searched):
         raise UserError(f"{path} has {len(rows)} rows and the results have {len(searched)}: labels of other data")
     judgements = []
-    for (line, row), one in zip(rows, searched, strict=True):
+    for (line, row), expected in zip(rows, searched, strict=True):
         where = f"{path}, line {line}"
-        if row.get("id") != one.instruction.id or row.get("pairs") != pairs_fingerprint(one):
+        if row.get("id") != expected.instruction.id or row.get("pairs") != pairs_fingerprint(expected):
             raise UserError(
-                f"{where}: labels of other data (id {row.get('id')!r} there, {one.instruction.id!r} in the results, "
-                "or the texts differ); label these results again"
+                f"{where}: labels of other data (id {row.get('id')!r} there, {expected.instruction.id!r} in the "
+                "results, or the texts differ); label these results again"
             )
-        judgements.append(_judgements(row, len(one.results), where))
+        judgements.append(_judgements(row, len(expected.results), where))
     settings = manifest["settings"]
     return Labels(settings["labeler"], settings["threshold"], tuple(judgements))
 
@@ -167,20 +201,20 @@ def _judgements(row: Mapping[str, Any], count: int, where: str) -> tuple[Judgeme
     entries = row.get("judgements")
     if not isinstance(entries, list) or len(entries) != count:
         raise UserError(f"{where}: should have one judgement for each of {count} results")
-    found = []
+    judgements = []
     for entry in entries:
         try:
-            one = Judgement(**entry)
+            judgement = Judgement(**entry)
         except TypeError:
             raise UserError(f"{where}: a judgement has other fields than it should") from None
-        judged = one.outcome == "judged"
-        right = (
-            isinstance(one.score, (int, float))
-            and one.score is not True
-            and 0 <= one.score <= 1
-            and one.verdict in get_args(Verdict)
+        judged = judgement.outcome == "judged"
+        valid = (
+            isinstance(judgement.score, (int, float))
+            and judgement.score is not True
+            and 0 <= judgement.score <= 1
+            and judgement.verdict in get_args(Verdict)
         )
-        if one.outcome not in get_args(JudgementOutcome) or (judged and not right):
+        if judgement.outcome not in get_args(JudgementOutcome) or (judged and not valid):
             raise UserError(f"{where}: a judgement has a score outside 0 to 1, or an unknown verdict or outcome")
-        found.append(one)
-    return tuple(found)
+        judgements.append(judgement)
+    return tuple(judgements)

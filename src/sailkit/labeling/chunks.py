@@ -8,15 +8,15 @@ from sailkit.prompts.render import Part
 from sailkit.prompts.safety import GuardedTokenizer
 
 
-def positions(config: Any) -> int:
-    """Most tokens that an encoder has positions for."""
+def max_positions(config: Any) -> int:
+    """The longest input that an encoder has position embeddings for, in tokens."""
     most: int = getattr(config, "max_position_embeddings", 512)
-    # RoBERTa counts its positions from the padding's id.
+    # RoBERTa numbers positions from pad_token_id + 1, so its table is that much longer.
     return most - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else most
 
 
 class Windows:
-    """Cuts texts into windows for one tokenizer; what a text spells never becomes a special token."""
+    """Splits texts into windows of tokens; a text that spells a special token is never encoded as that token."""
 
     def __init__(self, tokenizer: Any, size: int, overlap: int = 32, most: int = 8) -> None:
         """Prepare.
@@ -24,8 +24,8 @@ class Windows:
         Args:
             tokenizer: A fast transformers tokenizer.
             size: Tokens in a window, without special tokens.
-            overlap: Tokens that a window shares with the one before.
-            most: Windows of one text; what is behind them is cut and counted.
+            overlap: Tokens that a window shares with the one before it.
+            most: Most windows of one text; tokens after the last window are not read, and counted.
         """
         self.size = size
         self.overlap = min(overlap, size // 4)
@@ -33,7 +33,7 @@ class Windows:
         self._guard = GuardedTokenizer(tokenizer)
 
     def describe(self) -> dict[str, int]:
-        """What decides the windows, for the manifest."""
+        """The settings of the windows, for the manifest."""
         return {"size": self.size, "overlap": self.overlap, "most": self.most}
 
     def ids(self, text: str) -> tuple[int, ...]:
@@ -41,18 +41,18 @@ class Windows:
         return self._guard.encode([Part(text, trusted=False)], add_special_tokens=False)
 
     def ends(self, text: str) -> list[int]:
-        """Where each token of a text ends, in characters."""
+        """The end of each token of a text, as an offset in characters."""
         return self._guard.offsets(text)
 
     def spans(self, length: int, size: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
-        """Where windows begin and end in a text of so many tokens; at least one, which may be empty."""
+        """Start and end of each window of a text of `length` tokens; at least one window, which may be empty."""
         size = size or self.size
         step = size - min(self.overlap, size // 4)
         starts = range(0, max(length - min(self.overlap, size // 4), 1), step)
         return [(start, min(start + size, length)) for start in starts][:most]
 
     def split(self, text: str, most: int | None) -> tuple[list[str], int]:
-        """The first so many windows of a text as text, or all of them, and how many tokens are behind the last one."""
+        """The first `most` windows of a text, or all, and how many tokens follow the last of them."""
         ends = self.ends(text)
         spans = self.spans(len(ends), most=most)
         starts = [0, *ends]

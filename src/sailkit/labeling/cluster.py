@@ -21,17 +21,17 @@ def scorer(
     """A function that scores each batch, in order, on a cluster.
 
     Args:
-        pool: Where.
-        name: The labeler's name, as every node finds it.
+        pool: The workers of the cluster.
+        name: The labeler's name, which every node can load.
         options: How to load and run it.
     """
     job = Job("labeler", _load, {"name": name, "options": asdict(options)}, _score)
 
     def score(labeler: Labeler, batches: Sequence[Sequence[ResultPair]]) -> Generator[list[Score], None, None]:
         tasks = [[asdict(pair) for pair in batch] for batch in batches]
-        with contextlib.closing(pool.run(job, labeler, tasks)) as answers:
-            for answer in answers:
-                yield [Score(**one) for one in json.loads(answer)]
+        with contextlib.closing(pool.run(job, labeler, tasks)) as replies:
+            for reply in replies:
+                yield [Score(**fields) for fields in json.loads(reply)]
 
     return score
 

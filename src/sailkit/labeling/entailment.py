@@ -1,4 +1,4 @@
-"""A labeler that asks a natural language inference model whether the result entails the response."""
+"""A labeler that takes the probability with which an NLI model says that the result entails the response."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, statement
-from sailkit.labeling.chunks import Windows, positions
+from sailkit.labeling.chunks import Windows, max_positions
 from sailkit.models.deberta import LeanDeberta, lean
 from sailkit.models.sources import resolve_encoder
 from sailkit.models.weights import pick_device, pick_dtype
@@ -22,9 +22,9 @@ Measure = Literal["entailment", "relevance"]
 InputForm = Literal["pair", "esp"]
 _Text = TypeVar("_Text", str, tuple[int, ...])
 _BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
-_BATCH_TOKENS_ELSEWHERE = 4096
+_BATCH_TOKENS_DEFAULT = 4096
 _ESP = " is entailed by "
-_SLACK = 8  # tokens that cut texts may have more than they had within the whole
+_SLACK = 8  # a piece of a text may take that many more tokens than it took within the whole text
 _MEANINGS = {
     "entailment": re.compile(r"^(entail(s|ed|ment)?|supports?|informative|true)$"),
     "neutral": re.compile(r"^(neutral|not[_ -]?enough[_ -]?info|unrelated|irrelevant)$"),
@@ -34,10 +34,10 @@ _MEANINGS = {
 
 
 class Entailment:
-    """Probability that the result (premise) entails the response with the instruction in view (hypothesis).
+    """Probability that the result (premise) entails the statement (hypothesis; see `statement`).
 
-    Only the result is cut into windows, of which the best counts, unless the response alone is longer than half of
-    what the model takes: then it goes in by windows too, and nothing of it is lost.
+    The result is split into windows, and the best of them counts. A statement that is longer than half of the model's
+    input is split into windows as well, so that all of it is read.
     """
 
     threshold = 0.5
@@ -55,14 +55,14 @@ class Entailment:
 
         Args:
             model: A folder or a hub id.
-            direction: Which of the two is the premise; `both` takes the better of the two.
+            direction: Which text is the premise; `both` takes the higher of the two scores.
             measure: P(entailment), or `relevance`: 1 - P(neutral).
-            form: Two texts as a pair, or the one sentence of ESP, "{result} is entailed by {response}".
-            dtype: Number format; see `--dtype`.
+            form: The two texts as a pair, or as ESP's sentence "{result} is entailed by {response}".
+            dtype: `auto`, `float32`, `bfloat16` or `float16`.
             device: `auto` or a torch device.
 
         Raises:
-            UserError: It cannot be loaded, or its config does not say what its outputs mean.
+            UserError: The model cannot be loaded, or its config does not say what its outputs mean.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
@@ -78,13 +78,13 @@ class Entailment:
                 source.folder, dtype=pick_dtype(dtype, where), use_safetensors=True, output_loading_info=True
             )
             self._tokenizer = AutoTokenizer.from_pretrained(source.folder)
-        except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        except Exception as error:  # damaged files raise exceptions that have no common base class
             raise UserError(f"cannot load {model} as a classifier: {' '.join(str(error).split())[:200]}") from None
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{model} is no sequence classification model: it has no weights {missing[0]}")
         self._model.to(where).eval()
         self._logits = lean(self._model)
-        self._batch_tokens = _BATCH_TOKENS.get(where.type, _BATCH_TOKENS_ELSEWHERE)
+        self._batch_tokens = _BATCH_TOKENS.get(where.type, _BATCH_TOKENS_DEFAULT)
         config = self._model.config
         self._columns = meanings(config.id2label, model)
         if measure == "relevance" and "neutral" not in self._columns:
@@ -92,7 +92,7 @@ class Entailment:
         self.name = f"entailment:{model}"
         self._direction, self._measure, self._form = direction, measure, form
         self._frame = _frame(self._tokenizer, pair=form == "pair")
-        self._room = min(self._tokenizer.model_max_length, positions(config)) - sum(map(len, self._frame[0]))
+        self._room = min(self._tokenizer.model_max_length, max_positions(config)) - sum(map(len, self._frame[0]))
         self._windows = Windows(self._tokenizer, self._room)
         self._sequences = lru_cache(maxsize=65536)(self._make_sequences)
         self._facts = {name: jsonl.file_fingerprint(files) for name, files in source.files().items()}
@@ -118,7 +118,7 @@ class Entailment:
         }
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
-        """Batches of pairs of like length, longest first, within a budget of tokens."""
+        """Batches of pairs of similar length, longest first, with at most so many tokens in a batch."""
         lengths = [[len(ids) for ids, _ in self._sequences(pair)[0]] for pair in pairs]
         batches: list[list[int]] = []
         longest = rows = 0
@@ -133,14 +133,14 @@ class Entailment:
     @torch.inference_mode()
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """Score one batch in one forward pass."""
-        made = [self._sequences(pair) for pair in pairs]
-        values = iter(self._forward([one for sequences, _ in made for one in sequences]))
-        found = []
-        for pair, (sequences, cut) in zip(pairs, made, strict=True):
+        encoded = [self._sequences(pair) for pair in pairs]
+        values = iter(self._forward([sequence for sequences, _ in encoded for sequence in sequences]))
+        scores = []
+        for pair, (sequences, cut) in zip(pairs, encoded, strict=True):
             best = max((next(values) for _ in sequences), default=0.0)
             answered = bool(pair.instruction.output.strip())
-            found.append(Score(best, cut_tokens=cut) if answered else Score(None, "no_response", cut))
-        return found
+            scores.append(Score(best, cut_tokens=cut) if answered else Score(None, "no_response", cut))
+        return scores
 
     def _forward(self, sequences: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
         if not sequences:
@@ -149,8 +149,8 @@ class Entailment:
         pad = self._tokenizer.pad_token_id or 0
         device = self._model.device
         ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids, _ in sequences], device=device)
-        keep = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in sequences], device=device)
-        inputs = {"input_ids": ids, "attention_mask": keep}
+        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in sequences], device=device)
+        inputs = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._tokenizer.model_input_names:
             second = self._frame[1]
             types = [[0] * first + [second] * (len(ids) - first) for ids, first in sequences]
@@ -168,7 +168,7 @@ class Entailment:
         return list(shares[:, self._columns["entailment"]].tolist())
 
     def _make_sequences(self, pair: ResultPair) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """Token ids of every window with where its second text begins, and how many tokens of the result are cut."""
+        """Token ids of every window with the start of its second text, and how many tokens of the result are cut."""
         if not pair.instruction.output.strip():
             return [], 0
         texts = pair.result.text, statement(pair.instruction)
@@ -176,14 +176,14 @@ class Entailment:
             return self._esp_sequences(*texts)
         result, response = map(self._windows.ids, texts)
         parts, spans = self._spans(len(result), len(response), self._room)
-        made = []
+        sequences = []
         for a, b in parts:
             for c, d in spans:
-                made += [self._joined(*both) for both in self._ordered(result[c:d], response[a:b])]
-        return made, len(result) - spans[-1][1]
+                sequences += [self._joined(*texts) for texts in self._ordered(result[c:d], response[a:b])]
+        return sequences, len(result) - spans[-1][1]
 
     def _spans(self, result: int, response: int, room: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Windows of the response and of the result, from their lengths: any two of them fit."""
+        """Windows of the response and of the result, from their lengths; any two of them fit together."""
         parts = self._windows.spans(response, max(room // 2, 1))
         return parts, self._windows.spans(result, room - max(b - a for a, b in parts), self._windows.most)
 
@@ -197,13 +197,13 @@ class Entailment:
         return head + second + after, len(head)
 
     def _esp_sequences(self, result: str, response: str) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """Like the pairs, but every sentence is tokenised at once: in pieces, some tokenizers give other ids."""
+        """Token ids of ESP's sentences; each is tokenised as a whole, because parts may be split into other tokens."""
         before, _, after = self._frame[0]
 
-        def made(texts: list[tuple[str, str]]) -> list[tuple[tuple[int, ...], int]]:
+        def encode(texts: list[tuple[str, str]]) -> list[tuple[tuple[int, ...], int]]:
             return [(before + self._windows.ids(first + _ESP + second) + after, 0) for first, second in texts]
 
-        whole = made(self._ordered(result, response))
+        whole = encode(self._ordered(result, response))
         if all(len(ids) <= self._room + len(before) + len(after) for ids, _ in whole):
             return whole, 0
         ends = [[0, *self._windows.ends(text)] for text in (result, response)]
@@ -213,30 +213,30 @@ class Entailment:
         for a, b in parts:
             for c, d in spans:
                 pieces += self._ordered(result[ends[0][c] : ends[0][d]], response[ends[1][a] : ends[1][b]])
-        return made(pieces), len(ends[0]) - 1 - spans[-1][1]
+        return encode(pieces), len(ends[0]) - 1 - spans[-1][1]
 
 
 def meanings(id2label: dict[int, str], name: str) -> dict[str, int]:
-    """Which output means what, by the config's own words, never by a column's number.
+    """The meaning of each output, by the names in the model's config; positions differ between models.
 
     Raises:
-        UserError: They do not say which output means entailment.
+        UserError: The names do not say which output means entailment.
     """
-    found = {}
+    columns = {}
     for column, label in id2label.items():
         for meaning, words in _MEANINGS.items():
             if words.match(label.strip().lower()):
-                found[meaning] = int(column)
-    if "entailment" not in found or (len(id2label) > 1 and len(found) < len(id2label)):
+                columns[meaning] = int(column)
+    if "entailment" not in columns or (len(id2label) > 1 and len(columns) < len(id2label)):
         raise UserError(
             f"{name}: its labels {', '.join(id2label.values())} do not say which means entailment; "
             "name them entailment, neutral, contradiction in id2label of its config.json"
         )
-    return found
+    return columns
 
 
 def _frame(tokenizer: Any, *, pair: bool) -> tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], int]:
-    """Special tokens before, between and behind two texts, and the second one's type, as the tokenizer sets them."""
+    """The special tokens that a tokenizer puts before, between and after two texts, and the second text's type id."""
     texts = ("a", "b") if pair else ("a",)
     out = tokenizer(*texts, return_special_tokens_mask=True, return_token_type_ids=True)
     groups: list[list[int]] = [[]]

@@ -14,7 +14,7 @@ from sailkit import runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
 from sailkit.labeling.base import statement
-from sailkit.labeling.chunks import positions
+from sailkit.labeling.chunks import max_positions
 from sailkit.labeling.human import HumanJudgements, HumanPair, read_judgements
 from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
@@ -86,7 +86,7 @@ def fit(
     source = resolve_encoder(base)
     model = CrossEncoder(str(source.folder), num_labels=1, max_length=max_length, local_files_only=True)
     tokenizer = guard_texts(model)
-    if max_length > (most := positions(model.model.config)):
+    if max_length > (most := max_positions(model.model.config)):
         raise UserError(f"`max_length` {max_length}: {base} takes at most {most} tokens")
     rows = _rows(used)
     with jsonl.writing(out):

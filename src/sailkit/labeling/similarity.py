@@ -1,4 +1,4 @@
-"""Labelers that compare texts: cosine of sentence embeddings (the offline default) and shared words (a baseline)."""
+"""Labelers that compare texts: cosine of sentence embeddings (the default) and overlap of words (a baseline)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Similarity:
-    """Cosine of the response (with the instruction in view) and the result; the best two windows of theirs count."""
+    """Cosine similarity of the statement (see `statement`) and the result; of their windows, the most similar two count."""
 
     threshold = 0.5
 
@@ -29,7 +29,7 @@ class Similarity:
             device: `auto` or a torch device.
 
         Raises:
-            UserError: The library, the device or the model is not there, or it is a language model.
+            UserError: The library, the device or the model is missing, or the model is a language model.
         """
         self.name = "similarity" if encoder == ENCODER else f"similarity:{encoder}"
         self._model, source = load_encoder(encoder, "the similarity labeler", device)
@@ -55,24 +55,26 @@ class Similarity:
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
         """Cosine of each pair, negative ones as 0."""
-        # The encoder drops what is behind its length without a word, so nothing longer ever reaches it.
-        seen = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
-        wanted = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
-        texts = list(dict.fromkeys(text for many in (*wanted, *(windows for windows, _ in seen)) for text in many))
+        # The encoder truncates silently, so it is never given a text that is longer than its window.
+        results = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
+        statements = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
+        texts = list(
+            dict.fromkeys(text for windows in (*statements, *(windows for windows, _ in results)) for text in windows)
+        )
         vectors = self._model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
-        place = {text: i for i, text in enumerate(texts)}
-        found = []
-        for pair, asked, (windows, cut_tokens) in zip(pairs, wanted, seen, strict=True):
+        row = {text: i for i, text in enumerate(texts)}
+        scores = []
+        for pair, queries, (windows, cut_tokens) in zip(pairs, statements, results, strict=True):
             if not pair.instruction.output.strip():
-                found.append(Score(None, "no_response", cut_tokens))
+                scores.append(Score(None, "no_response", cut_tokens))
                 continue
-            best = max(float(vectors[place[a]] @ vectors[place[b]]) for a in asked for b in windows)
-            found.append(Score(min(max(best, 0.0), 1.0), cut_tokens=cut_tokens))
-        return found
+            best = max(float(vectors[row[a]] @ vectors[row[b]]) for a in queries for b in windows)
+            scores.append(Score(min(max(best, 0.0), 1.0), cut_tokens=cut_tokens))
+        return scores
 
 
 class Overlap:
-    """Share of the statement's words that the result holds too; words that say nothing are passed over."""
+    """Share of the statement's words that are in the result too; stop words do not count."""
 
     name = "overlap"
     threshold = 0.5
@@ -86,18 +88,17 @@ class Overlap:
         return batches_of(len(pairs), 4096)
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
-        """Overlap of each pair."""
+        """Share of words of each pair."""
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
         def words(text: str) -> set[str]:
             return {word for word in _WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS}
 
-        found = []
+        scores = []
         for pair in pairs:
             if not pair.instruction.output.strip():
-                found.append(Score(None, "no_response"))
+                scores.append(Score(None, "no_response"))
                 continue
-            wanted = words(statement(pair.instruction))
-            have = words(pair.result.text)
-            found.append(Score(len(wanted & have) / len(wanted) if wanted else 0.0))
-        return found
+            stated = words(statement(pair.instruction))
+            scores.append(Score(len(stated & words(pair.result.text)) / len(stated) if stated else 0.0))
+        return scores
