@@ -23,7 +23,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit import _at, _calibration, audit, best_threshold, weighted_auroc
 from sailkit.labeling.fit import _batches, fit
-from sailkit.labeling.human import read_judgements, truth, votes_against_majorities
+from sailkit.labeling.human import gold_labels, read_judgements, votes_against_majorities
 from sailkit.labeling.load import LabelerOptions, load_labeler
 from sailkit.models.base import ModelOptions
 from sailkit.rendering import show
@@ -39,13 +39,13 @@ def climate(shared):
 
 
 def test_climate_fever_is_read_with_its_votes(climate):
-    official = truth(climate.pairs, "official")
+    official = gold_labels(climate.pairs, "official")
     assert len(climate.pairs) + sum(climate.left_out.values()) == 7675
     nei = [one for one, informative in zip(climate.pairs, official, strict=True) if not informative]
     assert len(nei) == 4930
     assert sum(one.share > 0.5 for one in nei) == 685
-    assert truth(climate.pairs, "majority").count(None) == sum(one.share == 0.5 for one in climate.pairs)
-    unanimous = truth(climate.pairs, "unanimous")
+    assert gold_labels(climate.pairs, "majority").count(None) == sum(one.share == 0.5 for one in climate.pairs)
+    unanimous = gold_labels(climate.pairs, "unanimous")
     assert all(len(set(one.votes)) == 1 for one, said in zip(climate.pairs, unanimous, strict=True) if said is not None)
 
 

@@ -15,7 +15,7 @@ from sailkit import runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, machine_of, score_batch, statement
-from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements, gold_labels
+from sailkit.labeling.human import HumanJudgements, HumanPair, gold_labels, human_kappa, read_judgements
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import LabelerOptions, load_labeler
 from sailkit.models.base import ModelOptions

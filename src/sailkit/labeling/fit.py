@@ -1,4 +1,4 @@
-"""The stage `fit`: a cross-encoder labeler from human judgements, saved as a model that `entailment` loads."""
+"""The verb `fit`: train a cross-encoder on human judgements; the labeler `entailment` loads the model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sailkit.models.sources import ENCODER, resolve_encoder
 from sailkit.tasks.task import in_first_half
 
 FITTED = "fitted.json"
-_POOL = 16  # batches that are cut from one pool of rows, by length
-_LEAST_LENGTH = 16  # tokens; a shorter pair shows next to nothing of both
+_POOL = 16  # batches in a pool of shuffled rows that are sorted by length
+_LEAST_LENGTH = 16  # tokens; less would show next to nothing of either text
 
 _SHOWN = ("data", "pairs", "claims", "train_loss", "device", "dtype")
 
@@ -117,7 +117,7 @@ def fit(
             "base_sha256": jsonl.file_fingerprint(source.files()["weights"]),
             "seed": seed,
             "pairs": len(rows),
-            "claims": len({one.claim for one in used}),
+            "claims": len({pair.claim for pair in used}),
             "epochs": epochs,
             "learning_rate": learning_rate,
             "batch_size": batch_size,
@@ -145,19 +145,19 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> list[HumanPair]:
-    half = [one for one in judged.pairs if in_first_half(one.claim, seed)][:limit]
-    used = [one for one in half if one.pair.result.body.strip()]
-    if len({one.official for one in used}) < 2:
+    half = [pair for pair in judged.pairs if in_first_half(pair.claim, seed)][:limit]
+    used = [pair for pair in half if pair.pair.result.body.strip()]
+    if len({pair.official for pair in used}) < 2:
         what = "only one kind of judgement" if used else "no evidence with text"
         raise UserError(f"{data}: {what} to learn from; use more data")
     return used
 
 
 def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
-    """Pairs with the share of votes as target; by length, as the batches need them."""
+    """Texts with the share of votes as target, sorted by length as `_batches` expects them."""
     rows = [
-        {"result": one.pair.result.text, "statement": statement(one.pair.instruction), "label": one.share}
-        for one in used
+        {"result": pair.pair.result.text, "statement": statement(pair.pair.instruction), "label": pair.share}
+        for pair in used
     ]
     return sorted(rows, key=lambda row: len(str(row["result"])))
 
@@ -175,13 +175,13 @@ def _precision(dtype: str, cuda: bool) -> Any:
 
     from sailkit.models.weights import pick_dtype
 
-    # On a CPU the backward pass of so small a model is slower in bfloat16.
+    # On CPUs the backward pass of such small models is slower in bfloat16.
     chosen = "float32" if dtype == "auto" and not cuda else dtype
     return pick_dtype(chosen, torch.device("cuda" if cuda else "cpu"))
 
 
 def _batches() -> Any:
-    """Batches of like length, so that little is padded; each epoch cuts and orders them anew."""
+    """Batches of rows of similar length, so that little is padded; each epoch draws and orders them again."""
     from torch.utils.data import BatchSampler
 
     class Batches(BatchSampler):
@@ -193,13 +193,13 @@ def _batches() -> Any:
             self.epoch = epoch
 
         def __iter__(self) -> Iterator[list[int]]:
-            chance = random.Random(runs.seed_for(self.seed, "batches", str(self.epoch)))  # noqa: S311 - no secret
+            rng = random.Random(runs.seed_for(self.seed, "batches", str(self.epoch)))  # noqa: S311 - no secret
             order = list(range(self.rows))
-            chance.shuffle(order)
+            rng.shuffle(order)
             pool = _POOL * self.batch_size
-            pools = (sorted(order[start : start + pool]) for start in range(0, len(order), pool))  # rows are by length
+            pools = (sorted(order[start : start + pool]) for start in range(0, len(order), pool))  # by length
             batches = [part[i : i + self.batch_size] for part in pools for i in range(0, len(part), self.batch_size)]
-            chance.shuffle(batches)
+            rng.shuffle(batches)
             yield from batches
 
     return Batches

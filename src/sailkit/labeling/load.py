@@ -1,4 +1,4 @@
-"""From a labeler's name to the labeler."""
+"""Load a labeler by its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LabelerOptions:
         direction: For entailment; see `Entailment`.
         measure: For entailment.
         form: For entailment.
-        model: How to run the model behind it.
+        model: How to run the model, for those that have one.
     """
 
     direction: str = "result-first"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from sailkit.files import jsonl
@@ -17,7 +18,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Similarity:
-    """Cosine similarity of the statement (see `statement`) and the result; of their windows, the most similar two count."""
+    """Cosine similarity of statement (see `statement`) and result: that of their most similar two windows."""
 
     threshold = 0.5
 
@@ -58,17 +59,16 @@ class Similarity:
         # The encoder truncates silently, so it is never given a text that is longer than its window.
         results = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
         statements = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
-        texts = list(
-            dict.fromkeys(text for windows in (*statements, *(windows for windows, _ in results)) for text in windows)
-        )
+        windows = [*statements, *(passages for passages, _ in results)]
+        texts = list(dict.fromkeys(chain.from_iterable(windows)))
         vectors = self._model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         row = {text: i for i, text in enumerate(texts)}
         scores = []
-        for pair, queries, (windows, cut_tokens) in zip(pairs, statements, results, strict=True):
+        for pair, queries, (passages, cut_tokens) in zip(pairs, statements, results, strict=True):
             if not pair.instruction.output.strip():
                 scores.append(Score(None, "no_response", cut_tokens))
                 continue
-            best = max(float(vectors[row[a]] @ vectors[row[b]]) for a in queries for b in windows)
+            best = max(float(vectors[row[a]] @ vectors[row[b]]) for a in queries for b in passages)
             scores.append(Score(min(max(best, 0.0), 1.0), cut_tokens=cut_tokens))
         return scores
 
