@@ -168,7 +168,8 @@ def test_two_sets_are_compared(tmp_path):
     ):
         assert words in page.text
     assert "−0.425" in page.text
-    assert "| Only flat right, only sharp right | 2, 19 of 40 |" in markdown
+    for words in ("| only flat right | 2 |", "| only sharp right | 19 |", "| | of 40 items |"):
+        assert words in markdown
     assert "3 of 40 answers (7.5%) give no label" in page.text
     assert "Accuracy if all of them were right – not available" not in page.text
     assert re.search(r"REFUTES 0 19 95% 0 1 5%", page.text), "confusion matrix with unreadable and refused"
@@ -296,8 +297,8 @@ def vars_of(p: Prediction) -> dict:
     ("problem", "words"),
     [
         ("no sets", "needs one or more"),
-        ("no reference", r"has no reference labels; use --against human"),
-        ("no human labels", r"has no human labels; use --against reference"),
+        ("no reference", r"has no reference labels; use `against='human'`"),
+        ("no human labels", r"has no human labels; use `against='reference'`"),
         ("suffix", r"should end in \.html, or be a folder"),
         ("not there", "cannot read"),
         ("other labels", "differ in the gold label"),

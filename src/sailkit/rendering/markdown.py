@@ -32,12 +32,15 @@ def body(report: model.Report) -> str:
     parts = [f"# {escape(report.title)}", escape(report.about)]
     name = ""
     for section in report.sections:
+        blocks = [part for block in section.blocks for part in _block(block)]
+        if not blocks:
+            continue
         if section.name and section.name != name:
             name = section.name
             parts.append(f"## {escape(name)}")
         level = "###" if section.name else "##"
         parts += [f"{level} {escape(section.heading)}"] if section.heading else []
-        parts += (part for block in section.blocks for part in _block(block))
+        parts += blocks
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -102,5 +105,5 @@ def _list(entries: Iterator[str]) -> str:
 def _table(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], align: str = "---|") -> str:
     """A table; the cells of its rows are escaped already."""
     lines = [[escape(heading), *map(escape, columns)], *([escape(name), *cells] for name, cells in rows)]
-    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    head, *rest = ("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
     return "\n".join([head, "|---|" + align * len(columns), *rest])

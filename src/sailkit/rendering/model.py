@@ -157,9 +157,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals:
-    """A plot of intervals on one scale; title of a figure -> its rows. Tables hold the same figures."""
+    """A plot of intervals on one scale, in HTML alone: tables hold the same figures.
+
+    Attributes:
+        figures: Title of a figure -> its rows.
+        note: How to read the plot.
+    """
 
     figures: Mapping[str, Sequence[Interval]]
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -119,3 +119,26 @@ def note_of(cell: Cell) -> str:
     if cell.signed:
         return f"{signed(cell.value.low)} to {signed(cell.value.high)}"
     return span(cell.value)
+
+
+_ANSWER_MODES = {"logprob": "labels scored (logprob)", "generate": "generated, then read (generate)"}
+_NULL_IS_NONE = ("chat_template", "shots", "max_new_tokens")  # elsewhere null means that it is not known
+
+
+def fact(name: str, facts: Mapping[str, Any]) -> str | None:
+    """A setting or an origin in words, None where it is not known; fingerprints are shortened.
+
+    Args:
+        name: Which.
+        facts: All that is known.
+    """
+    value = facts.get(name)
+    if value is None:
+        return "none" if name in facts and name in _NULL_IS_NONE else None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {version}" for key, version in value.items())
+    if name == "answer":
+        return _ANSWER_MODES.get(value, str(value))
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", str(value))

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const { labels, ids, texts, truths, sets } = data;
   const outcomes = [...labels, "unreadable", "refused"];
-  const at = (id) => document.getElementById(id);
+  const byId = (id) => document.getElementById(id);
 
   // Everything that comes from the data goes in as text, never as markup.
   function make(tag, className, ...children) {
@@ -14,16 +14,16 @@
     return element;
   }
 
-  const answered = (set, i) => set.said[i] < labels.length;
+  const answered = (set, i) => set.answers[i] < labels.length;
   const tests = {
     all: () => true,
     wrong: (chosen, i) => chosen.some((set) => answered(set, i) && set.right[i] === false),
     silent: (chosen, i) => chosen.some((set) => !answered(set, i)),
-    differ: (_, i) => sets.some((set) => set.said[i] !== sets[0].said[i]),
+    differ: (_, i) => sets.some((set) => set.answers[i] !== sets[0].answers[i]),
   };
   const titles = { all: "All", wrong: "Wrong", silent: "Unreadable or refused", differ: "Answers differ" };
   const kinds = Object.keys(tests).filter((kind) => kind !== "differ" || sets.length > 1);
-  const state = { kind: "all", set: -1, label: -1, search: "", page: 0, found: [], open: new Set() };
+  const state = { kind: "all", set: -1, label: -1, search: "", page: 0, matching: [], open: new Set() };
 
   // What the search looks at, folded once.
   const folded = ids.map((id, i) =>
@@ -42,9 +42,9 @@
     return set.right[i] ? ["right", "right"] : ["wrong", "wrong"];
   }
 
-  function said(set, i) {
+  function answer(set, i) {
     const [className, word] = verdict(set, i);
-    const span = make("span", `said ${className}`, make("bdi", "", outcomes[set.said[i]]));
+    const span = make("span", `outcome ${className}`, make("bdi", "", outcomes[set.answers[i]]));
     if (word) span.append(" ", make("small", "", word));
     return span;
   }
@@ -72,8 +72,8 @@
     if (set.recorded) add("Recorded as", set.recorded[i] ?? "nothing");
     add("Decided by", set.scored[i] ? "scores of the labels" : "reading the output");
     if (set.tokens && set.tokens[i]) {
-      const [asked, generated, cut] = set.tokens[i];
-      add("Prompt tokens", asked);
+      const [prompted, generated, cut] = set.tokens[i];
+      add("Prompt tokens", prompted);
       if (generated) add("Generated tokens", generated);
       if (cut) add("Tokens of results cut", cut);
     }
@@ -85,8 +85,8 @@
     if (!set.scores || !set.scores[i]) return [];
     const body = make("tbody");
     labels.forEach((label, k) => {
-      const words = set.words.map(([word, own], w) => [word, own, set.logprobs && set.logprobs[i] ? set.logprobs[i][w] : null])
-        .filter(([, own, value]) => own === k && value !== null);
+      const words = set.words.map(([word, label], w) => [word, label, set.logprobs && set.logprobs[i] ? set.logprobs[i][w] : null])
+        .filter(([, label, value]) => label === k && value !== null);
       const shown = words.map(([word, , value]) => `${word} ${value.toFixed(4).replace("-", "−")}`).join(", ");
       const bar = document.createElementNS("http://www.w3.org/2000/svg", "svg");
       const filled = bar.appendChild(document.createElementNS(bar.namespaceURI, "rect"));
@@ -102,7 +102,7 @@
   }
 
   function panel(set, i, shared) {
-    const part = make("section", "panel", make("h4", "", make("bdi", "", set.name), " ", said(set, i)));
+    const part = make("section", "panel", make("h4", "", make("bdi", "", set.name), " ", answer(set, i)));
     const steps = set.outputs[i];
     part.append(facts(set, i), ...scores(set, i));
     steps.forEach((output, step) => {
@@ -135,52 +135,52 @@
     button.setAttribute("aria-expanded", String(open));
     button.setAttribute("aria-controls", `more-${i}`);
     const cells = sets.map((set) => {
-      const cell = make("td", "answer", said(set, i));
+      const cell = make("td", "answer", answer(set, i));
       cell.dataset.set = set.name;
       return cell;
     });
     const truth = make("td", "truth", make("bdi", "", truths[i].map((k) => labels[k]).join(" / ") || "–"));
     truth.dataset.set = "label";
-    const own = make("tr", open ? "open" : "", Object.assign(make("th", "", button), { scope: "row" }), truth, ...cells);
-    own.addEventListener("click", (event) => {
+    const line = make("tr", open ? "open" : "", Object.assign(make("th", "", button), { scope: "row" }), truth, ...cells);
+    line.addEventListener("click", (event) => {
       if (!button.contains(event.target) && String(getSelection())) return; // somebody is copying text
       const show = !state.open.has(i);
       if (show) {
         state.open.add(i);
-        own.after(expanded(i));
+        line.after(expanded(i));
       } else {
         state.open.delete(i);
-        at(`more-${i}`).remove();
+        byId(`more-${i}`).remove();
       }
-      own.classList.toggle("open", show);
+      line.classList.toggle("open", show);
       button.setAttribute("aria-expanded", String(show));
     });
-    return open ? [own, expanded(i)] : [own];
+    return open ? [line, expanded(i)] : [line];
   }
 
   function show() {
-    const count = state.found.length;
+    const count = state.matching.length;
     const from = state.page * PAGE;
-    const page = state.found.slice(from, from + PAGE);
-    at("rows").replaceChildren(...page.flatMap(row));
-    at("shown").textContent = count
+    const page = state.matching.slice(from, from + PAGE);
+    byId("rows").replaceChildren(...page.flatMap(row));
+    byId("shown").textContent = count
       ? `${(from + 1).toLocaleString("en")}–${(from + page.length).toLocaleString("en")} of ${count.toLocaleString("en")} item${count === 1 ? "" : "s"}`
       : "no item fits";
-    at("previous").disabled = from === 0;
-    at("next").disabled = from + PAGE >= count;
+    byId("previous").disabled = from === 0;
+    byId("next").disabled = from + PAGE >= count;
   }
 
   function filter() {
     const chosen = state.set < 0 ? sets : [sets[state.set]];
     const counts = Object.fromEntries(kinds.map((kind) => [kind, 0]));
-    state.found = [];
+    state.matching = [];
     for (let i = 0; i < ids.length; i++) {
       if (state.label >= 0 && !truths[i].includes(state.label)) continue;
       if (state.search && !folded[i].includes(state.search)) continue;
       for (const kind of kinds) if (tests[kind](chosen, i)) counts[kind]++;
-      if (tests[state.kind](chosen, i)) state.found.push(i);
+      if (tests[state.kind](chosen, i)) state.matching.push(i);
     }
-    for (const kind of kinds) at(`count-${kind}`).textContent = counts[kind].toLocaleString("en");
+    for (const kind of kinds) byId(`count-${kind}`).textContent = counts[kind].toLocaleString("en");
     state.page = 0;
     show();
   }
@@ -188,7 +188,7 @@
   function turn(by) {
     state.page += by;
     show();
-    at("items").scrollIntoView();
+    byId("items").scrollIntoView();
   }
 
   function choices(select, names) {
@@ -201,20 +201,20 @@
     input.addEventListener("change", () => { state.kind = kind; filter(); });
     const count = make("b");
     count.id = `count-${kind}`;
-    at("kinds").append(make("label", "", input, make("span", "", titles[kind], " ", count)));
+    byId("kinds").append(make("label", "", input, make("span", "", titles[kind], " ", count)));
   }
-  choices(at("set"), ["any set", ...sets.map((set) => set.name)]);
-  choices(at("label"), ["any", ...labels]);
-  at("pick-set").hidden = sets.length < 2;
-  at("table").classList.toggle("many", sets.length > 3);
+  choices(byId("set"), ["any set", ...sets.map((set) => set.name)]);
+  choices(byId("label"), ["any", ...labels]);
+  byId("pick-set").hidden = sets.length < 2;
+  byId("table").classList.toggle("many", sets.length > 3);
   let waiting = 0;
-  at("search").addEventListener("input", (event) => {
+  byId("search").addEventListener("input", (event) => {
     clearTimeout(waiting);
     waiting = setTimeout(() => { state.search = event.target.value.toLowerCase(); filter(); }, 120);
   });
-  at("previous").addEventListener("click", () => turn(-1));
-  at("next").addEventListener("click", () => turn(1));
-  at("columns").append(...["Item", "Label", ...sets.map((set) => set.name)].map((name) =>
+  byId("previous").addEventListener("click", () => turn(-1));
+  byId("next").addEventListener("click", () => turn(1));
+  byId("columns").append(...["Item", "Label", ...sets.map((set) => set.name)].map((name) =>
     Object.assign(make("th", "", make("bdi", "", name)), { scope: "col" })));
   for (const element of document.querySelectorAll("#items [hidden]:not(#pick-set)")) element.hidden = false;
   filter();

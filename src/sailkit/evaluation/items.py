@@ -1,0 +1,101 @@
+"""Every item of sets of predictions as one JSON value, for the list of a report that is filtered and opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sailkit.records import Prediction
+from sailkit.stats import metrics
+
+
+def collect_items(
+    names: Sequence[str],
+    sets: Sequence[Sequence[Prediction]],
+    truths: Sequence[Sequence[str | None]],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """Every item of every set, joined by id, column by column.
+
+    Args:
+        names: What the sets are called.
+        sets: Their predictions; the first decides the order.
+        truths: The true label of each prediction.
+        labels: The task's labels.
+
+    Returns:
+        A JSON value. Labels are numbers; what all prompts of a set begin and end with is kept once, and a prompt
+        that is the first set's is 0.
+    """
+    numbers = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
+    order = [p.id for p in sets[0]]
+    rows, truth = [], []
+    for predictions, true_labels in zip(sets, truths, strict=True):
+        by_id = {p.id: (p, label) for p, label in zip(predictions, true_labels, strict=True)}
+        rows.append([by_id[item][0] for item in order])
+        truth.append([by_id[item][1] for item in order])
+    prompts = [_prompts(predictions) for predictions in rows]
+    return {
+        "labels": list(labels),
+        "ids": order,
+        "texts": [next((p.text for p in item if p.text), "") for item in zip(*rows, strict=True)],
+        "truths": [sorted({numbers[t] for t in item if t is not None}) for item in zip(*truth, strict=True)],
+        "sets": [
+            {
+                "name": name,
+                "prompts": _squeeze(steps, prompts[0] if i else []),
+                **_columns(predictions, true_labels, labels, numbers),
+            }
+            for i, (name, steps, predictions, true_labels) in enumerate(zip(names, prompts, rows, truth, strict=True))
+        ],
+    }
+
+
+def _columns(
+    rows: Sequence[Prediction], truth: Sequence[str | None], labels: Sequence[str], numbers: Mapping[str, int]
+) -> dict[str, Any]:
+    words = {word: numbers.get(answer.label) for p in rows for word, answer in p.answers.items()}
+
+    def column(value: Callable[[Prediction], Any]) -> list[Any] | None:
+        values = [value(p) or None for p in rows]
+        return values if any(values) else None
+
+    def logprobs(p: Prediction) -> list[float | None]:
+        return [round(p.answers[word].logprob, 6) if word in p.answers else None for word in words] if p.answers else []
+
+    return {
+        "answers": [numbers[p.predicted] for p in rows],
+        "right": [None if label is None else p.label == label for p, label in zip(rows, truth, strict=True)],
+        "scored": [p.answered_by == "logprob" for p in rows],
+        "outputs": [[*(turn["raw_output"] for turn in p.turns), p.raw_output] for p in rows],
+        "words": list(words.items()),
+        "scores": column(lambda p: [round(p.scores.get(label, 0.0), 6) for label in labels] if p.scores else None),
+        "logprobs": column(logprobs),
+        "tokens": column(lambda p: [p.prompt_tokens, p.completion_tokens, p.cut_tokens] if p.prompt_tokens else None),
+        "fingerprints": column(lambda p: p.prompt_fingerprint),
+        "gold": column(lambda p: p.gold),
+        "reference": column(lambda p: p.reference),
+        "recorded": column(lambda p: p.recorded),
+    }
+
+
+def _prompts(rows: Sequence[Prediction]) -> list[list[str]]:
+    """The prompts of each step of the protocol; "" where an item had fewer."""
+    prompts = [[*(str(turn["prompt"]) for turn in p.turns), p.prompt] for p in rows]
+    steps = max(map(len, prompts), default=1)
+    return [[own[step] if step < len(own) else "" for own in prompts] for step in range(steps)]
+
+
+def _squeeze(steps: Sequence[Sequence[str]], first: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Of each step what all prompts begin and end with, and what is between."""
+    squeezed = []
+    for step, texts in enumerate(steps):
+        head = os.path.commonprefix(texts)  # noqa: RUF071 - text, not paths
+        rests = [text[len(head) :] for text in texts]
+        tail = os.path.commonprefix([rest[::-1] for rest in rests])[::-1]  # noqa: RUF071
+        middles: list[str | int] = [rest[: len(rest) - len(tail)] for rest in rests]
+        if step < len(first):
+            middles = [0 if a == b else middle for a, b, middle in zip(texts, first[step], middles, strict=True)]
+        squeezed.append({"head": head, "tail": tail, "middles": middles})
+    return squeezed
