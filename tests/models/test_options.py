@@ -1,15 +1,18 @@
 """Options of a model as one parameter of a verb, and as flags of the command line."""
 
 import inspect
-from dataclasses import dataclass, field, fields
+import io
+import re
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import pytest
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, UnknownOptionError
+from rich.console import Console
 
 from sailkit import cli
 from sailkit.evaluation.evaluate import evaluate
-from sailkit.models.base import ModelOptions
+from sailkit.models.base import DeviceOptions, ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class Served(ModelOptions):
         date: The day of the server.
     """
 
-    trust_remote_code: bool = field(init=False, default=False)
+    trust_remote_code: Annotated[bool, Parameter(parse=False)] = False
 
 
 def verb(*, options: Annotated[Served, Parameter(name="*")] = Served()) -> Served:
@@ -43,6 +46,12 @@ def arguments_of(app):
     return {argument.name: argument for argument in app.assemble_argument_collection()}
 
 
+def help_of(app):
+    text = io.StringIO()
+    app.help_print([], console=Console(file=text, width=1000))
+    return text.getvalue()
+
+
 def test_each_attribute_is_a_flag_with_its_own_default_and_help():
     app = App()
     app.default(evaluate)
@@ -50,16 +59,20 @@ def test_each_attribute_is_a_flag_with_its_own_default_and_help():
     for option in fields(ModelOptions):
         argument = arguments["--" + option.name.replace("_", "-")]
         assert argument.field_info.default == option.default
-        assert argument.parameter.help
     assert "--options" not in arguments
+    shown = help_of(app)
+    for line in re.findall(r"^ {8}\w+: (.*)$", f"{DeviceOptions.__doc__}{ModelOptions.__doc__}", re.MULTILINE):
+        assert line in shown
     assert inspect.signature(evaluate).parameters["options"].default == ModelOptions()
 
 
 def test_a_derived_class_leaves_a_flag_out_and_words_another(app):
-    arguments = arguments_of(app)
-    assert "--trust-remote-code" not in arguments
-    assert arguments["--date"].parameter.help == "The day of the server."
-    assert arguments["--chat"].parameter.help == "Use the model's chat template: auto (where it has one), on, off."
+    shown = help_of(app)
+    assert "--trust-remote-code" not in shown
+    with pytest.raises(UnknownOptionError):
+        app(["--trust-remote-code"], exit_on_error=False, print_error=False)
+    assert re.search(r"--date STR +The day of the server\.", shown)
+    assert re.search(r"--chat CHOICE +Use the model's chat template: auto \(where it has one\), on, off\.", shown)
 
 
 def test_what_is_not_given_keeps_its_default(app):

@@ -1,7 +1,6 @@
 """Models that answer prompts: on this machine, or behind any OpenAI-compatible server."""
 
-from __future__ import annotations
-
+# Annotations stay objects here: cyclopts evaluates those of a derived options class in the module that derives it.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -106,8 +105,8 @@ class ModelOptions(DeviceOptions):
     """How to load and run a model.
 
     A verb takes it as one parameter, whose attributes the command line shows as flags; their help is the text below.
-    A verb that leaves an attribute out, or words its help differently, derives a class: a field declared there with
-    `field(init=False, default=...)` is no flag, and a text under `Attributes` replaces the one here.
+    A verb that leaves an attribute out, or words its help differently, derives a class: a field declared there as
+    `Annotated[..., Parameter(parse=False)]` is no flag, and a text under `Attributes` replaces the one here.
 
     Attributes:
         chat: Use the model's chat template: auto (where it has one), on, off.
