@@ -114,7 +114,7 @@ def test_texts_without_words_have_a_bm25_score_of_nothing(votes, tmp_path):
 )
 def test_numbers_that_cannot_be_are_refused(votes, tmp_path, options):
     (name,) = options
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} should be"):
+    with pytest.raises(UserError, match=f"`{name}` should be"):
         fit(data=votes, out=tmp_path / "f", **options)
     if name == "limit":
         with pytest.raises(UserError, match="`limit` should be at least 1, not -1"):
