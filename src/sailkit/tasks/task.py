@@ -196,7 +196,7 @@ def builtin_tasks() -> list[str]:
 
 
 def _builtin_folder() -> Path:
-    return Path(__file__).parent
+    return Path(__file__).parent / "builtin"
 
 
 def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
