@@ -77,6 +77,8 @@ def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> 
             found = stage(*args, **kwargs)
         if not is_main_process():  # the result is the same in all of them
             return
+        if hasattr(found, "to_json"):
+            found = found.to_json()
         if isinstance(found, list) and len(found) == 1:
             found = found[0]
         if json is not None and str(json) == "-":

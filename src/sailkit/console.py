@@ -1,4 +1,4 @@
-"""The terminal: everything that is printed, whoever prints it, passes through here and is clean."""
+"""The terminal: everything that is printed passes through here and is cleaned of control characters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class CleanStream:
-    """A text stream that cleans what is written to it; all else is the stream's behind it."""
+    """A text stream that cleans what is written to it, and otherwise behaves as the stream that it wraps."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write, clean; a bar that goes back to the beginning of its line starts with that."""
+        """Write clean text; a leading carriage return, with which progress bars begin, stays."""
         back = text.startswith("\r")
         self.stream.write("\r" * back + clean(text[back:], layout=True))
         return len(text)
@@ -41,14 +41,14 @@ class CleanStream:
 
 @contextlib.contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean whatever is printed meanwhile, also by libraries."""
-    ours = [cast(TextIO, CleanStream(stream)) for stream in (sys.stdout, sys.stderr)]
-    with contextlib.redirect_stdout(ours[0]), contextlib.redirect_stderr(ours[1]):
+    """Clean whatever is printed within the block, also by libraries."""
+    streams = [cast(TextIO, CleanStream(stream)) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         yield
 
 
 def console(stream: TextIO | None = None, *, stderr: bool = False, width: int | None = None) -> Console:
-    """A console of rich: its own colours and moves pass, the texts that it is given are cleaned.
+    """A rich console that cleans the texts it is given; its own colours and cursor movements pass.
 
     Args:
         stream: Write to this; to standard output by default.
@@ -58,7 +58,7 @@ def console(stream: TextIO | None = None, *, stderr: bool = False, width: int | 
     stream = stream or (sys.stderr if stderr else sys.stdout)
     # A pipe or a log has no width; tables should not be squeezed there.
     width = width or (None if stream.isatty() else 140)
-    # What it writes is clean, and must not be cleaned of its own sequences.
+    # Past CleanStream, which would remove the control sequences of rich itself.
     file = getattr(stream, "stream", stream)
     return _clean_console()(file=file, highlight=False, emoji=False, soft_wrap=not stderr, width=width)
 
@@ -77,17 +77,17 @@ def _clean_console() -> type[Console]:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A fault of ours, for `sys.excepthook`: what it quotes may come from outside."""
+    """Print a traceback, for `sys.excepthook`; it may quote text from outside, and is cleaned."""
     sys.stderr.write(clean("".join(traceback.format_exception(kind, error, trace)), layout=True))
 
 
 def notice(text: str) -> None:
-    """Tell the person at the terminal something, beside the results."""
+    """Print a message to standard error, beside the results."""
     print(clean(text, layout=True), file=sys.stderr, flush=True)
 
 
 class Ticker(Protocol):
-    """What a stage calls as it gets on."""
+    """The function that a stage calls as it advances."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done; a note, such as the speed, is shown behind the count."""
@@ -111,8 +111,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        told, note = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}"))
-        columns = (told, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+        description, note = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}"))
+        columns = (description, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
         with Progress(*columns, console=console(stderr=True)) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
             yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
@@ -125,8 +125,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
         count += steps
         now = time.monotonic()
         if now - last >= 5 or (count == total and now - start >= 2):
-            left = (now - start) / max(count - done, 1) * (total - count)
-            notice(f"{what}: {count}/{total}, {note + ', ' if note else ''}{left:.0f} s left")
+            remaining = (now - start) / max(count - done, 1) * (total - count)
+            notice(f"{what}: {count}/{total}, {note + ', ' if note else ''}{remaining:.0f} s left")
             last = now
 
     yield tick

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend; anything else is a bug and keeps its traceback."""
+"""The errors that a user can fix; any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: what, where and the mend, in one line (the CLI exits 2).
+    """A mistake that the user can fix: what, where and how to fix it, in one line (the CLI exits 2).
 
     An argument is named in backquotes, as `max_length` or `chat='off'`; the CLI writes it as a flag.
     """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say what is known, and which of it was probably meant.
+    """List the known names, and suggest the one that was probably meant.
 
     Args:
         word: What the user wrote.
-        known: What would have been understood.
+        known: The names that are accepted.
 
     Returns:
         The end of an error line, such as `did you mean 'direct'? (known: direct, fair)`.
@@ -33,10 +33,10 @@ def at_least_one(**options: int | None) -> None:
     """Refuse a count below 1.
 
     Args:
-        options: The values by the argument's name; None passes.
+        options: The values, by the arguments' names; None passes.
 
     Raises:
-        UserError: The first that is below 1.
+        UserError: An option is below 1.
     """
     for name, value in options.items():
         if value is not None and value < 1:

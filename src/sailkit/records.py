@@ -31,9 +31,9 @@ class SearchResult:
     Attributes:
         title: Its heading; may be empty.
         body: Its text.
-        url: Where it was found, without password; empty where unknown, or where it is on no public host.
+        url: Its address, without password; empty where unknown, or where the host is not public.
         source: The engine or data set that gave it.
-        rank: Its place among the results, from 1; 0 where unknown.
+        rank: Its rank among the results, from 1; 0 where unknown.
         retrieved_at: ISO 8601 time, or empty.
     """
 
@@ -45,7 +45,7 @@ class SearchResult:
     retrieved_at: str = ""
 
     def __post_init__(self) -> None:
-        """Wherever a result comes from, its address is one that may be kept and shared."""
+        """Keep only an address that may be shared, wherever the result comes from."""
         # Rows that others wrote may hold null.
         object.__setattr__(self, "url", public_address(self.url) if isinstance(self.url, str) else "")
 
@@ -78,10 +78,10 @@ class Searched:
 
     Attributes:
         instruction: What was searched for.
-        results: What was found, best first within each engine.
-        searches: Engine -> how its search went: `found`, `empty` (asked, no results), `unavailable` (could not be
-            asked), `left_out` (not asked, on purpose).
-        dropped_results: Results without any text, which are not kept.
+        results: The search results, best first within each engine.
+        searches: Engine -> how its search went: `found`, `empty` (no results), `unavailable` (the engine could not be
+            reached), `left_out` (not searched, on purpose).
+        dropped_results: How many results had no text and were dropped.
     """
 
     instruction: Instruction
@@ -92,14 +92,15 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One labeler's word on one search result, with respect to the response.
+    """A labeler's judgement of one search result, with respect to the response.
 
     Attributes:
         score: How informative, in [0, 1] by the labeler's own measure; None unless judged.
         verdict: The score against the labeler's threshold; None unless judged.
         outcome: `judged`, or why there is no score.
         cut_tokens: Tokens of the result that the labeler did not see.
-        raw_output: What a judging model said, where it was read from text; or why its server gave no answer.
+        raw_output: The reply of a judging model, where the judgement was read from text; or why its server gave no
+            answer.
     """
 
     score: float | None
@@ -118,8 +119,8 @@ class TrainingExample:
         instruction: The task in words.
         input: What it works on; may be empty.
         results: The search results shown, in order.
-        judgements: One for each result; none where the response judges them in no sentence that can be read.
-        response: What to say after the verification sentence.
+        judgements: One for each result; empty where the response has no verification sentence that can be read.
+        response: The response that follows the verification sentence.
         style: `sail`, `sail-fixed` or `chat`.
     """
 
@@ -141,9 +142,9 @@ class Example:
         text: What is judged: a claim, a statement.
         label: The data set's own label, or None where it has none.
         evidence: Search results that belong to it, best first.
-        stances: For each of them the label that it speaks for by people's word, or None where it speaks for none;
-            empty where nobody said.
-        group: Examples of one group are on one side of every split; tasks give each its own where theirs have none.
+        stances: For each search result, the label that people judged it to support, or None where it supports none;
+            empty where the data set does not say.
+        group: Examples of one group are on the same side of every split; by default each example is its own group.
     """
 
     id: str
@@ -156,7 +157,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """How likely one answer wording is behind the prompt.
+    """The log-probability of an answer word after the prompt.
 
     Attributes:
         label: The label that it stands for.
@@ -173,14 +174,14 @@ class AnswerScore:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model said about one example; a row of `predictions.jsonl`.
+    """A model's answer to one example; a row of `predictions.jsonl`.
 
     Attributes:
         id: The example's id.
-        index: The example's place in the data set, from 0.
+        index: The example's index in the data set, from 0.
         text: The example's text.
         gold: The data set's own label.
-        label: What was understood, or None; never a default class.
+        label: The predicted label, or None where none can be read; there is no default class.
         outcome: `answered`, or why there is no label.
         answered_by: `logprob` (scores decided) or `text` (the raw output was read).
         scores: Probability of each label, summing to 1 over the labels; empty where there are none.
@@ -196,7 +197,7 @@ class Prediction:
         recorded: The label that the parser of a recording decided, where it is one.
         group: The example's group, where the task declares one that is not its id; else empty.
         reason: Why a server gave no answer, in its words; None where it gave one.
-        thought: What the model thought before, where a server tells it from the answer.
+        thought: The reasoning before the answer, where a server returns it separately.
     """
 
     id: str
@@ -223,7 +224,7 @@ class Prediction:
 
     @property
     def unit(self) -> str:
-        """What is drawn and tested as one: the group, or the item where it has none."""
+        """The unit of resampling and of paired tests: the group, or the item where it has none."""
         return self.group or self.id
 
     @property

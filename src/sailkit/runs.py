@@ -1,4 +1,4 @@
-"""A run folder: manifest, lock, resumable output, cache, seeds and progress; written once, used by every stage."""
+"""A run folder as every stage uses it: manifest, lock, resumable output, cache and seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ class Run:
     """An open run folder, locked against a second process.
 
     Attributes:
-        folder: Where the run keeps its files.
-        manifest: What was asked and on what; `settings` decides the values, `environment` describes.
+        folder: The run's folder.
+        manifest: `settings` decides the values, `environment` only describes.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -51,18 +52,18 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What trackers know the run by: 16 hex digits of how it began."""
+        """The id of the run for experiment trackers: 16 hex digits of its initial manifest."""
         return jsonl.fingerprint({k: v for k, v in self.manifest.items() if k in _MANIFEST_KEYS})[:16]
 
     def describe(self, key: str, value: dict[str, Any]) -> None:
-        """Add to the manifest what shows only when the run has started; it describes, and decides nothing.
+        """Add a description to the manifest that is known only once the run has started; it decides nothing.
 
-        What was there first is kept. A start that differs, such as on another machine, adds how to
-        `KEY_when_resumed`.
+        The first description stays. If a resumed run differs, such as on another machine, the differences are
+        written as `KEY_when_resumed`.
 
         Args:
-            key: Of the manifest.
-            value: What JSON can hold.
+            key: The key in the manifest.
+            value: A JSON value.
         """
         before = self.manifest.setdefault(key, value)
         if changes := list(_differences(before, value)):
@@ -72,10 +73,10 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: float = 0) -> Iterator[Run]:
-    """Open a run folder for writing, new or to be continued.
+    """Open a run folder for writing, to begin or to continue a run.
 
     Args:
-        folder: The run's folder; made if absent.
+        folder: The run's folder; created if absent.
         stage: The verb that runs.
         settings: Everything that decides the values; a run continues only if all of it is the same.
         wait: Seconds to wait for another process that holds the folder.
@@ -84,8 +85,8 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
         The locked run.
 
     Raises:
-        UserError: Another process holds the folder, it belongs to another run (the settings that differ are
-            named), or it holds something else.
+        UserError: Another process holds the folder, it belongs to another run (the differing settings are
+            named), or it is not a run folder.
     """
     folder = Path(folder)
     try:
@@ -129,6 +130,7 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Each value that differs between two nested dictionaries, as `a.b: 1 there, 2 now`."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in {**there, **now}:
             yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
@@ -158,58 +160,107 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def setting_of(folder: str | Path, *keys: str) -> Any:
     """A setting of the run in a folder, by its nested keys; None where there is no run yet, or no such setting."""
-    found: Any = None
+    value: Any = None
     if (Path(folder) / MANIFEST).exists():
-        found = read_manifest(folder)["settings"]
+        value = read_manifest(folder)["settings"]
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-    return found
+            value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """Run folders at or below a folder, by name; other programs keep a manifest.json too, and are passed over."""
-    found = []
+    """Run folders at or below a folder, sorted; a manifest.json of another program is skipped."""
+    folders = []
     for path in sorted(Path(folder).rglob(MANIFEST)):
         with contextlib.suppress(UserError):
             read_manifest(path.parent)
-            found.append(path.parent)
-    return found
+            folders.append(path.parent)
+    return folders
 
 
-def overview(*folders: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunSummary:
+    """A run folder in a list of runs; a field that the stage has no setting for is None."""
+
+    folder: str
+    stage: str
+    model: Any
+    task: Any
+    protocol: Any
+    wording: Any
+    answer: Any
+    started_at: str
+
+
+@dataclass(frozen=True)
+class RunList:
+    """Run folders, sorted by name within each folder that was searched."""
+
+    runs: tuple[RunSummary, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` writes it."""
+        return {"runs": [asdict(run) for run in self.runs]}
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """How two runs differ.
+
+    Attributes:
+        names: The two run folders.
+        differences: Setting, or `version of PACKAGE` -> its value in each run; None where a run does not have it.
+    """
+
+    names: tuple[str, str]
+    differences: dict[str, tuple[Any, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` writes it."""
+        differences = {name: list(values) for name, values in self.differences.items()}
+        return {"names": list(self.names), "differences": differences}
+
+
+def overview(*folders: Path) -> RunList | RunDifference:
     """List runs, or show how two of them differ.
 
     Args:
         folders: Where to look (the folder `runs` by default); two run folders, to compare their settings.
 
     Returns:
-        `runs`, a row each; or `differences`, the two values of each setting that differs.
+        A summary of each run; or, of two, the two values of each setting that differs.
+
+    Raises:
+        UserError: There is no such folder.
     """
-    places = folders or (Path("runs"),)
-    if len(places) == 2 and all((place / MANIFEST).exists() for place in places):
-        first, second = (read_manifest(place) for place in places)
-        flat = [
-            {**m["settings"], **{f"version of {k}": v for k, v in m["environment"]["versions"].items()}}
-            for m in (first, second)
-        ]
-        differ = {
-            k: [flat[0].get(k), flat[1].get(k)] for k in {**flat[0], **flat[1]} if flat[0].get(k) != flat[1].get(k)
-        }
-        return {"names": [str(place) for place in places], "differences": differ}
-    rows = []
-    for place in places:
-        if not place.is_dir():
-            raise UserError(f"no folder {place}")
-        for folder in find_runs(place):
-            manifest = read_manifest(folder)
-            shown = {k: manifest["settings"].get(k) for k in ("model", "task", "protocol", "wording", "answer")}
-            started = manifest["environment"]["started_at"]
-            rows.append({"folder": str(folder), "stage": manifest["stage"], **shown, "started_at": started})
-    return {"runs": rows}
+    folders = folders or (Path("runs"),)
+    if len(folders) == 2 and all((folder / MANIFEST).exists() for folder in folders):
+        return _compare(*folders)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}")
+    return RunList(tuple(_summary(run) for folder in folders for run in find_runs(folder)))
+
+
+def _compare(first: Path, second: Path) -> RunDifference:
+    values = []
+    for manifest in (read_manifest(first), read_manifest(second)):
+        versions = {f"version of {name}": version for name, version in manifest["environment"]["versions"].items()}
+        values.append({**manifest["settings"], **versions})
+    pairs = {name: (values[0].get(name), values[1].get(name)) for name in {**values[0], **values[1]}}
+    differences = {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
+    return RunDifference((str(first), str(second)), differences)
+
+
+def _summary(folder: Path) -> RunSummary:
+    manifest = read_manifest(folder)
+    settings = {name: manifest["settings"].get(name) for name in ("model", "task", "protocol", "wording", "answer")}
+    started_at = manifest["environment"]["started_at"]
+    return RunSummary(folder=str(folder), stage=manifest["stage"], **settings, started_at=started_at)
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform and git revision; described in the manifest, deciding nothing."""
+    """Versions, platform and git revision, for the manifest; they decide nothing."""
     versions = {"sailkit": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -224,7 +275,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The revision of the user's own checkout, marked where it has uncommitted changes."""
+    """The git revision of the working directory, with `-dirty` where it has uncommitted changes."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -232,77 +283,8 @@ def _git_revision() -> str | None:
     return None
 
 
-class BatchLog:
-    """An append-only JSON Lines file that is its own checkpoint.
-
-    Rows arrive in planned batches. A killed run leaves complete batches and at most one torn one; the torn one
-    is cut off and computed again as a whole, because a row's low bits depend on the batch it was computed in.
-    """
-
-    def __init__(self, path: Path, plan: Sequence[Sequence[str]]) -> None:
-        """Read what is there and cut it back to whole batches.
-
-        Args:
-            path: The file; need not exist.
-            plan: Ids of every batch, in the order in which they are written.
-
-        Raises:
-            UserError: The rows there are not the first rows of this plan.
-        """
-        self.path = path
-        self.done = 0
-        self.rows_done = 0
-        self._size = 0
-        try:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        except OSError as error:
-            raise jsonl.reading_failed(path, error) from None
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        for batch in plan:
-            part = lines[self.rows_done : self.rows_done + len(batch)]
-            for offset, (line, expected) in enumerate(zip(part, batch, strict=False)):
-                number = self.rows_done + offset + 1
-                try:
-                    found = json.loads(line)["id"]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}, line {number}: damaged; remove the run folder to start again") from None
-                if found != expected:
-                    raise UserError(f"{path}, line {number}: found id {found!r} where {expected!r} was planned")
-            if len(part) < len(batch):
-                break
-            self.done += 1
-            self.rows_done += len(batch)
-            self._size += sum(map(len, part))
-        try:
-            self._stream = path.open("ab")
-            self._stream.truncate(self._size)
-        except OSError as error:
-            raise jsonl.writing_failed(path, error) from None
-
-    def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write one batch through to the disk; on failure the file keeps its whole batches only."""
-        data = jsonl.encode("".join(jsonl.dumps(row) + "\n" for row in rows))
-        try:
-            self._stream.write(data)
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as error:
-            # Closed first: a stream that is closed later writes what its buffer still holds into the space just freed.
-            self.close()
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, self._size)
-            raise jsonl.writing_failed(self.path, error) from None
-        self._size += len(data)
-
-    def close(self) -> None:
-        """Close the file."""
-        with contextlib.suppress(OSError):
-            self._stream.close()
-
-
 class Cache:
-    """Values by the hash of everything that decided them, each an atomic file; safe to share and to delete."""
+    """Values by the hash of everything that decides them, each an atomic file; safe to share and to delete."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -315,7 +297,7 @@ class Cache:
             return None
 
     def put(self, key: dict[str, Any], value: object) -> None:
-        """Store a value with its key beside it, so that an entry can be read by a person."""
+        """Store a value together with its key, so that a person can read an entry."""
         jsonl.write_atomic(self._path(key), json.dumps({"key": key, "value": value}, ensure_ascii=False))
 
     def _path(self, key: dict[str, Any]) -> Path:
@@ -324,13 +306,13 @@ class Cache:
 
 
 def cache_folder() -> Path:
-    """Where sailkit keeps what can be made again: `SAILKIT_CACHE`, else the user's cache folder."""
-    if chosen := os.environ.get("SAILKIT_CACHE"):
-        return Path(chosen)
+    """The folder for values that can be computed again: `SAILKIT_CACHE`, else in the user's cache folder."""
+    if folder := os.environ.get("SAILKIT_CACHE"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sailkit"
 
 
 def seed_for(seed: int, purpose: str, item: str = "") -> int:
-    """A 64-bit seed from the run's seed, a purpose and an item's id, so that order and shards change nothing."""
+    """A 64-bit seed from the run's seed, a purpose and an item's id: independent of order and of shards."""
     return int.from_bytes(hashlib.sha256(f"{seed}\x00{purpose}\x00{item}".encode()).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""Small honest stand-ins, public, for users' tests too: real over the wire, only the answers are made up."""
+"""A server for tests, public so that users can test with it too: real HTTP, only its answers are invented."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Received:
 
     Attributes:
         at: When, in seconds of `time.monotonic`.
-        path: The path asked for.
+        path: The path of the URL.
         headers: Headers, names in lower case.
         body: The JSON body.
     """
@@ -39,35 +39,35 @@ class Received:
 
 @dataclass
 class MisbehavingServer:
-    """A server of completions on 127.0.0.1 that goes wrong where its script says so.
+    """A server of chat completions on 127.0.0.1 that fails where its script says so.
 
         with MisbehavingServer({1: 429, 2: "cut_off"}) as server:
             model = load_model(f"endpoint:any@{server.url}")
 
-    What it can do with a request:
+    Its behaviours:
 
     * `ok`: answer.
     * a number: fail with that HTTP status; the error's message echoes the request's key, as some proxies do.
     * `silent`: say nothing; `dripping`: send a space now and then, and never an answer.
     * `hang_up`: close the connection; `cut_off`: close it within the answer.
-    * `not_json`, `no_choices`, `null_message`: answer with status 200 what is no answer.
+    * `not_json`, `no_choices`, `null_message`: send an unusable answer with status 200.
     * `null_content`: answer with a message that has no text.
     * `no_logprobs`: refuse a request for log-probabilities with status 400, and answer any other.
     * `endless`: send an answer that does not end; `packed`: one of a gigabyte, packed into one megabyte.
 
     Attributes:
-        script: Number of a request, from 1 -> what is done with it.
-        otherwise: What is done with all others.
-        text: What it answers, and why it fails.
-        message: Fields of the answer's message, in place of its own.
-        choice: Likewise of the choice around it.
-        usage: Likewise of its counts.
+        script: Number of a request, from 1 -> the behaviour.
+        otherwise: The behaviour for all other requests.
+        text: The text of answers and of error messages.
+        message: Fields of the answer's message that replace the default ones.
+        choice: Fields of the choice, likewise.
+        usage: Token counts, likewise.
         refuse: Given a request, the status and body with which it is refused, or None.
-        logprobs: Tokens at the first position -> log-probability; None ignores that they are asked for.
-        echo: Told a request for a text completion, what its choice holds beside the text: such as `prompt_logprobs`.
+        logprobs: Tokens at the first position -> log-probability; None ignores requests for them.
+        echo: Given a request for a text completion, further fields of its choice, such as `prompt_logprobs`.
         seconds: How long an answer takes; failures come at once.
         headers: Sent with every answer and error, such as Retry-After.
-        requests: What arrived, in order.
+        requests: The requests received, in order.
         most_at_once: Most requests that were open at the same time.
     """
 
@@ -143,22 +143,22 @@ class MisbehavingServer:
             body = json.dumps(self._completion(behaviour, request.body))
             self._send(handler, 200, body, cut=10 if behaviour == "cut_off" else 0)
 
-    def _completion(self, behaviour: Behaviour, asked: dict[str, Any]) -> dict[str, Any]:
+    def _completion(self, behaviour: Behaviour, request: dict[str, Any]) -> dict[str, Any]:
         message = {"role": "assistant", "content": None if behaviour == "null_content" else self.text}
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         message |= self.message
         choice["message"] = None if behaviour == "null_message" else message
-        if "prompt" in asked:
-            choice |= {"text": self.text, **(self.echo(asked) if self.echo else {})}
-        if asked.get("logprobs") and self.logprobs is not None:
+        if "prompt" in request:
+            choice |= {"text": self.text, **(self.echo(request) if self.echo else {})}
+        if request.get("logprobs") and self.logprobs is not None:
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in self.logprobs.items()]
-            choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top[: asked.get("top_logprobs", 0)]}]}
+            choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top[: request.get("top_logprobs", 0)]}]}
         choice |= self.choice
         return {
             "id": "chatcmpl-0",
             "object": "chat.completion",
             "created": 0,
-            "model": f"{asked['model']}-served",
+            "model": f"{request['model']}-served",
             "system_fingerprint": "fp_0",
             "choices": [] if behaviour == "no_choices" else [choice],
             "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, **self.usage},

@@ -1,4 +1,4 @@
-"""Text from outside made safe to show: the characters that act on a terminal or a page instead of being read."""
+"""Make text from outside safe to show: no character that acts on a terminal or a page instead of being read."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def clean(text: str, layout: bool = False) -> str:
 
 
 def clean_values(value: Any) -> Any:
-    """A JSON value with every text in it clean, lines and tabs kept."""
+    """A JSON value in which every string is clean; line breaks and tabs stay."""
     if isinstance(value, str):
         return clean(value, layout=True)
     if isinstance(value, dict):
-        return {clean(key, layout=True): clean_values(one) for key, one in value.items()}
+        return {clean(key, layout=True): clean_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [clean_values(one) for one in value]
+        return [clean_values(item) for item in value]
     return value
 
 
 def escape_json(text: str) -> str:
-    r"""JSON that says the same, its unsafe characters spelt as `\uXXXX`.
+    r"""Equal JSON with its unsafe characters escaped as `\uXXXX`.
 
     Args:
-        text: What `json.dumps` gave; its line breaks stand between values, and stay.
+        text: The output of `json.dumps`; line breaks between values stay.
     """
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)

@@ -1,4 +1,4 @@
-"""Addresses of search results: none carries a password, and none names a host that is another one for each reader."""
+"""URLs of search results as they may be shared: without passwords, and only of public hosts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OLD_NUMBERS = re.compile(r"[0-9a-fx.]+")  # 127.1, 0x7f.1, 2130706433: programs
 
 
 def public_address(address: str) -> str:
-    """An address as it may be kept and shared.
+    """A URL as it may be kept and shared.
 
     Args:
         address: From an engine, a corpus or a file; what is not a web address (a path, a DOI) is left as it is.

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from labeling.test_label import write_results
+from sailkit import cli
 from sailkit.cluster import Pool, RayOptions
 from sailkit.errors import UserError
 from sailkit.labeling.cluster import scorer
@@ -151,3 +152,9 @@ def test_a_command_that_is_stopped_goes_on_and_leaves_nothing(tmp_path, how):
     assert 0 < log.stat().st_size < (tmp_path / "here" / "scores.jsonl").stat().st_size
     subprocess.run(command, check=True, capture_output=True)
     assert same(tmp_path / "here", tmp_path / "there")
+
+
+def test_each_option_is_a_flag_of_its_own():
+    flags = ["--ray", "--ray-address", "127.0.0.1:9", "--ray-actors", "3", "--ray-cpus", "0.5", "--ray-gpus", "0.25"]
+    command = cli.build_app().parse_args(["label", "--results", "r", "--out", "o", *flags], exit_on_error=False)[1]
+    assert command.arguments["ray"] == RayOptions(True, "127.0.0.1:9", 3, 0.5, 0.25)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sailkit.data.build import write_rows
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
+from sailkit.files.batch_log import write_batches
 from sailkit.files.tables import read_table
 from sailkit.models.base import Model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
@@ -130,27 +131,24 @@ def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], l
             reasons[place] = str(error)
     asked = [place for place in range(len(examples)) if place not in reasons]
     batches = [[asked[i] for i in batch] for batch in teacher.plan([prompts[place] for place in asked], limit)]
-    log = runs.BatchLog(run.path(ANSWERS), [[examples[i].id for i in batch] for batch in batches])
-    try:
-        with runs.progress(f"asking {teacher.name}", len(asked), log.rows_done) as tick:
-            for batch in batches[log.done :]:
-                replies = teacher.generate([prompts[i] for i in batch], limit, lambda _: False)
-                rows = [
-                    {
-                        "id": examples[i].id,
-                        "text": reply.text or "",
-                        "cut_off": reply.cut_off,
-                        "cut_tokens": reply.cut_tokens,
-                        "completion_tokens": reply.completion_tokens,
-                        **({"refusal": reply.refusal} if reply.refusal is not None else {}),
-                        **({"unfinished": True} if reply.thought and not (reply.text or "").strip() else {}),
-                    }
-                    for i, reply in zip(batch, replies, strict=True)
-                ]
-                log.append(rows)
-                tick(len(batch))
-    finally:
-        log.close()
+
+    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
+        for batch in remaining:
+            replies = teacher.generate([prompts[i] for i in batch], limit, lambda _: False)
+            yield [
+                {
+                    "id": examples[i].id,
+                    "text": reply.text or "",
+                    "cut_off": reply.cut_off,
+                    "cut_tokens": reply.cut_tokens,
+                    "completion_tokens": reply.completion_tokens,
+                    **({"refusal": reply.refusal} if reply.refusal is not None else {}),
+                    **({"unfinished": True} if reply.thought and not (reply.text or "").strip() else {}),
+                }
+                for i, reply in zip(batch, replies, strict=True)
+            ]
+
+    write_batches(run.path(ANSWERS), batches, lambda i: examples[i].id, compute, f"asking {teacher.name}")
     said = {row["id"]: row for _, row in jsonl.read_rows(run.path(ANSWERS))}
     return [
         {"reason": reasons[place]}

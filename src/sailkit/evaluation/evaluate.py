@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +20,7 @@ from sailkit.evaluation.predictions import NOISE, PREDICTIONS
 from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
 from sailkit.evaluation.summary import Flag, summarise, with_flags
 from sailkit.files import jsonl
+from sailkit.files.batch_log import write_batches
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
 from sailkit.models.load import load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
@@ -196,20 +197,16 @@ def _keep_noise(
 
 
 def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]) -> None:
-    log = runs.BatchLog(run.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
-    try:
-        with runs.progress(f"asking {model.name}", len(examples), log.rows_done) as tick:
-            for batch in batches[log.done :]:
-                try:
-                    found = answer_batch(model, plan, [(i, examples[i]) for i in batch])
-                except UserError as error:
-                    raise UserError(
-                        f"{error} (batch of items {examples[batch[0]].id} to {examples[batch[-1]].id})"
-                    ) from None
-                log.append([predictions.to_row(p) for p in found])
-                tick(len(batch))
-    finally:
-        log.close()
+    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
+        for batch in remaining:
+            try:
+                answered = answer_batch(model, plan, [(i, examples[i]) for i in batch])
+            except UserError as error:
+                items = f"{examples[batch[0]].id} to {examples[batch[-1]].id}"
+                raise UserError(f"{error} (batch of items {items})") from None
+            yield [*map(predictions.to_row, answered)]
+
+    write_batches(run.path(PREDICTIONS), batches, lambda i: examples[i].id, compute, f"asking {model.name}")
     _keep_noise(run, model, plan, examples, batches)
 
 

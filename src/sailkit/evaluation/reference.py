@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation.predictions import PREDICTIONS, REFERENCE_FOLDER
 from sailkit.evaluation.summary import Flag
 from sailkit.files import jsonl
+from sailkit.files.batch_log import write_batches
 from sailkit.models.base import Model, ModelOptions, Reply
 from sailkit.models.load import load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
@@ -123,22 +124,24 @@ def collect_reference(
         "prompts_sha256": jsonl.fingerprint([*question.literals, frames()]),
         "rules_version": ANSWER_RULES_VERSION,
     }
+
+    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
+        for batch in remaining:
+            answers_of: list[list[dict[str, Any]]] = [[] for _ in batch]
+            for repeat in range(repeats):
+                repeated = model.with_repeat(repeat) if isinstance(model, Paid) else model
+                replies = repeated.generate([prompts[i] for i in batch], limit, lambda _: False)
+                for given, reply in zip(answers_of, replies, strict=True):
+                    given.append(_read(reply, question.words))
+            yield [
+                {"id": examples[i].id, "label": given[0]["label"], "answers": given}
+                for i, given in zip(batch, answers_of, strict=True)
+            ]
+
     with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
         announce_cost(model, [prompts], [limit], repeats, price)
-        log = runs.BatchLog(nested.path(PREDICTIONS), [[examples[i].id for i in batch] for batch in batches])
-        try:
-            with runs.progress(f"asking {model.name} for the reference", len(examples), log.rows_done) as tick:
-                for batch in batches[log.done :]:
-                    rows: list[dict[str, Any]] = [{"id": examples[i].id, "label": None, "answers": []} for i in batch]
-                    for repeat in range(repeats):
-                        asked = model.with_repeat(repeat) if isinstance(model, Paid) else model
-                        replies = asked.generate([prompts[i] for i in batch], limit, lambda _: False)
-                        for row, reply in zip(rows, replies, strict=True):
-                            row["answers"].append(_read(reply, question.words))
-                    log.append([{**row, "label": row["answers"][0]["label"]} for row in rows])
-                    tick(len(batch))
-        finally:
-            log.close()
+        activity = f"asking {model.name} for the reference"
+        write_batches(nested.path(PREDICTIONS), batches, lambda i: examples[i].id, compute, activity)
         return _flags(model.name, [row for _, row in jsonl.read_rows(nested.path(PREDICTIONS))], repeats)
 
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub by their names."""
+"""Data sets of the Hugging Face hub, by name."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _FILE = re.compile(r".*\.(jsonl?|ndjson|csv|tsv|tab|txt|parquet|yaml|xlsx?|gz)",
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether a name is one of the hub and of no file here: `OWNER/NAME`, or `OWNER/NAME:SPLIT`."""
+    """Whether a name is that of a data set on the hub, `OWNER/NAME` or `OWNER/NAME:SPLIT`, and of no file here."""
     return bool(_NAME.fullmatch(str(source))) and not _FILE.fullmatch(str(source)) and not Path(source).exists()
 
 
 def hub_rows(source: str, preferred: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of one split of a data set with their numbers from 1.
+    """Rows of one split of a data set, numbered from 1.
 
     Args:
         source: `OWNER/NAME`, or `OWNER/NAME:SPLIT`.
-        preferred: The splits to take where none is named, best first; a data set with one split gives that.
+        preferred: The splits to take where none is named, best first; a data set with a single split needs none.
 
     Raises:
-        UserError: The hub does not give it, or it has no such split.
+        UserError: The hub has no such data set, or the data set no such split.
     """
     name, _, split = source.partition(":")
     try:
@@ -41,10 +41,10 @@ def hub_rows(source: str, preferred: Sequence[str]) -> Iterator[tuple[int, dict[
         raise UserError(f"no file {name}, and the hub does not give it as a data set: {reason}") from None
     splits = list(loaded)
     if not split:
-        fitting = [one for one in preferred if one in splits] or (splits if len(splits) == 1 else [])
-        if not fitting:
+        candidates = [name for name in preferred if name in splits] or (splits if len(splits) == 1 else [])
+        if not candidates:
             raise UserError(f"{name} has several splits ({', '.join(splits)}); choose one: {name}:{splits[0]}")
-        split = fitting[0]
+        split = candidates[0]
         if len(splits) > 1:
             runs.notice(f"{name}: split {split} of {', '.join(splits)}; another is {name}:SPLIT")
     if split not in splits:

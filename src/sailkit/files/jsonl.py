@@ -1,4 +1,4 @@
-"""JSON Lines: read with the place of every fault named, write whole files atomically, fingerprint."""
+"""JSON Lines and JSON: errors name file and line, files are written atomically, values have fingerprints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sailkit.errors import UserError
 from sailkit.files import unpacking
 
 _UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # how numpy tells of a full disk
-_SYSTEM = re.compile(r"os error (\d+)")  # how libraries in Rust tell of an error of the system
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's message when the disk is full
+_OS_ERROR = re.compile(r"os error (\d+)")  # in the messages of libraries written in Rust
 JsonObject = dict[str, Any]
 
 
@@ -35,7 +35,7 @@ def encode(text: str) -> bytes:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is text that UTF-8 can hold: JSON can also spell half a surrogate pair."""
+    """Whether a value is text that UTF-8 can hold; JSON can also spell half a surrogate pair."""
     return isinstance(value, str) and encode(value) == value.encode("utf-8", "replace")
 
 
@@ -43,7 +43,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
     """Rows of a JSON Lines file with their line numbers.
 
     Args:
-        path: The file, gzipped if its name ends in .gz; blank lines are passed over.
+        path: The file, gzipped if its name ends in .gz; blank lines are skipped.
 
     Yields:
         Line number from 1, and the object on that line.
@@ -78,19 +78,19 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
 
 
 def _without_mark(line: bytes, path: Path) -> bytes:
-    """A file's first line without the byte order mark that spreadsheets and editors put there."""
+    """The first line of a file without the byte order mark that spreadsheets and editors write."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
     return line.removeprefix(codecs.BOM_UTF8)
 
 
 def refuse_constant(name: str) -> float:
-    """For `json.loads`, which takes NaN and infinity for numbers; JSON does not."""
+    """For the `parse_constant` of `json.loads`, which otherwise accepts NaN and infinity."""
     raise ValueError(f"{name} is not a JSON number")
 
 
 def filled_field(row: JsonObject, name: str, path: str | Path, line: int) -> str:
-    """A field that must be there and be text that is not blank, as an id or what is asked about."""
+    """A required text field that is not blank, such as an id or a claim."""
     value = text_field(row, name, path, line)
     if not value.strip():
         raise UserError(f"{path}, line {line}: field {name!r} is empty; fill it, or remove the row")
@@ -98,7 +98,7 @@ def filled_field(row: JsonObject, name: str, path: str | Path, line: int) -> str
 
 
 def text_field(row: JsonObject, name: str, path: str | Path, line: int) -> str:
-    """A field that must be there and be text (numbers are accepted where an id is written as one)."""
+    """A required text field; a whole number is accepted, since ids are often written as numbers."""
     if name not in row:
         raise UserError(f"{path}, line {line}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
     value = row[name]
@@ -135,10 +135,10 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
 
 
 def _begin(path: Path) -> tuple[int, Path]:
-    """A temporary file for `path`, open and locked: the lock goes with the process, however it ends."""
+    """A temporary file for `path`, open and locked; the lock ends with the process, however it ends."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
-        with contextlib.suppress(OSError):  # some file systems have no locks; what is there is not swept then
+        with contextlib.suppress(OSError):  # some file systems have no locks; `sweep` leaves such files
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
@@ -146,13 +146,13 @@ def _begin(path: Path) -> tuple[int, Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what `write_atomic` left where a process was killed; what is being written now is locked, and stays."""
-    for left in [*folder.rglob(f".*{_UNFINISHED}")]:
+    """Remove temporary files of processes that were killed; files being written now are locked and stay."""
+    for leftover in [*folder.rglob(f".*{_UNFINISHED}")]:
         with contextlib.suppress(OSError):
-            handle = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
+            handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
+                leftover.unlink()
             finally:
                 os.close(handle)
 
@@ -181,39 +181,39 @@ def read_json(path: str | Path) -> JsonObject:
 
 
 def reading_failed(path: str | Path, error: Exception) -> UserError:
-    """The one line for a file that cannot be read."""
+    """The error for a file that cannot be read."""
     return UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 @contextlib.contextmanager
 def writing(path: str | Path, mend: str = "") -> Iterator[None]:
-    """Around what others write: whatever the system refuses is one line.
+    """Turn the errors of a library that writes files into a UserError.
 
     Args:
         path: What is written.
-        mend: What else helps where it cannot be.
+        mend: Further advice, added to the error.
 
     Raises:
-        UserError: A full disk, and whatever else the system refuses.
+        UserError: The disk is full, or the system refuses for another reason.
     """
     try:
         yield
-    except Exception as error:  # those of safetensors and tokenizers are no OSError, and hold one in words
-        if not isinstance(error, OSError) and not _SYSTEM.search(str(error)):
+    except Exception as error:  # safetensors and tokenizers raise their own, with the OS error in the message
+        if not isinstance(error, OSError) and not _OS_ERROR.search(str(error)):
             raise
         raise UserError(f"{writing_failed(path, error)}{mend}") from None
 
 
 def writing_failed(path: str | Path, error: Exception) -> UserError:
-    """The one line for a file that cannot be written, with the mend where the disk is full."""
-    told = _SYSTEM.search(str(error))
-    number = int(told[1]) if told else getattr(error, "errno", None)
+    """The error for a file that cannot be written; where the disk is full it says what to do."""
+    match = _OS_ERROR.search(str(error))
+    number = int(match[1]) if match else getattr(error, "errno", None)
     if number is None and _SHORT_WRITE.search(str(error)):
         number = errno.ENOSPC
-    said = os.strerror(number) if number else error
+    reason = os.strerror(number) if number else error
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""
-    return UserError(f"cannot write {path}: {said}{mend}")
+    return UserError(f"cannot write {path}: {reason}{mend}")
 
 
 def fingerprint(value: object) -> str:

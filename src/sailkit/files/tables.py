@@ -1,4 +1,4 @@
-"""Tables as people keep them: JSON Lines, JSON lists, CSV and parquet, also gzipped and as spreadsheets save them."""
+"""Read tables: JSON Lines, JSON lists, CSV and parquet, gzipped or not, also as spreadsheets save them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sailkit.files import jsonl, unpacking
 from sailkit.files.unpacking import Limit, open_gzip
 
 _LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
-_BATCH = 1024  # rows of a parquet file that are unpacked at a time
+_BATCH = 1024  # rows of a parquet file that are read at a time
 _ABSENT = object()
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the first that gives the most fields
 _QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
@@ -29,13 +29,13 @@ _NOT_TABLES = {
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines, JSON list, CSV, TSV (all of them also gzipped) or parquet file with numbers from 1.
+    """Rows of a JSON Lines, JSON list, CSV, TSV (each also gzipped) or parquet file, with their line numbers.
 
     The header of a CSV is its line 1. Its separator is a comma, a semicolon or a tab; its encoding UTF-8 or, where it
     begins with a byte order mark that says so, UTF-16.
 
     Raises:
-        UserError: The file cannot be read, or is not what its name says; file and line are named.
+        UserError: The file cannot be read, or its name says another format; file and line are named.
     """
     kind = table_kind(path)
     if kind in _NOT_TABLES:
@@ -51,20 +51,20 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def table_kind(path: Path) -> str:
-    """What a file's name says that it is: its ending in lower case, without that of gzip."""
+    """The kind of file by its name: the ending in lower case, without `.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
 
 
 def has_cells(path: Path) -> bool:
-    """Whether a table consists of cells, so that an empty text is a missing one."""
+    """Whether a table consists of cells, in which a missing text is written as an empty one."""
     return table_kind(path) in (*_SEPARATORS, ".txt")
 
 
 def with_ids(
     rows: Sequence[tuple[int, dict[str, Any]]], name: str, path: str | Path
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Rows with an id: where no row has the field, each row's number from 1, and one line says so."""
+    """Rows with an id: where no row has the field, it is the row's number from 1, and a notice says so."""
     if not rows or any(name in row for _, row in rows):
         return list(rows)
     runs.notice(f"{path}: no field {name!r}; the number of each row, from 1, is its id")
@@ -72,15 +72,15 @@ def with_ids(
 
 
 def with_nested(row: Mapping[str, Any], names: Iterable[str | None]) -> dict[str, Any]:
-    """A row with the values of nested fields under their dotted names, such as `doc.claim`, where it has them."""
-    found = dict(row)
+    """A row in which nested fields also have their dotted names, such as `doc.claim`."""
+    flat = dict(row)
     for name in filter(None, names):
         value: Any = row
         for part in name.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
         if name not in row and value is not _ABSENT:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 def _encoding(path: Path) -> str:
@@ -94,7 +94,7 @@ def _encoding(path: Path) -> str:
 
 def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]]]:
     encoding = _encoding(path)
-    read = 1  # lines; a quote that stays open takes in all of the rest
+    read = 1  # lines; a quote that is never closed swallows the rest of the file
     try:
         with open_gzip(path) as binary, TextIOWrapper(binary, encoding=encoding, newline="") as stream:
             first = stream.readline()
@@ -116,7 +116,7 @@ def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _long_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
-    """Rows whose fields may be long: the library's limit is lifted for our reads, and for nobody else's."""
+    """Rows whose fields may be long: the csv module's global limit is lifted only while a row is read."""
     while True:
         before = csv.field_size_limit(_LONGEST_FIELD)
         try:
@@ -148,7 +148,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON list, or of JSON Lines that go by the name of JSON."""
+    """Rows of a JSON list, or of JSON Lines in a file named `.json`."""
     try:
         with open_gzip(path) as stream:
             data = stream.read()

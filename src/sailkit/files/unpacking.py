@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, cast
 from sailkit.errors import UserError
 
 SETTING = "SAILKIT_MAX_UNPACKED"
-ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a file that is cut or spoilt raises
-_MOST = 4 * 2**30  # bytes, where the setting is not given
+ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what truncated or damaged files raise
+_MOST = 4 * 2**30  # bytes, unless the setting says otherwise
 _MOST_TIMES = 100  # the size of the file; texts pack to a third or a tenth, seldom to a thirtieth
 _SMALL = 64 * 2**20  # bytes that any file may unpack to
 _MAGIC: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -27,7 +27,7 @@ _PIECE = 2**20
 
 
 class Limit:
-    """How many bytes a file may unpack to: 4 GiB and a hundred times its size, or what `SAILKIT_MAX_UNPACKED` says."""
+    """How many bytes a file may unpack to: `SAILKIT_MAX_UNPACKED`, else a hundred times its size, at most 4 GiB."""
 
     def __init__(self, path: Path) -> None:
         """Read the setting and the file's size.
@@ -45,7 +45,7 @@ class Limit:
             self.size = int(float(match[1]) * _UNITS[match[2].lower()])
 
     def check(self, size: int) -> None:
-        """Refuse what is more.
+        """Raise an error where a file has unpacked to more than the limit.
 
         Args:
             size: Bytes so far.
@@ -61,7 +61,7 @@ class Limit:
 
 
 class _Limited(io.RawIOBase):
-    """What a stream gives, up to a limit."""
+    """A stream that raises an error beyond a limit."""
 
     def __init__(self, stream: BinaryIO, limit: Limit) -> None:
         self._stream = stream
@@ -80,7 +80,7 @@ class _Limited(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1, /) -> bytes:
-        # In pieces: a header inside a file may ask for any number of bytes, and they would all be reserved.
+        # In pieces: a header inside a file may ask for any number of bytes, which would all be allocated.
         parts = []
         while size and (part := self._stream.read(_PIECE if size < 0 else min(size, _PIECE))):
             self._limit.check(self._stream.tell())
@@ -102,10 +102,10 @@ class _Limited(io.RawIOBase):
 
 
 def open_gzip(path: Path) -> BinaryIO:
-    """A file to read, unpacked if its name ends in .gz.
+    """Open a file for reading, unpacked if its name ends in .gz.
 
     Raises:
-        UserError: When it is read: more than its limit.
+        UserError: Raised on reading, beyond the limit.
     """
     if path.suffix.lower() != ".gz":
         return path.open("rb")
@@ -114,7 +114,7 @@ def open_gzip(path: Path) -> BinaryIO:
 
 
 def open_archive(path: Path, limit: Limit) -> BinaryIO:
-    """An archive to read, unpacked if its first bytes are those of gzip, bzip2 or xz; unbuffered.
+    """Open an archive for reading, unpacked if its first bytes are those of gzip, bzip2 or xz; unbuffered.
 
     Args:
         path: The file.

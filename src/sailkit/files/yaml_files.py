@@ -1,4 +1,4 @@
-"""YAML as all of the project reads it: booleans and numbers as in YAML 1.2, faults in one line."""
+"""Read YAML: booleans and numbers as in YAML 1.2, errors in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
-    """What a YAML text says.
+    """The value of a YAML text.
 
     Args:
         text: The text.
@@ -45,7 +45,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file says.
+    """The value of a YAML file.
 
     Raises:
         UserError: The file cannot be read or is not YAML.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from sailkit import runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
-from sailkit.labeling.base import ResultPair, Score, machine_of, score_batch, statement
+from sailkit.files.batch_log import write_batches
+from sailkit.labeling.base import ResultPair, machine_of, score_batch, statement
 from sailkit.labeling.human import HumanJudgements, HumanPair, gold_labels, human_kappa, read_judgements
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import LabelerOptions, load_labeler
@@ -158,16 +159,16 @@ def _not_fitted_on_the_other_half(name: str, judged: HumanJudgements, seed: int)
 def _scores(run: runs.Run, judge: Any, pairs: Sequence[ResultPair]) -> Floats:
     """Scores of all pairs, NaN where there is none; kept in the run folder."""
     batches = judge.plan(pairs)
-    log = runs.BatchLog(run.path(SCORES), [[str(i) for i in batch] for batch in batches])
-    try:
-        with runs.progress(f"auditing {judge.name}", len(pairs), log.rows_done) as tick:
-            for batch in batches[log.done :]:
-                found: list[Score] = score_batch(judge, [pairs[i] for i in batch])
-                rows = zip(batch, found, strict=True)
-                log.append([{"id": str(i), "score": one.score, "outcome": one.outcome} for i, one in rows])
-                tick(len(batch))
-    finally:
-        log.close()
+
+    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
+        for batch in remaining:
+            batch_scores = score_batch(judge, [pairs[i] for i in batch])
+            yield [
+                {"id": str(i), "score": score.score, "outcome": score.outcome}
+                for i, score in zip(batch, batch_scores, strict=True)
+            ]
+
+    write_batches(run.path(SCORES), batches, str, compute, f"auditing {judge.name}")
     scores = np.full(len(pairs), np.nan)
     for _, row in jsonl.read_rows(run.path(SCORES)):
         scores[int(row["id"])] = np.nan if row["score"] is None else row["score"]

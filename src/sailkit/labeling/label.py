@@ -16,6 +16,7 @@ from sailkit import runs
 from sailkit.cluster import RayOptions
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.files.batch_log import write_batches
 from sailkit.labeling.base import (
     LABELS,
     Labeler,
@@ -160,18 +161,12 @@ def _score_all(
     batches: Sequence[Sequence[int]],
     scorer: Scorer,
 ) -> None:
-    log = runs.BatchLog(run.path(SCORES), [[names[i] for i in batch] for batch in batches])
-    left = batches[log.done :]
-    try:
-        with (
-            runs.progress(f"labelling with {labeler.name}", sum(map(len, batches)), log.rows_done) as tick,
-            contextlib.closing(scorer(labeler, [[pairs[i] for i in batch] for batch in left])) as found,
-        ):
-            for batch, scores in zip(left, found, strict=True):
-                log.append([{"id": names[i], **asdict(score)} for i, score in zip(batch, scores, strict=True)])
-                tick(len(batch))
-    finally:
-        log.close()
+    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
+        with contextlib.closing(scorer(labeler, [[pairs[i] for i in batch] for batch in remaining])) as scored:
+            for batch, scores in zip(remaining, scored, strict=True):
+                yield [{"id": names[i], **asdict(score)} for i, score in zip(batch, scores, strict=True)]
+
+    write_batches(run.path(SCORES), batches, names.__getitem__, compute, f"labelling with {labeler.name}")
 
 
 def _finish(

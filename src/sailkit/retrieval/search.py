@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from sailkit import runs
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
+from sailkit.files.batch_log import write_batches
 from sailkit.records import Instruction, Searched
 from sailkit.retrieval.base import Found, Searcher
 from sailkit.retrieval.instructions import RESULTS, read_instructions, read_searched, searched_row, with_text
@@ -95,17 +96,15 @@ def search(
     }
     batches = [asked[start : start + searcher.batch] for start in range(0, len(asked), searcher.batch)]
     with contextlib.closing(searcher), runs.open_run(out, "search", settings) as run:
-        log = runs.BatchLog(run.path(RESULTS), [[one.id for one in batch] for batch in batches])
-        earlier = asked[: log.rows_done]
-        try:
-            with runs.progress(f"searching with {searcher.name}", len(asked), log.rows_done) as tick:
-                for batch in batches[log.done :]:
-                    log.append([searched_row(one) for one in search_batch(searcher, batch, k)])
-                    tick(len(batch))
-        finally:
-            log.close()
+        rows_before = write_batches(
+            run.path(RESULTS),
+            batches,
+            lambda instruction: instruction.id,
+            lambda remaining: ([*map(searched_row, search_batch(searcher, batch, k))] for batch in remaining),
+            f"searching with {searcher.name}",
+        )
         if searcher.live:
-            _search_again(run.path(RESULTS), searcher, earlier, k)
+            _search_again(run.path(RESULTS), searcher, asked[:rows_before], k)
         return _figures(run, searcher)
 
 

@@ -1,9 +1,9 @@
-"""Intervals of figures: one rule for a proportion, for any other function of counts, and for items in groups.
+"""Confidence intervals: of proportions, of any other function of counts, and of items in groups.
 
-Units are drawn: items, or whole groups of items where groups are declared. Each gets a random weight (the Bayesian
-bootstrap, Rubin 1981). A bootstrap knows only what the sample holds: of ten right answers it draws ten right answers
-for ever. So the low end is drawn with one more unit that speaks against the figure, and the high end with one more
-that speaks for it. Of a proportion of single items, that is exactly the interval of Clopper and Pearson (1934).
+Units are resampled: items, or whole groups of items where groups are declared. Each gets a random weight (the Bayesian
+bootstrap, Rubin 1981). A bootstrap knows only the sample: from ten right answers it always draws ten right answers.
+So the low end is computed with one additional unit that lowers the figure, and the high end with one that raises it.
+For a proportion of single items, that is exactly the interval of Clopper and Pearson (1934).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
-# Units (items, or groups where there are any) that a verdict takes. With fewer, the interval of an accuracy can be more
-# than 0.46 wide: only differences that nobody would ask about are seen.
+# Units (items, or groups where there are any) that a verdict requires. With fewer, the interval of an accuracy can be
+# wider than 0.46: only differences too large to need a test would show.
 LEAST_UNITS = 20
-LEAST_ROWS = 5  # held-out rows that an interval of a mean over them takes
+LEAST_ROWS = 5  # held-out rows that an interval of their mean requires
 _DRAWN_AT_ONCE = 500
 _CELLS_AT_ONCE = 4_000_000
 
@@ -67,7 +67,7 @@ def proportion(count: float, total: float) -> Estimate:
 
     Args:
         count: How many have the property.
-        total: Of how many; with none, nothing is known.
+        total: Of how many; of 0 items the interval is [0, 1].
     """
     from scipy.special import betaincinv  # scipy.stats would cost a second to import
 
@@ -81,7 +81,7 @@ def proportion(count: float, total: float) -> Estimate:
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn: tables of counts of one unit each, equal ones together.
+    """Resampling units: a table of counts for each distinct kind of unit, and how many there are of it.
 
     Attributes:
         tables: Shape (kinds of unit, *shape of a table).
@@ -93,7 +93,7 @@ class Units:
 
     @classmethod
     def of_counts(cls, counts: Counts) -> Units:
-        """Single items, from how many are in each cell."""
+        """Single items, from the counts of the cells."""
         cells = np.flatnonzero(counts)
         tables = np.zeros((len(cells), counts.size), dtype=np.int64)
         tables[np.arange(len(cells)), cells] = 1
@@ -101,7 +101,7 @@ class Units:
 
     @classmethod
     def of_cells(cls, cells: Counts, shape: tuple[int, ...], groups: Sequence[str] | None = None) -> Units:
-        """Items by their cell; those of one group are one unit.
+        """Items given by their cells; those of one group are one unit.
 
         Args:
             cells: Shape (items, dimensions of a table).
@@ -112,16 +112,16 @@ class Units:
             counts = np.zeros(shape, dtype=np.int64)
             np.add.at(counts, tuple(cells.T), 1)
             return cls.of_counts(counts)
-        number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-        tables = np.zeros((len(number), *shape), dtype=np.int64)
-        np.add.at(tables, (np.array([number[name] for name in groups], dtype=np.int64), *cells.T), 1)
-        kinds, times = np.unique(tables.reshape(len(number), math.prod(shape)), axis=0, return_counts=True)
-        # The order of `of_counts`, so that groups of one item each are drawn as items are.
+        index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+        tables = np.zeros((len(index), *shape), dtype=np.int64)
+        np.add.at(tables, (np.array([index[name] for name in groups], dtype=np.int64), *cells.T), 1)
+        kinds, times = np.unique(tables.reshape(len(index), math.prod(shape)), axis=0, return_counts=True)
+        # The order of `of_counts`, so that groups of one item each get the weights that items get.
         return cls(kinds[::-1].reshape(-1, *shape), times[::-1].astype(np.int64))
 
     @property
     def table(self) -> Counts:
-        """All items together."""
+        """The table of all items."""
         return cast(Counts, np.tensordot(self.times, self.tables, 1))
 
     @property
@@ -137,13 +137,13 @@ class Units:
 
 @dataclass(frozen=True)
 class Resampled:
-    """Draws of units.
+    """Bootstrap weights of units.
 
     Attributes:
-        units: What is drawn.
-        weights: Of each kind of unit in each draw, shape (resamples, kinds).
-        more: In each draw, the weight of one more unit of the usual size, in items.
-        size: The usual size of a unit, in items.
+        units: The units.
+        weights: Of each kind of unit in each resample, shape (resamples, kinds).
+        more: In each resample, the weight of one additional unit of average size, in items.
+        size: The average size of a unit, in items.
     """
 
     units: Units
@@ -155,13 +155,14 @@ class Resampled:
         """A figure with its interval.
 
         Args:
-            statistic: Of tables of weighted counts; (..., *shape) to (...). Their sum should not matter to it.
+            statistic: A function of tables of weighted counts, shape (..., *shape) to (...), that does not depend on
+                their sum.
         """
         table = self.units.table.astype(float)
         value = float(statistic(table))
         if not table.any():
             return Estimate(value, value, value)
-        cells = np.arange(table.size)  # one more item may be in any, also of a label that no item has
+        cells = np.arange(table.size)  # an additional item may be in any, also of a label that no item has
 
         def with_one_more(part: slice) -> Floats:
             tables = np.repeat(table.reshape(1, -1), len(cells[part]), 0)
@@ -177,35 +178,35 @@ class Resampled:
             tables[:, cell] += self.more[part]
             return tables
 
-        each = _in_parts(statistic, with_one_more, len(cells), table.shape)
-        ends = (int(np.argmin(each)), int(np.argmax(each)))
-        against, behind = (
+        by_cell = _in_parts(statistic, with_one_more, len(cells), table.shape)
+        ends = (int(np.argmin(by_cell)), int(np.argmax(by_cell)))
+        lower, upper = (
             _in_parts(statistic, functools.partial(drawn_with, cell), len(self.weights), table.shape) for cell in ends
         )
         tail = (1 - LEVEL) / 2
-        low, high = float(np.quantile(against, tail)), float(np.quantile(behind, 1 - tail))
+        low, high = float(np.quantile(lower, tail)), float(np.quantile(upper, 1 - tail))
         return Estimate(value, min(low, value), max(high, value))
 
 
 def _in_parts(
     statistic: Callable[[Floats], Floats], tables: Callable[[slice], Floats], count: int, shape: tuple[int, ...]
 ) -> Floats:
-    """A statistic of many tables, of which only so many are made at once; with many labels a table is large."""
+    """A statistic of many tables, in parts, because with many labels a table takes much memory."""
     step = max(1, _CELLS_AT_ONCE // math.prod(shape))
     parts = (tables(slice(begin, begin + step)) for begin in range(0, count, step))
     return np.concatenate([statistic(part.reshape(len(part), *shape)) for part in parts])
 
 
 def resample(units: Units, seed: int, resamples: int = RESAMPLES) -> Resampled:
-    """Draw units.
+    """Draw bootstrap weights of units.
 
     Args:
-        units: What is drawn.
+        units: The units.
         seed: The run's seed.
-        resamples: How often.
+        resamples: How many sets of weights.
     """
     rng = np.random.default_rng(seed_for(seed, "bootstrap"))
-    # The sum of k exponential weights is gamma with shape k: units of one kind are drawn together.
+    # The sum of k exponential weights is gamma with shape k: one draw for all units of a kind.
     weights = rng.standard_gamma(units.times, size=(resamples, len(units.times)))
     size = float(units.table.sum()) / max(units.number, 1)
     return Resampled(units, weights, size * rng.standard_exponential(resamples), size)
@@ -215,9 +216,9 @@ def interval(values: Floats, units: int | None = None) -> tuple[float, float]:
     """The central 95 % of bootstrap values (percentile method, Efron 1979).
 
     Args:
-        values: Of the draws.
-        units: How many units were drawn; with few, further percentiles are taken, as the t distribution and the
-            degrees of freedom ask for (expanded percentile interval, Hesterberg 2015).
+        values: The bootstrap values.
+        units: How many units were resampled; with few, the percentiles are more extreme, after the t distribution
+            (expanded percentile interval, Hesterberg 2015).
     """
     tail = (1 - LEVEL) / 2
     if units is not None and units > 1:
@@ -229,7 +230,7 @@ def interval(values: Floats, units: int | None = None) -> tuple[float, float]:
 
 
 def resampled_sums(table: Floats, seed: int) -> Floats:
-    """Sums over rows that are drawn with replacement, the same rows for all.
+    """Sums over rows drawn with replacement, the same rows for all sets.
 
     Args:
         table: Shape (sets, rows, figures).
@@ -252,7 +253,7 @@ def share(hits: Sequence[bool], groups: Sequence[str] | None = None, seed: int =
 
     Args:
         hits: Of each item, whether it counts.
-        groups: The group of each item, which is then a unit; None where each item is one.
+        groups: The group of each item, which is then a unit; None where each item is a unit.
         seed: The run's seed.
     """
     if groups is None:
@@ -262,20 +263,20 @@ def share(hits: Sequence[bool], groups: Sequence[str] | None = None, seed: int =
 
 
 def bounded(value: float, values: Floats, units: int, least: float = 0.0, most: float = 1.0) -> Estimate:
-    """A figure with an interval from bootstrap draws, also where none of them differs from it.
+    """A figure with an interval from bootstrap values, also where all of these equal the figure.
 
-    There, as much of the range is left open as units of another kind could make up and yet be none of the sample: of a
-    share of 0 or 1 that is the interval of Clopper and Pearson.
+    In that case the interval extends as far as units of another kind could move the figure and yet be missing from the
+    sample: for a share of 0 or 1 that is the interval of Clopper and Pearson.
 
     Args:
         value: The figure.
-        values: Of the draws.
-        units: How many units were drawn.
+        values: The bootstrap values.
+        units: How many units were resampled.
         least: The least that the figure can be.
         most: The most that it can be.
     """
     low, high = interval(values, units)
     if low == high:
-        open_ = proportion(0, units).high * (most - least)
-        low, high = max(least, value - open_), min(most, value + open_)
+        margin = proportion(0, units).high * (most - least)
+        low, high = max(least, value - margin), min(most, value + margin)
     return Estimate(value, low, high)

@@ -1,6 +1,6 @@
 """Metrics on confusion counts, with intervals, baselines and paired tests.
 
-Everything that has an interval is a function of counts, so none needs a loop over items, or hangs on their order.
+Everything that has an interval is a function of counts, so none needs a loop over items or depends on their order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[st
 def confusion_units(
     gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], groups: Sequence[str] | None = None
 ) -> Units:
-    """The units that intervals are drawn from; see `confusion`.
+    """The units that are resampled for intervals; see `confusion`.
 
     Args:
         gold: The true label of each item.
@@ -47,13 +47,15 @@ def confusion_units(
         labels: The task's labels.
         groups: The group of each item, which is then a unit; None where each item is one.
     """
-    at = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
-    cells = np.array([[at[g], at[p]] for g, p in zip(gold, predicted, strict=True)], dtype=np.int64).reshape(-1, 2)
-    return Units.of_cells(cells, (len(labels), len(at)), groups)
+    index = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
+    cells = np.array([[index[g], index[p]] for g, p in zip(gold, predicted, strict=True)], dtype=np.int64).reshape(
+        -1, 2
+    )
+    return Units.of_cells(cells, (len(labels), len(index)), groups)
 
 
 def accuracy(counts: Confusion) -> Floats:
-    """Share of items answered rightly; an item without a label is not right. Counts (..., K, K + 2) to (...)."""
+    """Share of items with the right label; an item without a label is wrong. Counts (..., K, K + 2) to (...)."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
 
@@ -89,17 +91,17 @@ def balanced_accuracy(counts: Confusion) -> Floats:
 
 
 def mcc(counts: Confusion) -> Floats:
-    """Matthews correlation for any number of classes (Gorodkin 2004); each non-answer is a class never right."""
+    """Matthews correlation for any number of classes (Gorodkin 2004); unreadable and refused are classes, too."""
     total = counts.sum((-2, -1)).astype(float)
     truth = counts.sum(-1).astype(float)
-    said = counts.sum(-2).astype(float)
+    predicted = counts.sum(-2).astype(float)
     hit = np.trace(counts, axis1=-2, axis2=-1)
     labels = counts.shape[-2]
-    top = hit * total - (truth * said[..., :labels]).sum(-1)
-    sides = (total**2 - (kinds**2).sum(-1) for kinds in (said, truth))
-    # Of weighted counts, nothing is left over to the last bit where all are of one kind.
-    spread = math.prod(np.where(side > 1e-12 * total**2, side, 0.0) for side in sides)
-    return _ratio(top, np.sqrt(spread))
+    covariance = hit * total - (truth * predicted[..., :labels]).sum(-1)
+    variances = (total**2 - (margin**2).sum(-1) for margin in (predicted, truth))
+    # Where all items are of one class the variance is 0, but of weighted counts it comes out as a rounding error.
+    product = math.prod(np.where(variance > 1e-12 * total**2, variance, 0.0) for variance in variances)
+    return _ratio(covariance, np.sqrt(product))
 
 
 def _ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
@@ -122,7 +124,7 @@ def confusion_estimates(counts: Counts | Units, labels: Sequence[str], seed: int
     """All statistics of a confusion table with their intervals.
 
     Args:
-        counts: Shape (K, K + 2); or the units that they are made of, where items are in groups.
+        counts: Shape (K, K + 2); or resampling units, where items are in groups.
         labels: Names of the K classes.
         seed: The run's seed.
 
@@ -130,11 +132,11 @@ def confusion_estimates(counts: Counts | Units, labels: Sequence[str], seed: int
         Estimates by name; a class's F1 is named `f1_<label>`.
     """
     units = counts if isinstance(counts, Units) else Units.of_counts(counts)
-    drawn = resample(units, seed)
-    found = {name: drawn.estimate(f) for name, f in STATISTICS.items()}
-    if units.single:  # what is drawn comes to the same, but for the noise of drawing
-        found["accuracy"] = proportion(int(np.trace(units.table)), int(units.table.sum()))
-    return found | {f"f1_{label}": drawn.estimate(_f1_of(i)) for i, label in enumerate(labels)}
+    resampled = resample(units, seed)
+    estimates = {name: resampled.estimate(statistic) for name, statistic in STATISTICS.items()}
+    if units.single:  # the exact interval, without the noise of resampling
+        estimates["accuracy"] = proportion(int(np.trace(units.table)), int(units.table.sum()))
+    return estimates | {f"f1_{label}": resampled.estimate(_f1_of(i)) for i, label in enumerate(labels)}
 
 
 def _f1_of(index: int) -> Callable[[Floats], Floats]:
@@ -168,7 +170,7 @@ def bounds(counts: Counts) -> tuple[float, float]:
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """Cohen's kappa between two labellings (Cohen 1960); None where both are one and the same constant."""
+    """Cohen's kappa between two labellings (Cohen 1960); None where both are the same constant."""
     names = {name: i for i, name in enumerate(sorted({*first, *second}))}
     if len(names) < 2:
         return None
@@ -178,15 +180,15 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
 
 
 def kappa_of(tables: Floats) -> Floats:
-    """Cohen's kappa of how often two labellings say what; no number where both are one and the same constant.
+    """Cohen's kappa from a contingency table of two labellings; NaN where both are the same constant.
 
     Args:
-        tables: Counts; shape (..., labels of the first, labels of the second), to (...).
+        tables: Counts of shape (..., labels of the first, labels of the second); the result has shape (...).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = tables / tables.sum((-2, -1), keepdims=True)
-        chance = (shares.sum(-1) * shares.sum(-2)).sum(-1)
-        return np.asarray((np.trace(shares, axis1=-2, axis2=-1) - chance) / (1 - chance))
+        expected = (shares.sum(-1) * shares.sum(-2)).sum(-1)
+        return np.asarray((np.trace(shares, axis1=-2, axis2=-1) - expected) / (1 - expected))
 
 
 def auroc(gold: Sequence[str], scores: Sequence[Mapping[str, float]], labels: Sequence[str]) -> float | None:
@@ -215,8 +217,8 @@ def auroc(gold: Sequence[str], scores: Sequence[Mapping[str, float]], labels: Se
 def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
     """Expected calibration error over equal-width bins of confidence (Naeini et al. 2015; Guo et al. 2017)."""
     conf, hit = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
-    place = np.minimum((conf * bins).astype(int), bins - 1)
-    gap = np.bincount(place, conf - hit, minlength=bins)
+    bin_of = np.minimum((conf * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, conf - hit, minlength=bins)
     return float(np.abs(gap).sum() / max(len(conf), 1))
 
 
@@ -231,20 +233,20 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def sign_flip(differences: Sequence[int]) -> float:
     """Two-sided exact sign-flip test of paired differences, one for each group of items.
 
-    Where neither of two is better, each group's difference is as likely to have the other sign; items of one group
-    need not be independent. Of single items it is McNemar's exact test.
+    If neither of the two is better, each group's difference is equally likely to have the opposite sign; items of one
+    group need not be independent. With groups of one item it is McNemar's exact test.
 
     Args:
-        differences: How many more items of a group the first has right than the second.
+        differences: Of each group, how many more items the first has right than the second.
     """
-    chances = np.ones(1)  # of every sum of signed differences, from the least to the greatest
+    probabilities = np.ones(1)  # of every sum of signed differences, from the least to the greatest
     for size in filter(None, map(abs, differences)):
-        sums = np.zeros(len(chances) + 2 * size)
-        sums[: len(chances)] += chances / 2
-        sums[2 * size :] += chances / 2
-        chances = sums
-    reach = np.arange(len(chances)) - len(chances) // 2
-    return min(1.0, float(chances[np.abs(reach) >= abs(sum(differences))].sum()))
+        shifted = np.zeros(len(probabilities) + 2 * size)
+        shifted[: len(probabilities)] += probabilities / 2
+        shifted[2 * size :] += probabilities / 2
+        probabilities = shifted
+    sums = np.arange(len(probabilities)) - len(probabilities) // 2
+    return min(1.0, float(probabilities[np.abs(sums) >= abs(sum(differences))].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -258,12 +260,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_difference(discordant: float, n: float, power: float = 0.8, level: float = 1 - LEVEL) -> float:
-    """The accuracy difference that McNemar's test would find with the given power, normal approximation.
+    """The accuracy difference that McNemar's test detects with the given power, by the normal approximation.
 
     Args:
         discordant: Items on which exactly one of the two is right.
         n: All items; of items in groups both are divided by the design effect.
-        power: Chance of finding a true difference of that size.
+        power: Probability of detecting a true difference of that size.
         level: The test's level.
 
     Returns:
@@ -271,8 +273,8 @@ def minimum_detectable_difference(discordant: float, n: float, power: float = 0.
     """
     from scipy.special import gammaincinv, ndtri
 
-    # Fewer discordant items than this are never significant, however they fall. A difference makes discordant
-    # items of its own: it must be large enough to make that many (a Poisson count) with the given power.
+    # Fewer discordant items than `needed` are never significant, however they fall. The difference itself causes
+    # discordant items: it must be large enough to cause that many (a Poisson count) with the given power.
     needed = math.floor(math.log2(2 / level)) + 1
     least = float(gammaincinv(needed, power))
     if n <= least:
