@@ -11,7 +11,7 @@ from sailkit.distillation import report as distilled_page
 from sailkit.errors import UserError
 from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
-from sailkit.labeling import report as audit_page
+from sailkit.labeling import report as labeling_report
 from sailkit.labeling.audit import AUDIT
 from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Report
@@ -62,10 +62,11 @@ def report(
         return tuned_page.write(sets[0], out, title)
     if stage == "distill":
         return distilled_page.write(sets, out, title, seed)
-    if stage == "audit":
-        return audit_page.write(sets, out, title)
     files = _output_files(out)
-    content = evaluation_report.report_on(sets, against, task, fields, title, seed)
+    if stage == "audit":
+        content = labeling_report.report_on(sets, title)
+    else:
+        content = evaluation_report.report_on(sets, against, task, fields, title, seed)
     return _write(content, files)
 
 

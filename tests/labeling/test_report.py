@@ -16,7 +16,7 @@ from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.labeling.audit import AUDIT, audit
 from sailkit.labeling.results import AUDIT_FIGURES, Audit
-from sailkit.rendering.page import figure, signed
+from sailkit.rendering.numbers import figure, signed
 from sailkit.reporting import report
 from test_reporting import HOSTILE, Page, good, run_folder
 
@@ -145,7 +145,7 @@ def test_audits_of_several_data_sets_stand_below_each_other(tmp_path):
     assert told["verdict"] == "similarity judges better than a BM25 score; overlap judges better than a BM25 score"
     assert "Two & more" in page.text
     assert page.text.index("Figures climate-fever") < page.text.index("Figures factcheck-gpt")
-    assert markdown.count("## factcheck-gpt\n") == 1
+    assert markdown.count("\n## factcheck-gpt\n") == 1
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(set(ids)) == len(ids)
 

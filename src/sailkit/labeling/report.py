@@ -1,4 +1,4 @@
-"""What an audit of labelers found, as one HTML file and the same as Markdown."""
+"""Labels, fitted labelers and audits of labelers as reports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sailkit import __version__, runs
+from sailkit import runs
 from sailkit.labeling.audit import BM25
-from sailkit.labeling.results import Audit, Case, Gap, StratumFigures, read_audit
-from sailkit.rendering import numbers, page
-from sailkit.rendering.numbers import short_names
-from sailkit.stats.intervals import LEAST_UNITS, Estimate
+from sailkit.labeling.results import Audit, Gap, StratumFigures, read_audit
+from sailkit.rendering import model
+from sailkit.rendering.model import (
+    Bullets,
+    Cases,
+    Cell,
+    Facts,
+    Figures,
+    Group,
+    Heading,
+    Interval,
+    Intervals,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+    Verdict,
+)  # fmt: skip
+from sailkit.rendering.numbers import capitalised, fact, figure, listed, machine, short_names
+from sailkit.stats.intervals import LEAST_UNITS
 
 _FIGURES = {
     "auroc": "AUROC",
@@ -34,198 +51,206 @@ _STRATA = {
     "majority": "more than half of the votes agree",
     "official": "the data set's own verdict",
 }
-Cell = tuple[str, str] | tuple[str, str, bool] | None  # figure, what is set smaller, whether it stands out
 
 
-def write(folders: Sequence[Path], out: Path, title: str | None = None) -> dict[str, Any]:
-    """Write the page of one or more audits.
+def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
+    """A report on one or more audits.
 
     Args:
         folders: Of the audits.
-        out: See `page.places`.
         title: Made from the data sets by default.
 
-    Returns:
-        Where the HTML and the Markdown are, and the verdicts in words.
+    Raises:
+        UserError: An audit is not finished, or its file is damaged.
     """
-    places = page.places(out)
-    found = [read_audit(folder) for folder in folders]
-    data = [one.data for one in found]
-    names = (
-        data if len(set(data)) == len(data) else [f"{one.data} ({f})" for one, f in zip(found, folders, strict=True)]
+    audits = [read_audit(folder) for folder in folders]
+    data = [audit.data for audit in audits]
+    several, distinct = len(audits) > 1, len(set(data)) == len(data)
+    names = data if distinct else [f"{audit.data} ({folder})" for audit, folder in zip(audits, folders, strict=True)]
+    verdicts = [_verdict(audit) for audit in audits]
+    blocks: list[model.Block] = []
+    for name, verdict in zip(names, verdicts, strict=True):
+        blocks += [Heading(name), *verdict] if several else verdict
+    about = "" if several else f": {audits[0].row(BM25, audits[0].strata[0]).n:,} pairs of the {_stratum(audits[0])}"
+    half = "Against people, on the half of the claims on which no threshold was chosen"
+    sections = [Section("Verdict", [*blocks, Text(f"{half}{about}, with 95 % intervals over claims.")])]
+    for name, audit, folder in zip(names, audits, folders, strict=True):
+        parts: dict[str, Sequence[model.Block]] = {
+            "Intervals": [_intervals(audit)],
+            "Figures": [Table(_columns(audit), _groups(audit))],
+            "Baselines": [_baselines(audit)],
+            "Pairwise comparison": [
+                Text("On the same claims. A difference is bold where its 95 % interval excludes 0; elsewhere it cannot "
+                     "be told which of the two is better."),
+                _pairwise(audit),
+            ],
+            "Largest disagreements": [
+                Text(f"The results of the {_stratum(audit)} whose scores differ most. People: the share of them "
+                     "who call the result informative."),
+                *_disagreements(audit),
+            ],
+            "Provenance": _provenance(audit, folder),
+        }  # fmt: skip
+        sections += [Section(heading, own, name if several else "") for heading, own in parts.items()]
+    return Report(
+        title or f"Labelers against people on {' and '.join(dict.fromkeys(data))}",
+        "; ".join(_about(name, audit) for name, audit in zip(names, audits, strict=True)),
+        sections,
+        "; ".join(verdict[0].text for verdict in verdicts),
     )
-    shown = [_content(*each) for each in zip(names, found, folders, strict=True)]
-    heading = title or f"Labelers against people on {' and '.join(dict.fromkeys(data))}"
-    page.write(places, "audit", {"title": heading, "version": __version__, "audits": shown})
-    return {"html": str(places[0]), "markdown": str(places[1]), "verdict": "; ".join(one["headline"] for one in shown)}
 
 
-def _content(name: str, audit: Audit, folder: Path) -> dict[str, Any]:
-    short = {**short_names(audit.labelers), BM25: "BM25 score"}
-    columns, stratum = [*audit.ranked, BM25], audit.strata[0]
-    couples = list(combinations(columns, 2))
-    gaps = {couple: audit.gap(*couple, stratum) for couple in couples}
-    plotted = {
-        title: [
-            (short[own], estimate, *_PLOTTED[figure])
-            for own in columns
-            if (estimate := audit.row(own, stratum).estimate(figure))
-        ]
-        for figure, title in _FIGURES.items()
-        if figure in _PLOTTED
-    }
-    return {
-        "name": name,
-        **_verdict(audit, short),
-        "stratum": stratum,
-        "meaning": _STRATA.get(stratum, stratum),
-        "n": audit.row(BM25, stratum).n,
-        "claims": audit.claims,
-        "pairs": audit.pairs_in_all,
-        "names": [short[own] for own in columns],
-        "plots": page.plots(plotted),
-        "groups": [(_about(audit.row(BM25, each)), _rows(audit, columns, each)) for each in audit.strata],
-        "baselines": _baselines(audit),
-        "strata": audit.strata,
-        "couples": _couples(audit, couples, short),
-        "apart": [
-            {"first": short[a], "second": short[b], "cases": [_case(*case) for case in gaps[a, b].cases]}
-            for a, b in couples
-        ],
-        "facts": _facts(audit, folder),
-        "machines": [
-            f"{short[own]} in {how}" for own in audit.ranked if (how := numbers.machine(audit.machines.get(own, {})))
-        ],
-        "labelers": [short[own] for own in audit.ranked],
-        "labeler_facts": _labeler_facts([audit.labelers[own] for own in audit.ranked]),
-    }
+def _about(name: str, audit: Audit) -> str:
+    about = f"{audit.pairs_in_all:,} search results for {audit.claims:,} claims of {name}"
+    return ", ".join([about, *_machines(audit)])
 
 
-def _verdict(audit: Audit, short: dict[str, str]) -> dict[str, Any]:
+def _machines(audit: Audit) -> list[str]:
+    names = _short(audit)
+    return [f"{names[own]} in {how}" for own in audit.ranked if (how := machine(audit.machines.get(own, {})))]
+
+
+def _short(audit: Audit) -> dict[str, str]:
+    return {**short_names(audit.labelers), BM25: "BM25 score"}
+
+
+def _columns(audit: Audit) -> list[str]:
+    return [_short(audit)[name] for name in (*audit.ranked, BM25)]
+
+
+def _stratum(audit: Audit) -> str:
+    name = audit.strata[0]
+    return f"stratum {name} ({_STRATA.get(name, name)})"
+
+
+def _verdict(audit: Audit) -> tuple[Verdict, Figures]:
     """Which labeler is best, as far as can be told, and what that rests on."""
-    stratum = audit.strata[0]
+    stratum, short = audit.strata[0], _short(audit)
     best, *rest = audit.ranked
     rival = "similarity" if "similarity" in rest else [*rest, BM25][0]
-    called = {**short, BM25: "a BM25 score"}
+    names = {**short, BM25: "a BM25 score"}
     row, gap = audit.row(best, stratum), audit.gap(best, rival, stratum)
     auroc = row.estimate("auroc")
     if audit.claims_reported is not None and audit.claims_reported < LEAST_UNITS:
-        headline = f"{audit.claims_reported} claims are too few to tell how well {called[best]} judges"
+        headline = f"{audit.claims_reported} claims are too few to tell how well {names[best]} judges"
     elif auroc is None or auroc.low <= 0.5 <= auroc.high:
-        headline = f"Cannot tell whether {called[best]} judges better than chance"
+        headline = f"Cannot tell whether {names[best]} judges better than chance"
     elif auroc.high < 0.5:
-        headline = f"{called[best]} judges worse than chance"
+        headline = f"{names[best]} judges worse than chance"
     elif not gap.sign:
-        headline = f"Cannot tell whether {called[best]} or {called[rival]} judges better"
+        headline = f"Cannot tell whether {names[best]} or {names[rival]} judges better"
     else:
-        headline = f"{called[best]} judges {'better' if gap.sign > 0 else 'worse'} than {called[rival]}"
+        headline = f"{names[best]} judges {'better' if gap.sign > 0 else 'worse'} than {names[rival]}"
     signs = {other: audit.gap(best, other, stratum).sign for other in [*rest, BM25] if other != rival}
-    remark = [
-        f"{called[best]} {words} {_listed([called[other] for other in signs if signs[other] == sign])}"
+    remarks = [
+        f"{names[best]} {words} {listed([names[other] for other in signs if signs[other] == sign])}"
         for sign, words in ((1, "is better than"), (0, "cannot be told apart from"), (-1, "is worse than"))
         if sign in signs.values()
     ]
     if len(rest) > 1:
-        remark.append(f"It was chosen as the best of {len(rest) + 1}, which the intervals do not allow for")
-    leads = [
-        (f"AUROC of {short[best]}", _cell(auroc, row.number("auroc"))),
-        (f"Difference to {short[rival]}", _difference(gap)),
-        ("Its balanced accuracy", _cell(row.estimate("balanced_accuracy"), row.number("balanced_accuracy"))),
-        ("Its kappa with people", _cell(row.estimate("kappa"), row.number("kappa"))),
+        remarks.append(f"It was chosen as the best of {len(rest) + 1}, which the intervals do not allow for")
+    figures = [
+        (f"AUROC of {short[best]}", _cell(row, "auroc")),
+        (f"Difference to {short[rival]}", Cell(gap.auroc, signed=True)),
+        ("Its balanced accuracy", _cell(row, "balanced_accuracy")),
+        ("Its kappa with people", _cell(row, "kappa")),
     ]
-    return {"headline": headline, "remark": remark, "leads": leads}
+    return Verdict(headline, ". ".join(remarks)), Figures(figures)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _cell(row: StratumFigures, name: str) -> Cell:
+    return Cell(row.estimate(name) or row.number(name))
 
 
-def _cell(estimate: Estimate | None, value: float | None = None) -> Cell:
-    if estimate is not None:
-        return page.figure(estimate.value), page.span(estimate)
-    return None if value is None else (page.figure(value), "")
-
-
-def _difference(gap: Gap) -> Cell:
-    if gap.auroc is None:
-        return None
-    return (
-        page.signed(gap.auroc.value),
-        f"{page.signed(gap.auroc.low)} to {page.signed(gap.auroc.high)}",
-        bool(gap.sign),
-    )
-
-
-def _about(row: StratumFigures) -> str:
-    meaning = f" ({_STRATA[row.stratum]})" if row.stratum in _STRATA else ""
-    return f"{row.stratum}{meaning}: {row.n:,} pairs, {row.informative_share:.1%} of them informative"
-
-
-def _rows(audit: Audit, columns: Sequence[str], stratum: str) -> list[tuple[str, list[Cell]]]:
-    """The table of one stratum: name of a figure -> a cell for each column; rows of which nothing is known left out."""
-    rows = [audit.row(name, stratum) for name in columns]
-    table: dict[str, list[Cell]] = {
-        title: [_cell(row.estimate(name), row.number(name)) for row in rows] for name, title in _FIGURES.items()
+def _intervals(audit: Audit) -> Intervals:
+    short = _short(audit)
+    rows = [(short[name], audit.row(name, audit.strata[0])) for name in (*audit.ranked, BM25)]
+    figures = {
+        _FIGURES[name]: [Interval(who, e, *baseline) for who, row in rows if (e := row.estimate(name)) is not None]
+        for name, baseline in _PLOTTED.items()
     }
-    table["Threshold, chosen on the other half"] = [(page.figure(row.threshold), "") for row in rows]
-    table["Threshold, the labeler's default"] = [_cell(None, row.default_threshold) for row in rows]
-    for name, title in _AT_DEFAULT.items():
-        table[title] = [_cell(row.estimate(name), row.number(name)) for row in rows]
-    table["Pairs without a score, in all strata"] = [
-        (str(r.without_score), "") if r.without_score else None for r in rows
-    ]
-    return [(title, cells) for title, cells in table.items() if any(cells)]
+    note = (
+        f"{capitalised(_stratum(audit))}. A dot and its whisker are a figure and its 95 % interval; the dashed line is "
+        "the baseline. AUROC is how often an informative result gets a higher score than a distracting one."
+    )
+    return Intervals(figures, note)
 
 
-def _baselines(audit: Audit) -> list[tuple[str, str]]:
-    """What needs no labeler, in words."""
+def _groups(audit: Audit) -> list[Group]:
+    """A group of figures for each stratum; rows of which nothing is known are left out."""
+    groups = []
+    for stratum in audit.strata:
+        rows = [audit.row(name, stratum) for name in (*audit.ranked, BM25)]
+        table = [
+            *(Row(title, [_cell(row, name) for row in rows]) for name, title in _FIGURES.items()),
+            Row("Threshold, chosen on the other half", [Cell(row.threshold) for row in rows]),
+            Row("Threshold, the labeler's default", [Cell(row.default_threshold) for row in rows]),
+            *(Row(title, [_cell(row, name) for row in rows]) for name, title in _AT_DEFAULT.items()),
+            Row("Pairs without a score, in all strata", [Cell(row.without_score or None) for row in rows]),
+        ]
+        meaning = f" ({_STRATA[stratum]})" if stratum in _STRATA else ""
+        share = f"{rows[-1].informative_share:.1%} of them informative"
+        groups.append(Group(f"{stratum}{meaning}: {rows[-1].n:,} pairs, {share}", [row for row in table if row.known]))
+    return groups
+
+
+def _baselines(audit: Audit) -> Bullets:
     rows = [audit.row(BM25, stratum) for stratum in audit.strata]
 
     def each(name: str) -> str:
         values = [(row.number(name), row.stratum) for row in rows]
-        return ", ".join(f"{page.figure(value)} ({stratum})" for value, stratum in values if value is not None)
+        return ", ".join(f"{figure(value)} ({stratum})" for value, stratum in values if value is not None)
 
     constant = ", ".join(
-        f"{page.figure(row.majority_accuracy)} ({row.stratum}, "
+        f"{figure(row.majority_accuracy)} ({row.stratum}, "
         f"always {'informative' if row.informative_share >= 0.5 else 'distracting'})"
         for row in rows
     )
-    found = [
-        ("BM25 score of claim and result", f"AUROC {each('auroc')}; balanced accuracy {each('balanced_accuracy')}"),
-        ("Always the more frequent judgement", f"accuracy {constant}; balanced accuracy 0.500, kappa 0.000"),
+    entries = [
+        ("BM25 score of claim and result", f"AUROC {each('auroc')}; balanced accuracy {each('balanced_accuracy')}."),
+        ("Always the more frequent judgement", f"accuracy {constant}; balanced accuracy 0.500, kappa 0.000."),
     ]
     if audit.human_kappa is not None:
-        words = (
-            f"kappa {page.figure(audit.human_kappa)}, over all pairs with three or more votes, in any stratum or half"
-        )
-        found.append(("One person against the rest", words))
-    return found
+        over = "over all pairs with three or more votes, in any stratum or half"
+        entries.append(("One person against the rest", f"kappa {figure(audit.human_kappa)}, {over}."))
+    return Bullets(entries)
 
 
-def _couples(
-    audit: Audit, couples: Sequence[tuple[str, str]], short: dict[str, str]
-) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
-    gaps = [(couple, [audit.gap(*couple, stratum) for stratum in audit.strata]) for couple in couples]
+def _gaps(audit: Audit) -> list[tuple[str, str, list[Gap]]]:
+    """Every two labelers, and how they differ in each stratum."""
+    couples = combinations((*audit.ranked, BM25), 2)
+    return [(a, b, [audit.gap(a, b, stratum) for stratum in audit.strata]) for a, b in couples]
+
+
+def _pairwise(audit: Audit) -> Table:
+    short, gaps = _short(audit), _gaps(audit)
+    differences = [
+        Row(f"{short[a]} minus {short[b]}", [Cell(gap.auroc, signed=True) for gap in own]) for a, b, own in gaps
+    ]
+    agreement = [Row(f"{short[a]} and {short[b]}", [Cell(gap.kappa) for gap in own]) for a, b, own in gaps]
+    groups = [
+        Group("Difference of AUROC", differences),
+        Group("Agreement of their judgements (Cohen's kappa)", agreement),
+    ]
+    return Table(audit.strata, groups)
+
+
+def _disagreements(audit: Audit) -> list[Cases]:
+    short = _short(audit)
     return [
-        (
-            "Difference of AUROC",
-            [(f"{short[a]} minus {short[b]}", [_difference(g) for g in own]) for (a, b), own in gaps],
-        ),
-        (
-            "Agreement of their judgements (Cohen's kappa)",
-            [(f"{short[a]} and {short[b]}", [_cell(None, g.kappa) for g in own]) for (a, b), own in gaps],
-        ),
+        Cases(
+            f"{short[a]} and {short[b]}",
+            ["people", short[a], short[b]],
+            [model.Case(c.claim, c.result, (c.human_share, first, second)) for c, first, second in gaps[0].cases],
+            open=number == 0,
+        )
+        for number, (a, b, gaps) in enumerate(_gaps(audit))
     ]
 
 
-def _case(case: Case, first: float, second: float) -> dict[str, Any]:
-    bars = [(page.figure(x), f"{100 * min(1, max(0, x)):.1f}%") for x in (case.human_share, first, second)]
-    return {"claim": case.claim, "result": case.result, "bars": bars}
-
-
-def _facts(audit: Audit, folder: Path) -> list[tuple[str, list[str | None]]]:
-    begun = (folder / runs.MANIFEST).exists()
-    made = runs.read_manifest(folder)["environment"] if begun else {}
+def _provenance(audit: Audit, folder: Path) -> list[Facts]:
+    has_manifest = (folder / runs.MANIFEST).exists()
+    environment = runs.read_manifest(folder)["environment"] if has_manifest else {}
     facts = {
         "data": audit.data,
         "data (sha256)": audit.data_sha256,
@@ -233,14 +258,66 @@ def _facts(audit: Audit, folder: Path) -> list[tuple[str, list[str | None]]]:
         "pairs": f"{audit.pairs_in_all:,}",
         "pairs left out": audit.left_out,
         "seed": audit.seed,
-        "git revision": made.get("git_revision"),
-        "versions": made.get("versions"),
-        "platform": made.get("platform"),
-        "started": made.get("started_at"),
+        "git revision": environment.get("git_revision"),
+        "versions": environment.get("versions"),
+        "platform": environment.get("platform"),
+        "started": environment.get("started_at"),
     }
-    return [(name, [page.fact(name, facts)]) for name in facts]
+    known = [audit.labelers[name] for name in audit.ranked]
+    names = dict.fromkeys(name for settings in known for name in settings)
+    rows = [
+        (capitalised(name.replace("_", " ")), [fact(name, settings) or "–" for settings in known]) for name in names
+    ]
+    return [
+        Facts(["the audit"], [(capitalised(name), [fact(name, facts)]) for name in facts]),
+        Facts([_short(audit)[name] for name in audit.ranked], rows),
+    ]
 
 
-def _labeler_facts(told: Sequence[dict[str, Any]]) -> list[tuple[str, list[str | None]]]:
-    names = dict.fromkeys(name for facts in told for name in facts)
-    return [(name.replace("_", " "), [page.fact(name, facts) or "–" for facts in told]) for name in names]
+def summarise_audit(result: dict[str, Any]) -> Report:
+    """What `audit` prints: the figures of each stratum, and every labeler beside the simplest one."""
+    audit = Audit.model_validate(result)
+    short, stratum = _short(audit), audit.strata[0]
+    base = "similarity" if "similarity" in audit.labelers else next(iter(audit.labelers))
+    gaps = [
+        Row(f"{short[name]} minus {short[base]}", [Cell(gap.auroc, signed=True), Cell(gap.kappa)])
+        for name in (*audit.ranked, BM25)
+        if name != base
+        for gap in [audit.gap(name, base, stratum)]
+    ]
+    reported = f", {audit.claims_reported} of them reported on"
+    return model.short(
+        "",
+        ", ".join([f"{audit.pairs_in_all} pairs of {audit.claims} claims{reported}", *_machines(audit)]),
+        Table(_columns(audit), _groups(audit)),
+        _baselines(audit),
+        Table(["AUROC", "agreement (kappa)"], [Group(f"{stratum}, differences", gaps)]),
+        Text(
+            f"every two labelers, every stratum, and where they differ:  sailkit report {Path(result['audit']).parent}"
+        ),
+        Text(f"audit: {result['audit']}"),
+    )
+
+
+def summarise_labels(result: dict[str, Any]) -> Report:
+    """What `label` prints: how many results were judged, and how."""
+    if not result["finished"]:
+        return model.short("", f"waiting for the shards {', '.join(map(str, result['missing_shards']))}")
+    how = f" ({machine(result)})" if machine(result) else ""
+    informative, distracting, threshold = (result[name] for name in ("informative", "distracting", "threshold"))
+    silent = {name: result[name] for name in ("unreadable", "refused", "failed", "no_response") if result[name]}
+    lines = [f"informative {informative}, distracting {distracting} (threshold {threshold:g})"]
+    if silent:
+        lines.append("without a judgement: " + ", ".join(f"{name} {count}" for name, count in silent.items()))
+    return model.short(
+        f"{result['labeler']}{how}",
+        f"{result['pairs']} search results of {result['n']} instructions",
+        *map(Text, [*lines, f"labels: {result['labels']}"]),
+        model.Flags("", result.get("flag_messages", {})),
+    )
+
+
+def summarise_fit(result: dict[str, Any]) -> Report:
+    """What `fit` prints: what the labeler was fitted on, and where it is."""
+    about = f"{result['pairs']} pairs of {result['claims']} claims ({result['data']})"
+    return model.short("", f"fitted on {about}, {machine(result)}", Text(f"model: {result['model']}"))
