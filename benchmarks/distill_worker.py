@@ -117,7 +117,7 @@ def cache(told):
     """Ask the teacher once, and say it in the student's tokens; its loading is within the seconds."""
     from sailkit.distillation.teacher_cache import teacher_cache
     from sailkit.models.sources import resolve
-    from sailkit.models.weights import load  # noqa: F401 - what is imported is not what is measured
+    from sailkit.models.weights import load_pretrained  # noqa: F401 - what is imported is not what is measured
 
     resolve(told["teacher"])  # a GGUF file is unpacked once
     shutil.rmtree(told["cache"], ignore_errors=True)  # of a run that was stopped: half of it would be free
@@ -203,10 +203,10 @@ def _gold(told, model, tokenizer, part, common):
 
     from sailkit.data.exports import trl_row
     from sailkit.models.sources import resolve
-    from sailkit.models.weights import load
+    from sailkit.models.weights import load_pretrained
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    teacher, _ = load(resolve(told["teacher"]), torch.float32, trust_remote_code=False)
+    teacher, _ = load_pretrained(resolve(told["teacher"]), torch.float32, trust_remote_code=False)
     before = forget_peak()
     data = Dataset.from_list([{n: trl_row(one)[n] for n in ("prompt", "completion")} for one in part[0].examples])
     args = GOLDConfig(

@@ -49,7 +49,7 @@ def timed(work, rounds):
 
 def ours_scoring(model, prompts, answers):
     model._rendered.cache_clear()
-    model.passes._prefixes.clear()
+    model.shared_prefix._prefixes.clear()
     found = [None] * len(prompts)
     for batch in model.plan(prompts, 8):
         for i, reply in zip(batch, model.score([prompts[i] for i in batch], answers)):
@@ -59,7 +59,7 @@ def ours_scoring(model, prompts, answers):
 
 def ours_generating(model, prompts):
     model._rendered.cache_clear()
-    model.passes._prefixes.clear()
+    model.shared_prefix._prefixes.clear()
     for batch in model.plan(prompts, OUTPUT_CAP):
         model.generate([prompts[i] for i in batch], OUTPUT_CAP, lambda _: False)
 
@@ -81,7 +81,7 @@ def bare_forward(model, ids, batch_size):
     ordered = sorted(ids, key=len)
     for start in range(0, len(ordered), batch_size):
         rows = ordered[start : start + batch_size]
-        inputs, keep, _ = model.passes.left_pad(rows)
+        inputs, keep, _ = model.shared_prefix.left_pad(rows)
         model.model(input_ids=inputs, attention_mask=keep, use_cache=False, logits_to_keep=1)
 
 

@@ -143,7 +143,7 @@ def judging(shared, count, slow, rounds):
 
     def ours():
         model._rendered.cache_clear()
-        model.passes._prefixes.clear()
+        model.shared_prefix._prefixes.clear()
         for batch in judge.plan(pairs):
             judge.score([pairs[i] for i in batch])
 

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from sailkit.files import jsonl
-from sailkit.retrieval.corpus import cut, read_passages
+from sailkit.retrieval.corpus import read_passages, split_words
 
 NQ = "corpus/nq-open-oracle.jsonl.gz"
 FIELDS = ["instruction=question", "output=answers"]
@@ -32,10 +32,10 @@ WINDOW, OVERLAP = 60, 45
 def make_corpus(shared: Path, path: Path, count: int) -> None:
     found: dict[tuple[str, str], None] = {}
     for one in read_passages([shared / "corpus" / "factbook.tar.gz", shared / NQ], 10**9, 0):
-        found |= dict.fromkeys((one.title, part) for part in cut(one.body, WINDOW, OVERLAP))
+        found |= dict.fromkeys((one.title, part) for part in split_words(one.body, WINDOW, OVERLAP))
     for _, row in jsonl.read_rows(shared / "climate-fever" / "climate-fever.jsonl"):
         for one in row["evidences"]:
-            found |= dict.fromkeys((one["article"], part) for part in cut(one["evidence"], WINDOW, OVERLAP))
+            found |= dict.fromkeys((one["article"], part) for part in split_words(one["evidence"], WINDOW, OVERLAP))
     passages = list(found)
     step = len(passages) / count  # a smoke run takes a little of everything
     chosen = [passages[int(i * step)] for i in range(count)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, DebertaV2Config, DebertaV2ForSequenceClassification
 
-from sailkit.models.deberta import LeanDeberta, lean
+from sailkit.models.deberta import LeanDeberta, lean_forward
 
 
 def make(**changes):
@@ -32,7 +32,7 @@ def make(**changes):
 )
 def test_the_leaner_pass_gives_the_same_logits(changes):
     model = make(**changes)
-    assert isinstance(lean(model), LeanDeberta)
+    assert isinstance(lean_forward(model), LeanDeberta)
     pass_ = LeanDeberta(model.double())  # what is left is the published scale, in float32
     with torch.inference_mode():
         for length in (1, 2, 9, 40, 64, 9):
@@ -48,16 +48,16 @@ def test_the_leaner_pass_gives_the_same_logits(changes):
 @pytest.mark.parametrize("changes", [{"pos_att_type": "c2p"}, {"conv_kernel_size": 3}, {"relative_attention": False}])
 def test_another_kind_of_attention_runs_as_published(changes):
     model = make(**changes)
-    assert not isinstance(lean(model), LeanDeberta)
+    assert not isinstance(lean_forward(model), LeanDeberta)
 
 
 def test_a_pass_that_disagrees_is_not_taken(monkeypatch):
     monkeypatch.setattr(LeanDeberta, "__call__", lambda self, *inputs, **more: torch.full((2, 3), float("nan")))
-    assert not isinstance(lean(make()), LeanDeberta)
+    assert not isinstance(lean_forward(make()), LeanDeberta)
 
 
 def test_other_architectures_run_as_published():
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
     model = BertForSequenceClassification(config).eval()
     inputs = {"input_ids": torch.tensor([[3, 4]]), "attention_mask": torch.tensor([[1, 1]])}
-    assert torch.equal(lean(model)(**inputs), model(**inputs).logits)
+    assert torch.equal(lean_forward(model)(**inputs), model(**inputs).logits)

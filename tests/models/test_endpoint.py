@@ -32,7 +32,7 @@ from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions
 from sailkit.models.completions import PassingError, read_completion
 from sailkit.models.endpoint import EndpointModel, label_scores
-from sailkit.models.http import Exchange, retry_after
+from sailkit.models.http import ChatClient, retry_after
 from sailkit.models.load import load_model
 from sailkit.models.masking import KeyMask
 from sailkit.prompts.render import Message, Part, Prompt, step_prompt
@@ -49,7 +49,7 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(Exchange, "backoff", 0.005)
+    monkeypatch.setattr(ChatClient, "backoff", 0.005)
 
 
 def at(server: MisbehavingServer, **options) -> EndpointModel:
@@ -186,7 +186,7 @@ def test_a_long_message_is_shortened():
 def test_waits_are_spread():
     with MisbehavingServer(dict.fromkeys(range(1, 13), 429)) as server:
         model = at(server, concurrency=12)
-        model.exchange.backoff = 0.2
+        model.client.backoff = 0.2
         texts(model, claims(12))
     times: dict[str, list[float]] = {}
     for request in server.requests:
@@ -198,7 +198,7 @@ def test_waits_are_spread():
 def test_waits_grow():
     with MisbehavingServer({1: 500, 2: 500, 3: 500}) as server:
         model = at(server)
-        model.exchange.backoff = 0.04
+        model.client.backoff = 0.04
         texts(model, claims(1))
     gaps = [later.at - earlier.at for earlier, later in pairwise(server.requests)]
     for gap, base in zip(gaps, (0.04, 0.08, 0.16), strict=True):
@@ -585,7 +585,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch):
             message = failure(model, claims(12))
             assert "[key]" in message
             assert KEY not in message
-    shown = f"{model!r} {vars(model)} {vars(model.exchange)} {model.describe()} {model.served_by}"
+    shown = f"{model!r} {vars(model)} {vars(model.client)} {model.describe()} {model.served_by}"
     assert KEY not in shown
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 4

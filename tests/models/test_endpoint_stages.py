@@ -14,7 +14,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.labeling.label import label
 from sailkit.models.base import ModelOptions
-from sailkit.models.http import Exchange
+from sailkit.models.http import ChatClient
 from sailkit.models.load import load_model
 from sailkit.prompts.sail import completion
 from sailkit.records import TrainingExample
@@ -40,7 +40,7 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(Exchange, "backoff", 0.005)
+    monkeypatch.setattr(ChatClient, "backoff", 0.005)
 
 
 def says(text: str | None, top: dict[str, float] | None = None, finish_reason: str = "stop", **message):

@@ -26,7 +26,7 @@ from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.models.local import LocalModel
-from sailkit.models.shared_prefix import Passes
+from sailkit.models.shared_prefix import SharedPrefix
 from sailkit.models.sources import EMBEDDED, resolve
 from sailkit.prompts.render import Prompt, step_prompt
 from sailkit.records import SearchResult
@@ -296,7 +296,7 @@ def test_weights_that_are_not_numbers_are_the_users_to_mend(stories, own):
     broken = copy.deepcopy(stories.model)
     broken.model.layers[2].mlp.up_proj.weight.data[3, 5] = float("nan")
     spoilt = copy.copy(stories)
-    spoilt.model, spoilt.passes = broken, Passes(broken, spoilt.dtype)
+    spoilt.model, spoilt.shared_prefix = broken, SharedPrefix(broken, spoilt.dtype)
     for act in (logprobs, texts):
         for model in (spoilt, unshared(spoilt)):
             with pytest.raises(UserError, match="not a number"):

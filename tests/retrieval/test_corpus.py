@@ -10,7 +10,7 @@ import pytest
 
 from sailkit.errors import UserError
 from sailkit.records import Instruction
-from sailkit.retrieval.corpus import Passage, fingerprint, read_passages
+from sailkit.retrieval.corpus import Passage, corpus_fingerprint, read_passages
 from sailkit.retrieval.instructions import read_searched
 from sailkit.retrieval.search import search
 
@@ -19,10 +19,10 @@ def test_a_fingerprint_holds_names_that_become_titles(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.txt").write_text("Seals.")
-    before = fingerprint([folder])
-    assert fingerprint([folder]) == before
+    before = corpus_fingerprint([folder])
+    assert corpus_fingerprint([folder]) == before
     (folder / "a.txt").rename(folder / "b.txt")
-    assert fingerprint([folder]) != before
+    assert corpus_fingerprint([folder]) != before
     assert read_passages([folder]) == [Passage("b", "Seals.")]
 
 
@@ -31,7 +31,7 @@ def test_a_fingerprint_is_of_the_content_and_not_of_the_place_or_the_time(tmp_pa
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("Seals.")
     os.utime(tmp_path / "two" / "a.txt", (0, 0))
-    assert fingerprint([tmp_path / "one"]) == fingerprint([tmp_path / "two"])
+    assert corpus_fingerprint([tmp_path / "one"]) == corpus_fingerprint([tmp_path / "two"])
 
 
 def test_characters_that_utf8_cannot_hold_become_a_mark(tmp_path):
@@ -95,9 +95,9 @@ def test_folders_of_tables_are_corpora_as_wikiextractor_writes_them(tmp_path):
     (tmp_path / "AA" / "wiki_00").write_text(json.dumps({"title": "Seal", "text": "Seals eat fish."}) + "\n")
     (tmp_path / "more.jsonl").write_text(json.dumps({"title": "Bear", "text": "Bears eat seals."}) + "\n")
     assert read_passages([tmp_path]) == [Passage("Seal", "Seals eat fish."), Passage("Bear", "Bears eat seals.")]
-    before = fingerprint([tmp_path])
+    before = corpus_fingerprint([tmp_path])
     (tmp_path / "AA" / "wiki_00").write_text(json.dumps({"title": "Seal", "text": "Seals swim."}) + "\n")
-    assert fingerprint([tmp_path]) != before
+    assert corpus_fingerprint([tmp_path]) != before
 
 
 def test_real_corpora(shared):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from little_room import little_room
 from sailkit.errors import UserError
 from sailkit.records import Instruction
-from sailkit.retrieval.base import Found
-from sailkit.retrieval.corpus import Passage, cut, read_passages
+from sailkit.retrieval.base import EngineResults
+from sailkit.retrieval.corpus import Passage, read_passages, split_words
 from sailkit.retrieval.instructions import read_searched
 from sailkit.retrieval.local import LocalSearcher, fuse
 from sailkit.retrieval.search import search
@@ -51,7 +51,7 @@ def ask(tmp_path, *rows):
 @given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=200), st.integers(1, 30), st.data())
 def test_passages_cover_a_text_and_overlap(words, size, data):
     overlap = data.draw(st.integers(0, size - 1))
-    parts = [part.split() for part in cut(" ".join(words), size, overlap)]
+    parts = [part.split() for part in split_words(" ".join(words), size, overlap)]
     assert all(len(part) <= size for part in parts)
     rebuilt = [*parts[:1], *(part[overlap:] for part in parts[1:])]
     assert [word for part in rebuilt for word in part] == words
@@ -226,7 +226,7 @@ def test_bad_options(tmp_path, corpus):
     ):
         with pytest.raises(UserError, match=message):
             search(instructions=asked, out=tmp_path / "run", **options)
-    assert Found("bm25", "empty").results == ()
+    assert EngineResults("bm25", "empty").results == ()
 
 
 def stop_at_random_moments(tmp_path, corpus, moments):

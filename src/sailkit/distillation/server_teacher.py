@@ -22,7 +22,7 @@ from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.completions import Answer, read_choice
 from sailkit.models.endpoint import checked_url, read_name
-from sailkit.models.http import Body, Exchange
+from sailkit.models.http import Body, ChatClient
 from sailkit.models.sources import Source
 from sailkit.prompts.chat_template import reads_clock, today
 
@@ -40,7 +40,7 @@ class _Echo(Answer):
     choice: dict[str, Any] = field(default_factory=dict)
 
 
-class _EchoExchange(Exchange):
+class _EchoClient(ChatClient):
     """Asks for text completions instead of chats; `entries` is the most log-probabilities that one answer lists."""
 
     entries = 0
@@ -84,7 +84,7 @@ class EchoTeacher:
         self._model, url = read_name(name)
         self._url = checked_url(url, options.api_key_env)
         self.name = f"endpoint:{self._model}@{self._url}"
-        self._exchange = _EchoExchange(self.name, self._url, options)
+        self._client = _EchoClient(self.name, self._url, options)
         if not folder.is_dir():
             raise UserError(f"`teacher_tokenizer` {folder}: no such folder")
         try:
@@ -113,7 +113,7 @@ class EchoTeacher:
 
     def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Batches in order; the server makes its own."""
-        size = _BATCHES * self._exchange.options.concurrency
+        size = _BATCHES * self._client.options.concurrency
         return [list(range(i, min(i + size, len(pairs)))) for i in range(0, len(pairs), size)]
 
     def rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
@@ -128,8 +128,8 @@ class EchoTeacher:
             assert isinstance(answer, _Echo)
             found[name] = answer
 
-        self._exchange.entries = max(len(pair.prompt + pair.tokens) for pair in pairs) * (self._kept.k + 2)
-        self._exchange.ask({str(i): self._body(pair) for i, pair in enumerate(pairs)}, keep)
+        self._client.entries = max(len(pair.prompt + pair.tokens) for pair in pairs) * (self._kept.k + 2)
+        self._client.ask({str(i): self._body(pair) for i, pair in enumerate(pairs)}, keep)
         for i, pair in enumerate(pairs):
             if (reason := found[str(i)].refusal) is not None:
                 raise UserError(f"{self.name} refuses example {pair.name!r}: {reason}; take that row out of the data")

@@ -38,12 +38,12 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     """
     import torch
 
-    from sailkit.models.weights import load, saved_whole
+    from sailkit.models.weights import load_pretrained, saved_whole
 
     made = {"weights_sha256": jsonl.file_fingerprint(source.files()["weights"]), "layers": keep}
     if (out / MADE_OF).exists() and (found := jsonl.read_json(out / MADE_OF)).items() >= made.items():
         return list(found["kept"])
-    model, tokenizer = load(source, torch.float32, trust_remote_code=False)
+    model, tokenizer = load_pretrained(source, torch.float32, trust_remote_code=False)
     inner = model.base_model
     layers = getattr(inner, "layers", None)
     config = model.config.get_text_config()

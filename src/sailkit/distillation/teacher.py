@@ -12,7 +12,7 @@ import torch
 from sailkit.distillation.pairs import Pair
 from sailkit.distillation.rows import Floats, Ints, TeacherRow
 from sailkit.errors import UserError
-from sailkit.models.checks import finite
+from sailkit.models.checks import check_finite
 from sailkit.models.local import LocalModel
 from sailkit.models.weights import context_of
 
@@ -188,10 +188,10 @@ class LocalTeacher:
             part = slice(start, start + size)
             values = logits[rows[part], columns[part]].float().masked_fill_(strange, -torch.inf)
             normal = torch.logsumexp(values, -1, keepdim=True)
-            finite(normal)
+            check_finite(normal)
             values -= normal
             observed = values.gather(1, targets[part])[:, 0]
-            finite(observed)
+            check_finite(observed)
             top, ids = values.topk(k)
             rest = values.scatter_(1, ids, -torch.inf).logsumexp(-1).exp()
             found.append([one.cpu().numpy() for one in (ids, top, rest, observed)])

@@ -13,7 +13,7 @@ from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, statement
 from sailkit.labeling.chunks import Windows, max_positions
-from sailkit.models.deberta import LeanDeberta, lean
+from sailkit.models.deberta import LeanDeberta, lean_forward
 from sailkit.models.sources import resolve_encoder
 from sailkit.models.weights import pick_device, pick_dtype
 
@@ -83,7 +83,7 @@ class Entailment:
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{model} is no sequence classification model: it has no weights {missing[0]}")
         self._model.to(where).eval()
-        self._logits = lean(self._model)
+        self._logits = lean_forward(self._model)
         self._batch_tokens = _BATCH_TOKENS.get(where.type, _BATCH_TOKENS_DEFAULT)
         config = self._model.config
         self._columns = meanings(config.id2label, model)

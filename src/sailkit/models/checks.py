@@ -11,7 +11,7 @@ import torch
 from sailkit.errors import UserError
 
 
-def finite(values: torch.Tensor) -> None:
+def check_finite(values: torch.Tensor) -> None:
     """Raise a UserError where a model's output is no number."""
     if not bool(torch.isfinite(values).all()):
         raise UserError(

@@ -102,7 +102,7 @@ class LeanDeberta:
 
 
 @torch.inference_mode()
-def lean(model: Any) -> Any:
+def lean_forward(model: Any) -> Any:
     """From inputs to logits: the leaner pass where it fits and agrees on a few tokens, else the model's own."""
 
     def plain(**inputs: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl
 from sailkit.models.base import Finished, ModelOptions, Reply
 from sailkit.models.completions import Answer
-from sailkit.models.http import Body, Exchange
+from sailkit.models.http import Body, ChatClient
 from sailkit.prompts.render import Prompt, escape_special
 from sailkit.records import AnswerScore
 
-FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
+ENDPOINT_FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
 TOP_LOGPROBS = 20  # the most that servers commonly give
 SCORE_TOKENS = 16  # room for an answer that is read where log-probabilities do not decide
 _LEAST = 1e-7  # probability below which a server's rounding decides
@@ -41,7 +41,7 @@ class EndpointModel:
 
     Attributes:
         name: As the user wrote it.
-        exchange: The way to the server, with its budget; repeats share it.
+        client: The client of the server, with its budget; repeats share it.
         repeat: Which of several askings this is; a part of the cache's key.
         served_by: What the server called itself in its answers -> how many answers.
     """
@@ -60,7 +60,7 @@ class EndpointModel:
         self.model = model
         self.base_url = checked_url(base_url, options.api_key_env)
         self.name = f"endpoint:{model}@{self.base_url}"
-        self.exchange = Exchange(self.name, self.base_url, options)
+        self.client = ChatClient(self.name, self.base_url, options)
         self.repeat = 0
         self.served_by: dict[str, int] = {}
         self._cache = runs.Cache(runs.cache_folder() / "responses")
@@ -68,7 +68,7 @@ class EndpointModel:
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> EndpointModel:
-        """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.base.load_model`."""
+        """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.load.load_model`."""
         return cls(*read_name(name), options)
 
     def with_repeat(self, repeat: int) -> EndpointModel:
@@ -98,7 +98,7 @@ class EndpointModel:
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
         """Batches in order; the server keeps its own limits, so `reserve` and `names` decide nothing."""
-        size = _BATCHES * self.exchange.options.concurrency
+        size = _BATCHES * self.client.options.concurrency
         return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
 
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
@@ -188,10 +188,10 @@ class EndpointModel:
                 self._cache.put(self._key(wanted[name]), asdict(answer))
             known[name] = answer
 
-        self.exchange.served |= bool(known)
+        self.client.served |= bool(known)
         if missing := {name: body for name, body in wanted.items() if name not in known}:
-            self.exchange.ask(missing, keep)
-        if "temperature" in self.exchange.left_out:
+            self.client.ask(missing, keep)
+        if "temperature" in self.client.left_out:
             self._warn(f"{self.name} takes no temperature; its answers may change when it is asked again")
         for name in names:
             served = " ".join(filter(None, (known[name].model, known[name].system_fingerprint)))
@@ -209,7 +209,7 @@ def read_name(name: str) -> tuple[str, str]:
     """Model and base URL of `endpoint:MODEL@BASE_URL`; the URL is not looked at."""
     parts = _NAME.fullmatch(name)
     if parts is None:
-        raise UserError(f"an endpoint's name has the form {FORM}")
+        raise UserError(f"an endpoint's name has the form {ENDPOINT_FORM}")
     if importlib.util.find_spec("openai") is None:
         raise missing_extra("endpoint", "an endpoint")
     return parts["model"], parts["url"]
@@ -280,7 +280,7 @@ def checked_url(url: str, api_key_env: str) -> str:
     except ValueError:
         whole = False
     if not whole:
-        raise UserError(f"the endpoint's base URL cannot be read; the form is {FORM}")
+        raise UserError(f"the endpoint's base URL cannot be read; the form is {ENDPOINT_FORM}")
     if parts.username is not None or parts.query or parts.fragment:
         raise UserError(
             f"an endpoint's base URL takes no user:password@, ?query or #fragment, for it is written down; "

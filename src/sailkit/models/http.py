@@ -44,7 +44,7 @@ class _OtherwiseError(Exception):
     """The server wants to be asked in another form, which is known now."""
 
 
-class Exchange:
+class ChatClient:
     """The way to one server.
 
     Attributes:

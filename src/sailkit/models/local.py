@@ -15,13 +15,13 @@ import transformers
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.base import SCORE_RESERVE, Finished, ModelOptions, Reply, check_scorable
-from sailkit.models.checks import check_tokens, finite, memory_for, out_of_memory
+from sailkit.models.checks import check_finite, check_tokens, memory_for, out_of_memory
 from sailkit.models.decoding import AnswerDecoder
 from sailkit.models.rope import forget_lengths, rope_lengths
 from sailkit.models.selftest import sharing_agrees, try_lengths
-from sailkit.models.shared_prefix import Passes
+from sailkit.models.shared_prefix import SharedPrefix
 from sailkit.models.sources import resolve
-from sailkit.models.weights import compute_dtype, context_length, load, pick_device, pick_dtype, stop_ids
+from sailkit.models.weights import compute_dtype, context_length, load_pretrained, pick_device, pick_dtype, stop_ids
 from sailkit.prompts.render import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
@@ -69,7 +69,7 @@ class LocalModel:
         self.decode = AnswerDecoder(tokenizer)
         # What ends a turn of the conversation is often another token than what ends a text.
         self._stop_ids = stop_ids(model, tokenizer) | ({self.renderer.border.closing_id} - {None})
-        self.passes = Passes(model, self.dtype)
+        self.shared_prefix = SharedPrefix(model, self.dtype)
         self._rendered = lru_cache(maxsize=65536)(self.renderer.render)
         self.lengths = rope_lengths(model.config)
         forget_lengths(model)
@@ -78,11 +78,11 @@ class LocalModel:
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> LocalModel:
-        """Load a model by name; see `sailkit.models.base.load_model`."""
+        """Load a model by name; see `sailkit.models.load.load_model`."""
         source = resolve(name)
         device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, device)
-        model, tokenizer = load(source, dtype, options.trust_remote_code)
+        model, tokenizer = load_pretrained(source, dtype, options.trust_remote_code)
         facts = {**source.trained(), "revision": source.revision, **source.digests()}
         options = replace(options, date=options.date or source.trained_date())
         with memory_for(f"moving {name} to {device}", _LESS_MEMORY):
@@ -243,10 +243,10 @@ class LocalModel:
 
     def score_shared(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """The same in one pass: what prompts share is computed once, and answers hang behind them as a tree."""
-        logits, place = self.passes.tree(batch, answers)
+        logits, place = self.shared_prefix.answer_tree(batch, answers)
         logits = logits.float()
         normal = torch.logsumexp(logits, -1)
-        finite(normal)
+        check_finite(normal)
         columns = []
         for answer in answers:
             steps = [(place[answer[:n]], token) for n, token in enumerate(answer)]
@@ -257,8 +257,8 @@ class LocalModel:
         self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
     ) -> list[tuple[int, ...] | None]:
         """The answer that greedy generation would write first behind each prompt, or None where it is none of these."""
-        logits, place = self.passes.tree(batch, answers)
-        finite(logits.amax(-1))
+        logits, place = self.shared_prefix.answer_tree(batch, answers)
+        check_finite(logits.amax(-1))
         found: list[tuple[int, ...] | None] = []
         for tokens in logits.argmax(-1).tolist():
             said: tuple[int, ...] = ()
@@ -275,13 +275,13 @@ class LocalModel:
                 # What comes last is not needed but for its position, where the length means something.
                 last = 1 if self.lengths.regime(len(batch[group[0]].ids) + len(answer)) else 0
                 rows = [batch[i].ids + answer[: len(answer) - 1 + last] for i in group]
-                inputs, keep, positions = self.passes.left_pad(rows)
+                inputs, keep, positions = self.shared_prefix.left_pad(rows)
                 logits = self.model(
                     input_ids=inputs, attention_mask=keep, position_ids=positions,
                     use_cache=False, logits_to_keep=len(answer) + last,
                 ).logits.float()  # fmt: skip
                 normal = torch.logsumexp(logits, -1)
-                finite(normal)
+                check_finite(normal)
                 total = sum(logits[:, n, token] - normal[:, n] for n, token in enumerate(answer))
                 scores[group, column] = torch.as_tensor(total).cpu()
         return scores.tolist()
@@ -308,10 +308,10 @@ class LocalModel:
         regime = self.lengths.regime(len(rows[0].ids))
         waiting: list[int] = []
         if self.shared and not regime:
-            cache, inputs, positions, mask = self.passes.open(rows, [])
+            cache, inputs, positions, mask = self.shared_prefix.prepare(rows, [])
             keep = mask[:, 0, -1] == 0
         else:
-            inputs, keep, positions = self.passes.left_pad([row.ids for row in rows])
+            inputs, keep, positions = self.shared_prefix.left_pad([row.ids for row in rows])
             cache, mask = None, keep
         while alive:
             out = self.model(
@@ -319,7 +319,7 @@ class LocalModel:
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
             cache = out.past_key_values
-            finite(out.logits.amax(-1))
+            check_finite(out.logits.amax(-1))
             tokens = out.logits[:, -1].argmax(-1).tolist()
             stay = []
             for row, (i, token) in enumerate(zip(alive, tokens, strict=True)):

@@ -15,7 +15,7 @@ _AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # and a
 _IDS = tuple(range(3, 11))
 
 
-def agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def logprobs_agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether log-probabilities are the same but for rounding.
 
     Args:
@@ -41,7 +41,7 @@ def try_lengths(model: Any) -> None:
     if far < 1:
         return
     rows = [_IDS, _IDS[:-2]]
-    inputs, keep, positions = model.passes.left_pad(rows)
+    inputs, keep, positions = model.shared_prefix.left_pad(rows)
 
     def second(positions: torch.Tensor) -> torch.Tensor:
         out = model.model(input_ids=inputs, attention_mask=keep, position_ids=positions, use_cache=False)
@@ -49,7 +49,7 @@ def try_lengths(model: Any) -> None:
 
     longer = positions.clone()
     longer[0, -1] += far
-    if not agree(second(longer), second(positions), model.dtype):
+    if not logprobs_agree(second(longer), second(positions), model.dtype):
         model.lengths = EACH_LENGTH
 
 
@@ -70,9 +70,9 @@ def sharing_agrees(model: Any) -> bool:
     alone = torch.tensor([model.score_rows([prompt], answers)[0] for prompt in batch])
 
     def agrees(values: Sequence[Sequence[float]]) -> bool:
-        return agree(torch.tensor(values), alone, model.dtype)
+        return logprobs_agree(torch.tensor(values), alone, model.dtype)
 
-    layers = getattr(model.passes.run_prefix(_IDS[:4]), "layers", None)
+    layers = getattr(model.shared_prefix.encode_prefix(_IDS[:4]), "layers", None)
     if not layers or not agrees(model.score_rows(batch, answers)):
         kind = type(model.model).__name__
         raise UserError(f"{model.name} ({kind}) is no causal transformer that answers alike alone and in a batch")

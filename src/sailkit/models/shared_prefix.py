@@ -15,7 +15,7 @@ from sailkit.prompts.render import Rendered
 _PREFIXES = 4  # that are kept
 
 
-class Passes:
+class SharedPrefix:
     """Forward passes of one model."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -30,7 +30,7 @@ class Passes:
         self.device = next(model.parameters()).device
         self._prefixes: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
-    def tree(
+    def answer_tree(
         self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
     ) -> tuple[torch.Tensor, dict[tuple[int, ...], int]]:
         """Logits behind each prompt and behind each proper beginning of an answer, and the place of each of those.
@@ -39,14 +39,14 @@ class Passes:
             Shape (prompts, places, vocabulary); the empty beginning is at 0.
         """
         nodes = sorted({answer[:n] for answer in answers for n in range(1, len(answer))}, key=lambda n: (len(n), n))
-        cache, inputs, positions, mask = self.open(batch, nodes)
+        cache, inputs, positions, mask = self.prepare(batch, nodes)
         logits = self.model(
             input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache,
             use_cache=cache is not None, logits_to_keep=len(nodes) + 1,
         ).logits  # fmt: skip
         return logits, {(): 0} | {node: i + 1 for i, node in enumerate(nodes)}
 
-    def open(
+    def prepare(
         self, batch: Sequence[Rendered], nodes: Sequence[tuple[int, ...]]
     ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs of one pass over a batch: what is shared is in the cache, answers' beginnings hang at the end.
@@ -76,7 +76,7 @@ class Passes:
         mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(
             ~sees, torch.finfo(self.dtype).min
         )
-        cache = self._widen(self._prefix(batch[0].ids[:head]), n) if head else None
+        cache = self._expand(self._prefix(batch[0].ids[:head]), n) if head else None
         return cache, torch.cat([inputs, tree], 1), positions, mask[:, None]
 
     def left_pad(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,19 +90,19 @@ class Passes:
     def _prefix(self, ids: tuple[int, ...]) -> Any:
         """The cache behind some ids, kept; a cached method would hold its own object, and so the model, in a cycle."""
         if ids not in self._prefixes:
-            self._prefixes[ids] = self.run_prefix(ids)
+            self._prefixes[ids] = self.encode_prefix(ids)
         self._prefixes.move_to_end(ids)
         while len(self._prefixes) > _PREFIXES:
             self._prefixes.popitem(last=False)
         return self._prefixes[ids]
 
-    def run_prefix(self, ids: tuple[int, ...]) -> Any:
+    def encode_prefix(self, ids: tuple[int, ...]) -> Any:
         """The cache behind some ids, or None where the model has none."""
         out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1)
         return getattr(out, "past_key_values", None)
 
     @staticmethod
-    def _widen(cache: Any, rows: int) -> Any:
+    def _expand(cache: Any, rows: int) -> Any:
         """A cache of one row, seen as many; the next pass copies what it extends."""
         wide = copy.copy(cache)
         wide.layers = [copy.copy(layer) for layer in cache.layers]

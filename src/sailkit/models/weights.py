@@ -91,7 +91,9 @@ def compute_dtype(model: Any) -> torch.dtype:
     return found
 
 
-def load(source: Source, dtype: torch.dtype, trust_remote_code: bool, quantization: Any = None) -> tuple[Any, Any]:
+def load_pretrained(
+    source: Source, dtype: torch.dtype, trust_remote_code: bool, quantization: Any = None
+) -> tuple[Any, Any]:
     """A model and its tokenizer; an adapter is merged into its base.
 
     Args:

@@ -10,7 +10,7 @@ from sailkit.records import Instruction, SearchOutcome, SearchResult
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class EngineResults:
     """What one engine gave for one instruction.
 
     Attributes:
@@ -40,7 +40,7 @@ class Searcher(Protocol):
     def describe(self) -> dict[str, Any]:
         """Everything about the searcher that decides its results, for the manifest."""
 
-    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """Search for a batch.
 
         Args:

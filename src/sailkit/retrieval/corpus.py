@@ -66,14 +66,14 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
         for one in _documents(path):
             # JSON can spell half a surrogate pair, which no file can hold.
             title, text, url = (part.encode("utf-8", "replace").decode() for part in (one.title, one.body, one.url))
-            for part in cut(_TAG.sub(" ", text), words, overlap):
+            for part in split_words(_TAG.sub(" ", text), words, overlap):
                 found.setdefault((title, part), Passage(title, part, url))
     if not found:
         raise UserError(f"no text in {', '.join(map(str, paths))}")
     return list(found.values())
 
 
-def cut(text: str, words: int, overlap: int) -> list[str]:
+def split_words(text: str, words: int, overlap: int) -> list[str]:
     """A text as overlapping runs of words; a short one as it is, an empty one as none."""
     every = text.split()
     if len(every) <= words:
@@ -81,7 +81,7 @@ def cut(text: str, words: int, overlap: int) -> list[str]:
     return [" ".join(every[i : i + words]) for i in range(0, len(every) - overlap, words - overlap)]
 
 
-def fingerprint(paths: Sequence[Path]) -> str:
+def corpus_fingerprint(paths: Sequence[Path]) -> str:
     """sha256 over every byte of a corpus and the names that become titles, 64 hex digits."""
     named = [
         (str(file.relative_to(path)) if path.is_dir() else path.name, file)

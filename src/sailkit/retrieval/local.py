@@ -18,11 +18,11 @@ from sailkit.files import jsonl
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
 from sailkit.records import Instruction, result_text
-from sailkit.retrieval.base import Found
-from sailkit.retrieval.corpus import fingerprint, read_passages
+from sailkit.retrieval.base import EngineResults
+from sailkit.retrieval.corpus import corpus_fingerprint, read_passages
 from sailkit.retrieval.instructions import make_result
 
-Engine = Literal["bm25", "dense", "hybrid"]
+CorpusEngine = Literal["bm25", "dense", "hybrid"]
 QUERY_WORDS = 64  # of an instruction and its input: more dilutes a query
 _FUSION = 60  # k of reciprocal rank fusion (Cormack et al. 2009)
 _DEPTH = 100  # candidates of each engine that are fused
@@ -38,7 +38,7 @@ class LocalSearcher:
     batch = 64
     live = False
 
-    def __init__(self, engine: Engine, corpus: Sequence[Path], words: int = 120, overlap: int = 20) -> None:
+    def __init__(self, engine: CorpusEngine, corpus: Sequence[Path], words: int = 120, overlap: int = 20) -> None:
         """Open the index, or build it.
 
         Args:
@@ -55,7 +55,7 @@ class LocalSearcher:
         except ImportError:
             raise missing_extra("search", "searching a corpus") from None
         self.name: str = engine
-        self._facts = {"corpus_sha256": fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
+        self._facts = {"corpus_sha256": corpus_fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
         settings = {**self._facts, "bm25s": bm25s.__version__, "version": _RULES}
         folder = runs.cache_folder() / "indexes" / f"bm25-{jsonl.fingerprint(settings)[:32]}"
         _made_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
@@ -68,7 +68,7 @@ class LocalSearcher:
         """Everything about the searcher that decides its results."""
         return {"engine": self.name, "version": _RULES, **self._facts, "passages": len(self._passages)}
 
-    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """The best k passages for each instruction."""
         queries = [query(one) for one in instructions]
         k = min(k, len(self._passages))
@@ -87,7 +87,7 @@ class LocalSearcher:
                 one = self._passages[place]
                 results.append(make_result(self.name, rank, one["title"], one["text"], one["url"]))
             outcome = "found" if results else "empty" if text else "left_out"
-            found.append([Found(self.name, outcome, tuple(results))])  # type: ignore[arg-type]
+            found.append([EngineResults(self.name, outcome, tuple(results))])  # type: ignore[arg-type]
         return found
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.records import Instruction
-from sailkit.retrieval.base import Found
+from sailkit.retrieval.base import EngineResults
 from sailkit.retrieval.instructions import make_result
 
 
@@ -44,7 +44,7 @@ class RecordedSearcher:
                 f"{path} has {len(entries)} entries and there are {len(instructions)} instructions; "
                 "they must be parallel"
             )
-        self._entries: dict[str, list[Found]] = {}
+        self._entries: dict[str, list[EngineResults]] = {}
         for number, (entry, one) in enumerate(zip(entries, instructions, strict=True), start=1):
             if not isinstance(entry, list) or len(entry) != 2:
                 raise UserError(f"{path}, entry {number}: expected [search_results or null, bm25_results]")
@@ -58,10 +58,10 @@ class RecordedSearcher:
         """Everything about the searcher that decides its results."""
         return {"engine": self.name, "version": 1, "recording_sha256": self._sha256}
 
-    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """What was recorded, the best k of each engine."""
         return [
-            [Found(one.engine, one.outcome, one.results[:k]) for one in self._entries[asked.id]]
+            [EngineResults(one.engine, one.outcome, one.results[:k]) for one in self._entries[asked.id]]
             for asked in instructions
         ]
 
@@ -69,9 +69,9 @@ class RecordedSearcher:
         """Nothing is held."""
 
 
-def _found(engine: str, value: Any, where: str) -> Found:
+def _found(engine: str, value: Any, where: str) -> EngineResults:
     if value is None:
-        return Found(engine, "unavailable")
+        return EngineResults(engine, "unavailable")
     entries = value if isinstance(value, list) else [value]
     results = []
     for rank, entry in enumerate(entries, start=1):
@@ -84,4 +84,4 @@ def _found(engine: str, value: Any, where: str) -> Found:
             results.append(make_result(engine, rank, entry.get("title"), entry.get("body"), address))
         else:
             raise UserError(f"{where}: {engine} results should be objects with title and body, texts, or null")
-    return Found(engine, "found" if results else "empty", tuple(results))
+    return EngineResults(engine, "found" if results else "empty", tuple(results))

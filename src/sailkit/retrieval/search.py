@@ -14,10 +14,10 @@ from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.records import Instruction, Searched
-from sailkit.retrieval.base import Found, Searcher
+from sailkit.retrieval.base import EngineResults, Searcher
 from sailkit.retrieval.instructions import RESULTS, read_instructions, read_searched, searched_row, with_text
 
-Engine = Literal["bm25", "dense", "hybrid", "web", "searxng", "recorded"]
+EngineName = Literal["bm25", "dense", "hybrid", "web", "searxng", "recorded"]
 
 
 def search(
@@ -129,7 +129,7 @@ def load_searcher(
         UserError: No such engine, something that it needs is not given or not installed, or it cannot be read.
     """
 
-    def load(name: Engine) -> Searcher:
+    def load(name: EngineName) -> Searcher:
         if name == "recorded":
             from sailkit.retrieval.recorded import RecordedSearcher
 
@@ -152,8 +152,8 @@ def load_searcher(
     return load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
 
 
-def _engines(text: str) -> list[Engine]:
-    known: dict[str, Engine] = {name: name for name in get_args(Engine)}
+def _engines(text: str) -> list[EngineName]:
+    known: dict[str, EngineName] = {name: name for name in get_args(EngineName)}
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
@@ -183,7 +183,7 @@ class _Joined:
         for one in self._searchers:
             one.close()
 
-    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """What each engine gave, in the order in which they were named."""
         answers = (one.search(instructions, k) for one in self._searchers)
         return [[each for found in row for each in found] for row in zip(*answers, strict=True)]
@@ -195,7 +195,7 @@ def search_batch(searcher: Searcher, batch: Sequence[Instruction], k: int) -> li
     rows = []
     for one, answers in zip(batch, found, strict=True):
         asked = one.instruction.strip() or one.input.strip()
-        engines = answers if asked else [Found(each.engine, "left_out") for each in answers]
+        engines = answers if asked else [EngineResults(each.engine, "left_out") for each in answers]
         results = tuple(result for each in engines for result in each.results)
         kept = with_text(results)
         rows.append(Searched(one, kept, {each.engine: each.outcome for each in engines}, len(results) - len(kept)))

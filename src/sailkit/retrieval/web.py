@@ -24,7 +24,7 @@ from sailkit import __version__, runs
 from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl
 from sailkit.records import Instruction, SearchOutcome, SearchResult
-from sailkit.retrieval.base import Found
+from sailkit.retrieval.base import EngineResults
 from sailkit.retrieval.instructions import make_result
 from sailkit.retrieval.local import query
 
@@ -117,7 +117,7 @@ class WebSearcher:
         """Everything about the searcher that decides its results, but for the web itself."""
         return dict(self._facts)
 
-    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[Found]]:
+    def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """What the snapshot holds for each instruction, else what the engine says now.
 
         Raises:
@@ -132,17 +132,17 @@ class WebSearcher:
         self._lock.release()
         self._known = None
 
-    def _search(self, text: str, k: int, known: dict[str, _Entry]) -> Found:
+    def _search(self, text: str, k: int, known: dict[str, _Entry]) -> EngineResults:
         if not text:
-            return Found(self.name, "left_out")
+            return EngineResults(self.name, "left_out")
         entry = known.get(text)
         if entry is None and self._offline:
-            return Found(self.name, "unavailable")
+            return EngineResults(self.name, "unavailable")
         if entry is None or (entry.k < k and len(entry.results) < k and not self._offline):
             asked = self._freeze(text, k)
             if entry is None or asked.outcome != "unavailable":
                 entry = known[text] = asked
-        return Found(self.name, entry.outcome, entry.results[:k])
+        return EngineResults(self.name, entry.outcome, entry.results[:k])
 
     def _freeze(self, text: str, k: int) -> _Entry:
         """Ask, and write down what came of it before it is used."""

@@ -10,7 +10,7 @@ import torch
 
 from sailkit.errors import UserError, missing_extra
 from sailkit.models.sources import Source
-from sailkit.models.weights import load, pick_device, pick_dtype, saveable
+from sailkit.models.weights import load_pretrained, pick_device, pick_dtype, saveable
 from sailkit.training.recipe import Recipe
 
 
@@ -23,7 +23,7 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
     if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("training.use_liger_kernel needs a library: run  pip install liger-kernel")
     if recipe.lora is None:
-        model = load(source, torch.float32, trust_remote_code=False)[0]
+        model = load_pretrained(source, torch.float32, trust_remote_code=False)[0]
         return saveable(model, recipe.model).requires_grad_(True)  # a merged adapter is frozen
     dtype = pick_dtype(recipe.dtype, pick_device("auto"))
     quantization = None
@@ -33,7 +33,7 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
         from transformers import BitsAndBytesConfig
 
         quantization = BitsAndBytesConfig(**recipe.quantization)
-    model, _ = load(source, dtype, trust_remote_code=False, quantization=quantization)
+    model, _ = load_pretrained(source, dtype, trust_remote_code=False, quantization=quantization)
     for module in model.modules():
         # On the CPU, bitsandbytes packs weights at the first evaluation and then trains through a kernel without
         # gradients.

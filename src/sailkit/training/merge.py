@@ -39,9 +39,9 @@ def merge(
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
-    from sailkit.models.weights import DTYPES, load, saved_whole, stop_at
+    from sailkit.models.weights import DTYPES, load_pretrained, saved_whole, stop_at
 
-    model, tokenizer = load(source, DTYPES[dtype], trust_remote_code=False)
+    model, tokenizer = load_pretrained(source, DTYPES[dtype], trust_remote_code=False)
     if "chat" in source.trained().get("trained_styles", ()):
         stop_at(model, Border(tokenizer, chat=True).closing_id)
     with saved_whole(out) as unfinished:

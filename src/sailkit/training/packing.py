@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sailkit.errors import UserError
-from sailkit.models.selftest import agree
+from sailkit.models.selftest import logprobs_agree
 from sailkit.models.weights import compute_dtype
 
 _TOKENS = 12  # of a row that is tried
@@ -47,7 +47,7 @@ def check_packing(
     if not bool(torch.isfinite(expected).all()):
         return  # training stops there, and names the rows
     packed = logits[: len(expected)].float().log_softmax(-1)  # padding may follow
-    if packed.shape != expected.shape or not agree(packed, expected, compute_dtype(model)):
+    if packed.shape != expected.shape or not logprobs_agree(packed, expected, compute_dtype(model)):
         raise _refused("reads packed rows as one: they see each other")
 
 
