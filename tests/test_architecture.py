@@ -26,7 +26,7 @@ LAYERS = (
     "data",
     "training",
     "distillation",
-    "reporting pipeline cli testing __main__",
+    "signatures reporting steps journal pipeline cli testing __main__",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +29,11 @@ from sailkit.files import jsonl
 from sailkit.labeling.audit import audit
 from sailkit.labeling.fit import fit
 from sailkit.labeling.label import label
-from sailkit.rendering import show
+from sailkit.pipeline import run
+from sailkit.rendering import show, terminal
+from sailkit.rendering.result import to_json
 from sailkit.retrieval.search import search
+from sailkit.signatures import for_command_line
 from sailkit.text import escape_json
 from sailkit.training import show as show_training
 from sailkit.training.distributed import is_main_process
@@ -49,7 +51,7 @@ JsonFlag = Annotated[
     ),
 ]
 
-VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None]]] = {
+VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None] | None]] = {
     "search": (search, show.search),
     "label": (label, show.labels),
     "fit": (fit, show.fitted),
@@ -64,42 +66,37 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None]]] = {
     "rescore": (rescore.rescore, show.rescored),
     "compare": (compare.compare, show.comparison),
     "report": (reporting.report, show.report),
+    "run": (run, None),
     "runs": (runs.overview, show.runs),
 }
 
 
-def _command(stage: Callable[..., Any], tell: Callable[[show.Result], None]) -> Callable[..., None]:
+def _command(stage: Callable[..., Any], show_result: Callable[[show.Result], None] | None) -> Callable[..., None]:
     """A stage function with its own flags and `--json`, that prints instead of returning."""
 
-    @functools.wraps(stage)
-    def run(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the result
-            found = stage(*args, **kwargs)
+    def command(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no part of the result
+            returned = stage(*args, **kwargs)
         if not is_main_process():  # the result is the same in all of them
             return
-        if hasattr(found, "to_json"):
-            found = found.to_json()
-        if isinstance(found, list) and len(found) == 1:
-            found = found[0]
+        result = to_json(returned)
+        if isinstance(result, list) and len(result) == 1:
+            result = result[0]
         if json is not None and str(json) == "-":
-            print(escape_json(jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False)), flush=True)
+            print(escape_json(jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False)), flush=True)
+        elif show_result:
+            show_result(result)
         else:
-            tell(found)
+            terminal.write(returned.report())
         if json is not None and str(json) != "-":
-            jsonl.write_atomic(json, jsonlib.dumps(found, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-        if isinstance(found, dict) and (remaining := found.get("unfinished")):
+            jsonl.write_atomic(json, jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        if isinstance(result, dict) and (remaining := result.get("unfinished")):
             sys.stdout.flush()
             runs.notice(f"sailkit: unfinished: {remaining}")
             sys.exit(_UNFINISHED)
 
-    hints = typing.get_type_hints(stage, include_extras=True)
-    signature = inspect.signature(stage)
-    parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=JsonFlag)
-    whole = signature.replace(parameters=[*parameters, flag], return_annotation=None)
-    run.__signature__ = whole  # type: ignore[attr-defined]
-    run.__annotations__ = {**{p.name: p.annotation for p in parameters}, "json": JsonFlag, "return": None}
-    return run
+    return functools.update_wrapper(command, for_command_line(stage, flag))
 
 
 def build_app() -> App:
@@ -111,8 +108,8 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
         console=console(),
     )
-    for name, (stage, tell) in VERBS.items():
-        app.command(_command(stage, tell), name=name)
+    for name, (stage, show_result) in VERBS.items():
+        app.command(_command(stage, show_result), name=name)
     return app
 
 
@@ -177,6 +174,6 @@ def _with_flags(message: str) -> str:
 
 
 def _fail(message: str) -> None:
-    if is_main_process():  # what all found out is told once
+    if is_main_process():  # one of them speaks for all
         runs.notice(f"sailkit: error: {' '.join(message.split())}")
     sys.exit(2)

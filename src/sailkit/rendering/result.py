@@ -31,3 +31,10 @@ class Result:
 
     def _repr_html_(self) -> str:
         return html.fragment(self.report())
+
+
+def to_json(result: Any) -> Any:
+    """A stage's result, or a list of them, as JSON values."""
+    if isinstance(result, (list, tuple)):
+        return [to_json(item) for item in result]
+    return result.to_json() if hasattr(result, "to_json") else result

@@ -1,0 +1,157 @@
+"""The journal of a pipeline: which steps have finished, by fingerprint, in `pipeline.json` of its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.rendering.model import Block, Bullets, Cell, Group, Report, Row, Table, Text, short
+from sailkit.rendering.result import Result, to_json
+from sailkit.steps import Step
+
+State = Literal["new", "finished", "interrupted", "changed", "again"]
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """A step as it stands.
+
+    Attributes:
+        name: Of the step.
+        command: The step as a command line.
+        folder: Where it writes; None where it only prints.
+        state: `new`; `finished`; `interrupted`, which continues; `changed` since it ran; or `again`, as the user wants.
+        seconds: How long it took, the last time that it finished; None where it never did.
+        bytes: Size of its folder.
+        result: What the stage returned, as JSON; None where it has not finished.
+        estimate: In a dry run, the stage's own estimate of memory and time, where it has one and its inputs exist.
+    """
+
+    name: str
+    command: str
+    folder: str | None
+    state: State
+    seconds: float | None = None
+    bytes: int = 0
+    result: Any = None
+    estimate: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    @property
+    def time(self) -> str | None:
+        """How long it took the last time, in words."""
+        if self.seconds is None:
+            return None
+        return f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
+
+    @property
+    def size(self) -> str | None:
+        """Size of its folder, in words."""
+        return f"{self.bytes / 1e6:.1f} MB" if self.bytes else None
+
+
+@dataclass(frozen=True)
+class PipelineRun(Result):
+    """A pipeline that ran, or in a dry run what it would do.
+
+    Attributes:
+        folder: Its folder; each step's is in it, under the step's name.
+        steps: Every step with its state, command, time and result.
+        dry_run: Whether this is a plan.
+    """
+
+    folder: Path
+    steps: tuple[StepRun, ...]
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {"folder": str(self.folder), "dry_run": self.dry_run, "steps": [step.to_json() for step in self.steps]}
+
+    def report(self) -> Report:
+        """A row for each step, and in a dry run its command and estimate."""
+        rows = [Row(step.name, [Cell(step.state), Cell(step.time), Cell(step.size)]) for step in self.steps]
+        blocks: list[Block] = [Table(("state", "time", "size"), [Group("", rows)])]
+        if self.dry_run:
+            blocks.append(Bullets([(step.name, " " + step.command) for step in self.steps]))
+            blocks += [Text(f"{step.name}: {_needs(step.estimate)}") for step in self.steps if step.estimate]
+        return short(str(self.folder), "what would run" if self.dry_run else "a pipeline", *blocks)
+
+
+def _needs(estimate: Mapping[str, Any]) -> str:
+    """The estimate of a step in words."""
+    if "missing" in estimate and isinstance(estimate["missing"], list):
+        return f"missing: {', '.join(estimate['missing'])}"
+    if "not_yet" in estimate:
+        return f"can be estimated when earlier steps have finished ({estimate['not_yet']})"
+    named = {
+        "rows": "{:,} rows",
+        "tokens_in_all": "{:,} tokens",
+        "steps": "{:,} training steps",
+        "seconds": "{:,.0f} s",
+    }
+    words = [form.format(estimate[name]) for name, form in named.items() if estimate.get(name)]
+    if memory := estimate.get("memory"):
+        words.append(f"{memory['total'] / 1e9:.1f} GB of memory for a step")
+    return ", ".join(words)
+
+
+class Journal:
+    """What is known of the steps that ran in a pipeline's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "pipeline.json"
+        self.steps: dict[str, dict[str, Any]] = jsonl.read_json(self.path)["steps"] if self.path.is_file() else {}
+        if not self.path.is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} exists and is no folder of a pipeline; choose another `out`")
+
+    def look_up(self, step: Step, again: bool) -> StepRun:
+        """How a step stands: see `StepRun`."""
+        entry = self.steps.get(step.name, {})
+        exists = step.folder is None or step.folder.exists()
+        state: State
+        if again:
+            state = "again"
+        elif not entry or not exists:
+            state = "new"
+        elif entry["fingerprint"] != step.fingerprint:
+            state = "changed"
+        else:
+            state = "finished" if entry["finished"] else "interrupted"
+        files = step.folder.rglob("*") if step.folder else ()
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        result = entry.get("result") if state == "finished" else None
+        folder = str(step.folder) if step.folder else None
+        return StepRun(step.name, step.command, folder, state, entry.get("seconds"), size, result)
+
+    def begin(self, step: Step, state: State) -> None:
+        """Note that a step starts; what another version of it wrote is moved to `earlier`, never deleted."""
+        entry = self.steps.get(step.name)
+        if entry and step.folder and step.folder.exists() and state in ("changed", "again"):
+            version = f"{step.name}-{entry['fingerprint'][:8]}-{time.strftime('%Y%m%d-%H%M%S')}"
+            (self.folder / "earlier").mkdir(exist_ok=True)
+            step.folder.rename(self.folder / "earlier" / version)
+        seconds = entry and entry.get("seconds")
+        self._write(step, {"fingerprint": step.fingerprint, "finished": False, "seconds": seconds})
+
+    def finish(self, step: Step, seconds: float, result: Any) -> StepRun:
+        """Note that a step has finished, with what its stage returned."""
+        result = to_json(result)
+        finished = not (isinstance(result, dict) and result.get("unfinished"))
+        entry = {"fingerprint": step.fingerprint, "finished": finished, "seconds": round(seconds, 1), "result": result}
+        self._write(step, entry)
+        return self.look_up(step, again=False)
+
+    def _write(self, step: Step, entry: dict[str, Any]) -> None:
+        self.steps[step.name] = {"command": step.command, **entry}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        jsonl.write_json(self.path, {"steps": self.steps})

@@ -1,0 +1,95 @@
+"""The whole way on one page: a recipe names steps, each a stage with its arguments, and `run` runs them in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from sailkit import runs
+from sailkit.data.build import build
+from sailkit.data.build_task import build_task
+from sailkit.distillation.distill import distill
+from sailkit.distillation.teacher_cache import teacher_cache
+from sailkit.errors import UserError, nearest
+from sailkit.evaluation.compare import compare
+from sailkit.evaluation.evaluate import evaluate
+from sailkit.evaluation.rescore import rescore
+from sailkit.journal import Journal, PipelineRun, StepRun
+from sailkit.labeling.audit import audit
+from sailkit.labeling.fit import fit
+from sailkit.labeling.label import label
+from sailkit.reporting import report
+from sailkit.retrieval.search import search
+from sailkit.steps import Step, estimate, read_recipe
+from sailkit.training.finetune import finetune
+from sailkit.training.merge import merge
+
+STAGES = {
+    stage.__name__.replace("_", "-"): stage
+    for stage in (
+        *(search, label, fit, audit, build, build_task),
+        *(finetune, merge, teacher_cache, distill),
+        *(evaluate, rescore, compare, report),
+    )
+}
+
+
+def run(
+    recipe: Path,
+    *,
+    out: Path,
+    set: list[str] | None = None,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    until: str | None = None,
+    dry_run: bool = False,
+) -> PipelineRun:
+    """Run the steps of a recipe in order; finished ones are read, a changed one runs again with all that follow.
+
+    A step is known by what decides its result: its stage and arguments, the content of its input files, and the steps
+    that it reads. Stopped, the same command continues. The folder of a step that changed is kept in OUT/earlier.
+
+    Args:
+        recipe: The pipeline, a YAML file.
+        out: Its folder.
+        set: Another value for a variable of the recipe, as NAME=VALUE; repeated for several.
+        from_: Run this step and all after it again, even if nothing changed; the earlier ones must be finished.
+        until: Stop after this step.
+        dry_run: Check every step and say what would run, how large finished steps are, and how long they took.
+
+    Raises:
+        UserError: The recipe, or what a stage refuses.
+    """
+    steps = read_recipe(recipe, out, set or (), STAGES)
+    journal = Journal(out)
+    first, last = (_position(steps, name) for name in (from_, until))
+    steps_run: list[StepRun] = []
+    for number, step in enumerate(steps[: None if last is None else last + 1]):
+        step_run = journal.look_up(step, again=first is not None and number >= first)
+        if first is not None and number < first and step_run.state != "finished":
+            raise UserError(f"step {step.name} has not finished; leave out `from`")
+        if step_run.state == "finished":
+            pass
+        elif dry_run:
+            step_run = replace(step_run, estimate=estimate(step))
+        else:
+            runs.notice(f"sailkit: step {number + 1} of {len(steps)}, {step.name} ({step_run.state}): {step.command}")
+            journal.begin(step, step_run.state)
+            start = time.monotonic()
+            result = step.stage(*step.bound.args, **step.bound.kwargs)
+            step_run = journal.finish(step, time.monotonic() - start, result)
+        steps_run.append(step_run)
+        if step_run.state == "interrupted" and not dry_run:
+            break  # a search that got no answer to some; the same command tries again
+    return PipelineRun(out, tuple(steps_run), dry_run)
+
+
+def _position(steps: Sequence[Step], name: str | None) -> int | None:
+    names = [step.name for step in steps]
+    if name is not None and name not in names:
+        raise UserError(f"no step {name!r}; {nearest(name, names)}")
+    return None if name is None else names.index(name)

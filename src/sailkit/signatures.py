@@ -1,0 +1,54 @@
+"""Signatures of stages as the command line and recipes see them: without what only Python can pass."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+_WORDS = (str, int, float, bool, Path, types.NoneType)  # what one word on a command line can be
+
+
+def for_command_line(stage: Callable[..., Any], *more: inspect.Parameter) -> Callable[..., Any]:
+    """A stage whose parameters take only what can be written on a command line.
+
+    Args:
+        stage: It may also take models, examples or results that are already in memory; those types are left out.
+        more: Parameters to add at the end.
+
+    Returns:
+        A function that calls the stage; its signature and annotations are for cyclopts.
+    """
+
+    @functools.wraps(stage)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return stage(*args, **kwargs)
+
+    hints = typing.get_type_hints(stage, include_extras=True)
+    signature = inspect.signature(stage)
+    parameters = [*(p.replace(annotation=_writable(hints[p.name])) for p in signature.parameters.values()), *more]
+    call.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    call.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": None}
+    return call
+
+
+def _writable(hint: Any) -> Any:
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return Annotated[(_writable(members[0]), *members[1:])]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_writable(member) for member in members if _is_writable(member))]  # noqa: UP007
+    if origin is list:
+        return list[_writable(members[0])]  # type: ignore[misc]
+    return hint
+
+
+def _is_writable(hint: Any) -> bool:
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (list, tuple, Union, types.UnionType):
+        return any(_is_writable(member) for member in members)
+    return origin is Literal or hint in _WORDS

@@ -1,0 +1,164 @@
+"""`sailkit run`: the steps of a recipe in order, read where they have finished, again where something changed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sailkit import pipeline
+from sailkit.errors import UserError
+from sailkit.pipeline import run
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPE = """
+about: Training data from three questions.
+variables: {k: 2, style: chat}
+steps:
+  results: {search: {instructions: questions.jsonl, engine: bm25, corpus: corpus, k: $k}}
+  labels: {label: {results: $results, labeler: similarity, dtype: float32}}
+  examples: {build: {results: $results, labels: $labels, style: $style, held_out: 0}}
+  other: {search: {instructions: questions.jsonl, engine: bm25, corpus: corpus, k: 1}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    questions = {"Where do whales live?": "In the sea.", "What do bees make?": "Honey.", "How hot is the sun?": "Hot."}
+    rows = [{"id": f"q{i}", "instruction": q, "input": "", "output": a} for i, (q, a) in enumerate(questions.items())]
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("corpus").mkdir()
+    for name, text in (("whales", "Whales live in the sea."), ("bees", "Bees make honey."), ("sun", "The sun is hot.")):
+        Path("corpus", f"{name}.txt").write_text(text)
+    Path("recipe.yaml").write_text(RECIPE)
+    return Path("recipe.yaml")
+
+
+def states(result) -> dict[str, str]:
+    return {step.name: step.state for step in result.steps}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_finished_steps_are_read_and_a_changed_one_runs_again_with_all_that_read_it(recipe):
+    out = Path("out")
+    assert set(states(run(recipe, out=out, dry_run=True)).values()) == {"new"}
+    assert not out.exists()
+    first = run(recipe, out=out)
+    assert set(states(first).values()) == {"finished"}
+    assert all(step.result for step in first.steps)
+    assert (out / "examples" / "train.jsonl").is_file()
+    before = contents(out)
+    assert run(recipe, out=out).to_json() == first.to_json()
+    assert contents(out) == before
+    plan = run(recipe, out=out, set=["style=sail-fixed"], dry_run=True)
+    assert states(plan) == {"results": "finished", "labels": "finished", "examples": "changed", "other": "finished"}
+    run(recipe, out=out, set=["style=sail-fixed"])
+    (earlier,) = (out / "earlier").iterdir()
+    assert contents(earlier) == contents_of(before, "examples")
+    plan = run(recipe, out=out, set=["style=sail-fixed", "k=3"], dry_run=True)
+    assert states(plan) == {"results": "changed", "labels": "changed", "examples": "changed", "other": "finished"}
+
+
+def contents_of(files: dict[str, bytes], step: str) -> dict[str, bytes]:
+    return {name.removeprefix(f"{step}/"): data for name, data in files.items() if name.startswith(f"{step}/")}
+
+
+def test_the_content_of_an_input_file_counts_and_its_time_does_not(recipe):
+    run(recipe, out=Path("out"), until="results")
+    Path("questions.jsonl").touch()
+    assert states(run(recipe, out=Path("out"), until="results", dry_run=True)) == {"results": "finished"}
+    Path("questions.jsonl").write_text(Path("questions.jsonl").read_text().replace("bees", "wasps"))
+    assert states(run(recipe, out=Path("out"), until="results", dry_run=True)) == {"results": "changed"}
+
+
+def test_a_dry_run_names_input_files_that_are_missing(recipe):
+    Path("corpus").rename("elsewhere")
+    steps = {step.name: step for step in run(recipe, out=Path("out"), dry_run=True).steps}
+    assert steps["results"].estimate == {"missing": ["corpus"]}
+    assert steps["labels"].estimate is None
+
+
+def test_from_runs_a_step_and_all_after_it_again(recipe):
+    with pytest.raises(UserError, match="step results has not finished"):
+        run(recipe, out=Path("out"), from_="labels")
+    run(recipe, out=Path("out"))
+    plan = run(recipe, out=Path("out"), from_="examples", dry_run=True)
+    assert states(plan) == {"results": "finished", "labels": "finished", "examples": "again", "other": "again"}
+    again = run(recipe, out=Path("out"), from_="examples", until="examples")
+    assert states(again) == {"results": "finished", "labels": "finished", "examples": "finished"}
+    assert len(list(Path("out", "earlier").iterdir())) == 1
+
+
+def test_a_killed_pipeline_continues_and_ends_with_the_same_files(recipe):
+    run(recipe, out=Path("whole"))
+    code = "from sailkit.pipeline import run; from pathlib import Path; run(Path('recipe.yaml'), out=Path('killed'))"
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not list(Path("killed", "labels").glob("*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(recipe, out=Path("killed"))
+    for name in ("results/results.jsonl", "labels/labels.jsonl", "examples/train.jsonl"):
+        assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
+    assert not Path("killed", "earlier").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{search: {instructions", "{serach: {instructions"), "no stage 'serach'; did you mean 'search'?"),
+        (("labeler: similarity", "labeller: similarity"), "step labels: label: .*--labeller. Did you mean --labeler"),
+        (("$results, labeler", "$result, labeler"), "no such variable or earlier step; did you mean 'results'?"),
+        (("k: 1", "k: many"), "step other: search: .*--k"),
+        (("other: {search", "k: {search"), "step k: a name is small letters, digits and _, and no variable's name"),
+        (("about:", "aboot:"), "unknown key 'aboot'; did you mean 'about'?"),
+        (("steps:", "stages:"), "not a pipeline"),
+    ],
+)
+def test_a_mistake_in_any_step_is_found_before_the_first_runs(recipe, change, message):
+    recipe.write_text(RECIPE.replace(*change))
+    with pytest.raises(UserError, match=message):
+        run(recipe, out=Path("out"))
+    assert not Path("out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(recipe):
+    Path("out").mkdir()
+    Path("out", "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is no folder of a pipeline"):
+        run(recipe, out=Path("out"))
+
+
+def test_a_step_is_the_command_that_it_shows(recipe):
+    (step,) = run(recipe, out=Path("out"), until="results").steps
+    words = step.command.split()
+    assert words[:2] == ["sailkit", "search"]
+    written = contents(Path("out/results"))
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(Path("out/results")) == written
+
+
+def test_the_file_stays_one_page():
+    assert len(Path(pipeline.__file__).read_text().splitlines()) < 100
+
+
+@pytest.mark.parametrize("name", ["laptop", "reproduce"])
+def test_every_step_of_the_recipes_that_come_with_the_project_can_be_run(name, tmp_path):
+    plan = run(RECIPES / f"{name}.yaml", out=tmp_path / "out", dry_run=True)
+    assert {step.state for step in plan.steps} == {"new"}
+    assert {step.name for step in plan.steps if step.command.split()[1] in ("finetune", "distill")} <= {
+        step.name for step in plan.steps if step.estimate
+    }
+    assert not (tmp_path / "out").exists()
