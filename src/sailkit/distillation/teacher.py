@@ -12,6 +12,7 @@ import torch
 from sailkit.distillation.pairs import Pair
 from sailkit.distillation.rows import Floats, Ints, TeacherRow
 from sailkit.errors import UserError
+from sailkit.models.batching import batch_by_length
 from sailkit.models.checks import check_finite
 from sailkit.models.local import LocalModel
 from sailkit.models.weights import context_of
@@ -123,19 +124,14 @@ class LocalTeacher:
                 f"{self.name}: example {strange.name!r} has a token that the model has no row for ({self._padded}); "
                 "its tokenizer belongs to another model"
             )
-        batches: list[list[int]] = []
-        longest = first = last = 0
-        order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i].inputs), len(pairs[i].prompt), i))
-        for i in order:
-            start, end = len(pairs[i].prompt) - 1, len(pairs[i].inputs)
-            rows = len(batches[-1]) + 1 if batches else 1
-            logits = rows * (max(last, end) - min(first, start)) * self._padded
-            if not batches or rows * longest > self._model.batch_tokens or logits > _PASS_LOGITS:
-                batches.append([])
-                longest, first, last = end, start, end
-            batches[-1].append(i)
-            first, last = min(first, start), max(last, end)
-        return batches
+        prompts, lengths = [len(pair.prompt) for pair in pairs], [len(pair.inputs) for pair in pairs]
+
+        def few_logits(batch: list[int]) -> bool:
+            # The vocabulary head sees every position from the first supervised one of the batch to the last.
+            positions = lengths[batch[0]] - (min(prompts[i] for i in batch) - 1)
+            return len(batch) * positions * self._padded <= _PASS_LOGITS
+
+        return batch_by_length(lengths, self._model.batch_tokens, ties=prompts, fits=few_logits)
 
     def rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
         """What the teacher thinks of the pairs of one batch.

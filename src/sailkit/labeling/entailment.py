@@ -13,6 +13,7 @@ from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, statement
 from sailkit.labeling.chunks import Windows, max_positions
+from sailkit.models.batching import batch_by_length
 from sailkit.models.deberta import LeanDeberta, lean_forward
 from sailkit.models.sources import resolve_encoder
 from sailkit.models.weights import pick_device, pick_dtype
@@ -120,15 +121,8 @@ class Entailment:
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """Batches of pairs of similar length, longest first, with at most so many tokens in a batch."""
         lengths = [[len(ids) for ids, _ in self._sequences(pair)[0]] for pair in pairs]
-        batches: list[list[int]] = []
-        longest = rows = 0
-        for i in sorted(range(len(pairs)), key=lambda i: (-max(lengths[i], default=0), i)):
-            if not batches or (rows + len(lengths[i])) * longest > self._batch_tokens:
-                batches.append([])
-                longest, rows = max(lengths[i], default=0), 0
-            batches[-1].append(i)
-            rows += len(lengths[i])
-        return batches
+        longest = [max(of_pair, default=0) for of_pair in lengths]
+        return batch_by_length(longest, self._batch_tokens, sequences=list(map(len, lengths)))
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:

@@ -15,6 +15,7 @@ import transformers
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.base import SCORE_RESERVE, Finished, ModelOptions, Reply, check_scorable
+from sailkit.models.batching import batch_by_length
 from sailkit.models.checks import check_finite, check_tokens, memory_for, out_of_memory
 from sailkit.models.decoding import AnswerDecoder
 from sailkit.models.rope import forget_lengths, rope_lengths
@@ -131,14 +132,7 @@ class LocalModel:
         sharing = [self.shared and not self.lengths.regime(length) for length in whole]
         head = min((prompt.head for prompt, shares in zip(rendered, sharing, strict=True) if shares), default=0)
         lengths = [length - head * shares for length, shares in zip(whole, sharing, strict=True)]
-        batches: list[list[int]] = []
-        longest = 0
-        for i in sorted(range(len(prompts)), key=lambda i: (-lengths[i], i)):
-            if not batches or (len(batches[-1]) + 1) * longest > self.batch_tokens:
-                batches.append([])
-                longest = lengths[i]
-            batches[-1].append(i)
-        return batches
+        return batch_by_length(lengths, self.batch_tokens)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:

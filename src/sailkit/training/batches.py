@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
+from sailkit.models.batching import batch_by_length
 from sailkit.training.tokenise import IGNORED
 
 # What a batch of padded rows has, and nothing else -> what pads it; where the mask is 0, any token will do.
@@ -19,35 +20,23 @@ _PADDING = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
 
 
 def balanced_batches(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Deal rows into batches of like lengths, so that the largest, padding included, is as small as can be.
+    """Batches of rows of similar length, so that the largest, with its padding, is as small as possible.
 
     Args:
         lengths: Tokens of each row.
         parts: How many batches; each has a row at least.
 
     Returns:
-        Places of the rows of each batch; the longest row is in the first.
+        Indices of the rows of each batch; the longest row is in the first.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    areas = sorted({lengths[i] * count for i in order for count in range(1, len(order) + 1)})
-    enough = bisect_left(areas, True, key=lambda area: len(_fill(order, lengths, area)) <= parts)
-    found = _fill(order, lengths, areas[enough])
-    while len(found) < parts:
-        largest = max(range(len(found)), key=lambda i: len(found[i]))
-        half = len(found[largest]) // 2
-        found[largest : largest + 1] = [found[largest][:half], found[largest][half:]]
-    return found
-
-
-def _fill(order: Sequence[int], lengths: Sequence[int], area: int) -> list[list[int]]:
-    """As few batches as will do that have no more than so many tokens; a row alone may have more."""
-    found: list[list[int]] = []
-    for i in order:
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= area:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
+    areas = sorted({length * count for length in lengths for count in range(1, len(lengths) + 1)})
+    enough = bisect_left(areas, True, key=lambda area: len(batch_by_length(lengths, area)) <= parts)
+    batches = batch_by_length(lengths, areas[enough])
+    while len(batches) < parts:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        half = len(batches[largest]) // 2
+        batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+    return batches
 
 
 def regroup_by_length(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from sailkit.models.batching import batch_by_length
 from sailkit.models.local import LocalModel
 from sailkit.prompts.sail import MOST_VERIFIED, ExampleRenderer, UnfitExampleError, every_judgement
 from sailkit.records import SearchResult, TrainingExample, Verdict
@@ -71,7 +72,9 @@ def _decided(
     planned = []
     for (style, n), rows in prompts.items():
         answers = distinct_prefixes(_sentences(renderer, style, n))
-        planned += [(answers, n, batch) for batch in _batches(rows, model.batch_tokens, max(map(len, answers)))]
+        longest = max(map(len, answers))
+        batches = batch_by_length([len(ids) + longest for _, ids in rows], model.batch_tokens)
+        planned += [(answers, n, [rows[i] for i in batch]) for batch in batches]
     found: list[_Flag] = []
     for (answers, n, batch), counts in processes.shard(planned):
         scores = model.score_ids([ids for _, ids in batch], answers)
@@ -120,18 +123,6 @@ def _sentences(renderer: ExampleRenderer, style: str, n: int) -> list[tuple[int,
     blank = _blank(style, n)
     every = (replace(blank, judgements=verdicts) for verdicts in every_judgement(n))
     return [renderer.render(one).supervised for one in every]
-
-
-def _batches(rows: Sequence[Any], budget: int, reserve: int) -> list[list[Any]]:
-    """Rows of like length together, within a budget of tokens."""
-    batches: list[list[Any]] = []
-    longest = 0
-    for row in sorted(rows, key=lambda row: -len(row[1])):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = len(row[1]) + reserve
-        batches[-1].append(row)
-    return batches
 
 
 def _figures(found: Sequence[_Flag]) -> dict[str, float | None]:
