@@ -85,8 +85,14 @@ def test_a_package_holds_its_modules_and_nothing_else():
             assert len(TREES[name].body) == 1, f"{name}/__init__.py holds more than its docstring"
 
 
-def test_the_package_itself_imports_nothing_of_its_own():
-    assert not IMPORTS[""]
+def test_the_public_names_are_what_their_modules_define():
+    for name in sailkit.__all__:
+        assert getattr(sailkit, name).__name__ == name if name != "__version__" else sailkit.__version__
+    typed = {alias.asname for node in ast.walk(TREES[""]) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed - {None} == {*sailkit.__all__} - {"__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
+        sailkit.evalute  # noqa: B018
+    assert {*sailkit.__all__} <= {*dir(sailkit)}
 
 
 @pytest.mark.parametrize(
