@@ -175,12 +175,12 @@ def train(told):
 
 def _ours(told, model, tokenizer, part, common):
     from sailkit.distillation.trainer import DistillTrainer
-    from sailkit.training import trainer as trl
+    from sailkit.training.arguments import sft_config
     from sailkit.training.recipe import Recipe
 
     before = forget_peak()
     recipe = Recipe("m", ("d",), training=common)
-    args = trl.arguments(recipe, Path(told["folder"]), held_out=False)
+    args = sft_config(recipe, Path(told["folder"]), held_out=False)
     more = {"targets": part[1], "held_out_targets": None, "ce_weight": 0.1, "columns": len(tokenizer)}
     made = DistillTrainer(model=model, tokenizer=tokenizer, args=args, train=part[0], held_out=None, **more)
     return before, made
@@ -189,10 +189,11 @@ def _ours(told, model, tokenizer, part, common):
 def _plain(setup, model, tokenizer, part, common):
     """Fine-tuning on the same words, as the control: cross-entropy alone."""
     from sailkit.training import trainer as trl
+    from sailkit.training.arguments import sft_config
     from sailkit.training.recipe import Recipe
 
     before = forget_peak()
-    args = trl.arguments(Recipe("m", ("d",), training=common), Path(setup["folder"]), held_out=False)
+    args = sft_config(Recipe("m", ("d",), training=common), Path(setup["folder"]), held_out=False)
     return before, trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=part[0], held_out=None)
 
 

@@ -81,6 +81,7 @@ def common(folder, size, **more):
 
 def ours(folder, rows, model, tokenizer, most, settings):
     from sailkit.training import trainer as trl
+    from sailkit.training.arguments import sft_config
     from sailkit.training.recipe import Recipe
     from sailkit.training.tokenise import prepare
 
@@ -88,7 +89,7 @@ def ours(folder, rows, model, tokenizer, most, settings):
     for name in ("output_dir", "use_cpu", "disable_tqdm", "per_device_train_batch_size", "gradient_accumulation_steps"):
         del told[name]  # sailkit's own, as a recipe that says nothing of batches gets them
     recipe = Recipe("m", ("d",), training={**told, "max_length": most})
-    args = trl.arguments(recipe, folder, held_out=False)
+    args = sft_config(recipe, folder, held_out=False)
     assert args.train_batch_size * args.gradient_accumulation_steps == ROWS_A_STEP
     train = prepare(rows, tokenizer, most)
     return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=train, held_out=None)

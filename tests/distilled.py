@@ -19,6 +19,7 @@ from sailkit.distillation.rows import ALIGNED, NONE, Targets
 from sailkit.distillation.trainer import DistillTrainer
 from sailkit.records import TrainingExample
 from sailkit.training import trainer as trl
+from sailkit.training.arguments import sft_config
 from sailkit.training.distributed import Processes, process_group
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import IGNORED, Prepared
@@ -70,7 +71,7 @@ def aims(prepared: Prepared, seed: int = 0, none: float = 0.25) -> Targets:
 
 def trainer(out: Path, train: Prepared, model=None, targets=None, held_out=None, ce_weight=0.3, columns=TOKENS,
             lora=None, processes=trl.ALONE, **training):  # fmt: skip
-    args = trl.arguments(Recipe("m", ("d",), training={**QUICK, **training}), out, held_out=held_out is not None)
+    args = sft_config(Recipe("m", ("d",), training={**QUICK, **training}), out, held_out=held_out is not None)
     return DistillTrainer(
         model=model or student(), tokenizer=tokenizer(), args=args, train=train, held_out=held_out,
         targets=targets or aims(train), held_out_targets=aims(held_out, 1) if held_out else None,

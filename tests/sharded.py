@@ -15,6 +15,7 @@ from sailkit.data.exports import read_examples
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.training import trainer as trl
+from sailkit.training.arguments import sft_config
 from sailkit.training.distributed import Processes, process_group
 from sailkit.training.flagging import flagging
 from sailkit.training.recipe import Recipe
@@ -27,7 +28,7 @@ def run(model_folder: Path, data: Path, out: Path, processes: Processes) -> None
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     train, aside = (prepare(read_examples(data / f"{name}.jsonl"), tokenizer, 512) for name in ("train", "held_out"))
     settings = {"bf16": False, "report_to": "none", "per_device_eval_batch_size": 2}
-    args = trl.arguments(Recipe("m", ("d",), training=settings), out / "run", held_out=True)
+    args = sft_config(Recipe("m", ("d",), training=settings), out / "run", held_out=True)
 
     def measure(now):
         wrapped = LocalModel("m", now, tokenizer, ModelOptions(batch_tokens=400), {})

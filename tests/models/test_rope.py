@@ -24,7 +24,8 @@ from sailkit.models.sources import Source
 from sailkit.prompts.render import step_prompt
 from sailkit.records import TrainingExample
 from sailkit.training import trainer as trl
-from sailkit.training.finetune import check_rows
+from sailkit.training.arguments import sft_config
+from sailkit.training.checks import check_rows
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import IGNORED, Prepared
 from small_models import trained
@@ -161,7 +162,7 @@ def test_fidelity_reads_each_row_as_it_is_alone(model, plain):
 def test_held_out_loss_is_that_of_each_row_alone(kind, plain, tmp_path):
     aside, learn = prepared(), prepared((10, 12))
     training = {"bf16": False, "max_length": 512, "per_device_eval_batch_size": 4, "max_steps": 1}
-    args = trl.arguments(Recipe("m", ("d",), training=training), tmp_path, held_out=True)
+    args = sft_config(Recipe("m", ("d",), training=training), tmp_path, held_out=True)
     one = trl.Trainer(model=network(kind), tokenizer=trained("byte-level"), args=args, train=learn, held_out=aside)
     if kind == "dynamic":  # a model that is loaded has this done
         from sailkit.models.rope import forget_lengths

@@ -111,7 +111,7 @@ def two_train_what_one_trains(folder, data, tmp_path, program="sailkit"):
     one = finetune(
         out=tmp_path / "one", model=str(folder), data=[str(data)],
         set=[*SET, *same, "training.gradient_accumulation_steps=2"],
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["global_batch"] == two["global_batch"] == 4

@@ -75,7 +75,7 @@ def test_a_run_begun_without_them_or_on_another_machine_goes_on(command, manifes
     for before in (older, elsewhere):
         file.write_text(json.dumps(before))
         metrics.unlink()
-        assert finetune(**command)["tuned_loss"] == pytest.approx(figures["tuned_loss"])
+        assert finetune(**command).after["loss"] == pytest.approx(figures["tuned_loss"])
         after = json.loads(file.read_text())
         assert {key: after[key] for key in older} == older
         assert runs.Run(file.parent, before).identity == runs.Run(file.parent, after).identity

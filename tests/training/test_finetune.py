@@ -41,7 +41,7 @@ def folder(shared: Path) -> Path:
 
 
 def tune(folder, data, out, *more):
-    return finetune(out=out, model=str(folder), data=[str(data)], set=[*SET, *more])
+    return finetune(out=out, model=str(folder), data=[str(data)], set=[*SET, *more]).to_json()
 
 
 def test_a_model_learns_to_flag_and_is_kept_at_its_best(folder, data, tmp_path):
@@ -95,8 +95,8 @@ def test_adapters_find_their_base_by_the_name_that_was_given(folder, data, tmp_p
 
 def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
     tune(folder, data, tmp_path / "run", *STEPS)
-    found = merge(tmp_path / "run" / "model", out=tmp_path / "merged")
-    assert found == {"model": str(tmp_path / "merged"), "base": str(folder)}
+    merged = merge(tmp_path / "run" / "model", out=tmp_path / "merged")
+    assert merged.to_json() == {"model": str(tmp_path / "merged"), "base": str(folder)}
     ids = torch.tensor([[1, 300, 301, 302]])
     with torch.no_grad():
         first, second = (

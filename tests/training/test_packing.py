@@ -15,6 +15,7 @@ from sailkit.training.tokenise import prepare
 from small_rows import example
 
 trl = pytest.importorskip("sailkit.training.trainer")
+sft_config = pytest.importorskip("sailkit.training.arguments").sft_config
 collators = pytest.importorskip("trl.trainer.sft_trainer")
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -83,7 +84,7 @@ def test_it_is_refused_before_the_first_step(shared, tmp_path):
     train = prepare([example(i) for i in range(6)], tokenizer, 512)
     for packing in (False, True):
         training = {"bf16": False, "packing": packing, "max_length": 512, "max_steps": 1, "save_strategy": "no"}
-        args = trl.arguments(Recipe("opt", ("d",), training=training), tmp_path, held_out=False)
+        args = sft_config(Recipe("opt", ("d",), training=training), tmp_path, held_out=False)
         given = {"model": network("opt", OPT), "tokenizer": tokenizer, "args": args, "train": train, "held_out": None}
         if packing:
             with pytest.raises(UserError, match=r"they see each other; set training.packing: false"):

@@ -18,7 +18,7 @@ from sailkit.training.finetune import finetune
 from sailkit.training.recipe import Recipe, read_recipe
 from sailkit.training.tracking import check_trackers, tracking
 
-trl = pytest.importorskip("sailkit.training.trainer")
+sft_config = pytest.importorskip("sailkit.training.arguments").sft_config
 SECRET = "0123456789abcdef0123456789abcdef01234567"  # the form of a key of W&B's
 EXPECTED = ("loss", "eval_loss", "base_loss", "tuned_loss", "base_flagging_auroc", "eval_flagging_auroc",
             "tuned_flagging_auroc")  # fmt: skip
@@ -173,7 +173,7 @@ def test_where_the_user_says_is_where_it_goes(tmp_path, monkeypatch):
 
 
 def arguments(tmp_path: Path, **training: object):
-    return trl.arguments(Recipe("m", ("d",), training={"bf16": False, **training}), tmp_path, held_out=True)
+    return sft_config(Recipe("m", ("d",), training={"bf16": False, **training}), tmp_path, held_out=True)
 
 
 def test_nothing_is_tracked_unless_it_is_asked_for(tmp_path):

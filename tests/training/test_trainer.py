@@ -18,6 +18,7 @@ from sailkit.training.tokenise import IGNORED, prepare
 from training.test_finetune import example
 
 trl = pytest.importorskip("sailkit.training.trainer")
+sft_config = pytest.importorskip("sailkit.training.arguments").sft_config
 QUICK = {"bf16": False, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3, "max_length": 512}
 
 
@@ -39,7 +40,7 @@ def rows(tokenizer):
 def trainer(folder, tokenizer, rows, out, held_out=None, model=None, **training):
     recipe = Recipe("stories260k", ("d",), training={**QUICK, **training})
     model = model or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    args = trl.arguments(recipe, out, held_out=held_out is not None)
+    args = sft_config(recipe, out, held_out=held_out is not None)
     return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=held_out)
 
 
@@ -147,7 +148,7 @@ def test_by_default_a_step_is_sixteen_rows_four_at_a_time_in_batches_of_like_row
 @pytest.mark.parametrize(("given", "found"), [({}, (4, 4)), ({"per_device_train_batch_size": 2}, (2, 16)),
                                               ({"gradient_accumulation_steps": 3}, (1, 3))])  # fmt: skip
 def test_a_recipe_that_gives_half_of_a_step_means_what_it_meant(given, found, tmp_path):
-    args = trl.arguments(Recipe("m", ("d",), training={"bf16": False, **given}), tmp_path, held_out=False)
+    args = sft_config(Recipe("m", ("d",), training={"bf16": False, **given}), tmp_path, held_out=False)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == found
 
 
@@ -214,7 +215,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
 )
 def test_a_run_is_saved_before_its_end_whatever_the_recipe_says(tmp_path, training, evaluated, saved):
     for held_out in (True, False):
-        made = trl.arguments(Recipe("m", ("d",), training={"bf16": False, **training}), tmp_path, held_out=held_out)
+        made = sft_config(Recipe("m", ("d",), training={"bf16": False, **training}), tmp_path, held_out=held_out)
         found = [
             (how.value, steps) if how == "steps" else how.value
             for how, steps in ((made.eval_strategy, made.eval_steps), (made.save_strategy, made.save_steps))
@@ -226,7 +227,7 @@ def test_a_run_is_saved_before_its_end_whatever_the_recipe_says(tmp_path, traini
 def test_patience_needs_evaluations_that_are_saved(tmp_path):
     told = Recipe("m", ("d",), patience=2, training={"bf16": False, "save_strategy": "steps", "eval_strategy": "epoch"})
     with pytest.raises(UserError, match="patience: training is evaluated and saved at the same steps"):
-        trl.arguments(told, tmp_path, held_out=True)
+        sft_config(told, tmp_path, held_out=True)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_patience_needs_evaluations_that_are_saved(tmp_path):
 def test_what_optimizer_and_schedule_would_refuse_is_told_without_a_model(tmp_path, training, said):
     told = Recipe("m", ("d",), training={"bf16": False, **training})
     with pytest.raises(UserError, match=said):
-        trl.arguments(told, tmp_path, held_out=False)
+        sft_config(told, tmp_path, held_out=False)
 
 
 def test_rows_that_make_no_whole_batch_are_not_trained_on_silently(folder, tokenizer, rows, tmp_path):
@@ -257,7 +258,7 @@ def test_a_figure_that_there_is_not_cannot_choose_the_best(folder, tokenizer, ro
 @pytest.mark.parametrize(("figure", "greater"), [("loss", False), ("eval_kl", False), ("flagging_mcc", True)])
 def test_the_best_is_the_lowest_loss_divergence_or_entropy_and_the_highest_of_all_else(tmp_path, figure, greater):
     told = Recipe("m", ("d",), training={"bf16": False, "metric_for_best_model": figure})
-    assert trl.arguments(told, tmp_path, held_out=True).greater_is_better is greater
+    assert sft_config(told, tmp_path, held_out=True).greater_is_better is greater
 
 
 def too_much(*_):
@@ -299,7 +300,7 @@ def test_of_several_gpus_one_is_used_and_that_is_said_before_weights_are_loaded(
 ):
     recipe = Recipe("stories260k", ("d",), training={**QUICK, "max_steps": 1})
     with pytest.warns(RuntimeWarning, match=r"2 GPUs are visible, and one process uses one .*accelerate launch"):
-        args = trl.arguments(recipe, tmp_path, held_out=False)
+        args = sft_config(recipe, tmp_path, held_out=False)
     assert args.parallel_mode.value == "not_parallel"
     assert args.train_batch_size == args.per_device_train_batch_size == 4
     with pytest.warns(RuntimeWarning, match="2 GPUs"):

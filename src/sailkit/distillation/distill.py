@@ -13,7 +13,6 @@ from sailkit.data.exports import HELD_OUT, example_row
 from sailkit.distillation.estimate import plan
 from sailkit.distillation.recipe import Distillation, read_distillation
 from sailkit.distillation.steps import STUDENT, Work
-from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.base import is_endpoint
 from sailkit.models.sources import resolve
@@ -21,9 +20,10 @@ from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.records import Method
 from sailkit.training.distributed import Processes, is_main_process, process_group
 from sailkit.training.estimate import config_and_tokenizer
-from sailkit.training.finetune import MODEL, train
-from sailkit.training.publish import check_repository
+from sailkit.training.finetune import train
+from sailkit.training.publish import check_target
 from sailkit.training.publish import push as push_to_hub
+from sailkit.training.results import MODEL
 from sailkit.training.tokenise import held_out_paths, read_data
 
 
@@ -90,10 +90,7 @@ def distill(
     told = read_distillation(recipe, changes, set or ())
     if dry_run:
         return plan(told, tokens_per_second)
-    if out is None:
-        raise UserError("distill needs `out`, the run folder (or `dry_run`)")
-    if push is not None:
-        check_repository(push)
+    out = check_target("distill", out, push)
     with process_group() as processes:
         figures = _distill(told, out, cache, processes)
     if push is None or not is_main_process():
@@ -116,7 +113,7 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
             return processes.broadcast(jsonl.read_json(out / runs.METRICS) if processes.is_main else {})
         with processes.raise_together():
             objective = work.objective()
-        trained = train(work.student(), out / STUDENT, objective)
+        trained = train(work.student(), out / STUDENT, objective).to_json()
         figures: dict[str, Any] = {}
         with processes.raise_together():
             if processes.is_main:

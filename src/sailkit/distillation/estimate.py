@@ -16,6 +16,7 @@ from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
 from sailkit.training import estimate as finetune_plan
+from sailkit.training.memory import count_parameters
 from sailkit.training.tokenise import held_out_paths, prepare, read_data
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
@@ -44,7 +45,7 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     student, ours = finetune_plan.config_and_tokenizer(told.student.model, [])
     if student is not None:
         _cut(student, told.student_layers)
-    found = finetune_plan.plan_training(told.student, tokens_per_second, layers=told.student_layers)
+    found = finetune_plan.plan_training(told.student, tokens_per_second, layers=told.student_layers).to_json()
     found |= {"method": told.method, "teacher": told.teacher, "student_layers": told.student_layers}
     missing: list[str] = []
     place = told.teacher if told.teacher_tokenizer is None else str(told.teacher_tokenizer)
@@ -95,7 +96,7 @@ def fitting(told: Distillation, folder: Path) -> Any:
         raise UserError(f"{told.student.model}: {missing[0]}")
     _cut(config, told.student_layers)
     try:
-        finetune_plan.count_parameters(config, told.student)
+        count_parameters(config, told.student)
     except ValueError as error:  # an architecture that predicts no next token
         raise UserError(f"{told.student.model}: {' '.join(str(error).split())[:200]}") from None
     return tokenizer

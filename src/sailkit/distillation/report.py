@@ -16,7 +16,8 @@ from sailkit.files import jsonl
 from sailkit.rendering import numbers, page
 from sailkit.stats.intervals import LEAST_ROWS, Estimate
 from sailkit.training import plots, publish
-from sailkit.training.finetune import DATA_CARDS, HISTORY
+from sailkit.training.finetune import DATA_CARDS
+from sailkit.training.results import HISTORY
 
 _TITLES = {
     "kl": "KL to the teacher, nats a token",

@@ -24,11 +24,12 @@ from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
+from sailkit.training.checks import check_rows, require_gpu
 from sailkit.training.distributed import is_main_process
-from sailkit.training.estimate import require_gpu
-from sailkit.training.finetune import MODEL, Objective, check_rows
+from sailkit.training.finetune import Objective
 from sailkit.training.publish import data_cards
 from sailkit.training.recipe import Recipe
+from sailkit.training.results import MODEL
 from sailkit.training.tokenise import Prepared, held_out_paths, no_held_out_warning, prepare, read_data
 
 DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
@@ -57,12 +58,12 @@ class Work:
     def check(self) -> None:
         """Refuse, while nothing is written, what training would refuse when the teacher has been asked."""
         from sailkit.distillation.trainer import check_loss
-        from sailkit.training.trainer import arguments
+        from sailkit.training.arguments import sft_config
 
         told = self.told
         require_gpu(told.student)
         rows, aside = self._read()
-        args = arguments(told.student, self.out / STUDENT, held_out=bool(aside))
+        args = sft_config(told.student, self.out / STUDENT, held_out=bool(aside))
         if self.logits:
             check_loss(args)
         if not self.own_cache and (self.logits or (aside and told.teacher)):

@@ -118,7 +118,7 @@ def check_loss(args: Any) -> None:
     """Refuse settings of a loss that is not that of distillation.
 
     Args:
-        args: See `sailkit.training.trainer.arguments`.
+        args: See `sailkit.training.arguments.sft_config`.
 
     Raises:
         UserError: There are such.

@@ -1,4 +1,4 @@
-"""What is told of a training run as it goes: steps, history, speed, and the figures before and after."""
+"""Callbacks of a training run: progress, history, speed, early stopping, and evaluation before and after."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sailkit import runs
 from sailkit.files import jsonl
+from sailkit.training.held_out import measure_held_out
 
 
 class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
@@ -99,18 +100,41 @@ def _written(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
 
 
-class Around(TrainerCallback):  # type: ignore[misc]
-    """Does something before the first step and after the last, when the model is sharded or whatever it will be."""
+class BeforeAndAfter(TrainerCallback):  # type: ignore[misc]
+    """Evaluates the held-out rows before the first step and after the last.
 
-    def __init__(self, before: Callable[[], object], after: Callable[[], object]) -> None:
-        self._before = before
-        self._after = after
+    Within training, because FSDP and DeepSpeed wrap and shard the model only there.
+
+    Attributes:
+        tuned: Figures of the trained model, once training has ended.
+    """
+
+    def __init__(self, trainer: Any, base: Path) -> None:
+        """Prepare to evaluate.
+
+        Args:
+            trainer: A `sailkit.training.trainer.Trainer` with held-out rows.
+            base: The file for the figures of the base.
+        """
+        self._trainer = trainer
+        self._base = base
+        self.tuned: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The weights are loaded, no step has been made; a run that goes on has all that was logged so far."""
-        if state.global_step == 0:
-            self._before()
+        """Evaluate the base; a run that resumes from a checkpoint has its figures already."""
+        if state.global_step > 0:
+            return
+        processes = self._trainer.processes
+        figures = processes.broadcast(
+            jsonl.read_json(self._base) if processes.is_main and self._base.exists() else None
+        )
+        if figures is not None:  # stopped before the first checkpoint
+            self._trainer.log(figures)
+            return
+        figures = measure_held_out(self._trainer, self._base.parent, "base")
+        if processes.is_main:
+            jsonl.write_json(self._base, figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The best weights are back."""
-        self._after()
+        """Evaluate the model that is kept: the best weights have been loaded again."""
+        self.tuned = measure_held_out(self._trainer, self._base.parent, "tuned")

@@ -1,4 +1,4 @@
-"""Held-out losses row by row, before and after training, so that a change of their mean can be told from chance."""
+"""Held-out losses row by row, before and after training: the change of their mean gets an interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOSSES = "held_out-{}.jsonl"  # of the model as it was (base), and as it is (tun
 
 
 def row_losses(trainer: Any) -> list[dict[str, Any]]:
-    """The loss of each held-out row, read alone, as the trainer reckons it.
+    """The loss of each held-out row, in a batch of its own, as the trainer computes it.
 
     Args:
         trainer: A `sailkit.training.trainer.Trainer` with held-out rows.
@@ -24,7 +24,7 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
     """
     import torch
 
-    held_out, processes, model = trainer._held_out, trainer._processes, trainer.model
+    held_out, processes, model = trainer.held_out, trainer.processes, trainer.model
     was_training = model.training
     model.eval()
     losses = []
@@ -38,27 +38,27 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
                     losses.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
     finally:
         model.train(was_training)
-    trainer._metrics["eval"].clear()  # what the trainer notes of evaluations is of its own
+    trainer._metrics["eval"].clear()  # TRL's own notes, which it would log with the next training loss
     return [row for _, row in sorted(processes.gather(losses), key=lambda numbered: numbered[0])]
 
 
-def measure_held_out(trainer: Any, folder: Path, who: str) -> dict[str, float]:
-    """The figures of an evaluation, with the losses of its rows written beside them.
+def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float]:
+    """Evaluate the held-out rows, and write the loss of each into the run folder.
 
     Args:
         trainer: See `row_losses`.
         folder: The run's.
-        who: `base` or `tuned`; put before the figures' names.
+        prefix: Of the figures' names and of the file: `base` or `tuned`.
     """
-    figures: dict[str, float] = trainer.evaluate(metric_key_prefix=who)
+    figures: dict[str, float] = trainer.evaluate(metric_key_prefix=prefix)
     rows = row_losses(trainer)
-    if trainer._processes.is_main:
-        jsonl.write_atomic(folder / LOSSES.format(who), "".join(jsonl.dumps(row) + "\n" for row in rows))
+    if trainer.processes.is_main:
+        jsonl.write_atomic(folder / LOSSES.format(prefix), "".join(jsonl.dumps(row) + "\n" for row in rows))
     return figures
 
 
 def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
-    """By how much the loss of a supervised token changed, with an interval over rows, each with both its losses.
+    """By how much the loss of a supervised token changed, with a bootstrap over rows, paired by row.
 
     Args:
         folder: The run's; see `measure_held_out`.
@@ -67,12 +67,12 @@ def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
     Returns:
         `loss_change` and its ends; nothing where nothing was held out, or fewer rows than an interval takes.
     """
-    files = [folder / LOSSES.format(who) for who in ("base", "tuned")]
+    files = [folder / LOSSES.format(prefix) for prefix in ("base", "tuned")]
     rows = [[row for _, row in jsonl.read_rows(file)] if file.exists() else [] for file in files]
     if min(map(len, rows)) < LEAST_ROWS:
         return {}
-    table = np.array([[[row["loss"], row["tokens"]] for row in own] for own in rows])
-    drawn, whole = resampled_sums(table, seed), table.sum(1)
-    means = drawn[..., 0] / drawn[..., 1]
-    value = float(whole[1, 0] / whole[1, 1] - whole[0, 0] / whole[0, 1])
-    return Estimate(value, *interval(means[1] - means[0], len(rows[0]))).flat("loss_change")
+    values = np.array([[[row["loss"], row["tokens"]] for row in losses] for losses in rows])  # (model, row, 2)
+    resampled, sums = resampled_sums(values, seed), values.sum(1)
+    means = resampled[..., 0] / resampled[..., 1]
+    change = float(sums[1, 0] / sums[1, 1] - sums[0, 0] / sums[0, 1])
+    return Estimate(change, *interval(means[1] - means[0], len(rows[0]))).flat("loss_change")

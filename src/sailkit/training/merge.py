@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -13,6 +13,7 @@ from sailkit.files import jsonl
 from sailkit.models.sources import ADAPTER, TRAINED, resolve
 from sailkit.prompts.border import Border
 from sailkit.training.publish import MODEL_CARD
+from sailkit.training.results import MergedModel
 
 
 def merge(
@@ -20,16 +21,13 @@ def merge(
     *,
     out: Path,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-) -> dict[str, Any]:
+) -> MergedModel:
     """Merge LoRA adapters into their base.
 
     Args:
         adapter: The adapter's folder, such as RUN/model.
         out: The new model folder.
         dtype: Number format of the merged weights; float32 loses nothing.
-
-    Returns:
-        `model`, the new folder, and `base`.
 
     Raises:
         UserError: Not adapters, or ones that do not fit their base.
@@ -51,16 +49,16 @@ def merge(
             shutil.copy(adapter / TRAINED, unfinished)
             if (adapter / MODEL_CARD).exists():
                 _copy_card(adapter / MODEL_CARD, unfinished / MODEL_CARD)
-    return {"model": str(out), "base": jsonl.read_json(adapter / ADAPTER)["base_model_name_or_path"]}
+    return MergedModel(out, base=jsonl.read_json(adapter / ADAPTER)["base_model_name_or_path"])
 
 
 def _copy_card(card: Path, to: Path) -> None:
-    """The adapter's card, saying that it is a whole model now."""
+    """The adapter's card, as that of a whole model."""
     from huggingface_hub import ModelCard
 
     try:
         copied = ModelCard.load(card, ignore_metadata_errors=True)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # somebody wrote in it
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # edited by hand
         raise UserError(f"{card}: its front matter cannot be read ({type(error).__name__})") from None
     copied.data.library_name, copied.data.base_model_relation = "transformers", "finetune"
     copied.save(to)

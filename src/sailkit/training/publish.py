@@ -210,6 +210,27 @@ def _license(told: Recipe, source: Source) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def check_target(verb: str, out: Path | None, push: str | None) -> Path:
+    """Find out before anything is loaded that a result cannot be kept, or not be uploaded.
+
+    Args:
+        verb: The command, for the error.
+        out: The run folder, if any.
+        push: OWNER/NAME of the repository on the hub, if any.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: There is no run folder, or the hub would not take the name.
+    """
+    if out is None:
+        raise UserError(f"{verb} needs `out`, the run folder (or `dry_run`)")
+    if push is not None:
+        check_repository(push)
+    return out
+
+
 def check_repository(name: str) -> None:
     """Raise a UserError for what the hub would not take as the name of a repository."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):

@@ -13,7 +13,8 @@ from sailkit.files import jsonl
 from sailkit.rendering import numbers, page
 from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, Estimate
 from sailkit.training import plots, publish
-from sailkit.training.finetune import DATA_CARDS, HISTORY
+from sailkit.training.finetune import DATA_CARDS
+from sailkit.training.results import HISTORY
 
 _MOST_DROPPED = 20  # that are shown
 _FACTS = {

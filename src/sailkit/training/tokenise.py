@@ -1,4 +1,4 @@
-"""Training examples as token ids and labels for one tokenizer; what does not fit is dropped and listed, never cut."""
+"""Training examples as token ids and labels; what does not fit is dropped and listed, never truncated."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NO_TOKENS = "the tokenizer makes no token of its completion"
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples, ready for one tokenizer.
+    """Tokenised examples.
 
     Attributes:
         examples: Those that fit.
         ids: Token ids of each.
-        labels: For each id itself where it is supervised, else -100; not shifted.
+        labels: For each token its id where it is supervised, else -100; not shifted, as transformers expects.
         dropped: Examples that are left out, with the reason.
         cut_tokens: Tokens of search results that were left out, in all.
         headings_left: Places in text from outside that look like the prompt's own headings, in all.
@@ -67,54 +67,71 @@ class Prepared:
 
 
 def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None) -> list[TrainingExample]:
-    """Read training examples of several data sets, one behind the other.
+    """Read the training examples of several data sets, concatenated.
 
     Args:
         paths: Run folders of build, or files in any form that `read_examples` knows.
-        file: What is read of a run folder.
+        file: Which file of a run folder is read.
         style: Give every example this style.
 
     Raises:
         UserError: Not there, or not training examples.
     """
-    found: list[TrainingExample] = []
+    examples: list[TrainingExample] = []
     for path in map(Path, paths):
-        found += read_examples(path / file if path.is_dir() else path)
-    return unique_ids([replace(one, style=style) for one in found] if style else found)
+        examples += read_examples(path / file if path.is_dir() else path)
+    return unique_ids([replace(example, style=style) for example in examples] if style else examples)
 
 
 def unique_ids(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """Examples with an id each. Several data sets may use an id for different rows, and one file may not."""
+    """The same examples, each with an id of its own: several data sets may use one id for different rows."""
     seen: Counter[str] = Counter()
-    found = []
-    for one in examples:
-        name = one.id
+    renamed = []
+    for example in examples:
+        name = example.id
         while seen[name]:
-            name = f"{one.id}#{seen[one.id] + 1}"
-            seen[one.id] += 1
+            name = f"{example.id}#{seen[example.id] + 1}"
+            seen[example.id] += 1
         seen[name] += 1
-        found.append(replace(one, id=name))
-    return found
+        renamed.append(replace(example, id=name))
+    return renamed
 
 
 def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
-    """The data sets that bring a held-out part of their own."""
+    """Those of some data sets that have a held-out part."""
     files = {path: Path(path) / HELD_OUT for path in paths}
     return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
 
 
-def held_out_paths(told: Recipe) -> tuple[str, ...]:
-    """The data sets whose held-out part a recipe is measured on: its own, or those that its data bring."""
-    return told.held_out or held_out_of(told.data)
+def held_out_paths(recipe: Recipe) -> tuple[str, ...]:
+    """The data sets whose held-out part a recipe is evaluated on: those that it names, or else its training data."""
+    return recipe.held_out or held_out_of(recipe.data)
 
 
-def no_held_out_warning(told: Recipe) -> str:
+def no_held_out_warning(recipe: Recipe) -> str:
     """What a run without held-out rows cannot do, for people, before it trains."""
-    stop = ", patience has nothing to go by" if told.patience else ""
+    stop = ", patience has nothing to go by" if recipe.patience else ""
     return (
         f"no rows are held out: nothing will tell what the model learns{stop}, and the last step is kept, whatever its "
         "loss; give `held_out`, or build with a share that gives a row"
     )
+
+
+def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
+    """Read and tokenise the data of a recipe.
+
+    Returns:
+        The training rows, and the held-out rows if there are any.
+
+    Raises:
+        UserError: See `read_data` and `prepare`.
+    """
+    train = prepare(read_data(recipe.data, style=recipe.style), tokenizer, recipe.max_length, recipe.date)
+    paths = held_out_paths(recipe)
+    if not paths:
+        return train, None
+    examples = read_data(paths, HELD_OUT, recipe.style)
+    return train, prepare(examples, tokenizer, recipe.max_length, recipe.date, held_out=True)
 
 
 def prepare(
@@ -129,7 +146,7 @@ def prepare(
     """Render every example.
 
     Args:
-        examples: In their styles.
+        examples: Each is rendered in its own style.
         tokenizer: The model's.
         max_length: Most tokens of one example; search results are shortened to fit, nothing else is.
         date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
@@ -141,27 +158,27 @@ def prepare(
     """
     renderer = ExampleRenderer(tokenizer, date)
     kept, ids, labels, dropped = [], [], [], []
-    cut = headings = 0
-    for one in examples:
-        if not one.response.strip():
-            dropped.append({"id": one.id, "reason": "no response"})
+    cut_tokens = headings_left = 0
+    for example in examples:
+        if not example.response.strip():
+            dropped.append({"id": example.id, "reason": "no response"})
             continue
         try:
-            rendered = renderer.render(one, max_length)
+            rendered = renderer.render(example, max_length)
         except UnfitExampleError as error:
-            dropped.append({"id": one.id, "reason": str(error)})
+            dropped.append({"id": example.id, "reason": str(error)})
             continue
         if not any(rendered.completion_mask):
-            dropped.append({"id": one.id, "reason": NO_TOKENS})
+            dropped.append({"id": example.id, "reason": NO_TOKENS})
             continue
-        kept.append(one)
+        kept.append(example)
         ids.append(rendered.ids)
         masked = zip(rendered.ids, rendered.completion_mask, strict=True)
         labels.append(tuple(token if supervised else IGNORED for token, supervised in masked))
-        cut += rendered.cut_tokens
-        headings += rendered.headings_left
+        cut_tokens += rendered.cut_tokens
+        headings_left += rendered.headings_left
     if not kept and not may_be_empty:
-        why = f": {dropped[0]['reason']}" if dropped else ""
-        left = "held-out example is left to measure on" if held_out else "example is left to train on"
-        raise UserError(f"no {left}{why}")
-    return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut, headings)
+        reason = f": {dropped[0]['reason']}" if dropped else ""
+        purpose = "held-out example is left to measure on" if held_out else "example is left to train on"
+        raise UserError(f"no {purpose}{reason}")
+    return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut_tokens, headings_left)

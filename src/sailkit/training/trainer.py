@@ -1,4 +1,4 @@
-"""The one module that knows TRL: SFTTrainer on token ids and labels, with our loss on the CPU and our evaluation."""
+"""TRL's SFTTrainer on tokenised rows, with logits of supervised tokens alone on the CPU and an exact evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from trl import SFTTrainer
 from sailkit.errors import UserError, nearest
 from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
-from sailkit.training.arguments import arguments
 from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import newest, stopped_at, whole
@@ -28,7 +27,6 @@ from sailkit.training.loading import keep_adapters_in_float32
 from sailkit.training.packing import check_packing
 from sailkit.training.tokenise import IGNORED, Prepared
 
-__all__ = ["ALONE", "Trainer", "arguments"]
 ALONE = Processes()
 _LESS_MEMORY = (
     "set training.per_device_train_batch_size lower and training.gradient_accumulation_steps higher (the step is then "
@@ -37,10 +35,15 @@ _LESS_MEMORY = (
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on rows that are token ids and labels already."""
+    """SFTTrainer on rows that are tokenised already.
+
+    Attributes:
+        held_out: The rows that it is evaluated on, or None.
+        processes: Those that train together.
+    """
 
     control: Any
-    _total_train_tokens: int  # TRL's own count, which it begins anew in each process
+    _total_train_tokens: int  # TRL's own count, which starts at 0 when training is resumed
 
     def __init__(
         self,
@@ -61,21 +64,21 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         Args:
             model: A causal language model.
             tokenizer: Its tokenizer; neither its end-of-text nor its padding token is changed.
-            args: See `arguments`.
-            train: What is learned.
-            held_out: What is evaluated on.
-            measure: Further figures of the model as it is, at each evaluation.
+            args: See `sailkit.training.arguments.sft_config`.
+            train: The rows to train on.
+            held_out: The rows to evaluate on.
+            measure: Gives further figures of the model at each evaluation.
             lora: A LoraConfig, or None to train all weights.
             patience: Evaluations without a lower loss before training stops.
             callbacks: More of them.
             processes: Those that train it together.
         """
-        self._processes = processes
+        self.processes = processes
         self._speed = Speed()
-        self._sums: Counter[str] = Counter()  # since the line before, of all processes
-        parts = [part for part in (held_out, train) if part]
-        self._known = {ids: one.id for part in parts for one, ids in zip(part.examples, part.ids, strict=True)}
-        self._held_out = held_out
+        self._sums: Counter[str] = Counter()  # over all processes, since the last logged loss
+        splits = [split for split in (held_out, train) if split]
+        self._id_of = {ids: row.id for split in splits for row, ids in zip(split.examples, split.ids, strict=True)}
+        self.held_out = held_out
         self._measure = measure
         padding = tokenizer.pad_token, model.config.get_text_config().pad_token_id
         early = [EarlyStopping(patience)] if patience and held_out else []
@@ -92,30 +95,30 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 )
         except (ValueError, ImportError) as error:  # such as target modules that match nothing
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # those shard weights, of one number format alone
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # these shard weights of a single number format
             keep_adapters_in_float32(self.model)
             if args.packing:
                 with self.compute_loss_context_manager():
                     check_packing(self.model, self.data_collator, train.ids)
         if not len(self.get_train_dataloader()):
             raise UserError(f"training.dataloader_drop_last: {len(self.train_dataset)} rows are no whole batch")
-        # TRL lends the end of text as padding; a tokenizer saved like that teaches others to mask it.
+        # TRL makes the end of text the padding token where there is none. Saved with the tokenizer, that would have
+        # other programs mask the end of text in training, and a model that never learns to stop.
         tokenizer.pad_token, self.model.config.get_text_config().pad_token_id = padding
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
+        steps: int = self.args.max_steps
         per_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
-        return int(
-            self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
-        )
+        return steps if steps > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
 
     def train_on(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint where there is one.
 
         Raises:
-            UserError: A loss that is no number, no more memory, or a checkpoint that cannot be written; earlier ones
+            UserError: A loss that is not finite, no more memory, or a checkpoint that cannot be written; earlier ones
                 are kept.
         """
         if checkpoint and (steps := stopped_at(checkpoint)) is not None:
@@ -136,32 +139,34 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             ) from None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        found = super()._get_train_sampler(train_dataset)
+        sampler = super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if isinstance(found, LengthGroupedSampler):
-            self.add_callback(found := SeededByEpoch(found, seed))
-        return found
+        if isinstance(sampler, LengthGroupedSampler):
+            self.add_callback(sampler := SeededByEpoch(sampler, seed))
+        return sampler
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The batches of a step, like rows together; rows that fill up the last batch of an epoch count only once."""
-        if self.state.global_step >= self.state.max_steps:  # the checkpoint was the last one, within an epoch
+        """The batches of a step, regrouped by length; rows that fill up the last batch of an epoch count only once."""
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint, within an epoch
             self.control.should_training_stop = True
             return [], None
         self._total_train_tokens = self._total_train_tokens or self.state.num_input_tokens_seen  # of a checkpoint
         self._speed.start(self._total_train_tokens)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         size = self._train_batch_size
-        # Accelerate knows this too, but not in an epoch that goes on behind a checkpoint.
-        left = 0 if self.args.dataloader_drop_last else len(self.train_dataset) % (size * self._processes.count)
-        if self._processes.count > 1 and batches and self.accelerator.gradient_state.end_of_dataloader and left:
-            mine = left - self._processes.rank * size
-            batches[-1]["labels"][max(mine, 0) :] = IGNORED
+        # Accelerate fills the last batch up with rows from the start of the epoch, so that all processes get as many.
+        # They are masked here: in an epoch that was resumed, accelerate does not know how many they are.
+        remaining = 0 if self.args.dataloader_drop_last else len(self.train_dataset) % (size * self.processes.count)
+        if self.processes.count > 1 and batches and self.accelerator.gradient_state.end_of_dataloader and remaining:
+            in_this_process = remaining - self.processes.rank * size
+            batches[-1]["labels"][max(in_this_process, 0) :] = IGNORED
             items = self._get_num_items_in_batch(batches, device)
-        whole = self.args.pad_to_multiple_of or self.aux_loss_enabled  # experts' loss is a mean for each batch
-        return (batches if whole else regroup_by_length(batches)), items
+        # The load-balancing loss of a mixture of experts is a mean over each batch: other batches, other loss.
+        fixed = self.args.pad_to_multiple_of or self.aux_loss_enabled
+        return (batches if fixed else regroup_by_length(batches)), items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the speed since the line of losses before."""
+        """Log, with the throughput since the last logged loss."""
         if "loss" in logs:
             logs["tokens_per_second"] = self._speed.since_last(self._total_train_tokens)
         super().log(logs, start_time)
@@ -173,7 +178,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return self._speed.overall(self._total_train_tokens)
 
     def weights(self) -> dict[str, Any] | None:
-        """The weights in one piece where they are in several, which all processes have to ask for; else None."""
+        """The whole weights where they are sharded, else None; a collective call, which every process has to make."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
 
@@ -183,108 +188,113 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Ours is written elsewhere."""
+        """Write none: `sailkit.training.publish.model_card` does."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of a batch over the supervised tokens of the whole step; one that is no number stops the run."""
+        """The loss of a batch, divided by the supervised tokens of the whole step; NaN or infinity stops the run."""
         loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
         value = (loss[0] if return_outputs else loss).detach()
         finite = torch.isfinite(value)
+        # Gathered, so that all processes stop here: the others would wait for this one in their next collective call.
         if not bool(self.accelerator.gather(finite.int()).all()):
             step = self.state.global_step
             which = f"loss of step {step + 1}" if self.model.training else f"held-out loss behind step {step}"
-            said = (
-                f"the {which} is {value.item()}, in the batch of {', '.join(example_ids(inputs, self._known))}; "
+            message = (
+                f"the {which} is {value.item()}, in the batch of {', '.join(example_ids(inputs, self._id_of))}; "
                 "try a lower learning_rate, max_grad_norm, or bf16: false"
             )
-            self._processes.raise_if_any(None if finite else said)
+            self.processes.raise_if_any(None if finite else message)
         return loss
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
-        plain = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
-        if plain and not return_outputs and inputs["input_ids"].device.type == "cpu":
+        cross_entropy = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
+        if cross_entropy and not return_outputs and inputs["input_ids"].device.type == "cpu":
             return self._supervised_only(model, inputs, items)
         return super().compute_loss(model, inputs, return_outputs, items)
 
     def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
-        """Cross-entropy where there is something to predict; off CUDA, TRL's kernel predicts every token."""
-        following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        keep = following != IGNORED
-        wanted = following[keep]
+        """Cross-entropy from logits of supervised tokens alone; without CUDA, TRL computes those of every token."""
+        next_labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+        supervised = next_labels != IGNORED
+        targets = next_labels[supervised]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits.float()  # of those places alone
-        total = functional.cross_entropy(logits, wanted, reduction="sum")
-        count = keep.sum()
-        correct = (logits.detach().argmax(-1) == wanted).sum()
-        self._note(inputs, following, {"predicted": count, "correct": correct})
+        logits = model(**inputs, use_cache=False, logits_to_keep=supervised).logits.float()
+        total = functional.cross_entropy(logits, targets, reduction="sum")
+        count = supervised.sum()
+        correct = (logits.detach().argmax(-1) == targets).sum()
+        self._note(inputs, next_labels, {"predicted": count, "correct": correct})
         return self._for_each_token(total, count, items)
 
-    def _note(self, inputs: Any, following: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
+    def _note(self, inputs: Any, next_labels: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
         """Add a batch of training to what is logged; `figures` are sums, `predicted` and `correct` among them."""
         if not self.model.training:
             return
-        learnt = (following != IGNORED).any(1, keepdim=True)
-        seen = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * learnt).sum()
-        sums = torch.stack([seen.double(), *(one.double() for one in figures.values())])
-        tokens, *added = self.accelerator.gather(sums[None]).sum(0).tolist()
-        self._sums.update(dict(zip(figures, added, strict=True)))
+        counted = (next_labels != IGNORED).any(1, keepdim=True)  # not rows that fill up an epoch's last batch
+        tokens = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * counted).sum()
+        sums = torch.stack([tokens.double(), *(figure.double() for figure in figures.values())])
+        all_tokens, *totals = self.accelerator.gather(sums[None]).sum(0).tolist()
+        self._sums.update(dict(zip(figures, totals, strict=True)))
         self._metrics["train"]["mean_token_accuracy"] = [self._sums["correct"] / max(self._sums["predicted"], 1)]
-        self._total_train_tokens += int(tokens)
+        self._total_train_tokens += int(all_tokens)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     def _for_each_token(self, total: torch.Tensor, count: torch.Tensor, items: Any) -> torch.Tensor:
-        """A summed loss over the supervised tokens of the step, or of the batch where those are not known."""
+        """A summed loss over the supervised tokens of the step, or of the batch where those are not known.
+
+        Gradients add up over the batches of a step. Divided by the count of the whole step, they are the gradient of
+        its mean loss, however it was cut into batches; means over batches would weigh short completions more.
+        """
         loss = total / torch.as_tensor(count if items is None else items).clamp(min=1)
         if self.args.average_tokens_across_devices and items is not None:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+            loss = loss * self.accelerator.num_processes  # DDP divides the sum of gradients by as much
         return loss
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Loss for each supervised token of the held-out rows, and what else is measured of the model.
 
-        Transformers takes the mean over batches, which weighs short rows more.
+        The mean is over tokens; Transformers takes one over batches, which weighs short completions more.
         """
-        assert self._held_out is not None
+        assert self.held_out is not None
         model = self.model
         was_training = model.training
         model.eval()
         try:
             with torch.no_grad(), self._speed.pause(), self.compute_loss_context_manager():
-                found = self._held_out_figures(model)
-                more = self._measure(model) if self._measure else {}
+                losses = self._held_out_figures(model)
+                further = self._measure(model) if self._measure else {}
         finally:
             model.train(was_training)
-        figures = {f"{metric_key_prefix}_{k}": v for k, v in {**found, **more}.items() if v is not None}
+        figures = {f"{metric_key_prefix}_{k}": v for k, v in {**losses, **further}.items() if v is not None}
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if f"{metric_key_prefix}_{best}" not in figures:
-            known = [name.removeprefix(f"{metric_key_prefix}_") for name in figures]
-            self._processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, known)}")
+            names = [name.removeprefix(f"{metric_key_prefix}_") for name in figures]
+            self.processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, names)}")
         self._metrics["eval"].clear()
         self.log(dict(figures))
-        if metric_key_prefix == "eval":  # what decides when to stop hears of nothing else
+        if metric_key_prefix == "eval":  # early stopping sees no evaluation before or after training
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def _held_out_figures(self, model: Any) -> dict[str, float]:
         """Loss for each supervised token of the held-out rows, over all processes."""
-        rows = _dataset(self._held_out)
+        rows = _dataset(self.held_out)
         sums: Any = 0
         size = self.args.per_device_eval_batch_size
-        planned = rope_lengths(model.config).batches([len(row["input_ids"]) for row in rows], size)
-        for places, counts in self._processes.shard(planned):
-            batch = self._prepare_inputs(self.data_collator([rows[i] for i in places]))
+        batches = rope_lengths(model.config).batches([len(row["input_ids"]) for row in rows], size)
+        for indices, counts in self.processes.shard(batches):
+            batch = self._prepare_inputs(self.data_collator([rows[i] for i in indices]))
             sums += self._held_out_sums(model, batch).double() * counts
         return self._held_out_means(self.accelerator.reduce(sums).tolist())
 
     def _held_out_sums(self, model: Any, batch: Any) -> torch.Tensor:
-        """What a batch adds to the figures; shape (sums,)."""
+        """What a batch adds to the sums behind the held-out figures; shape (sums,)."""
         count = (batch["labels"][:, 1:] != IGNORED).sum()
         return torch.stack([self.compute_loss(model, batch, num_items_in_batch=None) * count, count])
 
     def _held_out_means(self, sums: list[float]) -> dict[str, float]:
-        """The figures that come of those sums."""
+        """The held-out figures, from the sums over all batches."""
         total, count = sums
         return {"loss": total / max(count, 1)}
 

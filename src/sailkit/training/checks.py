@@ -1,0 +1,92 @@
+"""What a run would fail on is refused before any weights are loaded: rows that a model misreads, and a missing GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sailkit.errors import UserError
+from sailkit.models.rope import rope_lengths
+from sailkit.models.sources import Source
+from sailkit.training.estimate import config_and_tokenizer
+from sailkit.training.memory import count_parameters, step_memory
+from sailkit.training.recipe import Recipe
+from sailkit.training.tokenise import Prepared
+
+_LARGE = 2_000_000_000  # parameters; a quantised base above this is hopeless on a CPU
+
+
+def require_gpu(recipe: Recipe) -> None:
+    """Refuse what this machine could not do without a GPU, before any weights are fetched.
+
+    Raises:
+        UserError: There is none, and the recipe offloads activations or has a large quantised base; the message says
+            how much memory that would need.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if recipe.training.get("activation_offloading"):
+        raise UserError("training.activation_offloading needs a GPU to take activations from; leave it out")
+    if recipe.quantization is None:
+        return
+    config, _ = config_and_tokenizer(recipe.model, [], tokenizer=False)
+    if config is None:
+        return  # resolving the model will say what is wrong
+    counts = count_parameters(config, recipe)
+    if counts.total < _LARGE:
+        return
+    tokens = recipe.max_length * int(recipe.step["per_device_train_batch_size"])
+    training = recipe.training
+    memory = step_memory(
+        config, recipe, counts, tokens, tokens, mixed=True, optimizer=str(training.get("optim", "adamw")),
+        checkpointing=bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing")),
+    )  # fmt: skip
+    raise UserError(
+        f"{recipe.model} ({counts.total / 1e9:.2f} billion parameters) as a quantised base needs a CUDA GPU "
+        f"with about {memory['total'] / 1e9:.0f} GB, and there is none here; `dry_run` shows the estimate by part, and "
+        "smollm2-135m trains on a CPU"
+    )
+
+
+def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]) -> None:
+    """Refuse rows that the model would not read as they are.
+
+    Args:
+        recipe: The recipe.
+        source: The model's files.
+        splits: The training rows; then the held-out rows, if there are any.
+
+    Raises:
+        UserError: Rows are longer than the model's context, hold tokens that it has no embedding for, or would change
+            how the model reads the other rows of their batch.
+    """
+    from transformers import AutoConfig
+
+    from sailkit.models.weights import pretrained
+
+    config = pretrained(AutoConfig, (source.base or source).folder).get_text_config()
+    rows = [
+        (example.id, ids) for split in splits if split for example, ids in zip(split.examples, split.ids, strict=True)
+    ]
+    if unknown := next((name for name, ids in rows if max(ids) >= config.vocab_size), None):
+        raise UserError(
+            f"example {unknown!r} has a token that {recipe.model} has no row for ({config.vocab_size}); resize its "
+            "embeddings to its tokenizer, or use the tokenizer that it was trained with"
+        )
+    most = getattr(config, "max_position_embeddings", None)
+    longest = max(len(ids) for _, ids in rows)
+    if most is not None and longest > most:
+        raise UserError(
+            f"a row has {longest} tokens, and {recipe.model} takes {most}; set training.max_length to {most} or less, "
+            "and search results will be shortened to fit"
+        )
+    # Rotary embeddings that switch their frequencies above a length switch for the whole batch, short rows included.
+    rope = rope_lengths(config)
+    batched = recipe.step["per_device_train_batch_size"] > 1 or recipe.training.get("packing")
+    if batched and splits[0] and len(rope.groups([len(ids) for ids in splits[0].ids])) > 1:
+        raise UserError(
+            f"{recipe.model} reads rows of more than {rope.threshold} tokens with other position frequencies, and in "
+            f"one batch it would read the shorter rows so too; set training.max_length to {rope.threshold}, or "
+            "training.per_device_train_batch_size to 1 without packing"
+        )

@@ -1,0 +1,204 @@
+"""What the verbs `finetune` and `merge` return."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from sailkit import runs
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.stats.intervals import Estimate, read_estimates
+
+HISTORY = "history.jsonl"
+MODEL = "model"
+_BASE, _TUNED = "base_", "tuned_"  # before the names of held-out figures, in JSON
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A finished training run.
+
+    Attributes:
+        folder: The run folder.
+        base: The model that was trained, as the recipe names it.
+        about: The recipe's sentence for people.
+        dtype: Number format of training; None where an older run does not say.
+        device: `cpu` or `cuda`; None where an older run does not say.
+        rows: Training examples.
+        dropped: Training examples that were left out.
+        tokens: Tokens of one epoch.
+        supervised_tokens: Those of them that carry loss.
+        cut_tokens: Tokens of search results that were cut to fit.
+        headings_left: Places in text from outside that look like the prompt's own headings.
+        held_out_rows: Examples that the model was measured on.
+        processes: How many trained together.
+        global_batch: Rows of an optimizer step.
+        steps: Optimizer steps.
+        best_step: The step whose weights were kept; None where the last one's were.
+        epochs: Passes over the data.
+        seconds: Duration, evaluation included; of a run that was resumed, since then.
+        tokens_per_second: Throughput of training alone.
+        saved: The trained model's folder, as it was named when it was written.
+        before: Held-out figures of the base: `loss`, `flagging_mcc` ...
+        after: The same of the trained model.
+        figures: Figures with an interval: `loss_change`, of a supervised token's held-out loss.
+        pushed: The hub's address of the model, where it was uploaded.
+    """
+
+    folder: Path
+    base: str
+    about: str
+    dtype: str | None
+    device: str | None
+    rows: int
+    dropped: int
+    tokens: int
+    supervised_tokens: int
+    cut_tokens: int
+    headings_left: int
+    held_out_rows: int
+    processes: int
+    global_batch: int
+    steps: int
+    best_step: int | None
+    epochs: float
+    seconds: float
+    tokens_per_second: float
+    saved: str
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Estimate] = field(default_factory=dict)
+    pushed: str | None = None
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model; adapters where the recipe has lora."""
+        return self.folder / MODEL
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was logged, a row for each logged step or evaluation."""
+        path = self.folder / HISTORY
+        return [row for _, row in jsonl.read_rows(path)] if path.exists() else []
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingRun:
+        """Read a run folder.
+
+        Raises:
+            UserError: The run is not finished, or its files are damaged.
+        """
+        folder = Path(folder)
+        if not (folder / runs.METRICS).exists():
+            raise UserError(f"{folder} is not a finished training run; the same finetune command resumes it")
+        try:
+            return cls.from_json(folder, jsonl.read_json(folder / runs.METRICS))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder} does not hold what finetune writes ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def from_json(cls, folder: Path, values: Mapping[str, Any]) -> TrainingRun:
+        """The run of a folder, from what `to_json` gave; what an older run does not have is None."""
+        return cls(
+            folder,
+            values["model"],
+            **{name: cast("Any", values.get(name)) for name in _flat_names()},
+            before={name.removeprefix(_BASE): value for name, value in values.items() if name.startswith(_BASE)},
+            after={name.removeprefix(_TUNED): value for name, value in values.items() if name.startswith(_TUNED)},
+            figures=read_estimates(values),
+            pushed=values.get("pushed"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as metrics.json and `--json` have them, in one flat mapping."""
+        values = {"model": self.base} | {name: getattr(self, name) for name in _flat_names()}
+        values = {name: value for name, value in values.items() if value is not None or name == "best_step"}
+        values |= {_BASE + name: value for name, value in self.before.items()}
+        values |= {_TUNED + name: value for name, value in self.after.items()}
+        for name, estimate in self.figures.items():
+            values |= estimate.flat(name)
+        return values | ({} if self.pushed is None else {"pushed": self.pushed})
+
+
+def _flat_names() -> list[str]:
+    """Fields of a training run that have the same name in its JSON."""
+    others = ("folder", "base", "before", "after", "figures", "pushed")
+    return [field.name for field in dataclasses.fields(TrainingRun) if field.name not in others]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training run would take: the result of a dry run.
+
+    Attributes:
+        model: The model that would be trained, as the recipe names it.
+        rows: Training examples.
+        dropped: How many would be left out.
+        dropped_rows: Their ids and reasons.
+        tokens: Tokens of one epoch.
+        supervised_tokens: Those of them that carry loss.
+        longest: Tokens of the longest row.
+        cut_tokens: Tokens of search results that would be cut; None where there is no tokenizer to count them with.
+        tokens_estimated: Whether tokens are estimated from words, for lack of a tokenizer.
+        held_out_rows: Examples that the model would be measured on.
+        rows_per_step: Rows of an optimizer step.
+        steps_per_epoch: Optimizer steps of an epoch.
+        steps: Optimizer steps in all.
+        epochs: Passes over the data.
+        tokens_in_all: Tokens of all epochs.
+        supervised_in_all: Supervised tokens of all epochs.
+        parameters: Of the model; this and the next three are None where its config cannot be had.
+        trainable_parameters: Those that would be trained.
+        memory: Bytes of a step by part; see `sailkit.training.memory.step_memory`.
+        columns: Width of the output layer.
+        seconds: Duration at the given throughput, or None.
+        missing: What could not be found out or would be lacking, in sentences.
+    """
+
+    model: str
+    rows: int
+    dropped: int
+    dropped_rows: list[dict[str, str]]
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    cut_tokens: int | None
+    tokens_estimated: bool
+    held_out_rows: int
+    rows_per_step: int
+    steps_per_epoch: int
+    steps: int
+    epochs: float
+    tokens_in_all: int
+    supervised_in_all: int
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    memory: dict[str, int] | None = None
+    columns: int | None = None
+    seconds: float | None = None
+    missing: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as `--json` writes it."""
+        return {"dry_run": True, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A model with its adapters merged in.
+
+    Attributes:
+        model: Its folder.
+        base: The base model, as the adapters name it.
+    """
+
+    model: Path
+    base: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as `--json` writes it."""
+        return {"model": str(self.model), "base": self.base}

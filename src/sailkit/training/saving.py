@@ -1,0 +1,56 @@
+"""The folder of a trained model: weights or adapters, the tokenizer, the model card, and how it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sailkit.files import jsonl
+from sailkit.models.sources import ADAPTER, TRAINED
+from sailkit.prompts.border import Border
+from sailkit.training.publish import MODEL_CARD
+from sailkit.training.recipe import Recipe
+
+
+def save_model(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    *,
+    weights: Mapping[str, Any] | None,
+    styles: list[str],
+    base_sha256: str,
+    card: str,
+) -> None:
+    """Write a model folder whole or not at all.
+
+    Args:
+        folder: Where to.
+        model: The trained model, unwrapped.
+        tokenizer: Its tokenizer.
+        recipe: The recipe.
+        weights: Its weights in one piece, where processes share them; else None.
+        styles: Styles that it was trained in, sorted.
+        base_sha256: Fingerprint of the base's weights, kept beside adapters.
+        card: The model card.
+    """
+    from sailkit.models.weights import BASE_WEIGHTS, saved_whole, stop_at
+
+    trained: dict[str, Any] = {"styles": styles, "max_length": recipe.max_length, "base": recipe.model}
+    if recipe.date is not None:
+        trained["date"] = recipe.date
+    with saved_whole(folder) as unfinished:
+        if "chat" in styles:  # other programs that load it have to stop at the end of the turn too
+            stop_at(model, Border(tokenizer, chat=True, date=recipe.date).closing_id)
+        model.save_pretrained(unfinished, state_dict=weights)
+        tokenizer.save_pretrained(unfinished)
+        if recipe.lora is not None:
+            trained[BASE_WEIGHTS] = base_sha256
+            # Other machines can resolve the base's name as the user gave it, but not the folder that it stands for
+            # here. Written afterwards, because peft looks that name up on the hub when it saves.
+            adapter = jsonl.read_json(unfinished / ADAPTER)
+            jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": recipe.model})
+        jsonl.write_json(unfinished / TRAINED, trained)
+        jsonl.write_atomic(unfinished / MODEL_CARD, card)  # in place of peft's
