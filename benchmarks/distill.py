@@ -103,7 +103,7 @@ def loss(options):
 def quality(options, place):
     from sailkit.distillation.distill import distill
     from sailkit.distillation.fidelity import fidelity
-    from sailkit.distillation.recipe import read_distillation
+    from sailkit.distillation.recipe import read_distillation_recipe
     from sailkit.distillation.steps import Work
     from sailkit.distillation.teacher_cache import teacher_cache
     from sailkit.models.base import ModelOptions
@@ -136,7 +136,7 @@ def quality(options, place):
                 same = {**told, "teacher": options.teacher, "data": [str(data)], "teacher_style": style}
                 distill(out=out, method=method, cache=cache, set=sets, **same, **more)
                 if method == "logits":
-                    work = Work(read_distillation(None, {**same, "method": method}, sets), out, cache)
+                    work = Work(read_distillation_recipe(None, {**same, "method": method}, sets), out, cache)
                     rows = [row for _, row in jsonl.read_rows(out / "fidelity.jsonl")]
                     found["logits"].append([row for row in rows if row["model"] == "tuned"])
                     found["base"].append([row for row in rows if row["model"] == "base"])

@@ -43,7 +43,7 @@ def loss(told):
     import torch
     from torch.nn import functional
 
-    from sailkit.distillation.loss import Wanted, distillation_loss
+    from sailkit.distillation.loss import TargetBatch, distillation_loss
 
     torch.manual_seed(0)
     torch.set_num_threads(told["threads"])
@@ -57,7 +57,7 @@ def loss(told):
         ids = torch.arange(k) * (columns // k) + torch.randint(columns // k, (n, k))  # no token twice
         masses = torch.softmax(3 * torch.randn(n, k + 1), -1)
         has = torch.ones(n, dtype=torch.bool)
-        return hidden, Wanted(ids[:, 0].clone(), ids, masses[:, :k].clone(), masses[:, k].clone(), has)
+        return hidden, TargetBatch(ids[:, 0].clone(), ids, masses[:, :k].clone(), masses[:, k].clone(), has)
 
     def ours(hidden, wanted):
         found, _ = distillation_loss(hidden, weight, None, wanted, ce_weight=share, columns=columns)
@@ -99,13 +99,13 @@ def targets(told):
     from transformers import AutoTokenizer
 
     from sailkit.data.exports import HELD_OUT
-    from sailkit.distillation.cache import TeacherCache
-    from sailkit.distillation.targets import Compiler
+    from sailkit.distillation.cache import CacheReader
+    from sailkit.distillation.targets import TargetCompiler
     from sailkit.training.tokenise import prepare, read_data
 
     tokenizer = AutoTokenizer.from_pretrained(told["student"])
     theirs = AutoTokenizer.from_pretrained(told["teacher_tokenizer"])
-    compiler = Compiler(TeacherCache.open(Path(told["cache"])), theirs, tokenizer, 0.1)
+    compiler = TargetCompiler(CacheReader.open(Path(told["cache"])), theirs, tokenizer, 0.1)
     train = prepare(read_data([told["data"]]), tokenizer, told["max_length"])
     aside = prepare(read_data([told["data"]], HELD_OUT), tokenizer, told["max_length"])
     files = [Path(told["cache"]).with_name(f"targets-{name}.safetensors") for name in ("train", "held-out")]

@@ -32,14 +32,14 @@ from transformers import AutoTokenizer, LlamaTokenizer
 
 from sailkit.distillation.align import Vocabulary, stream
 from sailkit.distillation.project import Projection
-from sailkit.distillation.rows import NONE
-from sailkit.distillation.teacher import Kept
+from sailkit.distillation.records import NONE
+from sailkit.distillation.teacher import TopK
 from sailkit.files import jsonl
 
 BEFORE = "x\n"  # a prompt's last characters: the tokenizers cut at the end of the line
 EDGE = ""  # the word before the first, and behind the last
-WHOLE = Kept(10**6, 1.0, "float64")
-SHIPPED = Kept(64, 0.999, "float16")
+WHOLE = TopK(10**6, 1.0, "float64")
+SHIPPED = TopK(64, 0.999, "float16")
 WAYS = {  # name: path expansion, habits, what is kept of the teacher
     "first token only": (False, False, WHOLE),
     "with learnt habits": (False, True, WHOLE),

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sailkit.distillation.align import Stream, Vocabulary, stream
+from sailkit.distillation.align import ByteStream, Vocabulary, stream
 
 LINES = ("Search result (1) is informative:", " glacial retreat was overestimated in 2019. 😀")
 KINDS = {
@@ -49,7 +49,7 @@ class Token(NamedTuple):
     kind: str
 
 
-def read(tokenizer: Any, text: str) -> tuple[Vocabulary, Stream]:
+def read(tokenizer: Any, text: str) -> tuple[Vocabulary, ByteStream]:
     """A text as it stands behind a prompt, in bytes."""
     before = tokenizer("x\n", add_special_tokens=False)["input_ids"]
     ids = tokenizer("x\n" + text, add_special_tokens=False)["input_ids"][len(before) :]
@@ -73,7 +73,7 @@ def tokens_of(shared: Path, text: str) -> tuple[list[Token], list[Token]]:
     qwen = read(AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen"), text)
     places = [side.starts.tolist() for _, side in (llama, qwen)]
 
-    def laid(side: int, vocabulary: Vocabulary, row: Stream) -> list[Token]:
+    def laid(side: int, vocabulary: Vocabulary, row: ByteStream) -> list[Token]:
         own, others = places[side], places[1 - side]
         spans = [*pairwise(own), (own[-1], own[-1])]
         found = []

@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sailkit.distillation.rows import ALIGNED, NONE, Targets
+from sailkit.distillation.records import ALIGNED, NONE, Targets
 from sailkit.distillation.trainer import DistillTrainer
 from sailkit.records import TrainingExample
 from sailkit.training import trainer as trl

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from sailkit.distillation.align import NotRepresentableError, Vocabulary, ends_of, stream
+from sailkit.distillation.align import NotRepresentableError, Vocabulary, end_tokens, stream
 from sailkit.errors import UserError
 from small_models import TRAINED, changed, trained, with_gaps
 
@@ -113,7 +113,7 @@ def test_a_completion_is_laid_out_from_its_own_beginning(load):
     laid = stream(vocabulary, [*tokens[before:], llama.eos_token_id], "Yes, it is")
     assert (laid.starts[0], laid.starts[-1], laid.length) == (-1, 10, 10)
     assert laid.between(0, 3) == b"Yes"
-    assert ends_of(llama, [laid]) == {llama.eos_token_id}
+    assert end_tokens(llama, [laid]) == {llama.eos_token_id}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sailkit.cluster import Job, Pool, RayOptions
-from sailkit.distillation.cache import INDEX, TeacherCache
+from sailkit.distillation.cache import INDEX, CacheReader
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
 from small_cluster import small_cluster
@@ -71,7 +71,7 @@ def test_the_bytes_are_those_of_a_run_here_stopped_or_not(cluster, folder, data,
     assert files(tmp_path / "there") == whole
     assert shards[0].stat().st_mtime_ns == before
     assert not list((tmp_path / "there").glob(".teacher*"))
-    TeacherCache.open(tmp_path / "there")
+    CacheReader.open(tmp_path / "there")
 
 
 @pytest.mark.long

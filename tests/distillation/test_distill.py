@@ -34,9 +34,9 @@ from transformers import (
 from sailkit.data.exports import example_row
 from sailkit.distillation import teacher_cache as maker
 from sailkit.distillation.distill import _opened, distill
-from sailkit.distillation.recipe import read_distillation
-from sailkit.distillation.rows import ALIGNED, NONE
-from sailkit.distillation.students import evenly, with_fewer_layers
+from sailkit.distillation.layers import evenly_spaced_layers, with_fewer_layers
+from sailkit.distillation.recipe import read_distillation_recipe
+from sailkit.distillation.records import ALIGNED, NONE
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
@@ -257,7 +257,7 @@ def test_a_recipe_of_other_types_is_told(teacher, data, more, why):
     ],
 )
 def test_the_weight_of_cross_entropy_is_that_of_the_method(more, weight):
-    recipe = read_distillation(None, {"teacher": "t", "model": "m", "data": ["d"], **more})
+    recipe = read_distillation_recipe(None, {"teacher": "t", "model": "m", "data": ["d"], **more})
     assert recipe.ce_weight == weight
 
 
@@ -377,7 +377,7 @@ def test_answers_that_changed_are_noticed(teacher, data, tmp_path):
     answers = [{"prompt": as_text(prompt_parts(example(i))), "response": f" The answer is {i}."} for i in range(24)]
     said.write_text(json.dumps(answers))
     given = {"teacher_outputs": said, "method": "sequence", "model": str(teacher), "data": [str(data)]}
-    told = read_distillation(None, {**given, "teacher_outputs": str(said)}, SET)
+    told = read_distillation_recipe(None, {**given, "teacher_outputs": str(said)}, SET)
     with _opened(told, tmp_path / "run", None):
         pass
     said.write_text(said.read_text().replace("answer is 3", "answer is 4"))
@@ -405,10 +405,10 @@ def test_a_teacher_is_needed(data, tmp_path):
 
 
 def test_layers_are_kept_at_even_distances():
-    assert evenly(30, 15)[:3] == [0, 2, 4]
-    assert evenly(30, 15)[-1] == 29
-    assert evenly(5, 1) == [0]
-    assert evenly(5, 5) == [0, 1, 2, 3, 4]
+    assert evenly_spaced_layers(30, 15)[:3] == [0, 2, 4]
+    assert evenly_spaced_layers(30, 15)[-1] == 29
+    assert evenly_spaced_layers(5, 1) == [0]
+    assert evenly_spaced_layers(5, 5) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("room", [100, 200_000])  # for its config, and not for its weights

@@ -13,7 +13,7 @@ from sailkit.training.tokenise import IGNORED
 pytest.importorskip("trl")
 from distilled import PADDED, TOKENS, rows, student
 from sailkit.distillation.fidelity import fidelity, means
-from sailkit.distillation.rows import ALIGNED, NONE, Targets
+from sailkit.distillation.records import ALIGNED, NONE, Targets
 
 ROWS = rows(8)
 

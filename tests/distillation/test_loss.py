@@ -14,8 +14,8 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from sailkit.distillation.loss import PADDING, Table, Wanted, distillation_loss, plain_head  # noqa: E402
-from sailkit.distillation.rows import ALIGNED, CONDITIONED, NONE, Targets  # noqa: E402
+from sailkit.distillation.loss import PADDING, TargetBatch, TargetTable, distillation_loss, plain_head  # noqa: E402
+from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, Targets  # noqa: E402
 from sailkit.errors import UserError  # noqa: E402
 
 D = 6
@@ -28,7 +28,7 @@ def layer(seed: int, n: int, columns: int, dtype=torch.float32, scale: float = 1
     return [one.requires_grad_() for one in made]
 
 
-def wanted(seed: int, n: int, columns: int, k: int, dtype=torch.float32, without=()) -> Wanted:
+def wanted(seed: int, n: int, columns: int, k: int, dtype=torch.float32, without=()) -> TargetBatch:
     """Random targets that list k tokens each."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randperm(columns, generator=random)[:k] for _ in range(n)])
@@ -36,10 +36,10 @@ def wanted(seed: int, n: int, columns: int, k: int, dtype=torch.float32, without
     mass /= mass.sum(1, keepdim=True)
     has = torch.tensor([i not in without for i in range(n)])
     labels = torch.randint(columns, (n,), generator=random)
-    return Wanted(labels, ids, mass[:, :k].contiguous(), mass[:, k].contiguous(), has)
+    return TargetBatch(labels, ids, mass[:, :k].contiguous(), mass[:, k].contiguous(), has)
 
 
-def plainly(hidden, weight, bias, aims: Wanted, ce_weight: float, columns: int):
+def plainly(hidden, weight, bias, aims: TargetBatch, ce_weight: float, columns: int):
     """The same loss, one position and one token at a time."""
     logits = hidden @ weight.T if bias is None else hidden @ weight.T + bias
     total = hidden.new_zeros(())
@@ -59,7 +59,7 @@ def plainly(hidden, weight, bias, aims: Wanted, ce_weight: float, columns: int):
     return total
 
 
-def both(inputs, aims: Wanted, ce_weight=0.3, columns=None, plain=False, **more):
+def both(inputs, aims: TargetBatch, ce_weight=0.3, columns=None, plain=False, **more):
     """A loss and its gradients."""
     hidden, weight, bias = inputs
     columns = columns or len(weight)
@@ -125,13 +125,15 @@ def test_the_gradient_is_the_slope():
     assert torch.autograd.gradcheck(lambda *inputs: Fresh.apply(aims, *inputs), layer(3, 5, 9, torch.float64))
 
 
-def from_student(hidden, weight, bias, k) -> Wanted:
+def from_student(hidden, weight, bias, k) -> TargetBatch:
     """What the student itself thinks, as a target."""
     probs = (hidden @ weight.T + bias).double().softmax(-1)
     top = probs.topk(k)
     n = len(hidden)
     tail = 1 - top.values.sum(1)
-    return Wanted(top.indices[:, 0], top.indices, top.values.float(), tail.float(), torch.ones(n, dtype=torch.bool))
+    return TargetBatch(
+        top.indices[:, 0], top.indices, top.values.float(), tail.float(), torch.ones(n, dtype=torch.bool)
+    )
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
@@ -152,7 +154,7 @@ def test_a_tail_that_is_small_keeps_its_digits():
     weight = torch.zeros(40, D)
     weight[0, 0] = 30 + np.log(39)
     hidden = torch.eye(1, D).requires_grad_()
-    aims = Wanted(*(torch.tensor(one) for one in ([0], [[0]], [[0.5]], [0.5], [True])))
+    aims = TargetBatch(*(torch.tensor(one) for one in ([0], [[0]], [[0.5]], [0.5], [True])))
     loss, (grad,) = both([hidden, weight, None], aims, ce_weight=0.0)
     assert loss.item() == pytest.approx(0.5 * 30 + np.log(0.5), rel=1e-5)
     assert grad[0, 0].item() == pytest.approx(0.5 * weight[0, 0].item(), rel=1e-5)
@@ -161,7 +163,7 @@ def test_a_tail_that_is_small_keeps_its_digits():
 def test_a_tail_beside_a_huge_logit_is_still_a_number():
     weight = torch.zeros(5, D)
     weight[0, 0] = 500
-    aims = Wanted(*(torch.tensor(one) for one in ([0], [[0]], [[0.5]], [0.5], [True])))
+    aims = TargetBatch(*(torch.tensor(one) for one in ([0], [[0]], [[0.5]], [0.5], [True])))
     loss, (grad,) = both([torch.eye(1, D).requires_grad_(), weight, None], aims, ce_weight=0.0)
     assert loss.item() == pytest.approx(0.5 * (500 - np.log(4)) + np.log(0.5), rel=1e-5)
     assert torch.isfinite(grad).all()
@@ -180,8 +182,8 @@ def test_where_all_tokens_are_listed_nobody_has_a_tail(tail):
 
 def test_tokens_and_tails_without_probability_cost_nothing():
     inputs = layer(4, 2, 7)
-    aims = Wanted(torch.tensor([1, 2]), torch.tensor([[0, 3], [5, PADDING]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
-                  torch.zeros(2), torch.ones(2, dtype=torch.bool))  # fmt: skip
+    ids, probs = torch.tensor([[0, 3], [5, PADDING]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    aims = TargetBatch(torch.tensor([1, 2]), ids, probs, torch.zeros(2), torch.ones(2, dtype=torch.bool))
     logs = (inputs[0] @ inputs[1].T + inputs[2]).log_softmax(-1)
     loss = -(logs[0, 0] + logs[1, 5])
     assert_same(both(inputs, aims, ce_weight=0.0), (loss.detach(), torch.autograd.grad(loss, inputs)))
@@ -194,7 +196,7 @@ def test_the_order_of_entries_and_of_positions_means_nothing():
     mixed = dataclasses.replace(aims, ids=aims.ids[:, order], probs=aims.probs[:, order])
     expected = both(inputs, aims)
     assert_same(both(inputs, mixed), expected)
-    turned = Wanted(*(getattr(aims, field.name).flip(0) for field in dataclasses.fields(aims)))
+    turned = TargetBatch(*(getattr(aims, field.name).flip(0) for field in dataclasses.fields(aims)))
     loss, (hidden, *rest) = both([inputs[0].detach().flip(0).requires_grad_(), *inputs[1:]], turned)
     assert_same((loss, (hidden.flip(0), *rest)), expected)
 
@@ -245,7 +247,7 @@ def test_the_figures():
     _, found = distillation_loss(hidden, weight, bias, aims, ce_weight=7.0, columns=12, chunk=4)
     logits = hidden @ weight.T + bias
     ce = torch.nn.functional.cross_entropy(logits, aims.labels, reduction="sum")
-    kept = Wanted(*(getattr(aims, field.name)[aims.has] for field in dataclasses.fields(aims)))
+    kept = TargetBatch(*(getattr(aims, field.name)[aims.has] for field in dataclasses.fields(aims)))
     kl = plainly(hidden[aims.has], weight, bias, kept, 0.0, 12)
     assert found.cross_entropy.item() == pytest.approx(ce.item(), rel=1e-5)
     assert found.kl.item() == pytest.approx(kl.item(), rel=1e-5)
@@ -288,7 +290,7 @@ def test_gradients_in_few_bits_are_summed_in_many(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         _, (_, *alone) = both(inputs, aims)
         hidden = inputs[0].detach().expand(n, -1).clone().requires_grad_()
-        many = Wanted(*(getattr(aims, part.name).repeat_interleave(n, 0) for part in dataclasses.fields(aims)))
+        many = TargetBatch(*(getattr(aims, part.name).repeat_interleave(n, 0) for part in dataclasses.fields(aims)))
         _, (_, *summed) = both([hidden, *inputs[1:]], many, chunk=1)
     for total, part in zip(summed, alone, strict=True):
         assert torch.allclose(total.float(), n * part.float(), rtol=1e-2, atol=0)
@@ -307,7 +309,7 @@ def test_targets_are_looked_up_by_their_numbers():
                     np.array([0.25, 0.25]), np.array([ALIGNED, CONDITIONED]))  # fmt: skip
     second = Targets(np.array([0, 1, 3]), np.array([0, 0, 0, 3]), np.array([1, 2, 3]), np.array([0.5, 0.25, 0.125]),
                      np.array([0.0, 1.0, 0.125]), np.array([NONE, ALIGNED, ALIGNED]))  # fmt: skip
-    table = Table((first, np.array([10, 11])), (second, np.array([12, 13, 14])))
+    table = TargetTable((first, np.array([10, 11])), (second, np.array([12, 13, 14])))
     assert len(table) == 5
     found = table.at(torch.tensor([4, 1, 2, 3, 1]))
     assert found.labels.tolist() == [14, 11, 12, 13, 11]
@@ -318,7 +320,7 @@ def test_targets_are_looked_up_by_their_numbers():
     assert table.at(torch.tensor([0, 1])).ids.tolist() == [[7, 5], [6, -1]]
     assert table.at(torch.tensor([], dtype=torch.int64)).ids.shape == (0, 0)
     with pytest.raises(ValueError, match="1 tokens"):
-        Table((first, np.array([10])))
+        TargetTable((first, np.array([10])))
 
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,

@@ -13,9 +13,9 @@ import pytest
 import tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from sailkit.distillation.align import Stream, Vocabulary, stream
+from sailkit.distillation.align import ByteStream, Vocabulary, stream
 from sailkit.distillation.project import Projection, Target, collect
-from sailkit.distillation.rows import ALIGNED, CONDITIONED, NONE, TeacherRow
+from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, TeacherRow
 
 SLOTS = [
     ["The glacier", "Scientists", "The information", "An unbelievable hypothesis", "Dr. Okonkwo", "北京的科学家"],
@@ -102,7 +102,7 @@ def teacher_row(side: Side, i: int) -> TeacherRow:
     )
 
 
-def both(grammar: Grammar, teacher: Side, student: Side, i: int) -> tuple[Stream, Stream]:
+def both(grammar: Grammar, teacher: Side, student: Side, i: int) -> tuple[ByteStream, ByteStream]:
     text = grammar.texts[i]
     return stream(teacher.vocabulary, teacher.rows[i], text), stream(student.vocabulary, student.rows[i], text)
 

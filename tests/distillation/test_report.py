@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from sailkit import runs
 from sailkit.distillation.fidelity import means
-from sailkit.distillation.results import COLUMNS, Distilled, estimates, paired, read
+from sailkit.distillation.results import SUM_NAMES, Distillation, compare_students, estimates, read
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering.page import figure
@@ -114,9 +114,9 @@ def test_intervals_hold_what_they_are_of_and_change_with_nothing_but_the_seed(tm
 def test_what_never_differs_leaves_no_more_open_than_there_is(tmp_path):
     """Of shares between 0 and 1 a difference is between -1 and 1; of kappa between -2 and 2."""
     known = {"positions": 10, "aimed": 10, "agreeing": 10, "kl": 1, "cross_entropy": 20, "both": 1, "neither": 1}
-    row = tuple(float(known.get(name, 0)) for name in COLUMNS)
+    row = tuple(float(known.get(name, 0)) for name in SUM_NAMES)
     rows = {f"row-{n}": row for n in range(6)}
-    change = estimates(Distilled(tmp_path, {}, {}, {"base": rows, "tuned": rows}))["change"]
+    change = estimates(Distillation(tmp_path, {}, {}, {"base": rows, "tuned": rows}))["change"]
     open_ = proportion(0, 6).high
     for name, most in (("agreement", 1), ("verification_agreement", 1), ("verification_kappa", 2)):
         gap = change[name]
@@ -194,9 +194,9 @@ def test_two_students_are_compared_on_the_rows_of_both(tmp_path):
     page, markdown, told = made(first, other, out=tmp_path / "out.html")
     assert told["verdict"].startswith("a is nearer to the teacher than b (difference of KL −")
     assert "on 15 held-out rows of both" in told["verdict"]
-    gap = paired(read(first), read(other)).differences["kl"]
+    gap = compare_students(read(first), read(other)).differences["kl"]
     assert gap.low < gap.value < gap.high < 0
-    back = paired(read(other), read(first)).differences["kl"]
+    back = compare_students(read(other), read(first)).differences["kl"]
     assert (back.value, back.low, back.high) == pytest.approx((-gap.value, -gap.high, -gap.low))
     assert f"**{figure(gap.value)}**" in markdown
     assert "to the byte" not in page.text
@@ -234,7 +234,7 @@ def test_students_with_other_targets_are_not_ranked_by_kl(tmp_path):
     manifest["settings"]["recipe"]["settings"]["k"] = 4
     jsonl.write_json(folders[0] / "manifest.json", manifest)
     other = json.loads((folders[1] / "manifest.json").read_text())["settings"]["recipe"]["settings"]["k"]
-    pair = paired(*map(read, folders))
+    pair = compare_students(*map(read, folders))
     assert pair.differences["kl"] is None
     assert pair.differences["cross_entropy"] is not None
     page, markdown, told = made(*folders, out=tmp_path / "out.html")

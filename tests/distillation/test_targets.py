@@ -12,12 +12,12 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from sailkit.data.exports import HELD_OUT, TRAIN
-from sailkit.distillation.align import ends_of
-from sailkit.distillation.cache import TeacherCache
+from sailkit.distillation.align import end_tokens
+from sailkit.distillation.cache import CacheReader
 from sailkit.distillation.distill import distill
 from sailkit.distillation.project import Projection, collect
-from sailkit.distillation.rows import Targets
-from sailkit.distillation.targets import Compiler
+from sailkit.distillation.records import Targets
+from sailkit.distillation.targets import TargetCompiler
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.training.tokenise import Prepared, prepare, read_data
 from small_models import student, trained
@@ -50,19 +50,19 @@ def rows(data: Path) -> dict[str, Prepared]:
 
 
 @pytest.fixture
-def compiler(folder: Path, teacher: Path) -> Callable[..., Compiler]:
-    def make(min_mass: float = 0.1, cache: Path = folder, tokenizer: Any = None) -> Compiler:
+def compiler(folder: Path, teacher: Path) -> Callable[..., TargetCompiler]:
+    def make(min_mass: float = 0.1, cache: Path = folder, tokenizer: Any = None) -> TargetCompiler:
         theirs = AutoTokenizer.from_pretrained(teacher)
-        return Compiler(TeacherCache.open(cache), theirs, tokenizer or trained("byte-level"), min_mass)
+        return TargetCompiler(CacheReader.open(cache), theirs, tokenizer or trained("byte-level"), min_mass)
 
     return make
 
 
-def by_hand(compiler: Compiler, rows: Prepared, learn_from: Prepared | None) -> Targets:
+def by_hand(compiler: TargetCompiler, rows: Prepared, learn_from: Prepared | None) -> Targets:
     """Targets whose habits are those of certain rows, or that know none."""
     sides, cache = compiler.sides, compiler.cache
     both = sides.read(rows)
-    ends = ends_of(sides.teacher_tokenizer, (row.teacher for row in both))
+    ends = end_tokens(sides.teacher_tokenizer, (row.teacher for row in both))
     projection = Projection(sides.teacher, sides.student, ends, compiler.min_mass)
     if learn_from is not None:
         projection.learn((row.teacher, row.student) for row in sides.read(learn_from))

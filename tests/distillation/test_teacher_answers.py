@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sailkit.data.exports import example_row, export, in_text, read_examples, read_row
-from sailkit.distillation.teacher_answers import answered, teacher_answers
+from sailkit.distillation.teacher_answers import teacher_answers, with_reply
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
@@ -73,7 +73,7 @@ def test_what_was_said_is_the_completion(style, said, judgements):
     sentence = verification(BOTH, style)
     text = said.format(sentence=sentence, lower=sentence.lower())
     for around in (text, " " + text):  # a text style puts a space in front
-        found = answered(one, around)
+        found = with_reply(one, around)
         assert completion(found) == text
         assert found.judgements == judgements
         assert (found.id, found.instruction, found.results) == (one.id, one.instruction, one.results)

@@ -18,10 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sailkit.data.exports import HELD_OUT
-from sailkit.distillation.cache import INDEX, Shard, TeacherCache, check_mass, pack
-from sailkit.distillation.pairs import Pair, pairs_of
-from sailkit.distillation.rows import TeacherRow
-from sailkit.distillation.teacher import Kept, LocalTeacher
+from sailkit.distillation.cache import INDEX, CacheReader, Shard, check_mass, pack
+from sailkit.distillation.records import TeacherExample, TeacherRow, teacher_examples
+from sailkit.distillation.teacher import LocalTeacher, TopK
 from sailkit.distillation.teacher_cache import read_with, teacher_cache
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
@@ -76,7 +75,7 @@ def keep(teacher: Path, data: Path, out: Path, **more):
 
 def pairs(teacher: Path, data: Path, max_length: int = 512):
     examples = read_data([str(data)]) + read_data(held_out_of([str(data)]), HELD_OUT)
-    return pairs_of(read_with(examples, AutoTokenizer.from_pretrained(teacher), max_length, None))
+    return teacher_examples(read_with(examples, AutoTokenizer.from_pretrained(teacher), max_length, None))
 
 
 def dense(teacher: Path, pair, tokens: int = 512) -> np.ndarray:
@@ -103,7 +102,7 @@ def whole(folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_values_are_those_of_a_dense_pass(teacher, data, tmp_path, request):
     teacher = request.getfixturevalue(teacher)
     figures = keep(teacher, data, tmp_path / "run", k=100, top_p=0.9, precision="float32", batch_tokens=1500)
-    cache = TeacherCache.open(tmp_path / "run")
+    cache = CacheReader.open(tmp_path / "run")
     assert (figures["n"], figures["pairs"], len(cache), figures["finished"]) == (20, 20, 20, True)
     seen, losses = 0, []
     for pair in pairs(teacher, data):
@@ -127,7 +126,7 @@ def test_values_are_those_of_a_dense_pass(teacher, data, tmp_path, request):
 
 
 def test_what_half_precision_loses_is_bounded(folder, data, whole):
-    cache = TeacherCache.open(whole)
+    cache = CacheReader.open(whole)
     worst = 0.0
     for pair in pairs(folder, data)[::4]:
         row, expected = cache.get(pair.prompt, pair.completion), dense(folder, pair).astype(np.float64)
@@ -143,7 +142,7 @@ def test_what_half_precision_loses_is_bounded(folder, data, whole):
 def test_k_has_no_cap(folder, data, tmp_path, k, expected):
     keep(folder, data, tmp_path / "run", k=k, top_p=1.0, precision="float32")
     pair = pairs(folder, data)[0]
-    row = TeacherCache.open(tmp_path / "run").get(pair.prompt, pair.completion)
+    row = CacheReader.open(tmp_path / "run").get(pair.prompt, pair.completion)
     assert set(np.diff(row.starts)) == {expected}
     least = np.exp(np.sort(dense(folder, pair).astype(np.float64), 1)[:, : 512 - expected]).sum(1)
     np.testing.assert_allclose(row.tail, least, rtol=1e-3)
@@ -152,7 +151,7 @@ def test_k_has_no_cap(folder, data, tmp_path, k, expected):
 def test_rows_of_the_matrix_that_are_no_token_have_no_probability(padded, data, tmp_path):
     keep(padded, data, tmp_path / "run", k=576, top_p=1.0)
     pair = pairs(padded, data)[0]
-    row = TeacherCache.open(tmp_path / "run").get(pair.prompt, pair.completion)
+    row = CacheReader.open(tmp_path / "run").get(pair.prompt, pair.completion)
     assert row.ids.max() < 512
     assert not row.tail.any()
     assert np.exp(dense(padded, pair, 576)[:, :512]).sum(1).mean() < 0.95  # they would have had some
@@ -162,7 +161,7 @@ def test_each_completion_is_stored_once(folder, tmp_path):
     data = write(tmp_path / "data", [example(1), example(2), example(1, "again")], [example(1, "and again")])
     figures = keep(folder, data, tmp_path / "run")
     assert (figures["n"], figures["pairs"]) == (4, 2)
-    assert len({pair.key for pair in pairs(folder, data)}) == len(TeacherCache.open(tmp_path / "run")) == 2
+    assert len({pair.key for pair in pairs(folder, data)}) == len(CacheReader.open(tmp_path / "run")) == 2
 
 
 def test_the_same_completion_behind_another_prompt_is_another_row(folder, tmp_path):
@@ -170,7 +169,7 @@ def test_the_same_completion_behind_another_prompt_is_another_row(folder, tmp_pa
     data = write(tmp_path / "data", both)
     figures = keep(folder, data, tmp_path / "run", precision="float32")
     assert (figures["n"], figures["pairs"]) == (2, 2)
-    cache = TeacherCache.open(tmp_path / "run")
+    cache = CacheReader.open(tmp_path / "run")
     observed = []
     for pair in pairs(folder, data):
         row, expected = cache.get(pair.prompt, pair.completion), dense(folder, pair)
@@ -187,14 +186,14 @@ def wide(folder: Path) -> LocalTeacher:
                          num_attention_heads=2, max_position_embeddings=512)  # fmt: skip
     model, tokenizer = LlamaForCausalLM(config).eval(), AutoTokenizer.from_pretrained(folder)
     options = ModelOptions(dtype="float32", batch_tokens=10**6)
-    return LocalTeacher(LocalModel("wide", model, tokenizer, options, {}), Kept(8, 1.0, "float32"))
+    return LocalTeacher(LocalModel("wide", model, tokenizer, options, {}), TopK(8, 1.0, "float32"))
 
 
 def test_a_pass_has_no_more_logits_than_its_budget(wide):
     """Logits are there for every column that any row of the batch needs: from the shortest prompt to the last end."""
     dice = random.Random(0)
     lengths = [(dice.randint(10, 200), dice.randint(100, 250)) for _ in range(60)]
-    some = [Pair(str(i), (5,) * a, (7,) * b, "") for i, (a, b) in enumerate(lengths)]
+    some = [TeacherExample(str(i), (5,) * a, (7,) * b, "") for i, (a, b) in enumerate(lengths)]
     batches = wide.plan(some)
     assert sorted(i for batch in batches for i in batch) == list(range(len(some)))
 
@@ -220,7 +219,7 @@ def test_a_shortened_prompt_keeps_its_completion(folder, tmp_path):
     assert figures["cut_tokens"] > 100
     assert json.loads((tmp_path / "run" / "dropped.jsonl").read_text())["id"] == "no"
     (pair,) = pairs(folder, data, 400)
-    row = TeacherCache.open(tmp_path / "run").get(pair.prompt, pair.completion)
+    row = CacheReader.open(tmp_path / "run").get(pair.prompt, pair.completion)
     said = AutoTokenizer.from_pretrained(folder).decode(row.tokens, skip_special_tokens=True)
     assert said.strip() == pair.completion == completion(longest)
 
@@ -232,7 +231,7 @@ def test_a_tuned_teacher_is_asked_in_the_style_of_its_training(folder, tmp_path)
     (teacher / "sailkit.json").write_text(json.dumps({"styles": ["sail"]}))
     data = write(tmp_path / "data", [example(2)])
     keep(teacher, data, tmp_path / "run")
-    assert TeacherCache.open(tmp_path / "run").settings["style"] == "sail"
+    assert CacheReader.open(tmp_path / "run").settings["style"] == "sail"
     with pytest.raises(UserError, match="needs a tokenizer with a chat template"):
         keep(teacher, data, tmp_path / "other", style="chat")
 
@@ -246,7 +245,7 @@ def test_two_shards_are_one(folder, data, whole, tmp_path):
     assert first["finished"] is False
     assert first["missing_files"][0] == "teacher-00002.safetensors"
     with pytest.raises(UserError, match="not finished; run the same"):
-        TeacherCache.open(tmp_path / "run")
+        CacheReader.open(tmp_path / "run")
     assert keep(folder, data, tmp_path / "run", shard_tokens=500, shard="2/2")["finished"]
     assert files(tmp_path / "run") == files(whole)
 
@@ -299,7 +298,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 
 
 def read_all(cache: Path, folder: Path, data: Path) -> None:
-    found = TeacherCache.open(cache)
+    found = CacheReader.open(cache)
     for pair in pairs(folder, data):
         found.get(pair.prompt, pair.completion)
 
@@ -330,7 +329,7 @@ def test_a_damaged_shard_is_told_and_made_anew(folder, data, whole, copy):
 
 
 def test_a_cache_of_another_teacher_or_template_is_named(folder, padded, whole):
-    cache = TeacherCache.open(whole)
+    cache = CacheReader.open(whole)
     cache.check(resolve(str(folder)), k=64, max_length=512)
     with pytest.raises(UserError, match=r"another teacher.*weights_sha256"):
         cache.check(resolve(str(padded)))
@@ -379,7 +378,7 @@ def test_a_shard_gives_back_what_was_packed(tmp_path):
 
 def test_no_cache_at_all(tmp_path, data, folder):
     with pytest.raises(UserError, match="not a run folder"):
-        TeacherCache.open(tmp_path)
+        CacheReader.open(tmp_path)
     for bad in ({"k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"precision": "int8"}, {"shard": "3/2"}, {"max_length": 513}):
         with pytest.raises(UserError, match=f"--{next(iter(bad)).replace('_', '-')}"):
             keep(folder, data, tmp_path / "run", **bad)
@@ -389,7 +388,7 @@ def test_no_cache_at_all(tmp_path, data, folder):
 def test_a_damaged_index_is_told(copy):
     (copy / INDEX).write_text('{"file": "teacher-00001.safetensors"}\n')
     with pytest.raises(UserError, match="line 1: damaged"):
-        TeacherCache.open(copy)
+        CacheReader.open(copy)
 
 
 # A teacher behind a server
@@ -444,7 +443,7 @@ def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
         figures = ask(server, folder, data, tmp_path / "there", k=20, top_p=0.9)
     assert server.requests[0].path == "/v1/completions"
     assert figures["finished"]
-    here, there = (TeacherCache.open(tmp_path / name) for name in ("here", "there"))
+    here, there = (CacheReader.open(tmp_path / name) for name in ("here", "there"))
     there.check(resolve(str(folder)))
     for pair in pairs(folder, data, 400):
         a, b = (cache.get(pair.prompt, pair.completion) for cache in (here, there))

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from distillation.test_loss import plainly
 from distilled import END, PADDED, TOKENS, aims, rows, student, train_and_shard, trainer, weights
-from sailkit.distillation.rows import Targets
+from sailkit.distillation.records import Targets
 from sailkit.training.distributed import Processes
 from training.test_distributed import HERE, finished, free_port
 
@@ -35,7 +35,7 @@ def batches(one):
 
 def alone(model, prepared, targets: Targets, ce_weight: float):
     """Summed loss of each row by itself, from whole logits and the targets as they were given."""
-    from sailkit.distillation.loss import Wanted
+    from sailkit.distillation.loss import TargetBatch
 
     total = 0.0
     for row, (ids, labels) in enumerate(zip(prepared.ids, prepared.labels, strict=True)):
@@ -45,7 +45,7 @@ def alone(model, prepared, targets: Targets, ce_weight: float):
             if label == IGNORED:
                 continue
             entries = slice(targets.starts[number], targets.starts[number + 1])
-            aim = Wanted(
+            aim = TargetBatch(
                 torch.tensor([label]), torch.tensor(targets.ids[entries])[None],
                 torch.tensor(targets.probs[entries])[None], torch.tensor(targets.tail[[number]]),
                 torch.tensor(targets.kind[[number]] != 0),

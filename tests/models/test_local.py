@@ -650,17 +650,19 @@ def test_a_token_without_an_embedding_is_named_before_anything_runs(added, stori
 
 
 def test_a_teacher_with_padding_that_it_has_no_embedding_for_is_a_teacher(added, folder):
-    from sailkit.distillation.pairs import Pair
-    from sailkit.distillation.teacher import Kept, LocalTeacher
+    from sailkit.distillation.records import TeacherExample
+    from sailkit.distillation.teacher import LocalTeacher, TopK
 
-    pairs = [Pair("a", (1, 300, 301), (302, 303, 2), "")]
+    pairs = [TeacherExample("a", (1, 300, 301), (302, 303, 2), "")]
     first, second = (
-        LocalTeacher(load_model(str(path), FP32), Kept(8, 1.0, "float32")).rows(pairs)[0] for path in (added, folder)
+        LocalTeacher(load_model(str(path), FP32), TopK(8, 1.0, "float32")).rows(pairs)[0] for path in (added, folder)
     )
     assert (first.logprobs == second.logprobs).all()
     assert (first.ids == second.ids).all()
     with pytest.raises(UserError, match="example 'b' has a token that the model has no row for"):
-        LocalTeacher(load_model(str(added), FP32), Kept(8, 1.0, "float32")).plan([Pair("b", (1, 512), (302, 2), "")])
+        LocalTeacher(load_model(str(added), FP32), TopK(8, 1.0, "float32")).plan(
+            [TeacherExample("b", (1, 512), (302, 2), "")]
+        )
 
 
 # Memory

@@ -13,9 +13,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sailkit.distillation.fidelity import fidelity
-from sailkit.distillation.pairs import Pair
-from sailkit.distillation.rows import ALIGNED, Targets
-from sailkit.distillation.teacher import Kept, LocalTeacher
+from sailkit.distillation.records import ALIGNED, Targets, TeacherExample
+from sailkit.distillation.teacher import LocalTeacher, TopK
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
@@ -127,8 +126,8 @@ def test_a_likely_answer_is_followed_only_where_it_stays_short(model):
 
 
 def test_a_teacher_gives_what_it_thinks_of_each_row_alone(model, plain):
-    teacher = LocalTeacher(model, Kept(4, 1.0, "float32"))
-    pairs = [Pair(str(i), ids[: len(ids) // 2], ids[len(ids) // 2 :], "") for i, ids in enumerate(rows())]
+    teacher = LocalTeacher(model, TopK(4, 1.0, "float32"))
+    pairs = [TeacherExample(str(i), ids[: len(ids) // 2], ids[len(ids) // 2 :], "") for i, ids in enumerate(rows())]
     for pair, row in zip(pairs, teacher.rows(pairs), strict=True):
         logits = plain(pair.prompt + pair.tokens)[len(pair.prompt) - 1 : -1]
         known = sorted(set(model.tokenizer.get_vocab().values()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sailkit.distillation.recipe import read_distillation
+from sailkit.distillation.recipe import read_distillation_recipe
 from sailkit.errors import UserError
 from sailkit.training.recipe import read_recipe
 
@@ -103,7 +103,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_what_we_ship_is_understood_by_trl(path, tmp_path):
     from sailkit.training.trainer import arguments
 
-    told = read_distillation(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
+    told = read_distillation_recipe(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
     assert told.about.endswith(".")
     assert arguments(told, tmp_path, held_out=True).learning_rate == told.training["learning_rate"]
 
@@ -138,5 +138,5 @@ def test_the_recommended_recipes_have_room_and_a_rate_for_adapters():
 
 def test_small_batches_are_drawn_at_random_in_what_we_ship():
     for path in RECIPES.glob("*.yaml"):
-        told = read_distillation(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
+        told = read_distillation_recipe(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
         assert told.training.get("train_sampling_strategy", "random") == "random", path.stem

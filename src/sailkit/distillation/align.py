@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sailkit.distillation.rows import Ints
+from sailkit.distillation.records import IntArray
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.prompts.safety import rename_pieces
@@ -123,7 +123,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Stream:
+class ByteStream:
     """A completion as the tokens of one tokenizer.
 
     Attributes:
@@ -134,8 +134,8 @@ class Stream:
         length: Bytes of the completion alone.
     """
 
-    tokens: Ints
-    starts: Ints
+    tokens: IntArray
+    starts: IntArray
     data: bytes
     length: int
 
@@ -145,7 +145,7 @@ class Stream:
         return self.data[start - first : end - first]
 
 
-def stream(vocabulary: Vocabulary, tokens: Sequence[int] | Ints, completion: str | None) -> Stream:
+def stream(vocabulary: Vocabulary, tokens: Sequence[int] | IntArray, completion: str | None) -> ByteStream:
     """Lay a completion out in bytes.
 
     Args:
@@ -166,10 +166,10 @@ def stream(vocabulary: Vocabulary, tokens: Sequence[int] | Ints, completion: str
         raise NotRepresentableError("the tokenizer cannot represent the completion")
     lengths = [len(piece) if piece else 0 for piece in pieces]
     starts = np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64) - lead
-    return Stream(np.asarray(tokens, dtype=np.int32), starts, data, len(text))
+    return ByteStream(np.asarray(tokens, dtype=np.int32), starts, data, len(text))
 
 
-def ends_of(tokenizer: Any, streams: Iterable[Stream]) -> frozenset[int]:
+def end_tokens(tokenizer: Any, streams: Iterable[ByteStream]) -> frozenset[int]:
     """All tokens that end a text: the tokenizer's own, and those that completions end with."""
     own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     return frozenset([*own, *(int(one.tokens[-1]) for one in streams)])

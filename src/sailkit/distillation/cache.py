@@ -13,16 +13,15 @@ from typing import Any, cast
 import numpy as np
 
 from sailkit import runs
-from sailkit.distillation.pairs import pair_key
-from sailkit.distillation.rows import TeacherRow
+from sailkit.distillation.records import TeacherRow, completion_key
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import Source
 from sailkit.prompts.sail import wording
 
-STAGE = "teacher-cache"
+TEACHER_CACHE_STAGE = "teacher-cache"
 INDEX = "index.jsonl"  # a row for each shard, written last: where it is, the cache is whole
-FORMAT = 1  # of a shard; raise it when the tensors below change
+SHARD_FORMAT = 1  # of a shard; raise it when the tensors below change
 _MOST_MASS = 1.001  # of a position's probabilities, rounding apart
 _AGAIN = "; remove that file and run the same  sailkit teacher-cache  again, it is made anew"
 
@@ -60,7 +59,7 @@ def pack(keys: Sequence[bytes], rows: Sequence[TeacherRow]) -> bytes:
         "ids": _small(ids),
         "logprobs": np.concatenate([row.logprobs for row in rows]),
     }
-    return save(tensors, metadata={"format": str(FORMAT)})
+    return save(tensors, metadata={"format": str(SHARD_FORMAT)})
 
 
 def _ends(lengths: Sequence[int]) -> Any:
@@ -87,8 +86,8 @@ class Shard:
         try:
             self._file = opened = cast(Any, safe_open(path, "numpy"))
             found = (opened.metadata() or {}).get("format")
-            if found != str(FORMAT):
-                raise UserError(f"{path} is no shard of a teacher's cache of format {FORMAT}{_AGAIN}")
+            if found != str(SHARD_FORMAT):
+                raise UserError(f"{path} is no shard of a teacher's cache of format {SHARD_FORMAT}{_AGAIN}")
             self.keys = [bytes(key) for key in opened.get_tensor("keys")]
             self._positions, self._entries = (opened.get_tensor(f"row_{n}") for n in ("positions", "entries"))
         except (SafetensorError, OSError) as error:
@@ -130,12 +129,12 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     found = []
     for line, row in jsonl.read_rows(folder / INDEX):
         if not isinstance(row.get("file"), str) or not isinstance(row.get("sha256"), str) or "rows" not in row:
-            raise UserError(f"{folder / INDEX}, line {line}: damaged; remove it and run {STAGE} again")
+            raise UserError(f"{folder / INDEX}, line {line}: damaged; remove it and run {TEACHER_CACHE_STAGE} again")
         found.append(row)
     return found
 
 
-class TeacherCache:
+class CacheReader:
     """What a teacher thinks of every completion of a data set; read only, nothing is ever changed.
 
     Attributes:
@@ -160,7 +159,7 @@ class TeacherCache:
             self._places.update((key, (number, place)) for place, key in enumerate(shard.keys))
 
     @classmethod
-    def open(cls, folder: str | Path) -> TeacherCache:
+    def open(cls, folder: str | Path) -> CacheReader:
         """Open a finished cache.
 
         Args:
@@ -171,10 +170,12 @@ class TeacherCache:
         """
         folder = Path(folder)
         manifest = runs.read_manifest(folder)
-        if manifest["stage"] != STAGE:
-            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of {STAGE}")
+        if manifest["stage"] != TEACHER_CACHE_STAGE:
+            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of {TEACHER_CACHE_STAGE}")
         if not (folder / INDEX).exists():
-            raise UserError(f"{folder}: the teacher's cache is not finished; run the same  sailkit {STAGE}  again")
+            raise UserError(
+                f"{folder}: the teacher's cache is not finished; run the same  sailkit {TEACHER_CACHE_STAGE}  again"
+            )
         return cls(folder, manifest["settings"], read_index(folder))
 
     def __len__(self) -> int:
@@ -206,11 +207,11 @@ class TeacherCache:
 
     def find(self, prompt_ids: Sequence[int], completion: str) -> tuple[int, int]:
         """Where a completion is: its shard and row; no shard is read. Arguments and errors are those of `get`."""
-        place = self._places.get(pair_key(prompt_ids, completion))
+        place = self._places.get(completion_key(prompt_ids, completion))
         if place is None:
             raise UserError(
                 f"{self.folder} is a cache of other completions: {completion[:40]!r} is not there behind this prompt; "
-                f"run  sailkit {STAGE}  on these data"
+                f"run  sailkit {TEACHER_CACHE_STAGE}  on these data"
             )
         return place
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sailkit.cluster import Job, Pool
 from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
-from sailkit.distillation.pairs import Pair
+from sailkit.distillation.records import TeacherExample
 from sailkit.models.base import ModelOptions
 
 if TYPE_CHECKING:
@@ -45,5 +45,5 @@ def _pack(teacher: Teacher, file: list[list[dict[str, Any]]]) -> bytes:
     return packed(teacher, [[_pair(**row) for row in batch] for batch in file])
 
 
-def _pair(name: str, prompt: list[int], tokens: list[int], completion: str) -> Pair:
-    return Pair(name, tuple(prompt), tuple(tokens), completion)
+def _pair(name: str, prompt: list[int], tokens: list[int], completion: str) -> TeacherExample:
+    return TeacherExample(name, tuple(prompt), tuple(tokens), completion)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from sailkit import runs
 from sailkit.data.exports import HELD_OUT, example_row
-from sailkit.distillation.estimate import plan
-from sailkit.distillation.recipe import Distillation, read_distillation
+from sailkit.distillation.estimate import plan_distillation
+from sailkit.distillation.recipe import DistillationRecipe, read_distillation_recipe
 from sailkit.distillation.steps import STUDENT, Work
 from sailkit.files import jsonl
 from sailkit.models.base import is_endpoint
@@ -87,9 +87,9 @@ def distill(
         "teacher_tokenizer": str(teacher_tokenizer) if teacher_tokenizer else None,
         "teacher_outputs": str(teacher_outputs) if teacher_outputs else None,
     }  # fmt: skip
-    told = read_distillation(recipe, changes, set or ())
+    told = read_distillation_recipe(recipe, changes, set or ())
     if dry_run:
-        return plan(told, tokens_per_second)
+        return plan_distillation(told, tokens_per_second)
     out = check_target("distill", out, push)
     with process_group() as processes:
         figures = _distill(told, out, cache, processes)
@@ -98,7 +98,7 @@ def distill(
     return {**figures, "pushed": push_to_hub(out / STUDENT / MODEL, push)}
 
 
-def _distill(told: Distillation, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
+def _distill(told: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         date = processes.broadcast(_date(told, out, cache))
         told = replace(told, student=replace(told.student, date=date))
@@ -122,14 +122,14 @@ def _distill(told: Distillation, out: Path, cache: Path | None, processes: Proce
         return processes.broadcast(figures)
 
 
-def _date(told: Distillation, out: Path, cache: Path | None) -> str:
+def _date(told: DistillationRecipe, out: Path, cache: Path | None) -> str:
     """The day for chat templates that read the clock: one for teacher and student."""
     kept = runs.setting_of(out, "recipe", "student", "date") or (cache and runs.setting_of(cache, "date"))
     return str(told.student.date or kept or today())
 
 
 @contextlib.contextmanager
-def _opened(told: Distillation, out: Path, cache: Path | None) -> Iterator[None]:
+def _opened(told: DistillationRecipe, out: Path, cache: Path | None) -> Iterator[None]:
     tokenizers = [*filter(None, (told.teacher_tokenizer, told.teacher, told.student.model))]
     if not any(reads_clock(config_and_tokenizer(str(name), [])[1]) for name in tokenizers):
         told = replace(told, student=replace(told.student, date=None))

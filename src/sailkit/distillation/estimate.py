@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sailkit.data.exports import HELD_OUT, TRAIN
-from sailkit.distillation.recipe import Distillation
-from sailkit.distillation.students import evenly
+from sailkit.distillation.layers import evenly_spaced_layers
+from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.errors import UserError
 from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
@@ -24,7 +24,7 @@ _ENTRY = {"float16": 4, "float32": 6}
 _POSITION = 13
 
 
-def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str, Any]:
+def plan_distillation(told: DistillationRecipe, tokens_per_second: float | None = None) -> dict[str, Any]:
     """Check a recipe and say what its run would take.
 
     Args:
@@ -77,7 +77,7 @@ def plan(told: Distillation, tokens_per_second: float | None = None) -> dict[str
     }
 
 
-def fitting(told: Distillation, folder: Path) -> Any:
+def fitting(told: DistillationRecipe, folder: Path) -> Any:
     """Check that a recipe fits its student, on the meta device.
 
     Args:
@@ -105,7 +105,7 @@ def fitting(told: Distillation, folder: Path) -> Any:
 def _cut(config: Any, layers: int | None) -> None:
     """Give a config so many layers instead of those that it has."""
     if layers is not None:
-        evenly(config.get_text_config().num_hidden_layers, layers)
+        evenly_spaced_layers(config.get_text_config().num_hidden_layers, layers)
         config.get_text_config().num_hidden_layers = layers
 
 
@@ -116,7 +116,7 @@ def _trained_style(teacher: str) -> str | None:
 
 
 def _without_teacher(
-    told: Distillation,
+    told: DistillationRecipe,
     ours: Any,
     theirs: Any,
     config: Any,
@@ -124,20 +124,26 @@ def _without_teacher(
     data: Mapping[str, Sequence[TrainingExample]],
 ) -> dict[str, Any]:
     """Rows that the teacher cannot teach, as far as the tokenizers tell: nobody knows what it will answer."""
-    from sailkit.distillation.sides import Sides, check_taught, reasons, without_teacher, worded
+    from sailkit.distillation.completions import (
+        TokenizerPair,
+        check_any_taught,
+        reasons,
+        with_teacher_wording,
+        without_teacher,
+    )
     from sailkit.distillation.teacher import room
 
     names = "rows_without_teacher", "held_out_rows_without_teacher", "without_teacher"
     if ours is None or theirs is None:
         return dict.fromkeys(names)
-    sides = Sides(theirs, ours, min(told.settings.max_length, room(config, theirs)), style)
+    sides = TokenizerPair(theirs, ours, min(told.settings.max_length, room(config, theirs)), style)
     counts: dict[str, dict[str, int]] = {TRAIN: {}, HELD_OUT: {}}
     for name, examples in data.items():
         if name == HELD_OUT or told.method == "logits":
-            mine = [worded(one, told.student.style, style) for one in examples]
+            mine = [with_teacher_wording(one, told.student.style, style) for one in examples]
             rows = sides.read(prepare(mine, ours, told.student.max_length, may_be_empty=True))
             if name == TRAIN:
-                check_taught(rows)
+                check_any_taught(rows)
             counts[name] = reasons(without_teacher(rows))
     both = sum((Counter(one) for one in counts.values()), Counter[str]())
     return dict(zip(names, (*(sum(one.values()) for one in counts.values()), dict(both)), strict=True))

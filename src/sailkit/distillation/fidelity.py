@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sailkit.distillation.rows import NONE, Targets
+from sailkit.distillation.records import NONE, Targets
 from sailkit.stats.intervals import Floats
 from sailkit.stats.metrics import kappa_of
 from sailkit.training.tokenise import IGNORED, Prepared
@@ -35,13 +35,13 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
     """
     import torch
 
-    from sailkit.distillation.loss import CHUNK, Table, figures_of, plain_head
+    from sailkit.distillation.loss import CHUNK, TargetTable, loss_parts, plain_head
     from sailkit.models.rope import rope_lengths
 
     head = plain_head(model)
     device = head.weight.device
     labels = [[label for label in row if label != IGNORED] for row in prepared.labels]
-    table = Table((targets, np.array([label for row in labels for label in row])))
+    table = TargetTable((targets, np.array([label for row in labels for label in row])))
     best = _likeliest(targets)
     found: list[dict[str, Any]] = [{} for _ in prepared.examples]
     with torch.no_grad():
@@ -63,7 +63,7 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
                     logits = torch.nn.functional.linear(inputs[here], head.weight, head.bias).float()
                     top = logits[:, :columns].argmax(-1).cpu().numpy()
                     right += int((top == best[numbers[here].numpy()]).sum())
-                    parts = figures_of(logits, wanted.part(here), columns)
+                    parts = loss_parts(logits, wanted.part(here), columns)
                     sums += torch.stack([parts.kl, parts.aimed, parts.cross_entropy]).cpu()
                 kl, aimed, cross_entropy = sums.tolist()
                 found[i] = {

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sailkit.distillation.cache import pack
-from sailkit.distillation.pairs import Pair
+from sailkit.distillation.records import TeacherExample
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions, is_endpoint
 
 if TYPE_CHECKING:
     from sailkit.distillation.teacher import Teacher
 
-File = Sequence[Sequence[Pair]]  # its batches
-Done = Callable[[Sequence[Pair]], None]
+File = Sequence[Sequence[TeacherExample]]  # its batches
+Done = Callable[[Sequence[TeacherExample]], None]
 # The bytes of each file, in order; here, or on a cluster.
 Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
 
@@ -28,7 +28,7 @@ class TeacherOptions:
     Attributes:
         model: How to load and run it.
         tokenizer: The folder of an endpoint's tokenizer.
-        k: See `sailkit.distillation.teacher.Kept`.
+        k: See `sailkit.distillation.teacher.TopK`.
         top_p: Likewise.
         precision: Likewise.
     """
@@ -58,14 +58,14 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
     Raises:
         UserError: It cannot be loaded, or the options do not go with it.
     """
-    from sailkit.distillation.teacher import Kept, LocalTeacher
+    from sailkit.distillation.teacher import LocalTeacher, TopK
 
     check_tokenizer(name, options.tokenizer)
-    kept = Kept(options.k, options.top_p, options.precision)
+    kept = TopK(options.k, options.top_p, options.precision)
     if is_endpoint(name):
-        from sailkit.distillation.server_teacher import EchoTeacher
+        from sailkit.distillation.server_teacher import ServerTeacher
 
-        return EchoTeacher(name, options.model, Path(options.tokenizer or ""), kept)
+        return ServerTeacher(name, options.model, Path(options.tokenizer or ""), kept)
     from sailkit.models.local import LocalModel
 
     return LocalTeacher(LocalModel.from_name(name, options.model), kept)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sailkit.distillation.rows import NONE, Ints, Targets
+from sailkit.distillation.records import NONE, IntArray, Targets
 from sailkit.errors import UserError
 
 PADDING = -1  # in place of a token id
@@ -20,7 +20,7 @@ INFINITY = float("inf")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetBatch:
     """What is wanted of a student at n positions.
 
     Attributes:
@@ -37,15 +37,15 @@ class Wanted:
     tail: torch.Tensor
     has: torch.Tensor
 
-    def part(self, which: slice) -> Wanted:
+    def part(self, which: slice) -> TargetBatch:
         """Some of the positions."""
-        return Wanted(self.labels[which], self.ids[which], self.probs[which], self.tail[which], self.has[which])
+        return TargetBatch(self.labels[which], self.ids[which], self.probs[which], self.tail[which], self.has[which])
 
 
-class Table:
+class TargetTable:
     """The targets of one or more data sets, whose positions are numbered on."""
 
-    def __init__(self, *parts: tuple[Targets, Ints]) -> None:
+    def __init__(self, *parts: tuple[Targets, IntArray]) -> None:
         """Hold them as tensors.
 
         Args:
@@ -69,7 +69,7 @@ class Table:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def at(self, places: torch.Tensor) -> Wanted:
+    def at(self, places: torch.Tensor) -> TargetBatch:
         """What is wanted at some positions, on their device.
 
         Args:
@@ -85,7 +85,7 @@ class Table:
         ids = torch.full(listed.shape, PADDING).masked_scatter_(listed, self._ids[entries].long())
         probs = torch.zeros(listed.shape).masked_scatter_(listed, self._probs[entries].float())
         made = self._labels[places], ids, probs, self._tail[places] * has, has
-        return Wanted(*(one.to(device) for one in made))
+        return TargetBatch(*(one.to(device) for one in made))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def distillation_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    wanted: Wanted,
+    wanted: TargetBatch,
     *,
     ce_weight: float,
     columns: int,
@@ -136,7 +136,7 @@ def distillation_loss(
     return loss, Figures(*figures.unbind())
 
 
-def figures_of(logits: torch.Tensor, wanted: Wanted, columns: int) -> Figures:
+def loss_parts(logits: torch.Tensor, wanted: TargetBatch, columns: int) -> Figures:
     """The parts of the loss, from logits that are there already, in float32 at least; they are overwritten.
 
     Args:
@@ -156,7 +156,7 @@ class _Walk(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        wanted: Wanted,
+        wanted: TargetBatch,
         ce_weight: float,
         columns: int,
         chunk: int,
@@ -215,7 +215,7 @@ class _Walk(torch.autograd.Function):
 
 def _chunk(
     logits: torch.Tensor,
-    wanted: Wanted,
+    wanted: TargetBatch,
     ce_weight: float,
     columns: int,
     slope: bool,

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sailkit.distillation.align import Stream, Vocabulary
-from sailkit.distillation.rows import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
+from sailkit.distillation.align import ByteStream, Vocabulary
+from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
 from sailkit.errors import UserError
 
 _LONGEST = 256  # bytes that one student token may span
@@ -54,7 +54,7 @@ class Projection:
     def __post_init__(self) -> None:
         self.same = self.teacher.fingerprint == self.student.fingerprint
 
-    def learn(self, pairs: Iterable[tuple[Stream, Stream]]) -> None:
+    def learn(self, pairs: Iterable[tuple[ByteStream, ByteStream]]) -> None:
         """See which of the student's tokens each of the teacher's becomes where the text goes on.
 
         A teacher's token that the text does not go on with has no next distribution to follow: `inform` alone would
@@ -75,7 +75,7 @@ class Projection:
             whole = seen.total()
             self._habits[token] = [(ours, n / whole) for ours, n in seen.items()]
 
-    def row(self, said: TeacherRow, theirs: Stream, ours: Stream) -> list[Target]:
+    def row(self, said: TeacherRow, theirs: ByteStream, ours: ByteStream) -> list[Target]:
         """The targets of one completion, one for each supervised token of the student.
 
         Args:
@@ -136,7 +136,7 @@ class _Row:
     """One completion, on both sides."""
 
     def __init__(
-        self, projection: Projection, lists: Sequence[tuple[Entries, float]], theirs: Stream, ours: Stream
+        self, projection: Projection, lists: Sequence[tuple[Entries, float]], theirs: ByteStream, ours: ByteStream
     ) -> None:
         self.projection = projection
         self.lists, self.theirs, self.ours = lists, theirs, ours

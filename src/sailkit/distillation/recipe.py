@@ -19,7 +19,7 @@ _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outp
 
 
 @dataclass(frozen=True)
-class Settings:
+class DistillationSettings:
     """How a teacher's word is taken down and taken up; the key `distillation`.
 
     Attributes:
@@ -44,7 +44,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Distillation:
+class DistillationRecipe:
     """Who learns what from whom.
 
     Attributes:
@@ -56,7 +56,7 @@ class Distillation:
         teacher_tokenizer: A folder; needed where the teacher is an endpoint.
         teacher_outputs: A file with the teacher's answers, a list of {prompt, response}.
         student_layers: Make the student from the teacher itself by keeping so many layers, evenly spaced.
-        settings: See `Settings`.
+        settings: See `DistillationSettings`.
     """
 
     method: Method
@@ -66,7 +66,7 @@ class Distillation:
     teacher_tokenizer: Path | None = None
     teacher_outputs: Path | None = None
     student_layers: int | None = None
-    settings: Settings = field(default_factory=Settings)
+    settings: DistillationSettings = field(default_factory=DistillationSettings)
 
     def settings_row(self) -> dict[str, Any]:
         """All that decides the result, for the manifest."""
@@ -82,7 +82,9 @@ class Distillation:
         return 1.0 if self.method == "both" else 0.1
 
 
-def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Distillation:
+def read_distillation_recipe(
+    path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()
+) -> DistillationRecipe:
     """Read a recipe and change it; see `sailkit.training.recipe.read_recipe`.
 
     Raises:
@@ -116,7 +118,7 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
         if own[name] is not None and not isinstance(own[name], str):
             raise UserError(f"{where}: {name} should be a path, not {own[name]!r}")
     tokenizer = own["teacher_tokenizer"]
-    return Distillation(
+    return DistillationRecipe(
         method=method,
         teacher=own["teacher"],
         student=checked(told, where),
@@ -128,12 +130,12 @@ def read_distillation(path: Path | None, changes: Mapping[str, Any], assignments
     )
 
 
-def _settings(told: Any, where: str) -> Settings:
+def _settings(told: Any, where: str) -> DistillationSettings:
     if not isinstance(told, dict):
         raise UserError(f"{where} should be a mapping")
-    names = [one.name for one in dataclasses.fields(Settings)]
+    names = [one.name for one in dataclasses.fields(DistillationSettings)]
     known(told, names, where)
-    found = Settings(**told)
+    found = DistillationSettings(**told)
     for name in ("k", "max_length", "max_new_tokens"):
         value = getattr(found, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import __version__
-from sailkit.distillation.results import WHO, Distilled, Paired, estimates, paired, read
+from sailkit.distillation.results import WHO, Distillation, StudentComparison, compare_students, estimates, read
 from sailkit.distillation.steps import STUDENT
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -54,7 +54,7 @@ class _Shown:
     """One run, and what it is called on the page."""
 
     name: str
-    run: Distilled
+    run: Distillation
     found: dict[str, dict[str, Estimate | None]]
 
 
@@ -91,13 +91,15 @@ def write(folders: Sequence[Path], out: Path, title: str | None = None, seed: in
     return {"html": str(places[0]), "markdown": str(places[1]), "verdict": "; ".join(content["verdicts"])}
 
 
-def _about(run: Distilled) -> str:
+def _about(run: Distillation) -> str:
     layers = f", {run.figures['student_layers']} of its layers" if run.figures["student_layers"] else ""
     return f"Distillation of {run.figures['teacher'] or 'recorded answers'} into {run.figures['student']}{layers}"
 
 
 def _content(shown: Sequence[_Shown], seed: int) -> dict[str, Any]:
-    pairs = [(one, paired(shown[0].run, one.run, seed)) for one in shown[1:] if shown[0].run.ids and one.run.ids]
+    pairs = [
+        (one, compare_students(shown[0].run, one.run, seed)) for one in shown[1:] if shown[0].run.ids and one.run.ids
+    ]
     students = [one.run.folder / STUDENT for one in shown]
     cards = [card for folder in students for card in _json(folder / DATA_CARDS).get("data", ())]
     plotted = [
@@ -132,7 +134,7 @@ def _content(shown: Sequence[_Shown], seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def headline(run: Distilled, found: dict[str, dict[str, Estimate | None]]) -> str:
+def headline(run: Distillation, found: dict[str, dict[str, Estimate | None]]) -> str:
     """Whether the student came nearer to its teacher, in one sentence that says no more than the intervals do.
 
     Args:
@@ -160,7 +162,7 @@ def headline(run: Distilled, found: dict[str, dict[str, Estimate | None]]) -> st
     return f"{said}, on {rows:,} held-out rows"
 
 
-def verdict(first: str, other: str, pair: Paired) -> str:
+def verdict(first: str, other: str, pair: StudentComparison) -> str:
     """Which of two students is nearer to the teacher, in one sentence.
 
     Args:
@@ -180,7 +182,7 @@ def verdict(first: str, other: str, pair: Paired) -> str:
     return f"{first} is {'nearer to' if gap.value < 0 else 'further from'} the teacher than {other} ({words})"
 
 
-def _leads(run: Distilled) -> list[tuple[str, str]]:
+def _leads(run: Distillation) -> list[tuple[str, str]]:
     found = []
     for name, title in _TITLES.items():
         values = [run.said(who, name) for who in WHO]
@@ -214,7 +216,9 @@ def _fidelity(shown: Sequence[_Shown]) -> list[tuple[str, list[tuple[str, list[C
     return [(f"Of {len(shown[0].run.ids):,} held-out rows", [(title, rows[0][1]) for title, rows in known.items()])]
 
 
-def _pairs(first: str, pairs: Sequence[tuple[_Shown, Paired]]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
+def _pairs(
+    first: str, pairs: Sequence[tuple[_Shown, StudentComparison]]
+) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
     return [
         (
             f"{first} minus {one.name}, {pair.rows:,} rows of both",
@@ -260,13 +264,13 @@ def _table(columns: Sequence[Sequence[tuple[str, Any]]]) -> list[tuple[str, list
     return [(name, [str(own.get(name, "–")) for own in held]) for name in names]
 
 
-def _facts(all_runs: Sequence[Distilled]) -> list[tuple[str, list[str | None]]]:
+def _facts(all_runs: Sequence[Distillation]) -> list[tuple[str, list[str | None]]]:
     known = [{**run.manifest["settings"], **run.manifest["environment"]} for run in all_runs]
     rows = [(title, [page.fact(name, own) for own in known]) for name, title in _FACTS.items()]
     return [(title, values) for title, values in rows if any(values) or title == "git revision"]
 
 
-def _limits(all_runs: Sequence[Distilled], seed: int) -> list[str]:
+def _limits(all_runs: Sequence[Distillation], seed: int) -> list[str]:
     """What the figures do not show, in sentences."""
     measured = [run for run in all_runs if run.ids]
     found = [

@@ -20,7 +20,7 @@ from sailkit.files import jsonl
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, Floats, bounded, interval, resampled_sums
 
 STAGE = "distill"
-COLUMNS = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
+SUM_NAMES = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
 # Figure -> the sums that it is the first of, over all the others; kappa is made of the same flags.
 _SHARES = {
     "kl": (("kl",), ("aimed",)),
@@ -30,21 +30,21 @@ _SHARES = {
 }
 KAPPA = "verification_kappa"
 _BOUNDED = {"agreement": 0.0, "verification_agreement": 0.0, KAPPA: -1.0}  # the least that they can be; the most is 1
-FIGURES = (*_SHARES, KAPPA)
+FIGURE_NAMES = (*_SHARES, KAPPA)
 WHO = ("base", "tuned")
 _OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_style")  # settings that decide targets
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distillation:
     """A finished run of distill.
 
     Attributes:
         folder: The run's.
         manifest: Its manifest.
         figures: Those of metrics.json.
-        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `COLUMNS`; empty where the student
-            was not compared with its teacher.
+        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `SUM_NAMES`; empty where
+            the student was not compared with its teacher.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Distilled:
 
 
 @dataclass(frozen=True)
-class Paired:
+class StudentComparison:
     """Two runs on the same held-out rows.
 
     Attributes:
@@ -82,12 +82,12 @@ class Paired:
     other_settings: str = ""
 
 
-def is_distilled(folder: Path) -> bool:
+def is_distillation(folder: Path) -> bool:
     """Whether a folder is a run of distill."""
     return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == STAGE
 
 
-def read(folder: Path) -> Distilled:
+def read(folder: Path) -> Distillation:
     """Read a run folder.
 
     Raises:
@@ -109,7 +109,7 @@ def read(folder: Path) -> Distilled:
             raise UserError(f"{folder / FIDELITY}: damaged ({type(error).__name__}: {error})") from None
         if list(sums["base"]) != list(sums["tuned"]):
             raise UserError(f"{folder / FIDELITY}: the rows before and after training are not the same")
-    return Distilled(folder, manifest, figures, sums)
+    return Distillation(folder, manifest, figures, sums)
 
 
 def _sums(row: Mapping[str, Any]) -> tuple[float, ...]:
@@ -125,7 +125,7 @@ def _check(told: Mapping[str, Any], found: Mapping[str, float | None], folder: P
             )
 
 
-def estimates(run: Distilled, seed: int = 0) -> dict[str, dict[str, Estimate | None]]:
+def estimates(run: Distillation, seed: int = 0) -> dict[str, dict[str, Estimate | None]]:
     """The figures before and after training, and by how much they changed on the same rows.
 
     Args:
@@ -137,12 +137,12 @@ def estimates(run: Distilled, seed: int = 0) -> dict[str, dict[str, Estimate | N
         than `LEAST_ROWS` rows.
     """
     if len(run.ids) < LEAST_ROWS:
-        return {who: dict.fromkeys(FIGURES) for who in (*WHO, "change")}
+        return {who: dict.fromkeys(FIGURE_NAMES) for who in (*WHO, "change")}
     table = np.array([[run.sums[who][name] for name in run.ids] for who in WHO])
     return {**_each(table, seed), "change": _gap(table[::-1], seed)}
 
 
-def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
+def compare_students(first: Distillation, other: Distillation, seed: int = 0) -> StudentComparison:
     """Compare two students on the held-out rows that both were measured on.
 
     Args:
@@ -152,17 +152,19 @@ def paired(first: Distilled, other: Distilled, seed: int = 0) -> Paired:
     """
     texts = [_held_out(run) for run in (first, other)]
     shared = [name for name in first.ids if name in other.sums.get("tuned", {}) and _same(name, *texts)]
-    nothing: dict[str, Estimate | None] = dict.fromkeys(FIGURES)
+    nothing: dict[str, Estimate | None] = dict.fromkeys(FIGURE_NAMES)
     if _teacher(first) != _teacher(other):
-        return Paired(len(shared), "their teachers differ", "", nothing)
+        return StudentComparison(len(shared), "their teachers differ", "", nothing)
     if len(shared) < LEAST_ROWS:
-        return Paired(len(shared), f"they share {len(shared)} held-out rows, too few to tell", "", nothing)
+        return StudentComparison(len(shared), f"they share {len(shared)} held-out rows, too few to tell", "", nothing)
     table = np.array([[run.sums["tuned"][name] for name in shared] for run in (first, other)])
-    if not np.array_equal(*table[:, :, COLUMNS.index("positions")]):
+    if not np.array_equal(*table[:, :, SUM_NAMES.index("positions")]):
         why = "their students cut the held-out words into other tokens, and figures for each token do not compare"
-        return Paired(len(shared), why, "", nothing)
+        return StudentComparison(len(shared), why, "", nothing)
     gaps, settings = _gap(table, seed), _other_settings(first, other)
-    return Paired(len(shared), "", _other_targets(first, other), gaps | ({"kl": None} if settings else {}), settings)
+    return StudentComparison(
+        len(shared), "", _other_targets(first, other), gaps | ({"kl": None} if settings else {}), settings
+    )
 
 
 def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
@@ -171,7 +173,7 @@ def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
     return {
         who: {
             name: _estimate(name, _figure(table[i].sum(0), name), _figure(drawn[i], name), table.shape[1])
-            for name in FIGURES
+            for name in FIGURE_NAMES
         }
         for i, who in enumerate(WHO)
     }
@@ -189,7 +191,7 @@ def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
             table.shape[1],
             difference=True,
         )
-        for name in FIGURES
+        for name in FIGURE_NAMES
     }
 
 
@@ -197,7 +199,7 @@ def _figure(sums: Floats, name: str) -> Any:
     """A figure of sums over rows; shape (..., columns) to (...); no number where it is not defined."""
 
     def counted(columns: Sequence[str]) -> Floats:
-        return np.asarray(sums[..., [COLUMNS.index(column) for column in columns]])
+        return np.asarray(sums[..., [SUM_NAMES.index(column) for column in columns]])
 
     if name == KAPPA:
         return flags_kappa(counted(FLAGS))
@@ -215,7 +217,7 @@ def _estimate(name: str, value: Any, drawn: Floats, rows: int, *, difference: bo
     return Estimate(float(value), *interval(known, rows))
 
 
-def _held_out(run: Distilled) -> dict[str, dict[str, Any]]:
+def _held_out(run: Distillation) -> dict[str, dict[str, Any]]:
     """The held-out rows as the student was given them, by id."""
     file = run.folder / DATA / HELD_OUT
     return {str(row.get("id")): row for _, row in jsonl.read_rows(file)} if file.exists() else {}
@@ -227,13 +229,13 @@ def _same(name: str, first: Mapping[str, dict[str, Any]], other: Mapping[str, di
     return rows[0] is not None and rows[0] == rows[1]
 
 
-def _teacher(run: Distilled) -> tuple[Any, ...]:
+def _teacher(run: Distillation) -> tuple[Any, ...]:
     settings = run.manifest["settings"]
     digests = tuple(settings.get(f"teacher_{what}_sha256") for what in ("weights", "tokenizer", "config"))
     return digests if any(digests) else (settings["recipe"]["teacher"],)
 
 
-def _other_targets(first: Distilled, other: Distilled) -> str:
+def _other_targets(first: Distillation, other: Distillation) -> str:
     if (made := _targets(first)) is not None and made == _targets(other):
         return ""
     if settings := _other_settings(first, other):
@@ -244,7 +246,7 @@ def _other_targets(first: Distilled, other: Distilled) -> str:
     )
 
 
-def _other_settings(first: Distilled, other: Distilled) -> str:
+def _other_settings(first: Distillation, other: Distillation) -> str:
     """The settings of the targets that differ, with both values."""
     recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
     told = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
@@ -252,7 +254,7 @@ def _other_settings(first: Distilled, other: Distilled) -> str:
     return ", ".join(f"{name} ({told[0][name]} and {told[1].get(name)})" for name in differ)
 
 
-def _targets(run: Distilled) -> str | None:
+def _targets(run: Distillation) -> str | None:
     """sha256 of the held-out targets without their header, which says how they were made."""
     file = run.folder / TARGETS.format(HELD_OUT.removesuffix(".jsonl"))
     if not file.exists():

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sailkit.distillation.pairs import Pair
-from sailkit.distillation.rows import TeacherRow
-from sailkit.distillation.teacher import Kept, room
+from sailkit.distillation.records import TeacherExample, TeacherRow
+from sailkit.distillation.teacher import TopK, room
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.completions import Answer, read_choice
@@ -61,13 +60,13 @@ class _EchoClient(ChatClient):
         return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower `k`")
 
 
-class EchoTeacher:
+class ServerTeacher:
     """A teacher behind a server, asked for the log-probabilities of given tokens.
 
     The server keeps no more than it lists: the rest of a position is one minus what it lists.
     """
 
-    def __init__(self, name: str, options: ModelOptions, folder: Path, kept: Kept) -> None:
+    def __init__(self, name: str, options: ModelOptions, folder: Path, kept: TopK) -> None:
         """Prepare to ask; nothing is sent.
 
         Args:
@@ -111,12 +110,12 @@ class EchoTeacher:
             **({"date": self._date} if self._date else {}),
         }
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Batches in order; the server makes its own."""
         size = _BATCHES * self._client.options.concurrency
         return [list(range(i, min(i + size, len(pairs)))) for i in range(0, len(pairs), size)]
 
-    def rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
+    def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
         """What the teacher thinks of the pairs of one batch.
 
         Raises:
@@ -135,13 +134,13 @@ class EchoTeacher:
                 raise UserError(f"{self.name} refuses example {pair.name!r}: {reason}; take that row out of the data")
         return [self._row(pair, found[str(i)].choice) for i, pair in enumerate(pairs)]
 
-    def _body(self, pair: Pair) -> Body:
+    def _body(self, pair: TeacherExample) -> Body:
         k = min(self._kept.k, self._size)
         more = {"prompt_logprobs": k, "return_tokens_as_token_ids": True}
         body: Body = {"model": self._model, "prompt": list(pair.prompt + pair.tokens), "temperature": 0}
         return body | {"max_tokens": 1, "echo": True, "logprobs": k, "extra_body": more}
 
-    def _row(self, pair: Pair, choice: Mapping[str, Any]) -> TeacherRow:
+    def _row(self, pair: TeacherExample, choice: Mapping[str, Any]) -> TeacherRow:
         whole, start = pair.prompt + pair.tokens, len(pair.prompt)
         try:
             listed = _by_id(choice, len(whole))[start : len(whole)]

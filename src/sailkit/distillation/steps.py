@@ -11,11 +11,19 @@ from typing import Any
 from sailkit import runs
 from sailkit.data.build import CARD, write_rows
 from sailkit.data.exports import HELD_OUT, TRAIN, example_row
+from sailkit.distillation.completions import (
+    TokenizerPair,
+    WithoutTeacher,
+    check_any_taught,
+    notify,
+    save,
+    with_teacher_wording,
+    without_teacher,
+)
 from sailkit.distillation.estimate import fitting
 from sailkit.distillation.fidelity import fidelity, flagged, means
 from sailkit.distillation.load import check_tokenizer
-from sailkit.distillation.recipe import Distillation
-from sailkit.distillation.sides import Sides, WithoutTeacher, check_taught, notify, save, without_teacher, worded
+from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.distillation.teacher_answers import teacher_answers
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -44,14 +52,14 @@ FIDELITY = "fidelity.jsonl"  # a row for each held-out example
 class Work:
     """The steps of a distillation, each in its own folder, each gone on with where it stopped."""
 
-    def __init__(self, told: Distillation, out: Path, cache: Path | None) -> None:
+    def __init__(self, told: DistillationRecipe, out: Path, cache: Path | None) -> None:
         self.told, self.out = told, out
         self.date = told.student.date
         self.logits = told.method != "sequence"
         self.cache = cache or out / CACHE
         self.own_cache = cache is None
         self.in_order = False  # whether given answers were told apart by their order alone
-        self.sides: Sides | None = None
+        self.sides: TokenizerPair | None = None
         self.without_teacher: dict[str, list[WithoutTeacher]] = {}  # of train.jsonl and held_out.jsonl
         self.readable = True  # whether the teacher can read any of the held-out rows
 
@@ -90,9 +98,9 @@ class Work:
             check_tokenizer(self.told.teacher, self.told.teacher_tokenizer)
         settings = {} if self.own_cache else self._opened().settings
         room, style = settings.get("max_length", self._room()), settings.get("style", self.teacher_style)
-        self.sides = Sides(self._teacher_tokenizer, tokenizer, room, style, settings.get("date", self.date))
+        self.sides = TokenizerPair(self._teacher_tokenizer, tokenizer, room, style, settings.get("date", self.date))
         rows = {name: self.sides.read(part) for name, part in read.items()}
-        check_taught(rows.get(TRAIN, ()))
+        check_any_taught(rows.get(TRAIN, ()))
         if self.told.method == "both":
             rows.pop(TRAIN)  # a word in place of answers that are not known yet
         self.without_teacher = {name: without_teacher(part) for name, part in rows.items()}
@@ -105,7 +113,7 @@ class Work:
             runs.notice(no_held_out_warning(told.student))
         notify(self.without_teacher)
         if told.student_layers is not None:
-            from sailkit.distillation.students import with_fewer_layers
+            from sailkit.distillation.layers import with_fewer_layers
 
             with_fewer_layers(resolve(told.teacher), told.student_layers, out / CUT)
         self._data()
@@ -157,7 +165,7 @@ class Work:
         return [replace(one, style=styles[one.id]) for one in read_data([str(self.out / ANSWERS)])]
 
     def _worded(self, one: TrainingExample) -> TrainingExample:
-        return worded(one, self.told.student.style, self.teacher_style)
+        return with_teacher_wording(one, self.told.student.style, self.teacher_style)
 
     @functools.cached_property
     def teacher_style(self) -> str | None:
@@ -236,9 +244,9 @@ class Work:
 
     def _opened(self) -> Any:
         """The teacher's cache, where it is the one that the recipe asks for."""
-        from sailkit.distillation.cache import TeacherCache
+        from sailkit.distillation.cache import CacheReader
 
-        opened = TeacherCache.open(self.cache)
+        opened = CacheReader.open(self.cache)
         asked = {name: getattr(self.told.settings, name) for name in ("k", "top_p", "precision")}
         if opened.settings.get("date"):
             asked["date"] = self.date
@@ -251,10 +259,10 @@ class Work:
 
     @functools.cached_property
     def _compiler(self) -> Any:
-        from sailkit.distillation.targets import Compiler
+        from sailkit.distillation.targets import TargetCompiler
 
         tokenizers = self._teacher_tokenizer, self._student_tokenizer
-        made = Compiler(self._opened(), *tokenizers, self.told.settings.min_mass)
+        made = TargetCompiler(self._opened(), *tokenizers, self.told.settings.min_mass)
         if is_main_process():
             same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
             runs.notice(f"teacher and student have {same}")

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from sailkit import runs
-from sailkit.distillation.align import Stream, ends_of
-from sailkit.distillation.cache import TeacherCache
-from sailkit.distillation.pairs import Pair
+from sailkit.distillation.align import ByteStream, end_tokens
+from sailkit.distillation.cache import CacheReader
+from sailkit.distillation.completions import AlignedCompletion, TokenizerPair, WithoutTeacher
 from sailkit.distillation.project import Projection, Target, collect
-from sailkit.distillation.rows import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
-from sailkit.distillation.sides import BothSides, Sides, WithoutTeacher
+from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, Targets, TeacherExample, TeacherRow
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.training.tokenise import IGNORED, Prepared
@@ -25,7 +24,7 @@ RULES = 1  # of alignment and projection; raise it when targets change
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledTargets:
     """The targets of a data set.
 
     Attributes:
@@ -37,10 +36,10 @@ class Compiled:
     figures: dict[str, Any]
 
 
-class Compiler:
+class TargetCompiler:
     """From a cache to targets, for one pair of tokenizers."""
 
-    def __init__(self, cache: TeacherCache, teacher_tokenizer: Any, student_tokenizer: Any, min_mass: float) -> None:
+    def __init__(self, cache: CacheReader, teacher_tokenizer: Any, student_tokenizer: Any, min_mass: float) -> None:
         """Prepare.
 
         Args:
@@ -52,7 +51,7 @@ class Compiler:
         self.cache = cache
         settings = cache.settings
         # The teacher has its own style; the words of the completion are the same in both.
-        self.sides = Sides(
+        self.sides = TokenizerPair(
             teacher_tokenizer, student_tokenizer, settings["max_length"], settings["style"], settings.get("date")
         )
         self.min_mass = min_mass
@@ -69,7 +68,7 @@ class Compiler:
         sides = {"teacher_tokens": teacher, "student_tokens": student}
         return {"cache": made, **sides, "min_mass": self.min_mass, "rules": RULES}
 
-    def compile(self, prepared: Prepared, file: Path, learn_from: Prepared | None = None) -> Compiled:
+    def compile(self, prepared: Prepared, file: Path, learn_from: Prepared | None = None) -> CompiledTargets:
         """The targets of a data set, read from a file that holds the same ones already, else written to it.
 
         Args:
@@ -85,17 +84,17 @@ class Compiler:
         if (found := _read(file, key)) is not None:
             return found
         rows = self._read(prepared)
-        taught = [one for one in rows if isinstance(one, BothSides)]
-        ends = ends_of(self.sides.teacher_tokenizer, (one.teacher for one in taught))
+        taught = [one for one in rows if isinstance(one, AlignedCompletion)]
+        ends = end_tokens(self.sides.teacher_tokenizer, (one.teacher for one in taught))
         projection = Projection(self.sides.teacher, self.sides.student, ends, self.min_mass)
         if not projection.same:
             # What habits are learnt from need not be in the cache: the teacher's own answers may be there instead.
             known = rows if learn_from is None else self.sides.read(learn_from)
-            projection.learn((one.teacher, one.student) for one in known if isinstance(one, BothSides))
+            projection.learn((one.teacher, one.student) for one in known if isinstance(one, AlignedCompletion))
         aimed = array("d")  # probability that each target lists
         targets = collect(self._rows(projection, prepared, rows, aimed))
         without = len(rows) - len(taught)
-        made = Compiled(targets, {**_coverage(targets, aimed, taught), "rows_without_teacher": without})
+        made = CompiledTargets(targets, {**_coverage(targets, aimed, taught), "rows_without_teacher": without})
         _write(file, key, made)
         return made
 
@@ -103,7 +102,7 @@ class Compiler:
         self,
         projection: Projection,
         prepared: Prepared,
-        sides: Sequence[BothSides | WithoutTeacher],
+        sides: Sequence[AlignedCompletion | WithoutTeacher],
         aimed: array[float],
     ) -> Iterator[list[Target]]:
         """The targets of each row; of the teacher's word no more than one row is held."""
@@ -117,22 +116,22 @@ class Compiler:
                 yield row
                 tick()
 
-    def _read(self, prepared: Prepared) -> list[BothSides | WithoutTeacher]:
+    def _read(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
         """Both sides of each example."""
         rows = self.sides.read(prepared)
         for one in rows:
-            if isinstance(one, BothSides):
+            if isinstance(one, AlignedCompletion):
                 self.cache.find(one.pair.prompt, one.pair.completion)  # now, and not after hours of aligning
         return rows
 
-    def _said(self, pair: Pair, name: str) -> TeacherRow:
+    def _said(self, pair: TeacherExample, name: str) -> TeacherRow:
         said = self.cache.get(pair.prompt, pair.completion)
         if tuple(said.tokens.tolist()) != pair.tokens:
             raise UserError(f"{self.cache.folder}: example {name!r} was tokenised in another way there")
         return said
 
 
-def _coverage(targets: Targets, aimed: array[float], taught: Sequence[BothSides]) -> dict[str, Any]:
+def _coverage(targets: Targets, aimed: array[float], taught: Sequence[AlignedCompletion]) -> dict[str, Any]:
     """How much of the teacher's word arrived in the student's tokens.
 
     Returns:
@@ -158,19 +157,19 @@ def _coverage(targets: Targets, aimed: array[float], taught: Sequence[BothSides]
     }
 
 
-def _spans(one: Stream) -> set[tuple[int, int]]:
+def _spans(one: ByteStream) -> set[tuple[int, int]]:
     """From where to where each token but the last reaches."""
     return set(zip(one.starts[:-1].tolist(), one.starts[1:].tolist(), strict=True))
 
 
-def _write(file: Path, key: str, made: Compiled) -> None:
+def _write(file: Path, key: str, made: CompiledTargets) -> None:
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in vars(made.targets).items()}
     jsonl.write_atomic(file, save(tensors, metadata={"made": jsonl.dumps({"key": key, "figures": made.figures})}))
 
 
-def _read(file: Path, key: str) -> Compiled | None:
+def _read(file: Path, key: str) -> CompiledTargets | None:
     from json import loads
 
     from safetensors import SafetensorError, safe_open
@@ -183,6 +182,6 @@ def _read(file: Path, key: str) -> Compiled | None:
             if told["key"] != key:
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return Compiled(Targets(**tensors), told["figures"])
+        return CompiledTargets(Targets(**tensors), told["figures"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None  # it is made again

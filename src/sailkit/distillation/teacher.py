@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sailkit.distillation.pairs import Pair
-from sailkit.distillation.rows import Floats, Ints, TeacherRow
+from sailkit.distillation.records import FloatArray, IntArray, TeacherExample, TeacherRow
 from sailkit.errors import UserError
 from sailkit.models.batching import batch_by_length
 from sailkit.models.checks import check_finite
@@ -23,7 +22,7 @@ _CHUNK_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
-class Kept:
+class TopK:
     """How much is kept of each position.
 
     Attributes:
@@ -36,7 +35,9 @@ class Kept:
     top_p: float
     precision: str
 
-    def row(self, tokens: Sequence[int], ids: Ints, logprobs: Floats, rest: Floats, observed: Floats) -> TeacherRow:
+    def row(
+        self, tokens: Sequence[int], ids: IntArray, logprobs: FloatArray, rest: FloatArray, observed: FloatArray
+    ) -> TeacherRow:
         """Cut what a teacher gave for one completion.
 
         Args:
@@ -83,10 +84,10 @@ class Teacher(Protocol):
     def describe(self) -> dict[str, Any]:
         """Everything about the teacher that decides its values, for the manifest."""
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Cut a whole data set into batches of indices; every pair is in one."""
 
-    def rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
+    def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
         """What it thinks of the pairs of one batch."""
 
 
@@ -97,7 +98,7 @@ class LocalTeacher:
     needed. The vocabulary head sees supervised positions only, and their log-softmax is computed in float32.
     """
 
-    def __init__(self, model: LocalModel, kept: Kept) -> None:
+    def __init__(self, model: LocalModel, kept: TopK) -> None:
         """Prepare a loaded model.
 
         Args:
@@ -117,7 +118,7 @@ class LocalTeacher:
         """Everything about the teacher that decides its values."""
         return {**self._model.describe(), "vocabulary": len(self._known), "pass_logits": _PASS_LOGITS}
 
-    def plan(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Batches of pairs of like length, longest first, within a budget of tokens and one of logits."""
         if strange := next((pair for pair in pairs if max(pair.prompt + pair.tokens) >= self._padded), None):
             raise UserError(
@@ -133,7 +134,7 @@ class LocalTeacher:
 
         return batch_by_length(lengths, self._model.batch_tokens, ties=prompts, fits=few_logits)
 
-    def rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
+    def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
         """What the teacher thinks of the pairs of one batch.
 
         Raises:
@@ -144,7 +145,7 @@ class LocalTeacher:
             rows |= zip(group, self._model.halving([pairs[i] for i in group], self._rows), strict=True)
         return [rows[i] for i in range(len(pairs))]
 
-    def _rows(self, pairs: Sequence[Pair]) -> list[TeacherRow]:
+    def _rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
         device = self._model.device
         # The last token is read for its position alone, where the length of a row means something.
         long = self._model.lengths.regime(len(pairs[0].whole)) > 0
@@ -169,7 +170,7 @@ class LocalTeacher:
 
     def _likeliest(
         self, logits: Any, wanted: Sequence[tuple[int, int]], tokens: Sequence[int]
-    ) -> tuple[Ints, Floats, Floats, Floats]:
+    ) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
         """The k likeliest tokens of each wanted place, their log-probabilities, the rest, and the observed ones."""
         device = logits.device
         # A matrix is often padded to a round number of rows; a row without a piece is no token.

@@ -94,7 +94,7 @@ def teacher_answers(
         return {**_finish(run, examples, said, len(train)), "in_order": in_order}
 
 
-def answered(example: TrainingExample, said: str) -> TrainingExample:
+def with_reply(example: TrainingExample, said: str) -> TrainingExample:
     """A training example whose completion is what a teacher said.
 
     Where it opens with the sentence that judges the search results, in the wording of the example's style, this is read
@@ -218,7 +218,7 @@ def _finish(
         if reason:
             dropped.append({"id": one.id, "reason": reason})
         else:
-            parts[place >= train].append(answered(one, row["text"]))
+            parts[place >= train].append(with_reply(one, row["text"]))
     if not parts[0]:
         raise UserError(f"{run.folder}: no answer is left to train on; the first was dropped: {dropped[0]['reason']}")
     for name, kept in zip((TRAIN, HELD_OUT), parts, strict=True):

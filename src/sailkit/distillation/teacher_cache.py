@@ -15,9 +15,9 @@ from sailkit import runs
 from sailkit.cluster import RayOptions
 from sailkit.data.build import write_rows
 from sailkit.data.exports import DROPPED, HELD_OUT
-from sailkit.distillation.cache import FORMAT, INDEX, STAGE, Shard, read_index, shard_name
+from sailkit.distillation.cache import INDEX, SHARD_FORMAT, TEACHER_CACHE_STAGE, Shard, read_index, shard_name
 from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
-from sailkit.distillation.pairs import Pair, distinct, pairs_of
+from sailkit.distillation.records import TeacherExample, teacher_examples, unique_completions
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.label import SHARD_WAIT, read_shard
@@ -113,8 +113,8 @@ def teacher_cache(
     if max_length is not None and max_length > reader.context:
         raise UserError(f"`max_length` {max_length}: {reader.name} takes {reader.context} tokens")
     prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown, described.get("date"))
-    every = pairs_of(prepared)
-    pairs = distinct(every)
+    every = teacher_examples(prepared)
+    pairs = unique_completions(every)
     # The whole is planned before anything is left to other machines: a value's low bits depend on its batch.
     files = _files(pairs, reader.plan(pairs), shard_tokens)
     settings = {
@@ -125,14 +125,14 @@ def teacher_cache(
         "k": k,
         "top_p": top_p,
         "precision": precision,
-        "format": FORMAT,
+        "format": SHARD_FORMAT,
         "shard_tokens": shard_tokens,
         "data_sha256": jsonl.fingerprint([pair.key.hex() for pair in every]),
         "n": len(every),
         "pairs": len(pairs),
     }
     wait = SHARD_WAIT if part else 0
-    with runs.open_run(out, STAGE, settings, wait=wait) as run:
+    with runs.open_run(out, TEACHER_CACHE_STAGE, settings, wait=wait) as run:
         if part is None:
             maker: Maker = _make_here
             if pool is not None:
@@ -143,9 +143,11 @@ def teacher_cache(
             return _finish(run, prepared, files, made)
     # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
     index, count = part
-    with runs.open_run(out / f"shard-{index + 1}-of-{count}", f"{STAGE} shard", {**settings, "shard": shard}):
+    with runs.open_run(
+        out / f"shard-{index + 1}-of-{count}", f"{TEACHER_CACHE_STAGE} shard", {**settings, "shard": shard}
+    ):
         made = _make(out, reader, pairs, files, range(index, len(files), count), _make_here)
-    with runs.open_run(out, STAGE, settings, wait=wait) as run:
+    with runs.open_run(out, TEACHER_CACHE_STAGE, settings, wait=wait) as run:
         return _finish(run, prepared, files, made)
 
 
@@ -172,7 +174,7 @@ def read_with(
     return prepare(styled, tokenizer, max_length, date, may_be_empty=may_be_empty)
 
 
-def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
+def _files(pairs: Sequence[TeacherExample], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
     """Whole batches, as many for each file as have no more than so many tokens; at least one."""
     files: list[list[list[int]]] = []
     size = 0
@@ -189,7 +191,7 @@ def _files(pairs: Sequence[Pair], batches: Sequence[Sequence[int]], tokens: int)
 def _make(
     folder: Path,
     teacher: Teacher,
-    pairs: Sequence[Pair],
+    pairs: Sequence[TeacherExample],
     files: Sequence[Sequence[Sequence[int]]],
     mine: Sequence[int],
     maker: Maker,
@@ -204,7 +206,7 @@ def _make(
     started, read = time.monotonic(), 0
     with runs.progress(f"asking {teacher.name}", total, total - todo) as tick:
 
-        def done(batch: Sequence[Pair]) -> None:
+        def done(batch: Sequence[TeacherExample]) -> None:
             nonlocal read
             read += sum(len(pair.inputs) for pair in batch)
             tick(len(batch), f"{read / (time.monotonic() - started):.0f} tokens/s")
@@ -220,7 +222,7 @@ def _make_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator
     return (packed(teacher, file, done) for file in files)
 
 
-def _is_made(path: Path, pairs: Sequence[Pair]) -> bool:
+def _is_made(path: Path, pairs: Sequence[TeacherExample]) -> bool:
     if not path.exists():
         return False
     if Shard(path).keys != [pair.key for pair in pairs]:

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from sailkit.distillation.loss import Figures, Table, causal_lm, distillation_loss, plain_head
-from sailkit.distillation.rows import Ints, Targets
+from sailkit.distillation.loss import Figures, TargetTable, causal_lm, distillation_loss, plain_head
+from sailkit.distillation.records import IntArray, Targets
 from sailkit.errors import UserError
 from sailkit.training.tokenise import IGNORED, Prepared
 from sailkit.training.trainer import Trainer
@@ -24,7 +24,7 @@ LossOfHead = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[t
 
 
 @dataclass
-class Distilled(ModelOutput):  # type: ignore[misc]
+class LossOutput(ModelOutput):  # type: ignore[misc]
     """What a pass returns that was told of a loss.
 
     Attributes:
@@ -79,7 +79,7 @@ class DistillTrainer(Trainer):
             begin = len(parts[0][1])
             parts.append((held_out_targets, *_numbered(held_out, held_out_targets, begin)))
             held_out = replace(held_out, labels=parts[1][2])
-        self._table = Table(*((part, labels) for part, labels, _ in parts))
+        self._table = TargetTable(*((part, labels) for part, labels, _ in parts))
         self._loss_of = functools.partial(distillation_loss, ce_weight=ce_weight, columns=columns)
         super().__init__(model=model, train=replace(train, labels=parts[0][2]), held_out=held_out, **more)
         if self.aux_loss_enabled:
@@ -127,7 +127,7 @@ def check_loss(args: Any) -> None:
         raise UserError("training: loss_type and label_smoothing_factor are not for distillation; leave them out")
 
 
-def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[Ints, tuple[tuple[int, ...], ...]]:
+def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[IntArray, tuple[tuple[int, ...], ...]]:
     """The supervised tokens of all rows, and rows whose labels are the numbers of their positions."""
     found = [[token for token in row if token != IGNORED] for row in prepared.labels]
     if [len(row) for row in found] != np.diff(targets.rows).tolist():
@@ -161,7 +161,7 @@ def _add_loss(model: Any) -> None:
             return whole(*args, **kwargs)
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         loss, parts = self.get_output_embeddings()(hidden[keep].to(head.weight.device), loss_of=loss_of)
-        return Distilled(loss=loss, figures=(parts.kl, parts.cross_entropy, parts.aimed, parts.right))
+        return LossOutput(loss=loss, figures=(parts.kl, parts.cross_entropy, parts.aimed, parts.right))
 
     head.forward = head_forward
     model.forward = types.MethodType(forward, model)

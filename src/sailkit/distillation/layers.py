@@ -11,7 +11,7 @@ from sailkit.models.sources import Source
 MADE_OF = "made_of.json"
 
 
-def evenly(layers: int, keep: int) -> list[int]:
+def evenly_spaced_layers(layers: int, keep: int) -> list[int]:
     """Which of so many layers are kept: the first, the last, and between them at even distances.
 
     Raises:
@@ -49,7 +49,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     config = model.config.get_text_config()
     if not isinstance(layers, torch.nn.ModuleList) or len(layers) != config.num_hidden_layers:
         raise UserError(f"{type(model).__name__} does not keep its layers in a list; choose a student with `model`")
-    kept = evenly(len(layers), keep)
+    kept = evenly_spaced_layers(len(layers), keep)
     inner.layers = torch.nn.ModuleList(layers[i] for i in kept)
     for place, layer in enumerate(inner.layers):
         if hasattr(layer, "self_attn"):

@@ -14,8 +14,8 @@ from typing import Any
 
 from sailkit import runs
 from sailkit.data.build import write_rows
-from sailkit.distillation.align import NotRepresentableError, Stream, Vocabulary, stream
-from sailkit.distillation.pairs import Pair, pairs_of
+from sailkit.distillation.align import ByteStream, NotRepresentableError, Vocabulary, stream
+from sailkit.distillation.records import TeacherExample, teacher_examples
 from sailkit.distillation.teacher_cache import read_with
 from sailkit.errors import UserError
 from sailkit.prompts.sail import completion
@@ -27,7 +27,7 @@ WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are learnt by cross-entro
 
 
 @dataclass(frozen=True)
-class BothSides:
+class AlignedCompletion:
     """A completion that both tokenizers represent.
 
     Attributes:
@@ -36,9 +36,9 @@ class BothSides:
         student: In the student's.
     """
 
-    pair: Pair
-    teacher: Stream
-    student: Stream
+    pair: TeacherExample
+    teacher: ByteStream
+    student: ByteStream
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class WithoutTeacher:
     reason: str
 
 
-class Sides:
+class TokenizerPair:
     """The tokenizers of teacher and student."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Sides:
         """Whether both have the same tokens, so that nothing needs to be aligned."""
         return self.teacher.fingerprint == self.student.fingerprint
 
-    def read(self, prepared: Prepared) -> list[BothSides | WithoutTeacher]:
+    def read(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
         """Both sides of each row.
 
         Args:
@@ -94,9 +94,9 @@ class Sides:
         """
         room, style, date = self.max_length, self.style, self.date
         read = read_with(prepared.examples, self.teacher_tokenizer, room, style, date, may_be_empty=True)
-        pairs = {pair.name: pair for pair in pairs_of(read)}
+        pairs = {pair.name: pair for pair in teacher_examples(read)}
         dropped = {row["id"]: row["reason"] for row in read.dropped}
-        found: list[BothSides | WithoutTeacher] = []
+        found: list[AlignedCompletion | WithoutTeacher] = []
         for one, labels in zip(prepared.examples, prepared.labels, strict=True):
             if (pair := pairs.get(one.id)) is None:
                 reason = f"teacher: {NO_TOKENS}" if dropped.get(one.id) == NO_TOKENS else NO_ROOM
@@ -109,13 +109,13 @@ class Sides:
                 side = "teacher"
                 theirs = stream(self.teacher, pair.tokens, text)
                 side = "student"
-                found.append(BothSides(pair, theirs, stream(self.student, tokens, text)))
+                found.append(AlignedCompletion(pair, theirs, stream(self.student, tokens, text)))
             except NotRepresentableError as error:
                 found.append(WithoutTeacher(one.id, f"{side}: {error}"))
         return found
 
 
-def without_teacher(rows: Sequence[BothSides | WithoutTeacher]) -> list[WithoutTeacher]:
+def without_teacher(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> list[WithoutTeacher]:
     """Those of the rows that are without the teacher."""
     return [one for one in rows if isinstance(one, WithoutTeacher)]
 
@@ -146,7 +146,7 @@ def save(files: Mapping[str, Sequence[WithoutTeacher]], folder: Path) -> None:
     write_rows(folder / WITHOUT_TEACHER, rows)
 
 
-def check_taught(rows: Sequence[BothSides | WithoutTeacher]) -> None:
+def check_any_taught(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> None:
     """Raise a UserError where there are training rows, and the teacher can teach none of them."""
     without = without_teacher(rows)
     if rows and len(without) == len(rows):
@@ -156,7 +156,7 @@ def check_taught(rows: Sequence[BothSides | WithoutTeacher]) -> None:
         )
 
 
-def worded(one: TrainingExample, style: str | None, teacher_style: str | None) -> TrainingExample:
+def with_teacher_wording(one: TrainingExample, style: str | None, teacher_style: str | None) -> TrainingExample:
     """An example in the student's style, with the very words that the teacher's style gives it.
 
     Args:
