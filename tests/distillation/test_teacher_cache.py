@@ -380,7 +380,7 @@ def test_no_cache_at_all(tmp_path, data, folder):
     with pytest.raises(UserError, match="not a run folder"):
         CacheReader.open(tmp_path)
     for bad in ({"k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"precision": "int8"}, {"shard": "3/2"}, {"max_length": 513}):
-        with pytest.raises(UserError, match=f"--{next(iter(bad)).replace('_', '-')}"):
+        with pytest.raises(UserError, match=f"`{next(iter(bad))}`"):
             keep(folder, data, tmp_path / "run", **bad)
     assert not (tmp_path / "run").exists()
 
