@@ -12,6 +12,7 @@ from sailkit import runs
 from sailkit.data.build import CARD, write_rows
 from sailkit.data.exports import HELD_OUT, TRAIN, example_row
 from sailkit.distillation.completions import TokenizerPair, WithoutTeacher, check_any_taught, notify, save
+
 from sailkit.distillation.completions import with_teacher_wording, without_teacher  # isort: skip
 from sailkit.distillation.estimate import fitting
 from sailkit.distillation.fidelity import fidelity, flagged, means
