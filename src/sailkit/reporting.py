@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
-from sailkit.distillation import report as distilled_page
+from sailkit.distillation import report as distillation_report
 from sailkit.errors import UserError
 from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
@@ -15,7 +15,7 @@ from sailkit.labeling import report as labeling_report
 from sailkit.labeling.audit import AUDIT
 from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Report
-from sailkit.training import report as tuned_page
+from sailkit.training import report as training_report
 
 # Stage of a run -> what its run is called; anything else is a set of predictions.
 _STAGES = {"finetune": "a training run", "distill": "a distillation", "audit": "an audit"}
@@ -58,12 +58,12 @@ def report(
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
     stage = _stage_of(sets, {"against": against != "human", "task": task, "fields": fields})
-    if stage == "finetune":
-        return tuned_page.write(sets[0], out, title)
-    if stage == "distill":
-        return distilled_page.write(sets, out, title, seed)
     files = _output_files(out)
-    if stage == "audit":
+    if stage == "finetune":
+        content = training_report.report_on(sets[0], title)
+    elif stage == "distill":
+        content = distillation_report.report_on(sets, title, seed)
+    elif stage == "audit":
         content = labeling_report.report_on(sets, title)
     else:
         content = evaluation_report.report_on(sets, against, task, fields, title, seed)

@@ -16,7 +16,7 @@ from sailkit.distillation.fidelity import means
 from sailkit.distillation.results import SUM_NAMES, Distillation, compare_students, estimates, read
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.rendering.page import figure
+from sailkit.rendering.numbers import figure
 from sailkit.reporting import report
 from sailkit.stats.intervals import proportion
 from test_reporting import HOSTILE, Page, good, run_folder
@@ -184,9 +184,9 @@ def test_a_run_that_measured_nothing_says_so(tmp_path):
     (folder / "fidelity.jsonl").unlink()
     page, _, told = made(folder, out=tmp_path / "out.html")
     assert told["verdict"].startswith("It is not known how near the student came")
-    assert "How near the student came" not in page.text
+    assert "Distance to the teacher" not in page.text
     beside = distilled(tmp_path / "other")
-    assert "Two by two" not in made(folder, beside, out=tmp_path / "two.html")[0].text
+    assert "Pairwise comparison" not in made(folder, beside, out=tmp_path / "two.html")[0].text
 
 
 def test_two_students_are_compared_on_the_rows_of_both(tmp_path):
@@ -217,7 +217,7 @@ def test_what_does_not_compare_is_not_compared(tmp_path, options, why):
     page, markdown, told = made(*folders, out=tmp_path / "out.html")
     assert told["verdict"].startswith("a and b cannot be compared")
     assert why in told["verdict"]
-    assert "Two by two" not in page.text + markdown
+    assert "Pairwise comparison" not in page.text + markdown
 
 
 def test_other_targets_are_a_reason_to_doubt(tmp_path):

@@ -59,14 +59,14 @@ def test_a_licence_is_that_of_the_base_or_left_to_the_user(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     _, text = card(str(base), base)
-    assert "Add `license` above before you share" in text
+    assert "Add the key license above before you share" in text
     (base / "README.md").write_text("---\nlicense: llama2\n---\n")
     read, text = card(str(base), base)
     assert read.data.license == "llama2"
     assert "Add `license`" not in text
     assert read.data.base_model is None  # a folder is nothing that the hub knows
     assert str(tmp_path) not in text
-    assert "**base**" in text
+    assert "All weights of base, fine-tuned" in text
     (base / "README.md").write_text("---\nlicense: [\n---\n")
     assert card(str(base), base)[0].data.license is None
 
@@ -75,8 +75,8 @@ def test_a_reader_is_told_figures_data_and_limits():
     _, text = card()
     for words in ("| Loss for each supervised token | 3.214 | 1.106 |",
                   "| Flagging: Matthews correlation | −0.031 | 0.622 |",
-                  "informative 0.12, distracting 0.88", "| supervised tokens of a pass | 2,150 |", "A small run.",
-                  "only 12.0% are informative", "an MCC up to 0.10 can be luck", "| steps | 80 |",
+                  "informative 0.12, distracting 0.88", "| Supervised tokens of a pass | 2,150 |", "A small run.",
+                  "only 12.0% are informative", "an MCC up to 0.10 can be luck", "| Steps | 80 |",
                   f"trl {version('trl')}", f"peft {version('peft')}"):  # fmt: skip
         assert words in text
     assert "| training.weight_decay | 0.0 |" in text.replace("\\", "")
@@ -87,7 +87,7 @@ def test_a_reader_is_told_figures_data_and_limits():
     )
     assert "## Settings in effect" not in blind
     assert "no held-out rows: nothing is known" in blind
-    assert "It has no data card." in blind
+    assert "a has no data card." in blind
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from sailkit import runs
 from sailkit.errors import UserError
-from sailkit.rendering.page import figure
+from sailkit.rendering.model import Series
+from sailkit.rendering.numbers import figure
 from sailkit.reporting import report
-from sailkit.training.plots import Plot, Series, draw, plots_of
+from sailkit.training.plots import plots_of
 from sailkit.training.report import headline
 from test_reporting import HOSTILE, Page, good, run_folder
 
@@ -133,37 +133,6 @@ def test_the_file_loads_nothing_and_runs_nothing(tmp_path):
     assert page.tags["script"] == 0
     assert page.tags["svg"] == 4
     assert not [a for a in page.attributes if a[1] in ("src", "href", "style", "action") or a[1].startswith("on")]
-
-
-def places(svg: str, name: str) -> list[tuple[float, float]]:
-    root = ElementTree.fromstring(svg)
-    (line, *_) = [g.find("{*}polyline") for g in root.findall("{*}g") if g.get("class") == name]
-    return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
-
-
-def test_curves_are_drawn_where_their_values_are():
-    plot = Plot(
-        "p", "A <b>", "y", (Series("a", ((0, 0.0), (50, 5.0), (100, 10.0))), Series("b", ((100, 2.5),))), kept=50
-    )
-    svg = draw(plot, alone=True)
-    (x0, y0), (x1, y1), (x2, y2) = places(svg, "c1")
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
-    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.11)
-    assert x0 < x1 < x2
-    assert y0 > y1 > y2
-    ((only, quarter),) = places(svg, "c2")
-    assert only == x2
-    assert y0 - quarter == pytest.approx((y0 - y2) / 4, abs=0.11)
-    texts = [text.text for text in ElementTree.fromstring(svg).findall(".//{*}text")]
-    assert {"0", "2", "10", "20", "100", "step", "y", "a", "b", "kept"} <= set(texts)
-    assert "A <b>" not in svg
-
-
-@pytest.mark.parametrize("values", [(1e-5, 2e-4), (0.7, 0.7), (0.0, 0.0), (-3.0, 4.5), (1e6, 3e7), (5e-324, 5e-324)])
-def test_every_range_of_values_can_be_drawn(values):
-    svg = draw(Plot("p", "t", "y", (Series("a", tuple(enumerate(values))),)))
-    for _, y in places(svg, "c1"):
-        assert 34 <= y <= 226
 
 
 def test_only_what_was_logged_is_plotted():

@@ -1,25 +1,39 @@
-"""How near students came to their teacher, as one HTML file and the same as Markdown, of one run or several."""
+"""Distillations, their plans and teacher caches as reports: how near students came to their teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sailkit import __version__
 from sailkit.distillation.results import WHO, Distillation, StudentComparison, compare_students, estimates, read
 from sailkit.distillation.steps import STUDENT
+from sailkit.distillation.verdict import headline, limits, verdict
 from sailkit.errors import UserError
-from sailkit.files import jsonl
-from sailkit.rendering import numbers, page
-from sailkit.stats.intervals import LEAST_ROWS, Estimate
-from sailkit.training import plots, publish
-from sailkit.training.finetune import DATA_CARDS
-from sailkit.training.results import HISTORY
+from sailkit.rendering import model
+from sailkit.rendering.model import (
+    Cell,
+    Facts,
+    Figures,
+    Flags,
+    Group,
+    Heading,
+    Interval,
+    Intervals,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+    Verdict,
+)  # fmt: skip
+from sailkit.rendering.numbers import capitalised, change, fact, listed, machine
+from sailkit.stats.intervals import Estimate
+from sailkit.training import facts
+from sailkit.training.report import curves, read_cards, steps_of, summarise_plan
 
-_TITLES = {
+_FIGURES = {
     "kl": "KL to the teacher, nats a token",
     "agreement": "Same likeliest token as the teacher",
     "cross_entropy": "Cross-entropy of the words, nats a token",
@@ -37,58 +51,67 @@ _TARGETS = {
     "teacher_bytes_per_token": "Bytes in a token of the teacher",
     "rows_without_teacher": "Rows without the teacher, cross-entropy alone",
 }
-_PARTS = ("training_targets", "held_out_targets")
+_METHODS = {
+    "logits": "By the teacher's distributions over the data's own words (logits)",
+    "sequence": "By the teacher's own answers (sequence)",
+    "both": "By the teacher's distributions over its own answers (both)",
+}
 _SIDES = {"teacher_": "teacher", "student_": "student as it was"}
 _FACTS = {
-    **{f"{who}{what}_sha256": f"{what} of the {name} (sha256)" for who, name in _SIDES.items()
+    **{f"{who}{what}_sha256": f"{capitalised(what)} of the {name} (sha256)" for who, name in _SIDES.items()
        for what in ("weights", "tokenizer", "config")},
-    "cache": "cache that was given", "data_sha256": "data (sha256)", "git_revision": "git revision",
-    "versions": "versions", "platform": "platform", "started_at": "started",
+    "cache": "Cache that was given", "data_sha256": "Data (sha256)", "git_revision": "Git revision",
+    "versions": "Versions", "platform": "Platform", "started_at": "Started",
 }  # fmt: skip
-_MANY_ROWS = 50  # with fewer, intervals of the bootstrap are too narrow
-Cell = tuple[str, str] | tuple[str, str, bool] | None  # figure, what is set smaller, whether it stands out
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """One run, and what it is called on the page."""
+class _Student:
+    """A run, what it is called in the report, and its figures before, after and their change."""
 
     name: str
     run: Distillation
-    found: dict[str, dict[str, Estimate | None]]
+    figures: dict[str, dict[str, Estimate | None]]
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / STUDENT
 
 
-def write(folders: Sequence[Path], out: Path, title: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """Write the page of one or more distillations.
+def report_on(folders: Sequence[Path], title: str | None = None, seed: int = 0) -> Report:
+    """A report on one or more distillations.
 
     Args:
         folders: Of the runs; the first is compared with each other.
-        out: See `page.places`.
         title: Made from teacher and student, or from the runs' names, by default.
         seed: Of the bootstrap.
-
-    Returns:
-        Where the HTML and the Markdown are, and the verdicts in words.
 
     Raises:
         UserError: A run is not finished, or its files are damaged.
     """
-    places = page.places(out)
     short = [folder.resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else list(map(str, folders))
     if len(set(names)) < len(names):
         raise UserError(f"{max(names, key=names.count)} was given twice")
     names = names if len(names) > 1 else ["the run"]
-    found = [read(folder) for folder in folders]
-    shown = [_Shown(name, run, estimates(run, seed)) for name, run in zip(names, found, strict=True)]
+    distillations = [read(folder) for folder in folders]
+    students = [_Student(name, run, estimates(run, seed)) for name, run in zip(names, distillations, strict=True)]
     try:
-        content = _content(shown, seed)
+        first, *others = students
+        pairs = [
+            (other, compare_students(first.run, other.run, seed)) for other in others if first.run.ids and other.run.ids
+        ]
+        headlines = [headline(student.run, student.figures) for student in students]
+        verdicts = [verdict(first.name, other.name, pair) for other, pair in pairs]
+        heading = title or (_about(first.run) if not others else f"Distillation: {', '.join(names)}")
+        sections = [
+            Section("Verdict", _verdict_blocks(students, verdicts, headlines)),
+            *_sections(students, pairs, seed),
+        ]
+        return Report(heading, _meta(students), sections, "; ".join([*verdicts, *headlines]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{' or '.join(map(str, folders))} does not hold what distill writes ({what})") from None
-    heading = title or (_about(shown[0].run) if len(shown) == 1 else f"Distillation: {', '.join(names)}")
-    page.write(places, "distilled", {"title": heading, "version": __version__, **content})
-    return {"html": str(places[0]), "markdown": str(places[1]), "verdict": "; ".join(content["verdicts"])}
 
 
 def _about(run: Distillation) -> str:
@@ -96,206 +119,202 @@ def _about(run: Distillation) -> str:
     return f"Distillation of {run.figures['teacher'] or 'recorded answers'} into {run.figures['student']}{layers}"
 
 
-def _content(shown: Sequence[_Shown], seed: int) -> dict[str, Any]:
-    pairs = [
-        (one, compare_students(shown[0].run, one.run, seed)) for one in shown[1:] if shown[0].run.ids and one.run.ids
+def _meta(students: Sequence[_Student]) -> str:
+    machines = dict.fromkeys(filter(None, (machine(student.run.figures["training"]) for student in students)))
+    method = str(students[0].run.figures["method"])
+    about = _METHODS.get(method, method)
+    if len(students) > 1:
+        about = "; ".join(f"{student.name}: {_about(student.run)}" for student in students)
+    return about + (f"; trained in {listed(list(machines))}" if machines else "")
+
+
+def _verdict_blocks(
+    students: Sequence[_Student], verdicts: Sequence[str], headlines: Sequence[str]
+) -> list[Verdict | Heading | Text | Figures]:
+    if len(students) == 1:
+        return [Verdict(headlines[0]), Figures(_headline_figures(students[0].run))]
+    blocks: list[Verdict | Heading | Text | Figures] = [Verdict(text) for text in verdicts]
+    for student, text in zip(students, headlines, strict=True):
+        blocks += [Heading(student.name), Text(f"{text}.") if verdicts else Verdict(text)]
+    return blocks
+
+
+def _sections(
+    students: Sequence[_Student], pairs: Sequence[tuple[_Student, StudentComparison]], seed: int
+) -> list[Section]:
+    names = [student.name for student in students]
+    cards = [card for student in students for card in read_cards(student.folder)]
+    sections: dict[str, list[model.Block]] = {
+        "Limits of these figures": [facts.sentences(limits([student.run for student in students], seed))],
+        "Reasons to doubt the data": [*facts.doubts(cards)],
+        "Distance to the teacher": _fidelity(students),
+        "Pairwise comparison": _pairwise(students[0].name, pairs),
+        "Targets from the teacher": _targets(students),
+    }
+    known = [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
+    known += [
+        Section("Curves of the student's training", plots, student.name if len(students) > 1 else "")
+        for student in students
+        if (plots := curves(student.folder))
     ]
-    students = [one.run.folder / STUDENT for one in shown]
-    cards = [card for folder in students for card in _json(folder / DATA_CARDS).get("data", ())]
-    plotted = [
-        (one.name, after, "before training", before.value)
-        for one in shown
-        if (after := one.found["tuned"]["agreement"]) and (before := one.found["base"]["agreement"])
+    trained = [
+        [("method", student.run.figures["method"]), *facts.trained_on(student.run.figures["training"])]
+        for student in students
     ]
-    headlines = [headline(one.run, one.found) for one in shown]
-    told = [verdict(shown[0].name, one.name, pair) for one, pair in pairs]
-    return {
-        "verdicts": [*told, *headlines],
-        "several": len(shown) > 1,
-        "findings": [{"name": one.name, "about": _about(one.run), "headline": words, "leads": _leads(one.run)}
-                     for one, words in zip(shown, headlines, strict=True)],
-        "told": told,
-        "limits": _limits([one.run for one in shown], seed),
-        "doubts": list(dict.fromkeys(publish.doubts(cards))),
-        "plots": page.plots({_TITLES["agreement"]: plotted}) if plotted else None,
-        "fidelity": _fidelity(shown),
-        "pairs": _pairs(shown[0].name, pairs),
-        "remarks": [f"{one.name}: {pair.other_targets}" for one, pair in pairs if pair.other_targets],
-        "targets": _targets(shown),
-        "curves": [(one.name, _curves(folder)) for one, folder in zip(shown, students, strict=True)],
-        "names": [one.name for one in shown],
-        "machines": list(dict.fromkeys(filter(None, (numbers.machine(one.run.figures["training"]) for one in shown)))),
-        "trained": _table([[("method", one.run.figures["method"]), *publish.trained_on(one.run.figures["training"])]
-                           for one in shown]),
-        "data": [(name, [(n, [v]) for n, v in publish.quoted(card["card"])])
-                 for name, card in {str(card["data"]): card for card in cards}.items()],
-        "recipe": _table([publish.recipe_rows(one.run.manifest["settings"]["recipe"]) for one in shown]),
-        "facts": _facts([one.run for one in shown]),
-    }  # fmt: skip
-
-
-def headline(run: Distillation, found: dict[str, dict[str, Estimate | None]]) -> str:
-    """Whether the student came nearer to its teacher, in one sentence that says no more than the intervals do.
-
-    Args:
-        run: The run.
-        found: See `sailkit.distillation.results.estimates`.
-    """
-    rows = len(run.ids)
-    before, after = (run.said(who, "kl") for who in WHO)
-    if before is None or after is None:
-        return "It is not known how near the student came: nothing was held out, or there was no teacher to ask"
-    words = f"{numbers.change(before, after)} nats a token"
-    change = found["change"]["kl"]
-    if change is None:
-        return f"{rows} held-out rows are too few to tell whether the student came nearer (KL to the teacher {words})"
-    said = {
-        -1: f"KL to the teacher fell ({words})",
-        0: f"It cannot be told whether KL to the teacher fell ({words})",
-        1: f"KL to the teacher rose ({words})",
-    }[change.sign]
-    first, last, gap = run.said("base", "agreement"), run.said("tuned", "agreement"), found["change"]["agreement"]
-    if first is not None and last is not None and gap is not None:
-        more = {1: "more often", 0: "as often, as far as can be told", -1: "less often"}[gap.sign]
-        said += f", and the student agrees with its likeliest token {more}"
-        said += f" ({numbers.change(first, last)})"
-    return f"{said}, on {rows:,} held-out rows"
-
-
-def verdict(first: str, other: str, pair: StudentComparison) -> str:
-    """Which of two students is nearer to the teacher, in one sentence.
-
-    Args:
-        first: The name of one run.
-        other: Of the other.
-        pair: What their comparison gave.
-    """
-    gap = pair.differences["kl"]
-    if pair.other_settings:
-        why = "and with fewer entries KL is lower by construction"
-        return f"{first} and {other} cannot be ranked by KL: their targets differ in {pair.other_settings}, {why}"
-    if pair.unlike or gap is None:
-        return f"{first} and {other} cannot be compared: {pair.unlike or 'no position has a target'}"
-    words = f"difference of KL {page.signed(gap.value)}, on {pair.rows:,} held-out rows of both"
-    if not gap.sign:
-        return f"Cannot tell whether {first} or {other} is nearer to the teacher ({words})"
-    return f"{first} is {'nearer to' if gap.value < 0 else 'further from'} the teacher than {other} ({words})"
-
-
-def _leads(run: Distillation) -> list[tuple[str, str]]:
-    found = []
-    for name, title in _TITLES.items():
-        values = [run.said(who, name) for who in WHO]
-        if name != "verification_kappa" and any(value is not None for value in values):
-            found.append((title, numbers.change(*values)))
-    trained = run.figures["training"]
-    kept = f", step {trained['best_step']:,} kept" if trained.get("best_step") is not None else ""
-    return [*found, ("Trained", f"{trained['steps']:,} steps{kept}")]
-
-
-def _cell(estimate: Estimate | None, value: float | None = None, change: bool = False) -> Cell:
-    if estimate is None:
-        return None if value is None else (page.figure(value), "")
-    if not change:
-        return page.figure(estimate.value), page.span(estimate)
-    span = f"{page.signed(estimate.low)} to {page.signed(estimate.high)}"
-    return page.signed(estimate.value), span, bool(estimate.sign)
-
-
-def _row(one: _Shown, name: str) -> list[Cell]:
-    cells = [_cell(one.found[who][name], one.run.said(who, name)) for who in WHO]
-    return [*cells, _cell(one.found["change"][name], change=True)]
-
-
-def _fidelity(shown: Sequence[_Shown]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
-    """Rows for each figure of one run; of several, rows for each run below each figure."""
-    table = {title: [(one.name, _row(one, name)) for one in shown] for name, title in _TITLES.items()}
-    known = {title: rows for title, rows in table.items() if any(cell for _, cells in rows for cell in cells)}
-    if len(shown) > 1 or not known:
-        return list(known.items())
-    return [(f"Of {len(shown[0].run.ids):,} held-out rows", [(title, rows[0][1]) for title, rows in known.items()])]
-
-
-def _pairs(
-    first: str, pairs: Sequence[tuple[_Shown, StudentComparison]]
-) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
+    recipes = [facts.recipe_rows(student.run.manifest["settings"]["recipe"]) for student in students]
+    data = {str(card["data"]): card["card"] for card in cards if card["card"] is not None}
     return [
-        (
-            f"{first} minus {one.name}, {pair.rows:,} rows of both",
-            [(_TITLES[name], [_cell(gap, change=True)]) for name, gap in pair.differences.items() if gap],
+        *known,
+        Section("Training data", [_beside(names, trained, capitalised),
+                                  *(facts.card_facts(name, card) for name, card in data.items())]),
+        Section("Recipe", [_beside(names, recipes)]),
+        Section("Provenance", [_provenance(students)]),
+    ]  # fmt: skip
+
+
+def _headline_figures(run: Distillation) -> list[tuple[str, Cell]]:
+    pairs = [(title, [run.said(who, name) for who in WHO]) for name, title in _FIGURES.items()
+             if name != "verification_kappa"]  # fmt: skip
+    known = [(title, Cell(change(*values))) for title, values in pairs if any(value is not None for value in values)]
+    return [*known, ("Trained", Cell(steps_of(run.figures["training"])))]
+
+
+def _row(name: str, student: _Student, title: str) -> Row:
+    cells = [Cell(student.figures[who][name] or student.run.said(who, name)) for who in WHO]
+    return Row(title, [*cells, Cell(student.figures["change"][name], signed=True)])
+
+
+def _fidelity(students: Sequence[_Student]) -> list[model.Block]:
+    """Rows for each figure of one run; of several, rows for each run below each figure."""
+    if len(students) == 1:
+        rows = [row for name, title in _FIGURES.items() if (row := _row(name, students[0], title)).known]
+        groups = [Group(f"Of {len(students[0].run.ids):,} held-out rows", rows)] if rows else []
+    else:
+        table = {title: [_row(name, student, student.name) for student in students]
+                 for name, title in _FIGURES.items()}  # fmt: skip
+        groups = [Group(title, rows) for title, rows in table.items() if any(row.known for row in rows)]
+    plotted = [
+        Interval(student.name, after, "before training", before.value)
+        for student in students
+        if (after := student.figures["tuned"]["agreement"]) and (before := student.figures["base"]["agreement"])
+    ]
+    how = "A dot and its whisker are the student after training, the dashed line is the same student before."
+    return [
+        Text("Before training and after, on the same held-out rows, with 95 % intervals over rows. A difference is "
+             "bold where its interval excludes 0."),
+        *([Intervals({_FIGURES["agreement"]: plotted}, how)] if plotted else []),
+        Table(["before", "after", "difference"], groups),
+    ] if groups else []  # fmt: skip
+
+
+def _pairwise(first: str, pairs: Sequence[tuple[_Student, StudentComparison]]) -> list[model.Block]:
+    groups = [
+        Group(
+            f"{first} minus {other.name}, {pair.rows:,} rows of both",
+            [Row(_FIGURES[name], [Cell(gap, signed=True)]) for name, gap in pair.differences.items() if gap],
         )
-        for one, pair in pairs
+        for other, pair in pairs
         if not pair.unlike
     ]
+    note = (
+        "After training, on the same held-out rows. A difference is bold where its 95 % interval excludes 0; elsewhere "
+        "it cannot be told which of the two is nearer."
+    )
+    remarks = [f" {other.name}: {pair.other_targets}." for other, pair in pairs if pair.other_targets]
+    return [Text(note + "".join(remarks)), Table(["difference"], groups)] if groups else []
 
 
-def _targets(shown: Sequence[_Shown]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
-    def cell(name: str, value: Any) -> Cell:
-        if value is None:
-            return None
-        if isinstance(value, int) and not name.endswith("token"):
-            return f"{value:,}", ""
-        return (f"{value:.2f}" if name.endswith("per_token") else page.figure(value)), ""
+def _targets(students: Sequence[_Student]) -> list[model.Block]:
+    """How much of the teacher's distributions the targets hold."""
+
+    def cell(name: str, value: float | None) -> Cell:
+        return Cell(f"{value:.2f}" if value is not None and name.endswith("per_token") else value)
 
     groups = []
-    for one in shown:
-        parts = [one.run.figures.get(part) or {} for part in _PARTS]
-        rows = [(title, [cell(name, part.get(name)) for part in parts]) for name, title in _TARGETS.items()]
+    for student in students:
+        parts = [student.run.figures.get(part) or {} for part in ("training_targets", "held_out_targets")]
+        rows = [Row(title, [cell(name, part.get(name)) for part in parts]) for name, title in _TARGETS.items()]
         if any(parts):
-            groups.append((one.name, [(title, cells) for title, cells in rows if any(cells)]))
-    return groups
+            groups.append(Group(student.name, [row for row in rows if row.known]))
+    return [Table(["training rows", "held-out rows"], groups)] if groups else []
 
 
-def _curves(folder: Path) -> list[tuple[str, Any]]:
-    history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
-    made = plots.plots_of(history, _json(folder / "metrics.json"))
-    return [(plot.title, plots.draw(plot)) for plot in made]
+def _beside(
+    names: Sequence[str], columns: Sequence[Sequence[tuple[str, str]]], title: Callable[[str], str] = str
+) -> Facts:
+    """Settings of several runs beside each other; a dash where one has none."""
+    known = [dict(rows) for rows in columns]
+    keys = dict.fromkeys(name for rows in columns for name, _ in rows)
+    rows = [(title(key), [str(own.get(key, "–")) for own in known]) for key in keys]
+    return Facts(names, rows, [key for key, _ in rows])
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = jsonl.read_json(path) if path.exists() else {}
-    return found
+def _provenance(students: Sequence[_Student]) -> Facts:
+    known = [{**student.run.manifest["settings"], **student.run.manifest["environment"]} for student in students]
+    rows = [(title, [fact(name, own) for own in known]) for name, title in _FACTS.items()]
+    kept = [(title, values) for title, values in rows if any(values) or title == _FACTS["git_revision"]]
+    return Facts([student.name for student in students], kept, [title for title, _ in kept if title != "Started"])
 
 
-def _table(columns: Sequence[Sequence[tuple[str, Any]]]) -> list[tuple[str, list[str]]]:
-    """Name -> what each run has; a dash where it has nothing."""
-    held = [dict(rows) for rows in columns]
-    names = dict.fromkeys(name for row in zip_longest(*columns) for name, _ in filter(None, row))
-    return [(name, [str(own.get(name, "–")) for own in held]) for name in names]
+def summarise_distillation(result: Mapping[str, Any]) -> Report:
+    """What `distill` prints: how near the student came to its teacher; or what it would take."""
+    if result.get("dry_run"):
+        return _summarise_plan(result)
+    trained = result["training"]
+    layers = f", {result['student_layers']} layers" if result["student_layers"] else ""
+    how = f" in {machine(trained)}" if machine(trained) else ""
+    blocks: list[model.Block] = []
+    if targets := result.get("training_targets") or result.get("held_out_targets"):
+        mass = targets["captured_mass"]
+        blocks.append(Text(
+            f"positions: {targets['aligned']:.1%} aligned, {targets['conditioned']:.1%} within a teacher's token, "
+            f"{targets['without_target']:.1%} without a target; {'-' if mass is None else f'{mass:.3f}'} of the "
+            "teacher's probability listed"
+        ))  # fmt: skip
+    if "tuned" in result:
+        rows = [Row(title, [Cell(result[who].get(name)) for who in WHO]) for name, title in _FIGURES.items()
+                if name in result["tuned"] and name != "verification_kappa"]  # fmt: skip
+        blocks.append(Table(["before", "after"], [Group("held out", rows)]))
+    blocks.append(Text(f"model: {trained['saved']}"))
+    if "pushed" in result:
+        blocks.append(Text(f"pushed: {result['pushed']}"))
+    return model.short(
+        result["teacher"] or "recorded answers",
+        f"into {result['student']}{layers} ({result['method']}){how}: {trained['steps']} steps on {trained['rows']} "
+        "examples",
+        *blocks,
+    )
 
 
-def _facts(all_runs: Sequence[Distillation]) -> list[tuple[str, list[str | None]]]:
-    known = [{**run.manifest["settings"], **run.manifest["environment"]} for run in all_runs]
-    rows = [(title, [page.fact(name, own) for own in known]) for name, title in _FACTS.items()]
-    return [(title, values) for title, values in rows if any(values) or title == "git revision"]
+def _summarise_plan(result: Mapping[str, Any]) -> Report:
+    tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
+    lines = [f"teacher: {result['teacher']}, {tokenizer[result['same_tokenizer']]}; "
+             f"{result['teacher_tokens']:,} tokens to read"]  # fmt: skip
+    if result["teacher_answers"]:
+        lines.append(f"its answers: {result['teacher_answers']:,}")
+    lines.append(f"its cache: at most {result['cache_bytes'] / 1e6:,.1f} MB")
+    flags = []
+    if result["without_teacher"]:
+        why = "; ".join(f"{reason}: {count:,}" for reason, count in result["without_teacher"].items())
+        rows, held_out = result["rows_without_teacher"], result["held_out_rows_without_teacher"]
+        text = f"{rows:,} rows and {held_out:,} held-out ones without the teacher, for cross-entropy alone ({why})"
+        flags.append(Flags("", {"": [text]}))
+    return summarise_plan(result, *map(Text, lines), *flags)
 
 
-def _limits(all_runs: Sequence[Distillation], seed: int) -> list[str]:
-    """What the figures do not show, in sentences."""
-    measured = [run for run in all_runs if run.ids]
-    found = [
-        "Near to the teacher is not right: nothing here says whether answers are right, or better with search results "
-        "than without; measure that with sailkit evaluate and compare.",
-        "Each run is one training with one seed.",
-    ]
-    if not measured:
-        return ["There were no held-out rows, or no teacher to ask: nothing is known of what was learnt.", *found]
-    few = min(len(run.ids) for run in measured)
-    narrow = f"; with {few} rows they are narrower than they should be" if LEAST_ROWS <= few < _MANY_ROWS else ""
-    found = [
-        f"Intervals are over held-out rows (bootstrap, seed {seed}): they say nothing of another training{narrow}.",
-        "All tokens that a target does not list count as one, so KL over the whole vocabulary is at least as large.",
-        "Held-out rows are the data's own words, read by both: what a student writes by itself can be further off.",
-        "The checkpoint that was kept is the one with the lowest loss on the same held-out rows.",
-        *found,
-    ]
-    if any(run.said("tuned", "verification_agreement") is not None for run in measured):
-        found.insert(2, "The kappa of verification is not defined where both always say the same; such draws are left "
-                        "out of its interval.")  # fmt: skip
-    if any(run.figures["student_layers"] for run in measured):
-        found.insert(2, "A student that was cut out of its teacher says next to nothing before training: that it came "
-                        "nearer shows little; set it beside another student.")  # fmt: skip
-    if any(run.figures["held_out_targets"]["identical_tokens"] < 1 for run in measured):
-        found.insert(2, "Teacher and student have different tokens: the targets are the teacher's word brought into "
-                        "the student's tokens, which is an approximation.")  # fmt: skip
-    return found
+def summarise_cache(result: Mapping[str, Any]) -> Report:
+    """What `teacher-cache` prints: how much of the teacher is kept."""
+    how = f" in {machine(result)}" if machine(result) else ""
+    about = f"{result['pairs']:,} completions of {result['n']:,} examples"
+    if not result["finished"]:
+        left = len(result["missing_files"])
+        lines = [f"this part is done; {left} files are still to come from the others"]
+    else:
+        lines = [
+            f"{result['tokens']:,} tokens, {result['entries_per_token']:.1f} entries and "
+            f"{result['bytes_per_token']:.0f} bytes each; {result['dropped']} examples dropped, {result['cut_tokens']} "
+            "tokens of search results left out",
+            f"the teacher's own loss for each token: {result['loss']:.3f}; probability left out: {result['tail']:.5f}",
+            f"cache: {result['cache']}",
+        ]
+    return model.short(f"{result['teacher']}{how}", about, *map(Text, lines))

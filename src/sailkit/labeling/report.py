@@ -9,14 +9,13 @@ from typing import Any
 
 from sailkit import runs
 from sailkit.labeling.audit import BM25
-from sailkit.labeling.results import Audit, Gap, StratumFigures, read_audit
+from sailkit.labeling.results import Audit, Gap, read_audit
+from sailkit.labeling.verdict import baselines, cell_of, names_of, verdict
 from sailkit.rendering import model
 from sailkit.rendering.model import (
-    Bullets,
     Cases,
     Cell,
     Facts,
-    Figures,
     Group,
     Heading,
     Interval,
@@ -26,10 +25,8 @@ from sailkit.rendering.model import (
     Section,
     Table,
     Text,
-    Verdict,
 )  # fmt: skip
-from sailkit.rendering.numbers import capitalised, fact, figure, listed, machine, short_names
-from sailkit.stats.intervals import LEAST_UNITS
+from sailkit.rendering.numbers import capitalised, fact, machine
 
 _FIGURES = {
     "auroc": "AUROC",
@@ -67,10 +64,10 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
     data = [audit.data for audit in audits]
     several, distinct = len(audits) > 1, len(set(data)) == len(data)
     names = data if distinct else [f"{audit.data} ({folder})" for audit, folder in zip(audits, folders, strict=True)]
-    verdicts = [_verdict(audit) for audit in audits]
+    verdicts = [verdict(audit) for audit in audits]
     blocks: list[model.Block] = []
-    for name, verdict in zip(names, verdicts, strict=True):
-        blocks += [Heading(name), *verdict] if several else verdict
+    for name, own in zip(names, verdicts, strict=True):
+        blocks += [Heading(name), *own] if several else own
     about = "" if several else f": {audits[0].row(BM25, audits[0].strata[0]).n:,} pairs of the {_stratum(audits[0])}"
     half = "Against people, on the half of the claims on which no threshold was chosen"
     sections = [Section("Verdict", [*blocks, Text(f"{half}{about}, with 95 % intervals over claims.")])]
@@ -78,7 +75,7 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
         parts: dict[str, Sequence[model.Block]] = {
             "Intervals": [_intervals(audit)],
             "Figures": [Table(_columns(audit), _groups(audit))],
-            "Baselines": [_baselines(audit)],
+            "Baselines": [baselines(audit)],
             "Pairwise comparison": [
                 Text("On the same claims. A difference is bold where its 95 % interval excludes 0; elsewhere it cannot "
                      "be told which of the two is better."),
@@ -96,7 +93,7 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
         title or f"Labelers against people on {' and '.join(dict.fromkeys(data))}",
         "; ".join(_about(name, audit) for name, audit in zip(names, audits, strict=True)),
         sections,
-        "; ".join(verdict[0].text for verdict in verdicts),
+        "; ".join(sentence.text for sentence, _ in verdicts),
     )
 
 
@@ -106,16 +103,12 @@ def _about(name: str, audit: Audit) -> str:
 
 
 def _machines(audit: Audit) -> list[str]:
-    names = _short(audit)
+    names = names_of(audit)
     return [f"{names[own]} in {how}" for own in audit.ranked if (how := machine(audit.machines.get(own, {})))]
 
 
-def _short(audit: Audit) -> dict[str, str]:
-    return {**short_names(audit.labelers), BM25: "BM25 score"}
-
-
 def _columns(audit: Audit) -> list[str]:
-    return [_short(audit)[name] for name in (*audit.ranked, BM25)]
+    return [names_of(audit)[name] for name in (*audit.ranked, BM25)]
 
 
 def _stratum(audit: Audit) -> str:
@@ -123,47 +116,8 @@ def _stratum(audit: Audit) -> str:
     return f"stratum {name} ({_STRATA.get(name, name)})"
 
 
-def _verdict(audit: Audit) -> tuple[Verdict, Figures]:
-    """Which labeler is best, as far as can be told, and what that rests on."""
-    stratum, short = audit.strata[0], _short(audit)
-    best, *rest = audit.ranked
-    rival = "similarity" if "similarity" in rest else [*rest, BM25][0]
-    names = {**short, BM25: "a BM25 score"}
-    row, gap = audit.row(best, stratum), audit.gap(best, rival, stratum)
-    auroc = row.estimate("auroc")
-    if audit.claims_reported is not None and audit.claims_reported < LEAST_UNITS:
-        headline = f"{audit.claims_reported} claims are too few to tell how well {names[best]} judges"
-    elif auroc is None or auroc.low <= 0.5 <= auroc.high:
-        headline = f"Cannot tell whether {names[best]} judges better than chance"
-    elif auroc.high < 0.5:
-        headline = f"{names[best]} judges worse than chance"
-    elif not gap.sign:
-        headline = f"Cannot tell whether {names[best]} or {names[rival]} judges better"
-    else:
-        headline = f"{names[best]} judges {'better' if gap.sign > 0 else 'worse'} than {names[rival]}"
-    signs = {other: audit.gap(best, other, stratum).sign for other in [*rest, BM25] if other != rival}
-    remarks = [
-        f"{names[best]} {words} {listed([names[other] for other in signs if signs[other] == sign])}"
-        for sign, words in ((1, "is better than"), (0, "cannot be told apart from"), (-1, "is worse than"))
-        if sign in signs.values()
-    ]
-    if len(rest) > 1:
-        remarks.append(f"It was chosen as the best of {len(rest) + 1}, which the intervals do not allow for")
-    figures = [
-        (f"AUROC of {short[best]}", _cell(row, "auroc")),
-        (f"Difference to {short[rival]}", Cell(gap.auroc, signed=True)),
-        ("Its balanced accuracy", _cell(row, "balanced_accuracy")),
-        ("Its kappa with people", _cell(row, "kappa")),
-    ]
-    return Verdict(headline, ". ".join(remarks)), Figures(figures)
-
-
-def _cell(row: StratumFigures, name: str) -> Cell:
-    return Cell(row.estimate(name) or row.number(name))
-
-
 def _intervals(audit: Audit) -> Intervals:
-    short = _short(audit)
+    short = names_of(audit)
     rows = [(short[name], audit.row(name, audit.strata[0])) for name in (*audit.ranked, BM25)]
     figures = {
         _FIGURES[name]: [Interval(who, e, *baseline) for who, row in rows if (e := row.estimate(name)) is not None]
@@ -182,38 +136,16 @@ def _groups(audit: Audit) -> list[Group]:
     for stratum in audit.strata:
         rows = [audit.row(name, stratum) for name in (*audit.ranked, BM25)]
         table = [
-            *(Row(title, [_cell(row, name) for row in rows]) for name, title in _FIGURES.items()),
+            *(Row(title, [cell_of(row, name) for row in rows]) for name, title in _FIGURES.items()),
             Row("Threshold, chosen on the other half", [Cell(row.threshold) for row in rows]),
             Row("Threshold, the labeler's default", [Cell(row.default_threshold) for row in rows]),
-            *(Row(title, [_cell(row, name) for row in rows]) for name, title in _AT_DEFAULT.items()),
+            *(Row(title, [cell_of(row, name) for row in rows]) for name, title in _AT_DEFAULT.items()),
             Row("Pairs without a score, in all strata", [Cell(row.without_score or None) for row in rows]),
         ]
         meaning = f" ({_STRATA[stratum]})" if stratum in _STRATA else ""
         share = f"{rows[-1].informative_share:.1%} of them informative"
         groups.append(Group(f"{stratum}{meaning}: {rows[-1].n:,} pairs, {share}", [row for row in table if row.known]))
     return groups
-
-
-def _baselines(audit: Audit) -> Bullets:
-    rows = [audit.row(BM25, stratum) for stratum in audit.strata]
-
-    def each(name: str) -> str:
-        values = [(row.number(name), row.stratum) for row in rows]
-        return ", ".join(f"{figure(value)} ({stratum})" for value, stratum in values if value is not None)
-
-    constant = ", ".join(
-        f"{figure(row.majority_accuracy)} ({row.stratum}, "
-        f"always {'informative' if row.informative_share >= 0.5 else 'distracting'})"
-        for row in rows
-    )
-    entries = [
-        ("BM25 score of claim and result", f"AUROC {each('auroc')}; balanced accuracy {each('balanced_accuracy')}."),
-        ("Always the more frequent judgement", f"accuracy {constant}; balanced accuracy 0.500, kappa 0.000."),
-    ]
-    if audit.human_kappa is not None:
-        over = "over all pairs with three or more votes, in any stratum or half"
-        entries.append(("One person against the rest", f"kappa {figure(audit.human_kappa)}, {over}."))
-    return Bullets(entries)
 
 
 def _gaps(audit: Audit) -> list[tuple[str, str, list[Gap]]]:
@@ -223,7 +155,7 @@ def _gaps(audit: Audit) -> list[tuple[str, str, list[Gap]]]:
 
 
 def _pairwise(audit: Audit) -> Table:
-    short, gaps = _short(audit), _gaps(audit)
+    short, gaps = names_of(audit), _gaps(audit)
     differences = [
         Row(f"{short[a]} minus {short[b]}", [Cell(gap.auroc, signed=True) for gap in own]) for a, b, own in gaps
     ]
@@ -236,7 +168,7 @@ def _pairwise(audit: Audit) -> Table:
 
 
 def _disagreements(audit: Audit) -> list[Cases]:
-    short = _short(audit)
+    short = names_of(audit)
     return [
         Cases(
             f"{short[a]} and {short[b]}",
@@ -270,14 +202,14 @@ def _provenance(audit: Audit, folder: Path) -> list[Facts]:
     ]
     return [
         Facts(["the audit"], [(capitalised(name), [fact(name, facts)]) for name in facts]),
-        Facts([_short(audit)[name] for name in audit.ranked], rows),
+        Facts([names_of(audit)[name] for name in audit.ranked], rows),
     ]
 
 
 def summarise_audit(result: dict[str, Any]) -> Report:
     """What `audit` prints: the figures of each stratum, and every labeler beside the simplest one."""
     audit = Audit.model_validate(result)
-    short, stratum = _short(audit), audit.strata[0]
+    short, stratum = names_of(audit), audit.strata[0]
     base = "similarity" if "similarity" in audit.labelers else next(iter(audit.labelers))
     gaps = [
         Row(f"{short[name]} minus {short[base]}", [Cell(gap.auroc, signed=True), Cell(gap.kappa)])
@@ -290,7 +222,7 @@ def summarise_audit(result: dict[str, Any]) -> Report:
         "",
         ", ".join([f"{audit.pairs_in_all} pairs of {audit.claims} claims{reported}", *_machines(audit)]),
         Table(_columns(audit), _groups(audit)),
-        _baselines(audit),
+        baselines(audit),
         Table(["AUROC", "agreement (kappa)"], [Group(f"{stratum}, differences", gaps)]),
         Text(
             f"every two labelers, every stratum, and where they differ:  sailkit report {Path(result['audit']).parent}"

@@ -14,6 +14,7 @@ from sailkit.data.exports import DROPPED
 from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.chat_template import reads_clock, today
+from sailkit.rendering import html
 from sailkit.training import plots, publish
 from sailkit.training.checks import check_rows, require_gpu
 from sailkit.training.distributed import Processes, is_main_process, process_group
@@ -276,5 +277,5 @@ def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any
     )
     run.path(PLOTS).mkdir(exist_ok=True)
     for plot in plots.plots_of(result.history, figures):
-        jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", plots.draw(plot, alone=True))
+        jsonl.write_atomic(run.path(PLOTS) / f"{plot.file}.svg", html.svg(plot))
     jsonl.write_json(run.path(runs.METRICS), figures)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,22 @@ from sailkit.data.build import CARD
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source
-from sailkit.rendering import page
-from sailkit.training.effective import EFFECTIVE, main_settings
+from sailkit.rendering import markdown
+from sailkit.rendering.model import Block, Group, Report, Section, Table, Text
+from sailkit.rendering.numbers import fact
+from sailkit.training import facts
 from sailkit.training.recipe import Recipe
 
 MODEL_CARD = "README.md"
-# Figure of an evaluation -> what a person reads.
-FIGURE_TITLES = {
-    "loss": "Loss for each supervised token",
-    "flagging_mcc": "Flagging: Matthews correlation",
-    "flagging_auroc": "Flagging: AUROC of P(distracting)",
-    "flagging_accuracy": "Flagging: accuracy",
-    "flagging_precision": "Flagging: precision for distracting",
-    "flagging_recall": "Flagging: recall for distracting",
-}
-_TRAINED = {
-    "rows": "training rows",
-    "dropped": "rows left out",
-    "supervised_tokens": "supervised tokens of a pass",
-    "cut_tokens": "tokens of search results cut to fit",
-    "headings_left": "headings in search results",
-    "held_out_rows": "held-out rows",
-    "steps": "steps",
-    "best_step": "step that was kept",
-    "epochs": "epochs",
-}
-_QUOTED = ("judgement_shares", "rows_by_results", "style", "threshold", "seed")  # of a data card, in this order
-Fact = tuple[str, str]
+_NO_LICENSE = (
+    "No licence is stated: that of the base could not be read, and the data have their own. Add the key license above "
+    "before you share the model."
+)
+_INTENDED_USE = (
+    "Answering instructions with search results in the prompt, in the form of the training data. Render prompts with "
+    "sailkit, or exactly as its documentation says; in another form the verification is not to be expected. Search "
+    "results are untrusted text, and a model of this kind can be misled by them."
+)
 
 
 def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -51,84 +39,6 @@ def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
         card = Path(path) / CARD
         found.append({"data": path, "card": jsonl.read_json(card) if card.is_file() else None})
     return found
-
-
-def quoted(card: Mapping[str, Any] | None) -> list[Fact]:
-    """The figures of a data card that a reader of a model needs: counts, shares, settings and flags."""
-    if card is None:
-        return []
-    names = [name for name in card if name.startswith("n_")] + [name for name in _QUOTED if name in card]
-    return [(_title(name), page.fact(name, card) or "none") for name in names]
-
-
-def doubts(cards: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What data cards warn of."""
-    messages = (one["card"].get("flag_messages", {}) for one in cards if one["card"])
-    return [str(text) for found in messages for texts in found.values() for text in texts]
-
-
-def trained_on(figures: Mapping[str, Any]) -> list[Fact]:
-    """Counts of a run, in words."""
-    return [
-        (title, f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
-        for name, title in _TRAINED.items()
-        if (value := figures.get(name)) is not None
-    ]
-
-
-def before_and_after(figures: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str] | None]]]:
-    """Held-out figures of the model as it was and as it is; what neither has is left out."""
-    rows = []
-    for name, title in FIGURE_TITLES.items():
-        values = [figures.get(f"{prefix}_{name}") for prefix in ("base", "tuned")]
-        if any(value is not None for value in values):
-            rows.append((title, [None if value is None else (page.figure(value), "") for value in values]))
-    return rows
-
-
-def chance_level(results: int) -> float:
-    """How far from 0 the MCC of judgements that have nothing to do with the labels lies at most, 19 times in 20.
-
-    The squared MCC of a two by two table times its count is chi-squared with one degree of freedom.
-    """
-    return 1.96 / math.sqrt(results)
-
-
-def limits(figures: Mapping[str, Any]) -> list[str]:
-    """What the figures of a run do not show, in sentences."""
-    found = [
-        "Held-out rows come from the same source as the training rows, and the labels from the same labeler: the "
-        "figures say how well its judgements were learnt, not how right they are.",
-        "Flagging is scored by comparing every possible verification sentence; what the model writes by itself can "
-        "differ.",
-        "Nothing here says whether answers are right, or better with search results than without; measure that with "
-        "sailkit evaluate and compare.",
-        "It was one run with one seed.",
-    ]
-    if results := figures.get("tuned_flagging_results"):
-        luck = f"an MCC up to {chance_level(results):.2f} can be luck"
-        found.insert(0, f"Flagging was measured on {results:,} results; {luck}.")
-    if not figures.get("held_out_rows"):
-        found = ["There were no held-out rows: nothing is known of what the model learnt.", *found[2:]]
-    return found
-
-
-def recipe_rows(settings: Mapping[str, Any]) -> list[Fact]:
-    """A recipe as dotted keys and values; what is not set is left out."""
-    found: list[Fact] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found += [(f"{name}.{key}", rest) for key, rest in recipe_rows(value)]
-        elif value not in (None, "", [], ()):
-            found.append((name, value if isinstance(value, str) else jsonl.dumps(value)))
-    return found
-
-
-def effective_rows(manifest: Mapping[str, Any]) -> list[Fact]:
-    """The settings that a run had in effect, defaults included; none of a run that is older than their record."""
-    rows = recipe_rows(main_settings(manifest.get(EFFECTIVE, {})))
-    changes = manifest.get(f"{EFFECTIVE}_when_resumed", ())
-    return [*rows, *(("when it was resumed", str(change)) for change in changes)]
 
 
 def model_card(
@@ -148,7 +58,6 @@ def model_card(
         manifest: The run's.
     """
     from huggingface_hub import ModelCardData
-    from markupsafe import Markup
 
     base = EMBEDDED_HUB if told.model == EMBEDDED else told.model
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not Path(base).exists()
@@ -162,32 +71,42 @@ def model_card(
         tags=["sailkit", "search-augmented", "retrieval-augmented-generation", "trl", "sft"],
         ignore_metadata_errors=True,
     )
-    recipe = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in ("model", "data", "held_out")}
-    return page.markdown(
-        "model_card",
-        {
-            "front": Markup(front.to_yaml()),  # noqa: S704
-            "version": __version__,
-            "base": _public(base),
-            "about": told.about,
-            "license": license_,
-            "adapter": told.lora is not None,
-            "trained": trained_on(figures),
-            "data": [(_public(one["data"]), quoted(one["card"])) for one in cards],
-            "doubts": doubts(cards),
-            "recipe": recipe_rows(recipe),
-            "effective": effective_rows(manifest),
-            "versions": page.fact("versions", manifest["environment"]),
-            "figures": before_and_after(figures),
-            "results": figures.get("tuned_flagging_results"),
-            "held_out": figures.get("held_out_rows", 0),
-            "limits": limits(figures),
-        },
+    base = _public(base)
+    which = "Adapters on" if told.lora is not None else "All weights of"
+    tuned = "given search results, the model first says which of them are informative and which are distracting, then"
+    texts = [f"{which} {base}, fine-tuned with sailkit {__version__}: {tuned} answers."]
+    texts += [] if license_ else [_NO_LICENSE]
+    report = Report(
+        f"{base}, tuned to use search results",
+        told.about,
+        [Section("", list(map(Text, texts))), *_card_sections(figures, cards, manifest)],
     )
+    return f"---\n{front.to_yaml()}\n---\n\n{markdown.body(report)}"
 
 
-def _title(name: str) -> str:
-    return f"rows {name[2:]}".replace("_", " ") if name.startswith("n_") else name.replace("_", " ")
+def _card_sections(
+    figures: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
+) -> list[Section]:
+    recipe = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in ("model", "data", "held_out")}
+    effective = facts.effective_rows(manifest)
+    rows, results = facts.before_and_after(figures), figures.get("tuned_flagging_results")
+    held_out = f"{figures.get('held_out_rows', 0)} held-out rows" + (f", {results} search results" if results else "")
+    sections: dict[str, list[Block]] = {
+        "Intended use": [Text(_INTENDED_USE)],
+        "Held-out figures, before and after": [Table(["before", "after"], [Group(held_out, rows)])] if rows else [],
+        "Limits of these figures": [facts.sentences(facts.limits(figures))],
+        "Training data": [
+            facts.column("the run", facts.trained_on(figures)),
+            *(facts.card_facts(_public(card["data"]), card["card"]) for card in cards),
+            *facts.doubts(cards),
+        ],
+        "Recipe": [facts.column("value", facts.recipe_rows(recipe), literal=True)],
+        "Settings in effect": [
+            Text("Defaults included."), facts.column("value", effective, literal=True)
+        ] if effective else [],
+        "Versions": [Text(f"Trained with {fact('versions', manifest['environment'])}.")],
+    }  # fmt: skip
+    return [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
 
 
 def _public(name: str) -> str:

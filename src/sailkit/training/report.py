@@ -1,4 +1,4 @@
-"""What a training run did, as one HTML file and the same as Markdown: the verdict, curves, figures, recipe and data."""
+"""Training runs, plans and merged models as reports."""
 
 from __future__ import annotations
 
@@ -6,88 +6,100 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sailkit import __version__, runs
+from sailkit import runs
 from sailkit.data.exports import DROPPED
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.rendering import numbers, page
-from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, Estimate
-from sailkit.training import plots, publish
+from sailkit.rendering import model
+from sailkit.rendering.model import (
+    Cell,
+    Facts,
+    Figures,
+    Flags,
+    Group,
+    Plots,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+    Verdict,
+)  # fmt: skip
+from sailkit.rendering.numbers import change, fact, figure, machine, signed
+from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, read_estimates
+from sailkit.training import facts, plots
 from sailkit.training.finetune import DATA_CARDS
 from sailkit.training.results import HISTORY
 
 _MOST_DROPPED = 20  # that are shown
+_HEADLINE_FIGURES = {
+    "loss": "Held-out loss for each token",
+    "flagging_mcc": "Flagging: MCC",
+    "flagging_auroc": "Flagging: AUROC",
+}
 _FACTS = {
-    "weights_sha256": "weights of the base (sha256)",
-    "tokenizer_sha256": "tokenizer (sha256)",
-    "train_sha256": "training rows (sha256)",
-    "held_out_sha256": "held-out rows (sha256)",
-    "seed": "seed",
-    "git_revision": "git revision",
-    "versions": "versions",
-    "platform": "platform",
-    "started_at": "started",
+    "weights_sha256": "Weights of the base (sha256)",
+    "tokenizer_sha256": "Tokenizer (sha256)",
+    "train_sha256": "Training rows (sha256)",
+    "held_out_sha256": "Held-out rows (sha256)",
+    "seed": "Seed",
+    "git_revision": "Git revision",
+    "versions": "Versions",
+    "platform": "Platform",
+    "started_at": "Started",
 }
 
 
-def is_tuned(folder: Path) -> bool:
-    """Whether a folder is a run of finetune."""
-    return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == "finetune"
-
-
-def write(folder: Path, out: Path, title: str | None = None) -> dict[str, Any]:
-    """Write the page of a training run.
+def report_on(folder: Path, title: str | None = None) -> Report:
+    """A report on a training run.
 
     Args:
         folder: The run's.
-        out: See `page.places`.
         title: Made from the model's name by default.
-
-    Returns:
-        Where the HTML and the Markdown are, and the verdict in words.
 
     Raises:
         UserError: The run is not finished, or its files are damaged.
     """
-    places = page.places(out)
     manifest = runs.read_manifest(folder)
     if not (folder / runs.METRICS).exists():
         raise UserError(f"{folder} is not finished; the same finetune command goes on where it stopped")
     figures = jsonl.read_json(folder / runs.METRICS)
+    verdict = headline(figures)
+    how = machine(figures)
+    about = [str(figures.get("about") or ""), f"Trained in {how}." if how else ""]
     try:
-        content = _content(folder, manifest, figures)
+        sections = _sections(folder, manifest, figures, verdict)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} does not hold what finetune writes ({type(error).__name__}: {error})") from None
-    heading = title or f"Fine-tuning of {figures['model']}"
-    page.write(places, "tuned", {"title": heading, "version": __version__, **content})
-    return {"html": str(places[0]), "markdown": str(places[1]), "verdict": content["headline"]}
+    return Report(title or f"Fine-tuning of {figures['model']}", " ".join(filter(None, about)), sections, verdict)
 
 
-def _content(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
-    history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
-    dropped = [row for _, row in jsonl.read_rows(folder / DROPPED)] if (folder / DROPPED).exists() else []
-    cards = jsonl.read_json(folder / DATA_CARDS)["data"] if (folder / DATA_CARDS).exists() else []
+def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, Any], verdict: str) -> list[Section]:
+    cards = read_cards(folder)
     settings = manifest["settings"]
-    facts = {**settings, **manifest["environment"]}
-    return {
-        "about": str(figures.get("about") or ""),
-        "machine": numbers.machine(figures),
-        "headline": headline(figures),
-        "leads": _leads(figures),
-        "limits": publish.limits(figures),
-        "results": figures.get("tuned_flagging_results"),
-        "held_out": figures.get("held_out_rows", 0),
-        "plots": [(plot.title, plots.draw(plot)) for plot in plots.plots_of(history, figures)],
-        "figures": publish.before_and_after(figures),
-        "trained": [(name, [value]) for name, value in publish.trained_on(figures)],
-        "data": [(str(one["data"]), [(n, [v]) for n, v in publish.quoted(one["card"])]) for one in cards],
-        "doubts": publish.doubts(cards),
-        "dropped": [(str(row["id"]), [str(row["reason"])]) for row in dropped[:_MOST_DROPPED]],
-        "dropped_in_all": len(dropped),
-        "recipe": [(name, [value]) for name, value in publish.recipe_rows(settings["recipe"])],
-        "effective": [(name, [value]) for name, value in publish.effective_rows(manifest)],
-        "facts": [(title, [page.fact(name, facts)]) for name, title in _FACTS.items()],
-    }
+    origin = {**settings, **manifest["environment"]}
+    effective = facts.effective_rows(manifest)
+    held_out, results = figures.get("held_out_rows", 0), figures.get("tuned_flagging_results")
+    rows = facts.before_and_after(figures)
+    what = f"Of {held_out} held-out rows" + (f" with {results} search results" if results else "")
+    sections: dict[str, list[model.Block]] = {
+        "Verdict": [Verdict(verdict), Figures(_headline_figures(figures))],
+        "Limits of these figures": [facts.sentences(facts.limits(figures))],
+        "Reasons to doubt the data": [*facts.doubts(cards)],
+        "Curves": [*curves(folder)],
+        "Figures": [Table(["before", "after"], [Group(what, rows)])] if rows else [],
+        "Training data": [
+            facts.column("the run", facts.trained_on(figures)),
+            *(facts.card_facts(str(card["data"]), card["card"]) for card in cards),
+        ],
+        "Rows left out": [*_dropped(folder)],
+        "Recipe": [facts.column("value", facts.recipe_rows(settings["recipe"]), literal=True)],
+        "Settings in effect": [
+            Text("Defaults included; manifest.json has every one."), facts.column("value", effective, literal=True)
+        ] if effective else [],
+        "Provenance": [Facts(["the run"], [(name, [fact(key, origin)]) for key, name in _FACTS.items()])],
+    }  # fmt: skip
+    return [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
 
 
 def headline(figures: Mapping[str, Any]) -> str:
@@ -99,43 +111,127 @@ def headline(figures: Mapping[str, Any]) -> str:
     before, after = figures.get("base_loss"), figures.get("tuned_loss")
     if before is None or after is None:
         return "Nothing was held out: what the model learnt is not known"
-    said = _loss_sentence(figures, numbers.change(before, after))
-    results, found = figures.get("tuned_flagging_results"), figures.get("tuned_flagging_mcc")
-    if not results or found is None:
-        return f"{said}; flagging cannot be measured on these rows"
-    first = figures.get("base_flagging_mcc")
-    mcc = f"MCC {page.figure(found)}" if first is None else f"MCC {page.figure(first)} → {page.figure(found)}"
+    loss = _loss_sentence(figures, change(before, after))
+    results, mcc, mcc_before = (figures.get(name) for name in ("tuned_flagging_results", "tuned_flagging_mcc",
+                                                               "base_flagging_mcc"))  # fmt: skip
+    if not results or mcc is None:
+        return f"{loss}; flagging cannot be measured on these rows"
+    words = f"MCC {figure(mcc)}" if mcc_before is None else f"MCC {figure(mcc_before)} → {figure(mcc)}"
     if results < LEAST_UNITS:
-        return f"{said}; {results} search results are too few to tell whether they are flagged as the labels do ({mcc})"
-    if found > publish.chance_level(results):
-        return f"{said}; search results are flagged as the labels do, better than by chance ({mcc})"
-    if found < -publish.chance_level(results):
-        return f"{said}; search results are flagged against the labels ({mcc})"
-    return f"{said}; it cannot be told whether search results are flagged better than by chance ({mcc})"
+        few = f"{results} search results are too few to tell whether they are flagged as the labels do"
+        return f"{loss}; {few} ({words})"
+    if mcc > facts.chance_level(results):
+        return f"{loss}; search results are flagged as the labels do, better than by chance ({words})"
+    if mcc < -facts.chance_level(results):
+        return f"{loss}; search results are flagged against the labels ({words})"
+    return f"{loss}; it cannot be told whether search results are flagged better than by chance ({words})"
 
 
 def _loss_sentence(figures: Mapping[str, Any], words: str) -> str:
     """Whether the held-out loss fell, as far as its interval over rows tells."""
-    if figures.get("loss_change") is None:
+    gap = read_estimates(figures).get("loss_change")
+    if gap is None:
         rows = figures.get("held_out_rows", 0)
         few = f"{rows} held-out rows are too few" if rows < LEAST_ROWS else "No losses of single rows are kept"
         return f"{few} to tell whether held-out loss fell ({words})"
-    change = Estimate(*(figures[f"loss_change{end}"] for end in ("", "_low", "_high")))
-    size = f"{words}; change {page.signed(change.value)}, {page.signed(change.low)} to {page.signed(change.high)}"
+    size = f"{words}; change {signed(gap.value)}, {signed(gap.low)} to {signed(gap.high)}"
     verdicts = {-1: "Held-out loss fell", 0: "It cannot be told whether held-out loss fell", 1: "Held-out loss rose"}
-    return f"{verdicts[change.sign]} ({size})"
+    return f"{verdicts[gap.sign]} ({size})"
 
 
-def _leads(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    wanted = {
-        "loss": "Held-out loss for each token",
-        "flagging_mcc": "Flagging: MCC",
-        "flagging_auroc": "Flagging: AUROC",
-    }
-    found = []
-    for name, title in wanted.items():
-        values = [figures.get(f"{prefix}_{name}") for prefix in ("base", "tuned")]
-        if any(value is not None for value in values):
-            found.append((title, numbers.change(*values)))
+def _headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Cell]]:
+    pairs = [(title, [figures.get(f"{when}_{name}") for when in ("base", "tuned")])
+             for name, title in _HEADLINE_FIGURES.items()]  # fmt: skip
+    known = [(title, Cell(change(*values))) for title, values in pairs if any(value is not None for value in values)]
+    return [*known, ("Trained", Cell(steps_of(figures)))]
+
+
+def steps_of(figures: Mapping[str, Any]) -> str:
+    """How long was trained, and which step's weights were kept."""
     kept = f", step {figures['best_step']:,} kept" if figures.get("best_step") is not None else ""
-    return [*found, ("Trained", f"{figures['steps']:,} steps{kept}")]
+    return f"{figures['steps']:,} steps{kept}"
+
+
+def curves(folder: Path) -> list[Plots]:
+    """The curves that a run logged.
+
+    Args:
+        folder: The folder of the training run.
+    """
+    history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
+    metrics = folder / runs.METRICS
+    drawn = plots.plots_of(history, jsonl.read_json(metrics) if metrics.exists() else {})
+    return [Plots(drawn)] if drawn else []
+
+
+def read_cards(folder: Path) -> list[dict[str, Any]]:
+    """The data cards that a training run kept.
+
+    Args:
+        folder: The folder of the training run.
+    """
+    path = folder / DATA_CARDS
+    cards: list[dict[str, Any]] = jsonl.read_json(path)["data"] if path.exists() else []
+    return cards
+
+
+def _dropped(folder: Path) -> list[Text | Facts]:
+    rows = [row for _, row in jsonl.read_rows(folder / DROPPED)] if (folder / DROPPED).exists() else []
+    if not rows:
+        return [Text("None.")]
+    first = f"; the first {_MOST_DROPPED} of them" if len(rows) > _MOST_DROPPED else ""
+    reasons = [(str(row["id"]), str(row["reason"])) for row in rows[:_MOST_DROPPED]]
+    return [Text(f"{len(rows):,} rows, training and held out{first}."), facts.column("reason", reasons, literal=True)]
+
+
+def summarise_training(result: Mapping[str, Any]) -> Report:
+    """What `finetune` prints: the model as it was beside the trained one; or what training would take."""
+    if result.get("dry_run"):
+        return summarise_plan(result)
+    how = f" in {machine(result)}" if machine(result) else ""
+    rows = facts.before_and_after(result)
+    gap = read_estimates(result).get("loss_change")
+    blocks: list[model.Block] = [Table(["before", "after"], [Group("held out", rows)])] if rows else []
+    if gap is not None:
+        interval = "change of the loss (95 % interval over held-out rows)"
+        blocks.append(Figures([(interval, Cell(gap, signed=True))]))
+    blocks.append(Text(f"model: {result['saved']}"))
+    if "pushed" in result:
+        blocks.append(Text(f"pushed: {result['pushed']}"))
+    about = (
+        f"{result['steps']} steps on {result['rows']} examples ({result['supervised_tokens']} supervised tokens), "
+        f"{result['dropped']} dropped"
+    )
+    return model.short(f"{result['model']}{how}", about, *blocks)
+
+
+def summarise_plan(result: Mapping[str, Any], *more: model.Block) -> Report:
+    """What a dry run prints: what training would take.
+
+    Args:
+        result: The plan.
+        more: What follows the size of the data.
+    """
+    about = "about " if result["tokens_estimated"] else ""
+    blocks: list[model.Block] = [
+        Text(f"{result['rows']:,} rows, {result['dropped']} dropped; {about}{result['tokens']:,} tokens a pass, "
+             f"{result['supervised_tokens']:,} of them supervised; the longest row has {about}{result['longest']:,}"),
+        Text(f"{result['steps']:,} steps of {result['rows_per_step']} rows, {result['epochs']:.2f} epochs, "
+             f"{about}{result['tokens_in_all']:,} tokens in all; {result['held_out_rows']:,} rows held out"),
+    ]  # fmt: skip
+    if result["memory"]:
+        every, trained = result["parameters"], result["trainable_parameters"]
+        sizes = [Row(name, [Cell(f"{size / 1e9:.2f}")]) for name, size in result["memory"].items()]
+        blocks.append(Text(f"{every:,} parameters, {trained:,} of them trained ({trained / every:.2%})"))
+        blocks.append(Table(["GB"], [Group("memory of a step", sizes)]))
+    if result["seconds"]:
+        hours = result["seconds"] / 3600
+        blocks.append(Text(f"time: {hours:.1f} hours" if hours >= 1 else f"time: {60 * hours:.1f} minutes"))
+    if result["missing"]:
+        blocks.append(Flags("", {"": result["missing"]}))
+    return model.short(f"{result['model']}, dry run", "nothing was loaded or trained", *blocks, *more)
+
+
+def summarise_merge(result: Mapping[str, Any]) -> Report:
+    """What `merge` prints: where the model is."""
+    return model.short("", f"merged into {result['base']}: {result['model']}")

@@ -1,0 +1,77 @@
+"""Which labeler of an audit is best, as far as can be told, and what a labeler has to be better than."""
+
+from __future__ import annotations
+
+from sailkit.labeling.audit import BM25
+from sailkit.labeling.results import Audit, StratumFigures
+from sailkit.rendering.model import Bullets, Cell, Figures, Verdict
+from sailkit.rendering.numbers import figure, listed, short_names
+from sailkit.stats.intervals import LEAST_UNITS
+
+
+def names_of(audit: Audit) -> dict[str, str]:
+    """What labelers, and the BM25 score, are called where there is little room."""
+    return {**short_names(audit.labelers), BM25: "BM25 score"}
+
+
+def verdict(audit: Audit) -> tuple[Verdict, Figures]:
+    """Which labeler is best, as far as can be told, and what that rests on."""
+    stratum, short = audit.strata[0], names_of(audit)
+    best, *rest = audit.ranked
+    rival = "similarity" if "similarity" in rest else [*rest, BM25][0]
+    names = {**short, BM25: "a BM25 score"}
+    row, gap = audit.row(best, stratum), audit.gap(best, rival, stratum)
+    auroc = row.estimate("auroc")
+    if audit.claims_reported is not None and audit.claims_reported < LEAST_UNITS:
+        headline = f"{audit.claims_reported} claims are too few to tell how well {names[best]} judges"
+    elif auroc is None or auroc.low <= 0.5 <= auroc.high:
+        headline = f"Cannot tell whether {names[best]} judges better than chance"
+    elif auroc.high < 0.5:
+        headline = f"{names[best]} judges worse than chance"
+    elif not gap.sign:
+        headline = f"Cannot tell whether {names[best]} or {names[rival]} judges better"
+    else:
+        headline = f"{names[best]} judges {'better' if gap.sign > 0 else 'worse'} than {names[rival]}"
+    signs = {other: audit.gap(best, other, stratum).sign for other in [*rest, BM25] if other != rival}
+    remarks = [
+        f"{names[best]} {words} {listed([names[other] for other in signs if signs[other] == sign])}"
+        for sign, words in ((1, "is better than"), (0, "cannot be told apart from"), (-1, "is worse than"))
+        if sign in signs.values()
+    ]
+    if len(rest) > 1:
+        remarks.append(f"It was chosen as the best of {len(rest) + 1}, which the intervals do not allow for")
+    figures = [
+        (f"AUROC of {short[best]}", cell_of(row, "auroc")),
+        (f"Difference to {short[rival]}", Cell(gap.auroc, signed=True)),
+        ("Its balanced accuracy", cell_of(row, "balanced_accuracy")),
+        ("Its kappa with people", cell_of(row, "kappa")),
+    ]
+    return Verdict(headline, ". ".join(remarks)), Figures(figures)
+
+
+def cell_of(row: StratumFigures, name: str) -> Cell:
+    """A figure, with its interval where it has one."""
+    return Cell(row.estimate(name) or row.number(name))
+
+
+def baselines(audit: Audit) -> Bullets:
+    """What needs no labeler, and how well people agree."""
+    rows = [audit.row(BM25, stratum) for stratum in audit.strata]
+
+    def each(name: str) -> str:
+        values = [(row.number(name), row.stratum) for row in rows]
+        return ", ".join(f"{figure(value)} ({stratum})" for value, stratum in values if value is not None)
+
+    constant = ", ".join(
+        f"{figure(row.majority_accuracy)} ({row.stratum}, "
+        f"always {'informative' if row.informative_share >= 0.5 else 'distracting'})"
+        for row in rows
+    )
+    entries = [
+        ("BM25 score of claim and result", f"AUROC {each('auroc')}; balanced accuracy {each('balanced_accuracy')}."),
+        ("Always the more frequent judgement", f"accuracy {constant}; balanced accuracy 0.500, kappa 0.000."),
+    ]
+    if audit.human_kappa is not None:
+        over = "over all pairs with three or more votes, in any stratum or half"
+        entries.append(("One person against the rest", f"kappa {figure(audit.human_kappa)}, {over}."))
+    return Bullets(entries)

@@ -1,0 +1,139 @@
+"""What reports of training and model cards say about data, settings, held-out figures and their limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sailkit.files import jsonl
+from sailkit.rendering.model import Bullets, Cell, Facts, Flags, Row, Text
+from sailkit.rendering.numbers import capitalised, fact
+from sailkit.training.effective import EFFECTIVE, main_settings
+
+# Figure of an evaluation -> what a person reads.
+FIGURE_TITLES = {
+    "loss": "Loss for each supervised token",
+    "flagging_mcc": "Flagging: Matthews correlation",
+    "flagging_auroc": "Flagging: AUROC of P(distracting)",
+    "flagging_accuracy": "Flagging: accuracy",
+    "flagging_precision": "Flagging: precision for distracting",
+    "flagging_recall": "Flagging: recall for distracting",
+}
+_TRAINED = {
+    "rows": "training rows",
+    "dropped": "rows left out",
+    "supervised_tokens": "supervised tokens of a pass",
+    "cut_tokens": "tokens of search results cut to fit",
+    "headings_left": "headings in search results",
+    "held_out_rows": "held-out rows",
+    "steps": "steps",
+    "best_step": "step that was kept",
+    "epochs": "epochs",
+}
+_QUOTED = ("judgement_shares", "rows_by_results", "style", "threshold", "seed")  # of a data card, in this order
+Fact = tuple[str, str]
+
+
+def quoted(card: Mapping[str, Any] | None) -> list[Fact]:
+    """The figures of a data card that a reader of a model needs: counts, shares, settings and flags."""
+    if card is None:
+        return []
+    names = [name for name in card if name.startswith("n_")] + [name for name in _QUOTED if name in card]
+    return [(_title(name), fact(name, card) or "none") for name in names]
+
+
+def trained_on(figures: Mapping[str, Any]) -> list[Fact]:
+    """Counts of a run, in words."""
+    return [
+        (title, f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
+        for name, title in _TRAINED.items()
+        if (value := figures.get(name)) is not None
+    ]
+
+
+def before_and_after(figures: Mapping[str, Any]) -> list[Row]:
+    """Held-out figures of the model as it was and as it is; what neither has is left out."""
+    rows = [
+        Row(title, [Cell(figures.get(f"{when}_{name}")) for when in ("base", "tuned")])
+        for name, title in FIGURE_TITLES.items()
+    ]
+    return [row for row in rows if row.known]
+
+
+def chance_level(results: int) -> float:
+    """How far from 0 the MCC of judgements that have nothing to do with the labels lies at most, 19 times in 20.
+
+    The squared MCC of a two by two table times its count is chi-squared with one degree of freedom.
+    """
+    return 1.96 / math.sqrt(results)
+
+
+def limits(figures: Mapping[str, Any]) -> list[str]:
+    """What the figures of a run do not show, in sentences."""
+    texts = [
+        "Held-out rows come from the same source as the training rows, and the labels from the same labeler: the "
+        "figures say how well its judgements were learnt, not how right they are.",
+        "Flagging is scored by comparing every possible verification sentence; what the model writes by itself can "
+        "differ.",
+        "Nothing here says whether answers are right, or better with search results than without; measure that with "
+        "sailkit evaluate and compare.",
+        "It was one run with one seed.",
+    ]
+    if results := figures.get("tuned_flagging_results"):
+        luck = f"an MCC up to {chance_level(results):.2f} can be luck"
+        texts.insert(0, f"Flagging was measured on {results:,} results; {luck}.")
+    if not figures.get("held_out_rows"):
+        texts = ["There were no held-out rows: nothing is known of what the model learnt.", *texts[2:]]
+    return texts
+
+
+def recipe_rows(settings: Mapping[str, Any]) -> list[Fact]:
+    """A recipe as dotted keys and values; what is not set is left out."""
+    rows: list[Fact] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name}.{key}", text) for key, text in recipe_rows(value)]
+        elif value not in (None, "", [], ()):
+            rows.append((name, value if isinstance(value, str) else jsonl.dumps(value)))
+    return rows
+
+
+def effective_rows(manifest: Mapping[str, Any]) -> list[Fact]:
+    """The settings that a run had in effect, defaults included; none of a run that is older than their record."""
+    rows = recipe_rows(main_settings(manifest.get(EFFECTIVE, {})))
+    changes = manifest.get(f"{EFFECTIVE}_when_resumed", ())
+    return [*rows, *(("when it was resumed", str(change)) for change in changes)]
+
+
+def doubts(cards: Iterable[Mapping[str, Any]]) -> list[Flags]:
+    """What data cards warn of, each once."""
+    messages = (card["card"].get("flag_messages", {}) for card in cards if card["card"])
+    texts = dict.fromkeys(str(text) for own in messages for texts in own.values() for text in texts)
+    return [Flags("", {"": list(texts)})] if texts else []
+
+
+def sentences(texts: Iterable[str]) -> Bullets:
+    """A list of sentences."""
+    return Bullets([("", text) for text in texts])
+
+
+def card_facts(name: str, card: Mapping[str, Any] | None) -> Facts | Text:
+    """The figures of a data card."""
+    rows = quoted(card)
+    return column(name, rows) if rows else Text(f"{name} has no data card.")
+
+
+def column(name: str, rows: Sequence[Fact], *, literal: bool = False) -> Facts:
+    """Facts about one thing.
+
+    Args:
+        name: Of the thing.
+        rows: Names and values.
+        literal: The names are keys of a file, and stay as they are.
+    """
+    return Facts([name], [(key if literal else capitalised(key), [value]) for key, value in rows])
+
+
+def _title(name: str) -> str:
+    return f"rows {name[2:]}".replace("_", " ") if name.startswith("n_") else name.replace("_", " ")
