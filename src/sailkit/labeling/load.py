@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 from sailkit.errors import UserError, nearest
 from sailkit.labeling.base import Labeler
 from sailkit.models.base import ModelOptions
 from sailkit.models.sources import ENCODER
+from sailkit.plugins import is_plugin, load_plugin
 
 KINDS = ("similarity", "overlap", "entailment", "judge")
 
@@ -33,7 +35,8 @@ def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
     """Load a labeler by name.
 
     Args:
-        name: `similarity` or `similarity:ENCODER`, `overlap`, `entailment:MODEL`, `judge:MODEL`.
+        name: `similarity` or `similarity:ENCODER`, `overlap`, `entailment:MODEL`, `judge:MODEL`, or `module:attribute`
+            for one of your own.
         options: How to load and run it.
 
     Raises:
@@ -41,6 +44,8 @@ def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
     """
     options = options or LabelerOptions()
     kind, _, model = name.partition(":")
+    if kind not in KINDS and is_plugin(name):
+        return cast(Labeler, load_plugin(name, Labeler))
     if kind not in KINDS:
         raise UserError(f"no labeler {name!r}: {nearest(kind, KINDS)}")
     if kind in ("entailment", "judge") and not model:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from sailkit.errors import UserError
 from sailkit.models.base import Model, ModelOptions, is_endpoint
+from sailkit.plugins import is_plugin, load_plugin
 from sailkit.prompts.chat_template import check_date
 
 
@@ -12,7 +15,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
 
     Args:
         name: `smollm2-135m`, a hub id, a local folder, a GGUF file, a LoRA adapter folder, or
-            `endpoint:MODEL@BASE_URL`.
+            `endpoint:MODEL@BASE_URL`, or `module:attribute` for one of your own.
         options: How to load and run it.
 
     Raises:
@@ -22,6 +25,8 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     if options.chat not in ("auto", "on", "off"):
         raise UserError(f"`chat` takes auto, on or off, not {options.chat!r}")
     check_date(options.date)
+    if is_plugin(name):
+        return cast(Model, load_plugin(name, Model))
     if is_endpoint(name):
         from sailkit.models.endpoint import EndpointModel  # each brings its own libraries
 

@@ -7,12 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from sailkit import runs
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
+from sailkit.plugins import is_plugin, load_plugin
 from sailkit.records import Instruction, Searched
 from sailkit.retrieval.base import EngineResults, Searcher
 from sailkit.retrieval.instructions import RESULTS, read_instructions, read_searched, searched_row, with_text
@@ -129,7 +130,9 @@ def load_searcher(
         UserError: No such engine, something that it needs is not given or not installed, or it cannot be read.
     """
 
-    def load(name: EngineName) -> Searcher:
+    def load(name: str) -> Searcher:
+        if is_plugin(name):
+            return cast(Searcher, load_plugin(name, Searcher))
         if name == "recorded":
             from sailkit.retrieval.recorded import RecordedSearcher
 
@@ -140,29 +143,29 @@ def load_searcher(
             from sailkit.retrieval.web import WebSearcher
 
             return WebSearcher(
-                name, snapshot, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
+                cast(Any, name), snapshot, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
             )
         from sailkit.retrieval.local import LocalSearcher
 
         if not corpus:
             raise UserError(f"`engine` {name} needs `corpus`")
-        return LocalSearcher(name, corpus, passage_words, passage_overlap)
+        return LocalSearcher(cast(Any, name), corpus, passage_words, passage_overlap)
 
     names = _engines(engine)
     return load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
 
 
-def _engines(text: str) -> list[EngineName]:
-    known: dict[str, EngineName] = {name: name for name in get_args(EngineName)}
+def _engines(text: str) -> list[str]:
+    known = get_args(EngineName)
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in known:
+        if name not in known and not is_plugin(name):
             raise UserError(f"no `engine` {name!r}; {nearest(name, known)}")
     if len(set(names)) < len(names):
         raise UserError(f"`engine` {text}: an engine is named twice")
     if len(names) > 1 and "recorded" in names:
         raise UserError("`engine='recorded'` stands alone: its results are of engines of its own, web and bm25")
-    return [known[name] for name in names]
+    return names
 
 
 class _Joined:

@@ -14,6 +14,7 @@ from sailkit import runs
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.files.yaml_files import read_yaml
+from sailkit.plugins import is_plugin, load_attribute
 from sailkit.records import Example
 from sailkit.tasks.rows import folder_rows, table_rows
 from sailkit.tasks.spec import TaskSpec, explain
@@ -203,20 +204,23 @@ def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
     """Load a task by name, or from a YAML file.
 
     Args:
-        name: A built-in task's name, or a path that ends in `.yaml` or `.yml`.
+        name: A built-in task's name, or a path that ends in `.yaml` or `.yml`, or `module:attribute` for
+            a mapping of the same form; its files are relative to the working directory.
         labels: The labels to use; `["all"]` for all; by default those that the task states.
 
     Raises:
         UserError: Unknown name, unreadable or invalid YAML (the field is named), unknown label.
     """
     own = str(name).endswith((".yaml", ".yml"))
-    if not own and str(name) not in builtin_tasks():
+    plugin = is_plugin(str(name))
+    if not own and not plugin and str(name) not in builtin_tasks():
         raise UserError(
-            f"no task {str(name)!r}: {nearest(str(name), builtin_tasks())}; your own is a path to a .yaml file"
+            f"no task {str(name)!r}: {nearest(str(name), builtin_tasks())}; your own is a path to a .yaml file, or "
+            "module:attribute"
         )
-    path = Path(name) if own else _builtin_folder() / f"{name}.yaml"
+    path = Path(name) if own or plugin else _builtin_folder() / f"{name}.yaml"
     try:
-        spec = TaskSpec.model_validate(read_yaml(path))
+        spec = TaskSpec.model_validate(load_attribute(str(name)) if plugin else read_yaml(path))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
     if labels is None:

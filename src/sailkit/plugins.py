@@ -1,0 +1,78 @@
+"""Plug-ins: a searcher, labeler, model or task of the user's own, named as `module:attribute`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError, nearest
+from sailkit.files import jsonl
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class _Described:
+    """A plug-in whose description holds the fingerprint of its source, so that a changed one is another."""
+
+    def __init__(self, plugin: Any, name: str, source: str | None) -> None:
+        self._plugin = plugin
+        self._source = {"plugin": name, "plugin_source_sha256": source}
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._plugin.describe(), **self._source}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plugin, name)
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a name has the form `module:attribute`."""
+    return _NAME.fullmatch(name) is not None
+
+
+def load_attribute(name: str) -> Any:
+    """Import what `module:attribute` names; modules in the working directory come first.
+
+    Raises:
+        UserError: There is no such module or attribute, or the module cannot be imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{name}: {error}; modules are looked for in the working directory first") from None
+    if not hasattr(module, attribute):
+        known = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(f"{name}: module {module_name} has no {attribute!r}; {nearest(attribute, known)}")
+    return getattr(module, attribute)
+
+
+def load_plugin(name: str, protocol: type) -> Any:
+    """Load an object that satisfies a protocol; a class is called without arguments.
+
+    Args:
+        name: `module:attribute`.
+        protocol: Such as `Labeler`.
+
+    Returns:
+        The object; its `describe` also holds the sha256 of the file that defines it.
+
+    Raises:
+        UserError: It cannot be loaded, or lacks something that the protocol names.
+    """
+    plugin = load_attribute(name)
+    plugin = plugin() if isinstance(plugin, type) else plugin
+    members = [*getattr(protocol, "__annotations__", ()), *(key for key in vars(protocol) if not key.startswith("_"))]
+    if missing := [member for member in members if not hasattr(plugin, member)]:
+        raise UserError(f"{name} is no {protocol.__name__}: it lacks {', '.join(missing)}")
+    try:
+        source = jsonl.file_fingerprint([inspect.getfile(type(plugin))])
+    except (OSError, TypeError):
+        source = None
+    return _Described(plugin, name, source)

@@ -1,0 +1,102 @@
+"""Plug-ins: the examples of docs/plugins.md as they stand there, and what a broken one says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sailkit.errors import UserError
+from sailkit.labeling.base import Labeler
+from sailkit.plugins import is_plugin, load_attribute, load_plugin
+
+PAGE = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text("utf-8")
+FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = re.findall(r"^`(sailkit [^`]*)`$", PAGE, re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    questions = [("What makes honey?", "bees"), ("Where does a whale live?", "In the sea.")]
+    rows = [{"id": f"q{i}", "instruction": q, "input": "", "output": a} for i, (q, a) in enumerate(questions)]
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capitals = [("Paris is the capital of France.", "TRUE"), ("Rome is the capital of Spain.", "FALSE")] * 3
+    Path("capitals.jsonl").write_text("".join(json.dumps({"statement": s, "label": v}) + "\n" for s, v in capitals))
+    return tmp_path
+
+
+def sailkit(command: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", *shlex.split(command)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def lines(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_every_kind_of_plug_in_has_an_example():
+    assert set(FILES) == {"my_search.py", "my_labeler.py", "my_model.py", "my_task.py"}
+    assert len(COMMANDS) == 4
+
+
+def test_the_examples_of_the_page_work_as_they_stand(folder):
+    for command in COMMANDS[:3]:
+        done = sailkit(command)
+        assert done.returncode == 0, done.stderr
+    results = lines("runs/results/results.jsonl")
+    assert [row["results"][0]["body"] for row in results] == ["Honey is made by bees.", "Whales live in the sea."]
+    assert {row["results"][0]["source"] for row in results} == {"glossary"}
+    assert len(lines("runs/labels/labels.jsonl")) == 2
+    predictions = lines("runs/yes/predictions.jsonl")
+    assert {row["raw_output"] for row in predictions} == {"Correct"}
+    manifest = json.loads(Path("runs/yes/manifest.json").read_text())
+    assert "my_model:Yes" in json.dumps(manifest)
+    assert "plugin_source_sha256" in json.dumps(manifest)
+
+
+def test_a_task_of_the_page_is_measured(folder):
+    done = sailkit(COMMANDS[3].replace("smollm2-135m", "my_model:Yes") + " --answer generate --json -")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"] == 0.5
+
+
+def test_a_changed_plug_in_is_another_run(folder):
+    assert sailkit(COMMANDS[1].replace("runs/results", "missing")).returncode == 2
+    assert sailkit(COMMANDS[0]).returncode == 0
+    assert sailkit(COMMANDS[1]).returncode == 0
+    assert sailkit(COMMANDS[1]).returncode == 0
+    Path("my_labeler.py").write_text(FILES["my_labeler.py"] + "\n# another version\n")
+    done = sailkit(COMMANDS[1])
+    assert done.returncode == 2
+    assert "holds another run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:Thing", "No module named 'nowhere'"),
+        ("my_labeler:Mention", "module my_labeler has no 'Mention'; did you mean 'Mentions'?"),
+        ("my_search:Glossary", "is no Labeler: it lacks threshold, plan, score"),
+        ("broken:Thing", "broken:Thing: No module named 'not_installed'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(folder, name, message):
+    Path("broken.py").write_text("import not_installed\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_plugin(name, Labeler)
+
+
+def test_names_of_models_and_hub_ids_are_no_plug_ins():
+    for name in ("endpoint:m@http://localhost:1/v1", "Qwen/Qwen2.5-0.5B", "smollm2-135m", "./model", "C:\\model"):
+        assert not is_plugin(name)
+    assert is_plugin("my.package:Thing")
+    assert load_attribute("json:dumps") is json.dumps
