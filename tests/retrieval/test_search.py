@@ -21,6 +21,7 @@ from sailkit.retrieval.base import EngineResults
 from sailkit.retrieval.corpus import Passage, read_passages, split_words
 from sailkit.retrieval.instructions import read_searched
 from sailkit.retrieval.local import LocalSearcher, fuse
+from sailkit.retrieval.results import SearchRun
 from sailkit.retrieval.search import search
 
 DOCUMENTS = {
@@ -95,12 +96,12 @@ def test_a_corpus_without_words_is_an_error_in_one_line(tmp_path, corpus):
 @pytest.mark.parametrize("engine", ["bm25", "dense", "hybrid"])
 def test_the_best_passage_comes_first(tmp_path, corpus, engine):
     asked = ask(tmp_path, {"instruction": "Where do polar bears hunt?"}, {"instruction": "How do plants make sugar?"})
-    figures = search(instructions=asked, out=tmp_path / "run", engine=engine, corpus=[corpus], k=2)
+    run = search(instructions=asked, out=tmp_path / "run", engine=engine, corpus=[corpus], k=2)
     rows = read_searched(tmp_path / "run")
     assert [row.results[0].title for row in rows] == ["Polar bear", "Photosynthesis"]
     assert [result.rank for result in rows[0].results] == list(range(1, len(rows[0].results) + 1))
     assert {result.source for row in rows for result in row.results} == {engine}
-    assert figures["found"] == figures["n"] == 2
+    assert run.outcomes["found"] == run.n == 2
 
 
 def test_dense_reads_special_tokens_as_text(tmp_path, corpus):
@@ -156,14 +157,34 @@ def test_outcomes_stay_apart(tmp_path, corpus):
     assert len(rows[2].results) == 1  # no passage without a word of the question
 
 
+def test_a_run_is_read_again_and_written_under_the_names_of_its_files(tmp_path, corpus):
+    asked = ask(tmp_path, {"instruction": "seals"}, {"instruction": ""})
+    run = search(instructions=asked, out=tmp_path / "run", corpus=[corpus], k=1)
+    assert SearchRun.load(tmp_path / "run") == run
+    assert [len(row.results) for row in run.rows()] == [1, 0]
+    assert run.to_json() == {
+        "engine": "bm25",
+        "n": 2,
+        "found": 1,
+        "empty": 0,
+        "unavailable": 0,
+        "left_out": 1,
+        "results_in_all": 1,
+        "dropped_results": 0,
+        "results": str(tmp_path / "run" / "results.jsonl"),
+        "unfinished": None,
+    }
+    assert "2 instructions: found 1, empty 0, unavailable 0, left_out 1" in str(run)
+
+
 def test_an_index_is_built_once_and_never_used_for_another_corpus(tmp_path, corpus, capsys):
     asked = ask(tmp_path, {"instruction": "seals"})
     for name in ("one", "two"):
         search(instructions=asked, out=tmp_path / name, corpus=[corpus])
     assert capsys.readouterr().err.count("indexing 3 passages") == 1
     corpus.write_text(corpus.read_text().replace("seals", "walrus"))
-    found = search(instructions=asked, out=tmp_path / "three", corpus=[corpus])
-    assert (found["found"], found["empty"]) == (0, 1)
+    run = search(instructions=asked, out=tmp_path / "three", corpus=[corpus])
+    assert (run.outcomes["found"], run.outcomes["empty"]) == (0, 1)
     with pytest.raises(UserError, match="corpus_sha256"):
         search(instructions=asked, out=tmp_path / "one", corpus=[corpus])
 
@@ -183,7 +204,7 @@ def test_recorded_searches_keep_their_outcomes(tmp_path):
     path = tmp_path / "recorded.json"
     web = [{"title": "T", "body": "Web text."}, {"title": "no body"}, {"body": "\x01\x02 \x00"}]
     path.write_text(json.dumps([[web, {"title": "B", "body": "Found."}], [None, []], [[], [{"body": "x"}]]]))
-    figures = search(instructions=asked, out=tmp_path / "run", engine="recorded", recorded=path)
+    run = search(instructions=asked, out=tmp_path / "run", engine="recorded", recorded=path)
     rows = read_searched(tmp_path / "run")
     assert [row.searches for row in rows] == [
         {"web": "found", "bm25": "found"},
@@ -191,7 +212,7 @@ def test_recorded_searches_keep_their_outcomes(tmp_path):
         {"web": "empty", "bm25": "found"},
     ]
     assert [(r.source, r.rank, r.title) for r in rows[0].results] == [("web", 1, "T"), ("bm25", 1, "B")]
-    assert figures["dropped_results"] == 2
+    assert run.dropped_results == 2
     path.write_text("[[null, []]]")
     with pytest.raises(UserError, match="has 1 entries and there are 3 instructions"):
         search(instructions=asked, out=tmp_path / "other", engine="recorded", recorded=path)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sailkit.errors import UserError
 from sailkit.records import Instruction
 from sailkit.retrieval.instructions import read_searched
+from sailkit.retrieval.results import SearchRun
 from sailkit.retrieval.search import search
 from sailkit.retrieval.web import QUERY_CHARACTERS, WebSearcher, web_query
 
@@ -246,14 +247,15 @@ def test_an_engine_that_is_down_does_not_take_what_another_gave(tmp_path, monkey
     options = {"corpus": [tmp_path / "corpus.jsonl"], "out": tmp_path / "run", "engine": "bm25,searxng", **QUICK}
     with Engine({"always": 404}) as engine:
         options |= {"instructions": ask(tmp_path, "seals"), "searxng_url": engine.url}
-        assert search(**options)["unfinished"] == (
+        assert search(**options).unfinished == (
             "1 of 1 instructions had no answer from an engine; the same command asks again for them"
         )
+        assert SearchRun.load(tmp_path / "run").unfinished is not None
         before = (tmp_path / "run" / "results.jsonl").read_bytes()
         search(**options)
         assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
         engine.script = {}
-        assert search(**options)["unfinished"] is None
+        assert search(**options).unfinished is None
     (row,) = read_searched(tmp_path / "run")
     assert row.searches == {"bm25": "found", "searxng": "found"}
     assert [r.source for r in row.results] == ["bm25"] + ["searxng"] * 5
@@ -414,13 +416,13 @@ def test_several_engines_are_joined_row_by_row(tmp_path, monkeypatch):
     )
     with Engine({2: 404}) as engine:
         options = {"searxng_url": engine.url, "corpus": [corpus], **QUICK}
-        figures = search(
+        run = search(
             instructions=ask(tmp_path, "seals", "zzz"), out=tmp_path / "run", engine="bm25,searxng", k=2, **options
         )
     first, second = read_searched(tmp_path / "run")
     assert [(r.source, r.rank) for r in first.results] == [("bm25", 1), ("searxng", 1), ("searxng", 2)]
     assert second.searches == {"bm25": "empty", "searxng": "unavailable"}
-    assert (figures["found"], figures["empty"], figures["unavailable"]) == (2, 1, 1)
+    assert tuple(run.outcomes[name] for name in ("found", "empty", "unavailable")) == (2, 1, 1)
 
 
 def test_web_without_a_network_is_unavailable(tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
-"""The stage `search`: instructions in, the same with their search results out."""
+"""The stage `search`: from instructions to the same instructions with their search results."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -16,7 +16,8 @@ from sailkit.files.batch_log import write_batches
 from sailkit.plugins import is_plugin, load_plugin
 from sailkit.records import Instruction, Searched
 from sailkit.retrieval.base import EngineResults, Searcher
-from sailkit.retrieval.instructions import RESULTS, read_instructions, read_searched, searched_row, with_text
+from sailkit.retrieval.instructions import RESULTS, read_instructions, searched_row, with_text
+from sailkit.retrieval.results import SearchRun
 
 EngineName = Literal["bm25", "dense", "hybrid", "web", "searxng", "recorded"]
 
@@ -39,7 +40,7 @@ def search(
     timeout: float = 10.0,
     tries: int = 4,
     limit: int | None = None,
-) -> dict[str, Any]:
+) -> SearchRun:
     """Search for each instruction.
 
     Writes results.jsonl, a row for each instruction, to a run folder. A run that was stopped goes on where it stopped
@@ -66,18 +67,18 @@ def search(
         limit: Only the first so many instructions.
 
     Returns:
-        Counts, where the results are, and `unfinished`: in words, what the same command will ask for again, or None.
+        Where the results are, how the searches ended, and in `unfinished` what the same command will search for again.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
     at_least_one(k=k, limit=limit)
-    # A recording is parallel to all of them.
-    every = read_instructions(instructions, fields, None if "recorded" in engine else limit)
-    asked = every[:limit]
+    # A recording has an entry for each instruction of the file, so all of them are read.
+    in_file = read_instructions(instructions, fields, None if "recorded" in engine else limit)
+    searched_for = in_file[:limit]
     searcher = load_searcher(
         engine,
-        every,
+        in_file,
         corpus=corpus,
         recorded=recorded,
         passage_words=passage_words,
@@ -92,10 +93,10 @@ def search(
     settings = {
         **searcher.describe(),
         "k": k,
-        "n": len(asked),
-        "instructions_sha256": jsonl.fingerprint([[o.id, o.instruction, o.input, o.output] for o in asked]),
+        "n": len(searched_for),
+        "instructions_sha256": jsonl.fingerprint([[o.id, o.instruction, o.input, o.output] for o in searched_for]),
     }
-    batches = [asked[start : start + searcher.batch] for start in range(0, len(asked), searcher.batch)]
+    batches = [searched_for[start : start + searcher.batch] for start in range(0, len(searched_for), searcher.batch)]
     with contextlib.closing(searcher), runs.open_run(out, "search", settings) as run:
         rows_before = write_batches(
             run.path(RESULTS),
@@ -105,8 +106,8 @@ def search(
             f"searching with {searcher.name}",
         )
         if searcher.live:
-            _search_again(run.path(RESULTS), searcher, asked[:rows_before], k)
-        return _figures(run, searcher)
+            _search_again(run.path(RESULTS), searcher, searched_for[:rows_before], k)
+        return SearchRun.from_folder(run.folder, live=searcher.live)
 
 
 def load_searcher(
@@ -169,80 +170,62 @@ def _engines(text: str) -> list[str]:
 
 
 class _Joined:
-    """Several engines asked for the same: the results of each behind those of the one before."""
+    """Several engines that search for the same; the results of each engine follow those of the engine before it."""
 
     def __init__(self, searchers: Sequence[Searcher]) -> None:
         self._searchers = searchers
-        self.name = ",".join(one.name for one in searchers)
-        self.batch = min(one.batch for one in searchers)
-        self.live = any(one.live for one in searchers)
+        self.name = ",".join(searcher.name for searcher in searchers)
+        self.batch = min(searcher.batch for searcher in searchers)
+        self.live = any(searcher.live for searcher in searchers)
 
     def describe(self) -> dict[str, Any]:
         """Everything about the searchers that decides their results."""
-        return {"engine": self.name, "engines": {one.name: one.describe() for one in self._searchers}}
+        return {"engine": self.name, "engines": {searcher.name: searcher.describe() for searcher in self._searchers}}
 
     def close(self) -> None:
-        """Close them all."""
-        for one in self._searchers:
-            one.close()
+        """Close all of them."""
+        for searcher in self._searchers:
+            searcher.close()
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
-        """What each engine gave, in the order in which they were named."""
-        answers = (one.search(instructions, k) for one in self._searchers)
-        return [[each for found in row for each in found] for row in zip(*answers, strict=True)]
+        """The results of each engine, in the order in which the engines were named."""
+        by_engine = (searcher.search(instructions, k) for searcher in self._searchers)
+        return [list(itertools.chain.from_iterable(row)) for row in zip(*by_engine, strict=True)]
 
 
 def search_batch(searcher: Searcher, batch: Sequence[Instruction], k: int) -> list[Searched]:
     """Search for one batch; an empty instruction is left out on purpose, results without text are dropped."""
-    found = searcher.search(batch, k)
     rows = []
-    for one, answers in zip(batch, found, strict=True):
-        asked = one.instruction.strip() or one.input.strip()
-        engines = answers if asked else [EngineResults(each.engine, "left_out") for each in answers]
+    for instruction, engines in zip(batch, searcher.search(batch, k), strict=True):
+        if not (instruction.instruction.strip() or instruction.input.strip()):
+            engines = [EngineResults(each.engine, "left_out") for each in engines]  # noqa: PLW2901
         results = tuple(result for each in engines for result in each.results)
         kept = with_text(results)
-        rows.append(Searched(one, kept, {each.engine: each.outcome for each in engines}, len(results) - len(kept)))
+        outcomes = {each.engine: each.outcome for each in engines}
+        rows.append(Searched(instruction, kept, outcomes, len(results) - len(kept)))
     return rows
 
 
 def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction], k: int) -> None:
-    """Ask once more for what an earlier run of the command did not get; a row is replaced only by one with more."""
+    """Repeat searches that were unavailable to an earlier run; a row is replaced if fewer are unavailable now."""
     lines = path.read_bytes().splitlines(keepends=True)
-    silent = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
-    missing = [i for i, engines in enumerate(silent) if engines]
-    better = 0
+    unavailable = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
+    missing = [i for i, engines in enumerate(unavailable) if engines]
+    replaced = False
     try:
         with runs.progress(f"asking {searcher.name} again", len(missing)) as tick:
             for start in range(0, len(missing), searcher.batch):
                 part = missing[start : start + searcher.batch]
                 for i, searched in zip(part, search_batch(searcher, [earlier[i] for i in part], k), strict=True):
                     row = searched_row(searched)
-                    if _unavailable(row) < silent[i]:
+                    if _unavailable(row) < unavailable[i]:
                         lines[i] = jsonl.encode(jsonl.dumps(row) + "\n")
-                        better += 1
+                        replaced = True
                 tick(len(part))
-    finally:  # also when the engine gives no answer to the rest
-        if better:
+    finally:  # also when the engine stops answering
+        if replaced:
             jsonl.write_atomic(path, b"".join(lines))
 
 
 def _unavailable(row: jsonl.JsonObject) -> set[str]:
     return {engine for engine, outcome in row["searches"].items() if outcome == "unavailable"}
-
-
-def _figures(run: runs.Run, searcher: Searcher) -> dict[str, Any]:
-    rows = read_searched(run.folder)
-    silent = sum("unavailable" in row.searches.values() for row in rows) if searcher.live else 0
-    counts: Counter[str] = Counter(outcome for row in rows for outcome in row.searches.values())
-    return {
-        "engine": run.manifest["settings"]["engine"],
-        "n": len(rows),
-        **{name: counts[name] for name in ("found", "empty", "unavailable", "left_out")},
-        "results_in_all": sum(len(row.results) for row in rows),
-        "dropped_results": sum(row.dropped_results for row in rows),
-        "results": str(run.path(RESULTS)),
-        "unfinished": f"{silent} of {len(rows)} instructions had no answer from an engine; "
-        "the same command asks again for them"
-        if silent
-        else None,
-    }
