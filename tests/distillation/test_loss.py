@@ -251,14 +251,14 @@ def test_the_figures():
     kl = plainly(hidden[aims.has], weight, bias, kept, 0.0, 12)
     assert found.cross_entropy.item() == pytest.approx(ce.item(), rel=1e-5)
     assert found.kl.item() == pytest.approx(kl.item(), rel=1e-5)
-    assert found.aimed == 7
-    assert found.right == (logits.argmax(-1) == aims.labels).sum()
+    assert found.targeted == 7
+    assert found.correct == (logits.argmax(-1) == aims.labels).sum()
     assert not any(getattr(found, field.name).requires_grad for field in dataclasses.fields(found))
 
 
 def test_nothing_to_predict_is_a_loss_of_zero_with_gradients():
     inputs = layer(11, 0, 12)
-    loss, grads = both(inputs, wanted(11, 1, 12, 3).part(slice(0)))
+    loss, grads = both(inputs, wanted(11, 1, 12, 3)[:0])
     assert loss == 0
     assert not any(grad.any() for grad in grads)
 

@@ -13,7 +13,7 @@ from sailkit.stats.intervals import Floats
 from sailkit.stats.metrics import kappa_of
 from sailkit.training.tokenise import IGNORED, Prepared
 
-SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")
+SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")  # columns of fidelity.jsonl; aimed: with a target
 # Of a row's search results: called distracting by teacher and student, by neither, by one of them.
 FLAGS = ("both", "neither", "only_teacher", "only_student")
 _ROWS = 8  # in a pass
@@ -25,13 +25,13 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
     Args:
         model: A causal language model in evaluation mode.
         prepared: Rows as it reads them.
-        targets: What its teacher thinks, in its tokens.
-        columns: The student's tokens; the rest of its output layer is padding.
+        targets: The teacher's distributions, in the student's tokens.
+        columns: Size of the student's vocabulary; the rest of its output layer is padding.
 
     Returns:
         For each row its id and sums: `kl` (nats, over positions with a target), `aimed` (how many of them),
         `cross_entropy` (nats, over all positions), `positions`, and `agreeing`: positions with a target where the
-        student's likeliest token is the teacher's, in bytes.
+        student's likeliest token is the target's likeliest.
     """
     import torch
 
@@ -42,55 +42,55 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
     device = head.weight.device
     labels = [[label for label in row if label != IGNORED] for row in prepared.labels]
     table = TargetTable((targets, np.array([label for row in labels for label in row])))
-    best = _likeliest(targets)
-    found: list[dict[str, Any]] = [{} for _ in prepared.examples]
+    likeliest = _likeliest(targets)
+    rows: list[dict[str, Any]] = [{} for _ in prepared.examples]
     with torch.no_grad():
-        for places in rope_lengths(model.config).batches([len(ids) for ids in prepared.ids], _ROWS):
-            longest = max(len(prepared.ids[i]) for i in places)
-            ids = torch.tensor([[*prepared.ids[i], *[0] * (longest - len(prepared.ids[i]))] for i in places])
-            mask = torch.tensor([[1] * len(prepared.ids[i]) + [0] * (longest - len(prepared.ids[i])) for i in places])
+        for batch in rope_lengths(model.config).batches([len(ids) for ids in prepared.ids], _ROWS):
+            longest = max(len(prepared.ids[i]) for i in batch)
+            ids = torch.tensor([[*prepared.ids[i], *[0] * (longest - len(prepared.ids[i]))] for i in batch])
+            mask = torch.tensor([[1] * len(prepared.ids[i]) + [0] * (longest - len(prepared.ids[i])) for i in batch])
             hidden = model.base_model(
                 input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
             ).last_hidden_state
-            for line, i in enumerate(places):
-                at = [n - 1 for n, label in enumerate(prepared.labels[i]) if label != IGNORED]
+            for line, i in enumerate(batch):
+                before = [n - 1 for n, label in enumerate(prepared.labels[i]) if label != IGNORED]
                 numbers = torch.arange(int(targets.rows[i]), int(targets.rows[i + 1]))
-                inputs = hidden[line, at]
-                wanted = table.at(numbers.to(device))
-                sums, right = torch.zeros(3), 0
-                for begin_at in range(0, len(at), CHUNK):
-                    here = slice(begin_at, begin_at + CHUNK)
+                inputs = hidden[line, before]
+                row_targets = table.at(numbers.to(device))
+                sums, agreeing = torch.zeros(3), 0
+                for begin in range(0, len(before), CHUNK):
+                    here = slice(begin, begin + CHUNK)
                     logits = torch.nn.functional.linear(inputs[here], head.weight, head.bias).float()
                     top = logits[:, :columns].argmax(-1).cpu().numpy()
-                    right += int((top == best[numbers[here].numpy()]).sum())
-                    parts = loss_parts(logits, wanted.part(here), columns)
-                    sums += torch.stack([parts.kl, parts.aimed, parts.cross_entropy]).cpu()
-                kl, aimed, cross_entropy = sums.tolist()
-                found[i] = {
+                    agreeing += int((top == likeliest[numbers[here].numpy()]).sum())
+                    parts = loss_parts(logits, row_targets[here], columns)
+                    sums += torch.stack([parts.kl, parts.targeted, parts.cross_entropy]).cpu()
+                kl, targeted, cross_entropy = sums.tolist()
+                rows[i] = {
                     "id": prepared.examples[i].id,
                     "kl": kl,
-                    "aimed": int(aimed),
+                    "aimed": int(targeted),
                     "cross_entropy": cross_entropy,
-                    "positions": len(at),
-                    "agreeing": right,
+                    "positions": len(before),
+                    "agreeing": agreeing,
                 }
-    return found
+    return rows
 
 
 def _likeliest(targets: Targets) -> Any:
     """The likeliest token of each position; -1 where no token is listed."""
-    found = np.full(len(targets.kind), -1, dtype=np.int64)
-    for place in np.flatnonzero(targets.kind != NONE):
-        here = slice(int(targets.starts[place]), int(targets.starts[place + 1]))
+    likeliest = np.full(len(targets.kind), -1, dtype=np.int64)
+    for position in np.flatnonzero(targets.kind != NONE):
+        here = slice(int(targets.starts[position]), int(targets.starts[position + 1]))
         if len(targets.probs[here]):
-            found[place] = targets.ids[here][int(np.argmax(targets.probs[here]))]
-    return found
+            likeliest[position] = targets.ids[here][int(np.argmax(targets.probs[here]))]
+    return likeliest
 
 
-def flagged(
+def add_flags(
     rows: Sequence[dict[str, Any]], teacher: Mapping[str, Sequence[bool]], student: Mapping[str, Sequence[bool]]
 ) -> list[dict[str, Any]]:
-    """Rows with what both models say of their search results.
+    """Add to each row which search results both models call distracting.
 
     Args:
         rows: As `fidelity` gives them.
@@ -100,14 +100,14 @@ def flagged(
     Returns:
         The rows, those that both have flagged with `teacher_flags` and `flags`.
     """
-    found = []
+    with_flags = []
     for row in rows:
         name = row["id"]
-        said = {}
+        flags = {}
         if name in teacher and name in student:
-            said = {"teacher_flags": list(teacher[name]), "flags": list(student[name])}
-        found.append({**row, **said})
-    return found
+            flags = {"teacher_flags": list(teacher[name]), "flags": list(student[name])}
+        with_flags.append({**row, **flags})
+    return with_flags
 
 
 def flag_counts(row: Mapping[str, Any]) -> tuple[int, ...]:
@@ -126,21 +126,21 @@ def flags_kappa(counts: Floats) -> Floats:
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The figures of all rows together: each token counts alike, and each search result.
+    """The figures over all rows: means over tokens and over search results, not over rows.
 
     Returns:
         `kl` and `agreement` for each position with a target, `cross_entropy` for each supervised token;
-        `verification_agreement`, how often both flag a search result alike, and `verification_kappa`, Cohen's. None
-        where there is nothing to count.
+        `verification_agreement`, the share of search results that both flag alike, and `verification_kappa`, Cohen's.
+        None where there is nothing to count.
     """
     sums = {name: float(sum(row[name] for row in rows)) for name in SUMS}
-    aimed, positions = sums["aimed"], sums["positions"]
+    targeted, positions = sums["aimed"], sums["positions"]
     flags = np.array([flag_counts(row) for row in rows], dtype=float).reshape(-1, len(FLAGS)).sum(0)
-    every, kappa = float(flags.sum()), float(flags_kappa(flags))
+    n_flags, kappa = float(flags.sum()), float(flags_kappa(flags))
     return {
-        "kl": sums["kl"] / aimed if aimed else None,
-        "agreement": sums["agreeing"] / aimed if aimed else None,
+        "kl": sums["kl"] / targeted if targeted else None,
+        "agreement": sums["agreeing"] / targeted if targeted else None,
         "cross_entropy": sums["cross_entropy"] / positions if positions else None,
-        "verification_agreement": float(flags[0] + flags[1]) / every if every else None,
+        "verification_agreement": float(flags[0] + flags[1]) / n_flags if n_flags else None,
         "verification_kappa": None if math.isnan(kappa) else kappa,
     }

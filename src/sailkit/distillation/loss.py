@@ -1,4 +1,4 @@
-"""How far a student is from its targets: sparse forward KL with a tail, and cross-entropy, chunk by chunk."""
+"""The loss of distillation: sparse forward KL with a tail bucket, and cross-entropy, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ INFINITY = float("inf")
 
 @dataclass(frozen=True)
 class TargetBatch:
-    """What is wanted of a student at n positions.
+    """The targets of n positions.
 
     Attributes:
-        labels: The token that is there; int64, shape (n,).
+        labels: The token of the text; int64, shape (n,).
         ids: Tokens that the target lists, then `PADDING`; int64, shape (n, k).
         probs: Their probabilities, 0 in padding; float32, shape (n, k).
         tail: Probability of all other tokens together; float32, shape (n,).
@@ -37,22 +37,23 @@ class TargetBatch:
     tail: torch.Tensor
     has: torch.Tensor
 
-    def part(self, which: slice) -> TargetBatch:
+    def __getitem__(self, positions: slice) -> TargetBatch:
         """Some of the positions."""
-        return TargetBatch(self.labels[which], self.ids[which], self.probs[which], self.tail[which], self.has[which])
+        labels, ids, probs = self.labels[positions], self.ids[positions], self.probs[positions]
+        return TargetBatch(labels, ids, probs, self.tail[positions], self.has[positions])
 
 
 class TargetTable:
-    """The targets of one or more data sets, whose positions are numbered on."""
+    """The targets of one or more data sets, whose positions are numbered consecutively."""
 
     def __init__(self, *parts: tuple[Targets, IntArray]) -> None:
-        """Hold them as tensors.
+        """Hold the targets as tensors.
 
         Args:
-            parts: Targets, and the student's token at each of their positions.
+            parts: Targets of a data set, and the student's token at each of their positions.
 
         Raises:
-            ValueError: They are not equally many.
+            ValueError: The numbers of tokens and of positions differ.
         """
         targets = [part for part, _ in parts]
         for part, labels in parts:
@@ -61,7 +62,7 @@ class TargetTable:
         sizes = [np.diff(part.starts) for part in targets]
         self._starts = torch.from_numpy(np.concatenate([[0], *sizes]).cumsum().astype(np.int64))
         self._ids = torch.from_numpy(np.concatenate([part.ids for part in targets]).astype(np.int32))
-        self._probs = torch.from_numpy(np.concatenate([part.probs for part in targets]))  # as compact as they came
+        self._probs = torch.from_numpy(np.concatenate([part.probs for part in targets]))  # in the type of the file
         self._tail = torch.from_numpy(np.concatenate([part.tail for part in targets]).astype(np.float32))
         self._has = torch.from_numpy(np.concatenate([part.kind for part in targets]) != NONE)
         self._labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
@@ -69,86 +70,86 @@ class TargetTable:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def at(self, places: torch.Tensor) -> TargetBatch:
-        """What is wanted at some positions, on their device.
+    def at(self, positions: torch.Tensor) -> TargetBatch:
+        """The targets at some positions, on the device of these.
 
         Args:
-            places: Numbers of positions; integers, shape (n,).
+            positions: Numbers of positions; integers, shape (n,).
         """
-        device, places = places.device, places.cpu()
-        has = self._has[places]
-        begin = self._starts[places]
-        count = (self._starts[places + 1] - begin) * has
-        slots = torch.arange(int(count.max()) if len(places) else 0)
+        device, positions = positions.device, positions.cpu()
+        has = self._has[positions]
+        begin = self._starts[positions]
+        count = (self._starts[positions + 1] - begin) * has
+        slots = torch.arange(int(count.max()) if len(positions) else 0)
         listed = slots < count[:, None]
         entries = (begin[:, None] + slots)[listed]
         ids = torch.full(listed.shape, PADDING).masked_scatter_(listed, self._ids[entries].long())
         probs = torch.zeros(listed.shape).masked_scatter_(listed, self._probs[entries].float())
-        made = self._labels[places], ids, probs, self._tail[places] * has, has
-        return TargetBatch(*(one.to(device) for one in made))
+        tensors = self._labels[positions], ids, probs, self._tail[positions] * has, has
+        return TargetBatch(*(tensor.to(device) for tensor in tensors))
 
 
 @dataclass(frozen=True)
-class Figures:
+class LossParts:
     """Sums over the positions of a batch, without gradients; scalars.
 
     Attributes:
         kl: Forward KL in nats, over the positions with a target.
-        cross_entropy: Of the tokens that are there, in nats, over all positions.
-        aimed: Positions with a target.
-        right: Positions whose token is the student's likeliest.
+        cross_entropy: Cross-entropy of the text's own tokens in nats, over all positions.
+        targeted: Positions with a target.
+        correct: Positions whose token is the student's likeliest.
     """
 
     kl: torch.Tensor
     cross_entropy: torch.Tensor
-    aimed: torch.Tensor
-    right: torch.Tensor
+    targeted: torch.Tensor
+    correct: torch.Tensor
 
 
 def distillation_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    wanted: TargetBatch,
+    targets: TargetBatch,
     *,
     ce_weight: float,
     columns: int,
     chunk: int = CHUNK,
-) -> tuple[torch.Tensor, Figures]:
+) -> tuple[torch.Tensor, LossParts]:
     """The summed loss of some positions: KL(target || student) + weight x cross-entropy, or cross-entropy alone.
 
-    All tokens that a target does not list count as one, for teacher and student alike.
+    All tokens that a target does not list are one outcome, the tail, for teacher and student alike.
 
     Args:
-        hidden: What the student's output layer is given; shape (n, d).
+        hidden: Inputs of the student's output layer; shape (n, d).
         weight: Its matrix; shape (rows, d).
         bias: Its bias; shape (rows,), or None.
-        wanted: For the same n positions.
+        targets: Those of the same n positions.
         ce_weight: Weight of the cross-entropy where there is a target; elsewhere it is 1.
-        columns: Tokens of the student; rows of the matrix beyond them are padding, which is never predicted.
+        columns: Size of the student's vocabulary; rows of the matrix beyond it are padding, which is never predicted.
         chunk: Positions at a time; it changes memory and speed, not the loss.
 
     Returns:
         The loss, a sum with gradients, computed in float32 at least; and its parts.
     """
     grads = torch.is_grad_enabled()
-    loss, figures = _Walk.apply(hidden, weight, bias, wanted, ce_weight, columns, chunk, grads)  # type: ignore[no-untyped-call]
-    return loss, Figures(*figures.unbind())
+    loss, parts = _ChunkedLoss.apply(hidden, weight, bias, targets, ce_weight, columns, chunk, grads)  # type: ignore[no-untyped-call]
+    return loss, LossParts(*parts.unbind())
 
 
-def loss_parts(logits: torch.Tensor, wanted: TargetBatch, columns: int) -> Figures:
-    """The parts of the loss, from logits that are there already, in float32 at least; they are overwritten.
+def loss_parts(logits: torch.Tensor, targets: TargetBatch, columns: int) -> LossParts:
+    """The parts of the loss from given logits, in float32 at least; the logits are overwritten.
 
     Args:
         logits: Of n positions; shape (n, rows).
-        wanted: For the same positions.
+        targets: Those of the same positions.
         columns: See `distillation_loss`.
     """
-    return Figures(*_chunk(logits, wanted, 0.0, columns, False)[1].unbind())
+    return LossParts(*_loss_of_chunk(logits, targets, 0.0, columns, False)[1].unbind())
 
 
-class _Walk(torch.autograd.Function):
-    """Loss and gradients of one chunk after the other, in one walk: the logits of all never exist."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradients, computed together chunk by chunk: logits of all positions never exist at the same time."""
 
     @staticmethod
     def forward(
@@ -156,7 +157,7 @@ class _Walk(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        wanted: TargetBatch,
+        targets: TargetBatch,
         ce_weight: float,
         columns: int,
         chunk: int,
@@ -164,77 +165,80 @@ class _Walk(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the loss, and keep its gradients."""
         device = hidden.device.type
-        # What autocast would do; it does not reach operations that write into a given buffer.
-        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        wide = torch.promote_types(hidden.dtype, torch.float32)
+        # Autocast casts the inputs of matrix products, but not of those that write into a given buffer.
+        autocast = torch.is_autocast_enabled(device)
+        low_precision = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        float32 = torch.promote_types(hidden.dtype, torch.float32)  # or float64, where the model is in it
         needed = [need and grads for need in ctx.needs_input_grad[:3]]
-        to_hidden = torch.empty_like(hidden) if needed[0] else None
-        to_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
-        to_bias = torch.zeros_like(bias, dtype=wide) if needed[2] and bias is not None else None
+        grad_hidden = torch.empty_like(hidden) if needed[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=float32) if needed[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=float32) if needed[2] and bias is not None else None
         with torch.autocast(device, enabled=False):
-            matrix = weight.detach().to(narrow)
-            offset = None if bias is None else bias.detach().to(narrow)
-            buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=narrow)
-            total, figures = hidden.new_zeros((), dtype=wide), hidden.new_zeros(4, dtype=wide)
+            matrix = weight.detach().to(low_precision)
+            offset = None if bias is None else bias.detach().to(low_precision)
+            buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=low_precision)
+            total, parts = hidden.new_zeros((), dtype=float32), hidden.new_zeros(4, dtype=float32)
             for begin in range(0, len(hidden), chunk):
-                part = slice(begin, begin + chunk)
-                inputs = hidden[part].detach().to(narrow)
+                here = slice(begin, begin + chunk)
+                inputs = hidden[here].detach().to(low_precision)
                 logits = torch.mm(inputs, matrix.T, out=buffer[: len(inputs)])
                 if offset is not None:
                     logits += offset
-                loss, found, slope = _chunk(logits.to(wide), wanted.part(part), ce_weight, columns, any(needed))
+                logits = logits.to(float32)
+                loss, added, grad_logits = _loss_of_chunk(logits, targets[here], ce_weight, columns, any(needed))
                 total += loss
-                figures += found
-                if slope is None:
+                parts += added
+                if grad_logits is None:
                     continue
-                thin = slope.to(narrow)
-                if to_hidden is not None:
-                    to_hidden[part] = thin @ matrix
-                if to_weight is not None and narrow == wide:
-                    to_weight.addmm_(thin.T, inputs)
-                elif to_weight is not None:
-                    to_weight += thin.T @ inputs
-                if to_bias is not None:
-                    to_bias += slope.sum(0)
-        ctx.grads = to_hidden, to_weight, to_bias
+                grad_low = grad_logits.to(low_precision)
+                if grad_hidden is not None:
+                    grad_hidden[here] = grad_low @ matrix
+                if grad_weight is not None and low_precision == float32:
+                    grad_weight.addmm_(grad_low.T, inputs)
+                elif grad_weight is not None:
+                    grad_weight += grad_low.T @ inputs
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
+        ctx.grads = grad_hidden, grad_weight, grad_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(figures)
-        return total, figures
+        ctx.mark_non_differentiable(parts)
+        return total, parts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients, once: they are as large as the matrix, so they are scaled where they are and handed on."""
+        """The gradients, once: they are as large as the matrix, so they are scaled in place and not kept."""
         if ctx.grads is None:
             raise RuntimeError("distillation_loss: a second backward pass through the same loss")
-        held, ctx.grads = ctx.grads, None
-        scaled = (None if one is None else one.mul_(factor.to(one.dtype)) for one in held)
+        grads, ctx.grads = ctx.grads, None
+        scaled = (None if grad is None else grad.mul_(factor.to(grad.dtype)) for grad in grads)
         pairs = zip(scaled, ctx.dtypes, strict=True)
-        return *(None if one is None else one.to(dtype) for one, dtype in pairs), *itertools.repeat(None, 5)
+        return *(None if grad is None else grad.to(dtype) for grad, dtype in pairs), *itertools.repeat(None, 5)
 
 
-def _chunk(
+def _loss_of_chunk(
     logits: torch.Tensor,
-    wanted: TargetBatch,
+    targets: TargetBatch,
     ce_weight: float,
     columns: int,
-    slope: bool,
+    with_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Summed loss, figures, and the gradient with respect to the logits, which are overwritten with it."""
-    logits[:, columns:] = -INFINITY  # not zero: that would be a token that competes
-    labels, ids, has = wanted.labels, wanted.ids, wanted.has
-    probs, tail = wanted.probs.to(logits.dtype), wanted.tail.to(logits.dtype)
-    listed, places = ids != PADDING, ids.clamp(min=0)
+    """Summed loss, its parts, and the gradient with respect to the logits, which are overwritten with it."""
+    logits[:, columns:] = -INFINITY  # a zero would be a token with a probability of its own
+    labels, ids, has = targets.labels, targets.ids, targets.has
+    probs, tail = targets.probs.to(logits.dtype), targets.tail.to(logits.dtype)
+    listed, indices = ids != PADDING, ids.clamp(min=0)
     at_label = logits.gather(1, labels[:, None])[:, 0]
-    at_listed = logits.gather(1, places).masked_fill_(~listed, -INFINITY)
-    # The tail's own log-sum-exp: 1 minus what is listed has no digits left where the tail is small. Padding is
-    # looked up in column 0 and has to leave that as it is.
-    logits.scatter_reduce_(1, places, torch.where(listed, -INFINITY, INFINITY).to(logits.dtype), "amin")
+    at_listed = logits.gather(1, indices).masked_fill_(~listed, -INFINITY)
+    # The log-sum-exp of the tail's own logits: 1 minus the listed probabilities has no digits left where the tail is
+    # small. It is spelled out because the exponentials are needed again, for the gradient. Padding of `ids` points at
+    # column 0 and has to leave that as it is.
+    logits.scatter_reduce_(1, indices, torch.where(listed, -INFINITY, INFINITY).to(logits.dtype), "amin")
     top = logits.amax(1)
     top_listed = at_listed.amax(1) if at_listed.shape[1] else torch.full_like(top, -INFINITY)
-    base = top.masked_fill(top == -INFINITY, 0)  # nothing is left in the tail
-    weights = logits.sub_(base[:, None]).exp_()
-    mass = weights.sum(1)
+    base = top.masked_fill(top == -INFINITY, 0)  # all tokens are listed: the tail is empty
+    exp_tail = logits.sub_(base[:, None]).exp_()
+    mass = exp_tail.sum(1)
     log_tail = base + mass.log()
     log_all = torch.logaddexp(log_tail, at_listed.logsumexp(1)) if at_listed.shape[1] else log_tail
     log_p, log_p_tail = at_listed - log_all[:, None], log_tail - log_all
@@ -242,20 +246,26 @@ def _chunk(
     terms = torch.where(probs > 0, torch.xlogy(probs, probs) - probs * log_p, 0).sum(1)
     kl = (terms + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * log_p_tail, 0)) * has
     ce = log_all - at_label
-    share = torch.ones_like(ce).masked_fill_(has, ce_weight)
-    right = at_label >= torch.maximum(top, top_listed)
-    figures = torch.stack([kl.sum(), ce.sum(), has.sum().to(ce.dtype), right.sum().to(ce.dtype)])
-    loss = kl.sum() + (share * ce).sum()
-    if not slope:
-        return loss, figures, None
-    # KL: p - q where listed, p - q_tail x p / p_tail elsewhere, p times the mass of q (1, but for rounding);
-    # cross-entropy: p - 1 at the label, p elsewhere.
-    pull = share + (probs.sum(1) + tail) * has
-    rest = (pull * log_p_tail.exp() - tail) / mass.where(mass > 0, 1)
-    weights.mul_(rest[:, None])
-    weights.scatter_add_(1, places, torch.where(listed, pull[:, None] * log_p.exp() - probs * has[:, None], 0))
-    weights.scatter_add_(1, labels[:, None], -share[:, None])
-    return loss, figures, weights
+    weight = torch.ones_like(ce).masked_fill_(has, ce_weight)
+    correct = at_label >= torch.maximum(top, top_listed)
+    parts = torch.stack([kl.sum(), ce.sum(), has.sum().to(ce.dtype), correct.sum().to(ce.dtype)])
+    loss = kl.sum() + (weight * ce).sum()
+    if not with_grad:
+        return loss, parts, None
+    # The gradient. Let z be the logits, p = softmax(z), T the tokens of the tail, p_T the sum of p over T; let q_i be
+    # the target of a listed token, q_T that of the tail, and m = sum(q_i) + q_T (1, but for rounding). Then
+    #   KL = const - sum(q_i log p_i) - q_T log p_T,   d log p_i / dz_j = [i = j] - p_j,   and of the tail
+    #   d log p_T / dz_j = [j in T] p_j / p_T - p_j,   so that   dKL/dz_j = m p_j - q_j           where j is listed,
+    #                                                             dKL/dz_j = m p_j - q_T p_j / p_T  where j is in T.
+    # Cross-entropy with label y adds w (p_j - [j = y]). With c = w + m all of the tail has one factor of exp(z_j):
+    #   c p_j - q_T p_j / p_T = (c p_T - q_T) exp(z_j) / sum over T of exp(z), as p_j / p_T is a softmax over T alone.
+    scale = weight + (probs.sum(1) + tail) * has
+    factor = (scale * log_p_tail.exp() - tail) / mass.where(mass > 0, 1)
+    grad_logits = exp_tail.mul_(factor[:, None])
+    grad_listed = scale[:, None] * log_p.exp() - probs * has[:, None]
+    grad_logits.scatter_add_(1, indices, torch.where(listed, grad_listed, 0))
+    grad_logits.scatter_add_(1, labels[:, None], -weight[:, None])
+    return loss, parts, grad_logits
 
 
 def causal_lm(model: Any) -> Any:
@@ -264,7 +274,7 @@ def causal_lm(model: Any) -> Any:
 
 
 def plain_head(model: Any) -> nn.Linear:
-    """The output layer of a model, whose logits are its matrix times the last hidden state and nothing else.
+    """The output layer of a model, if its logits are the matrix times the last hidden state and nothing else.
 
     Raises:
         UserError: They are something else, as where an architecture scales or caps them.
@@ -280,17 +290,17 @@ def plain_head(model: Any) -> nn.Linear:
     ids = torch.arange(1, 5, device=inner.get_input_embeddings().weight.device)[None]
     was_training = inner.training
     inner.eval()
-    # A cap hardly shows in small logits.
-    louder = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 64,))
+    # A cap (tanh) is nearly the identity on small logits.
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 64,))
     try:
         with torch.no_grad():
             hidden = inner.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(head.weight.device)
-            found = inner(input_ids=ids, use_cache=False).logits.float()
+            actual = inner(input_ids=ids, use_cache=False).logits.float()
             expected = nn.functional.linear(hidden * 64, head.weight, head.bias).float()
     finally:
-        louder.remove()
+        hook.remove()
         inner.train(was_training)
-    off = (found - expected).abs().max() if found.shape == expected.shape else torch.tensor(INFINITY)
-    if not bool(off <= (1e-4 if hidden.dtype in (torch.float32, torch.float64) else 2e-2) * expected.abs().max()):
-        raise UserError(f"cannot distill into {name}: it changes its logits behind the output layer")
+    error = (actual - expected).abs().max() if actual.shape == expected.shape else torch.tensor(INFINITY)
+    if not bool(error <= (1e-4 if hidden.dtype in (torch.float32, torch.float64) else 2e-2) * expected.abs().max()):
+        raise UserError(f"cannot distill into {name}: it changes its logits after the output layer")
     return head

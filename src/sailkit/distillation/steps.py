@@ -15,7 +15,7 @@ from sailkit.distillation.completions import TokenizerPair, WithoutTeacher, chec
 
 from sailkit.distillation.completions import with_teacher_wording, without_teacher  # isort: skip
 from sailkit.distillation.estimate import fitting
-from sailkit.distillation.fidelity import fidelity, flagged, means
+from sailkit.distillation.fidelity import add_flags, fidelity, means
 from sailkit.distillation.load import check_tokenizer
 from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.distillation.teacher_answers import teacher_answers
@@ -340,7 +340,7 @@ class Work:
             model = LocalModel.from_name(name, ModelOptions(chat="off", dtype="float32", date=self.date))
             found = fidelity(model.model, aside, targets, self.columns)
             if flags is not None:
-                found = flagged(found, flags, verdicts(model, asked, self.told.student.max_length))
+                found = add_flags(found, flags, verdicts(model, asked, self.told.student.max_length))
             del model
             rows += [{"model": who, **row} for row in found]
             figures[who] = means(found)

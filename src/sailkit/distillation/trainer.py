@@ -1,4 +1,4 @@
-"""Training a student on a teacher's distributions: the machinery of fine-tuning, with the loss of distillation."""
+"""Training a student on a teacher's distributions: the trainer of fine-tuning with the loss of distillation."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import torch
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from sailkit.distillation.loss import Figures, TargetTable, causal_lm, distillation_loss, plain_head
+from sailkit.distillation.loss import LossParts, TargetTable, causal_lm, distillation_loss, plain_head
 from sailkit.distillation.records import IntArray, Targets
 from sailkit.errors import UserError
 from sailkit.training.tokenise import IGNORED, Prepared
 from sailkit.training.trainer import Trainer
 
 # From the inputs, matrix and bias of an output layer to a summed loss and its parts.
-LossOfHead = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, Figures]]
+LossOfHead = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, LossParts]]
 
 
 @dataclass
 class LossOutput(ModelOutput):  # type: ignore[misc]
-    """What a pass returns that was told of a loss.
+    """The output of a forward pass with a `loss_of`.
 
     Attributes:
         loss: Summed over the positions; a scalar.
-        figures: Its parts.
+        parts: Its parts, in the order of `LossParts`.
     """
 
     loss: torch.Tensor | None = None
-    figures: tuple[torch.Tensor, ...] | None = None
+    parts: tuple[torch.Tensor, ...] | None = None
 
 
 class DistillTrainer(Trainer):
-    """Trainer whose loss at a position is that of its target.
+    """Trainer whose loss at a position is the divergence from its target.
 
-    TRL collates and packs what it takes for labels: here they are the numbers of positions in the targets, from which
-    the token and the target are looked up.
+    TRL collates, packs and shuffles token ids and labels alone. So the labels given to it are numbers of positions in
+    the target table, by which the loss looks up token and target; no position can get another one's target.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class DistillTrainer(Trainer):
 
         Args:
             model: The student.
-            train: What is learned.
-            held_out: What is evaluated on.
+            train: Rows to learn.
+            held_out: Rows to evaluate on.
             targets: The targets of `train`: a position for each supervised token.
             held_out_targets: Those of `held_out`.
             ce_weight: Weight of the cross-entropy at positions with a target.
-            columns: Tokens of the student; the rest of its output layer is padding.
+            columns: Size of the student's vocabulary; the rest of its output layer is padding.
             more: See `Trainer`.
 
         Raises:
@@ -89,79 +89,80 @@ class DistillTrainer(Trainer):
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
         following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
         keep = following != IGNORED
-        told = {name: value for name, value in inputs.items() if name != "labels"}
-        loss_of = functools.partial(self._loss_of, wanted=self._table.at(following[keep]))
-        # In one pass through the wrapped model: what averages or shards gradients sees nothing else.
-        output = model(**told, use_cache=False, keep=keep, loss_of=loss_of)
+        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        loss_of = functools.partial(self._loss_of, targets=self._table.at(following[keep]))
+        # The loss is computed within one forward pass of the wrapped model, since DDP, FSDP and DeepSpeed hook into
+        # that pass: parameters used outside of it would be neither gathered nor averaged.
+        output = model(**model_inputs, use_cache=False, keep=keep, loss_of=loss_of)
         count = keep.sum()
-        self._parts = Figures(*output.figures)
-        sums = {"predicted": count, "correct": self._parts.right, "aimed": self._parts.aimed}
+        self._parts = LossParts(*output.parts)
+        sums = {"predicted": count, "correct": self._parts.correct, "targeted": self._parts.targeted}
         sums |= {"kl": self._parts.kl, "cross_entropy": self._parts.cross_entropy}
         self._note(inputs, following, sums)
         if self.model.training:
-            self._metrics["train"]["kl"] = [self._sums["kl"] / max(self._sums["aimed"], 1)]
+            self._metrics["train"]["kl"] = [self._sums["kl"] / max(self._sums["targeted"], 1)]
             self._metrics["train"]["cross_entropy"] = [self._sums["cross_entropy"] / max(self._sums["predicted"], 1)]
         loss = self._for_each_token(output.loss, count, items)
         return (loss, output) if return_outputs else loss
 
     def _held_out_sums(self, model: Any, batch: Any) -> torch.Tensor:
         sums = super()._held_out_sums(model, batch)
-        return torch.stack([*sums, self._parts.kl, self._parts.aimed, self._parts.cross_entropy])
+        return torch.stack([*sums, self._parts.kl, self._parts.targeted, self._parts.cross_entropy])
 
     def _held_out_means(self, sums: list[float]) -> dict[str, float]:
-        """Loss and cross-entropy for each supervised token, divergence for each that has a target."""
-        total, count, kl, aimed, ce = sums
-        return {"loss": total / max(count, 1), "kl": kl / max(aimed, 1), "cross_entropy": ce / max(count, 1)}
+        """Mean loss and cross-entropy over supervised tokens, mean divergence over those with a target."""
+        total, count, kl, targeted, ce = sums
+        return {"loss": total / max(count, 1), "kl": kl / max(targeted, 1), "cross_entropy": ce / max(count, 1)}
 
 
 def check_loss(args: Any) -> None:
-    """Refuse settings of a loss that is not that of distillation.
+    """Refuse settings of another loss than that of distillation.
 
     Args:
         args: See `sailkit.training.arguments.sft_config`.
 
     Raises:
-        UserError: There are such.
+        UserError: The arguments have such settings.
     """
     if args.loss_type != "nll" or args.label_smoothing_factor:
         raise UserError("training: loss_type and label_smoothing_factor are not for distillation; leave them out")
 
 
 def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[IntArray, tuple[tuple[int, ...], ...]]:
-    """The supervised tokens of all rows, and rows whose labels are the numbers of their positions."""
-    found = [[token for token in row if token != IGNORED] for row in prepared.labels]
-    if [len(row) for row in found] != np.diff(targets.rows).tolist():
+    """The supervised tokens of all rows, and rows of labels that number their positions, from `begin` on."""
+    tokens = [[token for token in row if token != IGNORED] for row in prepared.labels]
+    if [len(row) for row in tokens] != np.diff(targets.rows).tolist():
         raise ValueError("the targets were not made for these rows")
     numbers: Iterator[int] = iter(range(begin, begin + prepared.supervised))
-    rows = tuple(tuple(IGNORED if one == IGNORED else next(numbers) for one in row) for row in prepared.labels)
-    return np.concatenate([np.asarray(row, dtype=np.int64) for row in found]), rows
+    rows = tuple(tuple(IGNORED if label == IGNORED else next(numbers) for label in row) for row in prepared.labels)
+    return np.concatenate([np.asarray(row, dtype=np.int64) for row in tokens]), rows
 
 
 def _add_loss(model: Any) -> None:
-    """Let a causal language model compute a loss at some positions instead of the logits at all; else it is as it was.
+    """Let a causal language model compute a loss at some positions instead of logits, where it is given `loss_of`.
 
-    The loss is computed within the output layer's own pass, where its matrix is whole even if it is sharded.
+    The loss is computed within the output layer's own forward pass, where FSDP and DeepSpeed have gathered its matrix.
     """
     head: Any = model.get_output_embeddings()
     if hasattr(head, "modules_to_save"):  # a copy that is trained beside adapters
         head = head.modules_to_save[head.active_adapter]
-    plain = isinstance(head, torch.nn.Linear)
-    if not plain:  # its matrix is not what the adapter makes of it
+    is_linear = isinstance(head, torch.nn.Linear)
+    if not is_linear:  # an adapter adds to what its matrix gives
         raise UserError("cannot distill into a model whose output layer is in an adapter; leave it out of lora")
-    whole, layer = model.forward, head.forward
+    original, original_head = model.forward, head.forward
 
     def head_forward(inputs: torch.Tensor, loss_of: LossOfHead | None = None) -> Any:
-        return layer(inputs) if loss_of is None else loss_of(inputs, head.weight, head.bias)
+        return original_head(inputs) if loss_of is None else loss_of(inputs, head.weight, head.bias)
 
-    @functools.wraps(type(model).forward)  # generate() reads the parameters
+    @functools.wraps(type(model).forward)  # generate() inspects the signature
     def forward(
         self: Any, *args: Any, keep: torch.Tensor | None = None, loss_of: LossOfHead | None = None, **kwargs: Any
     ) -> Any:
         if loss_of is None:
-            return whole(*args, **kwargs)
+            return original(*args, **kwargs)
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         loss, parts = self.get_output_embeddings()(hidden[keep].to(head.weight.device), loss_of=loss_of)
-        return LossOutput(loss=loss, figures=(parts.kl, parts.cross_entropy, parts.aimed, parts.right))
+        return LossOutput(loss=loss, parts=(parts.kl, parts.cross_entropy, parts.targeted, parts.correct))
 
     head.forward = head_forward
     model.forward = types.MethodType(forward, model)
