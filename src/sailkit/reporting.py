@@ -12,7 +12,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
-from sailkit.labeling.audit import AUDIT
+from sailkit.labeling.audit_file import AUDIT
 from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Report
 from sailkit.training import report as training_report

@@ -15,7 +15,8 @@ from sailkit.data.build import build, candidate_positions
 from sailkit.data.exports import read_examples
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.base import LABELS, labels_row, verdict_for
+from sailkit.labeling.base import verdict_for
+from sailkit.labeling.labels import LABELS, labels_row
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
 from sailkit.rendering import show
 from sailkit.retrieval.instructions import read_searched, searched_row

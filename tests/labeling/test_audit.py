@@ -21,11 +21,14 @@ from little_room import little_room
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.audit import _at, _calibration, audit, best_threshold, weighted_auroc
+from sailkit.labeling.audit import audit
+from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures, weighted_auroc
+from sailkit.labeling.audit_results import Audit
 from sailkit.labeling.fit import _batches, fit
 from sailkit.labeling.human import gold_labels, read_judgements, votes_against_majorities
-from sailkit.labeling.load import LabelerOptions, load_labeler
-from sailkit.models.base import ModelOptions
+from sailkit.labeling.load import load_labeler
+from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
+from sailkit.labeling.results import FittedLabeler
 from sailkit.rendering import show
 from sailkit.rendering.numbers import short_names
 from sailkit.stats.intervals import proportion
@@ -98,7 +101,7 @@ def test_texts_without_words_have_a_bm25_score_of_nothing(votes, tmp_path):
     text = re.sub(r"The sea rises in bay \d+\"", 'it is"', votes.read_text())
     votes.write_text(re.sub(r"A street in town \d+", "is it", text))
     found = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
-    assert (found["audits"][0]["labeler"], found["audits"][0]["auroc"]) == ("bm25 score", 0.5)
+    assert (found.rows[0].labeler, found.rows[0].figures["auroc"].value) == ("bm25 score", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +194,12 @@ def test_figures_are_those_of_scikit_learn_on_the_drawn_pairs(data):
     times = weights.astype(int)
     y, s = np.repeat(gold, times), np.repeat(scores, times)
     assert weighted_auroc(gold, scores, weights[None])[0] == pytest.approx(roc_auc_score(y, s))
-    found = _at(0.4, gold, scores, weights[None])
+    found = threshold_figures(0.4, gold, scores, weights[None])
     said = s >= 0.4
     assert found["balanced_accuracy"][0] == pytest.approx(balanced_accuracy_score(y, said))
     assert found["mcc"][0] == pytest.approx(matthews_corrcoef(y, said), abs=1e-9)
     assert found["kappa"][0] == pytest.approx(cohen_kappa_score(y, said), abs=1e-9)
-    assert _calibration(gold, scores, weights[None])["brier"][0] == pytest.approx(brier_score_loss(y, s))
+    assert calibration(gold, scores, weights[None])["brier"][0] == pytest.approx(brier_score_loss(y, s))
 
 
 @given(judged())
@@ -209,11 +212,12 @@ def test_no_other_threshold_would_have_been_better(data):
 def test_an_audit_reports_on_the_half_that_chose_nothing(shared, tmp_path):
     path = shared / "climate-fever" / "climate-fever.jsonl"
     found = audit(data=path, labeler=["overlap"], out=tmp_path / "a", limit=300)
-    first = {(row["labeler"], row["stratum"]): row for row in found["audits"]}
+    first = {(row.labeler, row.stratum): row for row in found.rows}
     assert set(first) == {(n, s) for n in ("bm25 score", "overlap") for s in ("unanimous", "majority", "official")}
     row = first["overlap", "unanimous"]
-    assert row["auroc_low"] < row["auroc"] < row["auroc_high"]
-    assert row["auroc"] == pytest.approx(0.62, abs=0.08)
+    auroc = found.figures["overlap"]["unanimous"]["auroc"]
+    assert auroc.low < auroc.value < auroc.high
+    assert auroc.value == pytest.approx(0.62, abs=0.08)
     # Turning every vote of the half that is reported on must not move the threshold.
     rows = [json.loads(line) for line in path.read_text().splitlines()[:300]]
     turn = {"NOT_ENOUGH_INFO": "SUPPORTS"}
@@ -223,11 +227,9 @@ def test_an_audit_reports_on_the_half_that_chose_nothing(shared, tmp_path):
                 entry["votes"] = [turn.get(vote, "NOT_ENOUGH_INFO") for vote in entry["votes"] if vote]
     turned = tmp_path / "turned.jsonl"
     turned.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    again = {
-        (r["labeler"], r["stratum"]): r for r in audit(data=turned, labeler=["overlap"], out=tmp_path / "b")["audits"]
-    }
-    assert again["overlap", "unanimous"]["threshold"] == row["threshold"]
-    assert again["overlap", "unanimous"]["auroc"] == pytest.approx(1 - row["auroc"])
+    again = audit(data=turned, labeler=["overlap"], out=tmp_path / "b").row("overlap", "unanimous")
+    assert again.threshold == row.threshold
+    assert again.figures["auroc"].value == pytest.approx(1 - auroc.value)
 
 
 @pytest.fixture
@@ -253,25 +255,38 @@ def test_a_folder_holds_one_audit_and_names_what_another_would_change(votes, tmp
     out = tmp_path / "a"
     first = audit(data=votes, labeler=["overlap"], out=out)
     settings = runs.read_manifest(out)["settings"]
-    assert settings["data_sha256"] == first["data_sha256"] == jsonl.file_fingerprint([votes])
+    assert settings["data_sha256"] == first.data_sha256 == jsonl.file_fingerprint([votes])
     assert (settings["data"], settings["labelers"], settings["limit"]) == ("climate-fever", ["overlap"], None)
-    found = runs.overview(tmp_path)["runs"]
-    assert [row["stage"] for row in found] == ["audit", "labeler scores"]
-    assert found[1]["folder"].startswith(f"{out}/overlap-")
+    found = runs.overview(tmp_path).runs
+    assert [run.stage for run in found] == ["audit", "labeler scores"]
+    assert found[1].folder.startswith(f"{out}/overlap-")
     assert audit(data=votes, labeler=["overlap"], out=out) == first
     with pytest.raises(UserError, match=r"another run \(seed: 0 there, 1 now\)"):
         audit(data=votes, labeler=["overlap"], out=out, seed=1)
+    options = AuditedLabelerOptions(dtype="float32")
     with pytest.raises(UserError, match=r"another run \(limit: null there, 30 now; dtype: \"auto\" there"):
-        audit(data=votes, labeler=["overlap"], out=out, limit=30, dtype="float32")
+        audit(data=votes, labeler=["overlap"], out=out, limit=30, options=options)
     with pytest.raises(UserError, match="no labeler 'lap'"):
         audit(data=votes, labeler=["overlap", "lap"], out=tmp_path / "b")
     assert not (tmp_path / "b").exists(), "a typo leaves nothing that the next command would trip over"
 
 
+def test_an_audit_is_read_back_from_its_folder_as_it_was_written(votes, tmp_path):
+    written = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
+    assert Audit.load(tmp_path / "a") == written
+    content = jsonl.read_json(tmp_path / "a" / "audit.json")
+    assert json.dumps(written.to_json()) == json.dumps({**content, "audit": str(tmp_path / "a" / "audit.json")})
+    frame = written.to_frame()
+    assert list(frame["labeler"]) == ["bm25 score"] * 3 + ["overlap"] * 3
+    assert frame["auroc_low"][3] == written.figures["overlap"]["unanimous"]["auroc"].low
+    with pytest.raises(UserError, match="b is not finished"):
+        Audit.load(tmp_path / "b")
+
+
 def test_a_labeler_that_errs_on_no_claim_of_twenty_is_not_certain_never_to(votes, tmp_path):
     found = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
-    row = next(row for row in found["audits"] if row["labeler"] == "overlap")
-    claims = found["claims_reported"]
+    row = next(row for row in found.to_json()["audits"] if row["labeler"] == "overlap")
+    claims = found.claims_reported
     assert row["n"] == 2 * claims
     low = proportion(claims, claims).low
     for name in ("auroc", "balanced_accuracy", "precision_distracting", "recall_distracting"):
@@ -298,7 +313,7 @@ def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_pa
     again = audit(data=votes, labeler=["overlap"], out=tmp_path / "b", scores=tmp_path / "a")
     (taken,) = (tmp_path / "b").glob("overlap-*/scores.jsonl")
     assert taken.read_bytes() == kept.read_bytes()
-    assert again["audits"] != first["audits"], "they were not scored again"
+    assert again.rows != first.rows, "they were not scored again"
     audit(data=votes, labeler=["overlap"], out=tmp_path / "c", limit=30, scores=tmp_path / "a")
     (other,) = (tmp_path / "c").glob("overlap-*/scores.jsonl")
     assert "0.125" not in other.read_text(), "of other pairs"
@@ -330,7 +345,7 @@ def test_short_names_stay_distinct(names):
 def test_the_terminal_shows_only_the_differences_that_matter(votes, tmp_path, capsys):
     found = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
     name = "entailment:/srv/models/labelers/climate/epoch-1"
-    text = json.dumps(found).replace('"bm25 score"', json.dumps(name))
+    text = json.dumps(found.to_json()).replace('"bm25 score"', json.dumps(name))
     show.audit(json.loads(text))
     shown = capsys.readouterr().out
     assert shown.startswith("80 pairs of 40 claims, 26 of them reported on")
@@ -344,8 +359,10 @@ def test_the_terminal_shows_only_the_differences_that_matter(votes, tmp_path, ca
 def test_a_fitted_labeler_is_a_model_that_entailment_loads(shared, tmp_path):
     path = shared / "climate-fever" / "climate-fever.jsonl"
     figures = fit(data=path, out=tmp_path / "fitted", limit=48, batch_size=8, max_length=64)
-    assert figures["pairs"] == 48
-    fitted = load_labeler(f"entailment:{tmp_path / 'fitted'}", LabelerOptions(model=ModelOptions(dtype="float32")))
+    assert figures.pairs == 48
+    assert FittedLabeler.load(tmp_path / "fitted") == figures
+    assert figures.to_json()["model"] == str(tmp_path / "fitted")
+    fitted = load_labeler(figures.name, LabelerOptions(dtype="float32"))
     pairs = [one.pair for one in read_judgements(path).pairs[:6]]
     scores = [one.score for one in fitted.score(pairs)]
     assert all(0 < score < 1 for score in scores)

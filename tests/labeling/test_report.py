@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from sailkit import runs
 from sailkit.errors import UserError
-from sailkit.labeling.audit import AUDIT, audit
-from sailkit.labeling.results import AUDIT_FIGURES, Audit
+from sailkit.labeling.audit import audit
+from sailkit.labeling.audit_file import AUDIT, AUDIT_FIGURES
+from sailkit.labeling.audit_results import Audit
 from sailkit.rendering.numbers import figure, signed
 from sailkit.reporting import report
 from test_reporting import HOSTILE, Page, good, run_folder
@@ -133,10 +134,15 @@ def test_every_figure_is_that_of_the_file(tmp_path):
 
 def test_a_difference_is_turned_with_its_interval_and_its_examples(tmp_path):
     content = found({"similarity": 0.73, "overlap": 0.62})
-    gap = Audit.model_validate(content).gap("similarity", "overlap", "unanimous")
+    read = Audit.load(folder_of(tmp_path / "a", content))
+    gap = read.difference("similarity", "overlap", "unanimous")
     assert (gap.auroc.value, gap.auroc.low, gap.auroc.high) == pytest.approx((0.11, 0.10, 0.12))
     assert gap.sign == 1
-    assert gap.cases[0][1:] == (0.123, 0.987)
+    assert (gap.first, gap.second) == ("overlap", "similarity")
+    assert (gap.examples[0].second, gap.examples[0].first) == (0.123, 0.987)
+    back = read.difference("overlap", "similarity", "unanimous")
+    assert back == gap.swapped()
+    assert back.sign == -1
 
 
 def test_audits_of_several_data_sets_stand_below_each_other(tmp_path):
@@ -262,6 +268,6 @@ def test_what_audit_writes_is_what_the_page_reads(tmp_path):
     written = audit(data=data, labeler=["overlap"], out=tmp_path / "a")
     told = report(tmp_path / "a", out=tmp_path / "out.html")
     page = Page(Path(told["html"]))
-    assert figure(written["audits"][3]["auroc"]) in page.text
-    assert written["data_sha256"][:12] in page.text
+    assert figure(written.rows[3].figures["auroc"].value) in page.text
+    assert written.data_sha256[:12] in page.text
     assert "Versions sailkit" in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from sailkit.distillation.teacher_answers import teacher_answers
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.labeling.label import label
+from sailkit.labeling.options import LabelerOptions
+from sailkit.labeling.results import Labeling
 from sailkit.models.base import ModelOptions
 from sailkit.models.http import ChatClient
 from sailkit.models.load import load_model
@@ -208,7 +211,7 @@ def test_three_times_no_is_three_times_distracting(tmp_path):
         }
     ) as server:
         figures = label(results=tmp_path / "results.jsonl", out=tmp_path / "run",
-                        labeler=f"judge:endpoint:m@{server.url}", concurrency=1)  # fmt: skip
+                        labeler=f"judge:endpoint:m@{server.url}", options=LabelerOptions(concurrency=1))  # fmt: skip
     (written,) = (tmp_path / "run" / "labels.jsonl").read_text().splitlines()
     found = json.loads(written)["judgements"]
     assert [one["verdict"] for one in found] == ["distracting"] * 3 + [None, None, "informative", None]
@@ -218,9 +221,11 @@ def test_three_times_no_is_three_times_distracting(tmp_path):
         None, "\nNo", "<think>Yes?</think>No", "status 400: The prompt was filtered.", "<think>Yes", None,
         "<think>Is it?",
     ]  # fmt: skip
-    assert (figures["informative"], figures["distracting"], figures["refused"], figures["unreadable"]) == (1, 3, 1, 2)
-    assert figures["flag_messages"]["read-from-text"][0].startswith("2 of 7 judgements were read from the text")
-    assert figures["flag_messages"]["open-thoughts"][0].startswith("2 of 7 replies end within a thought")
+    counts = {"informative": 1, "distracting": 3, "unreadable": 2, "refused": 1, "failed": 0, "no_response": 0}
+    assert figures.counts == counts
+    assert Labeling.load(tmp_path / "run") == replace(figures, machine={})
+    assert figures.flag_messages["read-from-text"][0].startswith("2 of 7 judgements were read from the text")
+    assert figures.flag_messages["open-thoughts"][0].startswith("2 of 7 replies end within a thought")
 
 
 def test_what_a_teacher_refuses_is_dropped_with_its_reason(tmp_path):

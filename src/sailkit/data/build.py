@@ -21,7 +21,8 @@ from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import LEAK_RULES_VERSION, Leak, LeakCheck
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
-from sailkit.labeling.base import LABELS, Labels, read_labels, verdict_for
+from sailkit.labeling.base import verdict_for
+from sailkit.labeling.labels import LABELS, Labels, read_labels
 from sailkit.prompts.sail import check_style, wording
 from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample, Verdict
 from sailkit.retrieval.instructions import RESULTS, read_searched

@@ -8,12 +8,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sailkit import runs
 from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl, unpacking
 from sailkit.files.unpacking import Limit, open_gzip
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
 _BATCH = 1024  # rows of a parquet file that are read at a time
@@ -166,3 +169,16 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}")
         yield number, row
+
+
+def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a pandas data frame.
+
+    Raises:
+        UserError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise missing_extra("pandas", "a data frame") from None
+    return pd.DataFrame(list(rows))

@@ -1,19 +1,14 @@
-"""The interface of a labeler, which judges search results with respect to a response, and the labels that it wrote."""
+"""The interface of a labeler, which judges search results with respect to a response."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from sailkit import runs
 from sailkit.errors import UserError
-from sailkit.files import jsonl
-from sailkit.records import Instruction, Judgement, JudgementOutcome, Searched, SearchResult, Verdict
-
-LABELS = "labels.jsonl"
+from sailkit.records import Instruction, JudgementOutcome, SearchResult, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,90 +126,3 @@ def verdict_for(score: float | None, threshold: float) -> Verdict | None:
     if score is None:
         return None
     return "informative" if score >= threshold else "distracting"
-
-
-def pairs_fingerprint(searched: Searched) -> str:
-    """sha256 of all texts that a row's judgements are about, 16 hex digits."""
-    row = searched.instruction
-    texts = [row.instruction, row.input, row.output, *((result.title, result.body) for result in searched.results)]
-    return jsonl.fingerprint(texts)[:16]
-
-
-def labels_row(searched: Searched, judgements: Sequence[Judgement]) -> jsonl.JsonObject:
-    """A row of `labels.jsonl`: one judgement for each result of the row of the same id."""
-    return {
-        "id": searched.instruction.id,
-        "pairs": pairs_fingerprint(searched),
-        "judgements": [asdict(judgement) for judgement in judgements],
-    }
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The judgements of one labeler on a whole set of search results.
-
-    Attributes:
-        labeler: The labeler's description, as in the manifest.
-        threshold: The threshold of its verdicts.
-        judgements: For each row, a judgement for each result.
-    """
-
-    labeler: dict[str, Any]
-    threshold: float
-    judgements: tuple[tuple[Judgement, ...], ...]
-
-
-def read_labels(folder: str | Path, searched: Sequence[Searched]) -> Labels:
-    """Read a run of `label` beside the results that it judged.
-
-    Args:
-        folder: The run folder.
-        searched: The rows that were labelled, in order.
-
-    Raises:
-        UserError: Not such a run, unfinished, or about other data; the row is named.
-    """
-    folder = Path(folder)
-    manifest = runs.read_manifest(folder)
-    if manifest["stage"] != "label":
-        raise UserError(f"{folder} holds a run of {manifest['stage']!r}; a run of 'label' is needed")
-    path = folder / LABELS
-    if not path.exists():
-        raise UserError(f"{folder} is not finished; run the same  sailkit label  again, it goes on where it stopped")
-    rows = list(jsonl.read_rows(path))
-    if len(rows) != len(searched):
-        raise UserError(f"{path} has {len(rows)} rows and the results have {len(searched)}: labels of other data")
-    judgements = []
-    for (line, row), expected in zip(rows, searched, strict=True):
-        where = f"{path}, line {line}"
-        if row.get("id") != expected.instruction.id or row.get("pairs") != pairs_fingerprint(expected):
-            raise UserError(
-                f"{where}: labels of other data (id {row.get('id')!r} there, {expected.instruction.id!r} in the "
-                "results, or the texts differ); label these results again"
-            )
-        judgements.append(_judgements(row, len(expected.results), where))
-    settings = manifest["settings"]
-    return Labels(settings["labeler"], settings["threshold"], tuple(judgements))
-
-
-def _judgements(row: Mapping[str, Any], count: int, where: str) -> tuple[Judgement, ...]:
-    entries = row.get("judgements")
-    if not isinstance(entries, list) or len(entries) != count:
-        raise UserError(f"{where}: should have one judgement for each of {count} results")
-    judgements = []
-    for entry in entries:
-        try:
-            judgement = Judgement(**entry)
-        except TypeError:
-            raise UserError(f"{where}: a judgement has other fields than it should") from None
-        judged = judgement.outcome == "judged"
-        valid = (
-            isinstance(judgement.score, (int, float))
-            and judgement.score is not True
-            and 0 <= judgement.score <= 1
-            and judgement.verdict in get_args(Verdict)
-        )
-        if judgement.outcome not in get_args(JudgementOutcome) or (judged and not valid):
-            raise UserError(f"{where}: a judgement has a score outside 0 to 1, or an unknown verdict or outcome")
-        judgements.append(judgement)
-    return tuple(judgements)

@@ -10,8 +10,8 @@ from typing import Any
 
 from sailkit.cluster import Job, Pool
 from sailkit.labeling.base import Labeler, ResultPair, Score, score_batch
-from sailkit.labeling.load import LabelerOptions, load_labeler
-from sailkit.models.base import ModelOptions
+from sailkit.labeling.load import load_labeler
+from sailkit.labeling.options import LabelerOptions
 from sailkit.records import Instruction, SearchResult
 
 
@@ -37,8 +37,7 @@ def scorer(
 
 
 def _load(setup: dict[str, Any]) -> Labeler:
-    options = setup["options"]
-    return load_labeler(setup["name"], LabelerOptions(**{**options, "model": ModelOptions(**options["model"])}))
+    return load_labeler(setup["name"], LabelerOptions(**setup["options"]))
 
 
 def _score(labeler: Labeler, rows: list[dict[str, Any]]) -> bytes:

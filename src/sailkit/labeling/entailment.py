@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 
@@ -13,14 +13,12 @@ from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, statement
 from sailkit.labeling.chunks import Windows, max_positions
+from sailkit.labeling.options import Direction, InputForm, Measure
 from sailkit.models.batching import batch_by_length
 from sailkit.models.deberta import LeanDeberta, lean_forward
 from sailkit.models.sources import resolve_encoder
 from sailkit.models.weights import pick_device, pick_dtype
 
-Direction = Literal["result-first", "response-first", "both"]
-Measure = Literal["entailment", "relevance"]
-InputForm = Literal["pair", "esp"]
 _Text = TypeVar("_Text", str, tuple[int, ...])
 _BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
 _BATCH_TOKENS_DEFAULT = 4096

@@ -16,15 +16,13 @@ from sailkit.files import jsonl
 from sailkit.labeling.base import statement
 from sailkit.labeling.chunks import max_positions
 from sailkit.labeling.human import HumanJudgements, HumanPair, read_judgements
+from sailkit.labeling.results import FITTED, FittedLabeler
 from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
 from sailkit.tasks.task import in_first_half
 
-FITTED = "fitted.json"
 _POOL = 16  # batches in a pool of shuffled rows that are sorted by length
 _LEAST_LENGTH = 16  # tokens; less would show next to nothing of either text
-
-_SHOWN = ("data", "pairs", "claims", "train_loss", "device", "dtype")
 
 
 def fit(
@@ -39,7 +37,7 @@ def fit(
     limit: int | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
-) -> dict[str, Any]:
+) -> FittedLabeler:
     """Train a labeler from human judgements, on the half of the claims that audit does not report on.
 
     The folder is a normal sequence classification model: use it as entailment:FOLDER.
@@ -111,7 +109,7 @@ def fit(
         folder = unfinished / "model"
         with jsonl.writing(out):
             _save(model.model, tokenizer, folder)
-        told = {
+        record = {
             "data": judged.name,
             "data_sha256": judged.sha256,
             "base_sha256": jsonl.file_fingerprint(source.files()["weights"]),
@@ -127,14 +125,14 @@ def fit(
             "train_loss": done.training_loss,
             "environment": runs.environment(),
         }
-        jsonl.write_json(folder / FITTED, told)
+        jsonl.write_json(folder / FITTED, record)
         with jsonl.writing(out):
             folder.rename(out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing is kept of an unfinished fit") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return {name: told[name] for name in _SHOWN} | {"model": str(out)}
+    return FittedLabeler.load(out)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

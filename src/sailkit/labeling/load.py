@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import cast
 
 from sailkit.errors import UserError, nearest
 from sailkit.labeling.base import Labeler
-from sailkit.models.base import ModelOptions
+from sailkit.labeling.options import LabelerOptions
 from sailkit.models.sources import ENCODER
 from sailkit.plugins import is_plugin, load_plugin
 
 KINDS = ("similarity", "overlap", "entailment", "judge")
-
-
-@dataclass(frozen=True)
-class LabelerOptions:
-    """How to load and run a labeler.
-
-    Attributes:
-        direction: For entailment; see `Entailment`.
-        measure: For entailment.
-        form: For entailment.
-        model: How to run the model, for those that have one.
-    """
-
-    direction: str = "result-first"
-    measure: str = "entailment"
-    form: str = "pair"
-    model: ModelOptions = field(default_factory=ModelOptions)
 
 
 def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
@@ -57,12 +39,13 @@ def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
     if kind == "similarity":
         from sailkit.labeling.similarity import Similarity
 
-        return Similarity(model or ENCODER, options.model.device)
+        return Similarity(model or ENCODER, options.device)
     if kind == "judge":
         from sailkit.labeling.judge import Judge
 
-        return Judge(model, options.model)
+        return Judge(model, options)
     from sailkit.labeling.entailment import Entailment
 
-    how = options.model
-    return Entailment(model, options.direction, options.measure, options.form, how.dtype, how.device)  # type: ignore[arg-type]
+    return Entailment(
+        model, options.direction, options.measure, options.form, dtype=options.dtype, device=options.device
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from sailkit import runs
-from sailkit.labeling.audit import BM25
-from sailkit.labeling.results import Audit, Gap, read_audit
+from sailkit.labeling.audit_file import BM25
+from sailkit.labeling.audit_results import Audit, LabelerDifference
+from sailkit.labeling.results import NO_SCORE, FittedLabeler, Labeling
 from sailkit.labeling.verdict import baselines, cell_of, names_of, verdict
 from sailkit.rendering import model
 from sailkit.rendering.model import (
@@ -60,7 +60,7 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
     Raises:
         UserError: An audit is not finished, or its file is damaged.
     """
-    audits = [read_audit(folder) for folder in folders]
+    audits = [Audit.load(folder) for folder in folders]
     data = [audit.data for audit in audits]
     several, distinct = len(audits) > 1, len(set(data)) == len(data)
     names = data if distinct else [f"{audit.data} ({folder})" for audit, folder in zip(audits, folders, strict=True)]
@@ -98,7 +98,7 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
 
 
 def _about(name: str, audit: Audit) -> str:
-    about = f"{audit.pairs_in_all:,} search results for {audit.claims:,} claims of {name}"
+    about = f"{audit.pairs:,} search results for {audit.claims:,} claims of {name}"
     return ", ".join([about, *_machines(audit)])
 
 
@@ -120,7 +120,7 @@ def _intervals(audit: Audit) -> Intervals:
     short = names_of(audit)
     rows = [(short[name], audit.row(name, audit.strata[0])) for name in (*audit.ranked, BM25)]
     figures = {
-        _FIGURES[name]: [Interval(who, e, *baseline) for who, row in rows if (e := row.estimate(name)) is not None]
+        _FIGURES[name]: [Interval(who, e, *baseline) for who, row in rows if (e := row.figures[name]) is not None]
         for name, baseline in _PLOTTED.items()
     }
     note = (
@@ -148,10 +148,10 @@ def _groups(audit: Audit) -> list[Group]:
     return groups
 
 
-def _gaps(audit: Audit) -> list[tuple[str, str, list[Gap]]]:
+def _gaps(audit: Audit) -> list[tuple[str, str, list[LabelerDifference]]]:
     """Every two labelers, and how they differ in each stratum."""
     couples = combinations((*audit.ranked, BM25), 2)
-    return [(a, b, [audit.gap(a, b, stratum) for stratum in audit.strata]) for a, b in couples]
+    return [(a, b, [audit.difference(a, b, stratum) for stratum in audit.strata]) for a, b in couples]
 
 
 def _pairwise(audit: Audit) -> Table:
@@ -159,7 +159,7 @@ def _pairwise(audit: Audit) -> Table:
     differences = [
         Row(f"{short[a]} minus {short[b]}", [Cell(gap.auroc, signed=True) for gap in own]) for a, b, own in gaps
     ]
-    agreement = [Row(f"{short[a]} and {short[b]}", [Cell(gap.kappa) for gap in own]) for a, b, own in gaps]
+    agreement = [Row(f"{short[a]} and {short[b]}", [Cell(gap.agreement_kappa) for gap in own]) for a, b, own in gaps]
     groups = [
         Group("Difference of AUROC", differences),
         Group("Agreement of their judgements (Cohen's kappa)", agreement),
@@ -173,7 +173,7 @@ def _disagreements(audit: Audit) -> list[Cases]:
         Cases(
             f"{short[a]} and {short[b]}",
             ["people", short[a], short[b]],
-            [model.Case(c.claim, c.result, (c.human_share, first, second)) for c, first, second in gaps[0].cases],
+            [model.Case(e.claim, e.result, (e.human_share, e.second, e.first)) for e in gaps[0].examples],
             open=number == 0,
         )
         for number, (a, b, gaps) in enumerate(_gaps(audit))
@@ -187,7 +187,7 @@ def _provenance(audit: Audit, folder: Path) -> list[Facts]:
         "data": audit.data,
         "data (sha256)": audit.data_sha256,
         "claims": f"{audit.claims:,}" + ("" if audit.limit is None else f" (the first {audit.limit:,})"),
-        "pairs": f"{audit.pairs_in_all:,}",
+        "pairs": f"{audit.pairs:,}",
         "pairs left out": audit.left_out,
         "seed": audit.seed,
         "git revision": environment.get("git_revision"),
@@ -206,50 +206,55 @@ def _provenance(audit: Audit, folder: Path) -> list[Facts]:
     ]
 
 
-def summarise_audit(result: dict[str, Any]) -> Report:
-    """What `audit` prints: the figures of each stratum, and every labeler beside the simplest one."""
-    audit = Audit.model_validate(result)
+def summarise(result: Audit | Labeling | FittedLabeler) -> Report:
+    """What a verb of this folder prints."""
+    if isinstance(result, Audit):
+        return _summarise_audit(result)
+    return _summarise_labels(result) if isinstance(result, Labeling) else _summarise_fit(result)
+
+
+def _summarise_audit(audit: Audit) -> Report:
+    """The figures of each stratum, and every labeler beside the simplest one."""
     short, stratum = names_of(audit), audit.strata[0]
     base = "similarity" if "similarity" in audit.labelers else next(iter(audit.labelers))
     gaps = [
-        Row(f"{short[name]} minus {short[base]}", [Cell(gap.auroc, signed=True), Cell(gap.kappa)])
+        Row(f"{short[name]} minus {short[base]}", [Cell(gap.auroc, signed=True), Cell(gap.agreement_kappa)])
         for name in (*audit.ranked, BM25)
         if name != base
-        for gap in [audit.gap(name, base, stratum)]
+        for gap in [audit.difference(name, base, stratum)]
     ]
     reported = f", {audit.claims_reported} of them reported on"
     return model.short(
         "",
-        ", ".join([f"{audit.pairs_in_all} pairs of {audit.claims} claims{reported}", *_machines(audit)]),
+        ", ".join([f"{audit.pairs} pairs of {audit.claims} claims{reported}", *_machines(audit)]),
         Table(_columns(audit), _groups(audit)),
         baselines(audit),
         Table(["AUROC", "agreement (kappa)"], [Group(f"{stratum}, differences", gaps)]),
-        Text(
-            f"every two labelers, every stratum, and where they differ:  sailkit report {Path(result['audit']).parent}"
-        ),
-        Text(f"audit: {result['audit']}"),
+        Text(f"every two labelers, every stratum, and where they differ:  sailkit report {audit.folder}"),
+        Text(f"audit: {audit.path}"),
     )
 
 
-def summarise_labels(result: dict[str, Any]) -> Report:
-    """What `label` prints: how many results were judged, and how."""
-    if not result["finished"]:
-        return model.short("", f"waiting for the shards {', '.join(map(str, result['missing_shards']))}")
-    how = f" ({machine(result)})" if machine(result) else ""
-    informative, distracting, threshold = (result[name] for name in ("informative", "distracting", "threshold"))
-    silent = {name: result[name] for name in ("unreadable", "refused", "failed", "no_response") if result[name]}
-    lines = [f"informative {informative}, distracting {distracting} (threshold {threshold:g})"]
-    if silent:
+def _summarise_labels(labeling: Labeling) -> Report:
+    """How many results were judged, and how."""
+    if not labeling.finished:
+        return model.short("", f"waiting for the shards {', '.join(map(str, labeling.missing_shards))}")
+    how = f" ({machine(labeling.machine)})" if machine(labeling.machine) else ""
+    counts = labeling.counts
+    verdicts = f"informative {counts['informative']}, distracting {counts['distracting']}"
+    lines = [f"{verdicts} (threshold {labeling.threshold:g})"]
+    if silent := {name: counts[name] for name in NO_SCORE if counts[name]}:
         lines.append("without a judgement: " + ", ".join(f"{name} {count}" for name, count in silent.items()))
     return model.short(
-        f"{result['labeler']}{how}",
-        f"{result['pairs']} search results of {result['n']} instructions",
-        *map(Text, [*lines, f"labels: {result['labels']}"]),
-        model.Flags("", result.get("flag_messages", {})),
+        f"{labeling.labeler}{how}",
+        f"{labeling.pairs} search results of {labeling.n} instructions",
+        *map(Text, [*lines, f"labels: {labeling.path}"]),
+        model.Flags("", labeling.flag_messages),
     )
 
 
-def summarise_fit(result: dict[str, Any]) -> Report:
-    """What `fit` prints: what the labeler was fitted on, and where it is."""
-    about = f"{result['pairs']} pairs of {result['claims']} claims ({result['data']})"
-    return model.short("", f"fitted on {about}, {machine(result)}", Text(f"model: {result['model']}"))
+def _summarise_fit(fitted: FittedLabeler) -> Report:
+    """What the labeler was fitted on, and where it is."""
+    about = f"{fitted.pairs} pairs of {fitted.claims} claims ({fitted.data})"
+    how = machine({"device": fitted.device, "dtype": fitted.dtype})
+    return model.short("", f"fitted on {about}, {how}", Text(f"model: {fitted.folder}"))

@@ -1,177 +1,205 @@
-"""What an audit wrote, read again: every figure that it should have is there and is a number."""
+"""What the verbs `label` and `fit` return."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-
-from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.audit import AUDIT, BM25, STAGE
-from sailkit.stats.intervals import Estimate
+from sailkit.files.tables import to_frame
+from sailkit.labeling.labels import LABELS, open_labels, parse_judgements
+from sailkit.prompts.thoughts import thought_is_open
+from sailkit.records import Judgement, JudgementOutcome, Verdict
+from sailkit.rendering.result import Result
 
-AUDIT_FIGURES = (
-    "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
-)  # fmt: skip
-Number = FiniteFloat | None
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class StratumFigures(_Record):
-    """One labeler in one stratum; its figures are further fields."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
-    labeler: str
-    stratum: str
-    n: int
-    without_score: int
-    informative_share: FiniteFloat
-    majority_accuracy: FiniteFloat
-    threshold: FiniteFloat
-    default_threshold: Number
-
-    @model_validator(mode="after")
-    def _has_all_figures(self) -> StratumFigures:
-        for name in AUDIT_FIGURES:
-            for key in (name, f"{name}_low", f"{name}_high"):
-                if key not in self.__pydantic_extra__:
-                    raise ValueError(f"{key} is missing")
-        if self.estimate("auroc") is None:
-            raise ValueError("auroc has no value or no interval")
-        return self
-
-    def number(self, name: str) -> float | None:
-        """A figure, or None where there is none."""
-        return self.__pydantic_extra__.get(name)
-
-    def estimate(self, name: str) -> Estimate | None:
-        """A figure with its interval, or None where one of them is not known."""
-        return _estimate(*(self.number(name + end) for end in ("", "_low", "_high")))
+FITTED = "fitted.json"
+NO_SCORE = tuple(outcome for outcome in get_args(JudgementOutcome) if outcome != "judged")
 
 
-class Case(_Record):
-    """A pair on which two labelers differ."""
+@dataclass(frozen=True)
+class Labeling(Result):
+    """The judgements of one labeler on all search results, as `label` writes them.
 
-    claim: str
-    result: str
-    human_share: FiniteFloat
-    first: FiniteFloat
-    second: FiniteFloat
-
-
-class Difference(_Record):
-    """Two labelers in one stratum: the second minus the first."""
-
-    first: str
-    second: str
-    stratum: str
-    auroc_difference: Number
-    auroc_difference_low: Number
-    auroc_difference_high: Number
-    agreement_kappa: Number
-    examples: list[Case]
-
-
-class Gap(NamedTuple):
-    """How much better one labeler is than another, and where they differ most."""
-
-    auroc: Estimate | None
-    kappa: float | None
-    cases: list[tuple[Case, float, float]]
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval excludes 0, else 0: cannot tell."""
-        return 0 if self.auroc is None else int(self.auroc.low > 0) - int(self.auroc.high < 0)
-
-
-class Audit(_Record):
-    """What `sailkit audit` writes."""
-
-    data: str
-    data_sha256: str | None = None
-    pairs_in_all: int
-    claims: int
-    left_out: dict[str, int]
-    audits: list[StratumFigures] = Field(min_length=1)
-    differences: list[Difference]
-    human_kappa: Number
-    labelers: dict[str, dict[str, Any]] = Field(min_length=1)
-    machines: dict[str, dict[str, Any]] = {}
-    claims_reported: int | None = None
-    seed: int
-    limit: int | None = None
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Audit:
-        names = [BM25, *self.labelers]
-        rows = {(row.labeler, row.stratum) for row in self.audits}
-        couples = {(frozenset((d.first, d.second)), d.stratum) for d in self.differences}
-        for stratum in self.strata:
-            if lacking := [name for name in names if (name, stratum) not in rows]:
-                raise ValueError(f"no figures of {lacking[0]!r} in stratum {stratum!r}")
-            for pair in combinations(names, 2):
-                if (frozenset(pair), stratum) not in couples:
-                    raise ValueError(f"no difference of {pair[0]!r} and {pair[1]!r} in stratum {stratum!r}")
-        return self
-
-    @property
-    def strata(self) -> list[str]:
-        """Strata in order; the first is the one that a verdict is about."""
-        return list(dict.fromkeys(row.stratum for row in self.audits))
-
-    @property
-    def ranked(self) -> list[str]:
-        """Labelers, the one with the greatest AUROC in the first stratum first."""
-        return sorted(self.labelers, key=lambda name: -(self.row(name, self.strata[0]).number("auroc") or 0))
-
-    def row(self, name: str, stratum: str) -> StratumFigures:
-        """The figures of a labeler."""
-        return next(row for row in self.audits if (row.labeler, row.stratum) == (name, stratum))
-
-    def gap(self, better: str, other: str, stratum: str) -> Gap:
-        """One labeler minus another."""
-        for d in self.differences:
-            if {d.first, d.second} == {better, other} and d.stratum == stratum:
-                found = (d.auroc_difference, d.auroc_difference_low, d.auroc_difference_high)
-                if d.second == better:
-                    return Gap(_estimate(*found), d.agreement_kappa, [(c, c.second, c.first) for c in d.examples])
-                value, low, high = (None if x is None else -x for x in found)
-                return Gap(_estimate(value, high, low), d.agreement_kappa, [(c, c.first, c.second) for c in d.examples])
-        raise KeyError((better, other, stratum))
-
-
-def _estimate(value: float | None, low: float | None, high: float | None) -> Estimate | None:
-    return None if value is None or low is None or high is None else Estimate(value, low, high)
-
-
-def is_audit(folder: Path) -> bool:
-    """Whether a folder is that of an audit, finished or not."""
-    begun = (folder / runs.MANIFEST).is_file() and runs.read_manifest(folder)["stage"] == STAGE
-    return begun or (folder / AUDIT).is_file()
-
-
-def read_audit(folder: Path) -> Audit:
-    """Read what an audit found.
-
-    Raises:
-        UserError: The audit is not finished, or its file is damaged; the first fault is named.
+    Attributes:
+        folder: The run's folder.
+        labeler: The labeler's name.
+        threshold: Results with this score or a higher one are informative.
+        n: How many instructions were searched for.
+        pairs: How many search results they have.
+        missing_shards: Numbers of the shards that have not finished; until all have, there are no judgements.
+        counts: How many results are `informative` and `distracting`, and how many have no score, by the reason:
+            `unreadable`, `refused`, `failed` or `no_response`.
+        cut_tokens: Tokens of the results that the labeler did not read.
+        flag_messages: Reasons to doubt the scores, in sentences by the name of the flag.
+        machine: `device` and `dtype` of the model, if it ran here; the run folder does not keep them.
     """
-    path = folder / AUDIT
-    if not path.exists():
-        raise UserError(f"{folder} is not finished; run the same  sailkit audit  again, it goes on where it stopped")
-    try:
-        return Audit.model_validate(jsonl.read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path} is not what sailkit audit writes: {where}: {what}; run the audit again") from None
+
+    folder: Path
+    labeler: str
+    threshold: float
+    n: int
+    pairs: int
+    missing_shards: tuple[int, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    cut_tokens: int = 0
+    flag_messages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Labeling:
+        """Read a finished run of `label`.
+
+        Raises:
+            UserError: The folder holds no such run, or it has not finished.
+        """
+        folder = Path(folder)
+        settings, rows = open_labels(folder)
+        judgements = (
+            judgement for line, row in rows for judgement in parse_judgements(row, f"{folder / LABELS}, line {line}")
+        )
+        return cls.of_judgements(folder, settings, judgements)
+
+    @classmethod
+    def of_judgements(
+        cls,
+        folder: Path,
+        settings: Mapping[str, Any],
+        judgements: Iterable[Judgement],
+        machine: Mapping[str, Any] | None = None,
+    ) -> Labeling:
+        """Count judgements.
+
+        Args:
+            folder: The run's folder.
+            settings: The settings of its manifest.
+            judgements: All judgements of the run.
+            machine: See the attribute.
+        """
+        counts: Counter[str] = Counter()
+        cut_tokens = read_from_text = open_thoughts = 0
+        for judgement in judgements:
+            counts[judgement.verdict or judgement.outcome] += 1
+            cut_tokens += judgement.cut_tokens
+            read_from_text += judgement.outcome == "judged" and judgement.raw_output is not None
+            open_thoughts += thought_is_open(judgement.raw_output or "")
+        return cls(
+            folder,
+            settings["labeler"]["labeler"],
+            settings["threshold"],
+            settings["n"],
+            settings["pairs"],
+            counts={name: counts[name] for name in (*get_args(Verdict), *NO_SCORE)},
+            cut_tokens=cut_tokens,
+            flag_messages=_flag_messages(settings["pairs"], read_from_text, open_thoughts),
+            machine=machine or {},
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all results have been judged."""
+        return not self.missing_shards
+
+    @property
+    def flags(self) -> list[str]:
+        """Names of the reasons to doubt the scores."""
+        return list(self.flag_messages)
+
+    @property
+    def path(self) -> Path:
+        """The file with the judgements."""
+        return self.folder / LABELS
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts and where the labels are, or the shards that are missing."""
+        head = {**self.machine, "labeler": self.labeler, "n": self.n, "finished": self.finished}
+        if not self.finished:
+            return {**head, "missing_shards": list(self.missing_shards)}
+        verdicts = {name: self.counts[name] for name in get_args(Verdict)}
+        judged = sum(verdicts.values())
+        return {
+            **head,
+            "pairs": self.pairs,
+            "threshold": self.threshold,
+            **verdicts,
+            "informative_share": self.counts["informative"] / judged if judged else None,
+            **{name: self.counts[name] for name in NO_SCORE},
+            "flags": self.flags,
+            "flag_messages": dict(self.flag_messages),
+            "cut_tokens": self.cut_tokens,
+            "labels": str(self.path),
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each judgement: `id` of the instruction, `result` (its number, from 1), and the judgement."""
+        _, rows = open_labels(self.folder)
+        return to_frame(
+            {"id": row["id"], "result": number, **entry}
+            for _, row in rows
+            for number, entry in enumerate(row["judgements"], start=1)
+        )
+
+
+def _flag_messages(pairs: int, read_from_text: int, open_thoughts: int) -> dict[str, list[str]]:
+    messages: dict[str, list[str]] = {}
+    if read_from_text:
+        messages["read-from-text"] = [
+            f"{read_from_text} of {pairs} judgements were read from the text, and are 1 or 0: the probabilities of the "
+            "first token did not decide between the answer words, or were not given"
+        ]
+    if open_thoughts:
+        messages["open-thoughts"] = [f"{open_thoughts} of {pairs} replies end within a thought, before any answer"]
+    return messages
+
+
+@dataclass(frozen=True)
+class FittedLabeler(Result):
+    """A labeler that was trained on human judgements.
+
+    Attributes:
+        folder: The model's folder.
+        data: The data set of the judgements.
+        pairs: How many pairs it was trained on.
+        claims: How many claims they belong to.
+        train_loss: The last training loss.
+        device: The device that it was trained on.
+        dtype: Number format of the forward pass.
+    """
+
+    folder: Path
+    data: str
+    pairs: int
+    claims: int
+    train_loss: float
+    device: str
+    dtype: str
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FittedLabeler:
+        """Read the folder of a fitted labeler.
+
+        Raises:
+            UserError: The folder holds no fitted labeler.
+        """
+        folder = Path(folder)
+        if not (folder / FITTED).exists():
+            raise UserError(f"{folder} is no model that  sailkit fit  wrote: it has no {FITTED}")
+        record = jsonl.read_json(folder / FITTED)
+        return cls(folder, **{item.name: record[item.name] for item in fields(cls) if item.name != "folder"})
+
+    @property
+    def name(self) -> str:
+        """The name by which `label` and `audit` know the labeler."""
+        return f"entailment:{self.folder}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the training, and where the model is."""
+        record = asdict(self)
+        del record["folder"]
+        return {**record, "model": str(self.folder)}

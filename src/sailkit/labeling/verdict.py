@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sailkit.labeling.audit import BM25
-from sailkit.labeling.results import Audit, StratumFigures
+from sailkit.labeling.audit_file import BM25
+from sailkit.labeling.audit_results import Audit, StratumFigures
 from sailkit.rendering.model import Bullets, Cell, Figures, Verdict
 from sailkit.rendering.numbers import figure, listed, short_names
 from sailkit.stats.intervals import LEAST_UNITS
@@ -20,8 +20,8 @@ def verdict(audit: Audit) -> tuple[Verdict, Figures]:
     best, *rest = audit.ranked
     rival = "similarity" if "similarity" in rest else [*rest, BM25][0]
     names = {**short, BM25: "a BM25 score"}
-    row, gap = audit.row(best, stratum), audit.gap(best, rival, stratum)
-    auroc = row.estimate("auroc")
+    row, gap = audit.row(best, stratum), audit.difference(best, rival, stratum)
+    auroc = row.figures["auroc"]
     if audit.claims_reported is not None and audit.claims_reported < LEAST_UNITS:
         headline = f"{audit.claims_reported} claims are too few to tell how well {names[best]} judges"
     elif auroc is None or auroc.low <= 0.5 <= auroc.high:
@@ -32,7 +32,7 @@ def verdict(audit: Audit) -> tuple[Verdict, Figures]:
         headline = f"Cannot tell whether {names[best]} or {names[rival]} judges better"
     else:
         headline = f"{names[best]} judges {'better' if gap.sign > 0 else 'worse'} than {names[rival]}"
-    signs = {other: audit.gap(best, other, stratum).sign for other in [*rest, BM25] if other != rival}
+    signs = {other: audit.difference(best, other, stratum).sign for other in [*rest, BM25] if other != rival}
     remarks = [
         f"{names[best]} {words} {listed([names[other] for other in signs if signs[other] == sign])}"
         for sign, words in ((1, "is better than"), (0, "cannot be told apart from"), (-1, "is worse than"))
@@ -51,7 +51,7 @@ def verdict(audit: Audit) -> tuple[Verdict, Figures]:
 
 def cell_of(row: StratumFigures, name: str) -> Cell:
     """A figure, with its interval where it has one."""
-    return Cell(row.estimate(name) or row.number(name))
+    return Cell(row.figures.get(name))
 
 
 def baselines(audit: Audit) -> Bullets:
@@ -59,8 +59,8 @@ def baselines(audit: Audit) -> Bullets:
     rows = [audit.row(BM25, stratum) for stratum in audit.strata]
 
     def each(name: str) -> str:
-        values = [(row.number(name), row.stratum) for row in rows]
-        return ", ".join(f"{figure(value)} ({stratum})" for value, stratum in values if value is not None)
+        estimates = [(row.figures[name], row.stratum) for row in rows]
+        return ", ".join(f"{figure(estimate.value)} ({stratum})" for estimate, stratum in estimates if estimate)
 
     constant = ", ".join(
         f"{figure(row.majority_accuracy)} ({row.stratum}, "

@@ -1,0 +1,112 @@
+"""The schema of `audit.json`: every figure that an audit writes is there and is a number."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+
+AUDIT = "audit.json"
+BM25 = "bm25 score"  # the baseline's name among the labelers
+AUDIT_FIGURES = (
+    "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
+)  # fmt: skip
+_Number = FiniteFloat | None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Row(_Record):
+    """The figures of one labeler in one stratum; those with an interval are further fields."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Number] = Field(init=False)
+    labeler: str
+    stratum: str
+    n: int
+    without_score: int
+    informative_share: FiniteFloat
+    majority_accuracy: FiniteFloat
+    threshold: FiniteFloat
+    default_threshold: _Number
+
+    @model_validator(mode="after")
+    def _has_all_figures(self) -> _Row:
+        for name in AUDIT_FIGURES:
+            for key in (name, f"{name}_low", f"{name}_high"):
+                if key not in self.__pydantic_extra__:
+                    raise ValueError(f"{key} is missing")
+                if name == "auroc" and self.__pydantic_extra__[key] is None:
+                    raise ValueError("auroc has no value or no interval")
+        return self
+
+
+class _Disagreement(_Record):
+    claim: str
+    result: str
+    human_share: FiniteFloat
+    first: FiniteFloat
+    second: FiniteFloat
+
+
+class _Difference(_Record):
+    first: str
+    second: str
+    stratum: str
+    auroc_difference: _Number
+    auroc_difference_low: _Number
+    auroc_difference_high: _Number
+    agreement_kappa: _Number
+    examples: list[_Disagreement]
+
+
+class _AuditFile(_Record):
+    data: str
+    data_sha256: str | None = None
+    pairs_in_all: int
+    claims: int
+    left_out: dict[str, int]
+    audits: list[_Row] = Field(min_length=1)
+    differences: list[_Difference]
+    human_kappa: _Number
+    labelers: dict[str, dict[str, Any]] = Field(min_length=1)
+    machines: dict[str, dict[str, Any]] = {}
+    claims_reported: int | None = None
+    seed: int
+    limit: int | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> _AuditFile:
+        names = [BM25, *self.labelers]
+        rows = {(row.labeler, row.stratum) for row in self.audits}
+        differences = {(frozenset((d.first, d.second)), d.stratum) for d in self.differences}
+        for stratum in dict.fromkeys(row.stratum for row in self.audits):
+            if lacking := [name for name in names if (name, stratum) not in rows]:
+                raise ValueError(f"no figures of {lacking[0]!r} in stratum {stratum!r}")
+            for pair in combinations(names, 2):
+                if (frozenset(pair), stratum) not in differences:
+                    raise ValueError(f"no difference of {pair[0]!r} and {pair[1]!r} in stratum {stratum!r}")
+        return self
+
+
+def read_audit_file(path: Path) -> dict[str, Any]:
+    """Read and check `audit.json`.
+
+    Raises:
+        UserError: The file is damaged; the first fault is named.
+    """
+    content = jsonl.read_json(path)
+    try:
+        return _AuditFile.model_validate(content).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        what = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path} is not what sailkit audit writes: {where}: {what}; run the audit again") from None
