@@ -1,7 +1,6 @@
-"""The border between what a model is given and what it says: one for training, scoring, generation and the teacher.
+"""The border between prompt and answer: the same in training, scoring, generation and for a teacher.
 
-A prompt ends at the border and an answer begins there, so tokens must not reach across it: the tokens of the prompt
-alone have to be those that it has with an answer behind it.
+No token may extend across the border: the tokens of the prompt alone must be the same as with an answer behind it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from sailkit.prompts.chat_template import ChatTemplate
 from sailkit.prompts.safety import guarded
 
-# How answers begin.
+# Typical beginnings of answers.
 _WORDS = ("answer", "Correct", "The", "1", "(1)")
 
 
@@ -37,41 +36,43 @@ class Border:
         """
         self.guard = guarded(tokenizer)
         self.template = ChatTemplate(tokenizer, date) if chat else None
-        self.kept = lru_cache(maxsize=4096)(self._kept)
+        self.keeps_tokens = lru_cache(maxsize=4096)(self._keeps_tokens)
 
     @cached_property
     def gap(self) -> str:
-        """The white space between what is given and the answer's first word, which goes with the answer.
+        """The white space between the prompt and the first word of the answer; it belongs to the answer.
 
-        Most tokenizers have tokens that begin with a space, and none of them can follow a prompt that ends in one. Line
-        breaks stay with the prompt unless the tokenizer cuts them in another way before a word.
+        Most tokenizers have tokens that begin with a space, and these cannot follow a prompt that ends in one. Line
+        breaks stay in the prompt unless the tokenizer tokenises them differently before a word.
         """
         if self.template is None:
             return " "
         opening = self.template.frame.opening
         gaps = [opening[len(opening.rstrip(blanks)) :] for blanks in (" \t", None)]
-        fitting = (gap for gap in gaps if all(self.kept(opening.removesuffix(gap), gap + word) for word in _WORDS))
+        fitting = (
+            gap for gap in gaps if all(self.keeps_tokens(opening.removesuffix(gap), gap + word) for word in _WORDS)
+        )
         return next(fitting, gaps[0])
 
-    def _kept(self, given: str, answer: str) -> bool:
-        """Whether the tokens of what is given stay the same with an answer behind it."""
-        alone = self._ids(_Text(given, trusted=True))
-        return self._ids(_Text(given, trusted=True), _Text(answer, trusted=False))[: len(alone)] == alone
+    def _keeps_tokens(self, prompt: str, answer: str) -> bool:
+        """Whether the tokens of a prompt stay the same with an answer behind it."""
+        alone = self._ids(_Text(prompt, trusted=True))
+        return self._ids(_Text(prompt, trusted=True), _Text(answer, trusted=False))[: len(alone)] == alone
 
     @property
     def thought(self) -> str:
-        """The thought that prompts open and leave to the model, from its tag on; empty where there is none."""
+        """The thought that the prompt opens for the model to continue, from its tag on; empty if there is none."""
         return self.template.frame.thought if self.template else ""
 
     @cached_property
     def closing_id(self) -> int | None:
-        """The special token with which the chat template ends an answer; None where there is none."""
+        """The special token with which the chat template ends an answer; None if there is none."""
         closing = self.template.frame.closing if self.template else ""
         end = self.guard.special_end(closing)
         return self._ids(_Text(closing[:end], trusted=True))[-1] if end else None
 
     def describe(self) -> dict[str, Any]:
-        """What decides prompts besides the text of the chat template; nothing for templates of the usual kind."""
+        """What decides prompts besides the text of the chat template; empty for ordinary templates."""
         if self.template is None:
             return {}
         frame = self.template.frame

@@ -1,7 +1,7 @@
-"""A tokenizer's chat template: what it writes around an answer, and on which date.
+"""A tokenizer's chat template: what it writes around an answer, and for which date.
 
-What a template writes between a question and an answer is given to the model, in training as in inference. Some write
-more before an answer that is there than before one that is asked for (an empty thought, a header), some less.
+Whatever a template writes between question and answer belongs to the prompt, in training as at inference. Some write
+more before a given answer than in the generation prompt (an empty thought, a header), some less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sailkit.errors import UserError
 from sailkit.prompts.thoughts import open_thought
 
 _CLOCK = "strftime_now"  # the function through which templates read the clock
-# It stands before a template and hides the function of the same name. The line break belongs to the block.
+# Put in front of a template, it shadows the function of the same name. The line break is part of the macro block.
 _FIXED_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
     "{%- for code, value in date_codes.items() -%}{%- set filled.text = filled.text.replace(code, value) -%}"
@@ -35,7 +35,7 @@ class AnswerFrame:
         opening: Everything from the end of the question to the answer.
         added: The end of `opening` that is not in the generation prompt: an empty thought, a header, a space.
         closing: Everything behind the answer.
-        mismatch: Why an answer in a conversation does not stand where one is asked for; None where it does.
+        mismatch: How an answer in a conversation differs from one behind the generation prompt; None if it does not.
     """
 
     opening: str
@@ -45,7 +45,7 @@ class AnswerFrame:
 
     @property
     def thought(self) -> str:
-        """The thought that is open where the answer begins, from its tag on; empty where there is none."""
+        """The thought that is open where the answer begins, from its tag on; empty if there is none."""
         return open_thought(self.opening)
 
 
@@ -57,7 +57,7 @@ class ChatTemplate:
 
         Args:
             tokenizer: A transformers tokenizer.
-            date: What templates that read the clock are told, as YYYY-MM-DD; today by default.
+            date: The date for templates that read the clock, as YYYY-MM-DD; today by default.
 
         Raises:
             UserError: The tokenizer has no template.
@@ -74,11 +74,11 @@ class ChatTemplate:
         self._source = _FIXED_CLOCK + source if self.date else source
 
     def render(self, turns: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
-        """A conversation as text; thinking is switched off where a template has a switch.
+        """A conversation as text; thinking is switched off if the template has a switch.
 
         Args:
             turns: `role` and `content` of each turn.
-            generation_prompt: Ask for an answer behind it.
+            generation_prompt: End with the generation prompt.
 
         Raises:
             UserError: The template does not parse, or refuses the conversation.
@@ -107,19 +107,19 @@ class ChatTemplate:
         """What the template writes around an answer.
 
         Raises:
-            UserError: The template cannot ask a question.
+            UserError: The template cannot render a question.
         """
         question = [{"role": "user", "content": _QUESTION}]
-        asking = self.render(question, generation_prompt=True)
-        opening = asking[asking.rfind(_QUESTION) + len(_QUESTION) :] if _QUESTION in asking else asking
+        prompt = self.render(question, generation_prompt=True)
+        opening = prompt[prompt.rfind(_QUESTION) + len(_QUESTION) :] if _QUESTION in prompt else prompt
         try:
             whole = self.render([*question, {"role": "assistant", "content": _ANSWER}], generation_prompt=False)
         except UserError as error:
             return AnswerFrame(opening, mismatch=str(error))
-        before, shown, closing = whole.rpartition(_ANSWER)
-        if not shown:
+        before, answer, closing = whole.rpartition(_ANSWER)
+        if not answer:
             return AnswerFrame(opening, mismatch=f"the chat template of {self.name} does not show the assistant's turn")
-        if not before.startswith(asking):
+        if not before.startswith(prompt):
             start = before[before.rfind(_QUESTION) + len(_QUESTION) :]
             return AnswerFrame(
                 opening,
@@ -127,12 +127,12 @@ class ChatTemplate:
                 mismatch=f"the chat template of {self.name} asks for an answer behind {opening[-40:]!r} and writes "
                 f"an answer behind {start[-40:]!r}",
             )
-        added = before[len(asking) :]
+        added = before[len(prompt) :]
         return AnswerFrame(opening + added, added, closing)
 
     @cached_property
     def has_system_role(self) -> bool:
-        """Whether the template shows a system turn: some refuse it, some leave it out."""
+        """Whether the template renders a system turn: some refuse it, some drop it."""
         turns = [{"role": "system", "content": "system text"}, {"role": "user", "content": _QUESTION}]
         with contextlib.suppress(UserError):
             return "system text" in self.render(turns, generation_prompt=True)
@@ -140,14 +140,14 @@ class ChatTemplate:
 
     @property
     def unusual(self) -> bool:
-        """Whether answers are asked for behind something else than the bare generation prompt, but for white space."""
+        """Whether more than white space is added to the bare generation prompt."""
         question = [{"role": "user", "content": _QUESTION}]
-        asking = self.render(question, generation_prompt=True)
-        return bool(self.frame.added.strip()) or self._apply(question, True) != asking
+        prompt = self.render(question, generation_prompt=True)
+        return bool(self.frame.added.strip()) or self._apply(question, True) != prompt
 
 
 def reads_clock(tokenizer: Any) -> bool:
-    """Whether a tokenizer has a chat template that asks for the date."""
+    """Whether a tokenizer has a chat template that reads the date."""
     return _CLOCK in str(getattr(tokenizer, "chat_template", None))  # it may have several
 
 
@@ -157,7 +157,7 @@ def today() -> str:
 
 
 def check_date(date: str | None) -> None:
-    """Raise a UserError for what is no date."""
+    """Raise a UserError unless a date is valid, or None."""
     if date is None:
         return
     try:
@@ -170,7 +170,7 @@ def check_date(date: str | None) -> None:
 
 @cache
 def _date_codes(date: str) -> dict[str, str]:
-    """The codes of strftime -> what each stands for at the beginning of a day."""
+    """The codes of strftime -> their text at the beginning of a day."""
     moment = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     codes: dict[str, str] = {}
     for letter in string.ascii_letters:

@@ -1,4 +1,4 @@
-"""What a model is given, before it becomes text: parts, turns, and wordings filled with what they ask about."""
+"""A prompt before it is rendered: parts, turns, and templates filled with values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Part:
 
     Attributes:
         text: Its text.
-        trusted: True for templates; only these may hold special tokens.
+        trusted: True for templates; only these may contain special tokens.
         shortenable: True for the titles and bodies of search results.
-        constant: True where every prompt of a run has the same text: the wording's own, and worked examples.
+        constant: True if every prompt of a run has the same text: that of the wording, and worked examples.
     """
 
     text: str
@@ -36,10 +36,10 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: `system` (the first turn alone), `user`, `assistant`, or `text` for a prompt that has its own form and
-            gets no frame.
-        parts: What it says.
-        begun: For the last turn: the answer has begun with it, and goes on behind it.
+        role: `system` (first turn only), `user`, `assistant`, or `text` for a complete prompt that gets no further
+            frame.
+        parts: Its content.
+        begun: For the last turn: it is the beginning of the answer, which the model continues.
     """
 
     role: str
@@ -57,7 +57,7 @@ Prompt = tuple[Message, ...]
 
 @cache
 def frames() -> dict[str, Any]:
-    """The literals around a task's own wording, from `prompts/prompts.yaml`."""
+    """The literals around the wording of a task, from `prompts/prompts.yaml`."""
     name = "prompts/prompts.yaml"
     loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
     return loaded
@@ -67,12 +67,12 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bool = True) -> tuple[Part, ...]:
-    """Put values into a template's `{fields}`; what a value contains is never looked at again.
+    """Put values into a template's `{fields}`; fields inside a value are not filled.
 
     Args:
         template: Trusted text with `{name}` fields.
-        values: Text from outside, or parts as they are.
-        constant: Whether every prompt of a run has this template here.
+        values: Untrusted text, or parts as they are.
+        constant: Whether every prompt of a run contains this template.
 
     Raises:
         UserError: The template has a field that is not among the values.
@@ -90,7 +90,7 @@ def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bo
 
 
 def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
-    """Search results as a numbered list; they may be shortened later, nothing else."""
+    """Search results as a numbered list; only their texts may be shortened later."""
     if not results:
         return (Part(frames()["no_results"]),)
     parts: list[Part] = []
@@ -112,14 +112,14 @@ def step_prompt(
     system: str = "",
     examples: Sequence[Part] = (),
 ) -> Prompt:
-    """One model call's conversation.
+    """The conversation of one model call.
 
     Args:
         template: The wording.
-        text: What is judged.
+        text: The text to judge.
         answers: The answer words, listed for `{answers}`.
         results: Search results for `{evidence}`.
-        previous: The new text of the call before, for `{previous}`; or of all earlier calls, for `{reply_1}` as well.
+        previous: The reply to the previous call, for `{previous}`; or to all earlier calls, for `{reply_1}` as well.
         shots: Worked examples as earlier turns.
         system: The system text; it may list the answer words.
         examples: Worked examples for `{examples}`.
@@ -140,6 +140,6 @@ def step_prompt(
 
 
 def system_in_user_turn(prompt: Prompt) -> Prompt:
-    """The same conversation where there is no system role: its text stands in front of the first user's turn."""
+    """The same conversation for models without a system role: its text begins the first user turn."""
     system, user, *rest = prompt
     return (replace(user, parts=(*system.parts, Part("\n\n", constant=True), *user.parts)), *rest)

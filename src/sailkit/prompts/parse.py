@@ -1,4 +1,4 @@
-"""Reading what a model said: the inverse of prompts. What cannot be read has no label; there is no default class."""
+"""Read a label from a model's reply. A reply that cannot be read has no label; there is no default class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import Outcome
 
-# Part of every fingerprint of a reading: change a rule below, raise the number.
+# Written to every run that reads replies: raise it whenever a rule below changes.
 ANSWER_RULES_VERSION = 4
 
 _CLOSERS = "\"'”»)]*_`"  # what may stand between a sentence's last mark and its end
@@ -17,14 +17,14 @@ _SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}
 _CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|since|although|though|therefore|thus)\b)")
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown's, not the word's
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
-# Over the rest of its clause none of these gives a label: "no evidence that the claim is true", "unclear whether".
+# After one of these no label counts in the rest of the clause: "no evidence that the claim is true", "unclear whether".
 _NEGATORS = frozenset(["not", "no", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"])
 _DOUBTS = frozenset(["whether", "if", "unlikely", "unclear", "uncertain", "doubtful", "impossible"])
 _CERTAINTY = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+doubt\b")
 # "partly correct" is no answer to a question that asks for one of the labels.
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
 _PRONOUNS = frozenset(["it", "this", "that", "i", "they"])
-_REACH = 3  # words over which a hedge is taken to hold, and a negation at the least: "no, it is wrong"
+_REACH = 3  # words after a hedge in which no label counts; after a negation at least as many: "no, it is wrong"
 _REFUSAL = re.compile(
     r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:unable|not\s+able|not\s+comfortable)\b"
     r"|\b(?:i|we)\s+(?:really\s+|simply\s+)?"
@@ -40,10 +40,10 @@ _EVASION = re.compile(
 def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcome]:
     """Read one label from newly generated text.
 
-    The first sentence that speaks of a label decides. A word counts whole ("incorrect" is not "correct"), a
-    negated or doubted one does not count ("not wrong", "no evidence that it is right"), a sentence that names two
-    labels names none, and one that ends in a question mark decides nothing. Thoughts are no part of the answer, and
-    behind one that is still open there is none.
+    The first sentence that mentions a label decides. Only whole words count ("incorrect" is not "correct"), negated or
+    doubted ones do not ("not wrong", "no evidence that it is right"), a sentence that gives two labels gives none, and
+    a sentence that ends in a question mark is ignored. Thoughts are not part of the answer, and after a thought that
+    is still open there is no answer.
 
     Args:
         text: What the model generated, without the prompt.
@@ -58,51 +58,51 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
     if thinking:
         return None, silent
     for sentence in _SENTENCE_END.split(answer.translate(_APOSTROPHES).casefold()):
-        # "I cannot say whether that is correct" names a label without giving it; what stands before counts.
+        # "I cannot say whether that is correct" mentions a label without giving it; only the text before it counts.
         refusal = _REFUSAL.search(sentence)
-        given = "" if _is_question(sentence) else sentence[: refusal.start()] if refusal else sentence
-        found, spoken = _labels_in(given, phrases)
-        if len(found) == 1:
-            return found.pop(), "answered"
+        assertion = "" if _is_question(sentence) else sentence[: refusal.start()] if refusal else sentence
+        labels, mentioned = _labels_in(assertion, phrases)
+        if len(labels) == 1:
+            return labels.pop(), "answered"
         if refusal:
             return None, "refused"
         if _EVASION.search(sentence):
             silent = "refused"
-        elif spoken:
+        elif mentioned:
             return None, "unreadable"
     return None, silent
 
 
 def _is_question(sentence: str) -> bool:
-    """Whether a sentence asks: models repeat the question that they were asked, and it holds the answer words."""
+    """Whether a sentence is a question: models repeat the question of the prompt, which contains the answer words."""
     text = sentence.rstrip(_CLOSERS + " \t")
     marks = text[len(text.rstrip("?？!！.")) :]
     return "?" in marks or "？" in marks
 
 
 def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:
-    """Labels that a sentence gives, and whether it speaks of any, negated or not."""
+    """Labels that a sentence gives, and whether it mentions any, negated or not."""
     tokens: list[str] = []
-    ends: list[int] = []  # of each token's clause: the place of its last token
+    ends: list[int] = []  # for each token, the index of the last token of its clause
     for clause in _CLAUSE_END.split(_CERTAINTY.sub("", sentence)):
         words = _WORD.findall(clause)
         tokens += words
         ends += [len(tokens) - 1] * len(words)
     longest = max(map(len, phrases), default=0)
-    found: set[str] = set()
-    spoken = False
+    labels: set[str] = set()
+    mentioned = False
     denied_until = -1
     i = 0
     while i < len(tokens):
         size = next((n for n in range(longest, 0, -1) if tuple(tokens[i : i + n]) in phrases), 0)
         if size == 1 and tokens[i] in _NEGATORS and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
-            size = 0  # "no" is an answer by itself; in "no one knows" it is not
+            size = 0  # "no" alone is an answer; in "no one knows" it is not
         if size:
-            spoken = True
+            mentioned = True
             if i > denied_until:
-                found.add(phrases[tuple(tokens[i : i + size])])
+                labels.add(phrases[tuple(tokens[i : i + size])])
             else:
-                # "neither correct nor wrong": the denial goes on
+                # "neither correct nor wrong": the denial extends to the next label
                 denied_until = max(denied_until, i + size - 1 + _REACH)
         elif tokens[i] in _HEDGES:
             denied_until = max(denied_until, i + _REACH)
@@ -111,7 +111,7 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
         if tokens[i] == "neither":
             denied_until = len(tokens)  # "neither, strictly speaking, correct nor wrong"
         i += size or 1
-    return found, spoken
+    return labels, mentioned
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
-"""From a question to token ids: one renderer for everything that a model is given.
+"""Render prompts to token ids: one renderer for training, scoring and generation.
 
-Text that comes from outside (claims, search results, earlier answers) is kept apart from the template until the
-last step, so that no special token is ever produced from inside it, and only search results are ever shortened.
+Untrusted text (claims, search results, earlier replies) stays separate from the template until the last step, so that
+it never produces a special token, and only search results are ever shortened.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Rendered:
 
     Attributes:
         ids: Token ids.
-        parts: The text they stand for.
-        head: How many leading tokens are the template's own, the same for every prompt of the same wording.
+        parts: The text of the tokens.
+        head: How many leading tokens are the same for every prompt of the same wording.
         cut_tokens: Tokens of search results that were left out.
         begun: The prompt ends with the beginning of the answer.
-        thought: The thought that the prompt opens and leaves to the model, from its tag on.
+        thought: The thought that the prompt opens for the model to continue, from its tag on.
     """
 
     ids: tuple[int, ...]
@@ -62,7 +62,7 @@ class Rendered:
 class Renderer:
     """Turns prompts into token ids for one tokenizer, with or without its chat template.
 
-    What it gives ends where `border` says, for training, scoring and generation alike.
+    A rendered prompt ends at the `border`, in training, scoring and generation alike.
     """
 
     def __init__(self, tokenizer: Any, *, chat: bool, context: int, date: str | None = None) -> None:
@@ -71,7 +71,7 @@ class Renderer:
         Args:
             tokenizer: A transformers tokenizer.
             chat: Use its chat template.
-            context: Tokens that the model can take, prompt and answer together.
+            context: Most tokens that the model takes, prompt and answer together.
             date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
 
         Raises:
@@ -92,7 +92,7 @@ class Renderer:
             reserve: Tokens to leave free for the answer.
 
         Raises:
-            UserError: It does not fit even with every search result left out.
+            UserError: It does not fit even without its search results.
         """
         whole = parts = self.segments(prompt)
         ids = self.encode(parts)
@@ -110,7 +110,7 @@ class Renderer:
         return Rendered(ids, parts, self._head(whole, ids), length - len(ids), begun, thought)
 
     def segments(self, prompt: Prompt) -> tuple[Part, ...]:
-        """The whole text that the model gets, template and text from outside still apart."""
+        """The whole text of the prompt, in parts of template and untrusted text."""
         if prompt[-1].begun:
             return _merge((*self.segments(prompt[:-1]), Part(self.border.gap), *prompt[-1].parts))
         template = self.border.template
@@ -119,53 +119,54 @@ class Renderer:
         if template is None:
             return _plain(prompt)
         parts = self._in_template(template, prompt, generation_prompt=True)
-        # All that the template writes before an answer is given, but for the white space that answers begin with.
+        # What a template writes before an answer belongs to the prompt, but not the white space that begins answers.
         parts = _merge((*parts, Part(template.frame.added, constant=True)))
         bare = parts[-1].text.removesuffix(self.border.gap)
         return _merge((*parts[:-1], replace(parts[-1], text=bare)))
 
     def conversation(self, prompt: Prompt) -> tuple[Part, ...]:
-        """A conversation that ends with an answer, in the chat template: nothing is asked for behind it."""
+        """A conversation that ends with an answer, in the chat template, without a generation prompt."""
         assert self.border.template is not None
         return self._in_template(self.border.template, prompt, generation_prompt=False)
 
     @staticmethod
     def _in_template(template: ChatTemplate, prompt: Prompt, *, generation_prompt: bool) -> tuple[Part, ...]:
-        # The template gets marks in place of what is not its wording's own, so that nothing in that can act in it.
+        # The template gets placeholders for untrusted text, so that nothing in the text can act in the template.
         mark = f"\ue000{uuid.uuid4().hex}"
-        loose: list[Part] = []
+        replaced: list[Part] = []
         turns = []
         for message in prompt:
             content = ""
             for part in message.parts:
-                own = part.trusted and part.constant
-                content += part.text if own else f"{mark}:{len(loose)};"
-                loose += [] if own else [part]
+                literal = part.trusted and part.constant
+                content += part.text if literal else f"{mark}:{len(replaced)};"
+                replaced += [] if literal else [part]
             turns.append({"role": message.role, "content": content})
         text = template.render(turns, generation_prompt=generation_prompt)
         pieces = re.split(re.escape(mark) + r":(\d+);", text)
-        if lost := {*range(len(loose))} - {int(piece) for piece in pieces[1::2]}:
+        if lost := {*range(len(replaced))} - {int(piece) for piece in pieces[1::2]}:
             raise UserError(
-                f"the chat template of {template.name} leaves out or rewrites {len(lost)} of {len(loose)} texts that "
-                "it is given, and a model would not see them; choose `chat='off'` or a text style such as sail-fixed"
+                f"the chat template of {template.name} leaves out or rewrites {len(lost)} of {len(replaced)} texts "
+                "that it is given, and a model would not see them; choose `chat='off'` or a text style such as "
+                "sail-fixed"
             )
-        return _merge([loose[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
+        return _merge([replaced[int(piece)] if i % 2 else Part(piece, constant=True) for i, piece in enumerate(pieces)])
 
     def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
         """Token ids of the whole text, tokenised at once; special tokens come from trusted parts only."""
-        # A chat template writes the beginning-of-text token itself; plain text leaves it to the tokenizer.
+        # A chat template writes the beginning-of-text token itself; for plain text the tokenizer adds it.
         return self.guard.encode(parts, add_special_tokens=not self.chat)
 
     def answer_ids(self, rendered: Rendered, answer: str) -> tuple[int, ...]:
-        """Ids of an answer behind a prompt: those that tokenising both together adds.
+        """The ids that an answer adds when it is tokenised together with the prompt.
 
         Raises:
-            UserError: It adds none, or changes those of the prompt.
+            UserError: It adds none, or changes the ids of the prompt.
         """
         gap = " " if rendered.begun else self.border.gap
         ids = self.encode((*rendered.parts, Part(gap + answer if answer else "")))
-        own = ids[len(rendered.ids) :]
-        if not own:
+        added = ids[len(rendered.ids) :]
+        if not added:
             raise UserError(
                 f"the answer {answer!r} has no tokens of its own behind the prompt; choose another answer word"
             )
@@ -174,13 +175,13 @@ class Renderer:
                 f"the tokenizer merges the answer {answer!r} with the end of the prompt {rendered.text[-20:]!r}; "
                 "choose another answer word or another `chat`"
             )
-        return own
+        return added
 
     def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
         """Length of the constant beginning, in tokens that do not depend on what follows."""
         key = tuple(takewhile(lambda part: part.constant, parts))
         if key not in self._heads:
-            self._heads[key] = self.encode(key)[:-1]  # the last token may merge with what follows
+            self._heads[key] = self.encode(key)[:-1]  # the last token could merge with what follows
         pairs = zip(self._heads[key], ids, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -213,7 +214,7 @@ def _water_level(lengths: Sequence[int], excess: int) -> int:
 
 
 def _plain(prompt: Prompt) -> tuple[Part, ...]:
-    """The text for a model without chat template."""
+    """The prompt for a model without a chat template."""
     parts: list[Part] = []
     for i, message in enumerate(prompt):
         if message.role == "text":
@@ -224,7 +225,7 @@ def _plain(prompt: Prompt) -> tuple[Part, ...]:
         reply = prompt[i + 1] if i + 1 < len(prompt) else None
         frame = frames()["plain_turn" if reply else "plain"]
         cue = frames()["plain"].removeprefix("{prompt}")
-        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # it is there
+        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # the wording has its own cue
             frame = frame.replace(cue, "", 1)
         parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
     return _merge(parts)
@@ -245,9 +246,9 @@ _SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁| -]*>|[|<])|\[(?=/?[a-z]?[A-Z_
 
 
 def escape_special(text: str) -> str:
-    """Break up what a server's tokenizer might take for a special token, by one space after its bracket.
+    """Insert a space after the bracket of anything that a server's tokenizer might read as a special token.
 
-    A server tokenises on its side and its special tokens are not known here, so all that looks like one
+    A server tokenises on its side and its special tokens are unknown here, so everything that looks like one
     (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`) is escaped.
     """
     return _SPELLED.sub(lambda match: f"{match.group()} ", text)

@@ -1,4 +1,4 @@
-"""A tokenizer that text from outside cannot trick into special tokens."""
+"""A tokenizer that never produces special tokens from untrusted text."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Piece(Protocol):
 
 
 class GuardedTokenizer:
-    """A copy of a tokenizer whose special tokens go by secret names that only the template uses.
+    """A copy of a tokenizer whose special tokens have secret names that only the template uses.
 
-    Text from outside that spells a special token is then ordinary text, while one pass over the whole prompt
-    gives benign text the very ids that it would have had.
+    Untrusted text that spells a special token is then ordinary text, and because the whole prompt is still tokenised at
+    once, benign text gets the same ids as without the guard.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -47,7 +47,7 @@ class GuardedTokenizer:
         rename_pieces(spec["model"], self._names)
         spec["truncation"] = spec["padding"] = None
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        # A normalizer that writes something before a text writes it into such tokens too, and they match no more.
+        # A normalizer that prepends something to a text also prepends it to these tokens, which then no longer match.
         lost = [t for t in special if t["normalized"] and t["id"] not in self._copy.encode(f"a{t['content']}").ids]
         if lost:
             for token in lost:
@@ -59,9 +59,9 @@ class GuardedTokenizer:
         self._pattern = re.compile("|".join(names) or "(?!)")
 
     def _count_appended(self) -> int:
-        """How many tokens the tokenizer puts behind every text (an end of text, where `add_eos_token` is set)."""
+        """How many tokens the tokenizer appends to every text (an end of text, where `add_eos_token` is set)."""
         for text in "a0.":  # a small vocabulary may lack one of them
-            mask = self._copy.encode(text).special_tokens_mask  # of what is added; what the text spells is not in it
+            mask = self._copy.encode(text).special_tokens_mask  # marks added tokens only, none of the text
             if not all(mask):
                 return mask[::-1].index(0)
         return 0
@@ -73,22 +73,22 @@ class GuardedTokenizer:
     def encode_with_starts(
         self, parts: Sequence[Piece], border: int, *, add_special_tokens: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids as `encode` gives them, and for each part the place of the first token that reaches into it.
+        """Token ids as from `encode`, and for each part the index of the first token that extends into it.
 
         Args:
             parts: The text.
-            border: The part whose place is counted where the tokens around it do not say where they are, as bytes of
-                several characters may not.
+            border: The part before which the tokens are counted if their offsets are ambiguous, as those of the bytes
+                of one character may be.
             add_special_tokens: As in `encode`.
         """
         texts = self._texts(parts)
         ids, offsets = self._encode(texts, add_special_tokens)
         starts, token, begin = [], 0, 0
-        for place, text in enumerate(texts):
+        for index, text in enumerate(texts):
             while token < len(offsets) and offsets[token][1] <= begin:
                 token += 1
             start = token
-            if place == border and start < len(offsets) and offsets[start][0] < begin:
+            if index == border and start < len(offsets) and offsets[start][0] < begin:
                 before, _ = self._encode(texts[:border], add_special_tokens)
                 start = len(before) if ids[: len(before)] == before else start
             starts.append(start)
@@ -97,14 +97,14 @@ class GuardedTokenizer:
 
     def special_end(self, text: str) -> int | None:
         """Where the first special token of a template's text ends, in characters."""
-        found = self._pattern.search(text)
-        return found.end() if found else None
+        match = self._pattern.search(text)
+        return match.end() if match else None
 
     def _texts(self, parts: Sequence[Piece]) -> list[str]:
         return [self._secret(part.text) if part.trusted else part.text for part in parts]
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and their places; what a tokenizer appends of itself is left out, for every text here is gone on with."""
+        """Ids and offsets, without what the tokenizer appends, because every text here is continued."""
         try:
             encoded = self._copy.encode("".join(texts), add_special_tokens=add_special_tokens)
         except TypeError:
@@ -117,7 +117,7 @@ class GuardedTokenizer:
         return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
 
     def as_transformers(self, tokenizer: Any) -> Any:
-        """The same as a tokenizer of transformers, as which it was made: its special tokens bear the secret names."""
+        """The guarded copy as a transformers tokenizer; its special tokens have the secret names."""
         from transformers import PreTrainedTokenizerFast
 
         kinds = {kind: self._names.get(token, token) for kind, token in tokenizer.special_tokens_map.items()}
@@ -135,14 +135,14 @@ class GuardedTokenizer:
 
 
 def guarded(tokenizer: Any) -> GuardedTokenizer:
-    """The guarded copy of a tokenizer, made once: of a large vocabulary that takes a second."""
-    return _guarded(tokenizer, len(tokenizer))  # tokens may be added to it
+    """The guarded copy of a tokenizer, cached because a large vocabulary takes a second."""
+    return _guarded(tokenizer, len(tokenizer))  # the length is in the cache key because tokens may be added
 
 
 def for_texts(tokenizer: Any) -> Any:
-    """A tokenizer to hand to a library that reads texts from outside: none of them becomes a special token.
+    """A tokenizer for libraries that tokenise untrusted texts: none of them becomes a special token.
 
-    It is not for saving: its special tokens have other names.
+    Do not save it: its special tokens have other names.
     """
     return GuardedTokenizer(tokenizer).as_transformers(tokenizer)
 
@@ -153,9 +153,9 @@ def _guarded(tokenizer: Any, tokens: int) -> GuardedTokenizer:
 
 
 def rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give special tokens their secret names in a model's own vocabulary too.
+    """Rename special tokens in the vocabulary of the tokenizer's model, too.
 
-    Converted SentencePiece models can build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
+    Converted SentencePiece models could otherwise build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
     """
     vocabulary = model["vocab"]
     pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary

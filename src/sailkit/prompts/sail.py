@@ -1,7 +1,7 @@
-"""How a training example reads: the verification sentence, the prompt around it, and the token ids of both.
+"""Training examples as text and token ids: the prompt, the verification sentence and the response.
 
-The form and its sentences are those of SAIL (Luo et al. 2023); `sail` keeps its published bytes, `sail-fixed` mends the
-slips, `chat` uses the model's own template.
+The wording is that of SAIL (Luo et al. 2023): `sail` is the published text byte for byte, `sail-fixed` corrects its
+mistakes, `chat` uses the model's own chat template.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sailkit.records import TrainingExample, Verdict
 
 
 class UnfitExampleError(UserError):
-    """An example that cannot be trained on, while others can."""
+    """This example cannot be used for training; others can."""
 
 
 class TooLongError(UnfitExampleError):
-    """An example that does not fit even without its search results."""
+    """The example does not fit even without its search results."""
 
 
 STYLES = ("sail", "sail-fixed", "chat")
-MOST_VERIFIED = 6  # two to the power of this many verification sentences are told apart
-_ENDLESS = 10**12  # tokens; where no length is given nothing is cut
+MOST_VERIFIED = 6  # search results that a verification sentence may judge: 2**6 sentences to choose from
+_UNLIMITED = 10**12  # tokens; nothing is shortened unless a length is given
 
 
 @cache
@@ -42,7 +42,7 @@ def wording() -> dict[str, Any]:
 
 
 def check_style(style: str) -> None:
-    """Raise a UserError for a style that there is not."""
+    """Raise a UserError for an unknown style."""
     if style not in STYLES:
         raise UserError(f"no style {style!r}: {nearest(style, STYLES)}")
 
@@ -51,7 +51,7 @@ def check_style(style: str) -> None:
 
 
 def verification(judgements: Sequence[Verdict], style: str) -> str:
-    """The sentence that says which search results are informative; empty where there are none."""
+    """The sentence that says which search results are informative; empty if there are no results."""
     check_style(style)
     if not judgements:
         return ""
@@ -71,7 +71,7 @@ def verification(judgements: Sequence[Verdict], style: str) -> str:
 
 
 def every_judgement(n: int) -> list[tuple[Verdict, ...]]:
-    """All the ways in which n search results can be judged."""
+    """All combinations of judgements of n search results."""
     return list(product(get_args(Verdict), repeat=n))
 
 
@@ -80,46 +80,47 @@ def _join(items: Sequence[str], between: str, last: str) -> str:
 
 
 def read_verification(text: str, n: int) -> tuple[Verdict, ...] | None:
-    """Read the flags back from what a model said: the inverse of `verification`, in any style's wording.
+    """Read the judgements from a model's reply: the inverse of `verification`, in any style's wording.
 
-    Case and the amount of white space do not matter; what follows from the flags need not be said.
+    Case and white space do not matter, and the rest of the sentence behind the judgements may be missing.
 
     Args:
-        text: What was said; the sentence opens it.
+        text: The reply; it begins with the verification sentence.
         n: How many search results there were.
 
     Returns:
-        One verdict for each search result; `()` for none; None where the text does not open with all of them.
+        One verdict for each search result; `()` for none; None if the text does not begin with all of them.
     """
     if n == 0:
         return ()
-    # The longest opening that counts, so that a long answer costs nothing.
-    said = " ".join(text[: 200 + 100 * n].split()).lower()
+    # Only as much as a verification sentence can take, so that a long reply costs nothing.
+    beginning = " ".join(text[: 200 + 100 * n].split()).lower()
     for style in STYLES:
         words = wording()["verification"][style]
         for verdict in get_args(Verdict):
             claim = words[f"{'one' if n == 1 else 'all'}_{verdict}"][0].lower()
-            if re.match(rf"{re.escape(claim)}(?!\w)", said):
+            if re.match(rf"{re.escape(claim)}(?!\w)", beginning):
                 return (verdict,) * n
-        if found := _read_flags(said, n, words):
-            return found
+        if verdicts := _read_flags(beginning, n, words):
+            return verdicts
     return None
 
 
-def _read_flags(said: str, n: int, words: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
-    found: list[Verdict] = []
-    place = 0
+def _read_flags(text: str, n: int, words: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
+    """The verdicts of a sentence that lists one for each search result."""
+    verdicts: list[Verdict] = []
+    position = 0
     for number in range(1, n + 2):
         joins = ("",) if number == 1 else (words["last_join"], words["join"])
         for before, verdict in ((j, v) for j in joins for v in get_args(Verdict)):
             flag = before + words["flag"].format(number=number, verdict=verdict)
-            if re.compile(rf"{re.escape(flag)}(?!\w)").match(said, place):
-                found.append(verdict)
-                place += len(flag)
+            if re.compile(rf"{re.escape(flag)}(?!\w)").match(text, position):
+                verdicts.append(verdict)
+                position += len(flag)
                 break
         else:
             break
-    return tuple(found) if len(found) == n else None  # one flag too many speaks of other search results
+    return tuple(verdicts) if len(verdicts) == n else None  # with more, the sentence is about other search results
 
 
 # The text
@@ -131,24 +132,24 @@ _Values = dict[str, str | Sequence[Part]]
 @cache
 def _heading() -> re.Pattern[str]:
     names = "|".join(re.escape(name).replace(r"\ ", "[ \t]++") for name in wording()["headings"])
-    # Nothing is looked at twice: a million hashes would take hours.
+    # Possessive quantifiers: with backtracking, a million hashes would take hours.
     return re.compile(rf"(?<!#)#{{2,}}+(?=[ \t]*+(?:{names})[ \t]*+:)", re.IGNORECASE)
 
 
 def escape_headings(text: str) -> str:
-    """Break up what looks like one of the prompt's own headings: `### Response:` becomes `# # # Response:`."""
+    """Break up text that looks like a heading of the prompt: `### Response:` becomes `# # # Response:`."""
     return _heading().sub(lambda match: " ".join(match.group()), text)
 
 
 def count_headings(text: str) -> int:
-    """How many places look like one of the prompt's own headings."""
+    """How often a text contains what looks like a heading of the prompt."""
     return len(_heading().findall(text))
 
 
 def user_turn(example: TrainingExample) -> tuple[Part, ...]:
-    """What SAIL's files call `human`: search results, instruction and input; in `chat` the user's turn.
+    """Search results, instruction and input: the user's turn in `chat`, and the field `human` of SAIL's files.
 
-    Headings inside text from outside are escaped unless the style is the byte-exact `sail`.
+    Headings inside untrusted text are escaped unless the style is the byte-exact `sail`.
     """
     check_style(example.style)
     words = wording()
@@ -163,26 +164,26 @@ def user_turn(example: TrainingExample) -> tuple[Part, ...]:
         results += [Part(words["results_join"])] if results else []
         results += fill(words["result"], values, constant=False)
     frame = words["chat" if example.style == "chat" else "text"]
-    given = fill(frame["input"], {"input": safe(example.input)}, constant=False) if example.input else ()
+    input_parts = fill(frame["input"], {"input": safe(example.input)}, constant=False) if example.input else ()
     values = {
         "results": results or [Part(words["no_results"])],
         "instruction": safe(example.instruction),
-        "input": given,
+        "input": input_parts,
     }
     return fill(frame["human"], values)
 
 
 def completion(example: TrainingExample) -> str:
-    """What the model should say: the verification sentence, then the response; SAIL's `gpt`."""
+    """The completion: the verification sentence, then the response; the field `gpt` of SAIL's files."""
     sentence = verification(example.judgements, example.style)
-    # A leading blank could merge with the template's last token; the byte-exact style has one of its own there.
+    # A leading blank could merge with the last token of the template; the byte-exact style keeps what was published.
     response = example.response if example.style == "sail" else example.response.strip()
     return sentence + (wording()["behind_verification"] if sentence else "") + response
 
 
 def trained_style(described: Mapping[str, Any]) -> str | None:
-    """The style that a model was trained in here, from its description; None for other models."""
-    return next((one for one in described.get("trained_styles") or () if one in STYLES), None)
+    """The style that a model was trained in by sailkit, from its description; None for other models."""
+    return next((style for style in described.get("trained_styles") or () if style in STYLES), None)
 
 
 def as_text(parts: Sequence[Part]) -> str:
@@ -197,7 +198,7 @@ def prompt_parts(example: TrainingExample) -> tuple[Part, ...]:
 
 
 def conversation(example: TrainingExample) -> Prompt:
-    """The prompt of an example, to be answered by a model: rendered as in training."""
+    """The prompt of an example for inference, rendered as in training."""
     if example.style == "chat":
         return (Message("user", user_turn(example)),)
     return (Message("text", prompt_parts(example)),)
@@ -214,8 +215,8 @@ class RenderedExample:
         ids: Token ids of prompt and completion, tokenised at once.
         completion_mask: For each id, whether it is supervised: the completion and the end of text.
         cut_tokens: Tokens of search results that were left out.
-        headings_left: Places in text from outside that look like the prompt's own headings (`sail` leaves them).
-        text: What was tokenised.
+        headings_left: How often untrusted text looks like a heading of the prompt (`sail` does not escape it).
+        text: The text that was tokenised.
     """
 
     ids: tuple[int, ...]
@@ -227,7 +228,7 @@ class RenderedExample:
     @property
     def supervised(self) -> tuple[int, ...]:
         """The supervised ids."""
-        return tuple(i for i, chosen in zip(self.ids, self.completion_mask, strict=True) if chosen)
+        return tuple(i for i, supervised in zip(self.ids, self.completion_mask, strict=True) if supervised)
 
 
 class ExampleRenderer:
@@ -242,13 +243,13 @@ class ExampleRenderer:
         """
         self.tokenizer = tokenizer
         self._date = date
-        self._plain = Renderer(tokenizer, chat=False, context=_ENDLESS)
+        self._plain = Renderer(tokenizer, chat=False, context=_UNLIMITED)
 
     @cached_property
     def _chat(self) -> Renderer:
         if not getattr(self.tokenizer, "chat_template", None):
             raise UserError(f"style 'chat' needs a tokenizer with a chat template; {_NO_TEMPLATE}")
-        renderer = Renderer(self.tokenizer, chat=True, context=_ENDLESS, date=self._date)
+        renderer = Renderer(self.tokenizer, chat=True, context=_UNLIMITED, date=self._date)
         assert renderer.border.template is not None
         if mismatch := renderer.border.template.frame.mismatch:
             raise UserError(f"style 'chat': {mismatch}; {_NO_TEMPLATE}")
@@ -270,16 +271,16 @@ class ExampleRenderer:
         check_style(example.style)
         renderer = self._chat if example.style == "chat" else self._plain
         parts, first, behind = self._chat_parts(example) if example.style == "chat" else self._text_parts(example)
-        if not renderer.border.kept(parts[first - 1].text, as_text(parts[first:])[:_BEGINNING]):
+        if not renderer.border.keeps_tokens(parts[first - 1].text, as_text(parts[first:])[:_BEGINNING]):
             raise UnfitExampleError(
                 f"example {example.id!r}: the tokenizer merges the end of the prompt with the beginning of the "
-                "completion, and no model could be asked that prompt"
+                "completion, so that the prompt could not be given to a model without it"
             )
         ids, starts = self._encode(renderer, parts, first)
         cut = 0
         if max_length is not None and len(ids) > max_length:
             whole = len(ids)
-            # Empty parts keep their places, so that the border is still between the same two.
+            # Empty parts stay in the sequence, so that the border is still between the same two parts.
             parts, _ = renderer.shorten(parts, ids, max_length)
             ids, starts = self._encode(renderer, parts, first)
             cut = whole - len(ids)
@@ -289,20 +290,20 @@ class ExampleRenderer:
                     f"{max_length} are allowed; allow more, or leave it out"
                 )
         end = starts[behind] if behind < len(parts) else len(ids)
-        mask = tuple(starts[first] <= place < end for place in range(len(ids)))
-        outside = (part.text for part in parts[:first] if not part.trusted)
-        return RenderedExample(ids, mask, cut, sum(map(count_headings, outside)), as_text(parts))
+        mask = tuple(starts[first] <= position < end for position in range(len(ids)))
+        untrusted = (part.text for part in parts[:first] if not part.trusted)
+        return RenderedExample(ids, mask, cut, sum(map(count_headings, untrusted)), as_text(parts))
 
     @staticmethod
     def _encode(renderer: Renderer, parts: Sequence[Part], border: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return renderer.guard.encode_with_starts(parts, border, add_special_tokens=not renderer.chat)
 
     def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
-        """All parts, the first of the completion, and the first behind it."""
-        before = prompt_parts(example)
-        said = [Part(wording()["text"]["gap"]), Part(completion(example), trusted=False), Part(self._end())]
-        parts = (*before, *said)
-        return parts, len(before), len(parts)
+        """All parts, and the index of the first part of the completion and of the first part behind it."""
+        prompt = prompt_parts(example)
+        supervised = [Part(wording()["text"]["gap"]), Part(completion(example), trusted=False), Part(self._end())]
+        parts = (*prompt, *supervised)
+        return parts, len(prompt), len(parts)
 
     def _end(self) -> str:
         if self.tokenizer.eos_token is None:
@@ -310,29 +311,30 @@ class ExampleRenderer:
         return str(self.tokenizer.eos_token)
 
     def _chat_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
-        """The same in the chat template: all that a model is given when it is asked, then what it should say."""
+        """The same in the chat template: the prompt as at inference, then the completion."""
         question = Message("user", user_turn(example))
         reply = Part(completion(example), trusted=False)
-        given, gap = self._chat.segments((question,)), self._chat.border.gap
+        prompt, gap = self._chat.segments((question,)), self._chat.border.gap
         parts = self._chat.conversation((question, Message("assistant", (reply,))))
-        place = max((i for i, part in enumerate(parts) if part is reply), default=-1)
-        if place < 0:
+        index = max((i for i, part in enumerate(parts) if part is reply), default=-1)
+        if index < 0:
             raise UnfitExampleError(f"example {example.id!r} has no completion")
-        if as_text(parts[:place]) != as_text(given) + gap:
+        if as_text(parts[:index]) != as_text(prompt) + gap:
             raise UserError(
-                f"style 'chat': the template writes example {example.id!r} in another way than it asks; {_NO_TEMPLATE}"
+                f"style 'chat': the template writes the prompt of example {example.id!r} differently with an answer "
+                f"behind it; {_NO_TEMPLATE}"
             )
         # Supervised up to the token that ends the turn; a template without one gets the end of text.
-        tail = as_text(parts[place + 1 :])
+        tail = as_text(parts[index + 1 :])
         end = self._chat.guard.special_end(tail)
         closing = tail[:end] if end else tail + self._end()
         rest = tail[end:] if end else ""
-        whole = (*given, Part(gap), reply, Part(closing), Part(rest))
-        return whole, len(given), len(whole) - 1 if rest else len(whole)
+        whole = (*prompt, Part(gap), reply, Part(closing), Part(rest))
+        return whole, len(prompt), len(whole) - 1 if rest else len(whole)
 
 
 _NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
-_BEGINNING = 32  # characters of a completion that could be in one token with the end of the prompt
+_BEGINNING = 32  # characters of a completion that could share a token with the end of the prompt
 
 
 @lru_cache(maxsize=4)

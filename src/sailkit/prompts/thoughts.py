@@ -1,11 +1,11 @@
-"""What reasoning models write before an answer: a closed thought is no part of it, an open one leaves none."""
+"""The thoughts of reasoning models: a closed thought is removed from the answer, behind an open one there is none."""
 
 from __future__ import annotations
 
 import re
 
 _TAGS = r"(?i:(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad))"
-# How the families open and close a thought.
+# How model families open and close a thought.
 _MARKS = (
     (rf"<{_TAGS}>", rf"</{_TAGS}>"),  # DeepSeek-R1, Qwen3, Phi-4, Nemotron, Granite 3.3, EXAONE, Seed-OSS ...
     (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
@@ -16,29 +16,29 @@ _MARKS = (
     (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
     (r"<unused94>thought\b", r"<unused95>"),  # MedGemma
     (r"\A\s*Here(?: is|'s) my thought process:", r"\bHere(?: is|'s) my response:"),  # Granite 3.2
-    # gpt-oss: only the channel `final` is an answer. Where special tokens are left out, their texts run together.
+    # gpt-oss: only the channel `final` is an answer. Without special tokens, the channel names run into the text.
     (
         r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*(?:analysis|commentary)\b|\A\s*(?:analysis|commentary)(?=[A-Z])",
         r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*final\b[^<\n]*(?:<\|constrain\|>\w*)?<\|message\|>|assistantfinal",
     ),
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
-# Special tokens that are only a part of a mark.
+# Special tokens that are only part of a mark.
 _PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|channel>", "<unused94>")
 _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
 
 
 def split_thoughts(text: str) -> tuple[str, bool]:
-    """Take an answer out of what a model wrote.
+    """Remove thoughts from a model's reply.
 
-    A closing mark without an opening one closes a thought that the prompt opened: all before it is thought.
+    A closing mark without an opening one closes a thought that the prompt opened: everything before it is thought.
 
     Args:
-        text: What a model wrote, or what a server sent.
+        text: The reply.
 
     Returns:
-        The text without its thoughts, unchanged where there are none; and whether a thought was still open at the
-        end. There is no answer then: the text is what stands before it.
+        The text without thoughts, unchanged if there are none; and whether a thought was still open at the end, in
+        which case there is no answer.
     """
     pieces: list[str] = []
     start, thinking = 0, False
@@ -58,7 +58,7 @@ def split_thoughts(text: str) -> tuple[str, bool]:
 
 
 def open_thought(text: str) -> str:
-    """The thought that is open at the end of a text, from its mark on; empty where there is none."""
+    """The thought that is open at the end of a text, from its mark on; empty if there is none."""
     start: int | None = None
     for mark in _MARK.finditer(text):
         start = None if mark["close"] else mark.start() if start is None else start
@@ -71,5 +71,5 @@ def thought_is_open(text: str) -> bool:
 
 
 def is_mark(token: str) -> bool:
-    """Whether a token marks a thought, or is a part of such a mark."""
+    """Whether a token is a mark of a thought, or part of one."""
     return token in _PARTS or _MARK.fullmatch(token) is not None

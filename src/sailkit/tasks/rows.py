@@ -1,4 +1,4 @@
-"""The examples of a task as its data set keeps them: a table, a folder of texts, or a data set on the hub."""
+"""Read the examples of a task: from a table, a folder of texts, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sailkit.tasks.spec import DataSpec, EvidenceFields
 
 
 def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    """Examples of a file or of a data set on the hub, with the line of each."""
+    """Examples of a file or of a data set on the hub, each with its file and line for errors."""
     fields = spec.fields
     assert fields is not None
     if path.is_dir():
@@ -53,23 +53,23 @@ def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: 
         if not all(isinstance(entry, str) for entry in entries):
             raise UserError(f"{path}, line {line}: {fields.list} holds more than texts; name their text with `body`")
         return tuple(SearchResult(body=text, rank=rank) for rank, text in enumerate(entries, start=1))
-    found = []
+    results = []
     for rank, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get(fields.body), str):
             raise UserError(f"{path}, line {line}: {fields.list}[{rank - 1}] has no text field {fields.body!r}")
         title, url = (entry.get(name) if name else None for name in (fields.title, fields.url))
-        found.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
-    return tuple(found)
+        results.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
+    return tuple(results)
 
 
 def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None, ...]:
-    """What each search result speaks for; nothing where the data do not say it of every one."""
-    said = [entry.get(fields.stance) for entry in row[str(fields.list)]] if fields.stance else []
-    return () if None in said else tuple(fields.stances.get(str(value)) for value in said)
+    """The label that each search result supports; empty unless the data give a stance for all of them."""
+    values = [entry.get(fields.stance) for entry in row[str(fields.list)]] if fields.stance else []
+    return () if None in values else tuple(fields.stances.get(str(value)) for value in values)
 
 
 def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    """Examples of a folder of texts, with the file of each."""
+    """Examples of a folder of texts, each with its file for errors."""
     label_file = spec.label_file
     assert label_file is not None
     assert spec.folder is not None

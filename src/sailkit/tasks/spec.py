@@ -1,4 +1,4 @@
-"""A task as its YAML states it: where the data are, what the labels are called, the wordings of each protocol."""
+"""The schema of a task's YAML: where the data are, what the labels are called, the wordings of each protocol."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-# YAML reads a bare true, no or 1 as something else; a label's word is always text.
+# YAML reads a bare 1 as a number; an answer word is always text.
 Word = Annotated[
     str, BeforeValidator(lambda v: str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v)
 ]
 
 
 class EvidenceFields(_Spec):
-    """Where a row keeps its search results: a list field with the fields of each entry, or columns of text.
+    """Where a row has its search results: in a list, with the fields of each entry, or in columns of text.
 
-    Without `body` the entries of the list are texts themselves. `stance` is the field that says what people found a
-    result to speak for, `stances` which label each of its values is; any other value speaks for none.
+    Without `body` the entries of the list are texts. `stance` is the field with people's judgement of what a result
+    supports, and `stances` maps its values to labels; any other value supports none.
     """
 
     list: str | None = None
@@ -65,7 +65,7 @@ class Fields(_Spec):
     evidence: Annotated[EvidenceFields | None, BeforeValidator(_as_evidence)] = None
 
     def names(self) -> list[str | None]:
-        """Every field that a row is asked for."""
+        """Every field that is read from a row."""
         evidence = self.evidence
         return [self.id, self.text, self.label, self.group, *((evidence.list, *evidence.columns) if evidence else ())]
 
@@ -99,7 +99,7 @@ class DataSpec(_Spec):
 
 
 class LabelSpec(_Spec):
-    """The word that stands for a label in prompts and scores, and other words read as the same."""
+    """The answer word of a label in prompts and scores, and other words that are read as the same label."""
 
     answer: Word
     also: tuple[Word, ...] = ()
@@ -146,7 +146,7 @@ def _as_wording(value: object) -> object:
 
 
 class ProtocolSpec(_Spec):
-    """The wordings of one way to ask; each is one prompt, or several in a row with `{previous}`."""
+    """The wordings of one protocol; each is one prompt, or several in sequence with `{previous}`."""
 
     wordings: dict[str, Annotated[WordingSpec, BeforeValidator(_as_wording)]]
     answers: dict[str, Word] = Field(default_factory=dict)
@@ -201,7 +201,7 @@ def _check_answers(spec: ProtocolSpec | WordingSpec, labels: Iterable[str], wher
     _check_words([*answers, *spec.also.items()], where)
 
 
-# What a slip of the pen makes of a field: {text }, {text.x}, {text!r}, {Text}. Other braces are text, as in JSON.
+# Probable misspellings of a field: {text }, {text.x}, {text!r}, {Text}. Other braces are text, as in JSON.
 _FIELD_LIKE = re.compile(
     r"\{\s*(?:[A-Za-z_][\w.]*\s*|(?i:text|answers|evidence|previous|examples|reply_\d+)\b[^{}]*)\}"
 )
@@ -225,15 +225,15 @@ def _check_fields(step: StepSpec, number: int, where: str) -> None:
 def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:
     """Refuse a word that stands for two labels: it would be scored and read as whichever comes last."""
     seen: dict[str, str] = {}
-    for label, word in ((label, word) for label, own in words for word in own):
+    for label, word in ((label, word) for label, its_words in words for word in its_words):
         if (other := seen.setdefault(word.casefold(), label)) != label:
             raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a task, in one line: where, what, and the mend where it is known."""
+    """What is wrong with a task, in one line: where, what, and how to fix it if that is known."""
     # A misspelt key is also a missing one; it is the spelling that the user can mend.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     where = ".".join(map(str, first["loc"])) or "the file"
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

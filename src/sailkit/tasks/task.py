@@ -1,4 +1,4 @@
-"""A task: where its examples are, what its labels are called, how it asks. Built-in tasks and a user's own are YAML."""
+"""A task, loaded from YAML: its examples, its labels, and the prompts that ask for them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Question:
         steps: Prompt templates, one model call each, with `{text}`, `{evidence}`, `{answers}`, `{previous}`,
             `{reply_1}`, `{examples}`.
         systems: The system text of each step, or nothing.
-        answers: Label -> the word that is asked for and scored.
-        words: Word -> label, for reading.
-        new_tokens: How long each step that is generated may become.
+        answers: Label -> its answer word, which is scored.
+        words: Word -> label, for reading replies.
+        new_tokens: Most tokens of the reply of each step.
         train: Whether training rows may be written in this wording.
     """
 
@@ -49,12 +49,12 @@ class Question:
 
     @property
     def literals(self) -> list[Any]:
-        """What a fingerprint of the prompts holds of this question."""
+        """The parts of this question that belong into a fingerprint of the prompts."""
         return [self.steps, self.answers, *([self.systems] if any(self.systems) else [])]
 
     @property
     def shows_examples(self) -> bool:
-        """Whether the wording itself says where worked examples go."""
+        """Whether the wording says where worked examples go."""
         return any("{examples}" in step for step in self.steps)
 
 
@@ -63,7 +63,7 @@ class Task:
     """A task ready for use.
 
     Attributes:
-        spec: What the YAML says.
+        spec: The content of the YAML.
         labels: The labels in use, in order.
         folder: Where the YAML is; relative data paths start here.
     """
@@ -89,29 +89,30 @@ class Task:
         wording = wording or next(iter(spec.wordings))
         if wording not in spec.wordings:
             raise UserError(f"{self.name}/{protocol} has no wording {wording!r}; {nearest(wording, spec.wordings)}")
-        own = spec.wordings[wording]
-        given, also = (own.answers, own.also) if own.answers or own.also else (spec.answers, spec.also)
-        if given and (missing := [label for label in self.labels if label not in given]):
+        chosen = spec.wordings[wording]
+        # A wording replaces the answers of its protocol, and these replace those of the labels.
+        source = chosen if chosen.answers or chosen.also else spec
+        if source.answers and (missing := [label for label in self.labels if label not in source.answers]):
             raise UserError(
                 f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use `labels` or another `protocol`"
             )
-        answers = {label: given.get(label, self.spec.labels[label].answer) for label in self.labels}
-        words = {word: label for label in self.labels for word in (answers[label], *also.get(label, ()))}
-        if not given:
+        answers = {label: source.answers.get(label, self.spec.labels[label].answer) for label in self.labels}
+        words = {word: label for label in self.labels for word in (answers[label], *source.also.get(label, ()))}
+        if not source.answers:
             words |= self.words()
         return Question(
             protocol=protocol,
             wording=wording,
-            steps=tuple(step.prompt for step in own.steps),
-            systems=tuple(step.system for step in own.steps),
+            steps=tuple(step.prompt for step in chosen.steps),
+            systems=tuple(step.system for step in chosen.steps),
             answers=answers,
             words=words,
-            new_tokens=tuple(step.max_new_tokens or spec.max_new_tokens for step in own.steps),
-            train=own.train,
+            new_tokens=tuple(step.max_new_tokens or spec.max_new_tokens for step in chosen.steps),
+            train=chosen.train,
         )
 
     def words(self) -> dict[str, str]:
-        """Word -> label, from the labels' own answers and synonyms, and their names."""
+        """Word -> label, from the names of the labels, their answer words and synonyms."""
         table = {label.lower(): label for label in self.labels}
         for label in self.labels:
             spec = self.spec.labels[label]
@@ -120,20 +121,20 @@ class Task:
 
     @cached_property
     def vocabularies(self) -> list[dict[str, str]]:
-        """The words for the labels in use: the labels' own, then those of each protocol with other answers."""
-        found = [self.words()]
+        """`words`, then the words of each wording whose answers are different."""
+        vocabularies = [self.words()]
         for protocol, spec in self.spec.protocols.items():
             for wording in spec.wordings:
-                given = spec.wordings[wording].answers or spec.answers or self.labels
-                labels = tuple(label for label in self.labels if label in given)
+                answered = spec.wordings[wording].answers or spec.answers or self.labels
+                labels = tuple(label for label in self.labels if label in answered)
                 words = replace(self, labels=labels).question(protocol, wording).words
-                if not words.items() <= found[0].items() and words not in found:
-                    found.append(words)
-        return found
+                if not words.items() <= vocabularies[0].items() and words not in vocabularies:
+                    vocabularies.append(words)
+        return vocabularies
 
     @cached_property
     def label_words(self) -> dict[str, str]:
-        """Every word, in lower case, that stands for one label alone in all of the vocabularies."""
+        """Every word, in lower case, that means the same label in all vocabularies -> that label."""
         meanings: dict[str, set[str]] = {}
         for vocabulary in self.vocabularies:
             for word, label in vocabulary.items():
@@ -147,7 +148,8 @@ class Task:
             data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`); by default what the YAML names.
 
         Raises:
-            UserError: Nothing is named, or the data are missing, malformed, doubled, mislabelled or empty.
+            UserError: No data are named, or they are missing, malformed or empty, an id occurs twice, or a label is
+                unknown.
         """
         spec = self.spec.data
         if data is None:
@@ -165,16 +167,22 @@ class Task:
             seen[example.id] = where
             if example.label not in self.spec.labels:
                 raise UserError(f"{where}: label {example.label!r} is not one of {', '.join(self.spec.labels)}")
-        used = [example for example, _ in rows if example.label in self.labels]
-        if not used:
+        examples = [example for example, _ in rows if example.label in self.labels]
+        if not examples:
             raise UserError(f"{path}: no examples with the labels {', '.join(self.labels)}")
-        used_rows = jsonl.fingerprint([asdict(example) for example, _ in rows])
-        return Dataset(tuple(used), left_out=len(rows) - len(used), fingerprint=used_rows)
+        fingerprint = jsonl.fingerprint([asdict(example) for example, _ in rows])
+        return Dataset(tuple(examples), len(rows) - len(examples), fingerprint)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples, how many were left out for their labels, and the sha256 of all rows as they were read."""
+    """The examples of a task that have one of its labels in use.
+
+    Attributes:
+        examples: The examples, in the order of the data.
+        left_out: How many others have a label that is not in use.
+        fingerprint: sha256 of all rows.
+    """
 
     examples: tuple[Example, ...]
     left_out: int
@@ -182,12 +190,12 @@ class Dataset:
 
 
 def in_first_half(name: str, seed: int) -> bool:
-    """Whether a claim or a group is for choosing, fitting and training (the first half) or for reporting."""
+    """Whether a claim or group is in the half for choosing, fitting and training, rather than for reporting."""
     return runs.seed_for(seed, "half of the claims", name) % 2 == 0
 
 
 def in_half(example: Example, half: Half) -> bool:
-    """Whether an example is in a half of its data set; groups are never cut, and no seed moves them."""
+    """Whether an example is in a half of its data set; groups are never split, and the halves never change."""
     return in_first_half(example.group, 0) == (half == "first")
 
 
