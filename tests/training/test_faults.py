@@ -63,7 +63,7 @@ FAULTS = {
         test_finetune.test_training_stops_where_the_loss_falls_no_longer_killed_or_not,
     ),
     "a torn checkpoint is taken": (
-        (checkpoints, "whole", lambda checkpoint: True),
+        (checkpoints, "is_complete", lambda checkpoint: True),
         test_trainer.test_a_torn_checkpoint_is_passed_over,
     ),
     "chance is not restored": (

@@ -13,7 +13,8 @@ from sailkit.errors import UserError, nearest
 from sailkit.models.base import is_endpoint
 from sailkit.prompts.sail import check_style
 from sailkit.records import Method, Precision
-from sailkit.training.recipe import Recipe, checked, known, read_settings, where_of
+from sailkit.training.library_settings import check_keys
+from sailkit.training.recipe import Recipe, check_recipe, read_settings, recipe_name
 
 _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outputs", "student_layers", "distillation")
 
@@ -91,7 +92,7 @@ def read_distillation_recipe(
         UserError: Not found, not a recipe, a key that nobody knows, or a value that cannot be.
     """
     told = read_settings(path, changes, assignments)
-    where = where_of(path)
+    where = recipe_name(path)
     own = {name: told.pop(name, None) for name in _OWN}
     method: Any = own["method"] or "logits"
     if method not in get_args(Method):
@@ -121,7 +122,7 @@ def read_distillation_recipe(
     return DistillationRecipe(
         method=method,
         teacher=own["teacher"],
-        student=checked(told, where),
+        student=check_recipe(told, where),
         teacher_style=own["teacher_style"],
         teacher_tokenizer=Path(tokenizer) if tokenizer else None,
         teacher_outputs=Path(given) if given else None,
@@ -134,7 +135,7 @@ def _settings(told: Any, where: str) -> DistillationSettings:
     if not isinstance(told, dict):
         raise UserError(f"{where} should be a mapping")
     names = [one.name for one in dataclasses.fields(DistillationSettings)]
-    known(told, names, where)
+    check_keys(told, names, where)
     found = DistillationSettings(**told)
     for name in ("k", "max_length", "max_new_tokens"):
         value = getattr(found, name)

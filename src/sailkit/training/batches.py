@@ -1,4 +1,4 @@
-"""How the rows of an optimizer step are cut into batches, which changes padding and memory and not the step."""
+"""How the rows of an optimizer step are split into batches, which changes padding and memory and not the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from sailkit.models.batching import batch_by_length
 from sailkit.training.tokenise import IGNORED
 
-# What a batch of padded rows has, and nothing else -> what pads it; where the mask is 0, any token will do.
+# The tensors of a padded batch, and the value that pads each; where the mask is 0, any token will do.
 _PADDING = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
 
 
@@ -24,26 +24,28 @@ def balanced_batches(lengths: Sequence[int], parts: int) -> list[list[int]]:
 
     Args:
         lengths: Tokens of each row.
-        parts: How many batches; each has a row at least.
+        parts: How many batches; each has at least one row.
 
     Returns:
         Indices of the rows of each batch; the longest row is in the first.
     """
-    areas = sorted({length * count for length in lengths for count in range(1, len(lengths) + 1)})
-    enough = bisect_left(areas, True, key=lambda area: len(batch_by_length(lengths, area)) <= parts)
-    batches = batch_by_length(lengths, areas[enough])
+    sizes = sorted({length * count for length in lengths for count in range(1, len(lengths) + 1)})
+    smallest = bisect_left(sizes, True, key=lambda size: len(batch_by_length(lengths, size)) <= parts)
+    batches = batch_by_length(lengths, sizes[smallest])
     while len(batches) < parts:
-        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        half = len(batches[largest]) // 2
-        batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+        most_rows = max(range(len(batches)), key=lambda i: len(batches[i]))
+        half = len(batches[most_rows]) // 2
+        batches[most_rows : most_rows + 1] = [batches[most_rows][:half], batches[most_rows][half:]]
     return batches
 
 
 def regroup_by_length(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of some padded batches in as many others, those alike in length together.
+    """The rows of some padded batches in as many others, rows of like length together.
+
+    The loss is a sum over the tokens of the step, so the step stays the same, and less padding is computed.
 
     Args:
-        batches: Of one optimizer step, padded on the right; any others, such as packed ones, stay as they are.
+        batches: Those of an optimizer step, padded on the right; any others, such as packed ones, stay as they are.
     """
     if len(batches) < 2 or any(batch.keys() != _PADDING.keys() for batch in batches):
         return list(batches)
@@ -51,43 +53,43 @@ def regroup_by_length(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
     rows = {name: [row for batch in batches for row in batch[name]] for name in _PADDING}
     return [
         {
-            name: pad_sequence([rows[name][i][: lengths[i]] for i in places], True, padding)
+            name: pad_sequence([rows[name][i][: lengths[i]] for i in indices], True, padding)
             for name, padding in _PADDING.items()
         }
-        for places in balanced_batches(lengths, len(batches))
+        for indices in balanced_batches(lengths, len(batches))
     ]
 
 
 def example_ids(batch: Mapping[str, Any], known: Mapping[tuple[int, ...], str]) -> list[str]:
-    """Ids of the examples in a batch, found by their tokens: neither padding nor packing keeps them.
+    """Ids of the examples in a batch, looked up by their tokens: neither padding nor packing keeps the ids.
 
     Args:
-        batch: Padded rows, or packed ones with their positions.
-        known: Tokens of each row -> its id; any other is `?`.
+        batch: Padded rows, or packed ones with their position ids.
+        known: Tokens of each row -> its id; that of any other row is `?`.
     """
     rows = batch["input_ids"].tolist()
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
-    found = []
+    ids = []
     for i, row in enumerate(rows):
-        ends = [0, len(row)] if mask is None else [0, int(mask[i].sum())]
-        if mask is None and positions is not None:
-            ends = [*(positions[i] == 0).nonzero().flatten().tolist(), len(row)]
-        found += [known.get(tuple(row[a:b]), "?") for a, b in itertools.pairwise(ends)]
-    return found
+        bounds = [0, len(row)] if mask is None else [0, int(mask[i].sum())]
+        if mask is None and positions is not None:  # packed: position ids begin at 0 with each example
+            bounds = [*(positions[i] == 0).nonzero().flatten().tolist(), len(row)]
+        ids += [known.get(tuple(row[start:end]), "?") for start, end in itertools.pairwise(bounds)]
+    return ids
 
 
 class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]
-    """A sampler whose order is told by seed and epoch alone: a run that goes on within an epoch sees it again.
+    """A sampler whose order depends on seed and epoch alone, so that a run resumed within an epoch has the same order.
 
-    It is a callback too, because accelerate does not tell it the epoch where several processes skip rows.
+    It is a callback too, because accelerate does not set its epoch where several processes skip rows.
     """
 
     def __init__(self, sampler: Any, seed: int) -> None:
-        """Wrap one that draws from its `generator`.
+        """Wrap a sampler.
 
         Args:
-            sampler: The sampler.
-            seed: Of the data.
+            sampler: One that draws from its `generator`.
+            seed: The seed of the data's order.
         """
         self._sampler = sampler
         self._seed = seed
@@ -97,11 +99,11 @@ class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]
         return len(self._sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
+        """Set the epoch, which decides the order."""
         self._epoch = epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Choose the epoch that begins, or goes on."""
+        """Set the epoch that begins or is resumed."""
         self.set_epoch(int(state.epoch or 0))
 
     def __iter__(self) -> Iterator[int]:

@@ -17,56 +17,56 @@ from sailkit.training.held_out import measure_held_out
 
 
 class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
-    """Counts on where a checkpoint stopped counting."""
+    """Early stopping whose count of evaluations without improvement survives a restart."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Transformers restores all callbacks or none, and those that it restores lose what they were made with."""
+        """Restore the count alone; Transformers would restore all callbacks, without their constructor arguments."""
         super().on_train_begin(args, state, control, **more)
-        kept = state.stateful_callbacks.get(type(self).__name__, self.state())
-        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+        saved = state.stateful_callbacks.get(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
 
 
 class Speed:
-    """Tokens per second of training alone: what evaluating and saving take does not count."""
+    """Tokens per second of training alone, without the time of evaluating and saving."""
 
     def __init__(self) -> None:
-        self._begun: float | None = None
-        self._idle = 0.0
-        self._before = 0
-        self._line = (0.0, 0)
+        self._start: float | None = None
+        self._paused = 0.0  # seconds
+        self._before = 0  # tokens of an earlier run, up to the checkpoint
+        self._last = (0.0, 0)  # seconds and tokens
 
     def start(self, tokens: int = 0) -> None:
-        """Begin to count, the first time, behind so many tokens of an earlier run."""
-        if self._begun is None:
-            self._begun = time.perf_counter()
-            self._idle = 0.0
+        """Start the clock, once; `tokens` are those before the checkpoint that training is resumed from."""
+        if self._start is None:
+            self._start = time.perf_counter()
+            self._paused = 0.0
             self._before = tokens
-            self._line = (0.0, tokens)
+            self._last = (0.0, tokens)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Do something else meanwhile."""
-        begun = time.perf_counter()
+        """Stop the clock within a block."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self._idle += time.perf_counter() - begun
+            self._paused += time.perf_counter() - start
 
     def overall(self, tokens: int) -> float:
-        """Speed since the start, with so many tokens done."""
+        """Throughput since the start, given the tokens so far."""
         return (tokens - self._before) / max(self._seconds(), 1e-9)
 
     def since_last(self, tokens: int) -> float:
-        """Speed since this was last asked."""
-        (then, before), self._line = self._line, (self._seconds(), tokens)
-        return (tokens - before) / max(self._line[0] - then, 1e-9)
+        """Throughput since the last call, given the tokens so far."""
+        (seconds, before), self._last = self._last, (self._seconds(), tokens)
+        return (tokens - before) / max(self._last[0] - seconds, 1e-9)
 
     def _seconds(self) -> float:
-        return time.perf_counter() - self._begun - self._idle if self._begun is not None else 0.0
+        return time.perf_counter() - self._start - self._paused if self._start is not None else 0.0
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Counts steps, those of an earlier run included, and says how fast it goes."""
+    """Shows a progress bar with the throughput; steps before a checkpoint are counted too."""
 
     def __init__(self, show: Callable[[int], runs.Ticker], speed: Callable[[], float]) -> None:
         self._show = show
@@ -74,7 +74,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._tick: runs.Ticker | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin to show it; neither an earlier run nor what came before the first step says how long it takes."""
+        """Show the bar only now: time before the first step would spoil its estimate of the duration."""
         self._tick = self._show(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -84,19 +84,19 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class History(TrainerCallback):  # type: ignore[misc]
-    """Keeps what is logged as JSON Lines."""
+    """Writes what is logged as JSON Lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the whole history: it is short, and that of a run that goes on begins in its checkpoint."""
+        """Write the whole history anew: it is short, and a resumed run has its beginning from the checkpoint."""
         if state.is_world_process_zero:
-            jsonl.write_atomic(self._path, "".join(jsonl.dumps(_written(row)) + "\n" for row in state.log_history))
+            jsonl.write_atomic(self._path, "".join(jsonl.dumps(_finite(row)) + "\n" for row in state.log_history))
 
 
-def _written(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A gradient's norm can be infinite, and training go on; JSON has no such number."""
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what JSON cannot hold: a gradient's norm may be infinite, and training goes on."""
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""The settings that a training run has in effect, defaults included: for its manifest, its page and the model card."""
+"""The settings in effect of a training run, defaults included: for its manifest, its report and the model card."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from sailkit.training.recipe import Recipe
 
 EFFECTIVE = "effective"  # key of the manifest
-# Of TRL's configuration: where files go and what is uploaded, which train nothing.
+# Settings of SFTConfig that do not change what is trained: where files go, and what is uploaded.
 _BOOKKEEPING = ("output_dir", "logging_dir", "hub_", "push_to_hub", "trackio_", "eos_token", "pad_token", "do_")
-# What a reader of a page wants to see of the rest, in this order; the manifest has all.
-_SHOWN: dict[str, Sequence[str]] = {
+# The others that reports and cards show, in this order; the manifest has all of them.
+_MAIN_SETTINGS: dict[str, Sequence[str]] = {
     "training": (
         "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
         "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
@@ -32,13 +32,13 @@ _SHOWN: dict[str, Sequence[str]] = {
 }  # fmt: skip
 
 
-def effective_settings(trainer: Any, told: Recipe, processes: int) -> dict[str, Any]:
-    """Every setting of a run that is about to train, as the libraries built it; values that JSON can hold.
+def effective_settings(trainer: Any, recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Every setting of a run that is about to train, as the libraries resolved it, in types that JSON has.
 
     Args:
         trainer: See `sailkit.training.trainer.Trainer`.
-        told: The recipe.
-        processes: How many train together.
+        recipe: The recipe.
+        processes: How many processes train together.
 
     Returns:
         `training` (TRL's SFTConfig), `lora` (peft's LoraConfig, None without adapters), `quantization` (of the base,
@@ -50,32 +50,32 @@ def effective_settings(trainer: Any, told: Recipe, processes: int) -> dict[str, 
     base = model.get_base_model() if adapters else model
     quantization = getattr(base.config, "quantization_config", None)
     steps = trainer.planned_steps()
-    found = {
+    settings = {
         "training": {k: v for k, v in args.to_dict().items() if not k.startswith(_BOOKKEEPING)},
         "lora": next(iter(adapters.values())).to_dict() if adapters else None,
         "quantization": quantization.to_dict() if quantization is not None else None,
         "base_dtype": _dtype(base.dtype),
-        "trained_dtype": _dtype(next(one.dtype for one in model.parameters() if one.requires_grad)),
-        "patience": told.patience,
+        "trained_dtype": _dtype(next(weight.dtype for weight in model.parameters() if weight.requires_grad)),
+        "patience": recipe.patience,
         "processes": processes,
         "rows_per_step": args.train_batch_size * args.gradient_accumulation_steps * processes,
         "steps": steps,
         "warmup_steps": args.get_warmup_steps(steps),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=_plain))
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
     return plain
 
 
 def main_settings(effective: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the settings in effect that a reader wants to see; without adapters nothing of adapters."""
+    """The settings in effect that reports and cards show."""
     parts = {
         part: {name: effective[part][name] for name in names if name in effective[part]}
-        for part, names in _SHOWN.items()
+        for part, names in _MAIN_SETTINGS.items()
         if effective.get(part)
     }
     if parts.get("training", {}).get("max_steps", 1) <= 0:  # epochs decide
         del parts["training"]["max_steps"]
-    return {**parts, **{name: value for name, value in effective.items() if name not in _SHOWN}}
+    return {**parts, **{name: value for name, value in effective.items() if name not in _MAIN_SETTINGS}}
 
 
 def _dtype(dtype: Any) -> str:

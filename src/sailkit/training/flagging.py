@@ -1,10 +1,12 @@
-"""Does a model flag search results as the labels do? Every possible verification sentence is scored, the best counts.
+"""Flagging: whether a model calls the same search results distracting as the labels do.
 
-Scoring gives a model that has never seen the form the same chance as one that was trained on it.
+Every possible verification sentence is scored, and the likeliest is the model's. A model that has never seen these
+sentences would seldom generate one; scored, it can be compared with one that was trained to write them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,117 +27,116 @@ def flagging(
     """Compare a model's verdicts with the labels of held-out examples.
 
     Args:
-        model: Who flags.
-        examples: Labelled examples; those without judged search results, or with more than six, are passed over.
+        model: The model.
+        examples: Labelled examples; those without judged search results, or with more than six, are skipped.
         max_length: Tokens of a rendered example, as in training.
-        processes: Those that share the work; each of them returns the figures of the whole.
+        processes: Those that share the work; every one of them has to call this, and gets the figures of all rows.
 
     Returns:
         `results` (how many were flagged), `rows`, and, against the labels: `mcc`, `auroc` of P(distracting),
         `accuracy`, `precision` and `recall` of distracting; None where they are not defined.
     """
-    found = _decided(model, examples, max_length, processes or Processes())
-    return {"rows": len({flag.name for flag in found}), "results": len(found), **_figures(found)}
+    flags = _flags_of(model, examples, max_length, processes or Processes())
+    return {"rows": len({flag.example_id for flag in flags}), "results": len(flags), **_figures(flags)}
 
 
 def verdicts(model: LocalModel, examples: Sequence[TrainingExample], max_length: int) -> dict[str, tuple[bool, ...]]:
-    """What a model calls distracting: example id -> for each search result whether; as in `flagging`."""
-    said: defaultdict[str, list[bool]] = defaultdict(list)
-    for flag in _decided(model, examples, max_length, Processes()):
-        said[flag.name].append(flag.decided)
-    return {name: tuple(flags) for name, flags in said.items()}
+    """Which search results a model calls distracting, by example id; scored as in `flagging`."""
+    predicted: defaultdict[str, list[bool]] = defaultdict(list)
+    for flag in _flags_of(model, examples, max_length, Processes()):
+        predicted[flag.example_id].append(flag.predicted)
+    return {example_id: tuple(flags) for example_id, flags in predicted.items()}
 
 
 class _Flag(NamedTuple):
-    """One search result: its example, whether the label and the model call it distracting, and how likely that is."""
+    """Whether the label and the model call a search result distracting, and the model's probability that it is."""
 
-    name: str
-    meant: bool
-    decided: bool
-    said: float
+    example_id: str
+    labelled: bool
+    predicted: bool
+    probability: float
 
 
-def _decided(
+def _flags_of(
     model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes
 ) -> list[_Flag]:
     renderer = ExampleRenderer(model.tokenizer, model.date)
     prompts: dict[tuple[str, int], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
-    for one in examples:
-        if not 1 <= len(one.judgements) <= MOST_VERIFIED:
+    for example in examples:
+        if not 1 <= len(example.judgements) <= MOST_VERIFIED:
             continue
         try:
-            rendered = renderer.render(one, max_length)
+            rendered = renderer.render(example, max_length)
         except UnfitExampleError:
             continue
         prompt = rendered.ids[: rendered.completion_mask.index(True)]
-        prompts.setdefault((one.style, len(one.results)), []).append((one, prompt))
-    planned = []
+        prompts.setdefault((example.style, len(example.results)), []).append((example, prompt))
+    batches = []
     for (style, n), rows in prompts.items():
-        answers = distinct_prefixes(_sentences(renderer, style, n))
-        longest = max(map(len, answers))
-        batches = batch_by_length([len(ids) + longest for _, ids in rows], model.batch_tokens)
-        planned += [(answers, n, [rows[i] for i in batch]) for batch in batches]
-    found: list[_Flag] = []
-    for (answers, n, batch), counts in processes.shard(planned):
-        scores = model.score_ids([ids for _, ids in batch], answers)
+        sentences = distinct_prefixes(_sentences(renderer, style, n))
+        longest = max(map(len, sentences))
+        plan = batch_by_length([len(ids) + longest for _, ids in rows], model.batch_tokens)
+        batches += [(sentences, n, [rows[i] for i in indices]) for indices in plan]
+    flags: list[_Flag] = []
+    for (sentences, n, batch), counts in processes.shard(batches):
+        scores = model.score_ids([ids for _, ids in batch], sentences)  # even if it does not count: see `shard`
         if counts:
-            found += _flags(n, [one for one, _ in batch], scores)
-    return processes.gather(found)
+            flags += _read_scores(n, [example for example, _ in batch], scores)
+    return processes.gather(flags)
 
 
-def _flags(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
-    sets = every_judgement(n)
-    for one, row in zip(examples, scores, strict=True):
-        top = max(row)
-        shares = [math.exp(score - top) for score in row]
-        best = sets[row.index(top)]
-        for place, verdict in enumerate(one.judgements):
-            bad = sum(share for share, chosen in zip(shares, sets, strict=True) if chosen[place] == "distracting")
-            yield _Flag(one.id, verdict == "distracting", best[place] == "distracting", bad / sum(shares))
+def _read_scores(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
+    """The flags of each example, from its scores of every verification sentence of n results."""
+    judgements = every_judgement(n)
+    for example, row in zip(examples, scores, strict=True):
+        best_score = max(row)
+        weights = [math.exp(score - best_score) for score in row]
+        best = judgements[row.index(best_score)]
+        for i, label in enumerate(example.judgements):
+            distracting = sum(weight for weight, j in zip(weights, judgements, strict=True) if j[i] == "distracting")
+            probability = distracting / sum(weights)
+            yield _Flag(example.id, label == "distracting", best[i] == "distracting", probability)
 
 
 def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Each sequence up to the token that tells it from all others; what follows is no decision any more."""
-    found = []
-    for one in sequences:
-        others = [other for other in sequences if other != one]
-        shared = (sum(1 for _ in _common(one, other)) for other in others)
-        found.append(one[: max(shared, default=0) + 1])
-    return found
+    """Each sequence up to the token that sets it apart from all others; the tokens behind it decide nothing."""
+    prefixes = []
+    for sequence in sequences:
+        shared = (_shared_length(sequence, other) for other in sequences if other != sequence)
+        prefixes.append(sequence[: max(shared, default=0) + 1])
+    return prefixes
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> Any:
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            return
-        yield a
+def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 @cache
 def _blank(style: str, n: int) -> TrainingExample:
     results = tuple(SearchResult("text", "title") for _ in range(n))
-    verdict: Verdict = "informative"
-    return TrainingExample("", "do", "", results, (verdict,) * n, "done", style)
+    judgement: Verdict = "informative"
+    return TrainingExample("", "do", "", results, (judgement,) * n, "done", style)
 
 
 def _sentences(renderer: ExampleRenderer, style: str, n: int) -> list[tuple[int, ...]]:
     """Token ids of every verification sentence of n results, in the order of `every_judgement`."""
     blank = _blank(style, n)
-    every = (replace(blank, judgements=verdicts) for verdicts in every_judgement(n))
-    return [renderer.render(one).supervised for one in every]
+    variants = (replace(blank, judgements=judgements) for judgements in every_judgement(n))
+    return [renderer.render(variant).supervised for variant in variants]
 
 
-def _figures(found: Sequence[_Flag]) -> dict[str, float | None]:
+def _figures(flags: Sequence[_Flag]) -> dict[str, float | None]:
     from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_score, recall_score, roc_auc_score
 
-    if not found:
+    if not flags:
         return dict.fromkeys(("mcc", "auroc", "accuracy", "precision", "recall"))
-    _, meant, decided, said = zip(*found, strict=True)
-    both = len(set(meant)) == 2
+    _, labelled, predicted, probabilities = zip(*flags, strict=True)
+    both = len(set(labelled)) == 2
     return {
-        "mcc": float(matthews_corrcoef(meant, decided)) if both else None,
-        "auroc": float(roc_auc_score(meant, said)) if both else None,
-        "accuracy": float(accuracy_score(meant, decided)),
-        "precision": float(precision_score(meant, decided)) if any(decided) else None,
-        "recall": float(recall_score(meant, decided)) if any(meant) else None,
+        "mcc": float(matthews_corrcoef(labelled, predicted)) if both else None,
+        "auroc": float(roc_auc_score(labelled, probabilities)) if both else None,
+        "accuracy": float(accuracy_score(labelled, predicted)),
+        "precision": float(precision_score(labelled, predicted)) if any(predicted) else None,
+        "recall": float(recall_score(labelled, predicted)) if any(labelled) else None,
     }

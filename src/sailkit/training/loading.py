@@ -15,16 +15,16 @@ from sailkit.training.recipe import Recipe
 
 
 def load_for_training(source: Source, recipe: Recipe) -> Any:
-    """The model of a recipe: in float32, or frozen in its own number format below adapters.
+    """The model of a recipe: in float32, or frozen and in the recipe's number format if adapters are trained.
 
     Raises:
-        UserError: It cannot be loaded, or what the recipe asks for lacks its library.
+        UserError: It cannot be loaded, or a library that the recipe needs is not installed.
     """
     if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("training.use_liger_kernel needs a library: run  pip install liger-kernel")
     if recipe.lora is None:
         model = load_pretrained(source, torch.float32, trust_remote_code=False)[0]
-        return saveable(model, recipe.model).requires_grad_(True)  # a merged adapter is frozen
+        return saveable(model, recipe.model).requires_grad_(True)  # merging adapters leaves the weights frozen
     dtype = pick_dtype(recipe.dtype, pick_device("auto"))
     quantization = None
     if recipe.quantization is not None:
@@ -43,7 +43,7 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
 
 
 def number_format(args: Any, model: Any) -> str:
-    """What a model is trained in: the number format of mixed precision, or else that of its weights."""
+    """The number format of training: that of mixed precision, or else that of the weights."""
     mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else ""
     return mixed or str(next(model.parameters()).dtype).removeprefix("torch.")
 
@@ -68,12 +68,12 @@ def lora_config(recipe: Recipe) -> Any:
 
 
 def keep_adapters_in_float32(model: Any) -> None:
-    """Let adapters be trained in float32, whatever their base is in.
+    """Train adapters in float32, whatever the number format of their base.
 
-    In bfloat16, as TRL casts those of a quantised base, most steps of a small learning rate round to nothing.
+    TRL casts those of a quantised base to bfloat16, where most updates of a small learning rate round to nothing.
 
     Args:
-        model: A model with adapters; any other stays as it is.
+        model: A model with adapters; any other is left unchanged.
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import cast_adapter_dtype

@@ -11,6 +11,7 @@ from typing import Any, cast
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.rendering.result import Result
 from sailkit.stats.intervals import Estimate, read_estimates
 
 HISTORY = "history.jsonl"
@@ -19,7 +20,7 @@ _BASE, _TUNED = "base_", "tuned_"  # before the names of held-out figures, in JS
 
 
 @dataclass(frozen=True)
-class TrainingRun:
+class TrainingRun(Result):
     """A finished training run.
 
     Attributes:
@@ -131,7 +132,7 @@ def _flat_names() -> list[str]:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class TrainingPlan(Result):
     """What a training run would take: the result of a dry run.
 
     Attributes:
@@ -188,7 +189,7 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
-class MergedModel:
+class MergedModel(Result):
     """A model with its adapters merged in.
 
     Attributes:

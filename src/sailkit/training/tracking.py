@@ -1,4 +1,4 @@
-"""Experiment trackers, through Transformers' own callbacks: they write into the run folder and close with the run."""
+"""Experiment trackers, through Transformers' own callbacks; they write into the run folder and close with the run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sailkit.errors import UserError, missing_extra, nearest
 from sailkit.training.distributed import is_main_process
 
 FOLDER = "tracking"
-EXTRA = ("tensorboard", "trackio", "wandb")  # those of the extra; any other that Transformers knows works too
+EXTRA = ("tensorboard", "trackio", "wandb")  # those of the extra `track`; others that Transformers knows work too
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Find out before anything is loaded that a tracker cannot be used.
 
     Args:
-        names: What `report_to` says.
+        names: The trackers of `report_to`.
 
     Raises:
         UserError: Transformers does not know it, its library is not installed, or W&B has no key to send with.
@@ -41,7 +41,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _wandb_can_start() -> bool:
-    """Whether W&B has a key, or needs none; it would ask for one, or fail, when the weights are loaded."""
+    """Whether W&B has a key or needs none; otherwise it would ask or fail once the weights are loaded."""
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
@@ -57,9 +57,9 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
     """Let trackers write below a run folder, unless the user's environment says where.
 
     Args:
-        names: What `report_to` says.
+        names: The trackers of `report_to`.
         run: The run folder.
-        id: The same for a run that goes on, which then is one run of W&B's too.
+        id: Of the run; a run that is resumed keeps it, and continues its run in W&B.
 
     Yields:
         Nothing.
@@ -68,7 +68,7 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
         yield
         return
     folder = run / FOLDER
-    wanted = {
+    variables = {
         "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
         "TRACKIO_DIR": str(folder / "trackio"),
         "WANDB_DIR": str(folder),  # adds a folder of its own
@@ -79,9 +79,9 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
         "WANDB_RESUME": "allow",
     }
     if "wandb" in names:
-        folder.mkdir(exist_ok=True)  # W&B would take another that exists
-    ours = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(ours)
+        folder.mkdir(exist_ok=True)  # W&B takes another folder where this one does not exist
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(unset)
     try:
         yield
         _finish_wandb(0)
@@ -92,12 +92,12 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
             raise UserError(f"training.report_to: W&B: {why}; WANDB_MODE=offline keeps its files here") from None
         raise
     finally:
-        for name in ours:
+        for name in unset:
             os.environ.pop(name, None)
 
 
 def _finish_wandb(code: int) -> None:
-    """W&B's run belongs to the process, not to the trainer: the next one would write into it."""
+    """Finish W&B's run, which belongs to the process: the next training run would write into it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)

@@ -21,7 +21,7 @@ from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
 from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
-from sailkit.training.checkpoints import newest, stopped_at, whole
+from sailkit.training.checkpoints import is_complete, newest, stopped_at
 from sailkit.training.distributed import Processes
 from sailkit.training.loading import keep_adapters_in_float32
 from sailkit.training.packing import check_packing
@@ -129,7 +129,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         except Exception as error:  # those of safetensors, torch and the system have no common ancestor
             folder = Path(self.args.output_dir)
             torn = folder / f"checkpoint-{self.state.global_step}"
-            if not torn.is_dir() or whole(torn):
+            if not torn.is_dir() or is_complete(torn):
                 raise
             shutil.rmtree(torn, ignore_errors=True)
             kept = newest(folder)

@@ -1,0 +1,149 @@
+"""The settings that TRL, peft and bitsandbytes take: unknown keys and wrong values are refused before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sailkit.errors import UserError, missing_extra, nearest
+
+# Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
+_FIXED_IN_TRL = {
+    "output_dir": "`out` is where everything goes",
+    "completion_only_loss": "the completion alone is supervised, always",
+    "assistant_only_loss": "the completion alone is supervised, always",
+    "dataset_text_field": "rows are structured",
+    "dataset_kwargs": "rows are rendered to token ids here",
+    "truncation_mode": "nothing but search results is ever cut",
+    "chat_template_path": "the model's own template is used",
+    "eos_token": "the tokenizer's own is used",
+    "pad_token": "padding is masked, whatever stands there",
+    "resume_from_checkpoint": "the same command goes on where it stopped",
+    "model_init_kwargs": "use the recipe's own keys",
+    "trust_remote_code": "code that a model carries is not run in training",
+    "push_to_hub": "use `push`",
+    "hub_token": "a recipe is copied into the run's manifest; set HF_TOKEN or log in",
+    "save_only_model": "a stopped run could not go on",
+    "ddp_timeout": "processes wait two hours for each other",
+    "remove_unused_columns": "rows are rendered to token ids here",
+    "include_num_input_tokens_seen": "tokens are counted as num_tokens",
+    "disable_tqdm": "progress is shown by sailkit",
+}
+# The same of peft.
+_FIXED_IN_PEFT = {
+    "inference_mode": "adapters are here to be trained",
+    "lora_bias": "a base without biases could not take it in, and every use of a model here merges its adapters",
+}
+# Numbers that TRL would stumble over later, or take for another meaning -> the least that they can be.
+_LEAST = {
+    "max_length": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 1e-6,
+    "dataloader_num_workers": 0,
+}
+_ORDERS = ("random", "sequential", "group_by_length")
+
+
+def check_training(training: Mapping[str, Any], where: str) -> None:
+    """Check settings for TRL's SFTConfig.
+
+    Args:
+        training: The settings.
+        where: What to call them in an error.
+
+    Raises:
+        UserError: An unknown key, one that cannot be set, or a wrong value.
+    """
+    try:
+        from trl import SFTConfig
+    except ImportError:
+        raise missing_extra("finetune", "fine-tuning") from None
+    _check_values(training, _types_of(SFTConfig) | {"max_length": int}, where, _FIXED_IN_TRL)
+    for key, least in _LEAST.items():
+        if training.get(key, least) < least:
+            raise UserError(f"{where}.{key} should be {'above 0' if 0 < least < 1 else f'at least {least}'}")
+    if (order := training.get("train_sampling_strategy", _ORDERS[0])) not in _ORDERS:
+        raise UserError(f"{where}.train_sampling_strategy: no such order {order!r}; {nearest(order, _ORDERS)}")
+    if training.get("packing_strategy", "bfd") != "bfd":
+        raise UserError(f"{where}.packing_strategy should be bfd: the others cut rows, or let them see each other")
+
+
+def check_lora(lora: Mapping[str, Any], where: str) -> None:
+    """Check settings for peft's LoraConfig; see `check_training`."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise missing_extra("finetune", "fine-tuning with LoRA") from None
+    _check_values(lora, _types_of(LoraConfig), where, _FIXED_IN_PEFT)
+
+
+def check_quantization(quantization: Mapping[str, Any], where: str) -> None:
+    """Check settings for transformers' BitsAndBytesConfig; see `check_training`."""
+    from transformers import BitsAndBytesConfig
+
+    defaults = {name: p.default for name, p in inspect.signature(BitsAndBytesConfig).parameters.items()}
+    del defaults["kwargs"]
+    # It declares no types; those of the defaults are the best that is known.
+    types = {name: Any if value is None else type(value) for name, value in defaults.items()}
+    _check_values(quantization, types, where)
+
+
+def _types_of(kind: Any) -> dict[str, Any]:
+    """The settings of a dataclass, and the type of each."""
+    types = typing.get_type_hints(kind)
+    return {field.name: types[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+def _check_values(
+    values: Mapping[str, Any], types: Mapping[str, Any], where: str, fixed: Mapping[str, str] | None = None
+) -> None:
+    """Refuse an unknown key, or a value of the wrong type, which the library would notice much later or never.
+
+    Args:
+        values: What the recipe says.
+        types: The type of each key.
+        where: What to call them in an error.
+        fixed: Keys that cannot be set -> why.
+    """
+    check_keys(values, types, where)
+    for key, value in values.items():
+        if fixed and key in fixed:
+            raise UserError(f"{where}.{key} cannot be set: {fixed[key]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}.{key} should be a finite number, not {value}")
+        config = None if dataclasses.is_dataclass(types[key]) else ConfigDict(arbitrary_types_allowed=True)
+        try:
+            TypeAdapter(types[key], config=config).validate_python(value, strict=True)
+        except ValidationError:
+            given = "empty" if value is None else f"the text {value!r}" if isinstance(value, str) else repr(value)
+            raise UserError(f"{where}.{key} should be {_describe(types[key])}, not {given}") from None
+
+
+def _describe(kind: Any) -> str:
+    """A type, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    if typing.get_origin(kind) in (list, set, tuple, dict):
+        return "a list" if typing.get_origin(kind) is not dict else "a mapping"
+    # Sorted: `typing` gives the order in which the same union was first written anywhere.
+    return " or ".join(sorted(set(map(_describe, parts)))) if parts else words.get(kind, "one of its values")
+
+
+def check_keys(keys: Iterable[str], names: Iterable[str], where: str) -> None:
+    """Raise a UserError for a key that is not among the names."""
+    names = list(names)
+    for key in keys:
+        if key not in names:
+            close = nearest(str(key), names)
+            # All of TRL's keys would fill a screen.
+            raise UserError(
+                f"{where} has no key {str(key)!r}: {close if len(names) < 20 else close.split('(known')[0]}"
+            )
