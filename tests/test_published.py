@@ -26,6 +26,10 @@ FAIR_LABELS = {"climate-fever": ("SUPPORTS", "REFUTES"), "hsd": ("noHate", "hate
 SPOKEN = "Someone said: {text}\nQuestion: Is it fair to say that?\nAnswer:"
 
 
+def rescored(*files: Path, **settings: object) -> list[dict]:
+    return [result.to_json() for result in rescore(*files, **settings)]
+
+
 @pytest.mark.parametrize("name", FAIR_LABELS)
 def test_the_published_wordings_are_to_the_letter(name):
     task = load_task(name)
@@ -133,7 +137,7 @@ def test_unilcs_two_calls_show_four_worked_examples_and_the_fact(tiny, tmp_path)
         UserError, match=r"the worked answers are labels \('No.' ...\).*first call, which asks for a text"
     ):
         evaluate(**how, out=tmp_path / "few", few_shot=tmp_path / "labels.jsonl")
-    with pytest.raises(UserError, match=r"a folder; tables of `text` and `answer`.*for wordings with {examples}"):
+    with pytest.raises(UserError, match=r"a folder; tables of text and answer.*for wordings with {examples}"):
         evaluate(**how | {"protocol": "fair"}, out=tmp_path / "few", few_shot=tmp_path / "labels.jsonl")
     (tmp_path / "four.jsonl").write_text(json.dumps(worked[0]) + "\n")
     with pytest.raises(UserError, match="1 worked examples, 4 are to be shown"):
@@ -168,7 +172,7 @@ def hsd_rows(predicted: str = "unfair", fair: str = "fair", unfair: str = "unfai
 )
 def test_a_recording_of_hate_speech_without_a_yes_comes_out_so(tmp_path, words):
     (tmp_path / "llama.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hsd_rows(*words)))
-    (found,) = rescore(tmp_path / "llama.jsonl", task="hsd")
+    (found,) = rescored(tmp_path / "llama.jsonl", task="hsd")
     assert (found["against"], found["recorded_accuracy"], found["recorded_f1_noHate"]) == ("reference", 0.91, 0.0)
     assert (found["accuracy"], found["f1_noHate"], found["unreadable"]) == (0.91, 0.0, 0)
     assert found["human_accuracy"] == 0.5
@@ -183,7 +187,7 @@ def test_a_recording_in_the_words_of_fair_is_read_in_them(tmp_path):
     }  # fmt: skip
     rows = [{**row, "id": n} for n in range(8)] + [{**row, "id": 8, "label": "hate", "output": "It is unfair."}]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (found,) = rescore(tmp_path / "r.jsonl", task="hsd")
+    (found,) = rescored(tmp_path / "r.jsonl", task="hsd")
     assert (found["human_accuracy"], found["recorded_accuracy"], found["recorded_disagrees"]) == (1.0, 0.0, 8)
     assert "default-class-parser" in found["flags"]
 
@@ -192,7 +196,7 @@ def test_answers_alone_are_read_in_the_words_that_they_use(tmp_path, capsys):
     """Where no parser's word says which words the answers use, those are taken that read the most of them."""
     rows = [{"id": n, "label": "noHate", "output": ("Yes, it is fair.", "No.")[n % 2]} for n in range(10)]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (found,) = rescore(tmp_path / "r.jsonl", task="hsd")
+    (found,) = rescored(tmp_path / "r.jsonl", task="hsd")
     assert (found["unreadable"], found["accuracy"]) == (0, 0.5)
     # Whoever asked "Is it hate speech?" sees here that Yes was taken for its opposite.
     assert "they are read with No for hate and Yes for noHate" in capsys.readouterr().err
@@ -204,7 +208,7 @@ def test_a_table_of_responses_is_read_without_a_field_map(tmp_path, capsys):
         writer.writerow(["claim", "openai_response", "openai_label", "llama_response", "llama_label"])
         for n in range(200):
             writer.writerow([f"Post {n}", *(("Yes.", "yes") if n < 18 else ("No.", "no")), "No, it is unfair.", "no"])
-    (found,) = rescore(tmp_path / "hsd.csv", task="hsd")
+    (found,) = rescored(tmp_path / "hsd.csv", task="hsd")
     assert (found["n"], found["against"], found["recorded_accuracy"]) == (200, "reference", 0.91)
     assert (found["recorded_f1_noHate"], found["f1_noHate"]) == (0.0, 0.0)
     assert "constant-predictor" in found["flags"]
@@ -221,5 +225,5 @@ def test_a_table_of_responses_of_two_models_wants_a_choice(tmp_path):
     with pytest.raises(UserError, match="responses of several models"):
         rescore(path, task="hsd")
     fields = ["output=sail_response,prediction=sail_label,reference=openai_label,text=claim"]
-    (found,) = rescore(path, task="hsd", fields=fields)
+    (found,) = rescored(path, task="hsd", fields=fields)
     assert (found["accuracy"], found["recorded_accuracy"]) == (1.0, 1.0)

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation import predictions, recordings, summary
-from sailkit.evaluation.evaluate import METRICS
 from sailkit.files import jsonl
 from sailkit.records import AnswerScore, Prediction
 from sailkit.reporting import report
@@ -68,7 +67,7 @@ def run_folder(folder: Path, rows: list[Prediction], figures: bool = True, **mor
         text = "".join(json.dumps(predictions.to_row(p)) + "\n" for p in rows)
         jsonl.write_atomic(run.path(predictions.PREDICTIONS), text)
         if figures:
-            jsonl.write_json(run.path(METRICS), summary.with_flags(*summary.summarise(rows, LABELS)))
+            jsonl.write_json(run.path(runs.METRICS), summary.summarise(rows, LABELS).to_json())
     return folder
 
 
@@ -191,14 +190,14 @@ def test_every_f1_is_named(tmp_path):
 
 def test_the_measured_figures_are_used_and_must_fit(tmp_path):
     folder = run_folder(tmp_path / "a", good())
-    figures = jsonl.read_json(folder / METRICS)
+    figures = jsonl.read_json(folder / runs.METRICS)
     figures |= {"human_mcc": 0.4321, "flags": ["odd"], "flag_messages": {"odd": ["the reference wavers", "twice"]}}
-    jsonl.write_json(folder / METRICS, figures)
+    jsonl.write_json(folder / runs.METRICS, figures)
     page = made(tmp_path, folder)[0]
     assert "0.432" in page.text
     assert "The reference wavers. odd twice. odd" in page.text
     figures["confusion"]["counts"][0][0] -= 1
-    jsonl.write_json(folder / METRICS, figures)
+    jsonl.write_json(folder / runs.METRICS, figures)
     with pytest.raises(UserError, match=r"metrics\.json does not fit predictions\.jsonl .* run the same evaluate"):
         made(tmp_path, folder)
 

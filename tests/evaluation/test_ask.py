@@ -78,7 +78,7 @@ def measure(place, out, **options):
     return evaluate(
         model=str(place / "run" / "model"), task=str(place / "colours.yaml"), data=place / "rows.jsonl", half="second",
         options=ModelOptions(dtype="float32"), out=place / out, **options,
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
 
 
 def rows_of(folder):
@@ -121,7 +121,7 @@ def test_random_results_are_of_other_items_and_none_are_none(place):
 def test_what_search_gives_is_told_apart_from_what_training_taught(place):
     measure(place, "evidence", search="evidence", results=2)
     measure(place, "random", search="random", results=2)
-    found = compare(place / "evidence", place / "random")
+    found = compare(place / "evidence", place / "random").to_json()
     assert list(found["factors"]) == ["search"]
     assert "what the search results give" in found["remark"]
     assert found["macro_f1_difference_low"] <= found["macro_f1_difference"] <= found["macro_f1_difference_high"]

@@ -64,7 +64,7 @@ def complaint(*sets: Path, **settings: object) -> str:
 
 
 def test_two_recorded_models_against_scikit_learn_and_scipy(recordings):
-    found = compare(recordings.llama, recordings.sail, task=recordings.task)
+    found = compare(recordings.llama, recordings.sail, task=recordings.task).to_json()
     rows = {}
     for model, path in (("a", recordings.llama), ("b", recordings.sail)):
         ids = [row["id"] for _, row in jsonl.read_rows(path)]
@@ -90,7 +90,7 @@ def test_two_recorded_models_against_scikit_learn_and_scipy(recordings):
 
 
 def test_the_verdict_on_two_recorded_models(recordings):
-    found = compare(recordings.llama, recordings.sail, task=recordings.task)
+    found = compare(recordings.llama, recordings.sail, task=recordings.task).to_json()
     assert found["verdict"] == "better"
     assert found["verdict_text"] == "climate-fever.llama2-7b-chat is better than climate-fever.sail-7b"
     assert (found["majority_label"], found["majority_accuracy"]) == (recordings.yes, pytest.approx(0.7211, abs=5e-5))
@@ -99,13 +99,13 @@ def test_the_verdict_on_two_recorded_models(recordings):
     (text,) = found["flag_messages"]["references-disagree"]
     assert text.endswith("disagree on 20 of 907 items; human labels are used")
     assert found["reference_disagreements"] == 20
-    turned = compare(recordings.sail, recordings.llama, task=recordings.task)
+    turned = compare(recordings.sail, recordings.llama, task=recordings.task).to_json()
     assert (turned["verdict"], turned["p_value"]) == ("worse", found["p_value"])
     assert turned["accuracy_difference"] == pytest.approx(-found["accuracy_difference"])
 
 
 def test_against_references_only_items_with_one_reference_count(recordings):
-    found = compare(recordings.llama, recordings.sail, task=recordings.task, against="reference")
+    found = compare(recordings.llama, recordings.sail, task=recordings.task, against="reference").to_json()
     references, said = [], []
     for path in (recordings.llama, recordings.sail):
         ids = [row["id"] for _, row in jsonl.read_rows(path)]
@@ -124,13 +124,13 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     rows = answers([n % 3 > 0 for n in range(60)])
     a = run(tmp_path / "a", answers([n % 5 > 0 for n in range(60)]))
     b, c = run(tmp_path / "b", rows), run(tmp_path / "c" / "b", rows[::-1])
-    assert compare(a, b) == compare(a, c)
+    assert compare(a, b).to_json() == compare(a, c).to_json()
 
 
 @pytest.mark.parametrize("count", [1, 5, 100])
 def test_equal_sets_cannot_be_told_apart(tmp_path, count):
     rows = answers([n % 4 > 0 for n in range(count)])
-    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", rows))
+    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", rows)).to_json()
     assert (found["verdict"], found["p_value"], found["accuracy_difference"]) == ("cannot tell", 1.0, 0.0)
     assert (found["only_a"], found["only_b"]) == (0, 0)
     # A text that says how fine the test is must not call it infinitely fine.
@@ -141,14 +141,14 @@ def test_equal_sets_cannot_be_told_apart(tmp_path, count):
 def test_the_verdict_turns_at_five_percent(tmp_path, better, verdict):
     a = run(tmp_path / "a", answers([True] * 40))
     b = run(tmp_path / "b", answers([n >= better for n in range(40)]))
-    found = compare(a, b)
+    found = compare(a, b).to_json()
     assert found["verdict"] == verdict
     assert (found["p_value"] < 0.05) == (verdict == "better")
 
 
 def test_three_sets_are_adjusted_together(tmp_path):
     hits = {"a": [True] * 80, "b": [n >= 7 for n in range(80)], "c": [n % 10 >= 3 for n in range(80)]}
-    found = compare(*(run(tmp_path / name, answers(right)) for name, right in hits.items()))
+    found = compare(*(run(tmp_path / name, answers(right)) for name, right in hits.items())).to_json()
     pairs = {(p["a"], p["b"]): p for p in found["comparisons"]}
     raw = {}
     for (x, one), (y, other) in combinations(hits.items(), 2):
@@ -160,7 +160,7 @@ def test_three_sets_are_adjusted_together(tmp_path):
     assert {pair: p["verdict"] for pair, p in pairs.items()} == {
         pair: "better" if p < 0.05 else "cannot tell" for pair, p in adjusted.items()
     }
-    alone = compare(tmp_path / "a", tmp_path / "b")
+    alone = compare(tmp_path / "a", tmp_path / "b").to_json()
     assert pairs["a", "b"]["minimum_detectable_difference"] > alone["minimum_detectable_difference"]
     assert found["names"] == ["a", "b", "c"]
     assert "verdict" not in found
@@ -176,31 +176,31 @@ def slow_holm(p_values: list[float]) -> list[float]:
 def test_a_difference_before_the_adjustment_only_cannot_be_told(tmp_path):
     six = answers([n >= 6 for n in range(40)])
     a, b, c = (run(tmp_path / name, rows) for name, rows in (("a", answers([True] * 40)), ("b", six), ("c", six)))
-    assert compare(a, b)["verdict"] == "better"
-    assert {pair["verdict"] for pair in compare(a, b, c)["comparisons"]} == {"cannot tell"}
+    assert compare(a, b).to_json()["verdict"] == "better"
+    assert {pair["verdict"] for pair in compare(a, b, c).to_json()["comparisons"]} == {"cannot tell"}
 
 
 def test_groups_are_drawn_and_tested_whole(tmp_path):
     """Forty claims worded five times each; b fails on six claims, in all their wordings: six facts, and not thirty."""
     rows = [replace(p, group=f"claim-{p.index // 5}") for p in answers([True] * 200)]
     failed = [replace(p, group=f"claim-{p.index // 5}") for p in answers([n >= 30 for n in range(200)])]
-    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", failed))
+    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", failed)).to_json()
     assert (found["test"], found["groups"], found["n"]) == ("exact sign-flip test over groups", 40, 200)
     assert found["p_value"] == pytest.approx(2 * 0.5**6)
     alone = compare(
         run(tmp_path / "c", answers([True] * 40)), run(tmp_path / "d", answers([n >= 6 for n in range(40)]))
-    )
+    ).to_json()
     assert (alone["test"], alone["p_value"]) == ("exact McNemar test", pytest.approx(2 * 0.5**6))
     names = ("minimum_detectable_difference", "accuracy_difference_low", "accuracy_difference_high", "b_accuracy_low")
     assert [found[name] for name in names] == pytest.approx([alone[name] for name in names], abs=0.01)
     # One of the two files may be from before groups were kept.
     old = run(tmp_path / "e", answers([n >= 30 for n in range(200)]))
-    assert compare(tmp_path / "a", old)["p_value"] == found["p_value"]
+    assert compare(tmp_path / "a", old).to_json()["p_value"] == found["p_value"]
 
 
 def test_sets_that_agree_on_every_item_may_still_differ(tmp_path):
     rows = answers([n % 4 > 0 for n in range(40)])
-    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", rows))
+    found = compare(run(tmp_path / "a", rows), run(tmp_path / "b", rows)).to_json()
     assert found["accuracy_difference"] == 0
     # Of 40 items, none tells a from b: up to 8.8 % of all could, by the exact interval.
     assert found["accuracy_difference_low"] == pytest.approx(-0.088, abs=0.01)
@@ -209,7 +209,9 @@ def test_sets_that_agree_on_every_item_may_still_differ(tmp_path):
 
 @pytest.mark.parametrize(("count", "verdict"), [(19, "cannot tell"), (20, "better")])
 def test_no_verdict_on_few_items(tmp_path, count, verdict):
-    found = compare(run(tmp_path / "a", answers([True] * count)), run(tmp_path / "b", answers([False] * count)))
+    found = compare(
+        run(tmp_path / "a", answers([True] * count)), run(tmp_path / "b", answers([False] * count))
+    ).to_json()
     assert found["verdict"] == verdict
     assert ("few-items" in found["flags"]) == (count < 20)
     if count < 20:
@@ -218,7 +220,9 @@ def test_no_verdict_on_few_items(tmp_path, count, verdict):
 
 def test_sets_of_one_name_are_numbered(tmp_path):
     rows = answers([True] * 10)
-    found = compare(run(tmp_path / "x" / "out", rows), run(tmp_path / "y" / "out", rows), run(tmp_path / "z", rows))
+    found = compare(
+        run(tmp_path / "x" / "out", rows), run(tmp_path / "y" / "out", rows), run(tmp_path / "z", rows)
+    ).to_json()
     assert found["names"] == ["out (1)", "out (2)", "z"]
     assert [(p["a"], p["b"]) for p in found["comparisons"]] == list(combinations(found["names"], 2))
 
@@ -239,7 +243,7 @@ def test_sets_of_one_name_are_numbered(tmp_path):
 def test_a_verdict_says_what_the_sets_differ_in(tmp_path, changes, factors, flagged):
     a = run(tmp_path / "a", answers([True] * 40))
     b = run(tmp_path / "b", answers([n > 20 for n in range(40)]), **changes)
-    found = compare(a, b)
+    found = compare(a, b).to_json()
     assert found["factors"] == factors
     assert ("several-factors" in found["flags"]) == flagged
     if factors:
@@ -249,8 +253,8 @@ def test_a_verdict_says_what_the_sets_differ_in(tmp_path, changes, factors, flag
 def test_days_that_a_chat_template_shows_are_a_difference(tmp_path):
     rows = answers([True] * 40)
     first, second = (run(tmp_path / day, rows, date=day) for day in ("2026-01-01", "2026-01-02"))
-    assert compare(first, second)["factors"] == {"date": ["2026-01-01", "2026-01-02"]}
-    assert compare(first, run(tmp_path / "none", rows))["factors"] == {}  # its template reads no clock
+    assert compare(first, second).to_json()["factors"] == {"date": ["2026-01-01", "2026-01-02"]}
+    assert compare(first, run(tmp_path / "none", rows)).to_json()["factors"] == {}  # its template reads no clock
 
 
 def test_a_constant_that_wins_accuracy_alone_is_told(tmp_path):
@@ -264,7 +268,7 @@ def test_a_constant_that_wins_accuracy_alone_is_told(tmp_path):
             for n, (truth, word) in enumerate(zip(gold, said, strict=True))
         ]
         sets.append(run(tmp_path / name, rows, model=name))
-    found = compare(*sets)
+    found = compare(*sets).to_json()
     assert found["verdict_text"] == "doubter is worse than constant in accuracy, better in macro-F1"
     assert "measures-disagree" in found["flags"]
     assert "doubter minus constant: accuracy -0.1500, macro-F1 +0.1" in found["flag_messages"]["measures-disagree"][0]
@@ -272,7 +276,7 @@ def test_a_constant_that_wins_accuracy_alone_is_told(tmp_path):
 
 def test_what_a_recording_does_not_say_is_missing(tmp_path):
     recorded = recording(tmp_path / "old.jsonl", ["REFUTES", "SUPPORTS"], ["Wrong", "Correct"])
-    found = compare(run(tmp_path / "a", answers([True, True])), recorded)
+    found = compare(run(tmp_path / "a", answers([True, True])), recorded).to_json()
     assert found["verdict"] == "cannot tell"
     texts = found["flag_messages"]["missing-provenance"]
     assert texts[-1] == "old does not say its model, prompt and settings"
@@ -283,7 +287,7 @@ def test_unreadable_answers_are_wrong_and_stay(tmp_path):
     labels = ["SUPPORTS", "REFUTES"] * 20
     a = recording(tmp_path / "a.jsonl", labels, ["Correct", "Wrong"] * 20)
     b = recording(tmp_path / "b.jsonl", labels, ["Correct", "Hm."] * 10 + ["I cannot say.", "Wrong"] * 10)
-    found = compare(a, b)
+    found = compare(a, b).to_json()
     assert (found["n"], found["a_accuracy"], found["b_accuracy"], found["only_a"]) == (40, 1.0, 0.5, 20)
     assert (found["b_accuracy_if_unanswered_wrong"], found["b_accuracy_if_unanswered_right"]) == (0.5, 1.0)
 
@@ -317,7 +321,7 @@ def test_runs_that_are_not_finished_are_refused(tmp_path):
     asked = run(tmp_path / "asked", rows, reference=["SUPPORTS"] * 4)
     assert f"{asked} is not finished (4 of 6 reference labels)" in complaint(a, asked)
     whole = run(tmp_path / "whole", rows, reference=["SUPPORTS"] * 6)
-    assert compare(a, whole, against="reference")["a_accuracy"] == 0.5
+    assert compare(a, whole, against="reference").to_json()["a_accuracy"] == 0.5
     assert "is not a run folder" in complaint(a, tmp_path)
     with runs.open_run(tmp_path / "other", "reference", {}):
         assert "holds a run of 'reference', not of 'evaluate'" in complaint(a, tmp_path / "other")

@@ -82,7 +82,9 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
-    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="float32"))
+    figures = evaluate(
+        model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="float32")
+    ).to_json()
     rows = rows_of(tmp_path / "run")
     assert sorted(row["index"] for row in rows) == list(range(40))
     for row in rows:
@@ -111,11 +113,13 @@ def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
 
 
 def test_near_ties_are_those_within_the_noise_of_the_run_itself(tiny, task, tmp_path):
-    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="bfloat16"))
+    figures = evaluate(
+        model=tiny, task=str(task), out=tmp_path / "run", options=ModelOptions(dtype="bfloat16")
+    ).to_json()
     kept = json.loads((tmp_path / "run" / "noise.json").read_text())
     alone = evaluate(
         model=tiny, task=str(task), out=tmp_path / "alone", options=ModelOptions(dtype="bfloat16", batch_tokens=1)
-    )
+    ).to_json()
     rows, single = ({row["id"]: row["scores"] for row in rows_of(tmp_path / name)} for name in ("run", "alone"))
     margins = {
         name: [math.log(scores[a] / scores[b]) for scores in (together, single[name])]
@@ -140,13 +144,13 @@ def test_near_ties_are_those_within_the_noise_of_the_run_itself(tiny, task, tmp_
 
 
 def test_groups_that_a_task_declares_are_kept_and_drawn_whole(tiny, task, tmp_path):
-    plain = evaluate(model=tiny, task=str(task), out=tmp_path / "plain")
+    plain = evaluate(model=tiny, task=str(task), out=tmp_path / "plain").to_json()
     assert "groups" not in plain
     assert not any("group" in row for row in rows_of(tmp_path / "plain"))
     rows = [{**json.loads(line), "topic": f"topic-{n // 4}"} for n, line in enumerate(_lines(tmp_path / "items.jsonl"))]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task.write_text(TASK.replace("label: truth,", "label: truth, group: topic,"))
-    found = evaluate(model=tiny, task=str(task), out=tmp_path / "run")
+    found = evaluate(model=tiny, task=str(task), out=tmp_path / "run").to_json()
     assert (found["n"], found["groups"]) == (40, 10)
     assert {row["id"]: row["group"] for row in rows_of(tmp_path / "run")} == {r["key"]: r["topic"] for r in rows}
     assert "few-items" in found["flags"]
@@ -158,7 +162,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def test_generated_answers_are_read_or_counted_as_unreadable(tiny, task, tmp_path):
-    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", answer="generate", max_new_tokens=5)
+    figures = evaluate(model=tiny, task=str(task), out=tmp_path / "run", answer="generate", max_new_tokens=5).to_json()
     rows = rows_of(tmp_path / "run")
     assert all(row["answered_by"] == "text" and row["scores"] == {} for row in rows)
     assert all(1 <= row["completion_tokens"] <= 5 and row["raw_output"] for row in rows)
@@ -218,7 +222,7 @@ def test_worked_examples_come_first_and_are_never_those_asked_about(tiny, task, 
 def test_limit_csv_and_a_reference_model(tiny, task, tmp_path):
     figures = evaluate(
         model=tiny, task=str(task), out=tmp_path / "run", limit=9, csv_out=tmp_path / "rows.csv", reference=tiny
-    )
+    ).to_json()
     assert figures["n"] == 9
     with (tmp_path / "rows.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
@@ -286,7 +290,7 @@ def test_ten_kills_change_nothing(tiny, tmp_path):
 
 @pytest.mark.parametrize("kept", [0.0, 0.31, 0.5, 0.77, 0.999])
 def test_a_file_torn_anywhere_is_mended_to_the_same_bytes(tiny, task, tmp_path, kept):
-    how = {"model": tiny, "task": str(task), "out": tmp_path / "run", "batch_tokens": 120}
+    how = {"model": tiny, "task": str(task), "out": tmp_path / "run", "options": ModelOptions(batch_tokens=120)}
     evaluate(**how)
     path = tmp_path / "run" / "predictions.jsonl"
     expected = path.read_bytes()
@@ -299,7 +303,7 @@ def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
     from sailkit.models.local import LocalModel
 
     task = write_task(tmp_path, 60)
-    arguments = {"model": tiny, "task": str(task), "out": tmp_path / "run", "batch_tokens": 120}
+    arguments = {"model": tiny, "task": str(task), "out": tmp_path / "run", "options": ModelOptions(batch_tokens=120)}
     scored: list[int] = []
     real = LocalModel.score
 
@@ -383,10 +387,10 @@ def test_another_run_is_never_overwritten(tiny, tmp_path):
         ({"task": "climate-fewer"}, "did you mean 'climate-fever'"),
         ({"wording": "plane"}, "did you mean 'plain'"),
         ({"protocol": "indirect"}, "did you mean 'direct'"),
-        ({"chat": "on"}, "has no chat template"),
+        ({"options": ModelOptions(chat="on")}, "has no chat template"),
         ({"limit": 0}, "`limit` should be at least 1"),
-        ({"dtype": "int8"}, "`dtype` takes"),
-        ({"device": "abacus"}, "`device` abacus"),
+        ({"options": ModelOptions(dtype="int8")}, "`dtype` takes"),
+        ({"options": ModelOptions(device="abacus")}, "`device` abacus"),
         ({"labels": ["good"]}, "at least two labels"),
         ({"few_shot": Path("nowhere.jsonl")}, "cannot read nowhere.jsonl"),
         ({"calibrate": True, "answer": "generate"}, "`calibrate` needs `answer='logprob'`"),
@@ -426,9 +430,9 @@ def test_labels_beyond_the_usual_ones_are_used_on_request(tiny, task, tmp_path):
     text = task.read_text().replace("labels:\n", "default_labels: [good, bad]\nlabels:\n  odd: {answer: odd}\n")
     task.write_text(text)
     write_items(tmp_path / "items.jsonl", [f"Tom ate {i}." for i in range(12)], ("good", "bad", "odd"))
-    usual = evaluate(model=tiny, task=str(task), out=tmp_path / "usual")
+    usual = evaluate(model=tiny, task=str(task), out=tmp_path / "usual").to_json()
     assert (usual["n"], usual["left_out"], usual["labels"]) == (8, 4, ["good", "bad"])
-    every = evaluate(model=tiny, task=str(task), out=tmp_path / "every", labels=["all"])
+    every = evaluate(model=tiny, task=str(task), out=tmp_path / "every", labels=["all"]).to_json()
     assert (every["n"], every["left_out"], every["labels"]) == (12, 0, ["odd", "good", "bad"])
     assert all(row["scores"].keys() == {"odd", "good", "bad"} for row in rows_of(tmp_path / "every"))
 
@@ -444,7 +448,7 @@ def smollm() -> str:
 def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smollm, tmp_path, protocol):
     out, limit = tmp_path / "run", 12 if protocol == "direct" else 3
     how = {"protocol": protocol, "max_new_tokens": 8, "limit": limit, "options": ModelOptions(dtype="float32")}
-    figures = evaluate(model=smollm, task="sample-claims", out=out, **how)
+    figures = evaluate(model=smollm, task="sample-claims", out=out, **how).to_json()
     rows = rows_of(out)
     assert figures["n"] == len(rows) == limit
     assert all(row["outcome"] == "answered" and row["cut_tokens"] == 0 for row in rows)
@@ -456,7 +460,7 @@ def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smo
 @pytest.mark.long
 def test_figures_against_a_reference_model_stand_beside_the_human_ones(smollm, tiny, tmp_path):
     how = {"task": "sample-claims", "limit": 12, "reference": smollm, "options": ModelOptions(dtype="float32")}
-    figures = evaluate(model=tiny, out=tmp_path / "run", **how)
+    figures = evaluate(model=tiny, out=tmp_path / "run", **how).to_json()
     asked = {row["id"]: row["label"] for row in rows_of(tmp_path / "run" / "reference")}
     both = [(asked[row["id"]], row["gold"], row["label"]) for row in rows_of(tmp_path / "run") if asked[row["id"]]]
     assert figures["against"] == "reference"

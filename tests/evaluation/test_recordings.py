@@ -24,6 +24,10 @@ GENERATED = ["lm-eval-generate.jsonl", "inspect.eval", "inspect.json", "lighteva
 CHOICES = ["lm-eval-choice.jsonl", "lighteval-choice.parquet"]
 
 
+def rescored(*files: Path, **settings: object) -> list[dict]:
+    return [result.to_json() for result in rescore(*files, **settings)]
+
+
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -47,7 +51,7 @@ def score_of(name: str) -> float:
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_answers_of_other_tools_are_read_again(name):
-    (figures,) = rescore(LOGS / name, task="sample-claims")
+    (figures,) = rescored(LOGS / name, task="sample-claims")
     assert (figures["n"], figures["task"]) == (8, "sample-claims")
     assert figures["labels"] == ["SUPPORTS", "REFUTES"]
     read = load_recording(LOGS / name, "sample-claims").predictions
@@ -59,13 +63,13 @@ def test_answers_of_other_tools_are_read_again(name):
 
 @pytest.mark.parametrize("name", ["lm-eval-generate.jsonl", "inspect.eval", "inspect.json"])
 def test_what_the_tool_extracted_is_the_recorded_prediction(name):
-    (figures,) = rescore(LOGS / name, task="sample-claims")
+    (figures,) = rescored(LOGS / name, task="sample-claims")
     assert figures["recorded_accuracy"] == pytest.approx(score_of(name))
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_scored_choices_give_the_accuracy_of_the_tool(name):
-    (figures,) = rescore(LOGS / name, task="sample-claims")
+    (figures,) = rescored(LOGS / name, task="sample-claims")
     assert figures["accuracy"] == pytest.approx(score_of(name))
     assert figures["auroc"] is not None
     assert all(
@@ -80,7 +84,7 @@ def test_items_bear_the_ids_of_the_data_set(name):
 
 
 def test_logs_of_two_tools_are_compared_item_by_item():
-    pair = compare(LOGS / "lm-eval-generate.jsonl", LOGS / "inspect.eval", task="sample-claims")
+    pair = compare(LOGS / "lm-eval-generate.jsonl", LOGS / "inspect.eval", task="sample-claims").to_json()
     assert pair["n"] == 8
 
 

@@ -26,6 +26,10 @@ FIELDS = {
 COMMON = ["published-differs", "sampled-reference", "default-class-parser", "constant-predictor", "mixed-f1-kinds"]
 
 
+def rescored(*files: Path, **settings: object) -> list[dict]:
+    return [result.to_json() for result in rescore(*files, **settings)]
+
+
 def figures_of(truth: list[str], said: list[str], labels: tuple[str, str], prefix: str) -> dict[str, float]:
     """What scikit-learn makes of one labelling against another."""
     settings = {"labels": labels, "zero_division": 0}
@@ -56,7 +60,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def flags(rows: list[dict[str, object]], path: Path, **settings: object) -> list[str]:
-    (found,) = rescore(write(path, rows), task="climate-fever", **settings)
+    (found,) = rescored(write(path, rows), task="climate-fever", **settings)
     return [code for code in found["flags"] if code in COMMON]
 
 
@@ -78,7 +82,7 @@ def test_the_terminal_says_against_which_labels(recordings, capsys):
 @pytest.mark.parametrize("model", ["llama", "sail"])
 def test_recorded_models_against_scikit_learn(recordings, model):
     path = getattr(recordings, model)
-    (found,) = rescore(path, task=recordings.task)
+    (found,) = rescored(path, task=recordings.task)
     human, reference, recorded, said = recordings.columns(path)
     labels = (recordings.yes, recordings.no)
     expected = {
@@ -101,7 +105,7 @@ def test_recorded_models_against_scikit_learn(recordings, model):
 
 
 def test_what_was_published_of_llama_was_its_parser(recordings):
-    (found,) = rescore(recordings.llama, task=recordings.task, published=["accuracy=0.6461, f1=0.3925"])
+    (found,) = rescored(recordings.llama, task=recordings.task, published=["accuracy=0.6461, f1=0.3925"])
     assert (found["recorded_accuracy"], found["recorded_macro_f1"]) == pytest.approx((0.6461, 0.3925), abs=5e-5)
     assert (found["accuracy"], found["macro_f1"]) == pytest.approx((0.7365, 0.7342), abs=5e-5)
     assert (found["human_accuracy"], found["majority_accuracy"]) == pytest.approx((0.6527, 0.7211), abs=5e-5)
@@ -121,7 +125,7 @@ def test_what_was_published_of_llama_was_its_parser(recordings):
 
 
 def test_what_was_published_of_sail_was_another_f1(recordings):
-    (found,) = rescore(recordings.sail, task=recordings.task, published=["accuracy=0.6240,f1=0.6230"])
+    (found,) = rescored(recordings.sail, task=recordings.task, published=["accuracy=0.6240,f1=0.6230"])
     names = ("recorded_accuracy", "recorded_weighted_f1", "recorded_macro_f1")
     assert [found[name] for name in names] == pytest.approx([0.6240, 0.6230, 0.6240], abs=5e-5)
     assert found["published_f1_kind"] == "weighted_f1"
@@ -134,11 +138,11 @@ def test_what_was_published_of_sail_was_another_f1(recordings):
 
 def test_published_values_of_two_kinds_are_not_compared(recordings):
     published = ["accuracy=0.6461,f1=0.3925", "accuracy=0.6240,f1=0.6230"]
-    for found in rescore(recordings.llama, recordings.sail, task=recordings.task, published=published):
+    for found in rescored(recordings.llama, recordings.sail, task=recordings.task, published=published):
         (text,) = found["flag_messages"]["mixed-f1-kinds"]
         assert "climate-fever.llama2-7b-chat macro_f1, climate-fever.sail-7b weighted_f1" in text
     published[1] = "accuracy=0.6240,f1=0.6240"
-    for found in rescore(recordings.llama, recordings.sail, task=recordings.task, published=published):
+    for found in rescored(recordings.llama, recordings.sail, task=recordings.task, published=published):
         assert "mixed-f1-kinds" not in found["flags"]
 
 
@@ -148,17 +152,17 @@ def test_a_value_that_may_be_of_either_kind_is_not_accused(tmp_path):
     def recorded(name: str, yes: int, no: int) -> tuple[Path, str]:
         rows = [row(n, prediction_recorded=("wrong", "correct")[n > 3]) for n in range(yes)]
         rows += [row(100 + n, "REFUTES", "Wrong", prediction_recorded=("correct", "wrong")[n > 9]) for n in range(no)]
-        (found,) = rescore(write(tmp_path / name, rows), task="climate-fever")
+        (found,) = rescored(write(tmp_path / name, rows), task="climate-fever")
         return tmp_path / name, f"f1={found['recorded_macro_f1']:.4f}"
 
     (even, first), (uneven, second) = recorded("even.jsonl", 30, 30), recorded("uneven.jsonl", 50, 20)
-    found = rescore(even, uneven, task="climate-fever", published=[first, second])
+    found = rescored(even, uneven, task="climate-fever", published=[first, second])
     assert [figures["published_f1_kind"] for figures in found] == ["macro_f1/weighted_f1", "macro_f1"]
     assert not any("mixed-f1-kinds" in figures["flags"] for figures in found)
 
 
 def test_published_values_that_the_file_does_not_give(recordings):
-    (found,) = rescore(recordings.llama, task=recordings.task, published=["accuracy=0.70,macro_f1=0.3925"])
+    (found,) = rescored(recordings.llama, task=recordings.task, published=["accuracy=0.70,macro_f1=0.3925"])
     assert found["flag_messages"]["published-differs"] == [
         "published accuracy 0.7000, but the recorded predictions give 0.6461"
     ]
@@ -183,14 +187,14 @@ def test_fields_by_any_name(recordings, tmp_path, suffix, by_yaml):
     if by_yaml:
         (tmp_path / "fields.yaml").write_text("".join(f"{key}: {name}\n" for key, name in FIELDS.items()))
         mapping = [str(tmp_path / "fields.yaml")]
-    (found,) = rescore(path, task=recordings.task, fields=mapping)
-    (expected,) = rescore(recordings.sail, task=recordings.task)
+    (found,) = rescored(path, task=recordings.task, fields=mapping)
+    (expected,) = rescored(recordings.sail, task=recordings.task)
     assert found == {**expected, "name": "mapped"}
 
 
 def test_a_reference_is_read_from_its_raw_answer_where_nothing_else_is_recorded(tmp_path):
     rows = [row(n, reference_output=f"{'Wrong' if n % 2 else 'It is correct'}.") for n in range(10)]
-    (found,) = rescore(write(tmp_path / "r.jsonl", rows), task="climate-fever")
+    (found,) = rescored(write(tmp_path / "r.jsonl", rows), task="climate-fever")
     assert (found["against"], found["accuracy"], found["human_accuracy"]) == ("reference", 0.5, 1.0)
 
 
@@ -207,7 +211,7 @@ def test_a_reference_is_read_from_its_raw_answer_where_nothing_else_is_recorded(
     ],
 )
 def test_a_constant_predictor_shows_in_its_aggregates_alone(published, constant):
-    (found,) = rescore(published=[published])
+    (found,) = rescored(published=[published])
     assert found["flags"] == (["constant-predictor"] if constant else [])
 
 
@@ -254,20 +258,20 @@ def test_a_sampled_reference_by_one_text_with_two_labels(tmp_path, second):
 
 def test_outputs_alone_can_be_read(tmp_path):
     path = write(tmp_path / "r.jsonl", [{"id": n, "output": ("Correct", None, "Hm")[n % 3]} for n in range(9)])
-    (found,) = rescore(path, task="climate-fever")
+    (found,) = rescored(path, task="climate-fever")
     assert (found["n"], found["unreadable"]) == (9, 6)
     assert "accuracy" not in found
 
 
 def test_all_four_labels_are_used_where_the_data_have_them(tmp_path):
     rows = [row(1), row(2, "DISPUTED", "Disputed")]
-    (found,) = rescore(write(tmp_path / "r.jsonl", rows))
+    (found,) = rescored(write(tmp_path / "r.jsonl", rows))
     assert found["labels"] == ["SUPPORTS", "REFUTES", "NOT_ENOUGH_INFO", "DISPUTED"]
     assert found["accuracy"] == 1.0
 
 
 def test_labels_may_be_given_by_their_words(tmp_path):
-    (found,) = rescore(write(tmp_path / "r.jsonl", [row(1, "true"), row(2, "Untrue", "wrong")]), task="climate-fever")
+    (found,) = rescored(write(tmp_path / "r.jsonl", [row(1, "true"), row(2, "Untrue", "wrong")]), task="climate-fever")
     assert (found["accuracy"], found["human_f1_REFUTES"]) == (1.0, 1.0)
 
 
@@ -275,9 +279,9 @@ def test_words_for_labels_bring_no_further_labels_into_use(tmp_path):
     """Answers in words are the same data: macro-F1 is the mean over the two labels that there are."""
     named = [row(n, ("SUPPORTS", "REFUTES")[n % 2], ("Correct", "Wrong")[(n % 2) ^ (n < 5)]) for n in range(40)]
     spelled = [{**r, "label": {"SUPPORTS": "Correct", "REFUTES": " wrong"}[str(r["label"])]} for r in named]
-    (by_name,) = rescore(write(tmp_path / "r.jsonl", named), task="climate-fever")
+    (by_name,) = rescored(write(tmp_path / "r.jsonl", named), task="climate-fever")
     for path in ("r.jsonl", "r.csv"):
-        (by_word,) = rescore(write(tmp_path / path, spelled), task="climate-fever")
+        (by_word,) = rescored(write(tmp_path / path, spelled), task="climate-fever")
         assert by_word == by_name
     assert by_name["labels"] == ["SUPPORTS", "REFUTES"]
     assert by_name["macro_f1"] == pytest.approx(0.875, abs=0.001)
@@ -286,13 +290,13 @@ def test_words_for_labels_bring_no_further_labels_into_use(tmp_path):
 def test_groups_of_a_recording_widen_its_intervals(tmp_path):
     rows = [row(n, output=("Correct", "Wrong")[n % 25 < 5], claim=n // 5) for n in range(150)]
     path = write(tmp_path / "r.jsonl", rows)
-    (single,), (grouped,) = (rescore(path, task="climate-fever", fields=f) for f in ([], ["group=claim"]))
+    (single,), (grouped,) = (rescored(path, task="climate-fever", fields=f) for f in ([], ["group=claim"]))
     assert (grouped["groups"], "groups" in single) == (30, False)
     width, narrow = (f["accuracy_high"] - f["accuracy_low"] for f in (grouped, single))
     assert width > 1.8 * narrow
     for r in rows:
         r["prediction_recorded"] = r["output"]
-    (grouped,) = rescore(write(path, rows), task="climate-fever", fields=["group=claim"])
+    (grouped,) = rescored(write(path, rows), task="climate-fever", fields=["group=claim"])
     assert grouped["recorded_accuracy_high"] - grouped["recorded_accuracy_low"] == pytest.approx(width)
 
 

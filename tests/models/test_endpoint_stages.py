@@ -75,7 +75,7 @@ def run_task(folder: Path, server: MisbehavingServer, items: list[str], out: str
         out=folder / out,
         options=ModelOptions(concurrency=1),
         **options,
-    )
+    ).to_json()
     written = (folder / out / "predictions.jsonl").read_text().splitlines()
     return figures, [json.loads(line) for line in written]
 

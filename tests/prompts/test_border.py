@@ -374,5 +374,5 @@ def test_an_evaluation_that_would_score_within_a_thought_is_refused_before_it_wr
     with pytest.raises(UserError, match="opens a thought"):
         evaluate(**asked)
     assert not (tmp_path / "run").exists()
-    figures = evaluate(**asked, answer="generate", max_new_tokens=8)
+    figures = evaluate(**asked, answer="generate", max_new_tokens=8).to_json()
     assert figures["n"] == 2

@@ -101,11 +101,11 @@ def test_an_evaluation_keeps_its_day_over_midnight(tmp_path, clock):
         "options": ModelOptions(dtype="float32"),
     }
     clock("2025-03-09")
-    figures = evaluate(**asked)
+    figures = evaluate(**asked).to_json()
     assert manifest(tmp_path / "run")["date"] == "2025-03-09"
     clock("2025-03-10")
     (tmp_path / "run" / "predictions.jsonl").unlink()  # as if it had been stopped
-    assert evaluate(**asked) == figures
+    assert evaluate(**asked).to_json() == figures
     assert "Today Date: 09 Mar 2025" in (tmp_path / "run" / "predictions.jsonl").read_text()
     with pytest.raises(UserError, match='date: "2025-03-09" there, "2025-03-10" now'):
         evaluate(**{**asked, "options": ModelOptions(dtype="float32", date="2025-03-10")})

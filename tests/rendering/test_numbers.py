@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.predictions import PredictionSet
-from sailkit.evaluation.summary import summarise, with_flags
+from sailkit.evaluation.summary import summarise
 from sailkit.records import Prediction
 from sailkit.rendering import show
 from sailkit.rendering.numbers import change, decimals, machine
@@ -54,7 +54,7 @@ def rows(hits: list[bool], group: int = 0) -> list[Prediction]:
 
 
 def test_the_first_line_of_an_evaluation_says_what_it_was_computed_in(capsys):
-    figures = with_flags(*summarise(rows([True] * 40, 2), ("a", "b")))
+    figures = summarise(rows([True] * 40, 2), ("a", "b")).to_json()
     about = {"model": "m", "task": "t", "protocol": "direct", "wording": "plain", "answer": "logprob"}
     show.evaluation({**figures, **about, "dtype": "float32", "device": "cpu"})
     assert capsys.readouterr().out.split("\n")[1] == (
@@ -69,7 +69,7 @@ def test_a_comparison_says_its_test_and_what_each_was_computed_in(capsys):
         PredictionSet(name, ("a", "b"), tuple(rows(hits, 2)), {"dtype": dtype, "device": "cpu"})
         for name, hits, dtype in (("x", [True] * 60, "float32"), ("y", [i >= 24 for i in range(60)], "bfloat16"))
     ]
-    show.comparison(compare_sets(sets))
+    show.comparison(compare_sets(sets).to_json())
     printed = capsys.readouterr().out
     assert printed.split("\n")[1] == "x in float32 on cpu, y in bfloat16 on cpu"
     assert "on 60 items in 30 groups, human labels" in printed

@@ -7,18 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sailkit.errors import UserError
+from sailkit.evaluation.figures import Flag, Truth
 from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet
 from sailkit.evaluation.recordings import load
-from sailkit.evaluation.summary import Flag, against, baselines, counted, few_items, with_flags
+from sailkit.evaluation.results import Comparison, PairComparison
+from sailkit.evaluation.summary import against as figures_against
+from sailkit.evaluation.summary import baselines, counted, few_items
 from sailkit.records import Prediction
 from sailkit.rendering.numbers import machine
 from sailkit.stats import metrics
-from sailkit.stats.intervals import LEAST_UNITS, Floats, Units, resample
+from sailkit.stats.intervals import LEAST_UNITS, Estimate, Floats, Units, resample
 
 ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
@@ -38,7 +41,7 @@ _IMPLIED = {
 
 
 @dataclass(frozen=True)
-class Paired:
+class JoinedItems:
     """Items that two sets share.
 
     Attributes:
@@ -54,11 +57,11 @@ class Paired:
 
 def compare(
     *sets: Path,
-    against: Literal["human", "reference"] = "human",
+    against: Truth = "human",
     task: str | None = None,
     fields: list[str] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare two or more sets of predictions, item by item.
 
     Args:
@@ -70,7 +73,7 @@ def compare(
         seed: Seed of the bootstrap.
 
     Returns:
-        The verdict and what it rests on, for the first pair at the top level, for all pairs in `comparisons`.
+        For each two sets the verdict and what it rests on.
 
     Raises:
         UserError: Items, labels or reading rules differ, or there is nothing to compare.
@@ -80,22 +83,22 @@ def compare(
     return compare_sets([load(path, task, fields) for path in sets], against, seed)
 
 
-def compare_sets(sets: Sequence[PredictionSet], against: str = "human", seed: int = 0) -> dict[str, Any]:
+def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: int = 0) -> Comparison:
     """Compare sets of predictions that are read already; see `compare`."""
-    loaded = _distinct_names(sets)
-    chosen = list(combinations(loaded, 2))
-    for a, b in chosen:
+    sets = _distinct_names(sets)
+    both = list(combinations(sets, 2))
+    for a, b in both:
         _check_comparable(a, b)
-    pairs = [_compare_pair(a, b, against, seed, ALPHA / len(chosen)) for a, b in chosen]
-    adjusted = metrics.holm([pair["p_value"] for pair in pairs])
-    for pair, p in zip(pairs, adjusted, strict=True):
-        pair["p_value_holm"] = p
-        pair.update(_verdict(pair))
-    flags = _flags(loaded, pairs, against)
-    first = pairs[0] if len(pairs) == 1 else {}
-    about = {"names": [s.name for s in loaded], "against": against, "comparisons": pairs}
-    machines = {s.name: machine(s.provenance) for s in loaded}
-    return with_flags({**first, **about, "machines": machines}, flags)
+    pairs = [_compare_pair(a, b, against, seed, ALPHA / len(both)) for a, b in both]
+    adjusted = metrics.holm([pair.p_value for pair in pairs])
+    pairs = [_with_verdict(replace(pair, p_value_holm=p)) for pair, p in zip(pairs, adjusted, strict=True)]
+    return Comparison(
+        names=tuple(s.name for s in sets),
+        against=against,
+        pairs=tuple(pairs),
+        machines={s.name: machine(s.provenance) for s in sets},
+        flags=tuple(_flags(sets, pairs, against)),
+    )
 
 
 def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
@@ -127,47 +130,53 @@ def _check_comparable(a: PredictionSet, b: PredictionSet) -> None:
             raise UserError(f"{a.name} and {b.name} differ in the {what} of {len(differ)} items, such as {differ[0]!r}")
 
 
-def _compare_pair(a: PredictionSet, b: PredictionSet, truth: str, seed: int, level: float) -> dict[str, Any]:
-    pair = _pair(a, b, truth)
-    labels, rows = a.labels, pair.rows
+def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, level: float) -> PairComparison:
+    """Everything about two sets but the verdict, which waits for the p-values of the other pairs."""
+    joined = _join(a, b, truth)
+    labels, rows = a.labels, joined.rows
     right = [(x == t, y == t) for t, x, y in rows]
     only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
-    said_a, said_b = [(t, x) for t, x, _ in rows], [(t, y) for t, _, y in rows]
-    tested = _tested(right, pair.groups, level)
-    figures: dict[str, Any] = {
-        "a": a.name,
-        "b": b.name,
-        "n": len(rows),
-        "both_right": sum(x and y for x, y in right),
-        "both_wrong": sum(not (x or y) for x, y in right),
-        "only_a": only_a,
-        "only_b": only_b,
-        **tested,
-        **_differences(rows, labels, seed, pair.groups),
-        **against(said_a, labels, "a_", seed, pair.groups),
-        **against(said_b, labels, "b_", seed, pair.groups),
-        **baselines(said_a, labels, ""),
-        "factors": {
-            name: [a.provenance[name], b.provenance[name]]
-            for name in (*FACTORS, *RARE_FACTORS)
-            if name in a.provenance and name in b.provenance and a.provenance[name] != b.provenance[name]
-        },
-        "unknown_provenance": {s.name: s.missing for s in (a, b) if s.missing},
+    answers_a, answers_b = [(t, x) for t, x, _ in rows], [(t, y) for t, _, y in rows]
+    test, p_value, least = _tested(right, joined.groups, level)
+    factors = {
+        name: [a.provenance[name], b.provenance[name]]
+        for name in (*FACTORS, *RARE_FACTORS)
+        if name in a.provenance and name in b.provenance and a.provenance[name] != b.provenance[name]
     }
-    figures["isolates"] = _isolates(figures["factors"], a.provenance.get("search"))
-    theirs = {p.id: p.reference for p in b.predictions}
-    both = [(p.reference, theirs[p.id]) for p in a.predictions if p.reference and theirs[p.id]]
-    figures["reference_disagreements"] = sum(x != y for x, y in both)
-    figures["left_out"] = pair.left_out
-    return figures
+    references = {p.id: p.reference for p in b.predictions}
+    return PairComparison(
+        a=a.name,
+        b=b.name,
+        n=len(rows),
+        groups=None if joined.groups is None else len({*joined.groups}),
+        left_out=joined.left_out,
+        both_right=sum(x and y for x, y in right),
+        both_wrong=sum(not (x or y) for x, y in right),
+        only_a=only_a,
+        only_b=only_b,
+        differences=_differences(rows, labels, seed, joined.groups),
+        a_figures=figures_against(answers_a, labels, seed, joined.groups),
+        b_figures=figures_against(answers_b, labels, seed, joined.groups),
+        baselines=baselines(answers_a, labels),
+        test=test,
+        p_value=p_value,
+        p_value_holm=p_value,
+        minimum_detectable_difference=least,
+        factors=factors,
+        unknown_provenance={s.name: s.missing for s in (a, b) if s.missing},
+        isolates=_isolates(factors, a.provenance.get("search")),
+        reference_disagreements=sum(
+            bool(p.reference and references[p.id] and p.reference != references[p.id]) for p in a.predictions
+        ),
+    )
 
 
-def _pair(a: PredictionSet, b: PredictionSet, truth: str) -> Paired:
+def _join(a: PredictionSet, b: PredictionSet, truth: Truth) -> JoinedItems:
     """Join by id; against references, only items on which both recordings have the same one."""
-    theirs = {p.id: p for p in b.predictions}
+    of_b = {p.id: p for p in b.predictions}
     rows, groups = [], []
     for p in a.predictions:
-        q = theirs[p.id]
+        q = of_b[p.id]
         label = (p.gold or q.gold) if truth == "human" else _shared_reference(p, q)
         if label is not None:
             rows.append((label, p.predicted, q.predicted))
@@ -175,7 +184,7 @@ def _pair(a: PredictionSet, b: PredictionSet, truth: str) -> Paired:
     if not rows:
         raise UserError(f"{a.name} and {b.name} share no {truth} labels; see `against`")
     grouped = any(p.group for s in (a, b) for p in s.predictions)
-    return Paired(rows, len(a.predictions) - len(rows), groups if grouped else None)
+    return JoinedItems(rows, len(a.predictions) - len(rows), groups if grouped else None)
 
 
 def _shared_reference(p: Prediction, q: Prediction) -> str | None:
@@ -184,19 +193,22 @@ def _shared_reference(p: Prediction, q: Prediction) -> str | None:
     return p.reference if p.reference == q.reference else None
 
 
-def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, level: float) -> dict[str, Any]:
-    """Whether one of two is right more often: exactly, by items, or by groups of them where there are any."""
+def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, level: float) -> tuple[str, float, float]:
+    """Whether one of two is right more often, by an exact test of items, or of groups of them where there are any.
+
+    Returns:
+        The test's name, its p-value, and the difference in accuracy that it would detect 4 times in 5.
+    """
     only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
     discordant, n = only_a + only_b, len(right)
     if groups is None:
         least = metrics.minimum_detectable_difference(discordant, n, level=level)
-        test = {"test": MCNEMAR, "p_value": metrics.mcnemar(only_a, only_b)}
-        return {**test, "minimum_detectable_difference": least}
+        return MCNEMAR, metrics.mcnemar(only_a, only_b), least
     sizes, differences = Counter(groups), dict.fromkeys(groups, 0)
     for group, (x, y) in zip(groups, right, strict=True):
         differences[group] += x - y
-    # How many times an item's variance the mean has, because items of one group go together; all of them where none
-    # differs.
+    # The design effect (Kish 1965): how many times larger the variance of the mean is than with independent items.
+    # Where no item is discordant it cannot be measured, and the items of a group count as one.
     effect = (
         sum(d * d for d in differences.values()) / discordant
         if discordant
@@ -204,23 +216,18 @@ def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, le
     )
     effect = max(1.0, effect)
     least = metrics.minimum_detectable_difference(discordant / effect, n / effect, level=level)
-    test = {"test": SIGN_FLIP, "p_value": metrics.sign_flip([*differences.values()]), "groups": len(sizes)}
-    return {**test, "minimum_detectable_difference": least}
+    return SIGN_FLIP, metrics.sign_flip([*differences.values()]), least
 
 
 def _differences(
     rows: Sequence[tuple[str, str, str]], labels: Sequence[str], seed: int, groups: Sequence[str] | None
-) -> dict[str, float]:
+) -> dict[str, Estimate]:
     """Differences a - b with paired intervals: items, or groups of them, are drawn with both their outcomes."""
     columns = (*labels, *metrics.NOT_ANSWERED)
-    at = {name: i for i, name in enumerate(columns)}
-    cells = np.array([[at[x] for x in row] for row in rows], dtype=np.int64)
-    drawn = resample(Units.of_cells(cells, (len(labels), len(columns), len(columns)), groups), seed)
-    found: dict[str, float] = {}
-    for name, statistic in _MEASURES.items():
-        key, estimate = f"{name}_difference", drawn.estimate(_difference_of(statistic))
-        found |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
-    return found
+    index = {name: i for i, name in enumerate(columns)}
+    cells = np.array([[index[x] for x in row] for row in rows], dtype=np.int64)
+    resampled = resample(Units.of_cells(cells, (len(labels), len(columns), len(columns)), groups), seed)
+    return {name: resampled.estimate(_difference_of(statistic)) for name, statistic in _MEASURES.items()}
 
 
 def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable[[Floats], Floats]:
@@ -228,81 +235,72 @@ def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable
     return lambda tables: np.asarray(statistic(tables.sum(-1)) - statistic(tables.sum(-2)))
 
 
-def _own_factors(factors: Mapping[str, Any]) -> list[str]:
+def _independent_factors(factors: Mapping[str, Any]) -> list[str]:
     """Factors that do not merely go with another one."""
     return [name for name in factors if not _IMPLIED.get(name, set()) & factors.keys()]
 
 
 def _isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:
-    """What a difference is the measure of, where the two sets were made to tell one thing apart; else empty."""
-    own = _own_factors(factors)
-    if own == ["search"]:
+    """What a difference measures, where the two sets differ in one thing alone; else empty."""
+    independent = _independent_factors(factors)
+    if independent == ["search"]:
         values = set(factors["search"])
         if values == {"evidence", "random"}:
             return "the difference is what the search results give, apart from their mere presence"
         if values == {"random", "none"}:
             return "the difference is what the mere presence of search results does"
-    if own == ["model"] and search == "random":
+    if independent == ["model"] and search == "random":
         return "the difference is what training taught by itself: the search results shown help neither"
     return ""
 
 
-def _verdict(pair: dict[str, Any]) -> dict[str, str]:
+def _with_verdict(pair: PairComparison) -> PairComparison:
     """Better, worse or cannot tell: of a against b, in accuracy, after Holm's adjustment."""
-    a, b, difference = pair["a"], pair["b"], pair["accuracy_difference"]
-    remarks = [f"they differ in {', '.join(pair['factors'])}"] if pair["factors"] else []
-    remarks += [pair["isolates"]] if pair["isolates"] else []
-    few = pair.get("groups", pair["n"]) < LEAST_UNITS
-    if few or pair["p_value_holm"] >= ALPHA or difference == 0:
-        least = pair["minimum_detectable_difference"]
-        size = counted(pair["n"], pair.get("groups"))
+    a, b, difference = pair.a, pair.b, pair.differences["accuracy"].value
+    remarks = [f"they differ in {', '.join(pair.factors)}"] if pair.factors else []
+    remarks += [pair.isolates] if pair.isolates else []
+    few = (pair.n if pair.groups is None else pair.groups) < LEAST_UNITS
+    if few or pair.p_value_holm >= ALPHA or difference == 0:
+        least = pair.minimum_detectable_difference
+        size = counted(pair.n, pair.groups)
         why = f"{size} are too few" if few else f"a difference of {least:.3f} would have been found 4 times in 5"
-        remarks = [why, *remarks]
-        return {
-            "verdict": "cannot tell",
-            "verdict_text": f"cannot tell whether {a} or {b} is better",
-            "remark": "; ".join(remarks),
-        }
-    word, other = ("better", "worse") if difference > 0 else ("worse", "better")
-    text = f"{a} is {word} than {b}"
+        text = f"cannot tell whether {a} or {b} is better"
+        return replace(pair, verdict="cannot tell", verdict_text=text, remark="; ".join([why, *remarks]))
+    better = difference > 0
+    text = f"{a} is {'better' if better else 'worse'} than {b}"
     if _measures_disagree(pair):
-        text += f" in accuracy, {other} in macro-F1"
-    return {"verdict": word, "verdict_text": text, "remark": "; ".join(remarks)}
+        text += f" in accuracy, {'worse' if better else 'better'} in macro-F1"
+    return replace(pair, verdict="better" if better else "worse", verdict_text=text, remark="; ".join(remarks))
 
 
-def _measures_disagree(pair: Mapping[str, Any]) -> bool:
-    """Whether accuracy and macro-F1 each say for certain what the other denies, as beside a constant answer."""
-    sides = []
-    for name in _MEASURES:
-        low, high = pair[f"{name}_difference_low"], pair[f"{name}_difference_high"]
-        sides.append(int(low > 0) - int(high < 0))
-    return sides[0] * sides[1] < 0
+def _measures_disagree(pair: PairComparison) -> bool:
+    """Whether the intervals of accuracy and macro-F1 exclude 0 on opposite sides, as beside a constant answer."""
+    return pair.differences["accuracy"].sign * pair.differences["macro_f1"].sign < 0
 
 
-def _flags(sets: Sequence[PredictionSet], pairs: Sequence[dict[str, Any]], truth: str) -> list[Flag]:
+def _flags(sets: Sequence[PredictionSet], pairs: Sequence[PairComparison], truth: Truth) -> list[Flag]:
     flags = []
     seen = set()
     for pair in pairs:
-        for side in ("a", "b"):
-            name, value, base = pair[side], pair[f"{side}_accuracy"], pair["majority_accuracy"]
-            if value < base and name not in seen:
-                text = f"{name} ({value:.4f}) is below always answering {pair['majority_label']} ({base:.4f})"
-                flags.append(Flag("below-majority", text))
+        who = f"{pair.a} and {pair.b}"
+        for name, figures in ((pair.a, pair.a_figures), (pair.b, pair.b_figures)):
+            value, base = figures.figures["accuracy"].value, pair.baselines
+            if value < base.majority_accuracy and name not in seen:
+                always = f"always answering {base.majority_label} ({base.majority_accuracy:.4f})"
+                flags.append(Flag("below-majority", f"{name} ({value:.4f}) is below {always}"))
             seen.add(name)
-        if count := pair["reference_disagreements"]:
+        if count := pair.reference_disagreements:
             what = "those are left out" if truth == "reference" else "human labels are used"
-            who = f"the references of {pair['a']} and {pair['b']}"
-            text = f"{who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
+            text = f"the references of {who} disagree on {count} of {len(sets[0].predictions)} items; {what}"
             flags.append(Flag("references-disagree", text))
         if _measures_disagree(pair):
-            gaps = f"accuracy {pair['accuracy_difference']:+.4f}, macro-F1 {pair['macro_f1_difference']:+.4f}"
+            accuracy, macro_f1 = (pair.differences[name].value for name in ("accuracy", "macro_f1"))
+            gaps = f"accuracy {accuracy:+.4f}, macro-F1 {macro_f1:+.4f}"
             why = "so it is where one answers the more frequent label to most"
-            flags.append(Flag("measures-disagree", f"{pair['a']} minus {pair['b']}: {gaps}; {why}"))
-        flags += few_items(pair["n"], pair.get("groups"), f" of {pair['a']} and {pair['b']}" if len(pairs) > 1 else "")
-        own = _own_factors(pair["factors"])
-        if len(own) > 1:
-            who = f"{pair['a']} and {pair['b']}"
-            text = f"{who} differ in {', '.join(pair['factors'])}: the verdict is about all of these together"
+            flags.append(Flag("measures-disagree", f"{pair.a} minus {pair.b}: {gaps}; {why}"))
+        flags += few_items(pair.n, pair.groups, f" of {who}" if len(pairs) > 1 else "")
+        if len(_independent_factors(pair.factors)) > 1:
+            text = f"{who} differ in {', '.join(pair.factors)}: the verdict is about all of these together"
             flags.append(Flag("several-factors", text))
     for s in sets:
         if s.missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -15,10 +15,12 @@ from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, places_evidence, prompt_for
 from sailkit.evaluation.evidence import Form, Search, form_for, shown
 from sailkit.evaluation.few_shot import worked_examples
+from sailkit.evaluation.figures import Flag
 from sailkit.evaluation.noise import MEASURED, measured_noise
 from sailkit.evaluation.predictions import NOISE, PREDICTIONS
 from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
-from sailkit.evaluation.summary import Flag, summarise, with_flags
+from sailkit.evaluation.results import SETTINGS, Evaluation
+from sailkit.evaluation.summary import summarise
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
@@ -29,7 +31,6 @@ from sailkit.prompts.sail import wording as styles
 from sailkit.records import Example
 from sailkit.tasks.task import Half, Question, in_half, load_task
 
-METRICS = "metrics.json"
 CALIBRATION = "calibration.json"  # log-probability of each label when nothing is asked about
 
 
@@ -60,7 +61,7 @@ def evaluate(
     price: str | None = None,
     reference_api_key_env: str | None = None,
     csv_out: Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a model on a task.
 
     Writes predictions.jsonl, metrics.json and manifest.json to a run folder. A run that was stopped goes on
@@ -99,7 +100,7 @@ def evaluate(
         csv_out: Also write the predictions as CSV to this file.
 
     Returns:
-        The figures, as in metrics.json.
+        The figures with their intervals, the flags and the predictions.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -245,15 +246,18 @@ def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
     return new_tokens[0] if len(set(new_tokens)) == 1 else list(new_tokens)
 
 
-def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> dict[str, Any]:
-    found = predictions.load_run(run.folder)
-    scored = found.provenance.get("answer") == "logprob"
-    dtype = found.provenance.get("dtype")
-    figures, flags = summarise(found.predictions, found.labels, dtype, seed, scored=scored, noise=found.noise)
-    asked = ("model", "task", "protocol", "wording", "answer", "search", "calibrate", "dtype", "device", "left_out")
-    figures = with_flags({k: run.manifest["settings"].get(k) for k in asked} | figures, [*flags, *more])
-    jsonl.write_json(run.path(METRICS), figures)
-    return figures
+def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> Evaluation:
+    """The figures of a run whose predictions are complete, also written to its folder."""
+    answered = predictions.load_run(run.folder)
+    summary = summarise(
+        answered.predictions, answered.labels, answered.provenance.get("dtype"), seed,
+        scored=answered.provenance.get("answer") == "logprob", noise=answered.noise,
+    )  # fmt: skip
+    settings = {name: run.manifest["settings"].get(name) for name in SETTINGS}
+    fields = vars(summary) | {"flags": (*summary.flags, *more)}
+    evaluation = Evaluation(folder=run.folder, **settings, **fields)
+    jsonl.write_json(run.path(runs.METRICS), evaluation.to_json())
+    return evaluation
 
 
 def _split(labels: Sequence[str] | None) -> list[str] | None:

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.evaluation.figures import Flag
 from sailkit.evaluation.predictions import PREDICTIONS, REFERENCE_FOLDER
-from sailkit.evaluation.summary import Flag
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.models.base import Model, ModelOptions, Reply

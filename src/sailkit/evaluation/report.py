@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit.evaluation.compare import compare_sets
+from sailkit.evaluation.figures import Truth
 from sailkit.evaluation.items import collect_items
 from sailkit.evaluation.views import View, read_view, worth_of
 from sailkit.rendering.model import (
@@ -56,7 +57,7 @@ _OPTIONAL = ("served_model", "recording_sha256", "left_out", "reference")  # not
 
 def report_on(
     paths: Sequence[Path],
-    against: str = "human",
+    against: Truth = "human",
     task: str | None = None,
     fields: list[str] | None = None,
     title: str | None = None,
@@ -78,7 +79,7 @@ def report_on(
     views = [read_view(path, against, task, fields, seed) for path in paths]
     compared: dict[str, Any] = {"comparisons": [], "flag_messages": {}}
     if len(views) > 1:
-        compared = compare_sets([view.data for view in views], against, seed)
+        compared = compare_sets([view.data for view in views], against, seed).to_json()
         views = [replace(view, name=name) for view, name in zip(views, compared["names"], strict=True)]
     names, labels = [view.name for view in views], views[0].data.labels
     pairs: list[dict[str, Any]] = compared["comparisons"]

@@ -1,20 +1,22 @@
-"""Recorded outputs read again: what was published beside what was really said. No model, no torch."""
+"""Recorded outputs read again: what was published beside what the raw answers say. No model, no torch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sailkit.errors import UserError, nearest
+from sailkit.evaluation.figures import Flag, LabelFigures
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.recordings import load_recording
-from sailkit.evaluation.summary import Flag, against, constant_flags, summarise, units_of, with_flags
+from sailkit.evaluation.results import Rescored
+from sailkit.evaluation.summary import against, constant_flags, summarise, units_of
 from sailkit.records import Prediction
 
 DEFAULT_CLASS_SHARE = 0.9
-DEFAULT_CLASS_LEAST = 6  # fewer may fall to one of two classes by chance
+DEFAULT_CLASS_LEAST = 6  # with fewer, all of them may be of one class by chance
 _TOLERANCE = 6e-4  # published figures have three or four digits
 _F1_KINDS = ("macro_f1", "weighted_f1")
 
@@ -25,8 +27,8 @@ def rescore(
     fields: list[str] | None = None,
     published: list[str] | None = None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Read recorded outputs again and report what was recorded beside what was said.
+) -> list[Rescored]:
+    """Read recorded outputs again and report what was recorded beside what the raw answers say.
 
     Args:
         files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
@@ -38,7 +40,7 @@ def rescore(
         seed: Seed of the bootstrap.
 
     Returns:
-        For each file its figures and flags, flat.
+        For each file its figures and flags; without files, for each published claim its flags.
 
     Raises:
         UserError: A file cannot be read, or figures and files do not match.
@@ -46,26 +48,19 @@ def rescore(
     claims = [_published(text) for text in published or []]
     if not files and not claims:
         raise UserError("name a file of recorded outputs, or give `published` as accuracy=...,f1=...")
-    found: list[tuple[dict[str, Any], list[Flag]]]
     if not files:
-        found = [({}, _aggregate_flags(claim)) for claim in claims]
+        results = [Rescored(flags=tuple(_aggregate_flags(claim))) for claim in claims]
     else:
         if claims and len(claims) != len(files):
             raise UserError(f"{len(claims)} `published` for {len(files)} files; give one for each, in order")
         sets = [load_recording(path, task, fields) for path in files]
-        found = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
-    kinds = [_f1_kinds(figures, claim) for (figures, _), claim in zip(found, claims, strict=False)]
-    named = [kind for kind in kinds if len(kind) == 1]
-    if len({*map(tuple, named)}) > 1:
-        what = ", ".join(
-            f"{figures.get('name', '?')} {'/'.join(kind)}" for (figures, _), kind in zip(found, kinds, strict=True)
-        )
-        flag = Flag(
-            "mixed-f1-kinds",
-            f"the published F1 values are of different kinds ({what}); they cannot be compared",
-        )
-        found = [(figures, [*flags, flag]) for figures, flags in found]
-    return [with_flags(figures, flags) for figures, flags in found]
+        results = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
+    kinds = [_f1_kinds(result, claim) for result, claim in zip(results, claims, strict=False)]
+    if len({kind[0] for kind in kinds if len(kind) == 1}) > 1:
+        names = ", ".join(f"{r.name or '?'} {'/'.join(kind)}" for r, kind in zip(results, kinds, strict=True))
+        text = f"the published F1 values are of different kinds ({names}); they cannot be compared"
+        results = [replace(r, flags=(*r.flags, Flag("mixed-f1-kinds", text))) for r in results]
+    return results
 
 
 def _published(text: str) -> dict[str, float]:
@@ -85,43 +80,70 @@ def _published(text: str) -> dict[str, float]:
     return claim
 
 
-def rescore_set(
-    recorded: PredictionSet, claim: Mapping[str, float], seed: int = 0
-) -> tuple[dict[str, Any], list[Flag]]:
+def rescore_set(recording: PredictionSet, claim: Mapping[str, float], seed: int = 0) -> Rescored:
     """Figures and flags of one recording that is read already; see `rescore`.
 
     Args:
-        recorded: The recording.
+        recording: The recording.
         claim: Published figures by name, or nothing.
         seed: Seed of the bootstrap.
     """
-    rows, labels = recorded.predictions, recorded.labels
-    figures, flags = summarise(rows, labels, seed=seed)
-    figures = {"name": recorded.name, "task": recorded.provenance["task"], **figures}
+    rows, labels = recording.predictions, recording.labels
+    summary = summarise(rows, labels, seed=seed)
+    flags = [*summary.flags]
+    recorded: LabelFigures | None = None
+    disagrees: int | None = None
     if any(p.recorded is not None for p in rows):
-        said = [p.recorded or "unreadable" for p in rows]
-        truth = [p.reference if figures.get("against") == "reference" else p.gold for p in rows]
-        if pairs := [(t, s) for t, s in zip(truth, said, strict=True) if t is not None]:
-            units = units_of([p for p, t in zip(rows, truth, strict=True) if t is not None])
-            figures |= against(pairs, labels, "recorded_", seed, units)
-        figures["recorded_disagrees"] = sum(p.recorded != p.label for p in rows)
-        flags = constant_flags(said, labels, "the recorded predictions") + _parser_flags(rows) + flags
-    flags += _sampled_flags(recorded)
+        truth = [p.reference if summary.against == "reference" else p.gold for p in rows]
+        recorded = recorded_figures(rows, truth, labels, seed)
+        disagrees = sum(p.recorded != p.label for p in rows)
+        decided = [p.recorded or "unreadable" for p in rows]
+        constant = constant_flags(decided, labels, "the recorded predictions")
+        flags = constant + _parser_flags(rows) + flags
+    result = Rescored(
+        name=recording.name,
+        task=recording.provenance["task"],
+        summary=summary,
+        recorded=recorded,
+        recorded_disagrees=disagrees,
+    )
+    kinds = _f1_kinds(result, claim)
+    flags += _sampled_flags(recording) + _claim_flags(recorded, claim, kinds) + _aggregate_flags(claim)
+    return replace(result, published_f1_kinds=tuple(kinds) if "f1" in claim else None, flags=tuple(flags))
+
+
+def recorded_figures(
+    rows: Sequence[Prediction], truth: Sequence[str | None], labels: Sequence[str], seed: int
+) -> LabelFigures | None:
+    """Figures of the recorded predictions; None where no item has a true label.
+
+    Args:
+        rows: The items.
+        truth: The true label of each, or None.
+        labels: The task's labels.
+        seed: Seed of the bootstrap.
+    """
+    judged = [(p, label) for p, label in zip(rows, truth, strict=True) if label is not None]
+    pairs = [(label, p.recorded or "unreadable") for p, label in judged]
+    return against(pairs, labels, seed, units_of([p for p, _ in judged])) if pairs else None
+
+
+def _claim_flags(recorded: LabelFigures | None, claim: Mapping[str, float], kinds: Sequence[str]) -> list[Flag]:
+    """Published figures that the recorded predictions contradict, or that nothing can be held against."""
+    if not claim:
+        return []
+    if recorded is None:
+        text = "the file has no recorded predictions to hold the published figures against"
+        return [Flag("published-unchecked", text)]
+    flags = []
     for kind, value in claim.items():
-        if kind in ("accuracy", *_F1_KINDS) and abs(figures.get(f"recorded_{kind}", value) - value) > _TOLERANCE:
-            text = f"published {kind} {value:.4f}, but the recorded predictions give {figures[f'recorded_{kind}']:.4f}"
+        if kind != "f1" and abs((computed := recorded.figures[kind].value) - value) > _TOLERANCE:
+            text = f"published {kind} {value:.4f}, but the recorded predictions give {computed:.4f}"
             flags.append(Flag("published-differs", text))
-    kinds = _f1_kinds(figures, claim)
-    if "f1" in claim:
-        figures["published_f1_kind"] = "/".join(kinds) or None
-        if not kinds and "recorded_macro_f1" in figures:
-            text = f"published F1 {claim['f1']:.4f} is neither the macro, nor the weighted, nor a class's F1"
-            flags.append(Flag("published-differs", f"{text} of the recorded predictions"))
-    if claim and "recorded_accuracy" not in figures:
-        flags.append(
-            Flag("published-unchecked", "the file has no recorded predictions to hold the published figures against")
-        )
-    return figures, flags + _aggregate_flags(claim)
+    if "f1" in claim and not kinds:
+        text = f"published F1 {claim['f1']:.4f} is neither the macro, nor the weighted, nor a class's F1"
+        flags.append(Flag("published-differs", f"{text} of the recorded predictions"))
+    return flags
 
 
 def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
@@ -141,27 +163,27 @@ def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
     return [Flag("default-class-parser", text)]
 
 
-def _sampled_flags(recorded: PredictionSet) -> list[Flag]:
+def _sampled_flags(recording: PredictionSet) -> list[Flag]:
     """Signs that reference labels were sampled: a stated temperature, or one text with two labels."""
-    if all(p.reference is None for p in recorded.predictions):
+    if all(p.reference is None for p in recording.predictions):
         return []
     flags = []
-    hot = {
+    temperatures = {
         float(value)
-        for row in recorded.extra
+        for row in recording.extra
         for name, value in row.items()
         if "temperature" in name and ("reference" in name or name == "temperature") and _is_positive(value)
     }
-    if hot:
-        how = ", ".join(map(str, sorted(hot)))
+    if temperatures:
+        how = ", ".join(map(str, sorted(temperatures)))
         text = f"the recording states temperature {how}: a reference sampled so would give other labels if asked again"
         flags.append(Flag("sampled-reference", text))
     by_text: dict[str, set[str]] = {}
-    for p in recorded.predictions:
+    for p in recording.predictions:
         if p.text and p.reference is not None:
             by_text.setdefault(p.text, set()).add(p.reference)
     split = sum(len(labels) > 1 for labels in by_text.values())
-    if split and not hot:
+    if split and not temperatures:
         flags.append(
             Flag(
                 "sampled-reference",
@@ -178,12 +200,13 @@ def _is_positive(value: object) -> bool:
         return False
 
 
-def _f1_kinds(figures: Mapping[str, Any], claim: Mapping[str, float]) -> list[str]:
+def _f1_kinds(result: Rescored, claim: Mapping[str, float]) -> list[str]:
     """Which F1 of the recorded predictions a published, unnamed F1 is."""
     if "f1" not in claim:
         return [kind for kind in _F1_KINDS if kind in claim]
-    kinds = (*_F1_KINDS, *(f"f1_{label}" for label in figures.get("labels", [])))
-    return [k for k in kinds if abs(figures.get(f"recorded_{k}", 9.0) - claim["f1"]) <= _TOLERANCE]
+    figures = result.recorded.figures if result.recorded else {}
+    kinds = [name for name in figures if name in _F1_KINDS or name.startswith("f1_")]
+    return [kind for kind in kinds if abs(figures[kind].value - claim["f1"]) <= _TOLERANCE]
 
 
 def _aggregate_flags(claim: Mapping[str, float]) -> list[Flag]:

@@ -12,10 +12,9 @@ import numpy as np
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation import predictions, summary
-from sailkit.evaluation.evaluate import METRICS
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.recordings import load
-from sailkit.evaluation.rescore import rescore_set
+from sailkit.evaluation.rescore import recorded_figures, rescore_set
 from sailkit.files import jsonl
 from sailkit.rendering.numbers import span
 from sailkit.stats import metrics
@@ -82,7 +81,7 @@ def read_view(path: Path, against: str, task: str | None, fields: list[str] | No
         figures = _measured(path, data, seed)
     else:
         facts["recording_sha256"] = jsonl.file_fingerprint([path])
-        figures = summary.with_flags(*rescore_set(data, {}, seed))
+        figures = rescore_set(data, {}, seed).to_json()
     truth = {"human": [p.gold for p in rows], "reference": [p.reference for p in rows]}
     if not any(truth[against]):
         other = "reference" if against == "human" else "human"
@@ -90,9 +89,8 @@ def read_view(path: Path, against: str, task: str | None, fields: list[str] | No
         raise UserError(f"{path} has no {against} labels{mend}")
     judged = [(label, p) for label, p in zip(truth[against], rows, strict=True) if label is not None]
     if any(p.recorded is not None for p in rows):
-        units = summary.units_of([p for _, p in judged])
-        recorded = [(label, p.recorded or "unreadable") for label, p in judged]
-        figures |= summary.against(recorded, labels, "recorded_", seed, units)
+        recorded = recorded_figures(rows, truth[against], labels, seed)
+        figures |= recorded.flat("recorded_") if recorded else {}
     counts = metrics.confusion([label for label, _ in judged], [p.predicted for _, p in judged], labels)
     prefix = "human_" if against == "human" else ""
     return View(data.name, data, figures, read_estimates(figures), prefix, truth[against], counts, facts)
@@ -100,11 +98,11 @@ def read_view(path: Path, against: str, task: str | None, fields: list[str] | No
 
 def _measured(folder: Path, data: PredictionSet, seed: int) -> dict[str, Any]:
     """The figures that the evaluation wrote, if they are those of its predictions."""
-    path, rows = folder / METRICS, data.predictions
+    path, rows = folder / runs.METRICS, data.predictions
     if not path.exists():
         scored = data.provenance.get("answer") == "logprob"
         dtype = data.provenance.get("dtype")
-        return summary.with_flags(*summary.summarise(rows, data.labels, dtype, seed, scored=scored, noise=data.noise))
+        return summary.summarise(rows, data.labels, dtype, seed, scored=scored, noise=data.noise).to_json()
     figures = jsonl.read_json(path)
     has_reference = any(p.reference is not None for p in rows)
     judged = [(t, p.predicted) for p in rows if (t := p.reference if has_reference else p.gold) is not None]

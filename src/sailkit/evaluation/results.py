@@ -1,0 +1,259 @@
+"""What the verbs of evaluation return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from sailkit import runs
+from sailkit.errors import UserError, missing_extra
+from sailkit.evaluation.figures import Baselines, Flag, LabelFigures, Summary, Truth, flags_to_json
+from sailkit.evaluation.predictions import load_run
+from sailkit.files import jsonl
+from sailkit.records import Prediction
+from sailkit.rendering.result import Result
+from sailkit.stats.intervals import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Settings of the manifest that stand before the figures in `metrics.json`.
+SETTINGS = (
+    "model", "task", "protocol", "wording", "answer", "search", "calibrate", "dtype", "device", "left_out",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Summary, Result):
+    """A model measured on a task; see `Summary` for the figures.
+
+    Attributes:
+        folder: The run's folder, with `manifest.json`, `predictions.jsonl` and `metrics.json`.
+        model: The model's name.
+        task: The task's name.
+        protocol: The protocol that was followed.
+        wording: The protocol's wording.
+        answer: `logprob` where the labels' answer words were scored, `generate` where an answer was generated.
+        search: Which search results were shown: `evidence`, `random` or `none`.
+        calibrate: Whether scores on an empty input were subtracted.
+        dtype: Number format of the model; None where a server does not say.
+        device: Where the model ran; None where a server does not say.
+        left_out: Rows of the data that were left out for their labels.
+        temporary: Keeps a temporary run folder as long as this result; None where the folder was named.
+    """
+
+    folder: Path
+    model: str
+    task: str
+    protocol: str | None
+    wording: str | None
+    answer: str | None
+    search: str | None
+    calibrate: bool | None
+    dtype: str | None
+    device: str | None
+    left_out: int | None
+    temporary: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """Every answer, in the order of the data; read from the folder when first used."""
+        return load_run(self.folder).predictions
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `metrics.json`."""
+        return {name: getattr(self, name) for name in SETTINGS} | super().to_json()
+
+    def to_frame(self) -> pd.DataFrame:
+        """The predictions as a pandas DataFrame, a row for each item.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise missing_extra("pandas", "`to_frame`") from None
+        names = ("id", "text", "gold", "reference", "label", "outcome", "answered_by")
+        numbers = ("prompt_tokens", "completion_tokens", "cut_tokens")
+        scored = any(p.scores for p in self.predictions)
+        return pd.DataFrame(
+            [
+                {name: getattr(p, name) for name in names}
+                | ({f"score_{label}": p.scores.get(label) for label in self.labels} if scored else {})
+                | {"raw_output": p.raw_output, "prompt": p.prompt, "group": p.group or None}
+                | {name: getattr(p, name) for name in numbers}
+                for p in self.predictions
+            ]
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Read the evaluation of a run folder.
+
+        Args:
+            folder: The run's folder.
+
+        Raises:
+            UserError: It holds no finished evaluation.
+        """
+        folder = Path(folder)
+        manifest, path = runs.read_manifest(folder), folder / runs.METRICS
+        if manifest["stage"] != "evaluate":
+            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
+        if not path.exists():
+            raise UserError(f"{folder} is not finished; run the same evaluate command again")
+        flat = jsonl.read_json(path)
+        settings: dict[str, Any] = {name: flat.get(name) for name in SETTINGS}
+        try:
+            return cls(folder=folder, **settings, **cls.fields_of(flat))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not the figures of an evaluation ({error!r}); evaluate again") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored(Result):
+    """Recorded outputs read again, beside what was recorded and published.
+
+    Attributes:
+        name: The recording's name; None where published figures were checked without a recording.
+        task: The task whose answer words were used.
+        summary: Figures of the raw answers read again; None without a recording.
+        recorded: Figures of the recorded predictions against the same labels; None where there are none.
+        recorded_disagrees: How many recorded predictions differ from the answers read again; None where there are none.
+        published_f1_kinds: Which F1 of the recorded predictions a published, unnamed F1 is; None where none was given.
+        flags: Reasons to doubt what was recorded or published.
+    """
+
+    name: str | None = None
+    task: str | None = None
+    summary: Summary | None = None
+    recorded: LabelFigures | None = None
+    recorded_disagrees: int | None = None
+    published_f1_kinds: tuple[str, ...] | None = None
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def figures(self) -> dict[str, Estimate]:
+        """Every figure with its interval; `recorded_...` are those of the recorded predictions."""
+        recorded = self.recorded.figures if self.recorded else {}
+        again = self.summary.figures if self.summary else {}
+        return again | {f"recorded_{name}": estimate for name, estimate in recorded.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures and flags, flat."""
+        flat: dict[str, Any] = {}
+        if self.summary:
+            flat |= {"name": self.name, "task": self.task} | self.summary.flat()
+        if self.recorded:
+            flat |= self.recorded.flat("recorded_")
+        if self.recorded_disagrees is not None:
+            flat["recorded_disagrees"] = self.recorded_disagrees
+        if self.published_f1_kinds is not None:
+            flat["published_f1_kind"] = "/".join(self.published_f1_kinds) or None
+        return flat | flags_to_json(self.flags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairComparison:
+    """Two sets of predictions on the items that they share.
+
+    Attributes:
+        a: Name of the first set.
+        b: Name of the second set.
+        n: Items that count.
+        groups: Groups of items, which are then tested; None where items are.
+        left_out: Items that have no label that both sets share.
+        both_right: Items that both have right.
+        both_wrong: Items that neither has right.
+        only_a: Items that only the first has right.
+        only_b: Items that only the second has right.
+        differences: Accuracy and macro-F1 of the first minus the second, with paired intervals.
+        a_figures: Figures of the first set.
+        b_figures: Figures of the second set.
+        baselines: What is reached on these items without looking.
+        test: Name of the paired test.
+        p_value: Of that test.
+        p_value_holm: The same after Holm's adjustment for the number of pairs.
+        minimum_detectable_difference: The difference in accuracy that would be detected 4 times in 5.
+        factors: What the runs differ in, with both values.
+        unknown_provenance: Set -> factors of which it says nothing.
+        isolates: What the difference is the measure of, where the runs differ in one factor alone; else empty.
+        reference_disagreements: Items on which the two sets have different reference labels.
+        verdict: `better`, `worse` (the first against the second) or `cannot tell`.
+        verdict_text: The verdict as a sentence.
+        remark: What the verdict rests on.
+    """
+
+    a: str
+    b: str
+    n: int
+    groups: int | None
+    left_out: int
+    both_right: int
+    both_wrong: int
+    only_a: int
+    only_b: int
+    differences: dict[str, Estimate]
+    a_figures: LabelFigures
+    b_figures: LabelFigures
+    baselines: Baselines
+    test: str
+    p_value: float
+    p_value_holm: float
+    minimum_detectable_difference: float
+    factors: dict[str, list[Any]]
+    unknown_provenance: dict[str, list[str]]
+    isolates: str
+    reference_disagreements: int
+    verdict: Literal["better", "worse", "cannot tell"] = "cannot tell"
+    verdict_text: str = ""
+    remark: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, flat."""
+        differences: dict[str, float] = {}
+        for name, estimate in self.differences.items():
+            differences |= estimate.flat(f"{name}_difference")
+        before = ("a", "b", "n", "both_right", "both_wrong", "only_a", "only_b", "test", "p_value")
+        after = ("factors", "unknown_provenance", "isolates", "reference_disagreements", "left_out", "p_value_holm",
+                 "verdict", "verdict_text", "remark")  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in before},
+            **({} if self.groups is None else {"groups": self.groups}),
+            "minimum_detectable_difference": self.minimum_detectable_difference,
+            **differences,
+            **self.a_figures.flat("a_"),
+            **self.b_figures.flat("b_"),
+            **self.baselines.flat(""),
+            **{name: getattr(self, name) for name in after},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Result):
+    """Two or more sets of predictions, compared two by two.
+
+    Attributes:
+        names: The sets' names.
+        against: The data set's own labels (human), or those of a reference model.
+        pairs: Each two sets.
+        machines: Set -> the machine that it ran on, or nothing where that is not recorded.
+        flags: Reasons to doubt the verdicts.
+    """
+
+    names: tuple[str, ...]
+    against: Truth
+    pairs: tuple[PairComparison, ...]
+    machines: dict[str, str]
+    flags: tuple[Flag, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All pairs in `comparisons`; the figures of an only pair stand at the top level, too."""
+        pairs = [pair.to_json() for pair in self.pairs]
+        first = pairs[0] if len(pairs) == 1 else {}
+        about = {"names": list(self.names), "against": self.against, "comparisons": pairs, "machines": self.machines}
+        return {**first, **about, **flags_to_json(self.flags)}
