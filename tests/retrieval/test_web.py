@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -137,6 +138,41 @@ def test_what_will_not_pass_is_asked_once(tmp_path, mishap, capsys):
         (row,) = run(tmp_path, engine, "a")
     assert (row.searches["searxng"], row.results, len(engine.asked)) == ("unavailable", (), 1)
     assert capsys.readouterr().err.count("searxng: no answer") == 1
+
+
+@pytest.mark.parametrize(
+    ("mishap", "why"),
+    [
+        (403, "HTTP 403; has its settings.yml json among search.formats?"),
+        (503, "HTTP 503"),
+        ("hang", "timed out"),
+        ("drip", "no whole answer within 0.3 s"),
+        ("cut", "the answer was cut off"),
+        ("huge", "an answer of more than 4000000 bytes"),
+        ("garbage", "an answer that is not JSON"),
+        ("list", "JSON without a list of results"),
+        ("silent engines", "its engines did not answer: [['google', 'CAPTCHA']]"),
+    ],
+)
+def test_the_snapshot_says_why_there_is_no_answer(tmp_path, mishap, why):
+    with Engine({1: mishap}) as engine:
+        run(tmp_path, engine, "a", tries=1, timeout=0.3)
+    assert json.loads((tmp_path / "run" / "snapshot.jsonl").read_text())["why"] == why
+
+
+def test_a_compressed_answer_is_not_unpacked(tmp_path):
+    class Packing(Engine):
+        def behave(self, handler, what):
+            data = gzip.compress(b" " * 2**22)
+            handler.send_response(200)
+            for name, value in {"Content-Length": str(len(data)), "Content-Encoding": "gzip"}.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(data)
+
+    with Packing() as engine:
+        run(tmp_path, engine, "a", tries=1)
+    assert json.loads((tmp_path / "run" / "snapshot.jsonl").read_text())["why"] == "an answer that is not JSON"
 
 
 def test_a_redirect_is_not_followed(tmp_path):

@@ -1,0 +1,189 @@
+"""One search with an engine on the web: SearXNG's JSON API over HTTP, or ddgs."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import math
+import re
+import ssl
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sailkit import __version__
+from sailkit.errors import UserError, missing_extra
+from sailkit.records import SearchResult
+from sailkit.retrieval.instructions import make_result
+
+LONGEST_WAIT = 60.0  # seconds that a server may ask to be left alone
+_MAX_BYTES = 4_000_000  # of one answer
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+class SearchFailedError(Exception):
+    """A search without an answer.
+
+    Attributes:
+        wait: Seconds to wait before the next try; None where another try would fail too.
+    """
+
+    def __init__(self, why: str, wait: float | None = 0.0) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+def searxng_server(url: str | None) -> str:
+    """The base URL of a SearXNG server.
+
+    Raises:
+        UserError: There is none, or it is not a plain http(s) URL.
+    """
+    if url is None:
+        raise UserError("`engine='searxng'` needs `searxng_url`")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable or parts.username or parts.password or parts.query or parts.fragment or not url.isprintable():
+        raise UserError("`searxng_url` should be like http://localhost:8080: no other scheme, no password, no query")
+    return url.rstrip("/").removesuffix("/search")
+
+
+def search_searxng(server: str, query: str, timeout: float) -> list[SearchResult]:
+    """One request to SearXNG's JSON API (https://docs.searxng.org/dev/search_api.html).
+
+    Args:
+        server: Its base URL.
+        query: What is searched for.
+        timeout: Seconds for the whole answer.
+
+    Raises:
+        SearchFailedError: The server did not answer, or not with results.
+    """
+    address = f"{server}/search?{urllib.parse.urlencode({'q': query, 'format': 'json'})}"
+    try:
+        answer = json.loads(_get(address, timeout).decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise SearchFailedError("an answer that is not JSON") from None
+    rows = answer.get("results") if isinstance(answer, dict) else None
+    if not isinstance(rows, list):
+        raise SearchFailedError("JSON without a list of results", wait=None)
+    if not rows and (unresponsive := answer.get("unresponsive_engines")):
+        raise SearchFailedError(f"its engines did not answer: {unresponsive}")
+    return _results("searxng", rows, "content", "url")
+
+
+def _get(address: str, timeout: float) -> bytes:
+    """The body of the answer to a GET request, read up to a limit of bytes and of time."""
+    httpx = require_httpx()
+    # What is read is counted as it comes over the network, so it must not be compressed: iter_raw does not decode.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"sailkit/{__version__}"}
+    deadline = time.monotonic() + timeout
+    data = bytearray()
+    try:
+        with (
+            # A redirect would carry the query to another server than the one named. A new client for each request
+            # keeps no cookies.
+            httpx.Client(verify=_tls(), timeout=timeout, follow_redirects=False) as client,
+            client.stream("GET", address, headers=headers) as response,
+        ):
+            if not response.is_success:
+                hint = "; has its settings.yml json among search.formats?" if response.status_code == 403 else ""
+                wait = _retry_after(response.headers) if response.status_code in _TRANSIENT_STATUS else None
+                raise SearchFailedError(f"HTTP {response.status_code}{hint}", wait)
+            try:
+                for part in response.iter_raw():
+                    data += part
+                    if len(data) > _MAX_BYTES:
+                        raise SearchFailedError(f"an answer of more than {_MAX_BYTES} bytes", wait=None)
+                    if time.monotonic() > deadline:  # a socket's timeout starts again with every byte
+                        raise SearchFailedError(f"no whole answer within {timeout:g} s")
+            except httpx.RemoteProtocolError:
+                raise SearchFailedError("the answer was cut off") from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise SearchFailedError(str(error) or type(error).__name__) from None
+    return bytes(data)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Trusts the certificate authorities of the system, among them those of an organisation's own servers."""
+    return ssl.create_default_context()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds to wait; 0 where the server does not say, or gives a date."""
+    try:
+        seconds = float(headers.get("Retry-After", "0"))
+    except ValueError:
+        return 0.0
+    return min(seconds, LONGEST_WAIT) if seconds > 0 else 0.0
+
+
+def require_httpx() -> Any:
+    """The HTTP client.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import httpx2
+    except ImportError:
+        raise missing_extra("web", "`engine='searxng'`") from None
+    return httpx2
+
+
+def require_ddgs() -> Any:
+    """The library that searches with public engines.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import ddgs
+    except ImportError:
+        raise missing_extra("web", "`engine='web'`") from None
+    return ddgs
+
+
+def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
+    """One search through ddgs.
+
+    The library does not distinguish engines that refused (HTTP 403, 429) from engines without results. No results are
+    therefore a failure, and a search with ddgs never has the outcome `empty`.
+
+    Args:
+        query: What is searched for.
+        k: Most results.
+        timeout: Seconds.
+
+    Raises:
+        SearchFailedError: No engine gave results.
+    """
+    library = require_ddgs()
+    try:
+        rows = library.DDGS(timeout=math.ceil(timeout)).text(query, max_results=k)
+    except library.exceptions.DDGSException as error:
+        raise SearchFailedError(str(error) or type(error).__name__) from None
+    return _results("web", rows, "body", "href")
+
+
+def _results(engine: str, rows: Sequence[Any], body: str, url: str) -> list[SearchResult]:
+    """Results with their ranks among all; mark-up becomes plain text, and only web addresses are kept as URLs."""
+    results = []
+    for rank, row in enumerate(rows, start=1):
+        fields = row if isinstance(row, dict) else {}
+        address = fields.get(url)
+        on_the_web = isinstance(address, str) and address.lower().startswith(("http://", "https://"))
+        title, text = (_plain(fields.get(name)) for name in ("title", body))
+        results.append(make_result(engine, rank, title, text, address if on_the_web else ""))
+    return results
+
+
+def _plain(text: object) -> str:
+    return " ".join(html.unescape(_TAG.sub(" ", text)).split()) if isinstance(text, str) else ""
