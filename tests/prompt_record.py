@@ -11,14 +11,11 @@ from transformers import AutoTokenizer
 
 import chat_families
 from sailkit import runs
-from sailkit.data.build import group_of
 from sailkit.data.exports import example_row, sail_row, trl_row
 from sailkit.data.leaks import LEAK_RULES_VERSION
 from sailkit.distillation.align import Vocabulary
-from sailkit.distillation.records import teacher_examples
 from sailkit.evaluation.evidence import Form
 from sailkit.files import jsonl
-from sailkit.labeling.base import pairs_fingerprint, statement
 from sailkit.models.sources import EMBEDDED, resolve
 from sailkit.prompts.messages import evidence_parts, frames, step_prompt
 from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
@@ -36,8 +33,7 @@ from sailkit.prompts.sail import (
     wording,
 )
 from sailkit.records import Example, SearchResult, TrainingExample
-from sailkit.retrieval import corpus
-from sailkit.retrieval.instructions import read_instructions, read_searched
+from sailkit.retrieval.instructions import read_instructions
 from sailkit.retrieval.local import query
 from sailkit.retrieval.web import web_query
 from sailkit.tasks.task import builtin_tasks, in_first_half, load_task
@@ -166,7 +162,6 @@ def keys(data: Path) -> dict[str, Any]:
         data: The folder with the run folders' own data.
     """
     instructions = read_instructions(str(data / "data" / "instructions.jsonl"))
-    searched = read_searched(data / "runs" / "search")
     tokenizer = trained("byte-level")
     prepared = prepare([one for one in EXAMPLES if one.style != "chat"], tokenizer, 600, DAY)
     return {
@@ -176,17 +171,9 @@ def keys(data: Path) -> dict[str, Any]:
         "styles": jsonl.fingerprint(wording()),
         "rules": [ANSWER_RULES_VERSION, LEAK_RULES_VERSION],
         "answers": [list(read_answer(text, load_task("sample-claims").words())) for text in ANSWERS],
-        "corpus": corpus.corpus_fingerprint([data / "data" / "corpus.jsonl", data / "data"]),
-        "passages": jsonl.fingerprint(
-            [asdict(one) for one in corpus.read_passages([data / "data" / "corpus.jsonl"], 8, 2)]
-        ),
-        "pairs": {row.instruction.id: pairs_fingerprint(row) for row in searched},
-        "statements": [statement(one) for one in instructions],
         "queries": [[query(one), web_query(one)] for one in instructions],
-        "groups": [group_of(one) for one in instructions],
         "seeds": [runs.seed_for(seed, "draw", item) for seed in (0, 7) for item in ("", "café")],
         "halves": [in_first_half(f"claim {i}", seed) for seed in (0, 3) for i in range(16)],
-        "teacher pairs": [pair.key.hex() for pair in teacher_examples(prepared)],
         "training rows": prepared.fingerprint(),
         "vocabularies": {kind: Vocabulary(trained(kind)).fingerprint for kind in TRAINED},
         "run": runs.Run(data, runs.read_manifest(data / "runs" / "finetune")).identity,
