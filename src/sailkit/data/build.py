@@ -8,7 +8,7 @@ import re
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from sailkit import runs
 from sailkit.data import exports
-from sailkit.data.card import audit_figures, card_of, page_of
+from sailkit.data.card import CARD, CARD_PAGE, audit_figures, card_of, page_of
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import LEAK_RULES_VERSION, Leak, LeakCheck
 from sailkit.errors import UserError, at_least_one, nearest
@@ -29,8 +29,6 @@ from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.tasks.task import load_task
 
 REMOVED = "removed.jsonl"
-CARD = "card.json"
-CARD_PAGE = "card.md"
 ExportFormat = Literal["trl", "trl-parquet", "sail"]
 Mix = Literal["mean", "all", "any"]
 
@@ -277,11 +275,11 @@ def removed_row(name: str, leak: Leak) -> jsonl.JsonObject:
 def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, Any]:
     exported = []
     for name, examples in ((TRAIN, built.train), (HELD_OUT, built.held_out)):
-        write_rows(run.path(name), map(example_row, examples))
+        jsonl.write_rows(run.path(name), map(example_row, examples))
         stem = run.path(name.removesuffix(".jsonl"))
         exported += [exports.export(examples, form, stem) for form in forms]
-    write_rows(run.path(DROPPED), built.dropped)
-    write_rows(run.path(REMOVED), built.removed)
+    jsonl.write_rows(run.path(DROPPED), built.dropped)
+    jsonl.write_rows(run.path(REMOVED), built.removed)
     counts = {
         "n_in": built.rows,
         "n_train": len(built.train),
@@ -300,8 +298,3 @@ def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, An
     jsonl.write_atomic(run.path(CARD_PAGE), page_of(card))
     jsonl.write_json(run.path(CARD), card)
     return card
-
-
-def write_rows(path: Path, rows: Iterable[jsonl.JsonObject]) -> None:
-    """Write rows as JSON Lines, whole or not at all."""
-    jsonl.write_atomic(path, "".join(jsonl.dumps(row) + "\n" for row in rows))

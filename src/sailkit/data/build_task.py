@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sailkit import runs
-from sailkit.data.build import CARD, CARD_PAGE, REMOVED, read_shares, removed_row, write_rows
-from sailkit.data.card import card_of, page_of
+from sailkit.data.build import REMOVED, read_shares, removed_row
+from sailkit.data.card import CARD, CARD_PAGE, card_of, page_of
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import LeakCheck
 from sailkit.errors import UserError, at_least_one, nearest
@@ -152,9 +152,9 @@ def build_task(
             if one.id not in used
         ]
         for name, part in ((TRAIN, train), (HELD_OUT, aside)):
-            write_rows(run.path(name), map(example_row, part))
-        write_rows(run.path(DROPPED), dropped)
-        write_rows(run.path(REMOVED), removed)
+            jsonl.write_rows(run.path(name), map(example_row, part))
+        jsonl.write_rows(run.path(DROPPED), dropped)
+        jsonl.write_rows(run.path(REMOVED), removed)
         trained = [unit for (unit, _), aside in zip(rows, apart, strict=True) if not aside]
         card = card_of(
             train,

@@ -12,6 +12,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.records import TrainingExample, Verdict
 
+CARD, CARD_PAGE = "card.json", "card.md"
 LEAST_SHARE = 0.2
 _AUDITED = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "kappa": "kappa"}
 

@@ -95,7 +95,7 @@ def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[s
         jsonl.write_atomic(path, "[" + ",\n".join(map(jsonl.dumps, rows)) + "]\n")
     elif form == "trl":
         path = stem.with_name(f"{stem.name}.trl.jsonl")
-        jsonl.write_atomic(path, "".join(jsonl.dumps(row) + "\n" for row in rows))
+        jsonl.write_rows(path, rows)
     else:
         path = stem.with_name(f"{stem.name}.trl.parquet")
         jsonl.write_atomic(path, _parquet(rows))

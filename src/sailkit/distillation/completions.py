@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.data.build import write_rows
 from sailkit.distillation.align import ByteStream, NotRepresentableError, Vocabulary, stream
 from sailkit.distillation.records import TeacherExample, teacher_examples
 from sailkit.distillation.teacher_cache import read_with
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.prompts.sail import completion
 from sailkit.records import TrainingExample
 from sailkit.training.tokenise import IGNORED, NO_TOKENS, Prepared
@@ -143,7 +143,7 @@ def notify(files: Mapping[str, Sequence[WithoutTeacher]]) -> None:
 def save(files: Mapping[str, Sequence[WithoutTeacher]], folder: Path) -> None:
     """Write `without_teacher.jsonl`."""
     rows = ({"file": name, **asdict(one)} for name, rows in files.items() for one in rows)
-    write_rows(folder / WITHOUT_TEACHER, rows)
+    jsonl.write_rows(folder / WITHOUT_TEACHER, rows)
 
 
 def check_any_taught(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> None:

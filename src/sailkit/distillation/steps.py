@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.data.build import CARD, write_rows
+from sailkit.data.card import CARD
 from sailkit.data.exports import HELD_OUT, TRAIN, example_row
 from sailkit.distillation.completions import TokenizerPair, WithoutTeacher, check_any_taught, notify, save
 
@@ -130,7 +130,7 @@ class Work:
             rows = self._answered(rows)
         folder.mkdir(exist_ok=True)
         for name, part in ((TRAIN, rows), (HELD_OUT, aside)):
-            write_rows(folder / name, (example_row(self._worded(one)) for one in part))
+            jsonl.write_rows(folder / name, (example_row(self._worded(one)) for one in part))
         cards = data_cards(told.student.data)
         if len(cards) == 1 and cards[0]["card"]:
             jsonl.write_json(folder / CARD, cards[0]["card"])
@@ -150,7 +150,7 @@ class Work:
 
         told, asked = self.told, self.out / ASKED
         asked.mkdir(exist_ok=True)
-        write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
+        jsonl.write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
         said = told.teacher_outputs or load_model(told.teacher, ModelOptions(date=self.date))
         style, longest = self.teacher_style, told.settings.max_new_tokens
         found = teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
@@ -344,5 +344,5 @@ class Work:
             del model
             rows += [{"model": who, **row} for row in found]
             figures[who] = means(found)
-        write_rows(self.out / FIDELITY, rows)
+        jsonl.write_rows(self.out / FIDELITY, rows)
         return figures

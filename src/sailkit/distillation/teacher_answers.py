@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.data.build import write_rows
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
@@ -222,8 +221,8 @@ def _finish(
     if not parts[0]:
         raise UserError(f"{run.folder}: no answer is left to train on; the first was dropped: {dropped[0]['reason']}")
     for name, kept in zip((TRAIN, HELD_OUT), parts, strict=True):
-        write_rows(run.path(name), map(example_row, kept))
-    write_rows(run.path(DROPPED), dropped)
+        jsonl.write_rows(run.path(name), map(example_row, kept))
+    jsonl.write_rows(run.path(DROPPED), dropped)
     every = [*parts[0], *parts[1]]
     reasons = Counter(_kind(row["reason"]) for row in dropped)
     return {

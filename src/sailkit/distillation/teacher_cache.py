@@ -13,7 +13,6 @@ from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.cluster import RayOptions
-from sailkit.data.build import write_rows
 from sailkit.data.exports import DROPPED, HELD_OUT
 from sailkit.distillation.cache import INDEX, SHARD_FORMAT, TEACHER_CACHE_STAGE, Shard, read_index, shard_name
 from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
@@ -245,8 +244,8 @@ def _finish(
     for row in index:
         if row["file"] not in made and known.get(row["file"], row["sha256"]) != row["sha256"]:
             raise UserError(f"{run.path(row['file'])}: damaged; remove that file and run the same command again")
-    write_rows(run.path(DROPPED), prepared.dropped)
-    write_rows(run.path(INDEX), index)
+    jsonl.write_rows(run.path(DROPPED), prepared.dropped)
+    jsonl.write_rows(run.path(INDEX), index)
     sums = {name: sum(row[name] for row in index) for name in ("positions", "entries", "surprise", "tail", "bytes")}
     return {
         **figures,

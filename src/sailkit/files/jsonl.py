@@ -134,6 +134,11 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
         raise writing_failed(path, error) from None
 
 
+def write_rows(path: str | Path, rows: Iterable[JsonObject]) -> None:
+    """Write rows as JSON Lines, the whole file or nothing."""
+    write_atomic(path, "".join(dumps(row) + "\n" for row in rows))
+
+
 def _begin(path: Path) -> tuple[int, Path]:
     """A temporary file for `path`, open and locked; the lock ends with the process, however it ends."""
     while True:

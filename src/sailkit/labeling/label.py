@@ -162,8 +162,7 @@ def _finish(
         )
     ordered = iter([_judgement(scores[name], settings["threshold"]) for name in names])
     judgements = [[next(ordered) for _ in row.results] for row in rows]
-    lines = [jsonl.dumps(labels_row(row, judged)) + "\n" for row, judged in zip(rows, judgements, strict=True)]
-    jsonl.write_atomic(run.path(LABELS), "".join(lines))
+    jsonl.write_rows(run.path(LABELS), map(labels_row, rows, judgements))
     return Labeling.of_judgements(run.folder, settings, chain.from_iterable(judgements), machine_of(labeler))
 
 

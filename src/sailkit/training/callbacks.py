@@ -92,7 +92,7 @@ class History(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the whole history anew: it is short, and a resumed run has its beginning from the checkpoint."""
         if state.is_world_process_zero:
-            jsonl.write_atomic(self._path, "".join(jsonl.dumps(_finite(row)) + "\n" for row in state.log_history))
+            jsonl.write_rows(self._path, map(_finite, state.log_history))
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

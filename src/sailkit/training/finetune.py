@@ -168,7 +168,7 @@ def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
                 run = stack.enter_context(runs.open_run(out, "finetune", settings))
                 if not run.path(runs.METRICS).exists():
                     dropped = [*train.dropped, *(held_out.dropped if held_out else ())]
-                    jsonl.write_atomic(run.path(DROPPED), "".join(jsonl.dumps(row) + "\n" for row in dropped))
+                    jsonl.write_rows(run.path(DROPPED), dropped)
         yield run
 
 

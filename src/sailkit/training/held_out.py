@@ -53,7 +53,7 @@ def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float
     figures: dict[str, float] = trainer.evaluate(metric_key_prefix=prefix)
     rows = row_losses(trainer)
     if trainer.processes.is_main:
-        jsonl.write_atomic(folder / LOSSES.format(prefix), "".join(jsonl.dumps(row) + "\n" for row in rows))
+        jsonl.write_rows(folder / LOSSES.format(prefix), rows)
     return figures
 
 

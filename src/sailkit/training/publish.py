@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sailkit import __version__
-from sailkit.data.build import CARD
+from sailkit.data.card import CARD
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source
