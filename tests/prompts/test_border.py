@@ -344,7 +344,7 @@ def test_a_model_without_a_chat_template_is_one_line_in_chat(tmp_path):
         "wording": "bare",
     }
     for chat in ("auto", "off"):
-        with pytest.raises(UserError, match=r"`style='chat'`.*`(style='sail-fixed'|chat='on')`") as caught:
+        with pytest.raises(UserError, match=r"`style\b.*`(style='sail-fixed'|chat='on')`") as caught:
             evaluate(**asked, style="chat", options=ModelOptions(chat=chat))
         assert "\n" not in str(caught.value)
     data = write(tmp_path / "data", [example()])
