@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from sailkit.errors import UserError
 from sailkit.records import SearchResult
 from sailkit.retrieval.instructions import make_result, read_searched
-from sailkit.urls import public_address
+from sailkit.urls import public_address, server_url
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,28 @@ def test_results_of_every_source_pass_here(tmp_path):
     assert searched.results[0].url == ""
     assert SearchResult("B", url="http://169.254.169.254/latest/meta-data").url == ""
     assert SearchResult(**{"body": "B", "url": None}).url == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8080", "the server cannot be read; it should be like http://here"),
+        ("ftp://host", "cannot be read"),
+        ("http://", "cannot be read"),
+        ("http://host:0", "cannot be read"),
+        ("http://host:99999", "cannot be read"),
+        ("http://ho st", "cannot be read"),
+        ("http://host/\n", "cannot be read"),
+        ("http://me:secret@host", r"takes no user:password@.*; use a variable$"),
+        ("http://host/?key=secret", "takes no user:password@, .query or #fragment"),
+        ("http://host/#v1", "takes no user:password@, .query or #fragment"),
+    ],
+)
+def test_a_server_url_that_cannot_be_used_or_kept_is_refused(url, message):
+    with pytest.raises(UserError, match=message) as caught:
+        server_url(url, "the server", like="http://here", secrets="; use a variable")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_url_has_no_final_slash():
+    assert server_url("https://host:8000/v1/", "the server", like="http://here") == "https://host:8000/v1"

@@ -9,9 +9,35 @@ import unicodedata
 from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 
+from sailkit.errors import UserError
+
 # RFC 6761 and 6762, what routers and clouds give to their own machines, and ICANN's name for private use.
 _LOCAL_NAMES = re.compile(r"(.*\.)?(localhost|localdomain|local|internal|home\.arpa)")
 _OLD_NUMBERS = re.compile(r"[0-9a-fx.]+")  # 127.1, 0x7f.1, 2130706433: programs take them for addresses too
+
+
+def server_url(url: str, name: str, like: str, secrets: str = "") -> str:
+    """The base URL of a server to which requests are sent, without a final slash.
+
+    Args:
+        url: The URL.
+        name: What errors call it.
+        like: What it should look like.
+        secrets: Where a password or key goes instead, as the end of an error.
+
+    Raises:
+        UserError: It cannot be read, or holds a password, a query or a fragment: it is written to files.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
+        raise UserError(f"{name} cannot be read; it should be like {like}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UserError(f"{name} takes no user:password@, ?query or #fragment, for it is written to files{secrets}")
+    return url.rstrip("/")
 
 
 def public_address(address: str) -> str:

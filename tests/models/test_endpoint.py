@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import email.utils
 import gzip
 import json
 import math
@@ -32,7 +30,7 @@ from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions
 from sailkit.models.completions import PassingError, read_completion
 from sailkit.models.endpoint import EndpointModel, label_scores
-from sailkit.models.http import ChatClient, retry_after
+from sailkit.models.http import ChatClient
 from sailkit.models.load import load_model
 from sailkit.models.masking import KeyMask
 from sailkit.prompts.render import Message, Part, Prompt, step_prompt
@@ -209,16 +207,6 @@ def test_retry_after_is_honoured():
     with MisbehavingServer({1: 429}, headers={"Retry-After": "0.4"}) as server:
         texts(at(server), claims(1))
     assert server.requests[1].at - server.requests[0].at >= 0.4
-
-
-def test_retry_after_may_be_a_date_and_is_capped():
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
-    assert 25 < retry_after({"retry-after": email.utils.format_datetime(soon, usegmt=True)}) <= 30
-    assert retry_after({"retry-after": "3600"}) == 60
-    assert retry_after({"retry-after": "inf"}) == 60
-    for nonsense in ("-5", "nan", "soon", "", "Mon, 99 Foo 2020"):
-        assert retry_after({"retry-after": nonsense}) == 0
-    assert retry_after({}) == 0
 
 
 # Refusals of single items

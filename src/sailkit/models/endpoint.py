@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import math
 import re
-import urllib.parse
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from sailkit.models.completions import Answer
 from sailkit.models.http import Body, ChatClient
 from sailkit.prompts.render import Prompt, escape_special
 from sailkit.records import AnswerScore
+from sailkit.urls import server_url
 
 ENDPOINT_FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
 TOP_LOGPROBS = 20  # the most that servers commonly give
@@ -273,17 +273,6 @@ def _reply(body: Body, answer: Answer, scores: dict[str, AnswerScore]) -> Reply:
 
 
 def checked_url(url: str, api_key_env: str) -> str:
-    """A base URL that can be used, shown and kept."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        whole = bool(parts.hostname) and (parts.port is None or parts.port > 0) and not re.search(r"\s", url)
-    except ValueError:
-        whole = False
-    if not whole:
-        raise UserError(f"the endpoint's base URL cannot be read; the form is {ENDPOINT_FORM}")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise UserError(
-            f"an endpoint's base URL takes no user:password@, ?query or #fragment, for it is written down; "
-            f"put the key into the environment variable {api_key_env}"
-        )
-    return url.rstrip("/")
+    """The base URL of an endpoint, without a password, a query or a fragment; see `server_url`."""
+    secrets = f"; put the key into the environment variable {api_key_env}"
+    return server_url(url, "the endpoint's base URL", like=ENDPOINT_FORM, secrets=secrets)

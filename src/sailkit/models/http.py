@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import os
-import random
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from sailkit import retry
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.bounded import ENCODING, PackingError, TooLargeError, limit_body
@@ -30,7 +28,6 @@ from sailkit.models.masking import KeyMask
 if TYPE_CHECKING:
     import openai
 
-_LONGEST_WAIT = 60.0  # seconds that a server may ask to be left alone
 _MOST_IN_A_ROW = 8  # failures of unknown kinds, with no answer between them, before all are taken to fail
 _ENOUGH_SAID = 4000  # characters of a failure from which its line is made
 # What a server may not take at all, or under another name only.
@@ -140,10 +137,8 @@ class ChatClient:
                         f"{self.name}: gave up after {tried} tries, the last: {failure}; "
                         "run the same command again, it goes on where it stopped"
                     ) from None
-                # Jitter spreads out those that failed together.
-                pause = failure.wait + self.backoff * 2 ** (tried - 1) * random.uniform(0.5, 1.5)  # noqa: S311
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), pause)
+                    await asyncio.wait_for(stop.wait(), retry.pause(tried, self.backoff, failure.wait))
         return None
 
     async def _send(self, client: openai.AsyncOpenAI, body: Body) -> Answer:
@@ -208,9 +203,11 @@ class ChatClient:
             return self.refused_logprobs(message)
         if status in (400, 422) and self._learns_form(body, text):
             return _OtherwiseError(message)
-        if status in (408, 409, 429) or status >= 500:
+        if retry.is_transient(status):
             # The other statuses above it are about the server, whatever is asked.
-            return PassingError(f"status {status}: {message}", retry_after(headers), replied=status == 500)
+            return PassingError(
+                f"status {status}: {message}", retry.retry_after(headers.get("retry-after")), replied=status == 500
+            )
         if self._is_about_item(status, text, body):
             return ItemRefusedError(f"status {status}: {message}")
         env = self.options.api_key_env
@@ -273,16 +270,3 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     else:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, work).result()
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait, as a number or a date; 0 where it does not say."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (email.utils.parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return 0.0
-    return min(_LONGEST_WAIT, max(0.0, seconds))  # in this order NaN becomes 0

@@ -10,18 +10,17 @@ import re
 import ssl
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sailkit import __version__
+from sailkit import __version__, retry
 from sailkit.errors import UserError, missing_extra
 from sailkit.records import SearchResult
 from sailkit.retrieval.instructions import make_result
+from sailkit.urls import server_url
 
-LONGEST_WAIT = 60.0  # seconds that a server may ask to be left alone
 _MAX_BYTES = 4_000_000  # of one answer
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 class SearchFailedError(Exception):
@@ -44,14 +43,7 @@ def searxng_server(url: str | None) -> str:
     """
     if url is None:
         raise UserError("`engine='searxng'` needs `searxng_url`")
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable or parts.username or parts.password or parts.query or parts.fragment or not url.isprintable():
-        raise UserError("`searxng_url` should be like http://localhost:8080: no other scheme, no password, no query")
-    return url.rstrip("/").removesuffix("/search")
+    return server_url(url, "`searxng_url`", like="http://localhost:8080").removesuffix("/search")
 
 
 def search_searxng(server: str, query: str, timeout: float) -> list[SearchResult]:
@@ -94,8 +86,9 @@ def _get(address: str, timeout: float) -> bytes:
         ):
             if not response.is_success:
                 hint = "; has its settings.yml json among search.formats?" if response.status_code == 403 else ""
-                wait = _retry_after(response.headers) if response.status_code in _TRANSIENT_STATUS else None
-                raise SearchFailedError(f"HTTP {response.status_code}{hint}", wait)
+                wait = retry.retry_after(response.headers.get("Retry-After"))
+                transient = retry.is_transient(response.status_code)
+                raise SearchFailedError(f"HTTP {response.status_code}{hint}", wait if transient else None)
             try:
                 for part in response.iter_raw():
                     data += part
@@ -114,15 +107,6 @@ def _get(address: str, timeout: float) -> bytes:
 def _tls() -> ssl.SSLContext:
     """Trusts the certificate authorities of the system, among them those of an organisation's own servers."""
     return ssl.create_default_context()
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds to wait; 0 where the server does not say, or gives a date."""
-    try:
-        seconds = float(headers.get("Retry-After", "0"))
-    except ValueError:
-        return 0.0
-    return min(seconds, LONGEST_WAIT) if seconds > 0 else 0.0
 
 
 def require_httpx() -> Any:

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import filelock
 
-from sailkit import runs
+from sailkit import retry, runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.records import Instruction, SearchOutcome, SearchResult
 from sailkit.retrieval.base import EngineResults
 from sailkit.retrieval.engines import (
-    LONGEST_WAIT,
     SearchFailedError,
     require_ddgs,
     require_httpx,
@@ -169,7 +168,7 @@ class WebSearcher:
                 if failure.wait is None:
                     break
                 if number + 1 < self._tries:
-                    time.sleep(min(max(failure.wait, self._interval * 2**number), LONGEST_WAIT))
+                    time.sleep(retry.pause(number + 1, self._interval, failure.wait))
             finally:
                 self._last_request = time.monotonic()
         return None, why
