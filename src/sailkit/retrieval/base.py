@@ -1,4 +1,4 @@
-"""Searchers: who finds passages for an instruction, here or on the web."""
+"""The protocol of searchers, which retrieve passages for instructions from a corpus, a file or the web."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from sailkit.records import Instruction, SearchOutcome, SearchResult
 
 @dataclass(frozen=True, slots=True)
 class EngineResults:
-    """What one engine gave for one instruction.
+    """The results of one engine for one instruction.
 
     Attributes:
-        outcome: `found`, `empty` (asked, no results), `unavailable` (could not be asked) or `left_out`.
-        results: Best first, as the engine gave them.
-        engine: The engine's name, which its results carry as their source.
+        engine: The engine's name, which is also the `source` of its results.
+        outcome: `found`; `empty`, where the engine has no results; `unavailable`, where it gave no answer; or
+            `left_out`, where there was nothing to search for.
+        results: The engine's results, best first.
     """
 
     engine: str
@@ -25,12 +26,16 @@ class EngineResults:
 
 
 class Searcher(Protocol):
-    """Anything that searches.
+    """Anything that retrieves passages; `sailkit search --engine module:attribute` takes a class of your own.
+
+    `search` calls `describe` first, then `search` for one batch after the other, and `close` in the end, also after an
+    error. Each batch is written before the next is searched for, and a run that was stopped continues behind it.
 
     Attributes:
-        name: What the user called it.
-        batch: How many instructions it takes at a time.
-        live: What was unavailable may be there the next time: it depends on a server, not on files.
+        name: The engine's name, in messages and in the run's manifest.
+        batch: How many instructions a call of `search` gets.
+        live: Whether a search that was unavailable may have results later, as with a server. The same command then
+            repeats these searches.
     """
 
     name: str
@@ -38,18 +43,27 @@ class Searcher(Protocol):
     live: bool
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the searcher that decides its results, for the manifest."""
+        """Everything that decides the results, as JSON values, such as versions and fingerprints of files.
+
+        It is written to the run's manifest, and a run only continues with the same description.
+
+        Returns:
+            At least `engine`, the searcher's name.
+        """
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
-        """Search for a batch.
+        """Search for a batch of instructions.
 
         Args:
-            instructions: What is searched for.
+            instructions: The batch.
             k: Most results of each engine.
 
         Returns:
-            For each instruction, what each engine gave (one, except for recorded searches with several).
+            For each instruction, the results of each engine: of one, unless the searcher combines several.
+
+        Raises:
+            UserError: The search cannot go on; what was written before is kept.
         """
 
     def close(self) -> None:
-        """Let go of what others may be waiting for."""
+        """Release locks and connections."""

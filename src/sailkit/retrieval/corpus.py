@@ -1,4 +1,4 @@
-"""Documents in the forms that people keep them in, cut into passages that overlap."""
+"""Documents in common file formats, split into passages that overlap."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from sailkit.files.unpacking import ERRORS, Limit, open_archive
 _TEXTS = (".txt", ".md")
 _TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
 _BODIES = ("text", "body", "contents", "passage", "evidence")
-# The mark-up of scraped texts and of Wikipedia. Only what it really holds: List<String> and <stdio.h> are text.
+# Mark-up of scraped texts and of Wikipedia. Other names in angle brackets, as in List<String>, are text.
 _MARKUP = (
     "br|hr|h[1-6]|em|strong|small|big|sup|sub|span|div|font|center|blockquote|"
     "ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tr|td|th|ref|nowiki"
 )
 _ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
-# One letter in capitals is rather a type's parameter, as in Box<P>.
+# A single capital letter is a type parameter, as in Box<P>, rather than a tag.
 _TAG = re.compile(rf"</?(?:[abip]|{_MARKUP}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What a local engine finds.
+    """A passage of a document.
 
     Attributes:
         title: The document's heading.
         body: The text.
-        url: Where the document says it is from; may be empty.
+        url: The URL that the document gives; may be empty.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Passage:
 
 
 def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) -> list[Passage]:
-    """Read documents and cut them.
+    """Read documents and split them into passages.
 
     Args:
         paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}` or of questions with `ctxs`; folders
@@ -54,35 +54,37 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
         overlap: Words that a passage shares with the one before.
 
     Returns:
-        Passages in the order of the documents; the same text twice is kept once.
+        Passages in the order of the documents; a passage that occurs twice is kept once.
 
     Raises:
         UserError: A file cannot be read or understood, or there is no text at all.
     """
     if not 0 <= overlap < words:
         raise UserError(f"`passage_overlap` should be from 0 to less than `passage_words` ({words}), not {overlap}")
-    found: dict[tuple[str, str], Passage] = {}
+    passages: dict[tuple[str, str], Passage] = {}
     for path in paths:
-        for one in _documents(path):
+        for document in _documents(path):
             # JSON can spell half a surrogate pair, which no file can hold.
-            title, text, url = (part.encode("utf-8", "replace").decode() for part in (one.title, one.body, one.url))
+            title, text, url = (
+                part.encode("utf-8", "replace").decode() for part in (document.title, document.body, document.url)
+            )
             for part in split_words(_TAG.sub(" ", text), words, overlap):
-                found.setdefault((title, part), Passage(title, part, url))
-    if not found:
+                passages.setdefault((title, part), Passage(title, part, url))
+    if not passages:
         raise UserError(f"no text in {', '.join(map(str, paths))}")
-    return list(found.values())
+    return list(passages.values())
 
 
 def split_words(text: str, words: int, overlap: int) -> list[str]:
-    """A text as overlapping runs of words; a short one as it is, an empty one as none."""
-    every = text.split()
-    if len(every) <= words:
-        return [" ".join(every)] if every else []
-    return [" ".join(every[i : i + words]) for i in range(0, len(every) - overlap, words - overlap)]
+    """A text as overlapping spans of words; a short text is one span, an empty text none."""
+    tokens = text.split()
+    if len(tokens) <= words:
+        return [" ".join(tokens)] if tokens else []
+    return [" ".join(tokens[i : i + words]) for i in range(0, len(tokens) - overlap, words - overlap)]
 
 
 def corpus_fingerprint(paths: Sequence[Path]) -> str:
-    """sha256 over every byte of a corpus and the names that become titles, 64 hex digits."""
+    """sha256 of the bytes of a corpus and of the file names that become titles, 64 hex digits."""
     named = [
         (str(file.relative_to(path)) if path.is_dir() else path.name, file)
         for path in paths
@@ -113,23 +115,23 @@ def _documents(path: Path) -> Iterator[Passage]:
 
 
 def _archive_documents(path: Path) -> Iterator[Passage]:
-    """The texts in an archive, read without extracting: no name inside becomes a path here."""
+    """The texts in an archive, which is not extracted: no name in it becomes a path on this machine."""
     limit, size = Limit(path), 0
     with open_archive(path, limit) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for member in archive:
             if not member.isfile() or PurePosixPath(member.name).suffix not in (*_TEXTS, ".json"):
                 continue
-            size += member.size  # as it is read: the holes of a sparse file count
+            size += member.size  # the holes of a sparse file count, because they are read as zeros
             limit.check(size)
             if stream := archive.extractfile(member):
                 yield from _file_documents(member.name, stream.read(), f"{path}: {member.name}")
 
 
 def _files(folder: Path) -> list[Path]:
-    def wanted(file: Path) -> bool:
+    def is_document(file: Path) -> bool:
         return file.suffix in (*_TEXTS, ".json") or _TABLE.fullmatch(file.name) is not None
 
-    return sorted(file for file in folder.rglob("*") if file.is_file() and wanted(file))
+    return sorted(file for file in folder.rglob("*") if file.is_file() and is_document(file))
 
 
 def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
@@ -150,7 +152,7 @@ def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
 
 
 def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:
-    """Every text in a JSON tree, the way to it as its title."""
+    """Every text in a JSON tree; its title is the path to it."""
     if isinstance(tree, str) and tree.strip():
         yield Passage(" > ".join(path), tree)
     elif isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""Instructions in every form that people keep them in, and the rows in which they travel with their search results."""
+"""Instructions from files in the common formats, and the rows that hold them with their search results."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read_instructions(
 ) -> list[Instruction]:
     """Read instructions from a file or the hub.
 
-    Understood without `fields`: Alpaca's `{instruction, input, output}`, self-instruct's `instances`, and
-    `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its place, from 0.
+    Read without `fields`: Alpaca's `{instruction, input, output}`, self-instruct's `instances`, and
+    `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its index.
 
     Args:
         source: A table (see `sailkit.files.tables.read_table`), or a name on the hub (`OWNER/NAME[:SPLIT]`).
@@ -36,24 +36,32 @@ def read_instructions(
         limit: Only the first so many.
 
     Raises:
-        UserError: Nothing there, a row that is not understood, an id used twice; file and line are named.
+        UserError: The source is missing or empty, a row cannot be read, or an id is used twice; the line is named.
     """
     at_least_one(limit=limit)
     names = _field_names(fields)
     path = Path(source)
     rows = hub_rows(str(source), ("train",)) if is_hub_name(source) else read_table(path)
-    found: list[Instruction] = []
-    places: dict[str, str] = {}
+    instructions: list[Instruction] = []
+    lines: dict[str, str] = {}
     for line, row in islice(rows, limit):
         where = f"{source}, line {line}"
-        one = _instruction(row, names, len(found), where)
-        if one.id in places:
-            raise UserError(f"{where}: id {one.id!r} was used before, at {places[one.id]}; ids must be unique")
-        places[one.id] = where
-        found.append(one)
-    if not found:
+        instructions.append(_instruction(row, names, len(instructions), where))
+        _check_unique(instructions[-1].id, where, lines)
+    if not instructions:
         raise UserError(f"{source}: no instructions")
-    return found
+    return instructions
+
+
+def _check_unique(name: str, where: str, lines: dict[str, str]) -> None:
+    """Add an id to those of earlier lines.
+
+    Raises:
+        UserError: An earlier line has the same id.
+    """
+    if name in lines:
+        raise UserError(f"{where}: id {name!r} was used before, at {lines[name]}; ids must be unique")
+    lines[name] = where
 
 
 def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
@@ -66,7 +74,7 @@ def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
     return names
 
 
-def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, where: str) -> Instruction:
+def _instruction(row: Mapping[str, Any], names: Mapping[str, str], index: int, where: str) -> Instruction:
     values = dict(row)
     if "instruction" not in names and "instruction" not in row and isinstance(row.get("prompt"), str):
         values |= _alpaca_fields(row["prompt"]) or {"instruction": row["prompt"]}
@@ -83,7 +91,7 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, w
             f"{where}: no field 'instruction' (found: {', '.join(sorted(row)) or 'nothing'}); "
             "say which with `fields` instruction=NAME,output=NAME"
         )
-    identity = str(place) if values.get("id") is None else _text(values["id"], "id", where)
+    identity = str(index) if values.get("id") is None else _text(values["id"], "id", where)
     if not identity.strip():
         raise UserError(f"{where}: field 'id' is empty; fill it, or remove the column")
     texts = [_text(values.get(name), name, where) for name in _FIELDS[1:]]
@@ -92,17 +100,17 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], place: int, w
 
 def _alpaca_fields(prompt: str) -> dict[str, str] | None:
     """Instruction and input of Alpaca's prompt, as prompt/completion files carry it; None for another prompt."""
-    before, asked, rest = prompt.partition("### Instruction:")
-    middle, answer, behind = rest.rpartition("\n### Response:")
-    if not asked or not answer or behind.strip() or not _PREAMBLE.fullmatch(before):
+    preamble, first_heading, rest = prompt.partition("### Instruction:")
+    body, last_heading, response = rest.rpartition("\n### Response:")
+    if not first_heading or not last_heading or response.strip() or not _PREAMBLE.fullmatch(preamble):
         return None
-    instruction, _, given = middle.partition("\n### Input:")
-    return {"instruction": instruction.lstrip().rstrip("\n"), "input": given.lstrip().rstrip("\n")}
+    instruction, _, text = body.partition("\n### Input:")
+    return {"instruction": instruction.lstrip().rstrip("\n"), "input": text.lstrip().rstrip("\n")}
 
 
 def _text(value: object, name: str, where: str) -> str:
-    """A field as text: nothing is empty, several answers are listed."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    """A field as text; null is an empty text, and several answers are joined."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = "; ".join(value)
     if value is None:
         return ""
@@ -114,7 +122,7 @@ def _text(value: object, name: str, where: str) -> str:
 
 
 def make_result(source: str, rank: int, title: object, body: object, url: object = "", at: str = "") -> SearchResult:
-    """A search result from whatever an engine gave: text that is none becomes empty, broken characters a mark."""
+    """A search result from an engine's fields: what is not text becomes empty, and half a surrogate pair a `?`."""
     title, body, url = (
         text.encode("utf-8", "replace").decode() if isinstance(text, str) else "" for text in (title, body, url)
     )
@@ -123,7 +131,7 @@ def make_result(source: str, rank: int, title: object, body: object, url: object
 
 
 def with_text(results: Iterable[SearchResult]) -> tuple[SearchResult, ...]:
-    """Those results whose body has anything to read: control characters and white space are nothing."""
+    """The results whose body has a character other than control characters and white space."""
     return tuple(result for result in results if any(c.isprintable() and not c.isspace() for c in result.body))
 
 
@@ -149,33 +157,32 @@ def read_searched(source: str | Path) -> list[Searched]:
     """
     path = Path(source)
     path = path / RESULTS if path.is_dir() else path
-    found: list[Searched] = []
-    places: dict[str, str] = {}
+    rows: list[Searched] = []
+    lines: dict[str, str] = {}
     for line, row in read_table(path):
         where = f"{path}, line {line}"
-        one = _instruction(row, {}, len(found), where)
-        if one.id in places:
-            raise UserError(f"{where}: id {one.id!r} was used before, at {places[one.id]}; ids must be unique")
-        places[one.id] = where
+        instruction = _instruction(row, {}, len(rows), where)
+        _check_unique(instruction.id, where, lines)
         if "results" not in row:
             raise UserError(f"{where}: no field 'results'; run  sailkit search  first")
-        every = _results(row["results"], where)
-        results = with_text(every)
+        all_results = _results(row["results"], where)
+        results = with_text(all_results)
         dropped = row.get("dropped_results") or 0
         if not isinstance(dropped, int):
             raise UserError(f"{where}: field 'dropped_results' should be a number")
-        found.append(Searched(one, results, _searches(row, where), dropped + len(every) - len(results)))
-    if not found:
+        dropped += len(all_results) - len(results)
+        rows.append(Searched(instruction, results, _searches(row, where), dropped))
+    if not rows:
         raise UserError(f"{path}: no rows")
-    if len(found) < _planned_rows(path):
+    if len(rows) < _planned_rows(path):
         raise UserError(
             f"{path.parent} is not finished; run the same  sailkit search  again, it goes on where it stopped"
         )
-    return found
+    return rows
 
 
 def _planned_rows(path: Path) -> int:
-    """How many rows a run of search will have in the end; 0 for a file from elsewhere."""
+    """How many rows a run of search has when it is finished; 0 for a file that is not of a run."""
     with contextlib.suppress(UserError):
         manifest = runs.read_manifest(path.parent) if path.name == RESULTS else {}
         if manifest.get("stage") == "search":
@@ -189,11 +196,11 @@ def _results(value: object, where: str) -> list[SearchResult]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise UserError(f"{where}: field 'results' should be a list of objects, or null")
     results = []
-    for place, entry in enumerate(value, start=1):
+    for position, entry in enumerate(value, start=1):
         rank = entry.get("rank")
-        rank = place if rank is None else rank
+        rank = position if rank is None else rank
         if not isinstance(rank, int):
-            raise UserError(f"{where}: results[{place - 1}]: rank should be a whole number")
+            raise UserError(f"{where}: results[{position - 1}]: rank should be a whole number")
         source, at = (str(entry.get(name) or "") for name in ("source", "retrieved_at"))
         results.append(make_result(source, rank, entry.get("title"), entry.get("body"), entry.get("url"), at))
     return results

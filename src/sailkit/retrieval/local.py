@@ -17,7 +17,7 @@ from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
-from sailkit.records import Instruction, result_text
+from sailkit.records import Instruction, SearchOutcome, result_text
 from sailkit.retrieval.base import EngineResults
 from sailkit.retrieval.corpus import corpus_fingerprint, read_passages
 from sailkit.retrieval.instructions import make_result
@@ -33,7 +33,7 @@ _EMBEDDED_TEXT = 2  # and how the text that is embedded is put together
 
 
 class LocalSearcher:
-    """Searches a corpus; the index is built once for a corpus and its passage lengths, and mapped into memory after."""
+    """Searches a corpus. The index of a corpus and its passage lengths is built once, and memory-mapped afterwards."""
 
     batch = 64
     live = False
@@ -58,8 +58,8 @@ class LocalSearcher:
         self._facts = {"corpus_sha256": corpus_fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
         settings = {**self._facts, "bm25s": bm25s.__version__, "version": _RULES}
         folder = runs.cache_folder() / "indexes" / f"bm25-{jsonl.fingerprint(settings)[:32]}"
-        _made_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
-        self._bm25 = _whole(folder, lambda: bm25s.BM25.load(folder, load_corpus=True, mmap=True))
+        _build_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
+        self._bm25 = _load_index(folder, lambda: bm25s.BM25.load(folder, load_corpus=True, mmap=True))
         self._passages = self._bm25.corpus
         if engine != "bm25":
             self._open_embeddings(folder)
@@ -70,7 +70,7 @@ class LocalSearcher:
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """The best k passages for each instruction."""
-        queries = [query(one) for one in instructions]
+        queries = [query(instruction) for instruction in instructions]
         k = min(k, len(self._passages))
         if self.name == "bm25":
             ranked = self._ranked_bm25(queries, k)
@@ -80,47 +80,48 @@ class LocalSearcher:
             depth = min(max(_DEPTH, k), len(self._passages))
             both = zip(self._ranked_bm25(queries, depth), self._ranked_dense(queries, depth), strict=True)
             ranked = [fuse(lists)[:k] for lists in both]
-        found = []
-        for text, places in zip(queries, ranked, strict=True):
-            results = []
-            for rank, place in enumerate(places, start=1):
-                one = self._passages[place]
-                results.append(make_result(self.name, rank, one["title"], one["text"], one["url"]))
-            outcome = "found" if results else "empty" if text else "left_out"
-            found.append([EngineResults(self.name, outcome, tuple(results))])  # type: ignore[arg-type]
-        return found
+        rows = []
+        for text, indices in zip(queries, ranked, strict=True):
+            passages = [self._passages[i] for i in indices]
+            results = tuple(
+                make_result(self.name, rank, passage["title"], passage["text"], passage["url"])
+                for rank, passage in enumerate(passages, start=1)
+            )
+            outcome: SearchOutcome = "found" if results else "empty" if text else "left_out"
+            rows.append([EngineResults(self.name, outcome, results)])
+        return rows
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no lock is held."""
 
     def _ranked_bm25(self, queries: Sequence[str], k: int) -> list[list[int]]:
         import bm25s
 
         tokens = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
-        known = [[token for token in one if token in self._bm25.vocab_dict] for one in tokens]
-        asked = [i for i, one in enumerate(known) if one]
+        known = [[token for token in of_query if token in self._bm25.vocab_dict] for of_query in tokens]
+        searchable = [i for i, of_query in enumerate(known) if of_query]
         ranked: list[list[int]] = [[] for _ in queries]
-        if not asked:
+        if not searchable:
             return ranked
-        places, scores = self._bm25.retrieve(
-            [known[i] for i in asked], corpus=np.arange(len(self._passages)), k=k, show_progress=False
+        indices, scores = self._bm25.retrieve(
+            [known[i] for i in searchable], corpus=np.arange(len(self._passages)), k=k, show_progress=False
         )
-        for i, row, values in zip(asked, places, scores, strict=True):
+        for i, row, values in zip(searchable, indices, scores, strict=True):
             pairs = sorted(zip(-values, row, strict=True))  # equal scores in the order of the corpus
-            ranked[i] = [int(place) for value, place in pairs if value < 0]
+            ranked[i] = [int(passage) for value, passage in pairs if value < 0]
         return ranked
 
     def _ranked_dense(self, queries: Sequence[str], k: int) -> list[list[int]]:
-        asked = [i for i, text in enumerate(queries) if text]
+        searchable = [i for i, text in enumerate(queries) if text]
         ranked: list[list[int]] = [[] for _ in queries]
-        if asked:
+        if searchable:
             vectors = self._encoder.encode(
-                [queries[i] for i in asked], normalize_embeddings=True, show_progress_bar=False
+                [queries[i] for i in searchable], normalize_embeddings=True, show_progress_bar=False
             )
             scores = vectors @ self._vectors.T
-            for i, row in zip(asked, scores, strict=True):
+            for i, row in zip(searchable, scores, strict=True):
                 best = np.argpartition(-row, k - 1)[:k]
-                ranked[i] = [int(place) for place in best[np.lexsort((best, -row[best]))]]
+                ranked[i] = best[np.lexsort((best, -row[best]))].tolist()
         return ranked
 
     def _open_embeddings(self, index: Path) -> None:
@@ -132,13 +133,13 @@ class LocalSearcher:
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
         self._facts["embedded_text"] = _EMBEDDED_TEXT
         folder = index.with_name(f"{index.name}-{weights[:16]}-{_EMBEDDED_TEXT}")
-        _made_once(folder, self._build_embeddings)
-        self._vectors = _whole(folder, lambda: load_file(folder / _VECTORS)["vectors"])
+        _build_once(folder, self._build_embeddings)
+        self._vectors = _load_index(folder, lambda: load_file(folder / _VECTORS)["vectors"])
 
     def _build_embeddings(self, target: Path) -> None:
         from safetensors.numpy import save_file
 
-        texts = [result_text(one["title"], one["text"]) for one in self._passages]
+        texts = [result_text(passage["title"], passage["text"]) for passage in self._passages]
         parts = []
         with runs.progress("embedding passages, once", len(texts)) as tick:
             for start in range(0, len(texts), _CHUNK):
@@ -149,7 +150,7 @@ class LocalSearcher:
 
 
 def query(instruction: Instruction) -> str:
-    """What is searched for: the first words of the instruction and its input."""
+    """The query of an instruction: the first words of it and its input."""
     return " ".join(f"{instruction.instruction} {instruction.input}".split()[:QUERY_WORDS])
 
 
@@ -157,9 +158,9 @@ def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
     """Reciprocal rank fusion: the sum of 1 / (60 + rank) over rankings (Cormack et al. 2009, equation 1)."""
     scores: dict[int, float] = {}
     for ranking in rankings:
-        for rank, place in enumerate(ranking, start=1):
-            scores[place] = scores.get(place, 0.0) + 1 / (_FUSION + rank)
-    return sorted(scores, key=lambda place: (-scores[place], place))
+        for rank, passage in enumerate(ranking, start=1):
+            scores[passage] = scores.get(passage, 0.0) + 1 / (_FUSION + rank)
+    return sorted(scores, key=lambda passage: (-scores[passage], passage))
 
 
 def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) -> None:
@@ -167,16 +168,16 @@ def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) 
 
     passages = read_passages(corpus, words, overlap)
     runs.notice(f"indexing {len(passages)} passages, once")
-    tokens = bm25s.tokenize([result_text(one.title, one.body) for one in passages], show_progress=False)
+    tokens = bm25s.tokenize([result_text(passage.title, passage.body) for passage in passages], show_progress=False)
     if not any(tokens.ids):
         raise UserError(f"no words to search for in {', '.join(map(str, corpus))}, only ones like 'the', or letters")
     index = bm25s.BM25(backend="numba")
     index.index(tokens, show_progress=False)
-    rows = [{"title": one.title, "text": one.body, "url": one.url} for one in passages]
+    rows = [{"title": passage.title, "text": passage.body, "url": passage.url} for passage in passages]
     index.save(target, corpus=rows, allow_pickle=False, show_progress=False)
 
 
-def _whole(folder: Path, load: Callable[[], Any]) -> Any:
+def _load_index(folder: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # the kinds that damaged files raise have no common ancestor
@@ -184,7 +185,7 @@ def _whole(folder: Path, load: Callable[[], Any]) -> Any:
         raise UserError(f"the index {folder} cannot be read ({why}); remove it, it will be built again") from None
 
 
-def _made_once(folder: Path, make: Callable[[Path], None]) -> None:
+def _build_once(folder: Path, make: Callable[[Path], None]) -> None:
     """Make a folder whole or not at all, by one process at a time."""
     with jsonl.writing(folder, "; SAILKIT_CACHE names another folder, for a disk with more room"):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""Search results as SAIL published them: a list parallel to its instructions."""
+"""Search results in the format that SAIL published: a list with an entry for each instruction."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from sailkit.retrieval.instructions import make_result
 
 
 class RecordedSearcher:
-    """Reads `[[search_results or null, bm25_results], ...]`: null is a search that could not be made."""
+    """Reads `[[search_results or null, bm25_results], ...]`; null is a search that was not possible."""
 
     name = "recorded"
     batch = 1024
     live = False
 
     def __init__(self, path: Path, instructions: Sequence[Instruction]) -> None:
-        """Read the file beside the instructions that it is parallel to.
+        """Read the file; its entries are in the order of the instructions.
 
         Args:
             path: A JSON list with one entry for each instruction.
@@ -45,11 +46,11 @@ class RecordedSearcher:
                 "they must be parallel"
             )
         self._entries: dict[str, list[EngineResults]] = {}
-        for number, (entry, one) in enumerate(zip(entries, instructions, strict=True), start=1):
+        for number, (entry, instruction) in enumerate(zip(entries, instructions, strict=True), start=1):
             if not isinstance(entry, list) or len(entry) != 2:
                 raise UserError(f"{path}, entry {number}: expected [search_results or null, bm25_results]")
-            self._entries[one.id] = [
-                _found(engine, value, f"{path}, entry {number}")
+            self._entries[instruction.id] = [
+                _engine_results(engine, value, f"{path}, entry {number}")
                 for engine, value in zip(("web", "bm25"), entry, strict=True)
             ]
         self._sha256 = jsonl.file_fingerprint([path])
@@ -59,24 +60,24 @@ class RecordedSearcher:
         return {"engine": self.name, "version": 1, "recording_sha256": self._sha256}
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
-        """What was recorded, the best k of each engine."""
+        """The recorded results, the best k of each engine."""
         return [
-            [EngineResults(one.engine, one.outcome, one.results[:k]) for one in self._entries[asked.id]]
-            for asked in instructions
+            [replace(recorded, results=recorded.results[:k]) for recorded in self._entries[instruction.id]]
+            for instruction in instructions
         ]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no lock is held."""
 
 
-def _found(engine: str, value: Any, where: str) -> EngineResults:
+def _engine_results(engine: str, value: Any, where: str) -> EngineResults:
     if value is None:
         return EngineResults(engine, "unavailable")
     entries = value if isinstance(value, list) else [value]
     results = []
     for rank, entry in enumerate(entries, start=1):
         if isinstance(entry, str):
-            # SAIL's converter prints a BM25 result as it is: a text, its title on the first line.
+            # A BM25 result in SAIL's format is a text whose first line is the title.
             title, _, body = entry.partition("\n") if "\n" in entry else ("", "", entry)
             results.append(make_result(engine, rank, title, body))
         elif isinstance(entry, dict):
