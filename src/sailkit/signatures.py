@@ -41,7 +41,10 @@ def _writable(hint: Any) -> Any:
     if origin is Annotated:
         return Annotated[(_writable(members[0]), *members[1:])]
     if origin in (Union, types.UnionType):
-        return Union[tuple(_writable(member) for member in members if _is_writable(member))]  # noqa: UP007
+        written = [_writable(member) for member in members if _is_writable(member)]
+        # A path may also be given as text, and a name as a path: the first of the two is what the help shows.
+        texts = [member for member in written if member in (str, Path)]
+        return Union[tuple(member for member in written if member not in texts[1:])]  # noqa: UP007
     if origin is list:
         return list[_writable(members[0])]  # type: ignore[misc]
     return hint

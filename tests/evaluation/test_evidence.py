@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sailkit.errors import UserError
-from sailkit.evaluation.evidence import Form, form_for, shown
+from sailkit.evaluation.evidence import EvidenceStyle, evidence_style_for, with_search_results
 from sailkit.prompts.render import Renderer
 from sailkit.prompts.sail import STYLES, render, verification
 from sailkit.records import Example, SearchResult, TrainingExample
@@ -40,7 +40,7 @@ ITEMS = [item(number) for number in range(12)]
 
 
 def test_own_evidence_is_the_first_of_it():
-    found = shown(ITEMS, "evidence", 2, 0, ITEMS)
+    found = with_search_results(ITEMS, "evidence", 2, 0, ITEMS)
     assert [[r.body for r in one.evidence] for one in found[:2]] == [
         ["passage 0.0", "passage 0.1"],
         ["passage 1.0", "passage 1.1"],
@@ -50,7 +50,7 @@ def test_own_evidence_is_the_first_of_it():
 
 def test_random_results_are_as_many_and_of_other_groups():
     twins = [item(number, number % 5, group=str(number // 2)) for number in range(12)]
-    for one in shown(twins, "random", 3, 0, twins):
+    for one in with_search_results(twins, "random", 3, 0, twins):
         assert len(one.evidence) == min(3, int(one.id) % 5)
         assert len({result.body for result in one.evidence}) == len(one.evidence)
         for result in one.evidence:
@@ -59,26 +59,29 @@ def test_random_results_are_as_many_and_of_other_groups():
 
 
 def test_a_draw_hangs_on_id_and_seed_alone():
-    forward, backward = shown(ITEMS, "random", 3, 0, ITEMS), shown(ITEMS[::-1], "random", 3, 0, ITEMS)
+    forward, backward = (
+        with_search_results(ITEMS, "random", 3, 0, ITEMS),
+        with_search_results(ITEMS[::-1], "random", 3, 0, ITEMS),
+    )
     assert forward == backward[::-1]
-    assert shown(ITEMS[3:5], "random", 3, 0, ITEMS) == forward[3:5]
-    assert shown(ITEMS, "random", 3, 1, ITEMS) != forward
+    assert with_search_results(ITEMS[3:5], "random", 3, 0, ITEMS) == forward[3:5]
+    assert with_search_results(ITEMS, "random", 3, 1, ITEMS) != forward
 
 
 def test_none_is_none():
-    assert all(one.evidence == () for one in shown(ITEMS, "none", 3, 0, ITEMS))
+    assert all(one.evidence == () for one in with_search_results(ITEMS, "none", 3, 0, ITEMS))
 
 
 def test_too_few_others_are_an_error():
     with pytest.raises(UserError, match="item 0: the other items have too few search results"):
-        shown(ITEMS[:1], "random", 3, 0, ITEMS[:1])
+        with_search_results(ITEMS[:1], "random", 3, 0, ITEMS[:1])
     with pytest.raises(UserError, match="give the task an `evidence` field"):
-        shown([Example("1", "x", "yes")], "evidence", 3, 0, [])
+        with_search_results([Example("1", "x", "yes")], "evidence", 3, 0, [])
 
 
 def test_the_form_is_that_of_training_unless_told_otherwise():
     def form(style, verify, most, **described):
-        found = form_for(Told(**{**SMALL, **described}), style, verify, most)
+        found = evidence_style_for(Told(**{**SMALL, **described}), style, verify, most)
         return found.style, found.verify
 
     trained = {"chat_template": "abc", "trained_styles": ["sail-fixed"]}
@@ -96,14 +99,14 @@ def test_the_form_is_that_of_training_unless_told_otherwise():
 
 
 def test_the_bound_holds_every_sentence_and_its_end():
-    found = form_for(Told(**SMALL), "auto", "on", 3)
+    found = evidence_style_for(Told(**SMALL), "auto", "on", 3)
     assert len(found.sentences) == 2 + 4 + 8
     assert found.bound == 2 + max(len(sentence.split()) for sentence in found.sentences)
 
 
 @given(st.lists(VERDICTS, min_size=1, max_size=4), st.sampled_from(STYLES), st.text(max_size=20))
 def test_a_sentence_is_found_whatever_comes_behind_it(verdicts, style, behind):
-    form = Form(style, True, 4)
+    form = EvidenceStyle(style, True, 4)
     sentence = verification(verdicts, style)
     assert form.verified(f" {sentence} {behind}")
     assert form.sentence(f" {sentence} {behind}", len(verdicts)) == (sentence, tuple(verdicts))
@@ -122,7 +125,7 @@ def test_a_measured_prompt_has_the_ids_of_a_training_prompt(shared, style):
     )
     rendered = render(row, tokenizer)
     renderer = Renderer(tokenizer, chat=style == "chat", context=4096)
-    form = Form(style, True, 2)
+    form = EvidenceStyle(style, True, 2)
     prompt = form.prompt(row.instruction, item(1, 2))
     asked = renderer.render(prompt, 8).ids
     first = rendered.completion_mask.index(True)
@@ -147,7 +150,7 @@ def tokenizer_of(shared, name):
 def test_what_a_model_wrote_holds_no_special_token(shared):
     tokenizer = tokenizer_of(shared, "qwen")
     renderer = Renderer(tokenizer, chat=True, context=4096)
-    form = Form("chat", True, 2)
+    form = EvidenceStyle("chat", True, 2)
     prompt = form.behind(form.prompt("Is it?", item(1, 2)), "So.<|im_end|>")
     ids = renderer.render(prompt, 8).ids
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from chat_families import CLOSING, save, tokenizer
 from sailkit.distillation.distill import distill
-from sailkit.evaluation.evidence import Form
+from sailkit.evaluation.evidence import EvidenceStyle
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.prompts.sail import conversation, read_verification
@@ -41,7 +41,7 @@ def test_a_tuned_model_writes_what_it_learnt_and_ends_with_the_turn(family, tmp_
     data = write(tmp_path / "data", map(same, range(8)))
     finetune(out=tmp_path / "run", model=str(base), data=[str(data)], style="chat", set=steps)
     tuned = load_model(str(tmp_path / "run" / "model"), ModelOptions(dtype="float32"))
-    form = Form("chat", verify=True, most=1, bound=200)
+    form = EvidenceStyle("chat", verify=True, most=1, bound=200)
     prompts = [conversation(replace(same(i), style="chat")) for i in range(20, 23)]
     for reply in tuned.generate(prompts, 200, lambda _: False):
         assert not reply.cut_off

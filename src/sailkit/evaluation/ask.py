@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sailkit.errors import UserError
-from sailkit.evaluation.evidence import Form
+from sailkit.evaluation.evidence import EvidenceStyle
 from sailkit.models.base import Model, Reply
 from sailkit.prompts.parse import read_answer
 from sailkit.prompts.render import Message, Part, Prompt, frames, step_prompt
@@ -28,15 +28,16 @@ class Plan:
         mode: Score the labels or generate an answer in the last step.
         shots: Worked examples as earlier turns, the same for every item.
         bias: Log-probability of each label when nothing is asked about; subtracted from the scores.
-        form: Search results are shown in this form; None where the wording itself places them, or does not.
-        examples: Worked examples where the wording itself places them, with `{examples}`.
+        evidence_style: How search results are shown as in training; None where the wording says where they go, or
+            none are shown.
+        examples: Worked examples of a wording that says where they go, with `{examples}`.
     """
 
     question: Question
     mode: AnswerMode
     shots: tuple[Message, ...] = ()
     bias: Mapping[str, float] | None = None
-    form: Form | None = None
+    evidence_style: EvidenceStyle | None = None
     examples: tuple[Part, ...] = ()
 
 
@@ -64,8 +65,8 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
             turns[i].append(_turn(reply))
     going = [i for i in range(len(batch)) if i not in replies]
     prompts = _step(plan, [batch[i] for i in going], last, [replied[i] for i in going])
-    if plan.form and plan.form.verify:
-        going, prompts = _verified(model, plan.form, batch, going, prompts, turns, replies)
+    if plan.evidence_style and plan.evidence_style.verify:
+        going, prompts = _verified(model, plan.evidence_style, batch, going, prompts, turns, replies)
     if plan.mode == "logprob":
         answers = model.score(prompts, question.answers)
     else:
@@ -83,7 +84,7 @@ def _asked(going: Sequence[int], found: Sequence[Reply], refused: dict[int, Repl
 
 def _verified(
     model: Model,
-    form: Form,
+    form: EvidenceStyle,
     batch: Sequence[tuple[int, Example]],
     going: Sequence[int],
     prompts: Sequence[Prompt],
@@ -121,16 +122,16 @@ def prompt_for(plan: Plan, example: Example, step: int, replied: Sequence[str] |
     """The conversation of one step, with the new texts of the steps before (empty where they are not known yet)."""
     question = plan.question
     answers = list(question.answers.values())
-    if plan.form:
+    if plan.evidence_style:
         asked = step_prompt(question.steps[step], example.text, answers)
-        return plan.form.prompt(asked[-1].text, example)
+        return plan.evidence_style.prompt(asked[-1].text, example)
     return step_prompt(
         question.steps[step], example.text, answers, example.evidence, [""] * step if replied is None else replied,
         plan.shots, question.systems[step], plan.examples if step == 0 else (),
     )  # fmt: skip
 
 
-def places_evidence(question: Question) -> bool:
+def shows_evidence(question: Question) -> bool:
     """Whether a wording says itself where search results go."""
     return any("{evidence}" in step for step in question.steps)
 

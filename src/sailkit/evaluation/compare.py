@@ -14,14 +14,15 @@ import numpy as np
 from sailkit.errors import UserError
 from sailkit.evaluation.figures import Flag, Truth
 from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet
-from sailkit.evaluation.recordings import load
-from sailkit.evaluation.results import Comparison, PairComparison
+from sailkit.evaluation.recordings import load_predictions
+from sailkit.evaluation.results import Comparison, Evaluation, PairComparison
 from sailkit.evaluation.summary import against as figures_against
 from sailkit.evaluation.summary import baselines, counted, few_items
 from sailkit.records import Prediction
 from sailkit.rendering.numbers import machine
 from sailkit.stats import metrics
 from sailkit.stats.intervals import LEAST_UNITS, Estimate, Floats, Units, resample
+from sailkit.tasks.task import Task
 
 ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
@@ -56,9 +57,9 @@ class JoinedItems:
 
 
 def compare(
-    *sets: Path,
+    *sets: Path | str | Evaluation,
     against: Truth = "human",
-    task: str | None = None,
+    task: str | Path | Task | None = None,
     fields: list[str] | None = None,
     seed: int = 0,
 ) -> Comparison:
@@ -80,7 +81,7 @@ def compare(
     """
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
-    return compare_sets([load(path, task, fields) for path in sets], against, seed)
+    return compare_sets([load_predictions(path, task, fields) for path in sets], against, seed)
 
 
 def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: int = 0) -> Comparison:

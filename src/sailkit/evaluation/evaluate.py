@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,12 +15,12 @@ from cyclopts import Parameter
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation import predictions
-from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, places_evidence, prompt_for
-from sailkit.evaluation.evidence import Form, Search, form_for, shown
+from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
+from sailkit.evaluation.evidence import EvidenceStyle, Search, evidence_style_for, with_search_results
 from sailkit.evaluation.few_shot import worked_examples
 from sailkit.evaluation.figures import Flag
 from sailkit.evaluation.noise import MEASURED, measured_noise
-from sailkit.evaluation.predictions import NOISE, PREDICTIONS
+from sailkit.evaluation.predictions import NOISE_FILE, PREDICTIONS
 from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
 from sailkit.evaluation.results import SETTINGS, Evaluation
 from sailkit.evaluation.summary import summarise
@@ -26,20 +29,22 @@ from sailkit.files.batch_log import write_batches
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
 from sailkit.models.load import load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
-from sailkit.prompts.render import frames
+from sailkit.prompts.render import Prompt, frames
 from sailkit.prompts.sail import wording as styles
 from sailkit.records import Example
-from sailkit.tasks.task import Half, Question, in_half, load_task
+from sailkit.tasks.rows import Examples
+from sailkit.tasks.task import Half, Question, Task, in_half, load_task
 
-CALIBRATION = "calibration.json"  # log-probability of each label when nothing is asked about
+CALIBRATION = "calibration.json"  # log-probability of each label on an empty input
 
 
 def evaluate(
     *,
-    model: str,
-    task: str,
-    out: Path,
-    data: Path | None = None,
+    model: str | Model,
+    task: str | Path | Task,
+    out: Annotated[Path | str | None, Parameter(required=True)] = None,
+    data: Path | str | None = None,
+    examples: Annotated[Examples | None, Parameter(parse=False)] = None,
     answer: AnswerMode = "logprob",
     protocol: str = "direct",
     wording: str | None = None,
@@ -50,17 +55,17 @@ def evaluate(
     results: int = 3,
     style: Literal["auto", "sail", "sail-fixed", "chat"] = "auto",
     verify: Literal["auto", "on", "off"] = "auto",
-    few_shot: Path | None = None,
+    few_shot: Path | str | None = None,
     shots: int = 4,
     calibrate: bool = False,
     options: Annotated[ModelOptions, Parameter(name="*")] = ModelOptions(),
     max_new_tokens: int | None = None,
     seed: int = 0,
-    reference: str | None = None,
+    reference: str | Model | None = None,
     repeats: int = 1,
     price: str | None = None,
     reference_api_key_env: str | None = None,
-    csv_out: Path | None = None,
+    csv_out: Path | str | None = None,
 ) -> Evaluation:
     """Measure a model on a task.
 
@@ -72,6 +77,8 @@ def evaluate(
         task: A built-in task (climate-fever, hsd, sample-claims, sample-statements) or your own YAML file.
         out: The run folder.
         data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
+        examples: Examples instead of data: a list of mappings with the fields of the task's data or with `text`,
+            `label` and optionally `id`, `group` and `evidence`; a pandas data frame of the same; or `Example` objects.
         answer: Score the labels' answer words (logprob), or generate an answer and read it (generate).
         protocol: direct (one question), fair ("is it fair to say"), think-twice (several calls).
         wording: One of the protocol's wordings; the first by default. climate-fever and hsd have the published ones.
@@ -100,49 +107,43 @@ def evaluate(
         csv_out: Also write the predictions as CSV to this file.
 
     Returns:
-        The figures with their intervals, the flags and the predictions.
+        The figures with their intervals, the flags and the predictions. Without `out` their folder is a temporary one,
+        removed together with the result.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
     """
     chosen = load_task(task, _split(labels))
-    question = chosen.question(protocol, wording)
-    if max_new_tokens is not None:
-        limits = (_positive("`max_new_tokens`", max_new_tokens),) * len(question.steps)
-        question = replace(question, new_tokens=limits)
-    formed = _in_form_of_training(question, search, style, verify)
+    question = _question(chosen, protocol, wording, max_new_tokens)
+    styled = _shows_results_as_in_training(question, search, style, verify)
     if calibrate and answer != "logprob":
         raise UserError("`calibrate` needs `answer='logprob'`")
-    dataset = chosen.load(data)
-    inside = [one for one in dataset.examples if half is None or in_half(one, half)]
-    asked = inside[: _positive("`limit`", limit) if limit is not None else None]
-    if not asked:
+    if data is not None and examples is not None:
+        raise UserError("give either `data` or `examples`, not both")
+    dataset = chosen.load(data if examples is None else examples)
+    pool = [example for example in dataset.examples if half is None or in_half(example, half)]
+    selected = pool[: _positive("`limit`", limit) if limit is not None else None]
+    if not selected:
         raise UserError(f"task {chosen.name}: no examples in the {half} half")
-    examples = shown(asked, search, _positive("`results`", results), seed, inside) if search else asked
-    if csv_out is not None and csv_out.exists() and not csv_out.read_bytes().startswith(b"id,text,gold,reference,"):
-        raise UserError(f"{csv_out} exists and is no CSV of predictions; choose another `csv_out`")
-    worked = worked_examples(chosen, question, few_shot, _positive("`shots`", shots), examples)
-    first_date = runs.setting_of(out, "date") or runs.setting_of(out / predictions.REFERENCE_FOLDER, "date")
-    options = replace(options, date=options.date or first_date)
-    loaded, form = load_model(model, options), None
-    if formed:
-        form = form_for(loaded, style, verify, max(len(one.evidence) for one in examples))
-        loaded = _in_form(loaded, form, model, options)
+    items = with_search_results(selected, search, _positive("`results`", results), seed, pool) if search else selected
+    _check_csv(csv_out)
+    worked = worked_examples(chosen, question, few_shot, _positive("`shots`", shots), items)
+    if out is not None:
+        first_date = runs.setting_of(out, "date") or runs.setting_of(Path(out, predictions.REFERENCE_FOLDER), "date")
+        options = replace(options, date=options.date or first_date)
+    loaded, evidence_style = load_model(model, options) if isinstance(model, str) else model, None
+    if styled:
+        evidence_style = evidence_style_for(loaded, style, verify, max(len(item.evidence) for item in items))
+        loaded = _with_matching_template(loaded, evidence_style, model, options)
         if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
             what = "`few_shot`" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
             raise UserError(f"{what} does not go with `search`, which asks as in training; leave one of them out")
     if answer == "logprob":
         check_scorable(loaded)
-    plan = Plan(question, answer, worked.turns, form=form, examples=worked.parts)
-    judge = _judge(reference, model, loaded, options, reference_api_key_env, repeats) if reference is not None else None
-    calls = [[prompt_for(plan, example, step) for example in examples] for step in range(len(question.steps))]
+    plan = Plan(question, answer, worked.turns, evidence_style=evidence_style, examples=worked.parts)
+    judge = _judge(reference, loaded, options, reference_api_key_env, repeats) if reference is not None else None
+    calls = [[prompt_for(plan, item, step) for item in items] for step in range(len(question.steps))]
     generates = answer == "generate" or len(question.steps) > 1
-    new_tokens = max(question.new_tokens)
-    reserve = new_tokens if generates else SCORE_RESERVE
-    # Later steps hold what earlier ones wrote; the longest of them says how much fits into a batch.
-    longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
-    reserve += (form.bound if form and form.verify else 0) + (new_tokens if len(question.steps) > 1 else 0)
-    batches = loaded.plan(longest, reserve, [f"item {example.id}" for example in examples])
     settings = {
         **loaded.describe(),
         "task": chosen.name,
@@ -151,50 +152,80 @@ def evaluate(
         "protocol": protocol,
         "wording": question.wording,
         "answer": answer,
-        "search": search or ("evidence" if places_evidence(question) else "none"),
+        "search": search or ("evidence" if shows_evidence(question) else "none"),
         "results": results if search in ("evidence", "random") else None,
-        "style": form.style if form else None,
-        "verify": bool(form and form.verify),
+        "style": evidence_style.style if evidence_style else None,
+        "verify": bool(evidence_style and evidence_style.verify),
         "half": half,
         "shots": worked.fingerprint,
         "calibrate": calibrate,
         "max_new_tokens": _same_or_each(question.new_tokens) if generates else None,
         "data_sha256": dataset.fingerprint,
-        "n": len(examples),
+        "n": len(items),
         "left_out": dataset.left_out,
         "rules_version": ANSWER_RULES_VERSION,
-        "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if form else None]),
+        "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if evidence_style else None]),
         "seed": seed,
     }
-    with runs.open_run(out, "evaluate", settings) as run:
-        announce_cost(loaded, calls, question.new_tokens, price=price, scored=answer == "logprob")
-        if calibrate:
-            plan = replace(plan, bias=_kept_bias(run, loaded, plan))
-        _answer_all(run, loaded, plan, examples, batches)
-        more = collect_reference(run, judge, chosen, asked, repeats, price) if judge else []
-        figures = _finish(run, seed, more)
-        if csv_out is not None:
-            jsonl.write_atomic(csv_out, predictions.as_csv(predictions.load_run(run.folder).predictions))
-        return figures
+    settings.setdefault("model", loaded.name)
+    batches = loaded.plan(*_longest_call(plan, calls, generates), [f"item {item.id}" for item in items])
+    with ExitStack() as temporary:
+        folder = temporary.enter_context(TemporaryDirectory(prefix="sailkit-")) if out is None else out
+        with runs.open_run(folder, "evaluate", settings) as run:
+            announce_cost(loaded, calls, question.new_tokens, price=price, scored=answer == "logprob")
+            if calibrate:
+                plan = replace(plan, bias=_stored_bias(run, loaded, plan))
+            _answer_all(run, loaded, plan, items, batches)
+            flags = collect_reference(run, judge, chosen, selected, repeats, price) if judge else []
+            evaluation = _finish(run, seed, flags, csv_out, temporary=out is None)
+        if out is None:
+            weakref.finalize(evaluation, temporary.pop_all().close)
+        return evaluation
 
 
-def _kept_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
-    """The bias of a run: measured once, kept in its folder, and the same when it goes on."""
+def _question(task: Task, protocol: str, wording: str | None, max_new_tokens: int | None) -> Question:
+    question = task.question(protocol, wording)
+    if max_new_tokens is None:
+        return question
+    return replace(question, new_tokens=(_positive("`max_new_tokens`", max_new_tokens),) * len(question.steps))
+
+
+def _check_csv(path: str | Path | None) -> None:
+    """Refuse to overwrite a file that is no CSV of predictions."""
+    if path is not None and Path(path).exists() and not Path(path).read_bytes().startswith(predictions.CSV_START):
+        raise UserError(f"{path} exists and is no CSV of predictions; choose another `csv_out`")
+
+
+def _longest_call(plan: Plan, calls: Sequence[Sequence[Prompt]], generates: bool) -> tuple[Sequence[Prompt], int]:
+    """The prompts by which batches are planned, and the tokens to leave free behind them.
+
+    Every step uses the same batches. A later step quotes earlier replies, which are not known yet: its prompts are
+    those with the quotes empty, and the longest reply is left free for them.
+    """
+    longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
+    new_tokens = max(plan.question.new_tokens)
+    reserve = new_tokens if generates else SCORE_RESERVE
+    reserve += plan.evidence_style.bound if plan.evidence_style and plan.evidence_style.verify else 0
+    return longest, reserve + (new_tokens if len(calls) > 1 else 0)
+
+
+def _stored_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
+    """The bias of a run: measured once and stored in its folder, so that a run that continues has the same."""
     path = run.path(CALIBRATION)
     if not path.exists():
         jsonl.write_json(path, content_free_bias(model, plan))
     return jsonl.read_json(path)
 
 
-def _keep_noise(
+def _measure_noise_once(
     run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: Sequence[Sequence[int]]
 ) -> None:
-    """Measure once how far margins move with the batch, where the number format makes that much."""
-    path = run.path(NOISE)
+    """Measure how far margins move with the batch, where the number format makes that matter."""
+    path = run.path(NOISE_FILE)
     if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
         answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read_rows(run.path(PREDICTIONS))]
-        together = {i for batch in batches if len(batch) > 1 for i in batch}  # the others were alone in the first place
-        jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in together]))
+        batched = {i for batch in batches if len(batch) > 1 for i in batch}  # scoring the others again shows nothing
+        jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in batched]))
 
 
 def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]) -> None:
@@ -208,36 +239,41 @@ def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Exam
             yield [*map(predictions.to_row, answered)]
 
     write_batches(run.path(PREDICTIONS), batches, lambda i: examples[i].id, compute, f"asking {model.name}")
-    _keep_noise(run, model, plan, examples, batches)
+    _measure_noise_once(run, model, plan, examples, batches)
 
 
-def _in_form_of_training(question: Question, search: Search | None, style: str, verify: str) -> bool:
-    """Whether search results are shown in the form of training; what is only for that is refused elsewhere."""
-    formed = search is not None and not places_evidence(question)
-    if not formed and (style != "auto" or verify == "on"):
-        flag = f"`style` {style}" if style != "auto" else "`verify='on'`"
-        raise UserError(f"{flag} needs `search`, and a `wording` that does not place {{evidence}} itself")
-    return formed
+def _shows_results_as_in_training(question: Question, search: Search | None, style: str, verify: str) -> bool:
+    """Whether search results are shown as in training, and not where the wording has {evidence}."""
+    styled = search is not None and not shows_evidence(question)
+    if not styled and (style != "auto" or verify == "on"):
+        argument = f"`style` {style}" if style != "auto" else "`verify='on'`"
+        raise UserError(f"{argument} needs `search`, and a `wording` that does not place {{evidence}} itself")
+    return styled
 
 
-def _judge(name: str, model: str, loaded: Model, options: ModelOptions, key_env: str | None, repeats: int) -> Model:
+def _judge(reference: str | Model, loaded: Model, options: ModelOptions, key_env: str | None, repeats: int) -> Model:
     """The reference model, with its own key and on the day of the model that is measured."""
-    if is_endpoint(model) and is_endpoint(name) and key_env is None:
+    described = loaded.describe()
+    endpoints = "served_model" in described and isinstance(reference, str) and is_endpoint(reference)
+    if endpoints and key_env is None:
         raise UserError("two endpoints, and a key goes to the server it is for: give `reference_api_key_env` as well")
-    day = options.date or loaded.describe().get("date")
-    return load_reference(name, replace(options, api_key_env=key_env or options.api_key_env, date=day), repeats)
+    day = options.date or described.get("date")
+    return load_reference(reference, replace(options, api_key_env=key_env or options.api_key_env, date=day), repeats)
 
 
-def _in_form(loaded: Model, form: Form, model: str, options: ModelOptions) -> Model:
-    """The model as the form needs it: without its chat template for the text styles."""
+def _with_matching_template(
+    loaded: Model, evidence_style: EvidenceStyle, model: str | Model, options: ModelOptions
+) -> Model:
+    """The model as the style needs it: without its chat template for the styles that are plain text."""
     templated = bool(loaded.describe().get("chat_template"))
-    if form.style != "chat" and templated and options.chat == "auto":
+    style = evidence_style.style
+    if style != "chat" and templated and options.chat == "auto" and isinstance(model, str):
         return load_model(model, replace(options, chat="off"))
-    if form.style == "chat" and not templated and options.chat != "off":
-        raise UserError(f"`style='chat'`: {model} has no chat template; use `style='sail-fixed'`")
-    if (form.style == "chat") != templated:
-        mend = "`chat='on'`" if form.style == "chat" else "`chat='off'`"
-        raise UserError(f"`style` {form.style} needs {mend}, or another `style`")
+    if style == "chat" and not templated and options.chat != "off":
+        raise UserError(f"`style='chat'`: {loaded.name} has no chat template; use `style='sail-fixed'`")
+    if (style == "chat") != templated:
+        mend = "`chat='on'`" if style == "chat" else "`chat='off'`"
+        raise UserError(f"`style` {style} needs {mend}, or another `style`")
     return loaded
 
 
@@ -246,7 +282,9 @@ def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
     return new_tokens[0] if len(set(new_tokens)) == 1 else list(new_tokens)
 
 
-def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> Evaluation:
+def _finish(
+    run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path | None, *, temporary: bool
+) -> Evaluation:
     """The figures of a run whose predictions are complete, also written to its folder."""
     answered = predictions.load_run(run.folder)
     summary = summarise(
@@ -254,9 +292,11 @@ def _finish(run: runs.Run, seed: int, more: Sequence[Flag]) -> Evaluation:
         scored=answered.provenance.get("answer") == "logprob", noise=answered.noise,
     )  # fmt: skip
     settings = {name: run.manifest["settings"].get(name) for name in SETTINGS}
-    fields = vars(summary) | {"flags": (*summary.flags, *more)}
-    evaluation = Evaluation(folder=run.folder, **settings, **fields)
+    fields = vars(summary) | {"flags": (*summary.flags, *flags)}
+    evaluation = Evaluation(folder=run.folder, temporary=temporary, **settings, **fields)
     jsonl.write_json(run.path(runs.METRICS), evaluation.to_json())
+    if csv_out is not None:
+        jsonl.write_atomic(csv_out, predictions.as_csv(answered.predictions))
     return evaluation
 
 
@@ -264,7 +304,7 @@ def _split(labels: Sequence[str] | None) -> list[str] | None:
     return [part.strip() for label in labels for part in label.split(",")] if labels else None
 
 
-def _positive(flag: str, value: int) -> int:
+def _positive(argument: str, value: int) -> int:
     if value < 1:
-        raise UserError(f"{flag} should be at least 1, not {value}")
+        raise UserError(f"{argument} should be at least 1, not {value}")
     return value

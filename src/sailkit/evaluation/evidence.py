@@ -27,7 +27,7 @@ Search = Literal["evidence", "random", "none"]
 
 
 @dataclass(frozen=True)
-class Form:
+class EvidenceStyle:
     """How search results are shown, and whether the model judges them first.
 
     Attributes:
@@ -71,7 +71,7 @@ class Form:
         return (*prompt, Message("assistant", (Part(sentence, trusted=False),), begun=True)) if sentence else prompt
 
 
-def form_for(model: Model, style: str, verify: str, most: int) -> Form:
+def evidence_style_for(model: Model, style: str, verify: str, most: int) -> EvidenceStyle:
     """The form for a model.
 
     Args:
@@ -96,14 +96,14 @@ def form_for(model: Model, style: str, verify: str, most: int) -> Form:
         raise UserError(f"`verify='on'`: {model.name}'s chat template opens a thought, {thought.strip()}; leave it out")
     if checks and most > MOST_VERIFIED:
         raise UserError(f"`results` {most}: at most {MOST_VERIFIED} search results are verified")
-    form = Form(style, checks and most > 0, most)
+    form = EvidenceStyle(style, checks and most > 0, most)
     if not form.verify:
         return form
     # Behind a space, which some tokenizers make a token of its own, and with room for the one that ends it.
     return replace(form, bound=max(model.count_tokens(f" {sentence}") for sentence in form.sentences) + 2)
 
 
-def shown(
+def with_search_results(
     examples: Sequence[Example], search: Search, results: int, seed: int, pool: Sequence[Example]
 ) -> list[Example]:
     """Examples with the search results that they are shown.

@@ -30,7 +30,7 @@ class WorkedExamples:
 
 
 def worked_examples(
-    task: Task, question: Question, path: Path | None, count: int, examples: Sequence[Example]
+    task: Task, question: Question, path: str | Path | None, count: int, examples: Sequence[Example]
 ) -> WorkedExamples:
     """Read worked examples.
 
@@ -51,6 +51,7 @@ def worked_examples(
                 f"{name} shows worked examples; bring {count} with `few_shot` FILE, a table of text and answer"
             )
         return WorkedExamples()
+    path = Path(path)
     if question.shows_examples:
         rows = _answered_texts(path, count)
         _refuse_asked(path, rows, examples)

@@ -21,8 +21,9 @@ from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks.task import Task, builtin_tasks, load_task
 
 PREDICTIONS = "predictions.jsonl"
-NOISE = "noise.json"  # how far margins move with the batch, where that was measured
+NOISE_FILE = "noise.json"  # how far margins move with the batch, where that was measured
 REFERENCE_FOLDER = "reference"
+CSV_START = b"id,text,gold,reference,"
 # What a verdict between two sets may hang on. A recording says none of it.
 FACTORS = (
     "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
@@ -157,12 +158,12 @@ def load_run(folder: str | Path) -> PredictionSet:
         predictions=tuple(sorted(rows, key=lambda p: p.index)),
         provenance={name: settings[name] for name in (*FACTORS, *RARE_FACTORS) if name in settings},
         rules_version=settings["rules_version"],
-        noise=jsonl.read_json(folder / NOISE)["noise"] if (folder / NOISE).exists() else None,
+        noise=jsonl.read_json(folder / NOISE_FILE)["noise"] if (folder / NOISE_FILE).exists() else None,
     )
 
 
-def load_recording(
-    path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None
+def load_table(
+    path: str | Path, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
     """Read recorded outputs of any origin and read their raw answers again.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,30 @@ from sailkit.evaluation import predictions
 from sailkit.evaluation.logs import SampleLog, chosen_letter, field_of_doc, read_sample_log
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.recording_layouts import words_of_answers
+from sailkit.evaluation.results import Evaluation
 from sailkit.prompts.parse import read_answer
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks.task import Task, load_task
 
 
-def load(path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None) -> PredictionSet:
+def load_predictions(
+    source: str | Path | Evaluation, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
+) -> PredictionSet:
     """Read a run folder or a recording, whichever it is.
 
     Args:
-        path: A run folder, or a recording; see `load_recording`.
+        source: A run folder or an evaluation, or a recording; see `load_recording`.
         task: For a recording: the task whose words its answers use; found from its labels by default.
         fields: For a recording: what its fields are called; see `sailkit.evaluation.predictions.field_names`.
     """
-    return predictions.load_run(path) if Path(path).is_dir() else load_recording(path, task, fields)
+    if isinstance(source, Evaluation):
+        return replace(predictions.load_run(source.folder), name=source.name)
+    return predictions.load_run(source) if Path(source).is_dir() else load_recording(source, task, fields)
 
 
 def load_recording(
-    path: str | Path, task: str | Path | None = None, fields: Sequence[str] | None = None
+    path: str | Path, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
     """Read recorded outputs and read their raw answers again.
 
@@ -42,14 +48,14 @@ def load_recording(
         fields: What a table calls its fields; with it no file is taken for a log.
 
     Raises:
-        UserError: As `sailkit.evaluation.predictions.load_recording` and `sailkit.evaluation.logs.read_sample_log`.
+        UserError: As `sailkit.evaluation.predictions.load_table` and `sailkit.evaluation.logs.read_sample_log`.
     """
     path = Path(path)
     log = None if fields else read_sample_log(path)
-    return _predictions_of_log(path, log, task) if log else predictions.load_recording(path, task, fields)
+    return _predictions_of_log(path, log, task) if log else predictions.load_table(path, task, fields)
 
 
-def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | None) -> PredictionSet:
+def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | None) -> PredictionSet:
     """The predictions of another tool's log: raw answers read again, or its scores of the choices compared again."""
     for note in log.notes:
         warnings.warn(f"{path.name}: {note}", RuntimeWarning, stacklevel=2)

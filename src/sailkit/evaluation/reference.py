@@ -74,17 +74,17 @@ def announce_cost(
     )
 
 
-def load_reference(name: str, options: ModelOptions, repeats: int) -> Model:
-    """The model that gives reference labels.
+def load_reference(reference: str | Model, options: ModelOptions, repeats: int) -> Model:
+    """The model that gives reference labels, loaded unless it is already.
 
     Raises:
         UserError: It cannot be had, or cannot be asked so often.
     """
     if repeats < 1:
         raise UserError(f"`repeats` should be at least 1, not {repeats}")
-    model = load_model(name, options)
+    model = load_model(reference, options) if isinstance(reference, str) else reference
     if repeats > 1 and not isinstance(model, Paid):
-        raise UserError(f"`repeats` asks an endpoint again; {name} runs here and always answers the same")
+        raise UserError(f"`repeats` asks an endpoint again; {model.name} runs here and always answers the same")
     return model
 
 

@@ -14,6 +14,7 @@ from sailkit.evaluation.recordings import load_recording
 from sailkit.evaluation.results import Rescored
 from sailkit.evaluation.summary import against, constant_flags, summarise, units_of
 from sailkit.records import Prediction
+from sailkit.tasks.task import Task
 
 DEFAULT_CLASS_SHARE = 0.9
 DEFAULT_CLASS_LEAST = 6  # with fewer, all of them may be of one class by chance
@@ -22,8 +23,8 @@ _F1_KINDS = ("macro_f1", "weighted_f1")
 
 
 def rescore(
-    *files: Path,
-    task: str | None = None,
+    *files: Path | str,
+    task: str | Path | Task | None = None,
     fields: list[str] | None = None,
     published: list[str] | None = None,
     seed: int = 0,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from sailkit import runs
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError
 from sailkit.evaluation.figures import Baselines, Flag, LabelFigures, Summary, Truth, flags_to_json
 from sailkit.evaluation.predictions import load_run
 from sailkit.files import jsonl
+from sailkit.files.tables import to_frame
 from sailkit.records import Prediction
 from sailkit.rendering.result import Result
 from sailkit.stats.intervals import Estimate
@@ -42,7 +42,7 @@ class Evaluation(Summary, Result):
         dtype: Number format of the model; None where a server does not say.
         device: Where the model ran; None where a server does not say.
         left_out: Rows of the data that were left out for their labels.
-        temporary: Keeps a temporary run folder as long as this result; None where the folder was named.
+        temporary: The folder is removed together with this result.
     """
 
     folder: Path
@@ -56,7 +56,12 @@ class Evaluation(Summary, Result):
     dtype: str | None
     device: str | None
     left_out: int | None
-    temporary: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+    temporary: bool = field(default=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What to call the evaluation beside others: its folder's name, or the model's where the folder has none."""
+        return self.model if self.temporary else self.folder.name
 
     @cached_property
     def predictions(self) -> tuple[Prediction, ...]:
@@ -73,21 +78,15 @@ class Evaluation(Summary, Result):
         Raises:
             UserError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise missing_extra("pandas", "`to_frame`") from None
         names = ("id", "text", "gold", "reference", "label", "outcome", "answered_by")
         numbers = ("prompt_tokens", "completion_tokens", "cut_tokens")
         scored = any(p.scores for p in self.predictions)
-        return pd.DataFrame(
-            [
-                {name: getattr(p, name) for name in names}
-                | ({f"score_{label}": p.scores.get(label) for label in self.labels} if scored else {})
-                | {"raw_output": p.raw_output, "prompt": p.prompt, "group": p.group or None}
-                | {name: getattr(p, name) for name in numbers}
-                for p in self.predictions
-            ]
+        return to_frame(
+            {name: getattr(p, name) for name in names}
+            | ({f"score_{label}": p.scores.get(label) for label in self.labels} if scored else {})
+            | {"raw_output": p.raw_output, "prompt": p.prompt, "group": p.group or None}
+            | {name: getattr(p, name) for name in numbers}
+            for p in self.predictions
         )
 
     @classmethod

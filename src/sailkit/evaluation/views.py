@@ -13,7 +13,7 @@ from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation import predictions, summary
 from sailkit.evaluation.predictions import PredictionSet
-from sailkit.evaluation.recordings import load
+from sailkit.evaluation.recordings import load_predictions
 from sailkit.evaluation.rescore import recorded_figures, rescore_set
 from sailkit.files import jsonl
 from sailkit.rendering.numbers import span
@@ -70,7 +70,7 @@ def read_view(path: Path, against: str, task: str | None, fields: list[str] | No
     Raises:
         UserError: The set cannot be read or has no such labels, or its figures are those of other predictions.
     """
-    data = load(path, task, fields)
+    data = load_predictions(path, task, fields)
     rows, labels = data.predictions, data.labels
     facts: dict[str, Any] = {**data.provenance, "rules_version": data.rules_version}
     if path.is_dir():

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
 from sailkit.files.tables import has_cells, read_table, with_ids, with_nested
 from sailkit.records import Example, SearchResult
-from sailkit.tasks.spec import DataSpec, EvidenceFields
+from sailkit.tasks.spec import DataSpec, EvidenceFields, Fields
+
+_MEMORY = Path("`examples`")  # the "file" in errors about rows that come from memory
+
+
+class DataFrame(Protocol):
+    """What is needed of a pandas data frame, so that pandas need not be installed."""
+
+    def to_dict(self, orient: str) -> Any:
+        """The rows as dicts, with the orientation `records`."""
+
+
+Examples = Sequence[Example] | Sequence[Mapping[str, Any]] | DataFrame
 
 
 def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
@@ -22,6 +36,51 @@ def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
         raise UserError(f"{path} is a folder; this task reads one .jsonl, .csv or .parquet file")
     rows = hub_rows(str(path), ("test", "validation", "train")) if is_hub_name(path) else read_table(path)
     text_of = jsonl.filled_field if has_cells(path) else jsonl.text_field
+    yield from _examples(rows, fields, spec, path, text_of)
+
+
+def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]:
+    """Examples that are in memory, each with its row number for errors.
+
+    Args:
+        rows: Examples; or mappings, or a data frame, with the fields of the task's data or else with `text`, `label`
+            and optionally `id`, `group` and `evidence` (a list of texts).
+        spec: The layout of the task's data.
+    """
+    if not isinstance(rows, Sequence):
+        rows = [
+            {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in row.items()}
+            for row in rows.to_dict("records")
+        ]
+    if all(isinstance(row, Example) for row in rows):
+        for number, example in enumerate(rows, start=1):
+            assert isinstance(example, Example)
+            yield replace(example, group=example.group or example.id), f"{_MEMORY}, row {number}"
+        return
+    numbered = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise UserError(f"{_MEMORY}, row {number}: expected a mapping, found {type(row).__name__}")
+        numbered.append((number, dict(row)))
+    fields = spec.fields
+    if fields is None or (numbered and fields.text not in with_nested(numbered[0][1], fields.names())):
+        names = {*numbered[0][1]} if numbered else set()
+        fields = Fields(
+            text="text",
+            label="label",
+            group="group" if "group" in names else None,
+            evidence=EvidenceFields(list="evidence") if "evidence" in names else None,
+        )
+    yield from _examples(numbered, fields, spec, _MEMORY, jsonl.text_field)
+
+
+def _examples(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    fields: Fields,
+    spec: DataSpec,
+    path: Path,
+    text_of: Callable[[dict[str, Any], str, Path, int], str],
+) -> Iterator[tuple[Example, str]]:
     named = [(line, with_nested(row, fields.names())) for line, row in rows]
     for line, row in with_ids(named, fields.id, path):
         label = row.get(fields.label)

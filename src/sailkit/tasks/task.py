@@ -16,7 +16,7 @@ from sailkit.files import jsonl
 from sailkit.files.yaml_files import read_yaml
 from sailkit.plugins import is_plugin, load_attribute
 from sailkit.records import Example
-from sailkit.tasks.rows import folder_rows, table_rows
+from sailkit.tasks.rows import Examples, folder_rows, memory_rows, table_rows
 from sailkit.tasks.spec import TaskSpec, explain
 
 Half = Literal["first", "second"]
@@ -141,11 +141,12 @@ class Task:
                 meanings.setdefault(word.casefold(), set()).add(label)
         return {word: labels.pop() for word, labels in meanings.items() if len(labels) == 1}
 
-    def load(self, data: str | Path | None = None) -> Dataset:
+    def load(self, data: str | Path | Examples | None = None) -> Dataset:
         """Read the task's examples.
 
         Args:
-            data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`); by default what the YAML names.
+            data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`), by default what the YAML names; or examples
+                in memory, see `sailkit.tasks.rows.memory_rows`.
 
         Raises:
             UserError: No data are named, or they are missing, malformed or empty, an id occurs twice, or a label is
@@ -157,8 +158,12 @@ class Task:
                 source = f"; get {spec.source}" if spec.source else ""
                 raise UserError(f"task {self.name} does not carry its data{source}; say where they are with `data`")
             data = self.folder / spec.file
-        path = Path(data)
-        rows = list(folder_rows(path, spec) if spec.folder else table_rows(path, spec))
+        if isinstance(data, (str, Path)):
+            path = Path(data)
+            rows = list(folder_rows(path, spec) if spec.folder else table_rows(path, spec))
+        else:
+            path = Path("`examples`")
+            rows = list(memory_rows(data, spec))
         seen: dict[str, str] = {}
         for example, where in rows:
             if example.id in seen:
@@ -208,17 +213,20 @@ def _builtin_folder() -> Path:
     return Path(__file__).parent / "builtin"
 
 
-def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
+def load_task(name: str | Path | Task, labels: Sequence[str] | None = None) -> Task:
     """Load a task by name, or from a YAML file.
 
     Args:
         name: A built-in task's name, or a path that ends in `.yaml` or `.yml`, or `module:attribute` for
-            a mapping of the same form; its files are relative to the working directory.
+            a mapping of the same form; its files are relative to the working directory. A task that is loaded
+            already gets other labels.
         labels: The labels to use; `["all"]` for all; by default those that the task states.
 
     Raises:
         UserError: Unknown name, unreadable or invalid YAML (the field is named), unknown label.
     """
+    if isinstance(name, Task):
+        return name if labels is None else replace(name, labels=_chosen_labels(name.spec, labels))
     own = str(name).endswith((".yaml", ".yml"))
     plugin = is_plugin(str(name))
     if not own and not plugin and str(name) not in builtin_tasks():
@@ -231,6 +239,10 @@ def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
         spec = TaskSpec.model_validate(load_attribute(str(name)) if plugin else read_yaml(path))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
+    return Task(spec, _chosen_labels(spec, labels), path.parent)
+
+
+def _chosen_labels(spec: TaskSpec, labels: Sequence[str] | None) -> tuple[str, ...]:
     if labels is None:
         chosen = spec.default_labels or tuple(spec.labels)
     elif list(labels) == ["all"]:
@@ -242,4 +254,4 @@ def load_task(name: str | Path, labels: Sequence[str] | None = None) -> Task:
         chosen = tuple(label for label in spec.labels if label in labels)
     if len(chosen) < 2:
         raise UserError(f"task {spec.name}: choose at least two labels")
-    return Task(spec, chosen, path.parent)
+    return chosen

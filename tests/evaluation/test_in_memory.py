@@ -1,0 +1,170 @@
+"""Evaluation from Python: a loaded model, a task object, examples in memory, and no folder."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sailkit
+from sailkit.errors import UserError
+from sailkit.evaluation.compare import compare
+from sailkit.evaluation.evaluate import evaluate
+from sailkit.models.base import ModelOptions
+from sailkit.models.load import load_model
+from sailkit.records import Example, SearchResult
+from sailkit.signatures import for_command_line
+from sailkit.tasks.task import load_task
+
+TASK = """
+name: tiny
+data:
+  file: items.jsonl
+  fields: {id: key, text: claim, label: truth, evidence: {list: results, body: text}}
+labels: {good: {answer: good}, bad: {answer: very bad}}
+protocols:
+  direct: {wordings: {plain: "{text} Is that {answers}?", short: "{text} {answers}?"}}
+"""
+ROWS = [
+    {
+        "key": f"item-{i}",
+        "claim": f"Tom saw {i} dogs.",
+        "truth": "bad" if i % 3 else "good",
+        "results": [{"text": f"There were {i} dogs."}],
+    }
+    for i in range(12)
+]
+OPTIONS = ModelOptions(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def path(shared: Path) -> str:
+    return str(shared / "models" / "stories260k")
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return load_model(path, OPTIONS)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "tiny.yaml").write_text(TASK)
+    return tmp_path / "tiny.yaml"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """A run's files; the manifest without its environment, which has the time."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["environment"]
+    names = ("predictions.jsonl", "metrics.json")
+    return {name: (folder / name).read_bytes() for name in names} | {"manifest": json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize("kind", ["mappings", "frame", "examples"])
+def test_objects_give_what_names_and_files_give(path, model, task, tmp_path, kind):
+    evaluate(model=path, task=str(task), out=str(tmp_path / "files"), options=OPTIONS)
+    examples = {
+        "mappings": ROWS,
+        "frame": pd.DataFrame(ROWS),
+        "examples": [
+            Example(row["key"], row["claim"], row["truth"], (SearchResult(row["results"][0]["text"], rank=1),))
+            for row in ROWS
+        ],
+    }[kind]
+    evaluate(model=model, task=load_task(task), examples=examples, out=tmp_path / "memory", options=OPTIONS)
+    assert files(tmp_path / "memory") == files(tmp_path / "files")
+
+
+def test_rows_of_any_task_may_have_the_usual_names(model, task):
+    usual = [{"id": row["key"], "text": row["claim"], "label": row["truth"], "evidence": ["A dog."]} for row in ROWS]
+    by_field = evaluate(model=model, task=load_task(task), examples=ROWS)
+    by_usual_name = evaluate(model=model, task=load_task(task), examples=usual)
+    assert by_field.predictions == by_usual_name.predictions
+    numbered = evaluate(model=model, task=load_task(task), examples=[{"text": "Tom ate.", "label": "bad"}])
+    assert [(p.id, p.text, p.gold) for p in numbered.predictions] == [("1", "Tom ate.", "bad")]
+
+
+def test_changed_examples_are_another_run(model, task, tmp_path):
+    first = evaluate(model=model, task=load_task(task), examples=ROWS, out=tmp_path / "run")
+    before = (tmp_path / "run" / "predictions.jsonl").read_bytes()
+    (tmp_path / "run" / "predictions.jsonl").write_bytes(before[: len(before) // 2])
+    assert evaluate(model=model, task=load_task(task), examples=ROWS, out=tmp_path / "run") == first
+    assert (tmp_path / "run" / "predictions.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"holds another run \(data_sha256"):
+        evaluate(model=model, task=load_task(task), examples=ROWS[::-1], out=tmp_path / "run")
+
+
+def test_without_a_folder_the_predictions_last_as_long_as_the_result(model, task):
+    evaluation = evaluate(model=model, task=load_task(task), examples=ROWS)
+    folder = evaluation.folder
+    assert len(evaluation.to_frame()) == len(evaluation.predictions) == 12
+    assert folder.is_dir()
+    del evaluation
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_failure_leaves_no_temporary_folder(model, task, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with pytest.raises(UserError, match="IN/OUT in USD"):
+        evaluate(model=Priced(model), task=load_task(task), examples=ROWS, price="cheap")
+    assert not [*(tmp_path / "temporary").iterdir()]
+
+
+class Priced:
+    """A model that costs a request for every answer."""
+
+    def __init__(self, model) -> None:
+        self._model = model
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def estimate(self, prompts, max_new_tokens, repeats=1, *, scored=False):
+        return {"requests": len(prompts), "prompt_tokens": 1, "completion_tokens": 1}
+
+    def with_repeat(self, repeat):
+        return self
+
+
+def test_evaluations_are_compared_by_the_names_of_their_folders_or_models(model, task, tmp_path):
+    named = evaluate(model=model, task=load_task(task), out=tmp_path / "plain")
+    unnamed = evaluate(model=model, task=load_task(task), wording="short")
+    comparison = compare(named, unnamed)
+    assert comparison.names == ("plain", unnamed.model)
+    assert [*comparison.pairs[0].factors] == ["wording", "prompts_sha256"]
+    assert (
+        compare(tmp_path / "plain", str(tmp_path / "plain")).pairs[0].both_right
+        == named.confusion.counts[0][0] + (named.confusion.counts[1][1])
+    )
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "`examples`: no examples with the labels good, bad"),
+        ([{"claim": "Tom ate."}], r"`examples`, line 1: no field 'truth' \(found: claim, key\)"),
+        ([ROWS[0], "Tom ate."], "`examples`, row 2: expected a mapping, found str"),
+        ([ROWS[0], ROWS[0]], "id 'item-0' was used before"),
+        ([Example("1", "Tom ate.", "ugly")], "`examples`, row 1: label 'ugly' is not one of good, bad"),
+    ],
+)
+def test_examples_that_cannot_be_used(model, task, tmp_path, examples, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(model=model, task=load_task(task), examples=examples, out=tmp_path / "run")
+    with pytest.raises(UserError, match="either `data` or `examples`"):
+        evaluate(model=model, task=load_task(task), examples=ROWS, data=tmp_path, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_knows_only_what_can_be_written():
+    parameters = inspect.signature(for_command_line(evaluate)).parameters
+    assert parameters["model"].annotation is str
+    assert sailkit.evaluate is evaluate
