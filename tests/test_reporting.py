@@ -25,7 +25,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation import predictions, recordings, summary
 from sailkit.files import jsonl
 from sailkit.records import AnswerScore, Prediction
-from sailkit.reporting import report
+from sailkit.reporting import WrittenReport, report
 
 LABELS = ("SUPPORTS", "REFUTES")
 HOSTILE = [
@@ -117,9 +117,9 @@ class Page(HTMLParser):
         return self.prompt(0, step, i) if middle == 0 else part["head"] + middle + part["tail"]
 
 
-def made(tmp_path: Path, *sets: Path, **options) -> tuple[Page, str, dict]:
+def made(tmp_path: Path, *sets: Path, **options) -> tuple[Page, str, WrittenReport]:
     found = report(*sets, out=tmp_path / "out", **options)
-    return Page(Path(found["html"])), Path(found["markdown"]).read_text("utf-8"), found
+    return Page(found.html), found.markdown.read_text("utf-8"), found
 
 
 def good(n: int = 40) -> list[Prediction]:
@@ -132,8 +132,8 @@ def constant(n: int = 40) -> list[Prediction]:
 
 def test_one_set_leads_with_what_it_is_worth(tmp_path):
     page, markdown, found = made(tmp_path, run_folder(tmp_path / "flat", constant()))
-    assert found["verdict"] == "flat is indistinguishable from always answering SUPPORTS"
-    assert found["html"] == str(tmp_path / "out" / "report.html")
+    assert found.verdict == "flat is indistinguishable from always answering SUPPORTS"
+    assert found.html == tmp_path / "out" / "report.html"
     assert page.text.index("Verdict flat is indistinguishable") < page.text.index("Reasons for doubt")
     assert "constant-predictor" in page.text
     assert "constant-predictor" in markdown
@@ -150,14 +150,14 @@ def test_one_set_leads_with_what_it_is_worth(tmp_path):
     ],
 )
 def test_the_sentence_follows_the_figures(tmp_path, rows, words):
-    assert words in made(tmp_path, run_folder(tmp_path / "a", rows))[2]["verdict"]
+    assert words in made(tmp_path, run_folder(tmp_path / "a", rows))[2].verdict
 
 
 def test_two_sets_are_compared(tmp_path):
     rows = [prediction(i, label=None, outcome="refused", raw_output="I cannot say.") for i in range(3)] + good()[3:]
     sets = run_folder(tmp_path / "flat", constant()), run_folder(tmp_path / "sharp", rows, model="other")
     page, markdown, found = made(tmp_path, *sets, title="A & B")
-    assert found["verdict"] == "flat is worse than sharp"
+    assert found.verdict == "flat is worse than sharp"
     for words in (
         "A & B",
         "They differ in model.",
@@ -178,7 +178,7 @@ def test_three_sets_give_three_verdicts_and_names_stay_distinct(tmp_path):
     for folder in ("x/run", "y/run", "z/run"):
         run_folder(tmp_path / folder, good())
     page, _, found = made(tmp_path, tmp_path / "x/run", tmp_path / "y/run", tmp_path / "z/run")
-    assert found["verdict"].count("cannot tell") == 3
+    assert found.verdict.count("cannot tell") == 3
     assert "Cannot tell whether run (1) or run (3) is better" in page.text
 
 
@@ -212,14 +212,14 @@ def test_no_verdict_on_few_items_and_never_without_a_flag(tmp_path):
     """Three of three right is no proof; the page says so at the top and among the doubts."""
     rows = [prediction(i, label=LABELS[i % 2]) for i in range(3)]
     page, markdown, found = made(tmp_path, run_folder(tmp_path / "a", rows))
-    assert found["verdict"] == "3 items are too few to tell what a is worth"
+    assert found.verdict == "3 items are too few to tell what a is worth"
     for text in (page.text, markdown):
         assert "better than" not in text
         assert "None of the checks raised a flag" not in text
         assert "3 items are too few for a verdict" in text
         assert "0.292 to 1.000" in text
     both, _, found = made(tmp_path, run_folder(tmp_path / "x", rows), run_folder(tmp_path / "y", constant()[:3]))
-    assert found["verdict"] == "cannot tell whether x or y is better"
+    assert found.verdict == "cannot tell whether x or y is better"
     assert "3 items are too few." in both.text
 
 
@@ -245,7 +245,7 @@ def test_a_recording_shows_what_was_recorded_and_what_is_not_known(tmp_path):
     assert page.items["sets"][0]["recorded"][0] == "SUPPORTS"
     page, _, found = made(tmp_path, path, against="reference")
     assert "judged against the reference labels" in page.text
-    assert found["verdict"] == "old is indistinguishable from always answering REFUTES"
+    assert found.verdict == "old is indistinguishable from always answering REFUTES"
 
 
 def test_origin_names_what_is_known_and_what_differs(tmp_path):
@@ -355,7 +355,7 @@ def hostile_sets(folder: Path, texts: list[str]) -> list[Path]:
 
 
 def check_nothing_escapes(sets: list[Path], out: Path) -> Page:
-    page = Page(Path(report(*sets, out=out, task="sample-claims")["html"]))
+    page = Page(report(*sets, out=out, task="sample-claims").html)
     loaded = [recordings.load(path, "sample-claims").predictions for path in sets]
     assert page.tags["script"] == 2
     assert page.items["ids"] == shown(p.id for p in loaded[0])
@@ -423,7 +423,7 @@ def test_hostile_names_stay_names(tmp_path):
 
 def test_the_file_loads_nothing_and_runs_only_its_own_script(tmp_path):
     page, _, found = made(tmp_path, run_folder(tmp_path / "a", good()))
-    source = Path(found["html"]).read_text("utf-8")
+    source = found.html.read_text("utf-8")
     assert not [a for a in page.attributes if a[1] in ("src", "href", "style", "action") or a[1].startswith("on")]
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", source)
     policy = next(v for _, name, v in page.attributes if name == "content" and v.startswith("default-src"))

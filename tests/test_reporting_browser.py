@@ -84,7 +84,7 @@ def pair(tmp_path_factory) -> Path:
         for i in range(120)
     ]  # fmt: skip
     sets = run_folder(folder / "flat", constant(120)), run_folder(folder / "sharp", rows)
-    return Path(report(*sets, out=folder)["html"])
+    return report(*sets, out=folder).html
 
 
 def test_filters_pages_and_search(chromium, pair):
@@ -133,7 +133,7 @@ def test_an_item_opens_by_keyboard_down_to_prompt_turns_and_output(chromium, pai
 
 def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
     sets = hostile_sets(tmp_path, HOSTILE)
-    reader = Reader(chromium, Path(report(*sets, out=tmp_path, task="sample-claims")["html"]))
+    reader = Reader(chromium, report(*sets, out=tmp_path, task="sample-claims").html)
     title = reader.driver.title
     reader.run("for (const button of document.querySelectorAll('.item')) button.click()")
     first, second = (recordings.load(path, "sample-claims").predictions for path in sets)
@@ -169,7 +169,7 @@ def test_it_follows_the_theme_and_fits_a_phone(chromium, pair):
 
 def test_ten_thousand_items_open_and_filter(chromium, tmp_path):
     sets = run_folder(tmp_path / "a", good(10_000)), run_folder(tmp_path / "b", constant(10_000))
-    reader = Reader(chromium, Path(report(*sets, out=tmp_path)["html"]))
+    reader = Reader(chromium, report(*sets, out=tmp_path).html)
     assert reader.shown == "1–50 of 10,000 items"
     assert reader.choose("differ") == "1–50 of 5,000 items"
     assert reader.search("claim number 9999") == "1–1 of 1 item"
@@ -179,7 +179,7 @@ def test_ten_thousand_items_open_and_filter(chromium, tmp_path):
 def test_an_audit_is_shown_and_not_run_and_fits_a_phone(chromium, tmp_path):
     areas = {f"entailment:models/{text}{'long' * 9}{i}": 0.7 - i / 50 for i, text in enumerate(HOSTILE)}
     told = report(folder_of(tmp_path / "a", found(areas, texts=(HOSTILE[0], HOSTILE[1]))), out=tmp_path / "audit.html")
-    reader = Reader(chromium, Path(told["html"]))
+    reader = Reader(chromium, told.html)
     assert reader.find(".case .claim").text == HOSTILE[0]
     assert reader.run("return document.querySelectorAll('img, script').length") == 0
     assert reader.driver.title == "Labelers against people on climate-fever"

@@ -19,8 +19,10 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, reporting, runs
 from sailkit.console import clean_streams, console, show_traceback
+from sailkit.data import report as data_report
 from sailkit.data.build import build
 from sailkit.data.build_task import build_task
+from sailkit.distillation import report as distillation_report
 from sailkit.distillation.distill import distill
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
@@ -30,12 +32,12 @@ from sailkit.labeling.audit import audit
 from sailkit.labeling.fit import fit
 from sailkit.labeling.label import label
 from sailkit.pipeline import run
-from sailkit.rendering import show, terminal
+from sailkit.rendering import terminal
+from sailkit.rendering.model import Report
 from sailkit.rendering.result import to_json
 from sailkit.retrieval.search import search
 from sailkit.signatures import for_command_line
 from sailkit.text import escape_json
-from sailkit.training import show as show_training
 from sailkit.training.distributed import is_main_process
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
@@ -51,27 +53,28 @@ JsonFlag = Annotated[
     ),
 ]
 
-VERBS: dict[str, tuple[Callable[..., Any], Callable[[show.Result], None] | None]] = {
-    "search": (search, show.search),
-    "label": (label, show.labels),
-    "fit": (fit, show.fitted),
-    "audit": (audit, show.audit),
-    "build": (build, show.built),
-    "build-task": (build_task, show.built),
-    "finetune": (finetune, show_training.finetuned),
-    "merge": (merge, show_training.merged),
-    "teacher-cache": (teacher_cache, show_training.cached),
-    "distill": (distill, show_training.distilled),
-    "evaluate": (evaluate.evaluate, show.evaluation),
-    "rescore": (rescore.rescore, show.rescored),
-    "compare": (compare.compare, show.comparison),
-    "report": (reporting.report, show.report),
+# What a verb does, and how its JSON is shown where its result does not know that itself.
+VERBS: dict[str, tuple[Callable[..., Any], Callable[[Any], Report] | None]] = {
+    "search": (search, None),
+    "label": (label, None),
+    "fit": (fit, None),
+    "audit": (audit, None),
+    "build": (build, data_report.summarise_data),
+    "build-task": (build_task, data_report.summarise_data),
+    "finetune": (finetune, None),
+    "merge": (merge, None),
+    "teacher-cache": (teacher_cache, distillation_report.summarise_cache),
+    "distill": (distill, distillation_report.summarise_distillation),
+    "evaluate": (evaluate.evaluate, None),
+    "rescore": (rescore.rescore, None),
+    "compare": (compare.compare, None),
+    "report": (reporting.report, None),
     "run": (run, None),
-    "runs": (runs.overview, show.runs),
+    "runs": (runs.overview, reporting.summarise_runs),
 }
 
 
-def _command(stage: Callable[..., Any], show_result: Callable[[show.Result], None] | None) -> Callable[..., None]:
+def _command(stage: Callable[..., Any], summarise: Callable[[Any], Report] | None) -> Callable[..., None]:
     """A stage function with its own flags and `--json`, that prints instead of returning."""
 
     def command(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
@@ -84,10 +87,11 @@ def _command(stage: Callable[..., Any], show_result: Callable[[show.Result], Non
             result = result[0]
         if json is not None and str(json) == "-":
             print(escape_json(jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False)), flush=True)
-        elif show_result:
-            show_result(result)
+        elif summarise:
+            terminal.write(summarise(result))
         else:
-            terminal.write(returned.report())
+            for each in returned if isinstance(returned, list) else [returned]:
+                terminal.write(each.report())
         if json is not None and str(json) != "-":
             jsonl.write_atomic(json, jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
         if isinstance(result, dict) and (remaining := result.get("unfinished")):
@@ -108,8 +112,8 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
         console=console(),
     )
-    for name, (stage, show_result) in VERBS.items():
-        app.command(_command(stage, show_result), name=name)
+    for name, (stage, summarise) in VERBS.items():
+        app.command(_command(stage, summarise), name=name)
     return app
 
 

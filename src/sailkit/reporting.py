@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,22 +15,46 @@ from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
 from sailkit.labeling.audit_file import AUDIT
 from sailkit.rendering import html, markdown
-from sailkit.rendering.model import Report
+from sailkit.rendering.model import Cell, Group, Report, Row, Table, Text, Verdict, short
+from sailkit.rendering.result import Result
 from sailkit.training import report as training_report
 
 # Stage of a run -> what its run is called; anything else is a set of predictions.
 _STAGES = {"finetune": "a training run", "distill": "a distillation", "audit": "an audit"}
 
 
+@dataclass(frozen=True)
+class WrittenReport(Result):
+    """A report that was written.
+
+    Attributes:
+        html: The HTML file.
+        markdown: The Markdown file.
+        verdict: The verdicts in words.
+    """
+
+    html: Path
+    markdown: Path
+    verdict: str
+
+    def to_json(self) -> dict[str, str]:
+        """As `--json` writes it."""
+        return {"html": str(self.html), "markdown": str(self.markdown), "verdict": self.verdict}
+
+    def report(self) -> Report:
+        """The verdict and where the files are."""
+        return short("", "", Verdict(self.verdict), Text(f"report: {self.html}"), Text(f"Markdown: {self.markdown}"))
+
+
 def report(
-    *sets: Path,
-    out: Path = Path("report.html"),
+    *sets: Path | str,
+    out: Path | str = Path("report.html"),
     against: Literal["human", "reference"] = "human",
     task: str | None = None,
     fields: list[str] | None = None,
     title: str | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> WrittenReport:
     """Write one HTML file about sets of predictions, audits, a training run or distillations, and Markdown beside it.
 
     The file loads nothing from elsewhere. It shows the verdict first, then every reason to doubt it, the figures
@@ -57,16 +82,17 @@ def report(
     """
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
-    stage = _stage_of(sets, {"against": against != "human", "task": task, "fields": fields})
-    files = _output_files(out)
+    folders = [Path(path) for path in sets]
+    stage = _stage_of(folders, {"against": against != "human", "task": task, "fields": fields})
+    files = _output_files(Path(out))
     if stage == "finetune":
-        content = training_report.report_on(sets[0], title)
+        content = training_report.report_on(folders[0], title)
     elif stage == "distill":
-        content = distillation_report.report_on(sets, title, seed)
+        content = distillation_report.report_on(folders, title, seed)
     elif stage == "audit":
-        content = labeling_report.report_on(sets, title)
+        content = labeling_report.report_on(folders, title)
     else:
-        content = evaluation_report.report_on(sets, against, task, fields, title, seed)
+        content = evaluation_report.report_on(folders, against, task, fields, title, seed)
     return _write(content, files)
 
 
@@ -119,8 +145,20 @@ def _output_files(out: Path) -> tuple[Path, Path]:
     return page, page.with_suffix(".md")
 
 
-def _write(report: Report, files: tuple[Path, Path]) -> dict[str, Any]:
+def _write(report: Report, files: tuple[Path, Path]) -> WrittenReport:
     page, text = files
     jsonl.write_atomic(text, markdown.page(report))
     jsonl.write_atomic(page, html.page(report))
-    return {"html": str(page), "markdown": str(text), "verdict": report.verdict}
+    return WrittenReport(page, text, report.verdict)
+
+
+def summarise_runs(result: dict[str, Any]) -> Report:
+    """What `runs` prints: runs, or how two of them differ."""
+    if "runs" in result:
+        names = [name for name in next(iter(result["runs"]), {}) if name != "folder"]
+        rows = [Row(run["folder"], [Cell(run[name]) for name in names]) for run in result["runs"]]
+        table, nothing = Table(names, [Group("folder", rows)]), "no runs"
+    else:
+        rows = [Row(name, [Cell(str(value)) for value in pair]) for name, pair in result["differences"].items()]
+        table, nothing = Table(result["names"], [Group("setting", rows)]), "the two runs have the same settings"
+    return short("", "", table if rows else Text(nothing))

@@ -13,12 +13,13 @@ import pytest
 from sailkit import runs
 from sailkit.data.build import build, candidate_positions
 from sailkit.data.exports import read_examples
+from sailkit.data.report import summarise_data
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for
 from sailkit.labeling.labels import LABELS, labels_row
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
-from sailkit.rendering import show
+from sailkit.rendering import terminal
 from sailkit.retrieval.instructions import read_searched, searched_row
 
 
@@ -299,7 +300,7 @@ def test_real_claims_do_not_reach_the_training_set(data, shared):
 
 
 def test_a_set_without_search_results_is_told_and_not_a_fault(data, capsys):
-    show.built(data.build(shares="1"))
+    terminal.write(summarise_data(data.build(shares="1")))
     said = capsys.readouterr().out
     assert "judgements in train: informative -, distracting -" in said
     assert "! no-judgements" in said
@@ -309,7 +310,7 @@ def test_a_held_out_share_that_gives_no_row_is_told(data, capsys):
     card = data.build(held_out=0.001)
     assert card["n_held_out"] == 0
     assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 400 rows")
-    show.built(card)
+    terminal.write(summarise_data(card))
     assert "! nothing-held-out" in capsys.readouterr().out
     assert "nothing-held-out" not in data.build("none", labels=[data.folder / "labels-a"], held_out=0)["flags"]
     assert "nothing-held-out" not in data.build("some", labels=[data.folder / "labels-a"], held_out=0.1)["flags"]

@@ -17,7 +17,7 @@ from sailkit.distillation.results import SUM_NAMES, Distillation, compare_studen
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering.numbers import figure
-from sailkit.reporting import report
+from sailkit.reporting import WrittenReport, report
 from sailkit.stats.intervals import proportion
 from test_reporting import HOSTILE, Page, good, run_folder
 from training.test_report import FIGURES as TRAINED
@@ -72,9 +72,9 @@ def distilled(
     return folder
 
 
-def made(*folders: Path, out: Path, **options) -> tuple[Page, str, dict]:
+def made(*folders: Path, out: Path, **options) -> tuple[Page, str, WrittenReport]:
     told = report(*folders, out=out, **options)
-    return Page(Path(told["html"])), Path(told["markdown"]).read_text("utf-8"), told
+    return Page(told.html), told.markdown.read_text("utf-8"), told
 
 
 def test_figures_are_those_of_the_run(tmp_path):
@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_run(tmp_path):
         for said in ("Distillation of big into small", "abababababab", "only 12.0% are informative",
                      "an approximation", "20 rows they are narrower"):  # fmt: skip
             assert said in words
-    assert told["verdict"] in page.text
+    assert told.verdict in page.text
     assert page.tags["script"] == 0
     assert not [a for a in page.attributes if a[1] in ("src", "href", "style", "action") or a[1].startswith("on")]
 
@@ -171,8 +171,8 @@ def test_a_run_whose_teacher_flagged_nothing_has_no_such_figures(tmp_path):
 )
 def test_the_headline_claims_no_more_than_the_intervals(tmp_path, options, words):
     page, _, told = made(distilled(tmp_path / "run", **options), out=tmp_path / "out.html")
-    assert re.search(words, told["verdict"])
-    assert told["verdict"] in page.text
+    assert re.search(words, told.verdict)
+    assert told.verdict in page.text
 
 
 def test_a_run_that_measured_nothing_says_so(tmp_path):
@@ -183,7 +183,7 @@ def test_a_run_that_measured_nothing_says_so(tmp_path):
     jsonl.write_json(folder / "metrics.json", figures)
     (folder / "fidelity.jsonl").unlink()
     page, _, told = made(folder, out=tmp_path / "out.html")
-    assert told["verdict"].startswith("It is not known how near the student came")
+    assert told.verdict.startswith("It is not known how near the student came")
     assert "Distance to the teacher" not in page.text
     beside = distilled(tmp_path / "other")
     assert "Pairwise comparison" not in made(folder, beside, out=tmp_path / "two.html")[0].text
@@ -192,8 +192,8 @@ def test_a_run_that_measured_nothing_says_so(tmp_path):
 def test_two_students_are_compared_on_the_rows_of_both(tmp_path):
     first, other = distilled(tmp_path / "a", after=0.5), distilled(tmp_path / "b", after=0.9, rows=15)
     page, markdown, told = made(first, other, out=tmp_path / "out.html")
-    assert told["verdict"].startswith("a is nearer to the teacher than b (difference of KL −")
-    assert "on 15 held-out rows of both" in told["verdict"]
+    assert told.verdict.startswith("a is nearer to the teacher than b (difference of KL −")
+    assert "on 15 held-out rows of both" in told.verdict
     gap = compare_students(read(first), read(other)).differences["kl"]
     assert gap.low < gap.value < gap.high < 0
     back = compare_students(read(other), read(first)).differences["kl"]
@@ -201,7 +201,7 @@ def test_two_students_are_compared_on_the_rows_of_both(tmp_path):
     assert f"**{figure(gap.value)}**" in markdown
     assert "to the byte" not in page.text
     same = shutil.copytree(first, tmp_path / "c")
-    assert made(first, same, out=tmp_path / "out.html")[2]["verdict"].startswith("Cannot tell whether a or c is nearer")
+    assert made(first, same, out=tmp_path / "out.html")[2].verdict.startswith("Cannot tell whether a or c is nearer")
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_two_students_are_compared_on_the_rows_of_both(tmp_path):
 def test_what_does_not_compare_is_not_compared(tmp_path, options, why):
     folders = distilled(tmp_path / "a"), distilled(tmp_path / "b", **options)
     page, markdown, told = made(*folders, out=tmp_path / "out.html")
-    assert told["verdict"].startswith("a and b cannot be compared")
-    assert why in told["verdict"]
+    assert told.verdict.startswith("a and b cannot be compared")
+    assert why in told.verdict
     assert "Pairwise comparison" not in page.text + markdown
 
 
@@ -238,7 +238,7 @@ def test_students_with_other_targets_are_not_ranked_by_kl(tmp_path):
     assert pair.differences["kl"] is None
     assert pair.differences["cross_entropy"] is not None
     page, markdown, told = made(*folders, out=tmp_path / "out.html")
-    assert told["verdict"].startswith(
+    assert told.verdict.startswith(
         f"a and b cannot be ranked by KL: their targets differ in k (4 and {other}), and with fewer entries KL is lower"
     )
     for words in (page.text, markdown):
@@ -250,7 +250,7 @@ def test_a_fall_shows_in_its_digits(tmp_path):
     """Small students of small teachers: a KL that fell from 0.0004 is not said to fall from 0.000 to 0.000."""
     run = distilled(tmp_path / "run", before=0.0004, after=0.0001)
     _, _, told = made(run, out=tmp_path / "out.html")
-    said = re.search(r"KL to the teacher fell \((0\.\d+) → (0\.\d+) nats", told["verdict"])
+    said = re.search(r"KL to the teacher fell \((0\.\d+) → (0\.\d+) nats", told.verdict)
     assert float(said[1]) > float(said[2]) > 0
 
 
@@ -308,8 +308,8 @@ def test_a_real_run_has_its_page(shared, tmp_path):
     found = distill(teacher=teacher, data=[str(tmp_path)], out=tmp_path / "run", student_layers=3,
                     set=[*SET, "training.num_train_epochs=1"])  # fmt: skip
     page, markdown, told = made(tmp_path / "run", out=tmp_path / "out.html")
-    assert f"({figure(found['base']['kl'])} → {figure(found['tuned']['kl'])} nats a token)" in told["verdict"]
-    assert "on 6 held-out rows" in told["verdict"]
+    assert f"({figure(found['base']['kl'])} → {figure(found['tuned']['kl'])} nats a token)" in told.verdict
+    assert "on 6 held-out rows" in told.verdict
     assert "A student that was cut out of its teacher" in page.text
     assert "KL to the teacher: training from" in page.text  # a curve
     assert "settings.min\\_mass | 0.1" in markdown

@@ -29,7 +29,7 @@ from sailkit.labeling.human import gold_labels, read_judgements, votes_against_m
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
 from sailkit.labeling.results import FittedLabeler
-from sailkit.rendering import show
+from sailkit.rendering import terminal
 from sailkit.rendering.numbers import short_names
 from sailkit.stats.intervals import proportion
 from sailkit.stats.metrics import kappa
@@ -345,13 +345,13 @@ def test_short_names_stay_distinct(names):
 def test_the_terminal_shows_only_the_differences_that_matter(votes, tmp_path, capsys):
     found = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
     name = "entailment:/srv/models/labelers/climate/epoch-1"
-    text = json.dumps(found.to_json()).replace('"bm25 score"', json.dumps(name))
-    show.audit(json.loads(text))
+    (tmp_path / "a" / "audit.json").write_text(json.dumps(found.to_json()).replace('"overlap"', json.dumps(name)))
+    terminal.write(Audit.load(tmp_path / "a").report())
     shown = capsys.readouterr().out
     assert shown.startswith("80 pairs of 40 claims, 26 of them reported on")
-    assert len(re.findall("^entailment:epoch-1 ", shown, re.M)) == 3, "a row in each stratum"
-    assert shown.count("agreement kappa") == 1
-    assert "unanimous: overlap minus entailment:epoch-1: AUROC +" in shown
+    assert len(re.findall("^AUROC ", shown, re.M)) == 3, "a row in each stratum"
+    assert shown.count("agreement (kappa)") == 1
+    assert re.search(r"^BM25 score minus entailment:epoch-1 +[+-]\d\.\d{4} \[[+-]", shown, re.M)
     assert f"sailkit report {tmp_path / 'a'}" in " ".join(shown.split())
 
 

@@ -18,7 +18,7 @@ from sailkit.labeling.audit import audit
 from sailkit.labeling.audit_file import AUDIT, AUDIT_FIGURES
 from sailkit.labeling.audit_results import Audit
 from sailkit.rendering.numbers import figure, signed
-from sailkit.reporting import report
+from sailkit.reporting import WrittenReport, report
 from test_reporting import HOSTILE, Page, good, run_folder
 
 BM25 = "bm25 score"
@@ -64,10 +64,10 @@ def folder_of(folder: Path, content: dict) -> Path:
     return folder
 
 
-def made(tmp_path: Path, *contents: dict, **options) -> tuple[Page, str, dict]:
+def made(tmp_path: Path, *contents: dict, **options) -> tuple[Page, str, WrittenReport]:
     folders = [folder_of(tmp_path / f"audit-{i}", content) for i, content in enumerate(contents)]
     told = report(*folders, out=tmp_path / "out.html", **options)
-    return Page(Path(told["html"])), Path(told["markdown"]).read_text("utf-8"), told
+    return Page(told.html), told.markdown.read_text("utf-8"), told
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def made(tmp_path: Path, *contents: dict, **options) -> tuple[Page, str, dict]:
 )
 def test_the_headline_claims_no_more_than_the_interval(tmp_path, areas, words):
     page, markdown, told = made(tmp_path, found(areas))
-    assert told["verdict"] == words
+    assert told.verdict == words
     assert f"Verdict {words}" in page.text
     assert f"**{words}**." in markdown
 
@@ -109,7 +109,7 @@ def test_few_claims_get_no_verdict_and_the_machine_is_named(tmp_path):
         page, markdown, told = made(
             tmp_path / str(claims), {**content, "claims_reported": claims, "machines": machines}
         )
-        assert told["verdict"] == words
+        assert told.verdict == words
         assert "good in float32 on cpu" in page.text
         assert "good in float32 on cpu" in markdown
 
@@ -148,7 +148,7 @@ def test_a_difference_is_turned_with_its_interval_and_its_examples(tmp_path):
 def test_audits_of_several_data_sets_stand_below_each_other(tmp_path):
     other = {**found({"overlap": 0.6}), "data": "factcheck-gpt"}
     page, markdown, told = made(tmp_path, found({"similarity": 0.7}), other, title="Two & more")
-    assert told["verdict"] == "similarity judges better than a BM25 score; overlap judges better than a BM25 score"
+    assert told.verdict == "similarity judges better than a BM25 score; overlap judges better than a BM25 score"
     assert "Two & more" in page.text
     assert page.text.index("Figures climate-fever") < page.text.index("Figures factcheck-gpt")
     assert markdown.count("\n## factcheck-gpt\n") == 1
@@ -267,7 +267,7 @@ def test_what_audit_writes_is_what_the_page_reads(tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     written = audit(data=data, labeler=["overlap"], out=tmp_path / "a")
     told = report(tmp_path / "a", out=tmp_path / "out.html")
-    page = Page(Path(told["html"]))
+    page = Page(told.html)
     assert figure(written.rows[3].figures["auroc"].value) in page.text
     assert written.data_sha256[:12] in page.text
     assert "Versions sailkit" in page.text

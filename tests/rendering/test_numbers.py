@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.predictions import PredictionSet
+from sailkit.evaluation.results import SETTINGS, Evaluation
 from sailkit.evaluation.summary import summarise
 from sailkit.records import Prediction
-from sailkit.rendering import show
+from sailkit.rendering import terminal
 from sailkit.rendering.numbers import change, decimals, machine
 
 
@@ -53,14 +56,18 @@ def rows(hits: list[bool], group: int = 0) -> list[Prediction]:
     ]  # fmt: skip
 
 
+def evaluation(flat: dict) -> Evaluation:
+    return Evaluation(folder=Path("run"), **{name: flat.get(name) for name in SETTINGS}, **Evaluation.fields_of(flat))
+
+
 def test_the_first_line_of_an_evaluation_says_what_it_was_computed_in(capsys):
     figures = summarise(rows([True] * 40, 2), ("a", "b")).to_json()
-    about = {"model": "m", "task": "t", "protocol": "direct", "wording": "plain", "answer": "logprob"}
-    show.evaluation({**figures, **about, "dtype": "float32", "device": "cpu"})
+    figures |= {"model": "m", "task": "t", "protocol": "direct", "wording": "plain", "answer": "logprob"}
+    terminal.write(evaluation({**figures, "dtype": "float32", "device": "cpu"}).report())
     assert capsys.readouterr().out.split("\n")[1] == (
         "m on t (direct, plain, logprob, float32 on cpu): 40 items in 20 groups"
     )
-    show.evaluation({**figures, **about, "dtype": None, "device": None})  # a server's is not known
+    terminal.write(evaluation({**figures, "dtype": None, "device": None}).report())  # a server's is not known
     assert capsys.readouterr().out.split("\n")[1] == "m on t (direct, plain, logprob): 40 items in 20 groups"
 
 
@@ -69,9 +76,9 @@ def test_a_comparison_says_its_test_and_what_each_was_computed_in(capsys):
         PredictionSet(name, ("a", "b"), tuple(rows(hits, 2)), {"dtype": dtype, "device": "cpu"})
         for name, hits, dtype in (("x", [True] * 60, "float32"), ("y", [i >= 24 for i in range(60)], "bfloat16"))
     ]
-    show.comparison(compare_sets(sets).to_json())
+    terminal.write(compare_sets(sets).report())
     printed = capsys.readouterr().out
-    assert printed.split("\n")[1] == "x in float32 on cpu, y in bfloat16 on cpu"
+    assert printed.split("\n")[1] == "x and y: x in float32 on cpu, y in bfloat16 on cpu"
     assert "on 60 items in 30 groups, human labels" in printed
     assert "right alone: x 24, y 0; exact sign-flip test over groups p = 0.000488, after Holm 0.000488" in printed
     assert "x is better than y" in printed

@@ -57,13 +57,13 @@ def test_every_setting_is_there_as_the_libraries_built_it(manifest):
 def test_page_and_card_show_them(command, manifest, tmp_path):
     told = report(command["out"], out=tmp_path / "page.html")
     card = (command["out"] / "model" / "README.md").read_text("utf-8")
-    for markdown in (Path(told["markdown"]).read_text("utf-8"), card):
+    for markdown in (told.markdown.read_text("utf-8"), card):
         text = html.unescape(markdown).replace("\\", "")
         assert "| training.lr_scheduler_type | linear |" in text
         assert re.search(r'\| lora.target_modules \| \["q_proj", ?"v_proj"\] \|', text)
         assert "| warmup_steps | 1 |" in text
         assert f"trl {version('trl')}" in text
-    assert "lr_scheduler_type" in Path(told["html"]).read_text("utf-8")
+    assert "lr_scheduler_type" in told.html.read_text("utf-8")
 
 
 def test_a_run_begun_without_them_or_on_another_machine_goes_on(command, manifest):

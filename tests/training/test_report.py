@@ -12,7 +12,7 @@ from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.rendering.model import Series
 from sailkit.rendering.numbers import figure
-from sailkit.reporting import report
+from sailkit.reporting import WrittenReport, report
 from sailkit.training.plots import plots_of
 from sailkit.training.report import headline
 from test_reporting import HOSTILE, Page, good, run_folder
@@ -67,9 +67,9 @@ def tuned(folder: Path, text: str = "", **changes) -> Path:
     return folder
 
 
-def made(folder: Path, out: Path) -> tuple[Page, str, dict]:
+def made(folder: Path, out: Path) -> tuple[Page, str, WrittenReport]:
     told = report(folder, out=out)
-    return Page(Path(told["html"])), Path(told["markdown"]).read_text("utf-8"), told
+    return Page(told.html), told.markdown.read_text("utf-8"), told
 
 
 def test_figures_are_those_of_the_run(tmp_path):
@@ -87,7 +87,7 @@ def test_figures_are_those_of_the_run(tmp_path):
         assert "max_steps" not in words.replace("\\", "")
     assert "| Flagging: Matthews correlation | −0.031 | 0.622 |" in markdown
     assert "| Flagging: precision for distracting | – | 0.792 |" in markdown
-    assert told["verdict"] in page.text
+    assert told.verdict in page.text
 
 
 @pytest.mark.parametrize(

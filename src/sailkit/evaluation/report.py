@@ -10,6 +10,8 @@ from typing import Any
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.figures import Truth
 from sailkit.evaluation.items import collect_items
+from sailkit.evaluation.printed import FIGURES, summarise_comparison, summarise_evaluation, summarise_rescored
+from sailkit.evaluation.results import Comparison, Evaluation, Rescored
 from sailkit.evaluation.views import View, read_view, worth_of
 from sailkit.rendering.model import (
     Bullets,
@@ -34,13 +36,6 @@ from sailkit.rendering.numbers import capitalised, fact, listed, machine, p_valu
 from sailkit.stats import metrics
 from sailkit.stats.intervals import read_estimates
 
-_FIGURES = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro-F1",
-    "balanced_accuracy": "Balanced accuracy",
-    "weighted_f1": "Weighted F1",
-    "mcc": "Matthews correlation",
-}
 _PLOTTED = ("accuracy", "macro_f1", "balanced_accuracy")
 _FACTS = {
     "model": "model", "served_model": "served model", "revision": "revision", "weights_sha256": "weights (sha256)",
@@ -146,7 +141,7 @@ def _verdict(
 
 def _intervals(views: Sequence[View]) -> Intervals:
     figures = {
-        _FIGURES[name]: [
+        FIGURES[name]: [
             Interval(v.name, v.estimates[v.prefix + name], f"always answering {v.majority}", v.baseline(name))
             for v in views
         ]
@@ -183,11 +178,11 @@ def _groups(views: Sequence[View], against: str) -> list[Group]:
     ties = count("Answers within numerical noise of a tie", "near_ties").cells
     scored = [any(p.scores for p in v.data.predictions) for v in views]
     two_truths = [view.figures.get("against") == "reference" for view in views]
-    second = [interval(title, name, prefix) for name, title in _FIGURES.items() if name in _PLOTTED]
+    second = [interval(title, name, prefix) for name, title in FIGURES.items() if name in _PLOTTED]
     guessing = [Cell(metrics.prior_accuracy(v.counts)) for v in views]
     groups = {
         f"Against the {against} labels": [
-            *(interval(title, name) for name, title in _FIGURES.items()),
+            *(interval(title, name) for name, title in FIGURES.items()),
             *(interval(f"F1 of {label}", f"f1_{label}") for label in views[0].data.labels),
         ],
         "Items without a label": [
@@ -204,7 +199,7 @@ def _groups(views: Sequence[View], against: str) -> list[Group]:
             Row("Answers within numerical noise of a tie", _only(ties, scored)),
         ],
         f"As recorded, before reading the answers again, against the {against} labels": [
-            interval(title, name, "recorded_") for name, title in _FIGURES.items() if name != "mcc"
+            interval(title, name, "recorded_") for name, title in FIGURES.items() if name != "mcc"
         ],
         f"Against the {other} labels": [Row(row.name, _only(row.cells, two_truths)) for row in second],
         "The reference": [
@@ -237,3 +232,10 @@ def _provenance(views: Sequence[View]) -> list[Facts | Text]:
                   compared=[title for name, title in titles.items() if name != "started_at"])  # fmt: skip
     unknown = [title for name, title in _FACTS.items() if name not in known and name not in _OPTIONAL]
     return [table, Text(f"Not recorded for any set: {', '.join(unknown)}.")] if unknown else [table]
+
+
+def summarise(result: Evaluation | Rescored | Comparison) -> Report:
+    """What `evaluate`, `rescore` and `compare` print of a result."""
+    if isinstance(result, Evaluation):
+        return summarise_evaluation(result)
+    return summarise_comparison(result) if isinstance(result, Comparison) else summarise_rescored(result)

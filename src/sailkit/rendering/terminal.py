@@ -39,9 +39,10 @@ def text(report: model.Report, width: int = 80) -> str:
 
 
 def _write(report: model.Report, out: Console) -> None:
-    if report.title or report.about:
-        colon = ": " if report.title and report.about else ""
-        out.print(f"\n[bold]{escape(report.title)}[/]{colon}{escape(report.about)}")
+    if report.title:
+        out.print(f"\n[bold]{escape(report.title)}[/]{escape(report.about and f': {report.about}')}")
+    elif report.about:
+        out.print(escape(report.about))
     for section in report.sections:
         if section.heading:
             out.print(f"\n[bold]{escape(section.heading)}[/]{escape(section.name and f' ({section.name})')}")

@@ -29,7 +29,7 @@ from sailkit.rendering.numbers import change, fact, figure, machine, signed
 from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, read_estimates
 from sailkit.training import facts, plots
 from sailkit.training.finetune import DATA_CARDS
-from sailkit.training.results import HISTORY
+from sailkit.training.results import HISTORY, MergedModel, TrainingPlan, TrainingRun
 
 _MOST_DROPPED = 20  # that are shown
 _HEADLINE_FIGURES = {
@@ -184,25 +184,31 @@ def _dropped(folder: Path) -> list[Text | Facts]:
     return [Text(f"{len(rows):,} rows, training and held out{first}."), facts.column("reason", reasons, literal=True)]
 
 
-def summarise_training(result: Mapping[str, Any]) -> Report:
-    """What `finetune` prints: the model as it was beside the trained one; or what training would take."""
-    if result.get("dry_run"):
-        return summarise_plan(result)
-    how = f" in {machine(result)}" if machine(result) else ""
-    rows = facts.before_and_after(result)
-    gap = read_estimates(result).get("loss_change")
+def summarise(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
+    """What `finetune` and `merge` print.
+
+    Args:
+        result: What they returned.
+    """
+    if isinstance(result, MergedModel):
+        return model.short("", f"merged into {result.base}: {result.model}")
+    if isinstance(result, TrainingPlan):
+        return summarise_plan(result.to_json())
+    figures = result.to_json()
+    how = f" in {machine(figures)}" if machine(figures) else ""
+    rows = facts.before_and_after(figures)
     blocks: list[model.Block] = [Table(["before", "after"], [Group("held out", rows)])] if rows else []
-    if gap is not None:
-        interval = "change of the loss (95 % interval over held-out rows)"
-        blocks.append(Figures([(interval, Cell(gap, signed=True))]))
-    blocks.append(Text(f"model: {result['saved']}"))
-    if "pushed" in result:
-        blocks.append(Text(f"pushed: {result['pushed']}"))
+    if "loss_change" in result.figures:
+        title = "change of the loss (95 % interval over held-out rows)"
+        blocks.append(Figures([(title, Cell(result.figures["loss_change"], signed=True))]))
+    blocks.append(Text(f"model: {result.saved}"))
+    if result.pushed is not None:
+        blocks.append(Text(f"pushed: {result.pushed}"))
     about = (
-        f"{result['steps']} steps on {result['rows']} examples ({result['supervised_tokens']} supervised tokens), "
-        f"{result['dropped']} dropped"
+        f"{result.steps} steps on {result.rows} examples ({result.supervised_tokens} supervised tokens), "
+        f"{result.dropped} dropped"
     )
-    return model.short(f"{result['model']}{how}", about, *blocks)
+    return model.short(f"{result.base}{how}", about, *blocks)
 
 
 def summarise_plan(result: Mapping[str, Any], *more: model.Block) -> Report:
@@ -230,8 +236,3 @@ def summarise_plan(result: Mapping[str, Any], *more: model.Block) -> Report:
     if result["missing"]:
         blocks.append(Flags("", {"": result["missing"]}))
     return model.short(f"{result['model']}, dry run", "nothing was loaded or trained", *blocks, *more)
-
-
-def summarise_merge(result: Mapping[str, Any]) -> Report:
-    """What `merge` prints: where the model is."""
-    return model.short("", f"merged into {result['base']}: {result['model']}")

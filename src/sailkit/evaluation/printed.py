@@ -1,0 +1,106 @@
+"""What `evaluate`, `rescore` and `compare` print: the figures without the single answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sailkit.evaluation.figures import Flag, LabelFigures, Summary, flags_to_json
+from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
+from sailkit.rendering import model
+from sailkit.rendering.model import Cell, Flags, Group, Matrix, Report, Row, Table, Text, Verdict
+from sailkit.rendering.numbers import listed, machine
+
+FIGURES = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro-F1",
+    "balanced_accuracy": "Balanced accuracy",
+    "weighted_f1": "Weighted F1",
+    "mcc": "Matthews correlation",
+}
+
+
+def summarise_evaluation(evaluation: Evaluation) -> Report:
+    """The figures against each kind of labels, and the confusion matrix."""
+    search = evaluation.search if evaluation.search != "none" else None
+    settings = [
+        evaluation.protocol, evaluation.wording, evaluation.answer, search and f"search {search}",
+        "calibrated" if evaluation.calibrate else "",
+        machine({"dtype": evaluation.dtype, "device": evaluation.device}),
+    ]  # fmt: skip
+    human = {"human labels": evaluation.human}
+    columns = human if evaluation.against == "human" else {"reference": evaluation.main, **human}
+    return model.short(
+        f"{evaluation.model} on {evaluation.task} ({', '.join(filter(None, settings))})",
+        _counted(evaluation.n, evaluation.groups),
+        *_against(evaluation, columns),
+        _flags(evaluation.flags),
+    )
+
+
+def summarise_rescored(rescored: Rescored) -> Report:
+    """Recorded predictions beside the answers read again."""
+    summary = rescored.summary
+    if summary is None:
+        return model.short("", "", _flags(rescored.flags))
+    truth = f"{summary.against} labels"
+    columns = {f"as recorded, {truth}": rescored.recorded, f"read again, {truth}": summary.main}
+    if summary.human is not None and summary.against != "human":
+        columns["read again, human labels"] = summary.human
+    about = f"{_counted(summary.n, summary.groups, 'recorded answers')}, read as task {rescored.task}"
+    return model.short(rescored.name or "", about, *_against(summary, columns), _flags(rescored.flags))
+
+
+def summarise_comparison(comparison: Comparison) -> Report:
+    """A table, the test and the verdict of each two sets."""
+    machines = [f"{name} in {how}" for name, how in comparison.machines.items() if how]
+    blocks = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
+    return model.short(listed(comparison.names), ", ".join(machines), *blocks, _flags(comparison.flags))
+
+
+def _pair(pair: PairComparison, against: str) -> list[Table | Text | Verdict]:
+    rows = [
+        Row(FIGURES[name], [Cell(pair.a_figures.figures[name].value), Cell(pair.b_figures.figures[name].value),
+                            Cell(pair.differences[name], signed=True)])
+        for name in ("accuracy", "macro_f1")
+    ]  # fmt: skip
+    test = f"{pair.test.removesuffix(' test')} p = {pair.p_value:.3g}, after Holm {pair.p_value_holm:.3g}"
+    heading = f"on {_counted(pair.n, pair.groups)}, {against} labels"
+    return [
+        Table([pair.a, pair.b, "difference (95 % interval)"], [Group(heading, rows)]),
+        Text(f"right alone: {pair.a} {pair.only_a}, {pair.b} {pair.only_b}; {test}"),
+        Verdict(pair.verdict_text, pair.remark),
+    ]
+
+
+def _counted(items: int, groups: int | None, what: str = "items") -> str:
+    return f"{items} {what}" + (f" in {groups} groups" if groups else "")
+
+
+def _flags(flags: Sequence[Flag]) -> Flags:
+    return Flags("", flags_to_json(flags)["flag_messages"])
+
+
+def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> list[Table | Text | Matrix]:
+    """Figures with intervals beside the baselines, and the confusion matrix; nothing without labels."""
+    if summary.baselines is None or summary.confusion is None:
+        return []
+    names = {**FIGURES, **{f"f1_{label}": f"F1 of {label}" for label in summary.labels}}
+    rows = [
+        Row(title, [Cell(column.figures.get(name) if column else None) for column in columns.values()])
+        for name, title in names.items()
+    ]
+    baselines = {"human" if summary.human else str(summary.against): summary.baselines}
+    if summary.reference is not None and summary.human is not None:
+        baselines["reference"] = summary.reference.baselines
+    lines = [
+        f"always answering {base.majority_label}: accuracy {base.majority_accuracy:.4f} against the {kind} labels"
+        for kind, base in baselines.items()
+    ]
+    if summary.auroc is not None:
+        lines.append(f"AUROC {summary.auroc:.4f}, expected calibration error {summary.ece:.4f}")
+    table = summary.confusion
+    return [
+        Table(list(columns), [Group("95 % intervals", rows)]),
+        *map(Text, lines),
+        Matrix("", f"{summary.against} label", table.rows, table.columns, table.counts),
+    ]
