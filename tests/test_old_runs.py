@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from collections.abc import Container, Iterable
@@ -23,6 +24,7 @@ KILLED = sorted(path.name for path in (KEPT / "killed").iterdir())
 TRAINED = {"finetune", "distill-logits", "distill-sequence"}
 _TIMES = re.compile(r'"(seconds|started_at|\w*per_second\w*|\w*runtime)": ?[^,}\]]+')
 _FLOAT = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e-\d+")
+_LONG_AGO = 1_000_000_000
 _LEFT_OUT = {"checkpoints", "plots"}
 
 
@@ -60,6 +62,17 @@ def assert_same_text(now: str, before: str, where: str) -> None:
     np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-5, err_msg=where)
 
 
+def front_matter(page: bytes) -> bytes:
+    """The YAML at the head of a model card."""
+    return page.partition(b"\n---\n")[0] if page.startswith(b"---\n") else b""
+
+
+def speeds(history: bytes) -> list[float]:
+    """Tokens a second of each step."""
+    rows = map(json.loads, history.splitlines())
+    return [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+
+
 def plain(data: bytes) -> list[dict[str, Any]]:
     """Rows without what depends on how often training was stopped, or on the order of a set."""
     rows = [json.loads(line) for line in data.splitlines()] if data.count(b"\n{") else [json.loads(data)]
@@ -74,6 +87,8 @@ def assert_same_file(now: bytes, before: bytes, where: str) -> None:
         first, second = (json.loads(data) for data in (now, before))
         for key in ("stage", "fingerprint", "settings"):
             assert first[key] == second[key], where
+    elif where.endswith(".md"):  # a page for people, below what programs read of a model card
+        assert front_matter(now) == front_matter(before), where
     elif where.endswith(".safetensors"):
         from safetensors.numpy import load
 
@@ -113,15 +128,36 @@ def test_a_killed_run_goes_on_to_the_same_end(name, old, capsys):
     shutil.copytree(old / "killed" / name, folder)
     before = contents(folder)
     assert before != finished
+    costly = [path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name == "base.json"]
+    for path in costly:
+        os.utime(path, (_LONG_AGO, _LONG_AGO))
     main(FINISHED[name])
+    assert all(path.stat().st_mtime == _LONG_AGO for path in costly if path.exists()), "computed again"
     now = contents(folder)
     assert now.keys() == finished.keys()
     for file, data in finished.items():
         assert_same_file(now[file], data, file)
     for file, data in before.items():  # what was there is kept, and is not computed again
-        if not file.endswith(("history.jsonl", "manifest.json")):
+        if file.endswith("history.jsonl"):  # training went on from its checkpoint: the speed of a step is its own
+            assert speeds(now[file])[: len(speeds(data))] == speeds(data)
+        elif not file.endswith("manifest.json"):
             whole = data[: data.rfind(b"\n") + 1] if file.endswith(".jsonl") else data
             assert now[file].startswith(whole), file
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("label-judge", "scores"), ("evaluate-logprob", "predictions"), ("evaluate-generate", "predictions")],
+)
+def test_rows_of_a_killed_run_are_not_computed_again(name, file, old, capsys):
+    folder = old / "runs" / name
+    shutil.rmtree(folder)
+    shutil.copytree(old / "killed" / name, folder)
+    rows = folder / f"{file}.jsonl"
+    marked = re.sub(rb'"cut_tokens":\d+', b'"cut_tokens":4711', rows.read_bytes(), count=1)
+    rows.write_bytes(marked)
+    main(FINISHED[name])
+    assert rows.read_bytes().count(b'"cut_tokens":4711') == 1
 
 
 @pytest.mark.parametrize("name", READ)
@@ -157,7 +193,7 @@ def test_old_labels_build_the_same_data(old, capsys):
     now = contents(old / "runs" / "build")
     assert now.keys() == before.keys()
     for file in now:
-        assert now[file] == before[file] or file == "manifest.json", file
+        assert now[file] == before[file] or file.endswith(("manifest.json", ".md")), file
 
 
 def test_a_fitted_labeler_and_an_adapter_of_before_are_used(old, capsys):

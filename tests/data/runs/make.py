@@ -206,9 +206,10 @@ def main(folder: Path) -> None:
             kept, out = folder / f"{name}.finished", Path("runs") / name
             out.rename(kept)
             command(finished[name], pattern, str(least))
-            if pattern.endswith(".jsonl"):  # and in the middle of a row
+            if pattern.endswith(".jsonl"):  # and in the middle of a row: the next one, or the last
                 (torn,) = folder.glob(pattern)
-                os.truncate(torn, torn.stat().st_size - 30)
+                whole, rows = (kept / torn.relative_to(out.resolve())).read_bytes(), torn.read_bytes()
+                torn.write_bytes(whole[: len(rows) + 30] if len(rows) < len(whole) else rows[:-30])
             Path("killed").mkdir(exist_ok=True)
             out.rename(Path("killed") / name)
             kept.rename(out)
