@@ -18,7 +18,7 @@ from sailkit.models.base import is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.records import Method
-from sailkit.training.distributed import Processes, is_main_process, process_group
+from sailkit.training.distributed import Processes, process_group
 from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.finetune import train
 from sailkit.training.publish import check_target
@@ -93,9 +93,8 @@ def distill(
     out = check_target("distill", out, push)
     with process_group() as processes:
         figures = _distill(told, out, cache, processes)
-    if push is None or not is_main_process():
-        return figures
-    return {**figures, "pushed": push_to_hub(out / STUDENT / MODEL, push)}
+    address = push_to_hub(out / STUDENT / MODEL, push)
+    return {**figures, "pushed": address} if address else figures
 
 
 def _distill(told: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:

@@ -92,8 +92,6 @@ def finetune(
     if not held_out_paths(settings) and is_main_process() and not (out / runs.METRICS).exists():
         runs.notice(no_held_out_warning(settings))
     run = train(settings, out)
-    if push is None or not is_main_process():
-        return run
     return replace(run, pushed=publish.push(run.model, push))
 
 

@@ -32,6 +32,7 @@ def merge(
     Raises:
         UserError: Not adapters, or ones that do not fit their base.
     """
+    adapter, out = Path(adapter), Path(out)  # text is as good
     if out.exists():
         raise UserError(f"{out} exists; choose another `out`")
     source = resolve(str(adapter))

@@ -1,4 +1,4 @@
-"""What goes out with a trained model: its card, and the way to the hub."""
+"""Publishing a trained model: the model card, and the upload to the hub."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sailkit.rendering import markdown
 from sailkit.rendering.model import Block, Group, Report, Section, Table, Text
 from sailkit.rendering.numbers import fact
 from sailkit.training import facts
+from sailkit.training.distributed import is_main_process
 from sailkit.training.recipe import Recipe
 
 MODEL_CARD = "README.md"
@@ -33,16 +34,13 @@ _INTENDED_USE = (
 
 
 def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The data cards of what is trained on, as build wrote them; None for data that have none."""
-    found = []
-    for path in paths:
-        card = Path(path) / CARD
-        found.append({"data": path, "card": jsonl.read_json(card) if card.is_file() else None})
-    return found
+    """The data cards of training data, as build wrote them; `card` is None for data without one."""
+    files = ((path, Path(path) / CARD) for path in paths)
+    return [{"data": path, "card": jsonl.read_json(file) if file.is_file() else None} for path, file in files]
 
 
 def model_card(
-    told: Recipe,
+    recipe: Recipe,
     source: Source,
     figures: Mapping[str, Any],
     cards: Sequence[Mapping[str, Any]],
@@ -51,34 +49,34 @@ def model_card(
     """The model card, with front matter for the hub. Folders of this machine are named by their last part only.
 
     Args:
-        told: The recipe.
+        recipe: The recipe.
         source: The base.
         figures: Those of metrics.json.
         cards: See `data_cards`.
-        manifest: The run's.
+        manifest: That of the run.
     """
     from huggingface_hub import ModelCardData
 
-    base = EMBEDDED_HUB if told.model == EMBEDDED else told.model
+    base = EMBEDDED_HUB if recipe.model == EMBEDDED else recipe.model
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not Path(base).exists()
-    license_ = _license(told, source)
+    license_ = _license(recipe, source)
     front = ModelCardData(
         base_model=base if on_hub else None,
-        base_model_relation="adapter" if told.lora is not None else "finetune",
-        library_name="peft" if told.lora is not None else "transformers",
+        base_model_relation="adapter" if recipe.lora is not None else "finetune",
+        library_name="peft" if recipe.lora is not None else "transformers",
         license=license_,
         pipeline_tag="text-generation",
         tags=["sailkit", "search-augmented", "retrieval-augmented-generation", "trl", "sft"],
         ignore_metadata_errors=True,
     )
     base = _public(base)
-    which = "Adapters on" if told.lora is not None else "All weights of"
+    which = "Adapters on" if recipe.lora is not None else "All weights of"
     tuned = "given search results, the model first says which of them are informative and which are distracting, then"
     texts = [f"{which} {base}, fine-tuned with sailkit {__version__}: {tuned} answers."]
     texts += [] if license_ else [_NO_LICENSE]
     report = Report(
         f"{base}, tuned to use search results",
-        told.about,
+        recipe.about,
         [Section("", list(map(Text, texts))), *_card_sections(figures, cards, manifest)],
     )
     return f"---\n{front.to_yaml()}\n---\n\n{markdown.body(report)}"
@@ -87,7 +85,7 @@ def model_card(
 def _card_sections(
     figures: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
 ) -> list[Section]:
-    recipe = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in ("model", "data", "held_out")}
+    settings = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in ("model", "data", "held_out")}
     effective = facts.effective_rows(manifest)
     rows, results = facts.before_and_after(figures), figures.get("tuned_flagging_results")
     held_out = f"{figures.get('held_out_rows', 0)} held-out rows" + (f", {results} search results" if results else "")
@@ -100,7 +98,7 @@ def _card_sections(
             *(facts.card_facts(_public(card["data"]), card["card"]) for card in cards),
             *facts.doubts(cards),
         ],
-        "Recipe": [facts.column("value", facts.recipe_rows(recipe), literal=True)],
+        "Recipe": [facts.column("value", facts.recipe_rows(settings), literal=True)],
         "Settings in effect": [
             Text("Defaults included."), facts.column("value", effective, literal=True)
         ] if effective else [],
@@ -110,26 +108,26 @@ def _card_sections(
 
 
 def _public(name: str) -> str:
-    """A name that says nothing about the folders of this machine."""
+    """A name without the folders of this machine."""
     path = Path(name)
     return path.name if path.is_absolute() or ".." in path.parts or name.startswith("~") else name
 
 
-def _license(told: Recipe, source: Source) -> str | None:
+def _license(recipe: Recipe, source: Source) -> str | None:
     """The base's licence, where its own card names one."""
     from huggingface_hub import ModelCard
 
-    if told.model == EMBEDDED:
+    if recipe.model == EMBEDDED:
         return "apache-2.0"
     card = (source.base or source).folder / MODEL_CARD
     try:
-        found = ModelCard.load(card, ignore_metadata_errors=True).data.license if card.is_file() else None
+        name = ModelCard.load(card, ignore_metadata_errors=True).data.license if card.is_file() else None
     except (yaml.YAMLError, ValueError, OSError, RecursionError):
         return None
-    return found if isinstance(found, str) else None
+    return name if isinstance(name, str) else None
 
 
-def check_target(verb: str, out: Path | None, push: str | None) -> Path:
+def check_target(verb: str, out: str | Path | None, push: str | None) -> Path:
     """Find out before anything is loaded that a result cannot be kept, or not be uploaded.
 
     Args:
@@ -147,7 +145,7 @@ def check_target(verb: str, out: Path | None, push: str | None) -> Path:
         raise UserError(f"{verb} needs `out`, the run folder (or `dry_run`)")
     if push is not None:
         check_repository(push)
-    return out
+    return Path(out)
 
 
 def check_repository(name: str) -> None:
@@ -163,15 +161,15 @@ def check_repository(name: str) -> None:
         raise UserError(f"`push` {name!r}: {' '.join(str(error).split())[:200]}") from None
 
 
-def push(folder: Path, repository: str) -> str:
-    """Upload a model folder to the hub; a repository that is new is private. The token is the hub library's to find.
+def push(folder: Path, repository: str | None) -> str | None:
+    """Upload a model folder to the hub; a new repository is private. The hub's library looks up the token.
 
     Args:
-        folder: The model's.
-        repository: OWNER/NAME.
+        folder: That of the model.
+        repository: OWNER/NAME, or None to upload nothing.
 
     Returns:
-        The repository's address.
+        The repository's address; None without a repository, and in processes other than the main one.
 
     Raises:
         UserError: The hub cannot be reached or refuses; the folder is kept as it is.
@@ -179,6 +177,8 @@ def push(folder: Path, repository: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    if repository is None or not is_main_process():
+        return None
     hub = HfApi()
     try:
         address = hub.create_repo(repository, private=True, exist_ok=True)
@@ -188,7 +188,7 @@ def push(folder: Path, repository: str) -> str:
         mend = "; set HF_TOKEN to a token that may write there" if code in (401, 403, 404) else ""
         reason = f"the hub answers {code}{mend}"
     except Exception as error:  # those of the library's HTTP client, which changes, have no common ancestor
-        # Its own words may quote headers; the kind of error is all that is told.
+        # Messages may quote headers, and the token with them: only the type is reported.
         reason = f"cannot reach the hub ({type(error).__name__})"
     else:
         return str(address)

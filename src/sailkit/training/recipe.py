@@ -84,7 +84,7 @@ class Recipe:
         return {**(_REST_OF_STEP if given else _STEP), **given}
 
 
-def read_recipe(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
     """Read a recipe and change it.
 
     Args:
@@ -98,14 +98,16 @@ def read_recipe(path: Path | None, changes: Mapping[str, Any], assignments: Sequ
     return check_recipe(read_settings(path, changes, assignments), recipe_name(path))
 
 
-def recipe_name(path: Path | None) -> str:
+def recipe_name(path: str | Path | None) -> str:
     """How an error names a recipe."""
     return str(path) if path is not None else "the flags"
 
 
-def read_settings(path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> dict[str, Any]:
+def read_settings(
+    path: str | Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()
+) -> dict[str, Any]:
     """The settings of a recipe, changed as in `read_recipe` and not checked yet."""
-    settings = _read(path, ()) if path is not None else {}
+    settings = _read(Path(path), ()) if path is not None else {}
     settings = _merged(settings, {key: value for key, value in changes.items() if value not in (None, [], ())})
     for text in assignments:
         name, equals, value = text.partition("=")
@@ -194,7 +196,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any] | None:
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else value or []
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+    items = [value] if isinstance(value, str | Path) else value or []
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str | Path) for item in items):
         raise UserError(f"{where} should be a path or a list of paths")
-    return tuple(items)
+    return tuple(map(str, items))
