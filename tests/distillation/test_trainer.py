@@ -244,10 +244,10 @@ def test_adapters_are_trained_and_saved(tmp_path):
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
     one = trainer(tmp_path / "whole", TRAIN, **steps)
-    one.train_on(None)
+    one.train_from(None)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoints" / "checkpoint-2", dtype=torch.float32)
     again = trainer(tmp_path / "again", TRAIN, model=model, **steps)
-    again.train_on(tmp_path / "whole" / "checkpoints" / "checkpoint-2")
+    again.train_from(tmp_path / "whole" / "checkpoints" / "checkpoint-2")
     assert all(torch.equal(value, weights(again.model)[name]) for name, value in weights(one.model).items())
 
 

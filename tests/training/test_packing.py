@@ -90,4 +90,4 @@ def test_it_is_refused_before_the_first_step(shared, tmp_path):
             with pytest.raises(UserError, match=r"they see each other; set training.packing: false"):
                 trl.Trainer(**given)
         else:
-            trl.Trainer(**given).train_on(None)
+            trl.Trainer(**given).train_from(None)

@@ -271,7 +271,7 @@ def test_memory_that_runs_out_in_a_step_is_one_line_with_the_mend(folder, tokeni
     one.model.register_forward_hook(too_much)
     why = r"^out of memory while training; set training.per_device_train_batch_size lower .*training.max_length lower"
     with pytest.raises(UserError, match=why):
-        one.train_on(None)
+        one.train_from(None)
 
 
 def test_memory_that_runs_out_where_the_model_is_moved_is_one_line(folder, tokenizer, rows, tmp_path, monkeypatch):
@@ -305,6 +305,6 @@ def test_of_several_gpus_one_is_used_and_that_is_said_before_weights_are_loaded(
     assert args.train_batch_size == args.per_device_train_batch_size == 4
     with pytest.warns(RuntimeWarning, match="2 GPUs"):
         one = trainer(folder, tokenizer, rows, tmp_path, max_steps=1)
-    one.train_on(None)
+    one.train_from(None)
     assert one.state.global_step == 1
     assert not isinstance(one.model_wrapped, torch.nn.DataParallel)

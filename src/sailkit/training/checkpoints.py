@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 from sailkit.errors import UserError
@@ -28,6 +29,28 @@ def is_complete(checkpoint: Path) -> bool:
         return math.isfinite(jsonl.read_json(checkpoint / _STATE)["global_step"])
     except (UserError, KeyError, TypeError):
         return False
+
+
+def writing_failed(folder: Path, step: int, error: Exception) -> UserError | None:
+    """Remove the checkpoint of a step if it was not written completely.
+
+    Args:
+        folder: Of all checkpoints.
+        step: The step at which training failed.
+        error: Why.
+
+    Returns:
+        The error to raise; None where the checkpoint is not what failed.
+    """
+    torn = folder / f"checkpoint-{step}"
+    if not torn.is_dir() or is_complete(torn):
+        return None
+    shutil.rmtree(torn, ignore_errors=True)
+    kept = newest(folder)
+    return UserError(
+        f"cannot write {torn}: {' '.join(str(error).split())[:200]}; "
+        f"{kept.name if kept else 'no checkpoint'} is kept, and the same command goes on from there"
+    )
 
 
 def stopped_at(checkpoint: Path) -> int | None:

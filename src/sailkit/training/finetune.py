@@ -190,9 +190,9 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
                 return bar.enter_context(runs.progress(f"training {recipe.model}", steps, done))
 
             trainer.add_callback(callbacks.Progress(show, trainer.speed))
-            trainer.train_on(processes.broadcast(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
+            trainer.train_from(processes.broadcast(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
     seconds = time.monotonic() - start
-    weights = trainer.weights()  # collective: outside of what the main process does alone
+    weights = trainer.full_weights()  # collective: outside of what the main process does alone
     result = _result(setup, run, trainer, seconds)
     with processes.raise_together():
         if processes.is_main:

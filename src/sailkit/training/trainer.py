@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
 from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
-from sailkit.training.checkpoints import is_complete, newest, stopped_at
+from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.distributed import Processes
 from sailkit.training.loading import keep_adapters_in_float32
 from sailkit.training.packing import check_packing
@@ -114,29 +113,24 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         per_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
         return steps if steps > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
 
-    def train_on(self, checkpoint: Path | None) -> None:
+    def train_from(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint where there is one.
 
         Raises:
             UserError: A loss that is not finite, no more memory, or a checkpoint that cannot be written; earlier ones
                 are kept.
         """
+        # Weights, optimizer, schedule, order of the data and random states all come from the checkpoint, so a run that
+        # was killed ends with the same bytes as one that was not.
         if checkpoint and (steps := stopped_at(checkpoint)) is not None:
             self.args.max_steps = steps
         try:
             with memory_for("training", _LESS_MEMORY):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:  # those of safetensors, torch and the system have no common ancestor
-            folder = Path(self.args.output_dir)
-            torn = folder / f"checkpoint-{self.state.global_step}"
-            if not torn.is_dir() or is_complete(torn):
-                raise
-            shutil.rmtree(torn, ignore_errors=True)
-            kept = newest(folder)
-            raise UserError(
-                f"cannot write {torn}: {' '.join(str(error).split())[:200]}; "
-                f"{kept.name if kept else 'no checkpoint'} is kept, and the same command goes on from there"
-            ) from None
+            if failure := writing_failed(Path(self.args.output_dir), self.state.global_step, error):
+                raise failure from None
+            raise
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -177,7 +171,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """Tokens per second of this run so far."""
         return self._speed.overall(self._total_train_tokens)
 
-    def weights(self) -> dict[str, Any] | None:
+    def full_weights(self) -> dict[str, Any] | None:
         """The whole weights where they are sharded, else None; a collective call, which every process has to make."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
