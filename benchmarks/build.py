@@ -62,7 +62,7 @@ def make(shared: Path, folder: Path, count: int, seed: int = 0) -> None:
 def measure(shared: Path, folder: Path) -> None:
     """Build, and print seconds, peak memory and the card's counts as JSON."""
     start = time.perf_counter()
-    card = build(
+    built = build(
         results=folder / "results.jsonl",
         labels=[folder / "labels"],
         out=folder / "built",
@@ -70,8 +70,8 @@ def measure(shared: Path, folder: Path) -> None:
     )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    counts = {name: card[name] for name in ("n_in", "n_train", "n_held_out", "n_dropped", "n_removed")}
-    print(json.dumps({"seconds": seconds, "peak_gb": peak, **counts, "shares": card["judgement_shares"]}))
+    counts = {name: built.card[name] for name in ("n_in", "n_train", "n_held_out", "n_dropped", "n_removed")}
+    print(json.dumps({"seconds": seconds, "peak_gb": peak, **counts, "shares": built.judgement_shares}))
 
 
 def main() -> None:

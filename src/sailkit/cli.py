@@ -19,7 +19,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, reporting, runs
 from sailkit.console import clean_streams, console, show_traceback
-from sailkit.data import report as data_report
 from sailkit.data.build import build
 from sailkit.data.build_task import build_task
 from sailkit.distillation import report as distillation_report
@@ -59,8 +58,8 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[Any], Report] | None]] = {
     "label": (label, None),
     "fit": (fit, None),
     "audit": (audit, None),
-    "build": (build, data_report.summarise_data),
-    "build-task": (build_task, data_report.summarise_data),
+    "build": (build, None),
+    "build-task": (build_task, None),
     "finetune": (finetune, None),
     "merge": (merge, None),
     "teacher-cache": (teacher_cache, distillation_report.summarise_cache),

@@ -13,7 +13,7 @@ import pytest
 from sailkit import runs
 from sailkit.data.build import build, candidate_positions
 from sailkit.data.exports import read_examples
-from sailkit.data.report import summarise_data
+from sailkit.data.results import TrainingData
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for
@@ -60,7 +60,7 @@ class Data:
 
     def build(self, out: str = "built", labels: list[Path] | None = None, **options: Any) -> dict[str, Any]:
         labels = [self.label()] if labels is None else labels
-        return build(results=self.results(), labels=labels, out=self.folder / out, **options)
+        return build(results=self.results(), labels=labels, out=self.folder / out, **options).to_json()
 
     def examples(self, out: str = "built"):
         return [one for name in ("train", "held_out") for one in self.read(f"{name}.jsonl", out)]
@@ -210,6 +210,23 @@ def test_the_card_says_what_the_data_are(data, tmp_path):
     assert (card["results_without_text"], card["cut_tokens_in_labelling"]) == (0, 0)
 
 
+def test_training_data_are_read_back_from_their_folder(data, tmp_path):
+    card = data.build(held_out=0.2)
+    read = TrainingData.load(tmp_path / "built")
+    assert read.to_json() == card
+    assert read == build(results=data.results(), labels=[tmp_path / "labels-a"], out=tmp_path / "built", held_out=0.2)
+    assert read.examples() == data.read("train.jsonl")
+    assert [one.id for one in read.examples(held_out=True)] == [one.id for one in data.read("held_out.jsonl")]
+    frame = read.to_frame()
+    assert list(frame["held_out"]) == [False] * read.n_train + [True] * read.n_held_out
+    assert sum(read.judgements.values()) == sum(len(one.results) for one in read.examples())
+    with pytest.raises(UserError, match=r"labels-a holds a run of 'label'; a run of 'build' or 'build-task' is needed"):
+        TrainingData.load(tmp_path / "labels-a")
+    (tmp_path / "built" / "card.json").unlink()
+    with pytest.raises(UserError, match="built is not finished"):
+        TrainingData.load(tmp_path / "built")
+
+
 def test_the_card_counts_what_was_cut_and_dropped(data, tmp_path):
     data.rows[0] = replace(data.rows[0], dropped_results=2)
     folder = data.label()
@@ -300,7 +317,8 @@ def test_real_claims_do_not_reach_the_training_set(data, shared):
 
 
 def test_a_set_without_search_results_is_told_and_not_a_fault(data, capsys):
-    terminal.write(summarise_data(data.build(shares="1")))
+    data.build(shares="1")
+    terminal.write(TrainingData.load(data.folder / "built").report())
     said = capsys.readouterr().out
     assert "judgements in train: informative -, distracting -" in said
     assert "! no-judgements" in said
@@ -310,7 +328,7 @@ def test_a_held_out_share_that_gives_no_row_is_told(data, capsys):
     card = data.build(held_out=0.001)
     assert card["n_held_out"] == 0
     assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 400 rows")
-    terminal.write(summarise_data(card))
+    terminal.write(TrainingData.load(data.folder / "built").report())
     assert "! nothing-held-out" in capsys.readouterr().out
     assert "nothing-held-out" not in data.build("none", labels=[data.folder / "labels-a"], held_out=0)["flags"]
     assert "nothing-held-out" not in data.build("some", labels=[data.folder / "labels-a"], held_out=0.1)["flags"]

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from sailkit.data.build_task import build_task, wording_auroc
+from sailkit.data.balance import wording_auroc
+from sailkit.data.build_task import build_task
 from sailkit.data.exports import read_examples
+from sailkit.data.results import BuiltTask
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.records import Example
@@ -60,7 +62,7 @@ def rows_of(out, name="train"):
 
 
 def test_a_row_answers_as_its_informative_results_say(task, tmp_path):
-    card = build_task(**task, out=tmp_path / "out", held_out=0.2)
+    card = build_task(**task, out=tmp_path / "out", held_out=0.2).to_json()
     every = rows_of(tmp_path / "out") + rows_of(tmp_path / "out", "held_out")
     assert card["n_train"] + card["n_held_out"] == len(every) > 50
     kinds = set()
@@ -78,9 +80,16 @@ def test_a_row_answers_as_its_informative_results_say(task, tmp_path):
     assert min(shares.values()) > 0.2
 
 
+def test_the_result_is_read_back_from_its_folder(task, tmp_path):
+    built = build_task(**task, out=tmp_path / "out")
+    assert BuiltTask.load(tmp_path / "out") == built
+    assert sum(built.labels.values()) == built.n_train == len(built.examples())
+    assert built.wording_auroc["of the claims"] > 0.5
+
+
 def test_labels_are_balanced_and_wording_tells_less(task, tmp_path):
-    plain = build_task(**task, out=tmp_path / "plain", match_wording=False)
-    matched = build_task(**task, out=tmp_path / "matched")
+    plain = build_task(**task, out=tmp_path / "plain", match_wording=False).to_json()
+    matched = build_task(**task, out=tmp_path / "matched").to_json()
     assert abs(matched["labels"]["yes_"] - matched["labels"]["no_"]) <= 0.2 * matched["n_train"]
     assert plain["wording_auroc"]["of the claims"] == matched["wording_auroc"]["of the claims"]
     after = [card["wording_auroc"]["of the training rows"] for card in (plain, matched)]
@@ -107,7 +116,7 @@ def test_claims_that_stand_in_the_other_half_too_are_removed(task, tmp_path):
     outside = next(one for one in examples if in_half(one, "second"))
     rows[int(outside.id)]["claim"] = inside.text + "!"
     task["data"].write_text("".join(json.dumps(one) + "\n" for one in rows))
-    card = build_task(**task, out=tmp_path / "out", half="first")
+    card = build_task(**task, out=tmp_path / "out", half="first").to_json()
     removed = [json.loads(line) for line in (tmp_path / "out" / "removed.jsonl").read_text().splitlines()]
     assert [(one["id"], one["example"], one["kind"]) for one in removed] == [(inside.id, outside.id, "exact")]
     assert card["n_removed"] == 1
@@ -166,7 +175,7 @@ def test_no_row_is_written_in_a_published_wording_or_one_with_a_system_text(task
 
 
 def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
-    card = build_task(**task, out=tmp_path / "out", limit=20, held_out=0)
+    card = build_task(**task, out=tmp_path / "out", limit=20, held_out=0).to_json()
     every = rows_of(tmp_path / "out")
     drawn = {one.id.split("/")[0] for one in every}
     dropped = {row["id"]: row["reason"] for _, row in jsonl.read_rows(tmp_path / "out" / "dropped.jsonl")}
@@ -177,7 +186,7 @@ def test_every_example_is_drawn_dropped_or_removed(task, tmp_path):
 
 
 def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
-    card = build_task(**task, out=tmp_path / "out", limit=5, held_out=0.001)
+    card = build_task(**task, out=tmp_path / "out", limit=5, held_out=0.001).to_json()
     assert card["n_held_out"] == 0
     assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 5 rows")
 
@@ -186,7 +195,7 @@ def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
 def test_few_examples_are_balanced_without_a_look_at_their_wording(task, tmp_path, labels):
     rows = [row(number, label) for number, label in enumerate(labels)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**one, "pair": one["id"]}) + "\n" for one in rows))
-    card = build_task(**task, out=tmp_path / "out", held_out=0)
+    card = build_task(**task, out=tmp_path / "out", held_out=0).to_json()
     assert card["labels"]["yes_"] == card["labels"]["no_"]
     assert set(card["wording_auroc"].values()) == {None}
 
@@ -231,7 +240,7 @@ def test_wording_that_tells_nothing_is_at_chance():
 def test_climate_fever_gives_up_its_wording(shared, tmp_path):
     card = build_task(
         "climate-fever", data=shared / "climate-fever" / "climate-fever.jsonl", half="first", out=tmp_path / "out"
-    )
+    ).to_json()
     assert card["wording_auroc"]["of the claims"] > 0.6
     assert 0.45 < card["wording_auroc"]["of the training rows"] < 0.55
     assert min(card["judgement_shares"].values()) > 0.2

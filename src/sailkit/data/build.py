@@ -1,4 +1,4 @@
-"""Labelled search results in, training data out: sampled as in SAIL (Luo et al. 2023), split, checked for leaks."""
+"""The verb `build`: training data from labelled search results, sampled as in SAIL (Luo et al. 2023) and split."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import statistics
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sailkit import runs
 from sailkit.data import exports
-from sailkit.data.card import CARD, CARD_PAGE, audit_figures, card_of, page_of
+from sailkit.data.card import CARD, audit_figures, card_of, write_card
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
-from sailkit.data.leaks import LEAK_RULES_VERSION, Leak, LeakCheck
+from sailkit.data.leaks import LEAK_RULES_VERSION, REMOVED, LeakCheck, removed_row
+from sailkit.data.results import TrainingData
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for
@@ -28,7 +28,6 @@ from sailkit.records import Instruction, Judgement, Searched, SearchResult, Trai
 from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.tasks.task import load_task
 
-REMOVED = "removed.jsonl"
 ExportFormat = Literal["trl", "trl-parquet", "sail"]
 Mix = Literal["mean", "all", "any"]
 
@@ -49,7 +48,7 @@ def build(
     audit: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> TrainingData:
     """Build training data from labelled search results.
 
     Args:
@@ -76,22 +75,22 @@ def build(
         UserError: Bad options, or labels that belong to other data.
     """
     check_style(style)
-    counts = read_shares(shares)
+    result_shares = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
     _check_options(top, threshold, mix, held_out, forms, limit, labels)
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
-    quoted = audit_figures(audit, [str(one.labeler.get("labeler")) for one in loaded]) if audit else None
+    quoted = audit_figures(audit, [str(item.labeler.get("labeler")) for item in loaded]) if audit else None
     check, tasks = _leak_check(exclude_task or ())
     results_file = results / RESULTS if results.is_dir() else results
     settings = {
         "results_sha256": jsonl.file_fingerprint([results_file]),
         "labels_sha256": [jsonl.file_fingerprint([folder / LABELS]) for folder in labels],
-        "labelers": [one.labeler for one in loaded],
-        "label_thresholds": [one.threshold for one in loaded],
+        "labelers": [item.labeler for item in loaded],
+        "label_thresholds": [item.threshold for item in loaded],
         "style": style,
         "styles_sha256": jsonl.fingerprint(wording()),
-        "shares": counts,
+        "shares": result_shares,
         "top": top,
         "threshold": threshold,
         "mix": mix if len(labels) > 1 else None,
@@ -105,21 +104,21 @@ def build(
     }
     with runs.open_run(out, "build", settings) as run:
         if run.path(CARD).exists():  # written last: the run is finished
-            return jsonl.read_json(run.path(CARD))
-        builder = _Builder(style, counts, top, threshold, mix, held_out, seed, check)
+            return TrainingData.load(out)
+        builder = _Builder(style, result_shares, top, threshold, mix, held_out, seed, check)
         builder.add_all(searched[:limit], loaded)
-        return _write(run, builder, forms)
+        return TrainingData.from_card(out, _write(run, builder, forms))
 
 
 def read_shares(text: str) -> list[float]:
-    """Shares between commas, as numbers that sum to 1."""
+    """Shares, separated by commas, as numbers that sum to 1."""
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"`shares` {text!r}: write numbers between commas, such as 0.2,0.1,0.3,0.4") from None
-    if not all(0 <= share <= 1 for share in found) or abs(math.fsum(found) - 1) > 1e-6:
+    if not all(0 <= share <= 1 for share in values) or abs(math.fsum(values) - 1) > 1e-6:
         raise UserError(f"`shares` {text!r}: shares are between 0 and 1, and sum to 1")
-    return found
+    return values
 
 
 def _check_options(
@@ -146,7 +145,7 @@ def _check_options(
 
 
 def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, Any]]]:
-    """The check against all tasks, and what they are."""
+    """The check against the examples of all tasks, and a description of each task for the settings."""
     texts: list[tuple[str, str, str]] = []
     tasks = []
     for text in names:
@@ -159,7 +158,7 @@ def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, 
 
 
 class _Builder:
-    """Puts every row somewhere: training, held out, dropped or removed."""
+    """Puts every row into one of four lists: train, held out, dropped (unusable) or removed (a leak)."""
 
     def __init__(
         self,
@@ -185,14 +184,15 @@ class _Builder:
 
     def add_all(self, searched: Sequence[Searched], labels: Sequence[Labels]) -> None:
         with runs.progress("building", len(searched)) as tick:
-            for place, one in enumerate(searched):
-                self._add(one, [found.judgements[place] for found in labels], [found.threshold for found in labels])
+            for index, row in enumerate(searched):
+                self._add(row, [item.judgements[index] for item in labels], [item.threshold for item in labels])
                 tick()
 
-    def _add(self, one: Searched, judged: Sequence[Sequence[Judgement]], thresholds: Sequence[float]) -> None:
+    def _add(self, searched: Searched, judgements: Sequence[Sequence[Judgement]], thresholds: Sequence[float]) -> None:
+        """Add a row with its judgements by each labeler."""
         self.rows += 1
-        self.without_text += one.dropped_results
-        row = one.instruction
+        self.without_text += searched.dropped_results
+        row = searched.instruction
         for name in ("instruction", "output"):
             if not getattr(row, name).strip():
                 self.dropped.append({"id": row.id, "reason": f"empty {name}"})
@@ -201,78 +201,74 @@ class _Builder:
         if leak:
             self.removed.append(removed_row(row.id, leak))
             return
-        example = self._example(one, self._candidates(one, judged, thresholds))
-        side = runs.seed_for(self.seed, "held out", group_of(row)) < self.held_out_share * 2**64
-        (self.held_out if side else self.train).append(example)
+        example = self._example(row, self._candidates(searched, judgements, thresholds))
+        held_out = runs.seed_for(self.seed, "held out", group_of(row)) < self.held_out_share * 2**64
+        (self.held_out if held_out else self.train).append(example)
 
     def _candidates(
-        self, one: Searched, judged: Sequence[Sequence[Judgement]], thresholds: Sequence[float]
+        self, searched: Searched, judgements: Sequence[Sequence[Judgement]], thresholds: Sequence[float]
     ) -> list[tuple[SearchResult, Verdict]]:
-        found = []
-        for place in candidate_positions(one.results, self.top):
-            said = [judgements[place] for judgements in judged]
-            self.cut += sum(judgement.cut_tokens for judgement in said)
-            mixed = self._mix(said, thresholds)
-            if mixed is None:
-                self.candidates[next(one.outcome for one in said if one.outcome != "judged")] += 1
+        """The results that a row can draw, with the verdict of all labelers together."""
+        candidates = []
+        for position in candidate_positions(searched.results, self.top):
+            of_result = [by_labeler[position] for by_labeler in judgements]
+            self.cut += sum(judgement.cut_tokens for judgement in of_result)
+            verdict = self._mix(of_result, thresholds)
+            if verdict is None:
+                self.candidates[next(item.outcome for item in of_result if item.outcome != "judged")] += 1
             else:
-                self.candidates[mixed] += 1
-                found.append((one.results[place], mixed))
-        return found
+                self.candidates[verdict] += 1
+                candidates.append((searched.results[position], verdict))
+        return candidates
 
     def _mix(self, judgements: Sequence[Judgement], thresholds: Sequence[float]) -> Verdict | None:
-        """One verdict of all labelers; None where any of them has none."""
-        scores = [one.score for one in judgements if one.outcome == "judged" and one.score is not None]
+        """The verdict of all labelers together; None where any of them has none."""
+        scores = [item.score for item in judgements if item.outcome == "judged" and item.score is not None]
         if len(scores) < len(judgements):
             return None
         limits = [self.threshold] * len(scores) if self.threshold is not None else list(thresholds)
         if self.mix == "mean":
             return verdict_for(statistics.fmean(scores), statistics.fmean(limits))
-        said = [score >= limit for score, limit in zip(scores, limits, strict=True)]
-        return "informative" if (all if self.mix == "all" else any)(said) else "distracting"
+        informative = [score >= limit for score, limit in zip(scores, limits, strict=True)]
+        return "informative" if (all if self.mix == "all" else any)(informative) else "distracting"
 
-    def _example(self, one: Searched, candidates: Sequence[tuple[SearchResult, Verdict]]) -> TrainingExample:
-        row = one.instruction
-        chance = random.Random(runs.seed_for(self.seed, "draw", row.id))  # noqa: S311 - a draw, not a secret
-        drawn = bisect_right(self.ends, chance.random())
-        self.fewer += len(candidates) < drawn
-        chosen = chance.sample(candidates, min(drawn, len(candidates)))  # in random order
+    def _example(self, row: Instruction, candidates: Sequence[tuple[SearchResult, Verdict]]) -> TrainingExample:
+        rng = random.Random(runs.seed_for(self.seed, "draw", row.id))  # noqa: S311 - not for cryptography
+        number = bisect_right(self.ends, rng.random())
+        self.fewer += len(candidates) < number
+        chosen = rng.sample(candidates, min(number, len(candidates)))  # in random order
         return TrainingExample(
             id=row.id,
             instruction=row.instruction,
             input=row.input,
             results=tuple(result for result, _ in chosen),
-            judgements=tuple(said for _, said in chosen),
+            judgements=tuple(verdict for _, verdict in chosen),
             response=row.output,
             style=self.style,
         )
 
 
 def candidate_positions(results: Sequence[SearchResult], top: int) -> list[int]:
-    """Places of the results that a row draws from: the top ones of the other engines, and the best BM25 hit.
+    """Positions of the results that a row can draw: the top ones of the other engines, and the best BM25 hit.
 
     Where BM25 is the only engine the top ones are its own. The same title and body count once.
     """
-    best = sorted(range(len(results)), key=lambda place: results[place].rank or place + 1)
-    lexical = [place for place in best if results[place].source == "bm25"]
-    other = [place for place in best if results[place].source != "bm25"]
-    seen: dict[tuple[str, str], int] = {}
-    for place in [*(other[:top] + lexical[:1] if other else lexical[:top])]:
-        seen.setdefault((results[place].title, results[place].body), place)
-    return list(seen.values())
+    ranked = sorted(range(len(results)), key=lambda position: results[position].rank or position + 1)
+    lexical = [position for position in ranked if results[position].source == "bm25"]
+    other = [position for position in ranked if results[position].source != "bm25"]
+    distinct: dict[tuple[str, str], int] = {}
+    for position in other[:top] + lexical[:1] if other else lexical[:top]:
+        distinct.setdefault((results[position].title, results[position].body), position)
+    return list(distinct.values())
 
 
 def group_of(row: Instruction) -> str:
-    """What decides a row's side: the words of instruction and input, case and punctuation aside."""
+    """The words of instruction and input, without case and punctuation; rows of one group are split together."""
     return "\x00".join(" ".join(re.findall(r"\w+", text.casefold())) or text for text in (row.instruction, row.input))
 
 
-def removed_row(name: str, leak: Leak) -> jsonl.JsonObject:
-    """A row of `removed.jsonl`: which example the row of this id contains, and how."""
-    return {"id": name, **asdict(leak)}
-
-
 def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, Any]:
+    """Write all files of the run, the data card last, and return the card."""
     exported = []
     for name, examples in ((TRAIN, built.train), (HELD_OUT, built.held_out)):
         jsonl.write_rows(run.path(name), map(example_row, examples))
@@ -295,6 +291,5 @@ def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, An
         "exports": exported,
     }
     card = card_of(built.train, counts, run.manifest["settings"])
-    jsonl.write_atomic(run.path(CARD_PAGE), page_of(card))
-    jsonl.write_json(run.path(CARD), card)
+    write_card(run.folder, card)
     return card

@@ -1,4 +1,4 @@
-"""The data card: what a training set is made of, and why one might doubt it."""
+"""The data card: what a training set consists of, and reasons to doubt it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
 
     Args:
         train: The training set.
-        counts: What became of all rows; kept as it is.
+        counts: How many rows went into each file, and the like; kept as they are.
         settings: The settings of the run.
 
     Returns:
         Figures as they are written to JSON; shares are of the training set's judgements, lengths in words.
     """
-    shown = Counter(said for one in train for said in one.judgements)
-    total = sum(shown.values())
-    shares = {name: round(shown[name] / total, 4) if total else None for name in get_args(Verdict)}
+    verdicts = Counter(verdict for example in train for verdict in example.judgements)
+    total = sum(verdicts.values())
+    numbers = Counter(len(example.results) for example in train)
+    shares = {name: round(verdicts[name] / total, 4) if total else None for name in get_args(Verdict)}
     messages: dict[str, list[str]] = {}
     for name, share in shares.items():
         if share is not None and share < LEAST_SHARE:
@@ -43,7 +44,7 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
             "measure on; choose a larger --held-out or another --seed"
         ]
     audited = {row["labeler"] for row in (settings.get("audit") or {}).get("audits", ())}
-    for name in (one.get("labeler") for one in settings.get("labelers", ())):
+    for name in (labeler.get("labeler") for labeler in settings.get("labelers", ())):
         if settings.get("audit") and name not in audited:
             messages.setdefault("unaudited-labeler", []).append(f"the audit that is quoted does not measure {name}")
     if total == 0:
@@ -51,14 +52,14 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
     return {
         **counts,
         "judgement_shares": shares,
-        "judgements": {name: shown[name] for name in get_args(Verdict)},
-        "rows_by_results": {str(n): count for n, count in sorted(Counter(len(one.results) for one in train).items())},
-        "rows_by_judgements": dict(sorted(Counter(_kind(one.judgements) for one in train).items())),
+        "judgements": {name: verdicts[name] for name in get_args(Verdict)},
+        "rows_by_results": {str(number): count for number, count in sorted(numbers.items())},
+        "rows_by_judgements": dict(sorted(Counter(_kind(example.judgements) for example in train).items())),
         "words": {
-            "instruction": _words(one.instruction for one in train),
-            "input": _words(one.input for one in train if one.input),
-            "response": _words(one.response for one in train),
-            "search result": _words(result.body for one in train for result in one.results),
+            "instruction": _words(example.instruction for example in train),
+            "input": _words(example.input for example in train if example.input),
+            "response": _words(example.response for example in train),
+            "search result": _words(result.body for example in train for result in example.results),
         },
         **{name: value for name, value in settings.items() if name != "export"},
         "flags": list(messages),
@@ -66,8 +67,14 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
     }
 
 
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write the data card as Markdown and JSON; the JSON comes last, because it shows that the run has finished."""
+    jsonl.write_atomic(folder / CARD_PAGE, page_of(card))
+    jsonl.write_json(folder / CARD, card)
+
+
 def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
-    """What a card quotes of an audit: the figures of the labelers that were used, without examples.
+    """The part of an audit that a card quotes: the figures of the labelers that were used, without examples.
 
     Args:
         path: The JSON that `sailkit audit` wrote.
@@ -80,9 +87,9 @@ def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
     rows = audit.get("audits")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_named(row) for row in rows):
         raise UserError(f"{path} is not what  sailkit audit  writes: it has no figures of labelers")
-    told = {name: audit.get(name) for name in ("data", "data_sha256", "seed", "human_kappa")}
+    about = {name: audit.get(name) for name in ("data", "data_sha256", "seed", "human_kappa")}
     used = set(labelers)
-    return told | {"audits": [row for row in rows if row["labeler"] in used]}
+    return about | {"audits": [row for row in rows if row["labeler"] in used]}
 
 
 def _is_named(row: Mapping[str, Any]) -> bool:
@@ -106,7 +113,7 @@ def _kind(judgements: Sequence[Verdict]) -> str:
 
 
 def page_of(card: Mapping[str, Any]) -> str:
-    """The card as Markdown: a table of the counts, and everything else as a list."""
+    """The card as Markdown: a table of all entries, and the figures of the audit."""
     lines = ["# Data card", ""]
     for sentences in card["flag_messages"].values():
         lines += [f"> {sentence}" for sentence in sentences] + [""]
@@ -131,8 +138,8 @@ def page_of(card: Mapping[str, Any]) -> str:
 
 def _estimate(row: Mapping[str, Any], name: str) -> str:
     value, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
-    shown = [f"{one:.3f}" if isinstance(one, (int, float)) else "-" for one in (value, low, high)]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    texts = [f"{number:.3f}" if isinstance(number, (int, float)) else "-" for number in (value, low, high)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def _cell(value: object) -> str:

@@ -1,7 +1,7 @@
-"""Training examples as rows, and in the forms of others: TRL's prompt/completion and SAIL's conversations.
+"""Training examples as structured rows, as TRL's prompt/completion and as SAIL's conversations, written and read.
 
-The two text forms hold a search result's title and body only, and a body can look like the form itself (`(2) ` behind
-an empty line). What does not read back as it was written is counted by the writer; the structured rows lose nothing.
+The last two are text: of a search result they hold title and body only, and a body can contain what the form itself
+consists of (`(2) ` after an empty line). `export` counts the rows that cannot be read back as they were written.
 """
 
 from __future__ import annotations
@@ -43,29 +43,32 @@ def example_row(example: TrainingExample) -> jsonl.JsonObject:
 
 def sail_row(example: TrainingExample) -> jsonl.JsonObject:
     """A row of SAIL's `SAIL_train.json`, always in the published wording."""
-    one = replace(example, style="sail")
-    turns = [{"from": "human", "value": as_text(user_turn(one))}, {"from": "gpt", "value": completion(one)}]
-    return {"id": one.id, "conversations": turns, **_unjudged(one)}
+    published = replace(example, style="sail")
+    turns = [
+        {"from": "human", "value": as_text(user_turn(published))},
+        {"from": "gpt", "value": completion(published)},
+    ]
+    return {"id": example.id, "conversations": turns, **_unjudged(example)}
 
 
 def trl_row(example: TrainingExample) -> jsonl.JsonObject:
     """A row of TRL's prompt/completion: messages in `chat`, text in the others (TRL adds the end of text)."""
     if example.style == "chat":
         prompt: Any = [{"role": "user", "content": as_text(user_turn(example))}]
-        said: Any = [{"role": "assistant", "content": completion(example)}]
+        reply: Any = [{"role": "assistant", "content": completion(example)}]
     else:
-        prompt, said = as_text(prompt_parts(example)), wording()["text"]["gap"] + completion(example)
-    # The style is for reading back: without search results the text does not show it. TRL passes it over.
-    return {"id": example.id, "style": example.style, "prompt": prompt, "completion": said, **_unjudged(example)}
+        prompt, reply = as_text(prompt_parts(example)), wording()["text"]["gap"] + completion(example)
+    # The style is needed to read the row back: without search results the text does not show it. TRL ignores it.
+    return {"id": example.id, "style": example.style, "prompt": prompt, "completion": reply, **_unjudged(example)}
 
 
 def _unjudged(example: TrainingExample) -> jsonl.JsonObject:
-    """Says that no sentence of the completion judges the search results; where none is said, one is expected."""
+    """A field for rows whose completion does not judge the search results; without it, a judgement is expected."""
     return {"judged": False} if example.results and not example.judgements else {}
 
 
 def in_text(example: TrainingExample) -> TrainingExample:
-    """What an example's text form can hold of it: titles and bodies, and headings as they are written there."""
+    """The example as its text form holds it: results as title and body, and headings escaped where they are there."""
     safe = (lambda text: text) if example.style == "sail" else escape_headings
     results = tuple(SearchResult(safe(result.body), title=safe(result.title)) for result in example.results)
     response = example.response if example.style == "sail" else example.response.strip()
@@ -79,17 +82,17 @@ def in_text(example: TrainingExample) -> TrainingExample:
 
 
 def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[str, Any]:
-    """Write examples in another form.
+    """Write examples in the form of another program.
 
     Args:
-        examples: What to write.
+        examples: The examples.
         form: `trl` (JSON Lines), `trl-parquet`, or `sail` (a JSON list).
-        stem: The file, without its ending.
+        stem: The path of the file, without its suffix.
 
     Returns:
         `file`, `rows`, and `ambiguous`: how many rows do not read back as they were written.
     """
-    rows = [sail_row(one) if form == "sail" else trl_row(one) for one in examples]
+    rows = [sail_row(example) if form == "sail" else trl_row(example) for example in examples]
     if form == "sail":
         path = stem.with_name(f"{stem.name}.sail.json")
         jsonl.write_atomic(path, "[" + ",\n".join(map(jsonl.dumps, rows)) + "]\n")
@@ -100,8 +103,8 @@ def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[s
         path = stem.with_name(f"{stem.name}.trl.parquet")
         jsonl.write_atomic(path, _parquet(rows))
     ambiguous = 0
-    for one, row in zip(examples, rows, strict=True):
-        expected = in_text(replace(one, style="sail") if form == "sail" else one)
+    for example, row in zip(examples, rows, strict=True):
+        expected = in_text(replace(example, style="sail") if form == "sail" else example)
         try:
             ambiguous += read_row(row, "") != expected
         except UserError:
@@ -116,16 +119,13 @@ def _parquet(rows: Sequence[jsonl.JsonObject]) -> bytes:
     except ImportError:
         raise missing_extra("parquet", "writing parquet") from None
     stream = io.BytesIO()
-    names = {name: None for row in rows for name in row}  # pyarrow would take those of the first row
+    names = {name: None for row in rows for name in row}  # pyarrow takes only the names of the first row
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**names, **row} for row in rows]), stream)
     return stream.getvalue()
 
 
-# Back
-
-
 def read_examples(path: str | Path) -> list[TrainingExample]:
-    """Read training examples: structured rows, TRL's prompt/completion or SAIL's conversations; all written here.
+    """Read training examples: structured rows, or the prompts and conversations that `export` writes.
 
     Args:
         path: A run folder of `build` (its training rows), or a `.jsonl`, `.json` or `.parquet` file.
@@ -135,17 +135,17 @@ def read_examples(path: str | Path) -> list[TrainingExample]:
     """
     path = Path(path)
     path = path / TRAIN if path.is_dir() else path
-    found: list[TrainingExample] = []
-    places: dict[str, int] = {}
+    examples: list[TrainingExample] = []
+    lines: dict[str, int] = {}
     for line, row in read_table(path):
-        one = read_row({"id": str(len(found)), **row}, f"{path}, line {line}")
-        if one.id in places:
-            raise UserError(f"{path}, line {line}: id {one.id!r} was used before, on line {places[one.id]}")
-        places[one.id] = line
-        found.append(one)
-    if not found:
+        example = read_row({"id": str(len(examples)), **row}, f"{path}, line {line}")
+        if example.id in lines:
+            raise UserError(f"{path}, line {line}: id {example.id!r} was used before, on line {lines[example.id]}")
+        lines[example.id] = line
+        examples.append(example)
+    if not examples:
         raise UserError(f"{path}: no training examples")
-    return found
+    return examples
 
 
 def read_row(row: Mapping[str, Any], where: str) -> TrainingExample:
@@ -156,13 +156,13 @@ def read_row(row: Mapping[str, Any], where: str) -> TrainingExample:
     """
     judged = row.get("judged") is not False
     if "conversations" in row:
-        said = _turns(row["conversations"], ("human", "gpt"), "from", "value", where)
-        return _from_text(str(row["id"]), said, "sail", judged, where)
+        texts = _turns(row["conversations"], ("human", "gpt"), "from", "value", where)
+        return _from_text(str(row["id"]), texts, "sail", judged, where)
     if "prompt" in row and "completion" in row:
         prompt, reply = row["prompt"], row["completion"]
         if isinstance(prompt, list) and isinstance(reply, list):
-            said = _turns([*prompt, *reply], ("user", "assistant"), "role", "content", where)
-            return _from_text(str(row["id"]), said, "chat", judged, where)
+            texts = _turns([*prompt, *reply], ("user", "assistant"), "role", "content", where)
+            return _from_text(str(row["id"]), texts, "chat", judged, where)
         return _from_prompt(str(row["id"]), prompt, reply, row.get("style"), judged, where)
     return _from_fields(row, where)
 
@@ -180,20 +180,20 @@ def _from_prompt(name: str, prompt: object, reply: object, style: object, judged
     fits = isinstance(prompt, str) and prompt.startswith(head) and prompt.endswith(tail)
     if not (fits and isinstance(prompt, str) and isinstance(reply, str) and reply.startswith(gap)):
         raise UserError(f"{where}: not a prompt and completion of sailkit's; its text styles and chat are read")
-    asked, said = prompt[len(head) : len(prompt) - len(tail)], reply[len(gap) :]
-    # Where the style is not said, the wording of the sentence shows it.
-    for one in ("sail-fixed", "sail"):
-        found = _parse(name, asked, said, one, judged) if style in (None, one) else None
-        if found is not None:
-            return found
+    user, completion_text = prompt[len(head) : len(prompt) - len(tail)], reply[len(gap) :]
+    # Without a style, the wording of the verification sentence shows it.
+    for candidate in ("sail-fixed", "sail"):
+        example = _parse(name, user, completion_text, candidate, judged) if style in (None, candidate) else None
+        if example is not None:
+            return example
     raise _not_read(where)
 
 
 def _from_text(name: str, turns: Sequence[str], style: str, judged: bool, where: str) -> TrainingExample:
-    found = _parse(name, turns[0], turns[1], style, judged)
-    if found is None:
+    example = _parse(name, turns[0], turns[1], style, judged)
+    if example is None:
         raise _not_read(where)
-    return found
+    return example
 
 
 def _not_read(where: str) -> UserError:
@@ -202,7 +202,7 @@ def _not_read(where: str) -> UserError:
 
 @cache
 def _frame(style: str) -> re.Pattern[str]:
-    """The user's turn of a style, with the places of what it holds."""
+    """A pattern for the user turn of a style, with a group for each field."""
     frame = wording()["chat" if style == "chat" else "text"]
     given = re.escape(frame["input"]).replace(re.escape("{input}"), "(?P<input>.*?)")
     pattern = re.escape(frame["human"]).replace(re.escape("{input}"), f"(?:{given})?")
@@ -211,19 +211,19 @@ def _frame(style: str) -> re.Pattern[str]:
     return re.compile(pattern, re.DOTALL)
 
 
-def _parse(name: str, asked: str, said: str, style: str, judged: bool) -> TrainingExample | None:
-    match = _frame(style).fullmatch(asked)
+def _parse(name: str, user: str, reply: str, style: str, judged: bool) -> TrainingExample | None:
+    match = _frame(style).fullmatch(user)
     if match is None:
         return None
     results = _read_results(match["results"])
-    judgements = None if results is None else read_verification(said, len(results)) if judged else ()
+    judgements = None if results is None else read_verification(reply, len(results)) if judged else ()
     if results is None or judgements is None:
         return None
     sentence = verification(judgements, style)
     opening = sentence + wording()["behind_verification"] if sentence else ""
-    if not said.startswith(opening):
+    if not reply.startswith(opening):
         return None
-    response = said[len(opening) :]
+    response = reply[len(opening) :]
     return TrainingExample(
         name, match["instruction"], match["input"] or "", results, tuple(judgements), response, style
     )
@@ -237,12 +237,12 @@ def _read_results(text: str) -> tuple[SearchResult, ...] | None:
     if not text.startswith(opening.format(number=1)):
         return None
     bodies: list[str] = []
-    place: int | None = 0
-    while place is not None:
-        start = place + len(opening.format(number=len(bodies) + 1))
-        at = text.find(between + opening.format(number=len(bodies) + 2), start)
-        bodies.append(text[start : at if at >= 0 else None])
-        place = at + len(between) if at >= 0 else None
+    position: int | None = 0
+    while position is not None:
+        start = position + len(opening.format(number=len(bodies) + 1))
+        end = text.find(between + opening.format(number=len(bodies) + 2), start)
+        bodies.append(text[start : end if end >= 0 else None])
+        position = end + len(between) if end >= 0 else None
     pairs = [body.partition("\n") for body in bodies]
     return tuple(SearchResult(body, title=title) for title, _, body in pairs)
 
@@ -259,13 +259,13 @@ def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
         raise UserError(f"{where}: style should be one of {', '.join(STYLES)}, not {texts['style']!r}")
     results, judgements = row["results"], row["judgements"]
     try:
-        found = tuple(SearchResult(**result) for result in results)
+        parsed = tuple(SearchResult(**result) for result in results)
     except TypeError:
         raise UserError(f"{where}: field 'results' should be a list of search results") from None
-    if not all(jsonl.is_text(text) for result in found for text in (result.title, result.body)):
+    if not all(jsonl.is_text(text) for result in parsed for text in (result.title, result.body)):
         raise UserError(f"{where}: a search result's title and body should be text")
-    right = isinstance(judgements, list) and all(verdict in get_args(Verdict) for verdict in judgements)
-    if not right or len(judgements) not in (0, len(found)):
+    valid = isinstance(judgements, list) and all(verdict in get_args(Verdict) for verdict in judgements)
+    if not valid or len(judgements) not in (0, len(parsed)):
         known = json.dumps(get_args(Verdict))
         raise UserError(f"{where}: field 'judgements' should have one of {known} per result, or be empty")
-    return TrainingExample(results=found, judgements=tuple(judgements), **texts)
+    return TrainingExample(results=parsed, judgements=tuple(judgements), **texts)

@@ -1,8 +1,7 @@
-"""Does training data contain a task's test items? Exact and near duplicates, by words.
+"""Finds test examples of tasks in training data: exact and near duplicates, by words.
 
-What is checked: instruction, input and output of each row, one by one, against the texts of a task's examples (all
-labels). Search results are not: they come from the corpora that a model may also search when it is tested, and are
-never supervised.
+Instruction, input and output of each row are each compared with the texts of a task's examples (of all labels). Search
+results are not: they come from the corpora that a model may also search in evaluation, and are never supervised.
 """
 
 from __future__ import annotations
@@ -11,18 +10,20 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
+from sailkit.files.jsonl import JsonObject
 from sailkit.records import Instruction
 
 LEAK_RULES_VERSION = 1
+REMOVED = "removed.jsonl"
 _WORD = re.compile(r"\w+")
-# A shorter text counts only where it is a whole field: "it is" is in everything.
+# A text with fewer words counts only as a whole field: "it is" is part of everything.
 _RUN = 4
-# Three words, not eight: an eight-word shingle misses a ten-word claim of which one word in the middle was changed.
+# With eight words, a ten-word claim of which one word in the middle was changed would have no shingle left.
 _SHINGLE = 3
-# Shingles that a text needs to be compared by them: that of eight words.
+# Texts with fewer shingles than a text of eight words has are not compared by shingles.
 _FEWEST = 6
 _NEAR = 0.5
 
@@ -47,8 +48,13 @@ class Leak:
     overlap: float
 
 
+def removed_row(name: str, leak: Leak) -> JsonObject:
+    """A row of `removed.jsonl`: the example that the row of this id contains, and how."""
+    return {"id": name, **asdict(leak)}
+
+
 def words_of(text: str) -> list[str]:
-    """The words that are compared: no case, no punctuation, compatibility forms made one."""
+    """The words that are compared: NFKC, without case and punctuation."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from sailkit.data.results import TrainingData
 from sailkit.rendering import model
 from sailkit.rendering.model import Flags, Report, Text
 
-_COUNTS = {
-    "n_in": "rows",
-    "n_train": "train",
-    "n_held_out": "held out",
-    "n_dropped": "dropped",
-    "n_removed": "removed",
-}
 
-
-def summarise_data(result: Mapping[str, Any]) -> Report:
+def summarise(result: TrainingData) -> Report:
     """How many rows were built, and how they were judged."""
+    counts = {
+        "rows": result.n_in,
+        "train": result.n_train,
+        "held out": result.n_held_out,
+        "dropped": result.n_dropped,
+        "removed": result.n_removed,
+    }
     shares = ", ".join(
-        f"{name} {'-' if share is None else format(share, '.3f')}" for name, share in result["judgement_shares"].items()
+        f"{name} {'-' if share is None else format(share, '.3f')}" for name, share in result.judgement_shares.items()
     )
     return model.short(
         "",
-        ", ".join(f"{title} {result[name]}" for name, title in _COUNTS.items()),
+        ", ".join(f"{title} {count}" for title, count in counts.items()),
         Text(f"judgements in train: {shares}"),
-        Flags("", result.get("flag_messages", {})),
+        Flags("", result.flag_messages),
     )

@@ -1,0 +1,100 @@
+"""How far the wording of claims tells their labels, and labels balanced among claims of similar wording.
+
+Claims betray their label by their wording: a model can learn to answer without looking at a single search result.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sailkit import runs
+from sailkit.records import Example
+from sailkit.stats.intervals import Floats
+
+_BINS = 8  # of claims, by the score of their wording
+_MOST_COPIES = 3  # draws of one claim and label, so that a rare label is not lost
+_FEWEST = 10  # claims that each label needs for a comparison by wording
+
+
+@dataclass(frozen=True)
+class SupportedLabel:
+    """An example and a label that some of its evidence supports."""
+
+    example: Example
+    label: str
+
+    @property
+    def group(self) -> str:
+        """The example's group."""
+        return self.example.group
+
+
+def balance_labels(
+    items: Sequence[SupportedLabel], labels: Sequence[str], match_wording: bool, seed: int
+) -> list[tuple[SupportedLabel, int]]:
+    """Draw items so that each label is as frequent as the others, in random order.
+
+    Args:
+        items: What is drawn from.
+        labels: The labels.
+        match_wording: Balance within bins of claims of similar wording, if there are two labels; bins without one of
+            the labels are left out.
+        seed: The run's seed.
+
+    Returns:
+        Items, each with the number of times that it was drawn before.
+    """
+    first = np.array([item.label == labels[0] for item in items])
+    bins = np.zeros(len(items), dtype=int)
+    examples = [item.example for item in items]
+    scores = _wording_scores(examples, first, seed) if match_wording and len(labels) == 2 else None
+    if scores is not None:
+        edges = np.quantile(scores, np.linspace(0, 1, _BINS + 1)[1:-1])
+        bins = np.searchsorted(edges, scores)
+    drawn = []
+    for bin_ in np.unique(bins):
+        pools: dict[str, list[SupportedLabel]] = {label: [] for label in labels}
+        for index in np.flatnonzero(bins == bin_):
+            item = items[int(index)]
+            pools[item.label].append(item)
+        sizes = [len(pool) for pool in pools.values() if pool]
+        if match_wording and len(sizes) < len(labels):
+            continue
+        count = min(max(sizes), _MOST_COPIES * min(sizes))
+        for label, pool in pools.items():
+            random.Random(runs.seed_for(seed, "balance", f"{bin_} {label}")).shuffle(pool)  # noqa: S311
+            drawn += [(pool[i % len(pool)], i // len(pool)) for i in range(count if pool else 0)]
+    random.Random(runs.seed_for(seed, "order")).shuffle(drawn)  # noqa: S311
+    return drawn
+
+
+def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_], seed: int) -> Floats | None:
+    """Out-of-fold log-odds of the first label from the words of the text alone; None where there are too few."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    groups = np.array([example.group for example in examples])
+    fewest = min(len(set(groups[positive])), len(set(groups[~positive])))  # both labels in the training part of a fold
+    if fewest < 2 or min(positive.sum(), (~positive).sum()) < _FEWEST:
+        return None
+    folds = StratifiedGroupKFold(min(5, fewest), shuffle=True, random_state=seed)
+    words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10))
+    texts = [example.text for example in examples]
+    scores: Floats = cross_val_predict(words, texts, positive, groups=groups, cv=folds, method="decision_function")
+    return scores
+
+
+def wording_auroc(examples: Sequence[Example], labels: Sequence[str], seed: int = 0) -> float | None:
+    """How well words alone predict a label, out of fold: 0.5 is chance. None for other than two labels, or too few."""
+    from sklearn.metrics import roc_auc_score
+
+    positive = np.array([label == min(labels) for label in labels])
+    scores = _wording_scores(examples, positive, seed) if len(set(labels)) == 2 else None
+    return None if scores is None else round(float(roc_auc_score(positive, scores)), 4)

@@ -1,0 +1,138 @@
+"""Draws a training example from a task's example: search results, a wording of the question, and the answer."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+
+from sailkit import runs
+from sailkit.data.balance import SupportedLabel
+from sailkit.errors import UserError
+from sailkit.prompts.render import fill, frames
+from sailkit.prompts.sail import as_text
+from sailkit.records import Example, SearchResult, TrainingExample, Verdict
+from sailkit.tasks.task import Question, Task
+
+Distractor = Literal["random", "near", "own"]
+_NEAR = slice(2, 20)  # the nearest results of other claims, without the first two, which may well be informative
+_ATTEMPTS = 100
+
+
+class ExampleDrawer:
+    """Draws training examples, each from the example's id and the seed alone."""
+
+    def __init__(
+        self,
+        task: Task,
+        protocol: str,
+        examples: Sequence[Example],
+        shares: Sequence[float],
+        supported: float,
+        distractors: Sequence[str],
+        style: str,
+        seed: int,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            task: The task.
+            protocol: Its protocol, whose wordings are drawn from.
+            examples: The examples whose evidence can be shown.
+            shares: Shares of rows with no, one, two ... search results.
+            supported: Share of the rows with search results of which at least one is informative.
+            distractors: Where distracting results come from.
+            style: Of the training examples.
+            seed: The run's seed.
+
+        Raises:
+            UserError: The protocol has no wording that a training example can be written in.
+        """
+        names = task.spec.protocols.get(protocol)
+        questions = [task.question(protocol, name) for name in (names.wordings if names else [None])]
+        self._questions = [question for question in questions if _is_trainable(question)]
+        if not self._questions:
+            raise UserError(f"{task.name}/{protocol} has no wording of one step without {{evidence}} to train on")
+        self._ends = list(accumulate(shares))[:-1]
+        self._supported, self._distractors, self._style, self._seed = supported, distractors, style, seed
+        self._pool = [(example.group, result) for example in examples for result in example.evidence]
+        self._nearest = _nearest(examples, self._pool) if "near" in distractors else {}
+
+    def draw(self, item: SupportedLabel, copy: int) -> TrainingExample:
+        """Draw a training example.
+
+        Args:
+            item: The example, and the label that the answer gives.
+            copy: How many times the item was drawn before.
+        """
+        example = item.example
+        name = f"{example.id}/{item.label}/{copy}"
+        rng = random.Random(runs.seed_for(self._seed, "draw", name))  # noqa: S311 - not for cryptography
+        number = bisect_right(self._ends, rng.random())
+        supporting = dict.fromkeys(
+            result for result, stance in zip(example.evidence, example.stances, strict=True) if stance == item.label
+        )
+        informative: list[SearchResult] = []
+        if number and rng.random() < self._supported:
+            informative = rng.sample(list(supporting), rng.randint(1, min(number, len(supporting))))
+        shown: list[tuple[SearchResult, Verdict]] = [(result, "informative") for result in informative]
+        while len(shown) < number:
+            result = self._distracting(example, rng, {result.body for result, _ in shown})
+            shown.append((result, "distracting"))
+        rng.shuffle(shown)
+        question = rng.choice(self._questions)
+        answers = frames()["answers_join"].join(question.answers.values())
+        return TrainingExample(
+            id=name,
+            instruction=as_text(fill(question.steps[0], {"text": example.text.strip(), "answers": answers})),
+            input="",
+            results=tuple(result for result, _ in shown),
+            judgements=tuple(verdict for _, verdict in shown),
+            response=question.answers[item.label],
+            style=self._style,
+        )
+
+    def _distracting(self, example: Example, rng: random.Random, shown: set[str]) -> SearchResult:
+        kind = rng.choice(self._distractors)
+        if kind == "own":
+            neutral = (r for r, stance in zip(example.evidence, example.stances, strict=True) if stance is None)
+            if candidates := [result for result in neutral if result.body not in shown]:
+                return rng.choice(candidates)
+        excluded = shown | {result.body for result in example.evidence}
+        near = self._nearest.get(example.id, ())
+        for _ in range(_ATTEMPTS):
+            index = rng.choice(near) if kind == "near" and len(near) else rng.randrange(len(self._pool))
+            group, result = self._pool[index]
+            if group != example.group and result.body not in excluded:
+                return result
+        raise UserError(f"example {example.id!r}: no other example has a search result that could distract")
+
+
+def _is_trainable(question: Question) -> bool:
+    """Whether a training example can be written in a wording: one call, without any text beside its prompt."""
+    beside = question.systems[0] or question.shows_examples or "{evidence}" in question.steps[0]
+    return question.train and len(question.steps) == 1 and not beside
+
+
+def _nearest(examples: Sequence[Example], pool: Sequence[tuple[str, SearchResult]]) -> dict[str, list[int]]:
+    """For each example, positions in the pool of the most similar results of other groups (TF-IDF cosine)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    results = words.fit_transform(result.text for _, result in pool)
+    of_group: defaultdict[str, set[int]] = defaultdict(set)
+    for position, (group, _) in enumerate(pool):
+        of_group[group].add(position)
+    nearest = {}
+    for start in range(0, len(examples), 256):
+        part = examples[start : start + 256]
+        similarities = (words.transform([example.text for example in part]) @ results.T).toarray()
+        for example, row in zip(part, similarities, strict=True):
+            order = [int(i) for i in np.argsort(-row, kind="stable")[:100] if i not in of_group[example.group]]
+            nearest[example.id] = order[_NEAR]
+    return nearest
