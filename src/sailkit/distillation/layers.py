@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.files.folders import atomic_folder
 from sailkit.models.sources import Source
 
 MADE_OF = "made_of.json"
@@ -38,7 +39,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     """
     import torch
 
-    from sailkit.models.weights import load_pretrained, saved_whole
+    from sailkit.models.weights import load_pretrained
 
     made = {"weights_sha256": jsonl.file_fingerprint(source.files()["weights"]), "layers": keep}
     if (out / MADE_OF).exists() and (found := jsonl.read_json(out / MADE_OF)).items() >= made.items():
@@ -57,7 +58,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     config.num_hidden_layers = keep
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in kept]
-    with saved_whole(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         jsonl.write_json(unfinished / MADE_OF, {**made, "kept": kept})

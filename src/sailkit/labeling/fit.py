@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from sailkit import runs
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
+from sailkit.files.folders import atomic_folder
 from sailkit.labeling.base import statement
 from sailkit.labeling.chunks import max_positions
 from sailkit.labeling.human import HumanJudgements, HumanPair, read_judgements
@@ -87,51 +87,43 @@ def fit(
     if max_length > (most := max_positions(model.model.config)):
         raise UserError(f"`max_length` {max_length}: {base} takes at most {most} tokens")
     rows = _rows(used)
-    with jsonl.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        steps = math.ceil(epochs * math.ceil(len(rows) / batch_size))
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=str(unfinished / "trainer"), num_train_epochs=epochs, learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size, warmup_steps=max(1, steps // 10), seed=seed, data_seed=seed,
-            save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 10),
-            use_cpu=not cuda, dataloader_pin_memory=cuda, bf16=precision == torch.bfloat16,
-            fp16=precision == torch.float16, batch_sampler=_batches(),
-        )  # fmt: skip
-        with runs.progress(f"fitting on {judged.name}", steps) as tick:
-            trainer = CrossEncoderTrainer(
-                model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows),
-                loss=BinaryCrossEntropyLoss(model), callbacks=[_ticking(tick)],
+        with atomic_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+            steps = math.ceil(epochs * math.ceil(len(rows) / batch_size))
+            arguments = CrossEncoderTrainingArguments(
+                output_dir=scratch, num_train_epochs=epochs, learning_rate=learning_rate,
+                per_device_train_batch_size=batch_size, warmup_steps=max(1, steps // 10), seed=seed, data_seed=seed,
+                save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 10),
+                use_cpu=not cuda, dataloader_pin_memory=cuda, bf16=precision == torch.bfloat16,
+                fp16=precision == torch.float16, batch_sampler=_batches(),
             )  # fmt: skip
-            trainer.remove_callback(_printer())
-            done = trainer.train()
-        folder = unfinished / "model"
-        with jsonl.writing(out):
+            with runs.progress(f"fitting on {judged.name}", steps) as tick:
+                trainer = CrossEncoderTrainer(
+                    model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows),
+                    loss=BinaryCrossEntropyLoss(model), callbacks=[_ticking(tick)],
+                )  # fmt: skip
+                trainer.remove_callback(_printer())
+                done = trainer.train()
             _save(model.model, tokenizer, folder)
-        record = {
-            "data": judged.name,
-            "data_sha256": judged.sha256,
-            "base_sha256": jsonl.file_fingerprint(source.files()["weights"]),
-            "seed": seed,
-            "pairs": len(rows),
-            "claims": len({pair.claim for pair in used}),
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "max_length": max_length,
-            "device": "cuda" if cuda else "cpu",
-            "dtype": str(precision).removeprefix("torch."),
-            "train_loss": done.training_loss,
-            "environment": runs.environment(),
-        }
-        jsonl.write_json(folder / FITTED, record)
-        with jsonl.writing(out):
-            folder.rename(out)
+            record = {
+                "data": judged.name,
+                "data_sha256": judged.sha256,
+                "base_sha256": jsonl.file_fingerprint(source.files()["weights"]),
+                "seed": seed,
+                "pairs": len(rows),
+                "claims": len({pair.claim for pair in used}),
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "batch_size": batch_size,
+                "max_length": max_length,
+                "device": "cuda" if cuda else "cpu",
+                "dtype": str(precision).removeprefix("torch."),
+                "train_loss": done.training_loss,
+                "environment": runs.environment(),
+            }
+            jsonl.write_json(folder / FITTED, record)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing is kept of an unfinished fit") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return FittedLabeler.load(out)
 
 

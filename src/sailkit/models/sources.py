@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.files.folders import cache_once
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -222,39 +218,23 @@ def dequantised(gguf: Path) -> Source:
     """A dense safetensors copy of a GGUF file in the user's cache, made once, atomically."""
     digest = jsonl.file_fingerprint([gguf])[:16]
     target = runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
-    with jsonl.writing(target, "; SAILKIT_CACHE names another folder, for a disk with more room"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{target}.lock"):
-            if not target.exists():
-                for entry in target.parent.iterdir():
-                    if entry.name.startswith(f".{target.name}."):  # of a conversion that was killed
-                        shutil.rmtree(entry)
-                _dequantise(gguf, target)
+    cache_once(target, lambda folder: _dequantise(gguf, folder))
     return Source(target)
 
 
-def _dequantise(gguf: Path, target: Path) -> None:
+def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours is shown
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:
-            place: Any = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(**place)
-                tick()
-                model = AutoModelForCausalLM.from_pretrained(**place, quantization_config=GgufConfig(dequantize=True))
-            except Exception as error:  # the kinds that a damaged file raises have no common ancestor
-                raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
+    with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:
+        source: Any = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**source)
             tick()
-        for file in unfinished.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        unfinished.chmod(0o755)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+        except Exception as error:  # the kinds that a damaged file raises have no common ancestor
+            raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        tick()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import re
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,28 +196,6 @@ def saveable(model: Any, name: str) -> Any:
         kept = {key: value for key, value in config.to_diff_dict().items() if key.endswith("_token_id")}
         model.generation_config = type(config)(**kept)
     return model
-
-
-@contextlib.contextmanager
-def saved_whole(folder: Path) -> Iterator[Path]:
-    """A folder to save a model into, which takes the place of another when all of it is there.
-
-    Args:
-        folder: The one to replace; it stays as it is where anything fails.
-
-    Raises:
-        UserError: A full disk, and whatever else cannot be written.
-    """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        with jsonl.writing(folder):
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_base(source: Source) -> None:

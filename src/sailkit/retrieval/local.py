@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import numpy as np
 
 from sailkit import runs
 from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl
+from sailkit.files.folders import cache_once
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
 from sailkit.records import Instruction, SearchOutcome, result_text
@@ -58,7 +55,7 @@ class LocalSearcher:
         self._facts = {"corpus_sha256": corpus_fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
         settings = {**self._facts, "bm25s": bm25s.__version__, "version": _RULES}
         folder = runs.cache_folder() / "indexes" / f"bm25-{jsonl.fingerprint(settings)[:32]}"
-        _build_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
+        cache_once(folder, lambda target: _build_bm25(corpus, words, overlap, target))
         self._bm25 = _load_index(folder, lambda: bm25s.BM25.load(folder, load_corpus=True, mmap=True))
         self._passages = self._bm25.corpus
         if engine != "bm25":
@@ -133,7 +130,7 @@ class LocalSearcher:
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
         self._facts["embedded_text"] = _EMBEDDED_TEXT
         folder = index.with_name(f"{index.name}-{weights[:16]}-{_EMBEDDED_TEXT}")
-        _build_once(folder, self._build_embeddings)
+        cache_once(folder, self._build_embeddings)
         self._vectors = _load_index(folder, lambda: load_file(folder / _VECTORS)["vectors"])
 
     def _build_embeddings(self, target: Path) -> None:
@@ -183,23 +180,3 @@ def _load_index(folder: Path, load: Callable[[], Any]) -> Any:
     except Exception as error:  # the kinds that damaged files raise have no common ancestor
         why = " ".join(str(error).split())[:200]
         raise UserError(f"the index {folder} cannot be read ({why}); remove it, it will be built again") from None
-
-
-def _build_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder whole or not at all, by one process at a time."""
-    with jsonl.writing(folder, "; SAILKIT_CACHE names another folder, for a disk with more room"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
-            if folder.exists():
-                return
-            for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed; we hold the lock
-                shutil.rmtree(left, ignore_errors=True)
-            unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            try:
-                make(unfinished)
-                for file in unfinished.iterdir():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)

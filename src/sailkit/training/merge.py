@@ -10,6 +10,7 @@ import yaml
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.files.folders import atomic_folder
 from sailkit.models.sources import ADAPTER, TRAINED, resolve
 from sailkit.prompts.border import Border
 from sailkit.training.publish import MODEL_CARD
@@ -38,12 +39,12 @@ def merge(
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
-    from sailkit.models.weights import DTYPES, load_pretrained, saved_whole, stop_at
+    from sailkit.models.weights import DTYPES, load_pretrained, stop_at
 
     model, tokenizer = load_pretrained(source, DTYPES[dtype], trust_remote_code=False)
     if "chat" in source.trained().get("trained_styles", ()):
         stop_at(model, Border(tokenizer, chat=True).closing_id)
-    with saved_whole(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         if (adapter / TRAINED).exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit.files import jsonl
+from sailkit.files.folders import atomic_folder
 from sailkit.models.sources import ADAPTER, TRAINED
 from sailkit.prompts.border import Border
 from sailkit.training.publish import MODEL_CARD
@@ -36,12 +37,12 @@ def save_model(
         base_sha256: Fingerprint of the base's weights, kept beside adapters.
         card: The model card.
     """
-    from sailkit.models.weights import BASE_WEIGHTS, saved_whole, stop_at
+    from sailkit.models.weights import BASE_WEIGHTS, stop_at
 
     trained: dict[str, Any] = {"styles": styles, "max_length": recipe.max_length, "base": recipe.model}
     if recipe.date is not None:
         trained["date"] = recipe.date
-    with saved_whole(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         if "chat" in styles:  # other programs that load it have to stop at the end of the turn too
             stop_at(model, Border(tokenizer, chat=True, date=recipe.date).closing_id)
         model.save_pretrained(unfinished, state_dict=weights)
