@@ -117,7 +117,9 @@ def test_a_wide_table_becomes_several_that_fit_the_terminal():
         assert max(map(len, written.splitlines())) <= width
         for i, name in enumerate(columns):
             assert name in written
-            assert f"{i / 10:.4f} [{i / 10 - 0.01:.3f}, {i / 10 + 0.01:.3f}]" in written
+            assert f"{i / 10:.4f}" in written
+            assert f"[{i / 10 - 0.01:.3f}, {i / 10 + 0.01:.3f}]" in written
+    assert "0.3000 [0.290, 0.310]" in terminal.text(model.short("", "", table), 200)
 
 
 def test_a_difference_is_bold_only_where_its_interval_excludes_0():

@@ -38,6 +38,7 @@ _FIGURES = {
     "brier": "Brier score (0 is best)",
     "ece": "Expected calibration error (0 is best)",
 }
+_WITH_INTERVAL = ("auroc", "balanced_accuracy", "kappa")
 _PLOTTED = {"auroc": ("chance", 0.5), "balanced_accuracy": ("always the same judgement", 0.5)}
 _AT_DEFAULT = {
     "default_balanced_accuracy": "Balanced accuracy at that default",
@@ -213,6 +214,17 @@ def summarise(result: Audit | Labeling | FittedLabeler) -> Report:
     return _summarise_labels(result) if isinstance(result, Labeling) else _summarise_fit(result)
 
 
+def _short_group(audit: Audit, stratum: str) -> Group:
+    """The figures of a stratum; of the less important ones without their intervals."""
+    rows = [audit.row(name, stratum) for name in (*audit.ranked, BM25)]
+    known = {name: [cell_of(row, name) for row in rows] for name in _FIGURES}
+    values = {
+        name: cells if name in _WITH_INTERVAL else [Cell(cell.point) for cell in cells] for name, cells in known.items()
+    }
+    short = [Row(_FIGURES[name], cells) for name, cells in values.items()]
+    return Group(f"{stratum}, {rows[-1].n:,} pairs", short)
+
+
 def _summarise_audit(audit: Audit) -> Report:
     """The figures of each stratum, and every labeler beside the simplest one."""
     short, stratum = names_of(audit), audit.strata[0]
@@ -227,7 +239,7 @@ def _summarise_audit(audit: Audit) -> Report:
     return model.short(
         "",
         ", ".join([f"{audit.pairs} pairs of {audit.claims} claims{reported}", *_machines(audit)]),
-        Table(_columns(audit), _groups(audit)),
+        Table(_columns(audit), [_short_group(audit, each) for each in audit.strata]),
         baselines(audit),
         Table(["AUROC", "agreement (kappa)"], [Group(f"{stratum}, differences", gaps)]),
         Text(f"every two labelers, every stratum, and where they differ:  sailkit report {audit.folder}"),

@@ -28,6 +28,11 @@ class Cell:
     signed: bool = False
 
     @property
+    def point(self) -> float | str | None:
+        """The value without its interval."""
+        return self.value.value if isinstance(self.value, Estimate) else self.value
+
+    @property
     def bold(self) -> bool:
         """Whether it is a difference whose interval excludes 0."""
         return self.signed and isinstance(self.value, Estimate) and self.value.sign != 0

@@ -106,7 +106,7 @@ def sentence(text: str) -> str:
 
 def value_of(cell: Cell) -> str:
     """The value of a cell in words; empty where there is none."""
-    value = cell.value.value if isinstance(cell.value, Estimate) else cell.value
+    value = cell.point
     if isinstance(value, float):
         return signed(value) if cell.signed else figure(value)
     return f"{value:,}" if isinstance(value, int) else value or ""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _DIGITS = 4
 _GAP = 2  # between columns
+_INTERVAL = len("[0.000, 0.000]")
+_LONG = 32  # characters; a longer heading has a line of its own
 
 
 def write(report: model.Report) -> None:
@@ -48,7 +50,7 @@ def _write(report: model.Report, out: Console) -> None:
             out.print(f"\n[bold]{escape(section.heading)}[/]{escape(section.name and f' ({section.name})')}")
         for block in section.blocks:
             for part in _block(block, out.width):
-                out.print(part)
+                out.print(part, soft_wrap=isinstance(part, str))  # sentences are the terminal's to break
 
 
 def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa: PLR0912 - a case for each kind
@@ -68,8 +70,9 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
                 head = ", ".join(filter(None, (name, code)))
                 yield from (f"[bold yellow]![/] [bold]{escape(head)}[/]: {escape(words)}" for words in sentences)
         case model.Table(columns, groups):
-            for group in groups:
+            for number, group in enumerate(groups):
                 rows = [(row.name, [cell(each) for each in row.cells]) for row in group.rows]
+                yield from ("",) if number else ()
                 yield from _tables(group.heading, columns, rows, width)
         case model.Facts(columns, rows):
             known = [(name, ["not recorded" if value is None else value for value in values]) for name, values in rows]
@@ -109,19 +112,34 @@ def _tables(
     rows: Sequence[tuple[str, Sequence[str]]],
     width: int,
     right: bool = False,
-) -> Iterator[RichTable]:
-    """A table; what is too wide for the terminal becomes several, one below the other, each with some columns."""
-    wide = [max(len(name), *(len(cells[i]) for _, cells in rows), 1) + _GAP for i, name in enumerate(columns)]
-    room = width - min(width // 2, max([len(heading), *(len(name) for name, _ in rows)]))
+) -> Iterator[RichTable | str]:
+    """A table that fits the terminal.
+
+    Where it does not, intervals stand below their figures and headings are broken; where that is not enough, it
+    becomes several tables, one below the other, each with some of the columns.
+    """
+    if len(heading) > _LONG:
+        yield escape(heading)
+        heading = ""
+    first = max([len(heading), *(len(name) for name, _ in rows)])
+    widths = [max([len(name), *(len(cells[i]) for _, cells in rows)]) + _GAP for i, name in enumerate(columns)]
+    if first + sum(widths) > width:
+        first = min(first, width // 3)
+        rows = [(name, [text.replace(" [", "\n[").replace(" (", "\n(") for text in cells]) for name, cells in rows]
+        longest = [max(len(line) for _, cells in rows for line in cells[i].split("\n")) for i in range(len(columns))]
+        widths = [max(length, min(len(name), _INTERVAL)) + _GAP for name, length in zip(columns, longest, strict=True)]
     begin = 0
     while begin < len(columns):
         end = begin + 1
-        while end < len(columns) and sum(wide[begin : end + 1]) <= room:
+        while end < len(columns) and first + sum(widths[begin : end + 1]) <= width:
             end += 1
-        table = RichTable(box=None, pad_edge=False)
-        table.add_column(escape(heading))
-        for name in columns[begin:end]:
-            table.add_column(escape(name), justify="right" if right else "left")
+        if begin:
+            yield ""
+        table = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        table.add_column(escape(heading), width=first, overflow="fold")
+        for name, space in zip(columns[begin:end], widths[begin:end], strict=True):
+            table.add_column(escape(name), width=min(space - _GAP, width - first - 2 * _GAP), overflow="fold",
+                             justify="right" if right else "left")  # fmt: skip
         for name, cells in rows:
             table.add_row(escape(name), *map(escape, cells[begin:end]))
         yield table
