@@ -178,7 +178,7 @@ def greedy(model: LocalModel, prompt: Prompt, limit: int) -> list[int]:
     made = model.model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, pad_token_id=0
     )[0, ids.shape[1] :].tolist()
-    return made[: next((n for n, token in enumerate(made) if token in model._stop_ids), len(made))]
+    return made[: next((n for n, token in enumerate(made) if token in model.stop_ids), len(made))]
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])

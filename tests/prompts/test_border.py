@@ -357,9 +357,9 @@ def test_a_model_without_a_generation_config_ends_with_its_tokenizers_token(tmp_
     folder = save(tmp_path / "model", tokenizer("chatml"))
     (folder / "generation_config.json").unlink()
     model = load_model(str(folder), ModelOptions(dtype="float32"))
-    assert {model.tokenizer.eos_token_id, model.renderer.border.closing_id} <= model._stop_ids
+    assert {model.tokenizer.eos_token_id, model.renderer.border.closing_id} <= model.stop_ids
     model.model.generation_config = None
-    assert model.tokenizer.eos_token_id in LocalModel("m", model.model, model.tokenizer, ModelOptions(), {})._stop_ids
+    assert model.tokenizer.eos_token_id in LocalModel("m", model.model, model.tokenizer, ModelOptions(), {}).stop_ids
 
 
 def test_an_evaluation_that_would_score_within_a_thought_is_refused_before_it_writes(tmp_path):

@@ -1,4 +1,4 @@
-"""An answer over HTTP is read up to a limit, unpacked as it is read: neither its sender nor its packing is trusted."""
+"""HTTP responses are read up to a limit of bytes, counted after decompression: servers are not trusted."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-ENCODING = "gzip"  # what is asked for; deflate is unpacked too
-_PIECE = 2**18  # bytes that are unpacked at a time
+ENCODING = "gzip"  # what requests accept; deflate is decompressed too
+_PIECE = 2**18  # bytes that are decompressed at a time, so that a small response cannot fill the memory
 
 
 class TooLargeError(Exception):
-    """An answer is larger than the limit."""
+    """A response is larger than the limit."""
 
 
 class PackingError(Exception):
-    """An answer is packed in a way that cannot be read."""
+    """A response is compressed in a way that cannot be read."""
 
 
 def limit_body(limit: int) -> Callable[[Any], Awaitable[None]]:
-    """A hook for httpx's `event_hooks` that bounds what is read of each response, unpacked.
+    """A hook for httpx's `event_hooks` that bounds the decompressed size of each response.
 
     Args:
         limit: Bytes.
 
     Returns:
-        The hook. Reading a larger response raises `TooLargeError`; one that cannot be unpacked, `PackingError`.
+        The hook. Reading a larger response raises `TooLargeError`, one that cannot be decompressed `PackingError`.
     """
 
     async def hook(response: Any) -> None:
@@ -36,7 +36,7 @@ def limit_body(limit: int) -> Callable[[Any], Awaitable[None]]:
 
 
 def _limited(stream: Any, encoding: str, limit: int) -> Any:
-    # httpx goes by the class, and openai has changed from one httpx to another.
+    # httpx checks for its own class of streams, and releases of openai use httpx or httpx2.
     base: Any = next(kind for kind in type(stream).__mro__ if kind.__name__ == "AsyncByteStream")
 
     class Limited(base):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What can go wrong inside a forward pass, told from what cannot."""
+"""Failures of a forward pass that the user can mend: NaN, a full memory, tokens without an embedding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sailkit.errors import UserError
 
 
 def check_finite(values: torch.Tensor) -> None:
-    """Raise a UserError where a model's output is no number."""
+    """Raise a UserError if a model's output is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):
         raise UserError(
             "the model's output is not a number (NaN or infinite logits); try `dtype='float32'`, or check the weights"
@@ -20,19 +20,21 @@ def check_finite(values: torch.Tensor) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     # The CPU's allocator, and its kernels in half precision, raise a plain RuntimeError.
-    said = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)
+    messages = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        message in str(error) for message in messages
+    )
 
 
 @contextlib.contextmanager
 def memory_for(what: str, mend: str) -> Iterator[None]:
-    """Around what may need more memory than there is.
+    """Turn running out of memory into a UserError.
 
     Args:
-        what: What is being done.
-        mend: What needs less.
+        what: What is computed, as in "moving a model to cuda".
+        mend: What would need less memory.
 
     Raises:
         UserError: Memory ran out.
@@ -46,16 +48,16 @@ def memory_for(what: str, mend: str) -> Iterator[None]:
 
 
 def check_tokens(rows: Sequence[Sequence[int]], embeddings: int, tokenizer: Any, name: str) -> None:
-    """Refuse tokens that a model has no embedding for: on a GPU, they would end in an error that names nothing.
+    """Refuse tokens that a model has no embedding for; on a GPU they would end in an assertion that names nothing.
 
     Args:
         rows: Token ids.
-        embeddings: How many the model has.
-        tokenizer: Where the ids come from.
-        name: What to call the model.
+        embeddings: How many embeddings the model has.
+        tokenizer: The tokenizer of the ids, for the error.
+        name: The model's name, for the error.
 
     Raises:
-        UserError: There are such.
+        UserError: A token has no embedding.
     """
     most = max((max(row, default=0) for row in rows), default=0)
     if most >= embeddings:

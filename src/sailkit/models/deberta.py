@@ -1,9 +1,9 @@
-"""A leaner pass through DeBERTa-v2 and v3 classifiers: the same arithmetic without what a score does not need.
+"""A faster forward pass of DeBERTa-v2 and v3 classifiers: the same arithmetic, without what a score does not need.
 
-The published code projects all 512 relative positions anew in every layer of every batch, repeats them for each row
-of it, gathers from the products, and computes the last layer for every token where the classifier reads the first.
-Here projections are made once for a length, only for the distances that occur in it, each distance is read through a
-strided view, and the last layer is computed for the first token.
+The implementation in transformers projects all 512 relative positions in every layer of every batch, repeats them for
+each row, gathers from the products, and computes the last layer for every token although the classifier reads only the
+first. Here the projections are computed once for each length and only for the distances that occur in it, the gather is
+a strided view, and the last layer is computed for the first token.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_AGREE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}  # of a logit, on a few tokens
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}  # of a logit, on a few tokens
 
 
 class LeanDeberta:
-    """Stands in for a `DebertaV2ForSequenceClassification` that is only asked for logits."""
+    """Computes the logits of a `DebertaV2ForSequenceClassification`."""
 
     def __init__(self, model: Any) -> None:
         """Wrap a model in evaluation mode; its weights are shared, not copied."""
@@ -29,32 +29,32 @@ class LeanDeberta:
         self._attention = [layer.attention.self for layer in self._layers]
         self._heads = model.config.num_attention_heads
         self._projected = [self._project(module) for module in self._attention]
-        self._positions = lru_cache(maxsize=2)(self._make_positions)  # a plan goes through the lengths in order
+        self._positions = lru_cache(maxsize=2)(self._make_positions)  # batches come sorted by length
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> Tensor:
         """Logits, shape (rows, labels)."""
         x = self._body.embeddings(input_ids=input_ids, mask=attention_mask, **more)
-        unseen = None if bool(attention_mask.all()) else attention_mask[:, None, None, :] == 0
+        masked = None if bool(attention_mask.all()) else attention_mask[:, None, None, :] == 0
         positions = self._positions(input_ids.shape[1])
         for i, layer in enumerate(self._layers):
             queries = x[:, :1] if i == len(self._layers) - 1 else x
-            seen = self._attend(self._attention[i], x, queries, positions[i], unseen)
-            middle = layer.attention.output(seen, queries)
+            attended = self._attend(self._attention[i], x, queries, positions[i], masked)
+            middle = layer.attention.output(attended, queries)
             x = layer.output(layer.intermediate(middle), middle)
         logits: Tensor = self._model.classifier(self._model.pooler(x))
         return logits
 
     def _attend(
-        self, module: Any, x: Tensor, queries: Tensor, positions: tuple[Tensor, Tensor], unseen: Tensor | None
+        self, module: Any, x: Tensor, queries: Tensor, positions: tuple[Tensor, Tensor], masked: Tensor | None
     ) -> Tensor:
         """Attention of n rows of q queries to m tokens, with d = 2m - 1 distances, from -(m - 1) to m - 1.
 
         Args:
-            module: The published attention, for its projections.
+            module: The model's own attention module, for its projections.
             x: All tokens (n, m, width).
             queries: The first q tokens of each row (n, q, width).
             positions: Projected distances for the queries, descending, and for the keys, ascending (heads, size, d).
-            unseen: True at padding (n, 1, 1, m), or None.
+            masked: True at padding (n, 1, 1, m), or None.
         """
         n, m, _ = x.shape
         q = queries.shape[1]
@@ -68,32 +68,33 @@ class LeanDeberta:
             torch.bmm((part * scale).transpose(0, 1).reshape(self._heads, -1, size), far)
             for part, far in zip((query, key), positions, strict=True)
         )
-        # Query i and key j are i - j apart: in row i of one product, and in row j of the other, one step further on.
+        # Query i and key j have distance i - j: in the first product that is row i, column (m - 1) - (i - j), in the
+        # second row j, column (m - 1) + (i - j). Both offsets are linear in i and j, so strided views can read them.
         d = 2 * m - 1
         bias = by_query.as_strided((n, self._heads, q, m), (q * d, n * q * d, d - 1, 1), m - 1) + by_key.as_strided(
             (n, self._heads, q, m), (m * d, n * m * d, 1, d - 1), m - 1
         )
-        if unseen is not None:
-            bias.masked_fill_(unseen, torch.finfo(bias.dtype).min)
-        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-        return seen.transpose(1, 2).reshape(n, q, -1)
+        if masked is not None:
+            bias.masked_fill_(masked, torch.finfo(bias.dtype).min)
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        return attended.transpose(1, 2).reshape(n, q, -1)
 
     def _project(self, module: Any) -> tuple[Tensor, Tensor]:
-        """What relative positions are to the queries and to the keys of a layer, for every bucket."""
+        """The relative-position embeddings of a layer, projected for its queries and for its keys."""
         embeddings = self._body.encoder.get_rel_embedding()
         if module.share_att_key:
             return module.key_proj(embeddings), module.query_proj(embeddings)
         return module.pos_key_proj(embeddings), module.pos_query_proj(embeddings)
 
     def _make_positions(self, length: int) -> list[tuple[Tensor, Tensor]]:
-        """The same for every distance in so many tokens, as `_attend` takes them."""
+        """Those of every distance in a sequence of some length, as `_attend` takes them."""
         from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-        one = self._attention[0]
+        attention = self._attention[0]
         distances = torch.arange(1 - length, length, device=self._model.device)
-        if one.position_buckets > 0:
-            distances = make_log_bucket_position(distances, one.position_buckets, one.max_relative_positions).long()
-        rows = (distances + one.pos_ebd_size).clamp(0, 2 * one.pos_ebd_size - 1)
+        if (buckets := attention.position_buckets) > 0:
+            distances = make_log_bucket_position(distances, buckets, attention.max_relative_positions).long()
+        rows = (distances + attention.pos_ebd_size).clamp(0, 2 * attention.pos_ebd_size - 1)
 
         def arranged(far: Tensor, order: Tensor) -> Tensor:
             return far[order].view(len(order), self._heads, -1).permute(1, 2, 0).contiguous()
@@ -103,7 +104,7 @@ class LeanDeberta:
 
 @torch.inference_mode()
 def lean_forward(model: Any) -> Any:
-    """From inputs to logits: the leaner pass where it fits and agrees on a few tokens, else the model's own."""
+    """A function from inputs to logits: the faster pass if it agrees on a few tokens, else the model's own."""
 
     def plain(**inputs: Tensor) -> Tensor:
         logits: Tensor = model(**inputs).logits
@@ -122,8 +123,8 @@ def lean_forward(model: Any) -> Any:
     keep = torch.ones_like(ids)
     keep[1, length // 2 :] = 0
     try:
-        found = LeanDeberta(model)
-        apart = found(ids, keep) - plain(input_ids=ids, attention_mask=keep)
+        faster = LeanDeberta(model)
+        difference = faster(ids, keep) - plain(input_ids=ids, attention_mask=keep)
     except (AttributeError, ImportError, TypeError, ValueError, RuntimeError):
         return plain  # another release of transformers
-    return found if bool(apart.abs().max() < _AGREE.get(model.dtype, 0.0)) else plain
+    return faster if bool(difference.abs().max() < _TOLERANCE.get(model.dtype, 0.0)) else plain

@@ -1,4 +1,4 @@
-"""Token ids that a model wrote, as text: without special tokens, but for those that mark a thought."""
+"""Decoding of generated token ids: special tokens are skipped, except those that delimit a thought."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sailkit.prompts.thoughts import is_mark
 
 
 class AnswerDecoder:
-    """Decodes answers. Without its marks a thought would be read as the answer."""
+    """Decodes answers; without its delimiters, a thought would be read as the answer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Find the tokenizer's marks; most have none among their special tokens."""
+        """Look up the thought delimiters among the tokenizer's special tokens; most tokenizers have none."""
         self._tokenizer = tokenizer
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._marks = {i for i in self._special if is_mark(tokenizer.added_tokens_decoder[i].content)}

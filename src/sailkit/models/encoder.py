@@ -1,4 +1,4 @@
-"""Sentence encoders, read by sentence-transformers but safe from what texts spell."""
+"""Sentence encoders of sentence-transformers, with special tokens in texts read as plain text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
 
 def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any, Source]:
-    """A SentenceTransformer for texts from outside, and where its files are.
+    """Load a SentenceTransformer for untrusted texts.
 
     Args:
         name: `minilm-l6-v2`, a folder or a hub id.
-        needed_for: What wants it, for the error where the library is not installed.
+        needed_for: What needs it, for the error if the library is not installed.
         device: `auto` or a torch device.
 
     Raises:
-        UserError: The library, the device or the model is not there, or the model is a language model.
+        UserError: The library is not installed, the device or the model does not exist, or it is a language model.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -31,7 +31,7 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
         raise missing_extra("label", needed_for) from None
     from sailkit.models.weights import pick_device
 
-    logging.disable_progress_bar()  # ours is shown
+    logging.disable_progress_bar()  # sailkit shows its own
     source = resolve_encoder(name)
     where = pick_device(device)
     _check(name, source)
@@ -44,10 +44,10 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
 
 
 def guard_texts(model: Any) -> Any:
-    """Have a model of sentence-transformers read special tokens in texts as the text that they are.
+    """Have a SentenceTransformer encode special tokens in texts as plain text.
 
     Returns:
-        The tokenizer that it had, which is the one to save.
+        Its original tokenizer, which is the one to save with the model.
     """
     tokenizer = model.tokenizer
     # Since version 6 a module's tokenizer is its processor's, and cannot be set.
@@ -56,12 +56,12 @@ def guard_texts(model: Any) -> Any:
 
 
 def _check(name: str, source: Source) -> None:
-    """The library turns any model at all into an encoder; what was never trained as one is told of."""
+    """Refuse language models, and warn of models without a pooling config: the library would load any model."""
     if (source.folder / "modules.json").exists():
         return
     config = (source.base or source).folder / "config.json"
-    told = jsonl.read_json(config) if config.is_file() else {}
-    if any(kind.endswith(_LANGUAGE_MODELS) for kind in told.get("architectures") or ()):
+    settings = jsonl.read_json(config) if config.is_file() else {}
+    if any(kind.endswith(_LANGUAGE_MODELS) for kind in settings.get("architectures") or ()):
         raise UserError(f"{name} is a language model, not a sentence encoder; as a judge it is judge:{name}")
     warnings.warn(
         f"{name} has no modules.json: it may never have been trained to compare sentences; "

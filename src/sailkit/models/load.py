@@ -19,7 +19,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
         options: How to load and run it.
 
     Raises:
-        UserError: It cannot be found, read, or run as asked.
+        UserError: There is no such model, or it cannot be read or run with these options.
     """
     options = options or ModelOptions()
     if options.chat not in ("auto", "on", "off"):
@@ -28,7 +28,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     if is_plugin(name):
         return cast(Model, load_plugin(name, Model))
     if is_endpoint(name):
-        from sailkit.models.endpoint import EndpointModel  # each brings its own libraries
+        from sailkit.models.endpoint import EndpointModel  # each kind imports its own libraries
 
         return EndpointModel.from_name(name, options)
     from sailkit.models.local import LocalModel

@@ -1,4 +1,4 @@
-"""Keeping a key out of all that a server's words are written to, however the server spells it."""
+"""Removes an API key from the texts of a server before they are shown or written, in any of its escaped spellings."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_SHORTEST_KEY = 8  # a shorter one is a placeholder such as EMPTY, not a secret
-_PART = 12  # characters of a key that give enough of it away
+_SHORTEST_KEY = 8  # a shorter key is a placeholder such as EMPTY, not a secret
+_PART = 12  # a part of the key of this many characters is masked too: servers echo shortened keys
 _MASK = "[key]"
-# One character in JSON's escapes (nested ones have several backslashes), an URL's, HTML's, or itself.
+# One character: escaped as in JSON (with several backslashes if nested), a URL or HTML, or itself.
 _UNIT = re.compile(
     r"\\+u(?P<json>[0-9a-fA-F]{4})|\\+(?P<escaped>.)|%(?P<url>[0-9a-fA-F]{2})"
     r"|&#(?:x(?P<hex>[0-9a-fA-F]{1,6})|(?P<decimal>[0-9]{1,7}));|(?P<plain>.)",
@@ -19,15 +19,19 @@ _ESCAPE = re.compile(r"[\\%&]")
 
 
 class KeyMask:
-    """Replaces a key, and every long part of it, by `[key]`."""
+    """Replaces a key, and every long part of it, with `[key]`.
+
+    A server may echo the key in an error, escaped once or several times. A text is searched as it is, and again with
+    its escapes decoded; the offset of each decoded character leads back to its span in the original text.
+    """
 
     def __init__(self, key: str) -> None:
-        """Prepare to mask a key; one that is no secret masks nothing."""
+        """Prepare to mask a key; a placeholder masks nothing."""
         self._size = min(_PART, len(key)) if len(key) >= _SHORTEST_KEY else 0
         self._parts = {key[i : i + self._size] for i in range(len(key) - self._size + 1)} if self._size else set()
 
     def text(self, text: str) -> str:
-        """A text without the key, also where the text spells it with escapes."""
+        """A text with the key masked, escaped or not."""
         if not self._size or len(text) < self._size:
             return text
         text = self._masked(text, range(len(text) + 1), text)
@@ -37,7 +41,7 @@ class KeyMask:
         return text
 
     def value(self, value: Any) -> Any:
-        """A JSON value whose texts are masked, the names of its fields too."""
+        """A JSON value with the key masked in its texts and field names."""
         if not self._size:
             return value
         if isinstance(value, str):
@@ -49,14 +53,21 @@ class KeyMask:
         return value
 
     def _masked(self, plain: str, starts: Any, text: str) -> str:
-        """A text with a mask for each place of the key in its plain spelling, whose characters start at `starts`."""
+        """A text with each occurrence of the key masked.
+
+        Args:
+            plain: The text with its escapes decoded.
+            starts: Offset in `text` of each character of `plain`, and the end.
+            text: The text to mask.
+        """
         pieces, done = [], 0
-        for first, last in self._places(plain):
+        for first, last in self._spans(plain):
             pieces += [text[done : starts[first]], _MASK]
             done = starts[last]
         return "".join([*pieces, text[done:]])
 
-    def _places(self, plain: str) -> Iterator[tuple[int, int]]:
+    def _spans(self, plain: str) -> Iterator[tuple[int, int]]:
+        """Start and end of each run of overlapping parts of the key."""
         size, at = self._size, 0
         while at + size <= len(plain):
             if plain[at : at + size] not in self._parts:

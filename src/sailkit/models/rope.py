@@ -1,7 +1,9 @@
-"""RoPE whose frequencies depend on the length of the sequence: which sequences mean the same alone and together.
+"""Rotary position embeddings (RoPE) whose frequencies depend on the sequence length, and what that allows in a batch.
 
-Beyond a threshold, `longrope` has one other set of frequencies, and `dynamic` another one for each length. Frequencies
-are those of the longest sequence of a pass, for all of its rows.
+Up to a threshold of tokens the frequencies are those of pretraining. Beyond it, `longrope` switches to a second set,
+and `dynamic` scaling computes a set for each length. transformers takes the longest sequence of a forward pass for all
+of its rows, so a short row in a batch with a long one would get the long row's frequencies, and cached keys would not
+fit new queries. Sequences therefore share a forward pass, or a cache, only within one regime of frequencies.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LONG = ("longrope", "su")  # "su" is what the first Phi-3 models call it
-_DYNAMIC = "dynamic"  # and those that contain it
+_DYNAMIC = "dynamic"  # or a type whose name contains it
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,15 @@ class RopeLengths:
     """How the frequencies of a model depend on the length of a sequence.
 
     Attributes:
-        threshold: Up to so many tokens they do not; None where they never do.
-        each: Beyond it, each length has frequencies of its own.
+        threshold: Up to so many tokens the frequencies are constant; None if they always are.
+        each: Whether each length beyond the threshold has its own frequencies, or all have the same.
     """
 
     threshold: int | None = None
     each: bool = False
 
     def regime(self, tokens: int) -> int:
-        """Sequences of the same regime have the same frequencies; 0 is that of short ones.
+        """The regime of a length: sequences of a regime have the same frequencies. 0 is the regime of short sequences.
 
         Args:
             tokens: Length of the sequence.
@@ -37,7 +39,7 @@ class RopeLengths:
         return tokens if self.each else self.threshold + 1
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices of the sequences that may share a pass, in order.
+        """Indices of the sequences that may share a forward pass, in order.
 
         Args:
             lengths: Tokens of each sequence.
@@ -48,7 +50,7 @@ class RopeLengths:
         return list(groups.values())
 
     def batches(self, lengths: Sequence[int], size: int) -> list[list[int]]:
-        """Indices of sequences in batches that may share a pass, the shortest first.
+        """Batches of sequences that may share a forward pass, the shortest first, each of a fixed number of sequences.
 
         Args:
             lengths: Tokens of each sequence.
@@ -59,23 +61,23 @@ class RopeLengths:
         return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest; nothing where the length means nothing."""
+        """The threshold, for the manifest; nothing if the frequencies are constant."""
         return {} if self.threshold is None else {"rope_threshold": self.threshold}
 
 
-EACH_LENGTH = RopeLengths(0, each=True)  # nothing is known: no two lengths share a pass
+EACH_LENGTH = RopeLengths(0, each=True)  # the safe assumption: no two lengths share a forward pass
 
 
 def rope_lengths(config: Any) -> RopeLengths:
-    """What a model's config says of it.
+    """How the frequencies of a model depend on the length, by its config.
 
     Args:
         config: A transformers config.
     """
     text = config.get_text_config()
-    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    # A dictionary for each type of layer, or one for all.
-    layers = [rope for rope in given.values() if isinstance(rope, dict)] or [given]
+    parameters = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    # One dictionary for each type of layer, or one for all layers.
+    layers = [rope for rope in parameters.values() if isinstance(rope, dict)] or [parameters]
     kinds = {lengths for rope in layers if (lengths := _lengths(rope, text)).threshold is not None}
     if not kinds:
         return RopeLengths()
@@ -94,10 +96,12 @@ def _lengths(rope: dict[str, Any], config: Any) -> RopeLengths:
 
 
 def forget_lengths(model: Any) -> None:
-    """Let each pass compute its frequencies from its own length: `dynamic` would keep those of a longer pass before.
+    """Have each forward pass compute its frequencies from its own length.
+
+    `dynamic` scaling caches those of the longest sequence so far, so scores would depend on what was computed before.
 
     Args:
-        model: A transformers model; it is changed, once.
+        model: A transformers model; a hook is added to its RoPE modules, once.
     """
     for module in model.modules():
         kinds = getattr(module, "rope_type", "")

@@ -1,4 +1,7 @@
-"""Trying a model on a few tokens: architectures differ in caches, masks and positions, and configs do not say all."""
+"""Checks a loaded model on a few tokens: whether batches, caches and masks give what single sequences give.
+
+Architectures differ in ways that their configs do not state, so the fast paths are tried before they are used.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,27 @@ from sailkit.errors import UserError
 from sailkit.models.rope import EACH_LENGTH
 from sailkit.prompts.render import Rendered
 
-_AGREE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # and a tenth of it of larger values
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # absolute; a tenth of it relative
 _IDS = tuple(range(3, 11))
 
 
 def logprobs_agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether log-probabilities are the same but for rounding.
+    """Whether log-probabilities are the same up to rounding.
 
     Args:
         values: What was computed.
         expected: What it should be.
-        dtype: The number format that both were computed in.
+        dtype: The number format of the computation.
     """
-    most = _AGREE[dtype]  # a tuned model can be at -70, and rounding grows with that
-    return torch.allclose(values, expected, rtol=most / 10, atol=most)
+    tolerance = _TOLERANCE[dtype]  # a tuned model's log-probability can be -70, and rounding grows with it
+    return torch.allclose(values, expected, rtol=tolerance / 10, atol=tolerance)
 
 
 @torch.inference_mode()
 def try_lengths(model: Any) -> None:
-    """Try whether a row means the same beside a much longer one; where not, no two lengths share a pass from then on.
+    """Check that a row does not change in a batch with a much longer row; if it does, batch only rows of equal length.
 
-    A few tokens are enough: frequencies that depend on the length depend on the largest position of a pass.
+    A few tokens are enough, because frequencies depend on the largest position in a forward pass.
 
     Args:
         model: A LocalModel.
@@ -55,13 +58,13 @@ def try_lengths(model: Any) -> None:
 
 @torch.inference_mode()
 def sharing_agrees(model: Any) -> bool:
-    """Try shared and padded passes against plain ones.
+    """Whether scores with a shared prefix equal those of single sequences.
 
     Args:
         model: A LocalModel.
 
     Raises:
-        UserError: Padded ones give something else too.
+        UserError: Scores of padded batches do not equal them either, so no batch can be scored.
     """
     from transformers.cache_utils import DynamicLayer
 
@@ -82,4 +85,4 @@ def sharing_agrees(model: Any) -> bool:
     try:
         return agrees(model.score_shared(batch, answers))
     except (TypeError, ValueError, RuntimeError, UserError):
-        return False  # its masks are of another kind
+        return False  # its attention does not take such a mask

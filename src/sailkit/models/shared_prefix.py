@@ -1,4 +1,4 @@
-"""Inputs of a forward pass: padding, what prompts share, and answers that hang behind them as a tree."""
+"""Forward passes that encode a shared prefix of prompts once, and all answers to a prompt as a tree of tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,26 @@ import torch
 
 from sailkit.prompts.render import Rendered
 
-_PREFIXES = 4  # that are kept
+_CACHED_PREFIXES = 4
 
 
 class SharedPrefix:
-    """Forward passes of one model."""
+    """Forward passes of one model over prompts with a common prefix.
+
+    Prompts of a wording begin alike. The key-value cache of that prefix is computed once and expanded over the rows of
+    each batch, so a row costs only the tokens behind it.
+
+    The answers to a prompt are scored in the same pass. Their proper prefixes form a tree (a trie), whose nodes are
+    appended to the prompt as further tokens:
+
+        ids        prompt ... | no | no way | yes
+        position   0 ... p    | p+1| p+2    | p+1     depth in the tree, not index in the row
+        attends to causal     | prompt and its ancestors; "yes" sees neither "no" nor "no way"
+
+    The logits at each node are therefore those of a separate pass over the prompt and the node's tokens. The last token
+    of an answer is only predicted, and needs no node. Padding is on the left, so the last prompt token of all rows is
+    in the same column.
+    """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         """Prepare a model.
@@ -28,15 +43,15 @@ class SharedPrefix:
         self.model = model
         self.dtype = dtype
         self.device = next(model.parameters()).device
-        self._prefixes: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # token ids -> cache, least recent first
 
     def answer_tree(
         self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
     ) -> tuple[torch.Tensor, dict[tuple[int, ...], int]]:
-        """Logits behind each prompt and behind each proper beginning of an answer, and the place of each of those.
+        """Logits after each prompt and after each proper prefix of an answer.
 
         Returns:
-            Shape (prompts, places, vocabulary); the empty beginning is at 0.
+            Logits of shape (prompts, nodes, vocabulary), and the node of each prefix; node 0 is the empty prefix.
         """
         nodes = sorted({answer[:n] for answer in answers for n in range(1, len(answer))}, key=lambda n: (len(n), n))
         cache, inputs, positions, mask = self.prepare(batch, nodes)
@@ -49,14 +64,14 @@ class SharedPrefix:
     def prepare(
         self, batch: Sequence[Rendered], nodes: Sequence[tuple[int, ...]]
     ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of one pass over a batch: what is shared is in the cache, answers' beginnings hang at the end.
+        """Inputs of a forward pass over a batch: the cache of the shared prefix, the rest of the prompts, the tree.
 
         Args:
             batch: n prompts.
-            nodes: t token sequences, each followed by none of its own beginnings.
+            nodes: t answer prefixes, the shorter ones first.
 
         Returns:
-            Cache of h shared positions or None; ids (n, m + t), left-padded; positions (n, m + t); additive mask
+            Cache of h shared tokens or None; ids (n, m + t), left-padded; positions (n, m + t); additive mask
             (n, 1, m + t, h + m + t).
         """
         head = min(prompt.head for prompt in batch)
@@ -65,57 +80,61 @@ class SharedPrefix:
         inputs, keep, positions = self.left_pad([prompt.ids[head:] for prompt in batch])
         n, m = inputs.shape
         t = len(nodes)
-        tree = torch.tensor([node[-1] for node in nodes], dtype=torch.long, device=self.device).expand(n, t)
+        tree_ids = torch.tensor([node[-1] for node in nodes], dtype=torch.long, device=self.device).expand(n, t)
         depth = torch.tensor([len(node) for node in nodes], dtype=torch.long, device=self.device)
         positions = torch.cat([positions, positions[:, -1:] + depth], 1) + head
-        sees = torch.zeros(n, m + t, head + m + t, dtype=torch.bool, device=self.device)
-        sees[:, :, :head] = True
-        sees[:, :, head : head + m] = keep[:, None, :].bool()
-        sees[:, :m, head : head + m] &= torch.ones(m, m, dtype=torch.bool, device=self.device).tril()
-        sees[:, m:, head + m :] = _family(tuple(nodes)).to(self.device)
-        mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(
-            ~sees, torch.finfo(self.dtype).min
+        attends = torch.zeros(n, m + t, head + m + t, dtype=torch.bool, device=self.device)
+        attends[:, :, :head] = True
+        attends[:, :, head : head + m] = keep[:, None, :].bool()
+        attends[:, :m, head : head + m] &= torch.ones(m, m, dtype=torch.bool, device=self.device).tril()
+        attends[:, m:, head + m :] = _ancestors(tuple(nodes)).to(self.device)
+        # The smallest number instead of -inf: a row of padding attends to nothing, and its softmax would be NaN.
+        mask = torch.zeros(attends.shape, dtype=self.dtype, device=self.device).masked_fill_(
+            ~attends, torch.finfo(self.dtype).min
         )
-        cache = self._expand(self._prefix(batch[0].ids[:head]), n) if head else None
-        return cache, torch.cat([inputs, tree], 1), positions, mask[:, None]
+        cache = self._expand(self._cached_prefix(batch[0].ids[:head]), n) if head else None
+        return cache, torch.cat([inputs, tree_ids], 1), positions, mask[:, None]
 
     def left_pad(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, mask and positions of rows padded on the left; what stands in the padding is never seen."""
+        """Ids, mask and positions of left-padded rows; no token attends to the padding."""
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         positions = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]
         return ids, (positions >= 0).long(), positions.clamp(min=0)
 
-    def _prefix(self, ids: tuple[int, ...]) -> Any:
-        """The cache behind some ids, kept; a cached method would hold its own object, and so the model, in a cycle."""
+    def _cached_prefix(self, ids: tuple[int, ...]) -> Any:
+        """The key-value cache of a prefix, computed once.
+
+        Not an `lru_cache` of a method: that refers to its object, and the cycle would keep the model in memory.
+        """
         if ids not in self._prefixes:
             self._prefixes[ids] = self.encode_prefix(ids)
         self._prefixes.move_to_end(ids)
-        while len(self._prefixes) > _PREFIXES:
+        while len(self._prefixes) > _CACHED_PREFIXES:
             self._prefixes.popitem(last=False)
         return self._prefixes[ids]
 
     def encode_prefix(self, ids: tuple[int, ...]) -> Any:
-        """The cache behind some ids, or None where the model has none."""
+        """The key-value cache after some ids; None if the model has none."""
         out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1)
         return getattr(out, "past_key_values", None)
 
     @staticmethod
     def _expand(cache: Any, rows: int) -> Any:
-        """A cache of one row, seen as many; the next pass copies what it extends."""
-        wide = copy.copy(cache)
-        wide.layers = [copy.copy(layer) for layer in cache.layers]
-        for layer in wide.layers:
+        """A cache of one row as a view of many rows; nothing is copied until the next pass appends to it."""
+        expanded = copy.copy(cache)
+        expanded.layers = [copy.copy(layer) for layer in cache.layers]
+        for layer in expanded.layers:
             layer.keys, layer.values = (
                 layer.keys.expand(rows, -1, -1, -1),
                 layer.values.expand(rows, -1, -1, -1),
             )
-        return wide
+        return expanded
 
 
 @lru_cache(maxsize=64)
-def _family(nodes: tuple[tuple[int, ...], ...]) -> torch.Tensor:
-    """For each node, which nodes it begins with, itself included; shape (t, t)."""
-    begins = [[node[: len(other)] == other for other in nodes] for node in nodes]
-    return torch.tensor(begins, dtype=torch.bool).reshape(len(nodes), len(nodes))
+def _ancestors(nodes: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    """Whether a node (row) has another (column) as ancestor, or is the same; shape (t, t)."""
+    ancestors = [[node[: len(other)] == other for other in nodes] for node in nodes]
+    return torch.tensor(ancestors, dtype=torch.bool).reshape(len(nodes), len(nodes))
