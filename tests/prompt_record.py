@@ -14,7 +14,7 @@ from sailkit import runs
 from sailkit.data.exports import example_row, sail_row, trl_row
 from sailkit.data.leaks import LEAK_RULES_VERSION
 from sailkit.distillation.align import Vocabulary
-from sailkit.evaluation.evidence import Form
+from sailkit.evaluation.evidence import EvidenceStyle
 from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, resolve
 from sailkit.prompts.messages import evidence_parts, frames, step_prompt
@@ -192,7 +192,7 @@ def embedded() -> dict[str, Any]:
     answers = list(question.answers.values())
     prompt = step_prompt(question.steps[0], TEXT, answers, RESULTS)
     example = Example("e", TEXT, "SUPPORTS", RESULTS)
-    forms = {style: Form(style, True, 3) for style in STYLES}
+    forms = {style: EvidenceStyle(style, True, 3) for style in STYLES}
     begun = {
         style: form.behind(form.prompt("Is it so?", example), form.sentences_of(3)[1]) for style, form in forms.items()
     }
