@@ -1,4 +1,4 @@
-"""Asking a model about one batch of examples, through all steps of a protocol, and understanding what it says."""
+"""One batch of examples through all steps of a protocol: prompts, replies, and predictions read from them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ AnswerMode = Literal["logprob", "generate"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation asks, and how its answers are understood.
+    """What an evaluation asks, and how replies are read.
 
     Attributes:
         question: Protocol and wording.
         mode: Score the labels or generate an answer in the last step.
         shots: Worked examples as earlier turns, the same for every item.
-        bias: Log-probability of each label when nothing is asked about; subtracted from the scores.
+        bias: Log-probability of each label on an empty input; subtracted from the scores.
         evidence_style: How search results are shown as in training; None where the wording says where they go, or
             none are shown.
         examples: Worked examples of a wording that says where they go, with `{examples}`.
@@ -42,11 +42,11 @@ class Plan:
 
 
 def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]]) -> list[Prediction]:
-    """Ask a model about one batch of examples, through all steps of the protocol.
+    """Put one batch of examples to a model, through all steps of the protocol.
 
     Args:
-        model: Who is asked.
-        plan: What is asked.
+        model: The model.
+        plan: What to ask.
         batch: Index and example of each item.
 
     Returns:
@@ -55,76 +55,98 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
     question = plan.question
     replied: list[tuple[str, ...]] = [()] * len(batch)
     turns: list[list[dict[str, Any]]] = [[] for _ in batch]
-    replies: dict[int, Reply] = {}  # the last of each item; a refusal ends it
+    last_replies: dict[int, Reply] = {}  # by index within the batch; a refusal ends an item early
     last = len(question.steps) - 1
     for step in range(last):
-        going = [i for i in range(len(batch)) if i not in replies]
-        prompts = _step(plan, [batch[i] for i in going], step, [replied[i] for i in going])
-        for i, reply in _asked(going, model.generate(prompts, question.new_tokens[step], lambda _: False), replies):
+        remaining = [i for i in range(len(batch)) if i not in last_replies]
+        prompts = _prompts(plan, batch, step, replied, remaining)
+        replies = model.generate(prompts, question.new_tokens[step], lambda _: False)
+        for i, reply in _without_refusals(remaining, replies, last_replies):
             replied[i] = (*replied[i], split_thoughts(reply.text or "")[0])
             turns[i].append(_turn(reply))
-    going = [i for i in range(len(batch)) if i not in replies]
-    prompts = _step(plan, [batch[i] for i in going], last, [replied[i] for i in going])
+    remaining = [i for i in range(len(batch)) if i not in last_replies]
+    prompts = _prompts(plan, batch, last, replied, remaining)
     if plan.evidence_style and plan.evidence_style.verify:
-        going, prompts = _verified(model, plan.evidence_style, batch, going, prompts, turns, replies)
+        examples = [example for _, example in batch]
+        remaining, prompts = _verified(model, plan.evidence_style, examples, remaining, prompts, turns, last_replies)
     if plan.mode == "logprob":
         answers = model.score(prompts, question.answers)
     else:
         answers = model.generate(prompts, question.new_tokens[last], lambda text: _complete(text, question.words))
-    replies.update(zip(going, answers, strict=True))
-    return [_understand(plan, index, example, replies[i], tuple(turns[i])) for i, (index, example) in enumerate(batch)]
+    last_replies.update(zip(remaining, answers, strict=True))
+    return [
+        _prediction(plan, index, example, last_replies[i], tuple(turns[i])) for i, (index, example) in enumerate(batch)
+    ]
 
 
-def _asked(going: Sequence[int], found: Sequence[Reply], refused: dict[int, Reply]) -> list[tuple[int, Reply]]:
-    """The replies to items that go on; a server's refusal of one becomes its last reply."""
-    both = list(zip(going, found, strict=True))
-    refused.update((i, reply) for i, reply in both if reply.refusal is not None)
-    return [(i, reply) for i, reply in both if reply.refusal is None]
+def _without_refusals(
+    indices: Sequence[int], replies: Sequence[Reply], last_replies: dict[int, Reply]
+) -> list[tuple[int, Reply]]:
+    """The replies of the items that continue; a server's refusal is recorded as the item's last reply."""
+    pairs = list(zip(indices, replies, strict=True))
+    last_replies.update((i, reply) for i, reply in pairs if reply.refusal is not None)
+    return [(i, reply) for i, reply in pairs if reply.refusal is None]
 
 
 def _verified(
     model: Model,
-    form: EvidenceStyle,
-    batch: Sequence[tuple[int, Example]],
-    going: Sequence[int],
+    style: EvidenceStyle,
+    examples: Sequence[Example],
+    indices: Sequence[int],
     prompts: Sequence[Prompt],
     turns: Sequence[list[dict[str, Any]]],
-    refused: dict[int, Reply],
+    last_replies: dict[int, Reply],
 ) -> tuple[list[int], list[Prompt]]:
-    """Have each item's search results judged; the answer goes on behind the sentence that says so."""
-    found = dict(zip(going, prompts, strict=True))
-    places = [i for i in going if batch[i][1].evidence]
-    if places:
-        counts = sorted({len(batch[i][1].evidence) for i in places})
-        likely = [sentence for n in counts for sentence in form.sentences_of(n)]
-        replies = model.generate([found[i] for i in places], form.bound, form.verified, likely)
-        for i, reply in _asked(places, replies, refused):
-            sentence, verdicts = form.sentence(split_thoughts(reply.text or "")[0], len(batch[i][1].evidence))
-            found[i] = form.behind(found[i], sentence)
+    """Have the model generate each item's verification sentence, behind which it then answers.
+
+    Args:
+        model: The model.
+        style: How search results are shown.
+        examples: All examples of the batch.
+        indices: Those that continue.
+        prompts: Their prompts.
+        turns: Earlier calls of each example; the verification is added.
+        last_replies: Last replies so far; refusals are added.
+
+    Returns:
+        The indices that continue, and their prompts with the sentence as the beginning of the answer.
+    """
+    prompt_of = dict(zip(indices, prompts, strict=True))
+    if with_results := [i for i in indices if examples[i].evidence]:
+        counts = sorted({len(examples[i].evidence) for i in with_results})
+        likely = [sentence for n in counts for sentence in style.sentences_of(n)]
+        replies = model.generate([prompt_of[i] for i in with_results], style.bound, style.verified, likely)
+        for i, reply in _without_refusals(with_results, replies, last_replies):
+            sentence, verdicts = style.sentence(split_thoughts(reply.text or "")[0], len(examples[i].evidence))
+            prompt_of[i] = style.behind(prompt_of[i], sentence)
             turns[i].append({**_turn(reply), "verdicts": verdicts})
-    left = [i for i in going if i not in refused]
-    return left, [found[i] for i in left]
+    remaining = [i for i in indices if i not in last_replies]
+    return remaining, [prompt_of[i] for i in remaining]
 
 
 def _turn(reply: Reply) -> dict[str, Any]:
-    """An earlier call, as a prediction keeps it."""
+    """An earlier call, as it stands in a prediction."""
     turn = {"prompt": reply.prompt, "raw_output": reply.text, "completion_tokens": reply.completion_tokens}
     return {**turn, "thought": reply.thought} if reply.thought else turn
 
 
-def _step(
-    plan: Plan, batch: Sequence[tuple[int, Example]], step: int, replied: Sequence[Sequence[str]]
+def _prompts(
+    plan: Plan,
+    batch: Sequence[tuple[int, Example]],
+    step: int,
+    replied: Sequence[Sequence[str]],
+    indices: Sequence[int],
 ) -> list[Prompt]:
-    return [prompt_for(plan, example, step, earlier) for (_, example), earlier in zip(batch, replied, strict=True)]
+    return [prompt_for(plan, batch[i][1], step, replied[i]) for i in indices]
 
 
 def prompt_for(plan: Plan, example: Example, step: int, replied: Sequence[str] | None = None) -> Prompt:
-    """The conversation of one step, with the new texts of the steps before (empty where they are not known yet)."""
+    """The prompt of one step, which quotes the replies of the steps before (empty while they are not known)."""
     question = plan.question
     answers = list(question.answers.values())
     if plan.evidence_style:
-        asked = step_prompt(question.steps[step], example.text, answers)
-        return plan.evidence_style.prompt(asked[-1].text, example)
+        turns = step_prompt(question.steps[step], example.text, answers)
+        return plan.evidence_style.prompt(turns[-1].text, example)
     return step_prompt(
         question.steps[step], example.text, answers, example.evidence, [""] * step if replied is None else replied,
         plan.shots, question.systems[step], plan.examples if step == 0 else (),
@@ -132,12 +154,12 @@ def prompt_for(plan: Plan, example: Example, step: int, replied: Sequence[str] |
 
 
 def shows_evidence(question: Question) -> bool:
-    """Whether a wording says itself where search results go."""
+    """Whether a wording says where search results go."""
     return any("{evidence}" in step for step in question.steps)
 
 
 def _complete(text: str, words: Mapping[str, str]) -> bool:
-    """An answer is complete with its sentence or line, as soon as that gives a label."""
+    """An answer is complete at the end of a sentence or line that gives a label."""
     ended = (
         text.rstrip().endswith((".", "!", "?"))
         or "\n" in text.strip("\n ")
@@ -146,7 +168,7 @@ def _complete(text: str, words: Mapping[str, str]) -> bool:
     return ended and read_answer(text, words)[1] == "answered"
 
 
-def _understand(
+def _prediction(
     plan: Plan, index: int, example: Example, reply: Reply, turns: tuple[dict[str, Any], ...]
 ) -> Prediction:
     scores: dict[str, float] = {}
@@ -157,7 +179,9 @@ def _understand(
         logs = {a.label: a.logprob - bias.get(a.label, 0.0) for a in reply.answers.values()}
         observed = {a.label for a in reply.answers.values() if not a.bound}
         best = max(logs, key=lambda name: logs[name], default=None)
-        if best in observed:  # what is only bounded decides nothing
+        # A server gives the likeliest tokens alone: of an answer word that is not among them only a bound is known,
+        # and a label must not win by a bound.
+        if best in observed:
             scores, label, outcome = _softmax(logs), best, "answered"
         else:
             label, outcome = read_answer(reply.text or "", plan.question.words)
@@ -191,11 +215,11 @@ def _softmax(logs: Mapping[str, float]) -> dict[str, float]:
 
 
 def content_free_bias(model: Model, plan: Plan) -> dict[str, float]:
-    """Log of each label's mean probability on inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
+    """Log of each label's mean probability on content-free inputs (contextual calibration, Zhao et al. 2021)."""
     empty = [(i, Example(f"content-free-{i}", text, None)) for i, text in enumerate(frames()["content_free"])]
-    found = answer_batch(model, plan, empty)
-    if not all(p.scores for p in found):
+    answered = answer_batch(model, plan, empty)
+    if not all(p.scores for p in answered):
         raise UserError(
             "`calibrate` needs log-probabilities that decide on an empty input, and this endpoint gives none"
         )
-    return {label: math.log(sum(p.scores[label] for p in found) / len(found)) for label in plan.question.answers}
+    return {label: math.log(sum(p.scores[label] for p in answered) / len(answered)) for label in plan.question.answers}

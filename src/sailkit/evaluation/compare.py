@@ -28,7 +28,7 @@ ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over groups"
 _MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
-# What goes with another factor, and is no second one beside it.
+# Factor -> others that change it; beside one of those it is no factor of its own.
 _IMPLIED = {
     "weights_sha256": {"model"},
     "tokenizer_sha256": {"model"},
@@ -69,7 +69,7 @@ def compare(
         sets: Run folders, or files of recorded outputs.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
-        fields: For files: what they call the fields id, text, label, output, prediction, reference, prompt, group:
+        fields: For files: their names of the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated or between commas, or a YAML file.
         seed: Seed of the bootstrap.
 
@@ -103,7 +103,7 @@ def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: 
 
 
 def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
-    """Two folders may have the same name; a verdict must still say which is which."""
+    """The sets with names that differ: a verdict must say which is which, and two folders may have one name."""
     names = [s.name for s in sets]
     return [
         s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({number})")
@@ -232,12 +232,12 @@ def _differences(
 
 
 def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable[[Floats], Floats]:
-    """Of counts by truth, outcome of a and outcome of b."""
+    """The statistic of a minus that of b, of counts by truth, outcome of a and outcome of b."""
     return lambda tables: np.asarray(statistic(tables.sum(-1)) - statistic(tables.sum(-2)))
 
 
 def _independent_factors(factors: Mapping[str, Any]) -> list[str]:
-    """Factors that do not merely go with another one."""
+    """Factors that do not follow from another one."""
     return [name for name in factors if not _IMPLIED.get(name, set()) & factors.keys()]
 
 

@@ -1,4 +1,4 @@
-"""A model on a task: predictions, figures and flags in a run folder."""
+"""The verb `evaluate`: a model on a task, with predictions, figures and flags in a run folder."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on a task.
 
-    Writes predictions.jsonl, metrics.json and manifest.json to a run folder. A run that was stopped goes on
-    where it stopped when the same command is given again.
+    Writes predictions.jsonl, metrics.json and manifest.json to a run folder. A run that was stopped continues where it
+    stopped when the same command is given again.
 
     Args:
         model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, or endpoint:MODEL@BASE_URL.
@@ -83,24 +83,24 @@ def evaluate(
         protocol: direct (one question), fair ("is it fair to say"), think-twice (several calls).
         wording: One of the protocol's wordings; the first by default. climate-fever and hsd have the published ones.
         labels: Labels to use, repeated or separated by commas; "all" for all of the task.
-        limit: Only the first so many examples.
-        half: Only the examples of this half; build-task trains on the other.
-        search: Which search results to show, in the form of training: the item's own (evidence), those of other items
-            (random), or none. Where the wording places {evidence}, they are shown there. By default as the wording has
-            it.
+        limit: Evaluate at most this many examples, the first ones.
+        half: Evaluate one half of the examples; build-task trains on the other.
+        search: Which search results to show, as in training: the item's own (evidence), those of other items (random),
+            or none. A wording with {evidence} shows them there. By default the wording decides.
         results: Most search results of an item, with --search.
-        style: The form of training: the model's own, else chat where it has a template, else sail-fixed.
-        verify: Have the model say first which search results are informative, and answer behind that; auto for models
-            that were trained to.
-        few_shot: A file or folder with worked examples in the task's own form; for a wording with {examples}, a table
-            of `text` and `answer`.
+        style: How search results are shown: as in the model's training, else chat where it has a template, else
+            sail-fixed.
+        verify: Have the model first say which search results are informative, and then answer; auto for models that
+            were trained to.
+        few_shot: A file or folder with worked examples in the form of the task's data; for a wording with {examples}, a
+            table with the fields text and answer.
         shots: How many of them to show.
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
         options: How to load and run the model.
         max_new_tokens: Longest generated answer; the protocol's own by default.
         seed: Seed of the bootstrap.
         reference: A second model whose answers serve as ground truth beside the data set's labels.
-        repeats: How often to ask the reference, to measure how often it changes its mind.
+        repeats: How often to ask the reference for each label, to measure how often the label changes.
         price: USD per million tokens of an endpoint, as IN/OUT, for the estimate of cost.
         reference_api_key_env: Environment variable with the key of an endpoint as reference; needed where both are
             endpoints.
@@ -247,7 +247,7 @@ def _shows_results_as_in_training(question: Question, search: Search | None, sty
     styled = search is not None and not shows_evidence(question)
     if not styled and (style != "auto" or verify == "on"):
         argument = f"`style` {style}" if style != "auto" else "`verify='on'`"
-        raise UserError(f"{argument} needs `search`, and a `wording` that does not place {{evidence}} itself")
+        raise UserError(f"{argument} needs `search`, and a `wording` without {{evidence}}")
     return styled
 
 

@@ -1,4 +1,4 @@
-"""Which search results a model is shown when it is measured, in the form in which it was trained to read them."""
+"""Which search results a model is shown in an evaluation, rendered in the style in which it was trained."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class EvidenceStyle:
     """How search results are shown, and whether the model judges them first.
 
     Attributes:
-        style: As in training.
-        verify: The verification sentence is generated first, and the answer comes behind it.
-        most: Search results that an item has at most.
-        bound: Tokens that a verification sentence may take.
+        style: The style of training data: `sail`, `sail-fixed` or `chat`.
+        verify: The model first generates the verification sentence, and answers behind it.
+        most: The largest number of search results of an item.
+        bound: Most tokens of a verification sentence.
     """
 
     style: str
@@ -48,7 +48,7 @@ class EvidenceStyle:
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:
-        """Every verification sentence that there is for as many search results as are shown, or fewer."""
+        """Every verification sentence of up to `most` search results."""
         return tuple(sentence for n in range(1, self.most + 1) for sentence in self.sentences_of(n))
 
     def sentences_of(self, n: int) -> tuple[str, ...]:
@@ -56,29 +56,29 @@ class EvidenceStyle:
         return tuple(verification(verdicts, self.style) for verdicts in every_judgement(n))
 
     def verified(self, text: str) -> bool:
-        """Whether a text holds a whole verification sentence."""
+        """Whether a text begins with a whole verification sentence."""
         return text.lstrip().startswith(self.sentences)
 
     def sentence(self, text: str, n: int) -> tuple[str, tuple[Verdict, ...] | None]:
-        """The verification sentence that opens a text, and its verdicts; else the whole text and None."""
-        said = text.strip()
-        found = next((sentence for sentence in self.sentences_of(n) if said.startswith(sentence)), None)
-        return (found, read_verification(found, n)) if found else (said, None)
+        """The verification sentence at the beginning of a text, and its verdicts; else the whole text and None."""
+        text = text.strip()
+        sentence = next((sentence for sentence in self.sentences_of(n) if text.startswith(sentence)), None)
+        return (sentence, read_verification(sentence, n)) if sentence else (text, None)
 
     @staticmethod
     def behind(prompt: Prompt, sentence: str) -> Prompt:
-        """A prompt whose answer has begun with a sentence; what a model wrote holds no special tokens."""
+        """A prompt whose answer begins with a sentence; it was generated, so no special token is read from it."""
         return (*prompt, Message("assistant", (Part(sentence, trusted=False),), begun=True)) if sentence else prompt
 
 
 def evidence_style_for(model: Model, style: str, verify: str, most: int) -> EvidenceStyle:
-    """The form for a model.
+    """The style that suits a model.
 
     Args:
-        model: Who is measured.
+        model: The model.
         style: `auto` takes the one that the model was trained in, else `chat` where it has a template.
         verify: `auto` for models that were trained to.
-        most: Search results that an item has at most.
+        most: The largest number of search results of an item.
 
     Raises:
         UserError: No such style, a server that should verify, or too many search results to verify.
@@ -89,59 +89,61 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
         style = trained or ("chat" if described.get("chat_template") else "sail-fixed")
     check_style(style)
     server = "served_model" in described
-    checks = bool(trained) if verify == "auto" else verify == "on"
-    if checks and server:
+    verifies = bool(trained) if verify == "auto" else verify == "on"
+    if verifies and server:
         raise UserError("`verify='on'`: a server does not go on with an answer that is begun here; leave it out")
-    if checks and (thought := described.get("open_thought")):
+    if verifies and (thought := described.get("open_thought")):
         raise UserError(f"`verify='on'`: {model.name}'s chat template opens a thought, {thought.strip()}; leave it out")
-    if checks and most > MOST_VERIFIED:
+    if verifies and most > MOST_VERIFIED:
         raise UserError(f"`results` {most}: at most {MOST_VERIFIED} search results are verified")
-    form = EvidenceStyle(style, checks and most > 0, most)
-    if not form.verify:
-        return form
-    # Behind a space, which some tokenizers make a token of its own, and with room for the one that ends it.
-    return replace(form, bound=max(model.count_tokens(f" {sentence}") for sentence in form.sentences) + 2)
+    evidence_style = EvidenceStyle(style, verifies and most > 0, most)
+    if not evidence_style.verify:
+        return evidence_style
+    # Behind a space, which some tokenizers make a token of its own, and with room for the token that ends the sentence.
+    lengths = [model.count_tokens(f" {sentence}") for sentence in evidence_style.sentences]
+    return replace(evidence_style, bound=max(lengths) + 2)
 
 
 def with_search_results(
     examples: Sequence[Example], search: Search, results: int, seed: int, pool: Sequence[Example]
 ) -> list[Example]:
-    """Examples with the search results that they are shown.
+    """Examples with the search results that the model is shown.
 
     Args:
-        examples: What is asked about.
+        examples: The examples to be evaluated.
         search: `evidence` (their own), `random` (as many, each of another example) or `none`.
-        results: Most search results of each.
-        seed: Each example's draw comes from this and its id.
-        pool: Examples whose search results are drawn from.
+        results: Most search results of an example.
+        seed: Random results are drawn from it and the example's id.
+        pool: The examples whose search results are drawn.
 
     Raises:
         UserError: There are no search results to show.
     """
     if search == "none":
-        return [replace(one, evidence=(), stances=()) for one in examples]
-    if not any(one.evidence for one in examples):
+        return [replace(example, evidence=(), stances=()) for example in examples]
+    if not any(example.evidence for example in examples):
         raise UserError(f"`search` {search}: the data have no search results; give the task an `evidence` field")
     if search == "evidence":
-        return [replace(one, evidence=one.evidence[:results], stances=one.stances[:results]) for one in examples]
-    every = [(one.group, result) for one in pool for result in one.evidence]
-    return [replace(one, evidence=_others(one, every, results, seed), stances=()) for one in examples]
+        return [replace(e, evidence=e.evidence[:results], stances=e.stances[:results]) for e in examples]
+    candidates = [(example.group, result) for example in pool for result in example.evidence]
+    return [replace(e, evidence=_random_results(e, candidates, results, seed), stances=()) for e in examples]
 
 
-def _others(
-    one: Example, every: Sequence[tuple[str, SearchResult]], results: int, seed: int
+def _random_results(
+    example: Example, candidates: Sequence[tuple[str, SearchResult]], results: int, seed: int
 ) -> tuple[SearchResult, ...]:
-    chance = random.Random(runs.seed_for(seed, "random results", one.id))  # noqa: S311 - a draw, not a secret
-    own = {result.body for result in one.evidence}
-    wanted = len(one.evidence[:results])
-    found: list[SearchResult] = []
+    """As many search results as the example has, each of another group and with another text."""
+    rng = random.Random(runs.seed_for(seed, "random results", example.id))  # noqa: S311 - a draw, not a secret
+    seen = {result.body for result in example.evidence}
+    number = len(example.evidence[:results])
+    drawn: list[SearchResult] = []
     for _ in range(200):
-        if len(found) == wanted:
+        if len(drawn) == number:
             break
-        group, result = chance.choice(every)
-        if group != one.group and result.body not in own:
-            own.add(result.body)
-            found.append(result)
-    if len(found) < wanted:
-        raise UserError(f"`search='random'`: item {one.id}: the other items have too few search results")
-    return tuple(found)
+        group, result = rng.choice(candidates)
+        if group != example.group and result.body not in seen:
+            seen.add(result.body)
+            drawn.append(result)
+    if len(drawn) < number:
+        raise UserError(f"`search='random'`: item {example.id}: the other items have too few search results")
+    return tuple(drawn)

@@ -1,4 +1,4 @@
-"""Worked examples before the question: earlier turns with labels, or texts with answers where the wording has them."""
+"""Worked examples before the question: as earlier turns, or where the wording has `{examples}`."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def worked_examples(
     Args:
         task: The task.
         question: Protocol and wording.
-        path: Examples in the task's own form; for a wording with `{examples}`, a table of text and answer.
+        path: Examples in the form of the task's data; for a wording with `{examples}`, a table of text and answer.
         count: How many of them are shown.
-        examples: What is asked about; none of it may be a worked example.
+        examples: The examples to be evaluated; none of them may be a worked example.
 
     Raises:
-        UserError: The wording needs examples and there are none, or takes none; an example is also asked about.
+        UserError: The wording needs examples and there are none, or takes none; an example is also evaluated.
     """
     name = f"{task.name}/{question.protocol}: wording {question.wording!r}"
     if path is None:
@@ -54,16 +54,16 @@ def worked_examples(
     path = Path(path)
     if question.shows_examples:
         rows = _answered_texts(path, count)
-        _refuse_asked(path, rows, examples)
+        _refuse_evaluated(path, rows, examples)
         _refuse_labels(path, question, rows)
         # An example reads like the prompt itself, with its answer and a blank line behind.
-        form = question.steps[0].replace("{examples}", "")
+        template = question.steps[0].replace("{examples}", "")
         words = [Part(frames()["answers_join"].join(question.answers.values()))]
         parts: list[Part] = []
         for text, answer in rows:
-            shown = fill(form, {"text": text, "answers": words, "evidence": ""})
+            example_parts = fill(template, {"text": text, "answers": words, "evidence": ""})
             gap, end = Part(" ", constant=True), Part("\n\n", constant=True)
-            parts += (*shown, gap, Part(answer, trusted=False), end)
+            parts += (*example_parts, gap, Part(answer, trusted=False), end)
         constant = tuple(Part(part.text, part.trusted, constant=True) for part in parts)
         return WorkedExamples(parts=constant, fingerprint=jsonl.fingerprint([asdict(part) for part in constant]))
     if len(question.steps) > 1:
@@ -74,7 +74,7 @@ def worked_examples(
             f"such as {path}, are for wordings with {{examples}}"
         )
     worked = task.load(path).examples[:count]
-    _refuse_asked(path, [(example.text, example.id) for example in worked], examples)
+    _refuse_evaluated(path, [(example.text, example.id) for example in worked], examples)
     turns: list[Message] = []
     for example in worked:
         turns += step_prompt(question.steps[0], example.text, list(question.answers.values()), example.evidence)
@@ -94,7 +94,7 @@ def _answered_texts(path: Path, count: int) -> list[tuple[str, str]]:
 
 
 def _refuse_labels(path: Path, question: Question, rows: Sequence[tuple[str, str]]) -> None:
-    """Of several calls the first is not the one that asks for a label: an example of it is answered with a text."""
+    """Refuse labels as answers where there are several calls: the first, which shows the examples, asks for a text."""
     words = {word.casefold() for word in question.words}
     if len(question.steps) > 1 and all(answer.strip(" .").casefold() in words for _, answer in rows):
         raise UserError(
@@ -103,8 +103,8 @@ def _refuse_labels(path: Path, question: Question, rows: Sequence[tuple[str, str
         )
 
 
-def _refuse_asked(path: Path, worked: Sequence[tuple[str, str]], examples: Sequence[Example]) -> None:
-    asked = {example.text.strip(): example.id for example in examples}
+def _refuse_evaluated(path: Path, worked: Sequence[tuple[str, str]], examples: Sequence[Example]) -> None:
+    evaluated = {example.text.strip(): example.id for example in examples}
     for text, name in worked:
-        if (item := asked.get(text.strip())) is not None:
+        if (item := evaluated.get(text.strip())) is not None:
             raise UserError(f"{path}: worked example {name!r} is also asked about, as {item!r}")

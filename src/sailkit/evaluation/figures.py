@@ -69,7 +69,7 @@ class LabelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """What is reached without looking at an item.
+    """Figures of answers that do not depend on the items.
 
     Attributes:
         majority_label: The most frequent true label.
@@ -118,7 +118,7 @@ class ReferenceLabels:
 
     Attributes:
         n: Items with such a label.
-        baselines: What is reached against them without looking.
+        baselines: Figures against them of answers that do not depend on the items.
         kappa: Cohen's kappa with the human labels; None where it is not defined.
         agreement: Share of items on which they agree with the human labels; None where there are no human labels.
     """
@@ -147,9 +147,9 @@ class Summary:
         ece: Expected calibration error; None where not every item has scores.
         unreadable: Answers that give no label.
         refused: Items to which there is no answer.
-        near_ties: Answers that hang on a difference within the numerical noise.
+        near_ties: Answers whose margin is within the numerical noise.
         noise: That noise in nats, where it was measured.
-        flags: Reasons to doubt all this.
+        flags: Reasons to doubt the figures.
     """
 
     n: int

@@ -1,4 +1,4 @@
-"""Every item of sets of predictions as one JSON value, for the list of a report that is filtered and opened."""
+"""Every item of sets of predictions as one JSON value, for the list of items in an HTML report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def collect_items(
     """Every item of every set, joined by id, column by column.
 
     Args:
-        names: What the sets are called.
+        names: Names of the sets.
         sets: Their predictions; the first decides the order.
         truths: The true label of each prediction.
         labels: The task's labels.
 
     Returns:
-        A JSON value. Labels are numbers; what all prompts of a set begin and end with is kept once, and a prompt
-        that is the first set's is 0.
+        A JSON value. Labels are numbers; the beginning and end that all prompts of a set share are written once, and
+        a prompt that equals the first set's is 0.
     """
     numbers = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
     order = [p.id for p in sets[0]]
@@ -84,11 +84,11 @@ def _prompts(rows: Sequence[Prediction]) -> list[list[str]]:
     """The prompts of each step of the protocol; "" where an item had fewer."""
     prompts = [[*(str(turn["prompt"]) for turn in p.turns), p.prompt] for p in rows]
     steps = max(map(len, prompts), default=1)
-    return [[own[step] if step < len(own) else "" for own in prompts] for step in range(steps)]
+    return [[of_item[step] if step < len(of_item) else "" for of_item in prompts] for step in range(steps)]
 
 
 def _squeeze(steps: Sequence[Sequence[str]], first: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Of each step what all prompts begin and end with, and what is between."""
+    """For each step, the beginning and end that all prompts share, and the text between."""
     squeezed = []
     for step, texts in enumerate(steps):
         head = os.path.commonprefix(texts)  # noqa: RUF071 - text, not paths

@@ -39,7 +39,7 @@ class SampleLog:
             - `choice_logprobs`: log-probability in nats of each choice, where the tool scored them,
             - `group`: the sample's name, where several rows are of one sample (epochs),
             - `refused`: True where a provider's content filter withheld the answer.
-        notes: What a reader of the figures has to know, a sentence each.
+        notes: What a reader of the figures should know, a sentence each.
     """
 
     tool: str
@@ -162,7 +162,7 @@ def _inspect_json(path: Path) -> SampleLog | None:
             data = stream.read()
         log = json.loads(data.decode(json.detect_encoding(data)))
     except (*unpacking.ERRORS, ValueError, RecursionError):
-        return None  # whoever reads the file as a table says what is wrong with it
+        return None  # reading it as a table gives the error
     if not isinstance(log, dict) or not log.keys() >= {"eval", "status"}:
         return None
     return _inspect(path, log, log.get("samples") or [])
@@ -239,14 +239,14 @@ def _inspect_row(sample: Mapping[str, Any], several_epochs: bool) -> dict[str, A
     first = (output.get("choices") or [{}])[0]
     scores = (sample.get("scores") or {}).values()
     extracted = next((score["answer"] for score in scores if score.get("answer") is not None), None)
-    asked = sample["input"]
-    if not isinstance(asked, str):
-        asked = next(_message_text(m) for m in reversed(asked) if m["role"] == "user")
+    prompt = sample["input"]
+    if not isinstance(prompt, str):
+        prompt = next(_message_text(m) for m in reversed(prompt) if m["role"] == "user")
     row = {
         "id": f"{name}, epoch {sample['epoch']}" if several_epochs else name,
         "sample": name,
         "doc": sample.get("metadata") or {},
-        "text": asked,
+        "text": prompt,
         "label": _choice(sample["target"], choices),
         "output": _message_text(first["message"]) if "message" in first else None,
         "refused": first.get("stop_reason") == "content_filter",

@@ -1,4 +1,4 @@
-"""How far a margin moves with the batch that it was computed in, measured on items of the run itself."""
+"""How much a margin depends on the batch that it was computed in, measured on items of the run itself."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from sailkit.evaluation.ask import Plan, answer_batch
 from sailkit.models.base import Model
 from sailkit.records import Example, Prediction
 
-MEASURED = ("bfloat16", "float16")  # elsewhere it is known to be far smaller, or not for us to know
-MOST = 32  # items that are scored once more
+MEASURED = ("bfloat16", "float16")  # in float32 it is far smaller; how a server computes is not known
+MOST = 32  # items that are scored again
 
 
 def measured_noise(
     model: Model, plan: Plan, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """Score some items alone that were scored in a batch.
+    """Score some items again, each in a batch of its own.
 
     Args:
         model: The model of the run.
         plan: What the run asks.
         examples: All of its examples.
-        predictions: Those of its predictions that shared a batch, in the order of its batches.
+        predictions: The predictions of items that shared a batch, in the order of the batches.
 
     Returns:
-        `noise`, the most that the margin between an item's two likeliest labels moved, in nats; `mean`; and `items`,
-        how many it was measured on. Without any, the first two are None.
+        `noise`, the largest change of the margin between an item's two likeliest labels, in nats; `mean`; and
+        `items`, how many were measured. Without any, the first two are None.
     """
     scored = [p for p in predictions if _margin(p.scores, _best(p.scores)) is not None]
     step = max(1, math.ceil(len(scored) / MOST))
-    moved = []
-    for together in scored[::step]:
-        (alone,) = answer_batch(model, plan, [(together.index, examples[together.index])])
-        before, after = (_margin(p.scores, _best(together.scores)) for p in (together, alone))
-        same = [t.get("raw_output") for t in alone.turns] == [t.get("raw_output") for t in together.turns]
+    changes = []
+    for batched in scored[::step]:
+        (single,) = answer_batch(model, plan, [(batched.index, examples[batched.index])])
+        before, after = (_margin(p.scores, _best(batched.scores)) for p in (batched, single))
+        # Where an earlier call was answered differently, the scored prompts differ, and so do the margins.
+        same = [t.get("raw_output") for t in single.turns] == [t.get("raw_output") for t in batched.turns]
         if same and before is not None and after is not None:
-            moved.append(abs(after - before))
-    mean = sum(moved) / len(moved) if moved else None
-    return {"noise": max(moved, default=None), "mean": mean, "items": len(moved)}
+            changes.append(abs(after - before))
+    mean = sum(changes) / len(changes) if changes else None
+    return {"noise": max(changes, default=None), "mean": mean, "items": len(changes)}
 
 
 def _best(scores: Mapping[str, float]) -> list[str]:

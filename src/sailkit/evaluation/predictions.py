@@ -1,4 +1,4 @@
-"""Sets of predictions: rows of a run folder and rows of anyone's recording, in one form."""
+"""Sets of predictions, read from a run folder or from a table of recorded outputs."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks.task import Task, builtin_tasks, load_task
 
 PREDICTIONS = "predictions.jsonl"
-NOISE_FILE = "noise.json"  # how far margins move with the batch, where that was measured
+NOISE_FILE = "noise.json"  # how much margins depend on the batch, where that was measured
 REFERENCE_FOLDER = "reference"
 CSV_START = b"id,text,gold,reference,"
-# What a verdict between two sets may hang on. A recording says none of it.
+# Settings that can explain a difference between two sets; recorded outputs of other programs have none of them.
 FACTORS = (
     "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
     "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
     "max_new_tokens",
 )  # fmt: skip
-# The same of some runs only: a chat template that reads the clock shows a day.
+# Settings that only some runs have: `date`, where the chat template shows the day.
 RARE_FACTORS = ("date",)
 _NEEDED = ("id", "output")
-_SELDOM = ("group", "reason", "thought")  # a row has these only where they say something
+_OPTIONAL = ("group", "reason", "thought")  # left out of a row where they are empty
 
 
 @dataclass(frozen=True)
 class PredictionSet:
-    """What one model said about one set of examples.
+    """The answers of one model to one set of examples.
 
     Attributes:
         name: What to call it: the folder's or file's name.
         labels: The task's labels, in order.
         predictions: One row per example.
-        provenance: What is known of how it came about, by factor.
+        provenance: The known settings that gave the answers; see `FACTORS`.
         rules_version: Version of the reading rules that gave the labels.
-        noise: The most that a margin was seen to move with its batch, in nats; None where that was not measured.
-        extra: Fields of a recording that no mapping names, for the checks on how it was made.
+        noise: The largest change of a margin with its batch, in nats; None where that was not measured.
+        extra: Further fields of a recording, for the checks on how it was made.
     """
 
     name: str
@@ -60,7 +60,7 @@ class PredictionSet:
 
     @property
     def missing(self) -> list[str]:
-        """Factors of which nothing is known."""
+        """Factors that are not known."""
         return [name for name in FACTORS if name not in self.provenance]
 
 
@@ -71,9 +71,9 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
         word: {"label": a.label, "ids": a.ids, "logprob": a.logprob, "bound": a.bound}
         for word, a in prediction.answers.items()
     }
-    # These two are not the run's own: they come from elsewhere when a set is read.
+    # A row holds what the model answered; these two are joined when a set is read.
     del row["reference"], row["recorded"]
-    return {name: value for name, value in row.items() if value or name not in _SELDOM}
+    return {name: value for name, value in row.items() if value or name not in _OPTIONAL}
 
 
 def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -> Prediction:
@@ -105,7 +105,7 @@ def as_csv(rows: Sequence[Prediction]) -> str:
 
 
 def field_names(fields: Sequence[str] | None) -> dict[str, str]:
-    """What a recording calls its fields.
+    """The names of a recording's fields, by key.
 
     Args:
         fields: `KEY=NAME` pairs, also several between commas, or YAML files of such pairs; the keys are those of
@@ -143,11 +143,12 @@ def load_run(folder: str | Path) -> PredictionSet:
     settings = manifest["settings"]
     if manifest["stage"] != "evaluate":
         raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
-    asked = folder / REFERENCE_FOLDER / PREDICTIONS
-    reference = {row["id"]: row["label"] for _, row in jsonl.read_rows(asked)} if asked.exists() else {}
+    reference_file = folder / REFERENCE_FOLDER / PREDICTIONS
+    has_reference = reference_file.exists()
+    reference = {row["id"]: row["label"] for _, row in jsonl.read_rows(reference_file)} if has_reference else {}
     path = folder / PREDICTIONS
     rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read_rows(path)]
-    for what, count in (("items", len(rows)), ("reference labels", len(reference) if asked.exists() else len(rows))):
+    for what, count in (("items", len(rows)), ("reference labels", len(reference) if has_reference else len(rows))):
         if count != settings["n"]:
             raise UserError(
                 f"{folder} is not finished ({count} of {settings['n']} {what}); run the same evaluate command again"
@@ -165,15 +166,15 @@ def load_run(folder: str | Path) -> PredictionSet:
 def load_table(
     path: str | Path, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
-    """Read recorded outputs of any origin and read their raw answers again.
+    """Read a table of recorded outputs, and the labels from their raw answers.
 
     Args:
         path: JSON Lines, CSV or another table; rows without an id get their number.
-        task: The task whose words the answers use.
-        fields: What the file calls its fields; see `field_names`.
+        task: The task whose answer words are used; by default the built-in one that has the labels.
+        fields: Names of the file's fields; see `field_names`.
 
     Raises:
-        UserError: A field is missing, an id is doubled, a label is unknown, or no task fits the labels.
+        UserError: A field is missing, an id occurs twice, a label is unknown, or no task fits the labels.
     """
     path = Path(path)
     mapped = field_names(fields)
@@ -188,9 +189,9 @@ def load_table(
     for key in (*_NEEDED, *mapped):
         for line, row in rows:
             if names[key] not in row:
-                found = ", ".join(sorted(map(str, row))) or "nothing"
+                present = ", ".join(sorted(map(str, row))) or "nothing"
                 raise UserError(
-                    f"{path}, line {line}: no field {names[key]!r} (found: {found}); map it with `fields` {key}=NAME"
+                    f"{path}, line {line}: no field {names[key]!r} (found: {present}); map it with `fields` {key}=NAME"
                 )
     known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
     labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
@@ -209,7 +210,7 @@ def load_table(
         if raw is not None and not isinstance(raw, str):
             raise UserError(f"{where}: field {names['output']!r} should be text, found {type(raw).__name__}")
         prompt = str(row.get(names["prompt"]) or "")
-        # Only the new text is read: some recordings repeat the prompt before it.
+        # Some recordings repeat the prompt before the answer, and the prompt names the labels.
         new = (raw or "").removeprefix(prompt)
         label, outcome = read_answer(new, words)
         reference = label_of(row, names["reference"], chosen, where)
@@ -242,12 +243,12 @@ def shared_value(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
 
 
 def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
-    """The built-in task whose labels, or also whose answer words, these are."""
+    """The built-in task that has all of these labels; with `words`, also by the answer words of its labels."""
     used = {str(label) for label in labels if label not in (None, "")}
     for name in builtin_tasks():
         task = load_task(name, ["all"])
-        own = {word.casefold() for word in task.words()} if words else set()
-        if used and all(label in task.labels or label.strip().casefold() in own for label in used):
+        answers = {word.casefold() for word in task.words()} if words else set()
+        if used and all(label in task.labels or label.strip().casefold() in answers for label in used):
             return task
     shown = ", ".join(sorted(used)[:5]) or "none"
     raise UserError(
@@ -255,11 +256,11 @@ def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
     )
 
 
-def labels_in_use(task: Task, found: Sequence[object]) -> tuple[str, ...]:
-    """The task's usual labels, and all of them where the data go beyond."""
-    usual = task.spec.default_labels or tuple(task.spec.labels)
-    used = {word_label(task, label) for label in found if label not in (None, "")}
-    return usual if used <= {*usual} else tuple(task.spec.labels)
+def labels_in_use(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
+    """The task's default labels, or all of its labels where the data have others."""
+    defaults = task.spec.default_labels or tuple(task.spec.labels)
+    used = {word_label(task, label) for label in labels if label not in (None, "")}
+    return defaults if used <= {*defaults} else tuple(task.spec.labels)
 
 
 def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:

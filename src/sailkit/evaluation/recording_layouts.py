@@ -1,4 +1,4 @@
-"""What recordings of others call their fields, and the words in which their answers and labels are written."""
+"""The field names of known layouts of recorded outputs, and the vocabulary in which their answers are read."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ RECORDED_FIELDS = {
     "group": "group",
 }
 _RESPONSE, _LABEL = "_response", "_label"
-_REFERENCE = "openai"  # whose answers are the ground truth in a table of responses
+_REFERENCE = "openai"  # the model whose answers are the ground truth in a table of responses
 
 
 def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
-    """What a recording calls the fields of `RECORDED_FIELDS`, judged by a row.
+    """The names of the fields of `RECORDED_FIELDS` in a recording, from one of its rows.
 
     Two layouts are known: our own, and a table of responses such as
     `claim, openai_response, openai_label, llama_response, llama_label`.
 
     Raises:
-        UserError: A table of responses of several models; one is to be chosen.
+        UserError: A table of responses of several models; the user has to choose one.
     """
     models = [name.removesuffix(_RESPONSE) for name in row if isinstance(name, str) and name.endswith(_RESPONSE)]
     others = [name for name in models if name != _REFERENCE]
@@ -56,7 +56,7 @@ def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def bare(value: object) -> str:
-    """A recorded word without case, and without white space, marks and quotes around it."""
+    """A recorded word in lower case, without white space, punctuation and quotes around it."""
     return str(value).strip(" \t\r\n.!,;:\"'`*").casefold()
 
 
@@ -65,13 +65,13 @@ def words_of_answers(
 ) -> dict[str, str]:
     """The vocabulary in which a recording's answers are read.
 
-    It holds all the values that the recording's own parser gave; where several do, it is the one that reads most of
-    the answers, and the first of equals. Where that is not the first that fits, one line says so: the same word may
-    mean the opposite in another question.
+    A vocabulary fits if it has all the values that the recording's own parser gave. Of several that fit, the one that
+    reads most of the answers is taken (the first, if equal). The same word may mean the opposite in another question,
+    so a notice says when that is not the first that fits.
 
     Args:
         task: The task, with the labels in use.
-        recorded: What the recording's parsers decided, of the model and of the reference.
+        recorded: Labels that the recording's own parsers gave, to the model's answers and to the reference's.
         outputs: The raw answers.
         where: The recording.
     """

@@ -1,4 +1,4 @@
-"""Recorded outputs of any origin as sets of predictions: run folders, tables, and sample logs of other tools."""
+"""Sets of predictions from run folders, tables of recorded outputs, and sample logs of other tools."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_predictions(
 
     Args:
         source: A run folder or an evaluation, or a recording; see `load_recording`.
-        task: For a recording: the task whose words its answers use; found from its labels by default.
-        fields: For a recording: what its fields are called; see `sailkit.evaluation.predictions.field_names`.
+        task: For a recording: the task whose answer words are used; by default the built-in one that has its labels.
+        fields: For a recording: the names of its fields; see `sailkit.evaluation.predictions.field_names`.
     """
     if isinstance(source, Evaluation):
         return replace(predictions.load_run(source.folder), name=source.name)
@@ -40,12 +40,12 @@ def load_predictions(
 def load_recording(
     path: str | Path, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
-    """Read recorded outputs and read their raw answers again.
+    """Read recorded outputs, and the labels from their raw answers.
 
     Args:
         path: A table, or a sample log of lm-evaluation-harness, inspect_ai or lighteval; see `sailkit.evaluation.logs`.
-        task: The task whose words the answers use; found from the labels by default.
-        fields: What a table calls its fields; with it no file is taken for a log.
+        task: The task whose answer words are used; by default the built-in one that has the labels.
+        fields: Names of the fields of a table; with them no file is read as a log.
 
     Raises:
         UserError: As `sailkit.evaluation.predictions.load_table` and `sailkit.evaluation.logs.read_sample_log`.
@@ -56,7 +56,7 @@ def load_recording(
 
 
 def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | None) -> PredictionSet:
-    """The predictions of another tool's log: raw answers read again, or its scores of the choices compared again."""
+    """The predictions of another tool's log: read from raw answers, or the choice with the highest score."""
     for note in log.notes:
         warnings.warn(f"{path.name}: {note}", RuntimeWarning, stacklevel=2)
     targets = [row["label"] for row in log.rows]
@@ -65,13 +65,14 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | No
     labels = predictions.labels_in_use(known, golds)
     chosen = Task(known.spec, labels, known.folder)
     fields = known.spec.data.fields
-    own_ids = field_of_doc(log.rows, fields.id) if fields else None
-    ids = own_ids if own_ids and len({*own_ids}) == len(own_ids) else [str(row["id"]) for row in log.rows]
+    # The ids of the data set join the log with other sets; the tool's own ids are often just row numbers.
+    data_ids = field_of_doc(log.rows, fields.id) if fields else None
+    ids = data_ids if data_ids and len({*data_ids}) == len(data_ids) else [str(row["id"]) for row in log.rows]
     texts = (field_of_doc(log.rows, fields.text) if fields else None) or [
         str(row.get("text") or row.get("prompt") or "") for row in log.rows
     ]
     if len({*ids}) < len(ids):
-        raise UserError(f"{path}: an id stands twice; is it several logs in one file?")
+        raise UserError(f"{path}: an id occurs twice; is it several logs in one file?")
     decided = [value for row in log.rows for value in (row["label"], row.get("prediction_recorded"))]
     words = words_of_answers(chosen, decided, [row["output"] or "" for row in log.rows], path)
     rows = []

@@ -1,4 +1,4 @@
-"""Ground truth made by a model: asked at temperature 0, repeated on request, never shown without the data set's own."""
+"""Labels that a reference model gives at temperature 0, repeated on request, shown beside the data set's own labels."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from sailkit.tasks.task import Task
 
 @runtime_checkable
 class Paid(Protocol):
-    """A model whose every answer costs a request."""
+    """A model that sends a request for every answer."""
 
     def estimate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, *, scored: bool = False
     ) -> dict[str, int]:
-        """Requests still to be sent, about how many prompt tokens, at most how many completion tokens."""
+        """Requests that the cache does not answer, prompt tokens (estimated) and completion tokens (at most)."""
 
     def with_repeat(self, repeat: int) -> Model:
-        """The same model, asked once more: its answers are cached under the repeat's number."""
+        """The same model, whose answers are cached under the number of the repeat."""
 
 
 def announce_cost(
@@ -42,13 +42,13 @@ def announce_cost(
     *,
     scored: bool = False,
 ) -> None:
-    """Say what a model that is paid by the request will cost, before the first is sent.
+    """Write the expected cost of a model behind an endpoint to standard error, before the first request.
 
     Args:
-        model: Any model; one on this machine is passed over.
-        calls: The prompts of each call of the protocol; what later ones quote of earlier answers is not known yet.
+        model: Any model; nothing is written for one on this machine.
+        calls: The prompts of each call of the protocol; replies that later calls quote are not known yet.
         new_tokens: Longest answer of each call.
-        repeats: How often each prompt is asked.
+        repeats: How often each prompt is sent.
         price: USD per million tokens, `IN/OUT`.
         scored: The last call is scored, not generated.
     """
@@ -78,7 +78,7 @@ def load_reference(reference: str | Model, options: ModelOptions, repeats: int) 
     """The model that gives reference labels, loaded unless it is already.
 
     Raises:
-        UserError: It cannot be had, or cannot be asked so often.
+        UserError: It cannot be loaded, or would give the same answer in every repeat.
     """
     if repeats < 1:
         raise UserError(f"`repeats` should be at least 1, not {repeats}")
@@ -96,18 +96,18 @@ def collect_reference(
     repeats: int = 1,
     price: str | None = None,
 ) -> list[Flag]:
-    """Ask a model for reference labels and keep them in the run's `reference` folder, itself a run.
+    """Have a model give reference labels, and write them to the run's `reference` folder, itself a run folder.
 
     Args:
         run: The evaluation that they belong to.
         model: The model; see `load_reference`.
-        task: The task; its direct question in the first wording is asked.
-        examples: What is asked about.
-        repeats: How often each is asked; the first answer is the label.
+        task: The task; the first wording of its direct protocol is used.
+        examples: The examples to be labelled.
+        repeats: How often each is sent; the first answer is the label.
         price: See `announce_cost`.
 
     Returns:
-        A flag where the reference changes its mind, or gives no label.
+        Flags where the reference gives different labels to one item, or none.
     """
     question = task.question("direct")
     answers, limit = list(question.answers.values()), question.new_tokens[0]

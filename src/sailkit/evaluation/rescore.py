@@ -34,8 +34,8 @@ def rescore(
     Args:
         files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
             lighteval; none, to check published figures alone.
-        task: The task whose answer words are used: a name or a YAML file; found from the labels by default.
-        fields: What the files call the fields id, text, label, output, prediction, reference, prompt, group:
+        task: The task whose answer words are used: a name or a YAML file; by default the built-in one with the labels.
+        fields: Names in the files of the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated or between commas, or a YAML file.
         published: Published figures such as `accuracy=0.6461,f1=0.3925`, one for each file in order.
         seed: Seed of the bootstrap.
@@ -148,7 +148,7 @@ def _claim_flags(recorded: LabelFigures | None, claim: Mapping[str, float], kind
 
 
 def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
-    """Recorded predictions that the raw answers contradict, nearly all to one class: a parser with a default."""
+    """The flag for a parser with a default class: nearly all recorded labels that the answers contradict are one."""
     wrong = [p for p in rows if p.recorded != p.label]
     if len(wrong) < DEFAULT_CLASS_LEAST:
         return []
@@ -165,7 +165,7 @@ def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
 
 
 def _sampled_flags(recording: PredictionSet) -> list[Flag]:
-    """Signs that reference labels were sampled: a stated temperature, or one text with two labels."""
+    """The flag for reference labels that were sampled: a recorded temperature, or one text with two labels."""
     if all(p.reference is None for p in recording.predictions):
         return []
     flags = []
@@ -202,7 +202,7 @@ def _is_positive(value: object) -> bool:
 
 
 def _f1_kinds(result: Rescored, claim: Mapping[str, float]) -> list[str]:
-    """Which F1 of the recorded predictions a published, unnamed F1 is."""
+    """Which F1 of the recorded predictions equals a published, unnamed F1."""
     if "f1" not in claim:
         return [kind for kind in _F1_KINDS if kind in claim]
     figures = result.recorded.figures if result.recorded else {}
@@ -211,7 +211,7 @@ def _f1_kinds(result: Rescored, claim: Mapping[str, float]) -> list[str]:
 
 
 def _aggregate_flags(claim: Mapping[str, float]) -> list[Flag]:
-    """A constant predictor on two classes shows in its aggregates: macro-F1 = accuracy / (1 + accuracy)."""
+    """The flag for a constant predictor on two classes, where macro-F1 = accuracy / (1 + accuracy)."""
     value = claim.get("macro_f1", claim.get("f1"))
     if value is None or "accuracy" not in claim:
         return []

@@ -173,14 +173,14 @@ class PairComparison:
         differences: Accuracy and macro-F1 of the first minus the second, with paired intervals.
         a_figures: Figures of the first set.
         b_figures: Figures of the second set.
-        baselines: What is reached on these items without looking.
+        baselines: Figures on these items of answers that do not depend on them.
         test: Name of the paired test.
         p_value: Of that test.
         p_value_holm: The same after Holm's adjustment for the number of pairs.
         minimum_detectable_difference: The difference in accuracy that would be detected 4 times in 5.
         factors: What the runs differ in, with both values.
-        unknown_provenance: Set -> factors of which it says nothing.
-        isolates: What the difference is the measure of, where the runs differ in one factor alone; else empty.
+        unknown_provenance: Set -> settings that it does not record.
+        isolates: What the difference measures, where the runs differ in one factor alone; else empty.
         reference_disagreements: Items on which the two sets have different reference labels.
         verdict: `better`, `worse` (the first against the second) or `cannot tell`.
         verdict_text: The verdict as a sentence.

@@ -1,4 +1,4 @@
-"""From predictions to figures and flags: what a set of answers is worth, and why one might doubt it."""
+"""From predictions to figures with intervals and flags: reasons to doubt the figures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sailkit.stats.intervals import LEAST_UNITS, Counts, proportion, share
 CONSTANT_SHARE = 0.98
 UNREADABLE_SHARE = 0.02
 GOOD_KAPPA = 0.8
-# Two log-probabilities closer than this may change places with the batch that they were computed in, where a run did
-# not measure its own: the most that was seen to move.
+# How much a margin between two log-probabilities depends on the batch that it was computed in, in nats, for runs that
+# did not measure it; a smaller margin is a tie.
 USUAL_NOISE = {"bfloat16": 0.25, "float16": 0.03, "float32": 1e-5}
 
 
@@ -39,8 +39,8 @@ def summarise(
         labels: The task's labels.
         dtype: What the scores were computed in, for the noise of ties.
         seed: The bootstrap's seed.
-        scored: Scores of the answer words were wanted: an answer that was read from its text is counted.
-        noise: The most that a margin was seen to move with its batch, in nats; None takes what is usual for `dtype`.
+        scored: The answer words were to be scored: an answer read from its text instead is flagged.
+        noise: The largest change of a margin with its batch, in nats; None takes what is usual for `dtype`.
     """
     flags = constant_flags([p.predicted for p in predictions], labels, "the answers")
     with_gold = [p for p in predictions if p.gold is not None]
@@ -109,7 +109,7 @@ def _reference_labels(
 
 
 def _reading_flags(predictions: Sequence[Prediction], scored: bool) -> list[Flag]:
-    """The flags for how answers were come by: read although scores were wanted, or never given."""
+    """The flags for answers that were read although they were to be scored, or that end within a thought."""
     flags = []
     read = sum(p.answered_by == "text" and p.reason is None for p in predictions)
     if scored and read:
@@ -143,12 +143,12 @@ def _confusion(pairs: Pairs, labels: Sequence[str]) -> ConfusionTable:
 
 
 def units_of(predictions: Sequence[Prediction]) -> list[str] | None:
-    """What is drawn and tested as one, for each prediction; None where no groups are declared."""
+    """The unit of resampling and testing of each prediction, its group; None where no groups are declared."""
     return [p.unit for p in predictions] if any(p.group for p in predictions) else None
 
 
 def counted(items: int, groups: int | None) -> str:
-    """How much was measured on, in the units that count."""
+    """The size of a sample in words, in items or in groups."""
     return f"{items} items" if groups is None else f"{groups} groups of items"
 
 
@@ -158,7 +158,7 @@ def few_items(items: int, groups: int | None, of: str = "") -> list[Flag]:
     Args:
         items: How many there are.
         groups: How many groups they are in, where groups are declared.
-        of: What has so few, where that is to be named.
+        of: What has so few, if the flag should name it.
     """
     number = items if groups is None else groups
     if number >= LEAST_UNITS:
@@ -175,7 +175,7 @@ def against(pairs: Pairs, labels: Sequence[str], seed: int = 0, groups: Sequence
         pairs: The true label, and the label or outcome, of each item.
         labels: The task's labels.
         seed: The bootstrap's seed.
-        groups: The group of each item, which is then drawn whole; None where items are drawn.
+        groups: The group of each item, which is then resampled as a whole; None where items are resampled.
     """
     truths, answers = [truth for truth, _ in pairs], [answer for _, answer in pairs]
     units = metrics.confusion_units(truths, answers, labels, groups)
@@ -183,7 +183,7 @@ def against(pairs: Pairs, labels: Sequence[str], seed: int = 0, groups: Sequence
 
 
 def baselines(pairs: Pairs, labels: Sequence[str]) -> Baselines:
-    """What answering without looking reaches against one truth."""
+    """The figures of answers that do not depend on the items."""
     counts = _counts(pairs, labels)
     return Baselines(
         majority_label=labels[int(counts.sum(-1).argmax())],
@@ -229,7 +229,7 @@ def _silence_flags(predictions: Sequence[Prediction], main: LabelFigures | None)
 
 
 def _equal_prompts(predictions: Sequence[Prediction]) -> list[Flag]:
-    """The flag for a prompt that was given for items with different texts."""
+    """The flag for items with different texts and the same prompt."""
     texts: dict[str, set[str]] = {}
     for p in predictions:
         texts.setdefault(p.prompt_fingerprint or p.prompt, set()).add(p.text)
