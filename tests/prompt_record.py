@@ -14,10 +14,9 @@ from sailkit import runs
 from sailkit.data.exports import example_row, sail_row, trl_row
 from sailkit.data.leaks import LEAK_RULES_VERSION
 from sailkit.distillation.align import Vocabulary
-from sailkit.evaluation.evidence import EvidenceStyle
 from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, resolve
-from sailkit.prompts.messages import evidence_parts, frames, step_prompt
+from sailkit.prompts.messages import Message, Part, evidence_parts, frames, step_prompt
 from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
 from sailkit.prompts.render import Renderer, escape_special
 from sailkit.prompts.sail import (
@@ -32,7 +31,7 @@ from sailkit.prompts.sail import (
     verification,
     wording,
 )
-from sailkit.records import Example, SearchResult, TrainingExample
+from sailkit.records import SearchResult, TrainingExample
 from sailkit.retrieval.instructions import read_instructions
 from sailkit.retrieval.local import query
 from sailkit.retrieval.web import web_query
@@ -191,11 +190,11 @@ def embedded() -> dict[str, Any]:
     question = task.question("direct", "plain")
     answers = list(question.answers.values())
     prompt = step_prompt(question.steps[0], TEXT, answers, RESULTS)
-    example = Example("e", TEXT, "SUPPORTS", RESULTS)
-    forms = {style: EvidenceStyle(style, True, 3) for style in STYLES}
-    begun = {
-        style: form.behind(form.prompt("Is it so?", example), form.sentences_of(3)[1]) for style, form in forms.items()
-    }
+    begun = {}
+    for style in STYLES:
+        sentence = verification(every_judgement(3)[1], style)
+        example = TrainingExample("begun", "Is it so?", "", RESULTS, (), "", style)
+        begun[style] = (*conversation(example), Message("assistant", (Part(sentence, trusted=False),), begun=True))
     everything = [
         _rendered(renderer, one)["ids"]
         for name in builtin_tasks() for _, one in _prompts(load_task(name)) for renderer in (plain, chat)
