@@ -8,6 +8,7 @@ import pytest
 
 from sailkit.distillation.recipe import read_distillation_recipe
 from sailkit.errors import UserError
+from sailkit.training.publish import check_target
 from sailkit.training.recipe import read_recipe
 
 pytest.importorskip("trl")
@@ -85,6 +86,14 @@ def test_mistakes_are_named(tmp_path, text, said):
     path = recipe(tmp_path, text)
     with pytest.raises(UserError, match=said):
         read_recipe(path, {"model": "m", "data": ["d"]} if "data" not in text else {"model": "m"})
+
+
+def test_paths_may_be_given_as_text_or_as_paths(tmp_path):
+    path = recipe(tmp_path, "model: m\ndata: [a, b]")
+    assert read_recipe(str(path), {}) == read_recipe(path, {})
+    assert read_recipe(None, {"model": "m", "data": [Path("a"), "b"]}).data == ("a", "b")
+    assert read_recipe(None, {"model": "m", "data": Path("a")}).data == ("a",)
+    assert check_target("finetune", str(tmp_path), None) == tmp_path
 
 
 def test_a_recipe_needs_a_model_and_data(tmp_path):

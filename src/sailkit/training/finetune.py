@@ -110,7 +110,19 @@ class _Setup:
 
 
 def train(recipe: Recipe, out: Path, objective: Objective = Objective()) -> TrainingRun:
-    """Train a model in a run folder, from its last checkpoint where there is one; see `finetune`."""
+    """Train a model in a run folder, from its last checkpoint where there is one.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder.
+        objective: What is learnt.
+
+    Returns:
+        The run, the same in all processes; one that was finished before is read.
+
+    Raises:
+        UserError: Anything that the user can mend.
+    """
     from sailkit.models.weights import free_memory
 
     with process_group() as processes:

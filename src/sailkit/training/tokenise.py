@@ -41,16 +41,16 @@ class Prepared:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one pass."""
+        """Tokens of one epoch."""
         return sum(map(len, self.ids))
 
     @property
     def supervised(self) -> int:
-        """Supervised tokens of one pass."""
+        """Supervised tokens of one epoch."""
         return sum(label != IGNORED for row in self.labels for label in row)
 
     def figures(self) -> dict[str, Any]:
-        """Counts for people and manifests."""
+        """Counts, as they are written to metrics.json."""
         return {
             "rows": len(self.examples),
             "dropped": len(self.dropped),
@@ -119,6 +119,10 @@ def no_held_out_warning(recipe: Recipe) -> str:
 
 def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
     """Read and tokenise the data of a recipe.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: That of its model.
 
     Returns:
         The training rows, and the held-out rows if there are any.
