@@ -24,7 +24,7 @@ from sailkit import runs
 from sailkit.data.build import build
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for
-from sailkit.labeling.labels import LABELS, labels_row
+from sailkit.labeling.labels_file import LABELS, labels_row
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
 from sailkit.retrieval.instructions import read_instructions, searched_row
 

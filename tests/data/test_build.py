@@ -17,7 +17,7 @@ from sailkit.data.results import TrainingData
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for
-from sailkit.labeling.labels import LABELS, labels_row
+from sailkit.labeling.labels_file import LABELS, labels_row
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
 from sailkit.rendering import terminal
 from sailkit.retrieval.instructions import read_searched, searched_row

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +19,9 @@ from hypothesis import strategies as st
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.base import ResultPair, Score, score_batch, statement, verdict_for
+from sailkit.labeling.base import Labeler, ResultPair, Score, score_batch, statement, verdict_for
 from sailkit.labeling.label import label
-from sailkit.labeling.labels import pairs_fingerprint, read_labels
+from sailkit.labeling.labels_file import pairs_fingerprint, read_labels
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.options import LabelerOptions
 from sailkit.labeling.results import Labeling
@@ -386,6 +388,18 @@ def test_a_run_gives_one_judgement_for_each_result(tmp_path):
     for row, many in zip(rows, found.judgements, strict=True):
         alone = Overlap().score([ResultPair(row.instruction, result) for result in row.results])
         assert [one.score for one in many] == [one.score for one in alone]
+
+
+def test_the_example_of_a_labeler_in_its_documentation_is_one():
+    code = textwrap.dedent(inspect.cleandoc(Labeler.__doc__).split("word for word:\n")[1].split("Attributes:")[0])
+    names = {"Score": Score}
+    exec(code, names)
+    labeler = names["ContainsResponse"]()
+    pairs = [pair("Why? Polar bears hunt from the ice."), pair("Nothing of the kind.")]
+    assert labeler.plan(pairs) == [[0], [1]]
+    assert [one.score for one in score_batch(labeler, pairs)] == [1.0, 0.0]
+    assert labeler.describe()["labeler"] == labeler.name
+    assert 0 <= labeler.threshold <= 1
 
 
 def test_labels_of_other_data_are_refused(tmp_path):

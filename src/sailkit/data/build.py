@@ -9,6 +9,7 @@ import statistics
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +23,7 @@ from sailkit.data.results import TrainingData
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for
-from sailkit.labeling.labels import LABELS, Labels, read_labels
+from sailkit.labeling.labels_file import LABELS, Labels, read_labels
 from sailkit.prompts.sail import check_style, wording
 from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample, Verdict
 from sailkit.retrieval.instructions import RESULTS, read_searched
@@ -60,7 +61,7 @@ def build(
         top: Search results to draw from, the best of them by rank; of several engines the best BM25 hit is one more.
         threshold: Scores from here on are informative; by default each labeler's own threshold.
         mix: How several labelers decide: the mean of their scores, all of them, or any of them.
-        held_out: Share of instructions that are kept apart; the same instruction and input are always on one side.
+        held_out: Share of instructions that are held out; rows of the same instruction and input are on one side.
         exclude_task: Remove rows that contain a test item of this task, exactly or nearly; NAME, or NAME=PATH where
             the task does not carry its data.
         export: Write train and held_out in these forms too.
@@ -69,7 +70,7 @@ def build(
         seed: Each row's draw comes from this and its id.
 
     Returns:
-        The data card.
+        Counts, flags and the data card.
 
     Raises:
         UserError: Bad options, or labels that belong to other data.
@@ -105,7 +106,16 @@ def build(
     with runs.open_run(out, "build", settings) as run:
         if run.path(CARD).exists():  # written last: the run is finished
             return TrainingData.load(out)
-        builder = _Builder(style, result_shares, top, threshold, mix, held_out, seed, check)
+        builder = _Builder(
+            style=style,
+            shares=result_shares,
+            top=top,
+            threshold=threshold,
+            mix=mix,
+            held_out_share=held_out,
+            seed=seed,
+            check=check,
+        )
         builder.add_all(searched[:limit], loaded)
         return TrainingData.from_card(out, _write(run, builder, forms))
 
@@ -157,30 +167,30 @@ def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, 
     return (LeakCheck(texts) if tasks else None), tasks
 
 
+@dataclass
 class _Builder:
     """Puts every row into one of four lists: train, held out, dropped (unusable) or removed (a leak)."""
 
-    def __init__(
-        self,
-        style: str,
-        shares: Sequence[float],
-        top: int,
-        threshold: float | None,
-        mix: str,
-        held_out: float,
-        seed: int,
-        check: LeakCheck | None,
-    ) -> None:
-        self.style, self.top, self.threshold, self.mix, self.seed = style, top, threshold, mix, seed
-        self.held_out_share, self.check = held_out, check
-        self.ends = list(accumulate(shares))[:-1]
-        self.train: list[TrainingExample] = []
-        self.held_out: list[TrainingExample] = []
-        self.dropped: list[jsonl.JsonObject] = []
-        self.removed: list[jsonl.JsonObject] = []
-        self.rows = 0
-        self.candidates: Counter[str] = Counter()
-        self.fewer = self.cut = self.without_text = 0
+    style: str
+    shares: Sequence[float]
+    top: int
+    threshold: float | None
+    mix: str
+    held_out_share: float
+    seed: int
+    check: LeakCheck | None
+    train: list[TrainingExample] = field(default_factory=list)
+    held_out: list[TrainingExample] = field(default_factory=list)
+    dropped: list[jsonl.JsonObject] = field(default_factory=list)
+    removed: list[jsonl.JsonObject] = field(default_factory=list)
+    candidates: Counter[str] = field(default_factory=Counter)  # verdict, or why there is none -> results
+    rows: int = 0
+    fewer: int = 0  # rows with fewer candidates than were drawn
+    cut: int = 0  # tokens that the labelers did not read
+    without_text: int = 0  # results that the search dropped
+
+    def __post_init__(self) -> None:
+        self.ends = list(accumulate(self.shares))[:-1]
 
     def add_all(self, searched: Sequence[Searched], labels: Sequence[Labels]) -> None:
         with runs.progress("building", len(searched)) as tick:

@@ -109,7 +109,16 @@ def build_task(
         examples, removed = _without_leaks(chosen, inside, outside)
         items = _supported_labels(chosen, examples)
         drawn = balance_labels(items, chosen.labels, match_wording, seed)[:limit]
-        drawer = ExampleDrawer(chosen, protocol, examples, result_shares, supported, kinds, style, seed)
+        drawer = ExampleDrawer(
+            chosen,
+            protocol,
+            examples,
+            shares=result_shares,
+            supported=supported,
+            distractors=kinds,
+            style=style,
+            seed=seed,
+        )
         rows = [(item, drawer.draw(item, copy)) for item, copy in drawn]
         train: list[tuple[SupportedLabel, TrainingExample]] = []
         held: list[tuple[SupportedLabel, TrainingExample]] = []

@@ -32,6 +32,7 @@ class ExampleDrawer:
         task: Task,
         protocol: str,
         examples: Sequence[Example],
+        *,
         shares: Sequence[float],
         supported: float,
         distractors: Sequence[str],

@@ -48,7 +48,7 @@ def audit(
     Args:
         data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL.
         labeler: similarity, overlap, entailment:MODEL, judge:MODEL; repeated for several.
-        out: The run folder; one that was stopped goes on.
+        out: The run folder; one that was stopped is continued.
         seed: Seed of the halves and the bootstrap.
         limit: Only the first so many claims.
         scores: An earlier audit, whose scores are taken over where labeler and data are the same.

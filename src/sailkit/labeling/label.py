@@ -18,7 +18,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.labeling.base import Labeler, ResultPair, Score, machine_of, score_batch, verdict_for
-from sailkit.labeling.labels import LABELS, labels_row, pairs_fingerprint
+from sailkit.labeling.labels_file import LABELS, labels_row, pairs_fingerprint
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.options import LabelerOptions
 from sailkit.labeling.results import Labeling
@@ -44,8 +44,8 @@ def label(
 ) -> Labeling:
     """Judge each search result informative or distracting with respect to the response.
 
-    Writes labels.jsonl, a row for each row of the results, to a run folder. A run that was stopped goes on where it
-    stopped when the same command is given again.
+    Writes labels.jsonl, a row for each row of the results, to a run folder. The same command continues a run
+    that was stopped.
 
     Args:
         results: A run folder of search, or its results.jsonl.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.tables import to_frame
-from sailkit.labeling.labels import LABELS, open_labels, parse_judgements
+from sailkit.labeling.labels_file import LABELS, open_labels, parse_judgements
 from sailkit.prompts.thoughts import thought_is_open
 from sailkit.records import Judgement, JudgementOutcome, Verdict
 from sailkit.rendering.result import Result
