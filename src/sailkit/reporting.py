@@ -47,7 +47,7 @@ class WrittenReport(Result):
 
 
 def report(
-    *sets: Path | str,
+    *sets: Path | str | Result,
     out: Path | str = Path("report.html"),
     against: Literal["human", "reference"] = "human",
     task: str | None = None,
@@ -82,7 +82,7 @@ def report(
     """
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
-    folders = [Path(path) for path in sets]
+    folders = [Path(_folder(result) if isinstance(result, Result) else result) for result in sets]
     stage = _stage_of(folders, {"against": against != "human", "task": task, "fields": fields})
     files = _output_files(Path(out))
     if stage == "finetune":
@@ -94,6 +94,14 @@ def report(
     else:
         content = evaluation_report.report_on(folders, against, task, fields, title, seed)
     return _write(content, files)
+
+
+def _folder(result: Result) -> Path:
+    """The folder of a stage's result."""
+    folder: Path | None = getattr(result, "folder", None)
+    if folder is None:
+        raise UserError(f"a {type(result).__name__} has no folder to report on; give the results that it was made from")
+    return folder
 
 
 def _stage_of(sets: Sequence[Path], options: dict[str, Any]) -> str:

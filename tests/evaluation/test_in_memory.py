@@ -17,6 +17,7 @@ from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.records import Example, SearchResult
+from sailkit.reporting import report
 from sailkit.signatures import for_command_line
 from sailkit.tasks.task import load_task
 
@@ -138,8 +139,12 @@ def test_evaluations_are_compared_by_the_names_of_their_folders_or_models(model,
     named = evaluate(model=model, task=load_task(task), out=tmp_path / "plain")
     unnamed = evaluate(model=model, task=load_task(task), wording="short")
     comparison = compare(named, unnamed)
-    assert comparison.names == ("plain", unnamed.model)
+    assert comparison.names == ("plain", "stories260k")
     assert [*comparison.pairs[0].factors] == ["wording", "prompts_sha256"]
+    written = report(named, unnamed, out=tmp_path / "report.html")
+    assert written.verdict == "cannot tell whether plain or stories260k is better"
+    with pytest.raises(UserError, match="a Comparison has no folder to report on"):
+        report(comparison, out=tmp_path / "report.html")
     assert (
         compare(tmp_path / "plain", str(tmp_path / "plain")).pairs[0].both_right
         == named.confusion.counts[0][0] + (named.confusion.counts[1][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -170,14 +171,14 @@ def evaluate(
     settings.setdefault("model", loaded.name)
     batches = loaded.plan(*_longest_call(plan, calls, generates), [f"item {item.id}" for item in items])
     with ExitStack() as temporary:
-        folder = temporary.enter_context(TemporaryDirectory(prefix="sailkit-")) if out is None else out
+        folder = out or Path(temporary.enter_context(TemporaryDirectory(prefix="sailkit-")), _short_name(loaded))
         with runs.open_run(folder, "evaluate", settings) as run:
             announce_cost(loaded, calls, question.new_tokens, price=price, scored=answer == "logprob")
             if calibrate:
                 plan = replace(plan, bias=_stored_bias(run, loaded, plan))
             _answer_all(run, loaded, plan, items, batches)
             flags = collect_reference(run, judge, chosen, selected, repeats, price) if judge else []
-            evaluation = _finish(run, seed, flags, csv_out, temporary=out is None)
+            evaluation = _finish(run, seed, flags, csv_out)
         if out is None:
             weakref.finalize(evaluation, temporary.pop_all().close)
         return evaluation
@@ -282,9 +283,13 @@ def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
     return new_tokens[0] if len(set(new_tokens)) == 1 else list(new_tokens)
 
 
-def _finish(
-    run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path | None, *, temporary: bool
-) -> Evaluation:
+def _short_name(model: Model) -> str:
+    """The name of a model as one of a folder, by which comparisons and reports call the evaluation."""
+    name = model.name if is_endpoint(model.name) else Path(model.name).name
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _finish(run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path | None) -> Evaluation:
     """The figures of a run whose predictions are complete, also written to its folder."""
     answered = predictions.load_run(run.folder)
     summary = summarise(
@@ -293,7 +298,7 @@ def _finish(
     )  # fmt: skip
     settings = {name: run.manifest["settings"].get(name) for name in SETTINGS}
     fields = vars(summary) | {"flags": (*summary.flags, *flags)}
-    evaluation = Evaluation(folder=run.folder, temporary=temporary, **settings, **fields)
+    evaluation = Evaluation(folder=run.folder, **settings, **fields)
     jsonl.write_json(run.path(runs.METRICS), evaluation.to_json())
     if csv_out is not None:
         jsonl.write_atomic(csv_out, predictions.as_csv(answered.predictions))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def load_predictions(
         fields: For a recording: the names of its fields; see `sailkit.evaluation.predictions.field_names`.
     """
     if isinstance(source, Evaluation):
-        return replace(predictions.load_run(source.folder), name=source.name)
+        return predictions.load_run(source.folder)
     return predictions.load_run(source) if Path(source).is_dir() else load_recording(source, task, fields)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +42,6 @@ class Evaluation(Summary, Result):
         dtype: Number format of the model; None where a server does not say.
         device: Where the model ran; None where a server does not say.
         left_out: Rows of the data that were left out for their labels.
-        temporary: The folder is removed together with this result.
     """
 
     folder: Path
@@ -56,12 +55,6 @@ class Evaluation(Summary, Result):
     dtype: str | None
     device: str | None
     left_out: int | None
-    temporary: bool = field(default=False, repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """What to call the evaluation beside others: its folder's name, or the model's where the folder has none."""
-        return self.model if self.temporary else self.folder.name
 
     @cached_property
     def predictions(self) -> tuple[Prediction, ...]:
