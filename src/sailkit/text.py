@@ -24,6 +24,11 @@ def clean(text: str, layout: bool = False) -> str:
     return _UNSAFE.sub(lambda match: match[0] if match[0] in _LAYOUT else "\ufffd", text.replace("\r\n", "\n"))
 
 
+def without_surrogates(text: str) -> str:
+    """Text that UTF-8 can hold: half a surrogate pair, which JSON can spell, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def clean_values(value: Any) -> Any:
     """A JSON value in which every string is clean; line breaks and tabs stay."""
     if isinstance(value, str):

@@ -303,7 +303,7 @@ def test_groups_of_a_recording_widen_its_intervals(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "expected"),
     [
-        ([row(1), row(1)], {}, "line 2: id '1' was used before, in line 1"),
+        ([row(1), row(1)], {}, "r.jsonl, line 1; ids must be unique"),
         (
             [{"id": 1, "label": "SUPPORTS"}],
             {},

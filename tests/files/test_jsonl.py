@@ -182,3 +182,18 @@ def test_what_a_library_cannot_write_is_one_line(tmp_path):
             write(str(tmp_path / "there"))
     with pytest.raises(ZeroDivisionError), jsonl.writing(tmp_path):
         1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("value", ["half \ud83d a pair", None, 3, ["text"]])
+def test_a_value_that_is_no_text_is_named(value):
+    problem = "holds half a surrogate pair" if isinstance(value, str) else "should be text, found"
+    with pytest.raises(UserError, match=rf"^a.jsonl, line 2: field 'title' {problem}"):
+        jsonl.check_text(value, "title", "a.jsonl, line 2")
+
+
+def test_an_id_that_occurs_again_is_named_with_both_lines():
+    ids = jsonl.UniqueIds()
+    ids.add("a", "line 1")
+    ids.add("b", "line 2")
+    with pytest.raises(UserError, match=r"^line 3: id 'a' was used before, at line 1; ids must be unique$"):
+        ids.add("a", "line 3")

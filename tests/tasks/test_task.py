@@ -369,7 +369,9 @@ def test_a_folder_of_texts_that_cannot_be_used(posts):
     labels.write_text("file_id,label\na,noHate\nb,hate\n")
     assert complaint(load, posts) == f"{texts / 'b.txt'}: not UTF-8 text (invalid start byte)"
     labels.write_text("file_id,label\na,noHate\na,hate\n")
-    assert complaint(load, posts) == f"{labels}, line 3: id 'a' was used before; ids must be unique"
+    assert complaint(load, posts) == (
+        f"{labels}, line 3: id 'a' was used before, at {labels}, line 2; ids must be unique"
+    )
     (texts / "b.txt").unlink()
     labels.write_text("file_id,label\na,unsure\n")
     assert complaint(load, posts) == f"{texts / 'a.txt'}: label 'unsure' is not one of hate, noHate"

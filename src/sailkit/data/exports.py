@@ -136,12 +136,10 @@ def read_examples(path: str | Path) -> list[TrainingExample]:
     path = Path(path)
     path = path / TRAIN if path.is_dir() else path
     examples: list[TrainingExample] = []
-    lines: dict[str, int] = {}
+    ids = jsonl.UniqueIds()
     for line, row in read_table(path):
         example = read_row({"id": str(len(examples)), **row}, f"{path}, line {line}")
-        if example.id in lines:
-            raise UserError(f"{path}, line {line}: id {example.id!r} was used before, on line {lines[example.id]}")
-        lines[example.id] = line
+        ids.add(example.id, f"{path}, line {line}")
         examples.append(example)
     if not examples:
         raise UserError(f"{path}: no training examples")
@@ -169,9 +167,9 @@ def read_row(row: Mapping[str, Any], where: str) -> TrainingExample:
 
 def _turns(value: object, roles: tuple[str, str], role: str, text: str, where: str) -> list[str]:
     turns = value if isinstance(value, list) and all(isinstance(turn, dict) for turn in value) else []
-    if tuple(turn.get(role) for turn in turns) != roles or not all(jsonl.is_text(turn.get(text)) for turn in turns):
+    if tuple(turn.get(role) for turn in turns) != roles:
         raise UserError(f"{where}: a conversation should have one turn of {roles[0]} and one of {roles[1]}")
-    return [turn[text] for turn in turns]
+    return [jsonl.check_text(turn.get(text), text, where) for turn in turns]
 
 
 def _from_prompt(name: str, prompt: object, reply: object, style: object, judged: bool, where: str) -> TrainingExample:
@@ -251,10 +249,8 @@ def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
     missing = [name for name in _FIELDS if name not in row]
     if missing:
         raise UserError(f"{where}: no field {missing[0]!r} (found: {', '.join(sorted(row)) or 'nothing'})")
-    texts = {name: row[name] for name in ("id", "instruction", "input", "response", "style")}
-    for name, value in texts.items():
-        if not jsonl.is_text(value):
-            raise UserError(f"{where}: field {name!r} should be text")
+    names = ("id", "instruction", "input", "response", "style")
+    texts = {name: jsonl.check_text(row[name], name, where) for name in names}
     if texts["style"] not in STYLES:
         raise UserError(f"{where}: style should be one of {', '.join(STYLES)}, not {texts['style']!r}")
     results, judgements = row["results"], row["judgements"]
@@ -262,8 +258,9 @@ def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
         parsed = tuple(SearchResult(**result) for result in results)
     except TypeError:
         raise UserError(f"{where}: field 'results' should be a list of search results") from None
-    if not all(jsonl.is_text(text) for result in parsed for text in (result.title, result.body)):
-        raise UserError(f"{where}: a search result's title and body should be text")
+    for result in parsed:
+        jsonl.check_text(result.title, "title", where)
+        jsonl.check_text(result.body, "body", where)
     valid = isinstance(judgements, list) and all(verdict in get_args(Verdict) for verdict in judgements)
     if not valid or len(judgements) not in (0, len(parsed)):
         known = json.dumps(get_args(Verdict))

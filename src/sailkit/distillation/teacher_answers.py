@@ -164,8 +164,7 @@ def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dic
     answers: dict[str, list[str]] = {}
     for line, row in rows:
         for name in ("response",) if unasked else ("prompt", "response"):
-            if not jsonl.is_text(row.get(name)):
-                raise UserError(f"{path}, row {line}: field {name!r} should be text")
+            jsonl.check_text(row.get(name), name, f"{path}, row {line}")
         answers.setdefault("" if unasked else row["prompt"].strip(), []).append(row["response"])
     prompts = [as_text(conversation(one)[0].parts).strip() for one in examples]
     astray = [one.id for one, prompt in zip(examples, prompts, strict=True) if prompt not in answers]

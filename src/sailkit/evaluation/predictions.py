@@ -199,13 +199,11 @@ def load_table(
     parsed = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
     words = words_of_answers(chosen, parsed, [str(row[names["output"]] or "") for _, row in rows], path)
     predictions, extra = [], []
-    seen: dict[str, int] = {}
+    ids = jsonl.UniqueIds()
     for index, (line, row) in enumerate(rows):
         where = f"{path}, line {line}"
         item = jsonl.filled_field(row, names["id"], path, line)
-        if item in seen:
-            raise UserError(f"{where}: id {item!r} was used before, in line {seen[item]}; ids must be unique")
-        seen[item] = line
+        ids.add(item, where)
         raw = row[names["output"]]
         if raw is not None and not isinstance(raw, str):
             raise UserError(f"{where}: field {names['output']!r} should be text, found {type(raw).__name__}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from sailkit.errors import UserError
 from sailkit.files import unpacking
+from sailkit.text import without_surrogates
 
 _UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's message when the disk is full
@@ -32,11 +33,6 @@ def dumps(value: object) -> str:
 def encode(text: str) -> bytes:
     r"""UTF-8; half a surrogate pair becomes its escape, `\ud800`, which is how JSON spells it."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is text that UTF-8 can hold; JSON can also spell half a surrogate pair."""
-    return isinstance(value, str) and encode(value) == value.encode("utf-8", "replace")
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
@@ -102,11 +98,46 @@ def text_field(row: JsonObject, name: str, path: str | Path, line: int) -> str:
     if name not in row:
         raise UserError(f"{path}, line {line}: no field {name!r} (found: {', '.join(sorted(row)) or 'nothing'})")
     value = row[name]
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise UserError(f"{path}, line {line}: field {name!r} should be text, found {type(value).__name__}")
-    if not is_text(str(value)):
-        raise UserError(f"{path}, line {line}: field {name!r} holds half a surrogate pair, which is no character")
-    return str(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return check_text(str(value) if is_number else value, name, f"{path}, line {line}")
+
+
+def check_text(value: object, name: str, where: str) -> str:
+    """A field's value, which must be text.
+
+    Args:
+        value: The value.
+        name: The field's name.
+        where: Its file and line.
+
+    Raises:
+        UserError: It is of another type, or holds half a surrogate pair, which JSON can spell and UTF-8 cannot hold.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field {name!r} should be text, found {type(value).__name__}")
+    if not value.isascii() and value != without_surrogates(value):
+        raise UserError(f"{where}: field {name!r} holds half a surrogate pair, which is no character")
+    return value
+
+
+class UniqueIds:
+    """The ids of the rows read so far, none of which may occur again."""
+
+    def __init__(self) -> None:
+        self._where: dict[str, str] = {}
+
+    def add(self, item_id: str, where: str) -> None:
+        """Note an id.
+
+        Args:
+            item_id: The id.
+            where: File and line of its row.
+
+        Raises:
+            UserError: An earlier row has the same id.
+        """
+        if (first := self._where.setdefault(item_id, where)) != where:
+            raise UserError(f"{where}: id {item_id!r} was used before, at {first}; ids must be unique")
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:

@@ -88,15 +88,15 @@ def read_judgements(path: str | Path) -> HumanJudgements:
 
 
 def _climate_fever(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
-    claim = _text(row["claim"], "claim", where)
-    identity = _text(str(row.get("claim_id", claim)), "claim_id", where)
+    claim = jsonl.check_text(row["claim"], "claim", where)
+    identity = jsonl.check_text(str(row.get("claim_id", claim)), "claim_id", where)
     if not isinstance(row["evidences"], list):
         raise UserError(f"{where}: field 'evidences' should be a list")
     for index, entry in enumerate(row["evidences"]):
         entry_name = f"{where}: evidences[{index}]"
         try:
             votes, label = entry["votes"], entry["evidence_label"]
-            body, title = (_text(entry[name], name, entry_name) for name in ("evidence", "article"))
+            body, title = (jsonl.check_text(entry[name], name, entry_name) for name in ("evidence", "article"))
         except (KeyError, TypeError):
             raise UserError(f"{entry_name} lacks votes, evidence, article or evidence_label") from None
         cast = [vote for vote in votes if vote is not None] if isinstance(votes, list) else [votes]
@@ -110,18 +110,14 @@ def _climate_fever(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
 
 
 def _factcheck(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
-    claim, stance = _text(row["claim"], "claim", where), str(row["stance"]).strip().lower().replace("-", " ")
+    claim, stance = jsonl.check_text(row["claim"], "claim", where), str(row["stance"]).strip().lower().replace("-", " ")
     if stance not in _STANCES:
         raise UserError(f"{where}: stance {stance!r} is not one of {', '.join(_STANCES)}")
     share = _STANCES[stance]
-    pair = ResultPair(Instruction(claim, "", "", claim), SearchResult(_text(row["evidence"] or "", "evidence", where)))
+    pair = ResultPair(
+        Instruction(claim, "", "", claim), SearchResult(jsonl.check_text(row["evidence"] or "", "evidence", where))
+    )
     yield HumanPair(pair, claim, share, share > 0.5)
-
-
-def _text(value: object, name: str, where: str) -> str:
-    if not jsonl.is_text(value):
-        raise UserError(f"{where}: field {name!r} should be text")
-    return str(value)
 
 
 def gold_labels(pairs: Sequence[HumanPair], stratum: str) -> list[bool | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sailkit.models.masking import NO_KEY, KeyMask
+from sailkit.text import without_surrogates
 
 _ROUNDING = 1e-3  # of a log-probability of nearly 0
 _SHOWN = 4000  # characters of a body that is no JSON, of which a line is made
@@ -79,7 +80,7 @@ def read_choice(text: str, mask: KeyMask = NO_KEY) -> tuple[dict[str, Any], dict
     """
     try:
         # Half a surrogate pair is JSON, but cannot be written as UTF-8.
-        data = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+        data = json.loads(without_surrogates(json.dumps(json.loads(text), ensure_ascii=False)))
         data = mask.value(data)
     except (ValueError, RecursionError):
         what = f"an answer that is not JSON: {short(mask.text(text[:_SHOWN]))}"

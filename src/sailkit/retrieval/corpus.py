@@ -15,6 +15,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.tables import read_table
 from sailkit.files.unpacking import ERRORS, Limit, open_archive
+from sailkit.text import without_surrogates
 
 _TEXTS = (".txt", ".md")
 _TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
@@ -64,10 +65,7 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
     passages: dict[tuple[str, str], Passage] = {}
     for path in paths:
         for document in _documents(path):
-            # JSON can spell half a surrogate pair, which no file can hold.
-            title, text, url = (
-                part.encode("utf-8", "replace").decode() for part in (document.title, document.body, document.url)
-            )
+            title, text, url = map(without_surrogates, (document.title, document.body, document.url))
             for part in split_words(_TAG.sub(" ", text), words, overlap):
                 passages.setdefault((title, part), Passage(title, part, url))
     if not passages:

@@ -16,6 +16,7 @@ from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
 from sailkit.files.tables import read_table, with_nested
 from sailkit.records import Instruction, Searched, SearchOutcome, SearchResult
+from sailkit.text import without_surrogates
 
 RESULTS = "results.jsonl"
 _FIELDS = ("id", "instruction", "input", "output")
@@ -43,25 +44,14 @@ def read_instructions(
     path = Path(source)
     rows = hub_rows(str(source), ("train",)) if is_hub_name(source) else read_table(path)
     instructions: list[Instruction] = []
-    lines: dict[str, str] = {}
+    ids = jsonl.UniqueIds()
     for line, row in islice(rows, limit):
         where = f"{source}, line {line}"
         instructions.append(_instruction(row, names, len(instructions), where))
-        _check_unique(instructions[-1].id, where, lines)
+        ids.add(instructions[-1].id, where)
     if not instructions:
         raise UserError(f"{source}: no instructions")
     return instructions
-
-
-def _check_unique(name: str, where: str, lines: dict[str, str]) -> None:
-    """Add an id to those of earlier lines.
-
-    Raises:
-        UserError: An earlier line has the same id.
-    """
-    if name in lines:
-        raise UserError(f"{where}: id {name!r} was used before, at {lines[name]}; ids must be unique")
-    lines[name] = where
 
 
 def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
@@ -116,16 +106,12 @@ def _text(value: object, name: str, where: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: field {name!r} should be text, found {type(value).__name__}")
-    if not jsonl.is_text(str(value)):
-        raise UserError(f"{where}: field {name!r} holds half a surrogate pair, which is no character")
-    return str(value)
+    return jsonl.check_text(str(value), name, where)
 
 
 def make_result(source: str, rank: int, title: object, body: object, url: object = "", at: str = "") -> SearchResult:
     """A search result from an engine's fields: what is not text becomes empty, and half a surrogate pair a `?`."""
-    title, body, url = (
-        text.encode("utf-8", "replace").decode() if isinstance(text, str) else "" for text in (title, body, url)
-    )
+    title, body, url = (without_surrogates(text) if isinstance(text, str) else "" for text in (title, body, url))
     title = title if title.strip() else ""
     return SearchResult(body=body, title=title, url=url, source=source, rank=rank, retrieved_at=at)
 
@@ -158,11 +144,11 @@ def read_searched(source: str | Path) -> list[Searched]:
     path = Path(source)
     path = path / RESULTS if path.is_dir() else path
     rows: list[Searched] = []
-    lines: dict[str, str] = {}
+    ids = jsonl.UniqueIds()
     for line, row in read_table(path):
         where = f"{path}, line {line}"
         instruction = _instruction(row, {}, len(rows), where)
-        _check_unique(instruction.id, where, lines)
+        ids.add(instruction.id, where)
         if "results" not in row:
             raise UserError(f"{where}: no field 'results'; run  sailkit search  first")
         all_results = _results(row["results"], where)

@@ -136,11 +136,11 @@ def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
     if not texts.is_dir():
         raise UserError(f"{path} has no folder {spec.folder}; `data` should name the folder that holds it")
     labels: dict[str, str] = {}
+    ids = jsonl.UniqueIds()
     for line, row in read_table(path / label_file.path):
         where = path / label_file.path
         item = jsonl.text_field(row, label_file.id, where, line)
-        if item in labels:
-            raise UserError(f"{where}, line {line}: id {item!r} was used before; ids must be unique")
+        ids.add(item, f"{where}, line {line}")
         labels[item] = jsonl.text_field(row, label_file.label, where, line)
     # The folder is listed and the labels looked up, so no id from a file ever becomes a path.
     for file in sorted(texts.glob("*.txt")):

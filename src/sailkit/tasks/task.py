@@ -164,12 +164,9 @@ class Task:
         else:
             path = Path("`examples`")
             rows = list(memory_rows(data, spec))
-        seen: dict[str, str] = {}
+        ids = jsonl.UniqueIds()
         for example, where in rows:
-            if example.id in seen:
-                first = seen[example.id]
-                raise UserError(f"{where}: id {example.id!r} was used before, at {first}; ids must be unique")
-            seen[example.id] = where
+            ids.add(example.id, where)
             if example.label not in self.spec.labels:
                 raise UserError(f"{where}: label {example.label!r} is not one of {', '.join(self.spec.labels)}")
         examples = [example for example, _ in rows if example.label in self.labels]
