@@ -104,7 +104,8 @@ def quality(options, place):
     from sailkit.distillation.distill import distill
     from sailkit.distillation.fidelity import fidelity
     from sailkit.distillation.recipe import read_distillation_recipe
-    from sailkit.distillation.steps import Work
+    from sailkit.distillation.setup import check_run, set_up
+    from sailkit.distillation.steps import align
     from sailkit.distillation.teacher_cache import teacher_cache
     from sailkit.models.base import ModelOptions
     from sailkit.models.local import LocalModel
@@ -136,7 +137,8 @@ def quality(options, place):
                 same = {**told, "teacher": options.teacher, "data": [str(data)], "teacher_style": style}
                 distill(out=out, method=method, cache=cache, set=sets, **same, **more)
                 if method == "logits":
-                    work = Work(read_distillation_recipe(None, {**same, "method": method}, sets), out, cache)
+                    setup = set_up(read_distillation_recipe(None, {**same, "method": method}, sets), out, cache)
+                    targets = align(setup, check_run(setup))
                     rows = [row for _, row in jsonl.read_rows(out / "fidelity.jsonl")]
                     found["logits"].append([row for row in rows if row["model"] == "tuned"])
                     found["base"].append([row for row in rows if row["model"] == "base"])
@@ -144,7 +146,7 @@ def quality(options, place):
                 # The targets of `sequence` are aligned by other data; one yardstick for all: those of `logits`.
                 if not (file := out / "fidelity-same-targets.jsonl").exists():
                     model = LocalModel.from_name(str(out / "student" / "model"), ModelOptions(dtype="float32")).model
-                    rows = fidelity(model, work.prepared(HELD_OUT), work.compiled(HELD_OUT).targets, work.columns)
+                    rows = fidelity(model, targets.held_out_rows, targets.held_out.targets, targets.columns)
                     jsonl.write_atomic(file, "".join(jsonl.dumps(row) + "\n" for row in rows))
                 found["sequence"].append([row for _, row in jsonl.read_rows(file)])
         print(f"### {student}, learning rate {options.learning_rate or RATES[student]:g}\n")

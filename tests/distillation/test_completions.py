@@ -175,13 +175,13 @@ def test_each_side_says_why():
     plain = trained("byte-fallback")
     rows = [example(0), replace(example(1), response=DECOMPOSED), replace(example(2), response="\u200b")]
     for teacher, other, side in ((nfc, plain, "teacher"), (plain, nfc, "student")):
-        laid = TokenizerPair(teacher, other, 1000, None).read(prepare(rows, other, 1000))
+        laid = TokenizerPair(teacher, other, 1000, None).tokenise(prepare(rows, other, 1000))
         assert laid[0].teacher.length == laid[0].student.length
         assert laid[1] == WithoutTeacher("1", f"{side}: {CANNOT}")
         assert (
             laid[2].student.between(*map(int, (laid[2].student.length - 3, laid[2].student.length))) == b"\xe2\x80\x8b"
         )
-    short = TokenizerPair(plain, nfc, 10, None).read(prepare(rows, nfc, 1000))
+    short = TokenizerPair(plain, nfc, 10, None).tokenise(prepare(rows, nfc, 1000))
     assert {one.reason for one in short} == {"the teacher has no room for it"}
 
 

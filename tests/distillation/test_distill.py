@@ -33,10 +33,11 @@ from transformers import (
 
 from sailkit.data.exports import example_row
 from sailkit.distillation import teacher_cache as maker
-from sailkit.distillation.distill import _opened, distill
+from sailkit.distillation.distill import _open_run, distill
 from sailkit.distillation.layers import evenly_spaced_layers, with_fewer_layers
 from sailkit.distillation.recipe import read_distillation_recipe
 from sailkit.distillation.records import ALIGNED, NONE
+from sailkit.distillation.setup import set_up
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
@@ -378,7 +379,7 @@ def test_answers_that_changed_are_noticed(teacher, data, tmp_path):
     said.write_text(json.dumps(answers))
     given = {"teacher_outputs": said, "method": "sequence", "model": str(teacher), "data": [str(data)]}
     told = read_distillation_recipe(None, {**given, "teacher_outputs": str(said)}, SET)
-    with _opened(told, tmp_path / "run", None):
+    with _open_run(set_up(told, tmp_path / "run", None)):
         pass
     said.write_text(said.read_text().replace("answer is 3", "answer is 4"))
     with pytest.raises(UserError, match="teacher_outputs_sha256"):

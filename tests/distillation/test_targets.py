@@ -61,11 +61,11 @@ def compiler(folder: Path, teacher: Path) -> Callable[..., TargetCompiler]:
 def by_hand(compiler: TargetCompiler, rows: Prepared, learn_from: Prepared | None) -> Targets:
     """Targets whose habits are those of certain rows, or that know none."""
     sides, cache = compiler.sides, compiler.cache
-    both = sides.read(rows)
+    both = sides.tokenise(rows)
     ends = end_tokens(sides.teacher_tokenizer, (row.teacher for row in both))
     projection = Projection(sides.teacher, sides.student, ends, compiler.min_mass)
     if learn_from is not None:
-        projection.learn((row.teacher, row.student) for row in sides.read(learn_from))
+        projection.learn((row.teacher, row.student) for row in sides.tokenise(learn_from))
     return collect(
         projection.row(cache.get(row.pair.prompt, row.pair.completion), row.teacher, row.student) for row in both
     )

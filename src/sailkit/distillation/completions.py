@@ -86,7 +86,7 @@ class TokenizerPair:
         """Whether both have the same tokens, so that nothing needs to be aligned."""
         return self.teacher.fingerprint == self.student.fingerprint
 
-    def read(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
+    def tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
         """Both sides of each row.
 
         Args:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
-from sailkit.data.exports import HELD_OUT, example_row
+from sailkit.data.exports import example_row
+from sailkit.distillation import steps
 from sailkit.distillation.estimate import plan_distillation
 from sailkit.distillation.recipe import DistillationRecipe, read_distillation_recipe
-from sailkit.distillation.steps import STUDENT, Work
+from sailkit.distillation.results import STUDENT
+from sailkit.distillation.setup import Setup, check_run, set_up
 from sailkit.files import jsonl
 from sailkit.models.base import is_endpoint
 from sailkit.models.sources import resolve
@@ -24,7 +26,6 @@ from sailkit.training.finetune import train
 from sailkit.training.publish import check_target
 from sailkit.training.publish import push as push_to_hub
 from sailkit.training.results import MODEL
-from sailkit.training.tokenise import held_out_paths, read_data
 
 
 def distill(
@@ -87,59 +88,86 @@ def distill(
         "teacher_tokenizer": str(teacher_tokenizer) if teacher_tokenizer else None,
         "teacher_outputs": str(teacher_outputs) if teacher_outputs else None,
     }  # fmt: skip
-    told = read_distillation_recipe(recipe, changes, set or ())
+    settings = read_distillation_recipe(recipe, changes, set or ())
     if dry_run:
-        return plan_distillation(told, tokens_per_second)
+        return plan_distillation(settings, tokens_per_second)
     out = check_target("distill", out, push)
     with process_group() as processes:
-        figures = _distill(told, out, cache, processes)
+        figures = _distill(settings, out, cache, processes)
     address = push_to_hub(out / STUDENT / MODEL, push)
     return {**figures, "pushed": address} if address else figures
 
 
-def _distill(told: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
+def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
+    """All steps in order; the main process writes, and each later step reads what earlier ones wrote."""
+    metrics, targets, in_order = out / runs.METRICS, None, False
     with contextlib.ExitStack() as stack:
-        date = processes.broadcast(_date(told, out, cache))
-        told = replace(told, student=replace(told.student, date=date))
-        work = Work(told, out, cache)
+        # One day for all processes, also where midnight passes between two of them.
+        recipe = replace(recipe, student=replace(recipe.student, date=processes.broadcast(_date(recipe, out, cache))))
         with processes.raise_together():
-            work.check()
+            setup = set_up(recipe, out, cache)
+            reach = check_run(setup)
             if processes.is_main:
-                stack.enter_context(_opened(told, out, cache))
-                if not (out / runs.METRICS).exists():
-                    work.make()
-        if processes.broadcast((out / runs.METRICS).exists()):
-            return processes.broadcast(jsonl.read_json(out / runs.METRICS) if processes.is_main else {})
+                stack.enter_context(_open_run(setup))
+                if not metrics.exists():
+                    steps.warn(setup, reach)
+                    steps.cut_student(setup)
+                    in_order = steps.write_data(setup)
+                    steps.list_rows_without_teacher(setup, reach)
+                    steps.cache_teacher(setup, reach)
+                    targets = steps.align(setup, reach)
+        if processes.broadcast(metrics.exists()):
+            return processes.broadcast(jsonl.read_json(metrics) if processes.is_main else {})
         with processes.raise_together():
-            objective = work.objective()
-        trained = train(work.student(), out / STUDENT, objective).to_json()
+            if targets is None and setup.logits:  # the main process has written them by now
+                targets = steps.align(setup, reach)
+            objective = steps.objective(setup, targets or steps.StudentTargets())
+        trained = train(steps.student_recipe(setup), out / STUDENT, objective)
         figures: dict[str, Any] = {}
         with processes.raise_together():
             if processes.is_main:
-                figures = work.figures(trained)
-                jsonl.write_json(out / runs.METRICS, figures)
+                assert targets is not None
+                figures = _figures(setup, targets, in_order, trained.to_json())
+                jsonl.write_json(metrics, figures)
         return processes.broadcast(figures)
 
 
-def _date(told: DistillationRecipe, out: Path, cache: Path | None) -> str:
-    """The day for chat templates that read the clock: one for teacher and student."""
-    kept = runs.setting_of(out, "recipe", "student", "date") or (cache and runs.setting_of(cache, "date"))
-    return str(told.student.date or kept or today())
+def _figures(setup: Setup, targets: steps.StudentTargets, in_order: bool, trained: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the run: recipe, coverage of the targets, fidelity before and after training, and the training's."""
+    recipe = setup.recipe
+    figures = {
+        "method": recipe.method,
+        "teacher": recipe.teacher,
+        "student": recipe.student.model,
+        "student_layers": recipe.student_layers,
+    }
+    if recipe.teacher_outputs:
+        figures["answers_in_order"] = in_order
+    if targets.train is not None:
+        figures["training_targets"] = targets.train.figures
+    if targets.held_out is not None:
+        figures |= {"held_out_targets": targets.held_out.figures, **steps.measure(setup, targets)}
+    return {**figures, "training": trained}
+
+
+def _date(recipe: DistillationRecipe, out: Path, cache: Path | None) -> str:
+    """The day for chat templates that read the clock, the same for teacher and student."""
+    earlier = runs.setting_of(out, "recipe", "student", "date") or (cache and runs.setting_of(cache, "date"))
+    return str(recipe.student.date or earlier or today())
 
 
 @contextlib.contextmanager
-def _opened(told: DistillationRecipe, out: Path, cache: Path | None) -> Iterator[None]:
-    tokenizers = [*filter(None, (told.teacher_tokenizer, told.teacher, told.student.model))]
+def _open_run(setup: Setup) -> Iterator[None]:
+    recipe, cache = setup.recipe, setup.given_cache
+    tokenizers = [*filter(None, (recipe.teacher_tokenizer, recipe.teacher, recipe.student.model))]
     if not any(reads_clock(config_and_tokenizer(str(name), [])[1]) for name in tokenizers):
-        told = replace(told, student=replace(told.student, date=None))
-    settings: dict[str, Any] = {"recipe": told.settings_row(), "cache": str(cache) if cache else None}
-    for name, who in (("teacher", told.teacher), ("student", told.student.model)):
-        if who and not is_endpoint(who):
-            settings |= {f"{name}_{what}": digest for what, digest in resolve(who).digests().items()}
-    if told.teacher_outputs is not None:
-        settings["teacher_outputs_sha256"] = jsonl.file_fingerprint([told.teacher_outputs])
-    rows = read_data(told.student.data, style=told.student.style)
-    aside = read_data(held_out_paths(told.student), HELD_OUT, told.student.style)
-    settings["data_sha256"] = jsonl.fingerprint([example_row(one) for one in (*rows, *aside)])
-    with runs.open_run(out, "distill", settings):
+        recipe = replace(recipe, student=replace(recipe.student, date=None))
+    settings: dict[str, Any] = {"recipe": recipe.settings_row(), "cache": str(cache) if cache else None}
+    for role, name in (("teacher", recipe.teacher), ("student", recipe.student.model)):
+        if name and not is_endpoint(name):
+            settings |= {f"{role}_{part}": digest for part, digest in resolve(name).digests().items()}
+    if recipe.teacher_outputs is not None:
+        settings["teacher_outputs_sha256"] = jsonl.file_fingerprint([recipe.teacher_outputs])
+    settings["data_sha256"] = jsonl.fingerprint([example_row(row) for row in (*setup.train, *setup.held_out)])
+    with runs.open_run(setup.out, "distill", settings):
         yield

@@ -77,7 +77,7 @@ def plan_distillation(told: DistillationRecipe, tokens_per_second: float | None 
     }
 
 
-def fitting(told: DistillationRecipe, folder: Path) -> Any:
+def check_student(told: DistillationRecipe, folder: Path) -> Any:
     """Check that a recipe fits its student, on the meta device.
 
     Args:
@@ -131,17 +131,17 @@ def _without_teacher(
         with_teacher_wording,
         without_teacher,
     )
-    from sailkit.distillation.teacher import room
+    from sailkit.distillation.teacher import max_row_tokens
 
     names = "rows_without_teacher", "held_out_rows_without_teacher", "without_teacher"
     if ours is None or theirs is None:
         return dict.fromkeys(names)
-    sides = TokenizerPair(theirs, ours, min(told.settings.max_length, room(config, theirs)), style)
+    sides = TokenizerPair(theirs, ours, min(told.settings.max_length, max_row_tokens(config, theirs)), style)
     counts: dict[str, dict[str, int]] = {TRAIN: {}, HELD_OUT: {}}
     for name, examples in data.items():
         if name == HELD_OUT or told.method == "logits":
             mine = [with_teacher_wording(one, told.student.style, style) for one in examples]
-            rows = sides.read(prepare(mine, ours, told.student.max_length, may_be_empty=True))
+            rows = sides.tokenise(prepare(mine, ours, told.student.max_length, may_be_empty=True))
             if name == TRAIN:
                 check_any_taught(rows)
             counts[name] = reasons(without_teacher(rows))

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sailkit.distillation.results import WHO, Distillation, StudentComparison, compare_students, estimates, read
-from sailkit.distillation.steps import STUDENT
+from sailkit.distillation.results import (
+    STUDENT,
+    WHO,
+    Distillation,
+    StudentComparison,
+    compare_students,
+    estimates,
+    read,
+)
 from sailkit.distillation.verdict import headline, limits, verdict
 from sailkit.errors import UserError
 from sailkit.rendering import model

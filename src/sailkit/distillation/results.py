@@ -14,12 +14,19 @@ import numpy as np
 from sailkit import runs
 from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.fidelity import FLAGS, SUMS, flag_counts, flags_kappa, means
-from sailkit.distillation.steps import DATA, FIDELITY, TARGETS
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, Floats, bounded, interval, resampled_sums
 
-STAGE = "distill"
+# Folders and files of a run.
+PROMPTS, ANSWERS = "asked", "answers"  # the rows whose prompts the teacher answers, and its answers
+DATA = "data"  # what the student reads: rows whose completions are the teacher's text, in the student's style
+CACHE = "teacher"
+CUT_MODEL = "cut"  # the student before training, where it is made of the teacher's layers
+STUDENT = "student"  # the training run
+TARGETS = "targets-{}.safetensors"
+FIDELITY = "fidelity.jsonl"  # a row for each held-out example, before and after training
+
 SUM_NAMES = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
 # Figure -> the sums that it is the first of, over all the others; kappa is made of the same flags.
 _SHARES = {
@@ -84,7 +91,7 @@ class StudentComparison:
 
 def is_distillation(folder: Path) -> bool:
     """Whether a folder is a run of distill."""
-    return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == STAGE
+    return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == "distill"
 
 
 def read(folder: Path) -> Distillation:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sailkit.distillation.records import TeacherExample, TeacherRow
-from sailkit.distillation.teacher import TopK, room
+from sailkit.distillation.teacher import TopK, max_row_tokens
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.completions import Answer, read_choice
@@ -90,7 +90,7 @@ class ServerTeacher:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the kinds that damaged files raise have no common ancestor
             raise UserError(f"cannot load the tokenizer in {folder}: {' '.join(str(error).split())[:200]}") from None
-        self.context = room(None, self.tokenizer)
+        self.context = max_row_tokens(None, self.tokenizer)
         self._date = (options.date or today()) if reads_clock(self.tokenizer) else None
         self._source = Source(folder)
         self._size = len(set(self.tokenizer.get_vocab().values()))

@@ -1,348 +1,222 @@
-"""The steps of a distillation: what comes before the student is trained, what it is to learn, and how near it came."""
+"""The steps of a distillation, in order: each is a function that reads what earlier ones wrote, and can be repeated."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sailkit import runs
 from sailkit.data.card import CARD
 from sailkit.data.exports import HELD_OUT, TRAIN, example_row
-from sailkit.distillation.completions import TokenizerPair, WithoutTeacher, check_any_taught, notify, save
-
-from sailkit.distillation.completions import with_teacher_wording, without_teacher  # isort: skip
-from sailkit.distillation.estimate import fitting
+from sailkit.distillation import completions
 from sailkit.distillation.fidelity import add_flags, fidelity, means
-from sailkit.distillation.load import check_tokenizer
-from sailkit.distillation.recipe import DistillationRecipe
+from sailkit.distillation.results import ANSWERS, CUT_MODEL, DATA, FIDELITY, PROMPTS, STUDENT, TARGETS
+from sailkit.distillation.setup import Setup, TeacherReach, open_cache, teacher_max_length
 from sailkit.distillation.teacher_answers import teacher_answers
-from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.models.base import is_endpoint
-from sailkit.models.endpoint import read_name
-from sailkit.models.sources import Source, resolve
-from sailkit.prompts.sail import trained_style
+from sailkit.models.base import ModelOptions, is_endpoint
+from sailkit.models.sources import resolve
 from sailkit.records import TrainingExample
-from sailkit.training.checks import check_rows, require_gpu
 from sailkit.training.distributed import is_main_process
 from sailkit.training.finetune import Objective
 from sailkit.training.publish import data_cards
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import MODEL
-from sailkit.training.tokenise import Prepared, held_out_paths, no_held_out_warning, prepare, read_data
-
-DATA = "data"  # what the student reads: rows whose completions are the teacher's words, in its wording
-ASKED, ANSWERS = "asked", "answers"
-CACHE = "teacher"
-CUT = "cut"  # the student that was made from the teacher
-STUDENT = "student"  # the training run
-TARGETS = "targets-{}.safetensors"
-FIDELITY = "fidelity.jsonl"  # a row for each held-out example
+from sailkit.training.tokenise import Prepared, no_held_out_warning, prepare, read_data
 
 
-class Work:
-    """The steps of a distillation, each in its own folder, each gone on with where it stopped."""
+@dataclass(frozen=True)
+class StudentTargets:
+    """The teacher's distributions in the student's tokens; a part is None where the method has no use for it.
 
-    def __init__(self, told: DistillationRecipe, out: Path, cache: Path | None) -> None:
-        self.told, self.out = told, out
-        self.date = told.student.date
-        self.logits = told.method != "sequence"
-        self.cache = cache or out / CACHE
-        self.own_cache = cache is None
-        self.in_order = False  # whether given answers were told apart by their order alone
-        self.sides: TokenizerPair | None = None
-        self.without_teacher: dict[str, list[WithoutTeacher]] = {}  # of train.jsonl and held_out.jsonl
-        self.readable = True  # whether the teacher can read any of the held-out rows
+    Attributes:
+        compiler: What made them.
+        columns: Size of the student's vocabulary; what its output layer has beyond that is padding.
+        train: Targets of the training rows.
+        held_out: Targets of the held-out rows.
+        held_out_rows: The held-out rows as the student reads them.
+    """
 
-    def check(self) -> None:
-        """Refuse, while nothing is written, what training would refuse when the teacher has been asked."""
-        from sailkit.distillation.trainer import check_loss
-        from sailkit.training.arguments import sft_config
+    compiler: Any = None
+    columns: int = 0
+    train: Any = None
+    held_out: Any = None
+    held_out_rows: Prepared | None = None
 
-        told = self.told
-        require_gpu(told.student)
-        rows, aside = self._read()
-        args = sft_config(told.student, self.out / STUDENT, held_out=bool(aside))
-        if self.logits:
-            check_loss(args)
-        if not self.own_cache and (self.logits or (aside and told.teacher)):
-            self._opened()
-        source = resolve(told.student.model)
-        tokenizer = fitting(told, source.folder)
-        if told.method != "logits":  # what the teacher will say nobody knows; a word has to fit
-            rows = [replace(one, judgements=(), response="Yes.") for one in rows]
-        longest = told.student.max_length
-        parts = {
-            name: prepare([self._worded(one) for one in part], tokenizer, longest, self.date, held_out=name == HELD_OUT)
-            for name, part in ((TRAIN, rows), (HELD_OUT, aside))
-            if part
-        }
-        check_rows(told.student, source, list(parts.values()))
-        self._check_sides(parts, tokenizer)
 
-    def _check_sides(self, parts: Mapping[str, Prepared], tokenizer: Any) -> None:
-        """Find the rows that teacher and student cannot both read, from their tokenizers alone."""
-        read = {name: part for name, part in parts.items() if self.logits or name == HELD_OUT}
-        if not self.told.teacher or not read:
-            return
-        if self.own_cache or is_endpoint(self.told.teacher):
-            check_tokenizer(self.told.teacher, self.told.teacher_tokenizer)
-        settings = {} if self.own_cache else self._opened().settings
-        room, style = settings.get("max_length", self._room()), settings.get("style", self.teacher_style)
-        self.sides = TokenizerPair(self._teacher_tokenizer, tokenizer, room, style, settings.get("date", self.date))
-        rows = {name: self.sides.read(part) for name, part in read.items()}
-        check_any_taught(rows.get(TRAIN, ()))
-        if self.told.method == "both":
-            rows.pop(TRAIN)  # a word in place of answers that are not known yet
-        self.without_teacher = {name: without_teacher(part) for name, part in rows.items()}
-        self.readable = len(self.without_teacher.get(HELD_OUT, ())) < len(rows.get(HELD_OUT, ()))
+def warn(setup: Setup, reach: TeacherReach) -> None:
+    """Say at the terminal what will not be measured or taught."""
+    if not setup.measured:
+        runs.notice(no_held_out_warning(setup.recipe.student))
+    completions.notify(reach.without_teacher)
 
-    def make(self) -> None:
-        """What comes before training: the student's model, the data with the teacher's words, the teacher's cache."""
-        told, out = self.told, self.out
-        if not self._read()[1]:
-            runs.notice(no_held_out_warning(told.student))
-        notify(self.without_teacher)
-        if told.student_layers is not None:
-            from sailkit.distillation.layers import with_fewer_layers
 
-            with_fewer_layers(resolve(told.teacher), told.student_layers, out / CUT)
-        self._data()
-        if told.method == "both":
-            assert self.sides is not None
-            self.without_teacher[TRAIN] = without_teacher(self.sides.read(self.prepared(TRAIN)))
-            notify({TRAIN: self.without_teacher[TRAIN]})
-        save(self.without_teacher, out)
-        if self.own_cache and told.teacher:
-            self._cache()
-        if self.logits:
-            self.compiled(TRAIN)
-        if self._measured():
-            self.compiled(HELD_OUT)
+def cut_student(setup: Setup) -> None:
+    """With `student_layers`: write the student, a model of some of the teacher's layers."""
+    if setup.recipe.student_layers is not None:
+        from sailkit.distillation.layers import with_fewer_layers
 
-    def _data(self) -> None:
-        told, folder = self.told, self.out / DATA
-        rows, aside = self._read()
-        if told.method != "logits":
-            rows = self._answered(rows)
-        folder.mkdir(exist_ok=True)
-        for name, part in ((TRAIN, rows), (HELD_OUT, aside)):
-            jsonl.write_rows(folder / name, (example_row(self._worded(one)) for one in part))
-        cards = data_cards(told.student.data)
-        if len(cards) == 1 and cards[0]["card"]:
-            jsonl.write_json(folder / CARD, cards[0]["card"])
+        with_fewer_layers(resolve(setup.recipe.teacher), setup.recipe.student_layers, setup.out / CUT_MODEL)
 
-    def _read(self) -> tuple[list[TrainingExample], list[TrainingExample]]:
-        """The rows to learn and those to measure on, as the data have them."""
-        told = self.told.student
-        apart = held_out_paths(told)
-        rows = read_data(told.data, style=told.style)
-        aside = read_data(apart, HELD_OUT, told.style) if apart else []
-        return rows, [one for one in aside if one.response.strip()]  # prompts alone are nothing to measure on
 
-    def _answered(self, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
-        """The same rows, with what the teacher says in place of their words."""
-        from sailkit.models.base import ModelOptions
-        from sailkit.models.load import load_model
+def write_data(setup: Setup) -> bool:
+    """Write the student's data, by `sequence` and `both` with the teacher's answers as responses.
 
-        told, asked = self.told, self.out / ASKED
-        asked.mkdir(exist_ok=True)
-        jsonl.write_rows(asked / TRAIN, (example_row(self._worded(one)) for one in rows))
-        said = told.teacher_outputs or load_model(told.teacher, ModelOptions(date=self.date))
-        style, longest = self.teacher_style, told.settings.max_new_tokens
-        found = teacher_answers(said, [str(asked)], self.out / ANSWERS, style=style, max_new_tokens=longest)
-        self.in_order = found["in_order"]
-        styles = {one.id: one.style for one in rows}
-        return [replace(one, style=styles[one.id]) for one in read_data([str(self.out / ANSWERS)])]
+    Returns:
+        Whether given answers were matched to rows by their order alone.
+    """
+    rows: Sequence[TrainingExample] = setup.train
+    in_order = False
+    if setup.recipe.method != "logits":
+        rows, in_order = _answered(setup)
+    folder = setup.out / DATA
+    folder.mkdir(exist_ok=True)
+    for name, part in ((TRAIN, rows), (HELD_OUT, setup.measured)):
+        jsonl.write_rows(folder / name, map(example_row, setup.in_student_style(part)))
+    cards = data_cards(setup.recipe.student.data)
+    if len(cards) == 1 and cards[0]["card"]:
+        jsonl.write_json(folder / CARD, cards[0]["card"])
+    return in_order
 
-    def _worded(self, one: TrainingExample) -> TrainingExample:
-        return with_teacher_wording(one, self.told.student.style, self.teacher_style)
 
-    @functools.cached_property
-    def teacher_style(self) -> str | None:
-        """How the teacher is asked; None for each row's own style."""
-        if self.told.teacher_style or self._teacher is None:
-            return self.told.teacher_style
-        return trained_style(self._teacher.trained())
+def _answered(setup: Setup) -> tuple[list[TrainingExample], bool]:
+    """The training rows with the teacher's answers as responses, and whether these were matched by order alone."""
+    from sailkit.models.load import load_model
 
-    @functools.cached_property
-    def _teacher(self) -> Source | None:
-        """The teacher's files; of one behind an endpoint, its tokenizer's."""
-        given = self.told.teacher_tokenizer
-        if given is not None:
-            if not given.is_dir():
-                raise UserError(f"no folder {given}: teacher_tokenizer should hold the teacher's tokenizer")
-            return Source(given)
-        named = self.told.teacher and not is_endpoint(self.told.teacher)
-        return resolve(self.told.teacher) if named else None
+    recipe, prompts, answers = setup.recipe, setup.out / PROMPTS, setup.out / ANSWERS
+    prompts.mkdir(exist_ok=True)
+    jsonl.write_rows(prompts / TRAIN, map(example_row, setup.in_student_style(setup.train)))
+    teacher = recipe.teacher_outputs or load_model(recipe.teacher, ModelOptions(date=setup.date))
+    limit = recipe.settings.max_new_tokens
+    result = teacher_answers(teacher, [str(prompts)], answers, style=setup.teacher_style, max_new_tokens=limit)
+    styles = {example.id: example.style for example in setup.train}
+    rows = read_data([str(answers)])
+    return [replace(example, style=styles[example.id]) for example in rows], result["in_order"]
 
-    def _cache(self) -> None:
-        from sailkit.distillation.teacher_cache import teacher_cache
 
-        told, folder = self.told, self.out / DATA
-        read = [str(folder)] if self.logits else [str(folder / HELD_OUT)]
-        if not self.logits and not self._measured():
-            return
-        teacher_cache(
-            teacher=told.teacher, data=read, out=self.cache, style=self.teacher_style,  # type: ignore[arg-type]
-            max_length=self._room(), k=told.settings.k, top_p=told.settings.top_p,
-            precision=told.settings.precision, teacher_tokenizer=told.teacher_tokenizer, date=self.date,
-        )  # fmt: skip
+def list_rows_without_teacher(setup: Setup, reach: TeacherReach) -> None:
+    """Write which rows are learnt by cross-entropy alone; by `both`, the rows of answers are known by now."""
+    without = reach.without_teacher
+    if setup.recipe.method == "both":
+        assert reach.tokenizers is not None
+        rows = reach.tokenizers.tokenise(_student_rows(setup, student_tokenizer(setup), DATA, TRAIN))
+        without = {**without, TRAIN: completions.without_teacher(rows)}
+        completions.notify({TRAIN: without[TRAIN]})
+    completions.save(without, setup.out)
 
-    def _room(self) -> int:
-        """Tokens of a row as the teacher reads it."""
-        from transformers import AutoConfig
 
-        from sailkit.distillation.teacher import room
-        from sailkit.models.weights import pretrained
+def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
+    """Write the cache of the teacher's distributions over the student's data, as far as the method reads it."""
+    if setup.given_cache or not setup.recipe.teacher or not (setup.logits or reach.measurable):
+        return
+    from sailkit.distillation.teacher_cache import teacher_cache
 
-        config = None
-        if not is_endpoint(self.told.teacher):
-            assert self._teacher is not None
-            config = pretrained(AutoConfig, (self._teacher.base or self._teacher).folder)
-        return min(self.told.settings.max_length, room(config, self._teacher_tokenizer))
+    recipe, data = setup.recipe, setup.out / DATA
+    teacher_cache(
+        teacher=recipe.teacher, data=[str(data if setup.logits else data / HELD_OUT)], out=setup.cache,
+        style=setup.teacher_style,  # type: ignore[arg-type]
+        max_length=teacher_max_length(setup), k=recipe.settings.k, top_p=recipe.settings.top_p,
+        precision=recipe.settings.precision, teacher_tokenizer=recipe.teacher_tokenizer, date=setup.date,
+    )  # fmt: skip
 
-    def _held_out(self) -> bool:
-        return (self.out / DATA / HELD_OUT).stat().st_size > 0
 
-    def _measured(self) -> bool:
-        """Whether it can be said how near the student comes: there are held-out rows, and a teacher that reads them."""
-        return self._held_out() and bool(self.told.teacher) and (self.logits or self.readable)
+def align(setup: Setup, reach: TeacherReach) -> StudentTargets:
+    """Bring the cached distributions into the student's tokens, or read the targets that are written already."""
+    from sailkit.distillation.targets import TargetCompiler
 
-    def student(self) -> Recipe:
-        """The student's recipe, on the data with the teacher's words."""
-        told, folder = self.told, self.out / DATA
-        model = str(self.out / CUT) if told.student_layers is not None else told.student.model
-        apart = (str(folder),) if self._held_out() else ()
-        return replace(told.student, model=model, data=(str(folder),), held_out=apart, style=None)
+    if not (setup.logits or reach.measurable):
+        return StudentTargets()
+    tokenizer = student_tokenizer(setup)
+    compiler = TargetCompiler(open_cache(setup), setup.teacher_tokenizer, tokenizer, setup.recipe.settings.min_mass)
+    if is_main_process():
+        kind = "the same tokenizer: nothing to align" if compiler.same else "different tokenizers: aligned by bytes"
+        runs.notice(f"teacher and student have {kind}")
+    rows = functools.cache(functools.partial(_student_rows, setup, tokenizer))
+    train = held_out = held_out_rows = None
+    if setup.logits:
+        train = compiler.compile(rows(DATA, TRAIN), setup.out / TARGETS.format("train"))
+    if reach.measurable:
+        held_out_rows = rows(DATA, HELD_OUT)
+        # All methods are measured against the same targets: habits are learnt from the data's own responses.
+        prompts = setup.out / PROMPTS / TRAIN
+        has_responses = prompts.exists() and any(row.response.strip() for row in read_data([str(prompts)]))
+        habits = rows(PROMPTS if has_responses else DATA, TRAIN)
+        held_out = compiler.compile(held_out_rows, setup.out / TARGETS.format("held_out"), habits)
+    columns = 1 + int(max(tokenizer.get_vocab().values()))  # not its length: ids may have gaps
+    return StudentTargets(compiler, columns, train, held_out, held_out_rows)
 
-    @functools.cached_property
-    def _teacher_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
 
-        from sailkit.models.weights import pretrained
+def student_tokenizer(setup: Setup) -> Any:
+    """The student's tokenizer, once the student is there."""
+    from transformers import AutoTokenizer
 
-        given = self.told.teacher_tokenizer or resolve(self.told.teacher).tokenizer_folder
-        return pretrained(AutoTokenizer, given)
+    from sailkit.models.weights import pretrained
 
-    @functools.cached_property
-    def _student_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+    return pretrained(AutoTokenizer, resolve(student_recipe(setup).model).tokenizer_folder)
 
-        from sailkit.models.weights import pretrained
 
-        return pretrained(AutoTokenizer, resolve(self.student().model).tokenizer_folder)
+def _student_rows(setup: Setup, tokenizer: Any, folder: str, name: str) -> Prepared:
+    """A file of rows as the student reads them."""
+    return prepare(read_data([str(setup.out / folder / name)]), tokenizer, setup.recipe.student.max_length, setup.date)
 
-    def _opened(self) -> Any:
-        """The teacher's cache, where it is the one that the recipe asks for."""
-        from sailkit.distillation.cache import CacheReader
 
-        opened = CacheReader.open(self.cache)
-        asked = {name: getattr(self.told.settings, name) for name in ("k", "top_p", "precision")}
-        if opened.settings.get("date"):
-            asked["date"] = self.date
-        if is_endpoint(self.told.teacher):
-            asked["served_model"] = read_name(self.told.teacher)[0]  # its weights nobody sees
-        elif self._teacher is not None:
-            asked["weights_sha256"] = self._teacher.digests()["weights_sha256"]
-        opened.check(self._teacher, style=self.teacher_style, **asked)
-        return opened
+def student_recipe(setup: Setup) -> Recipe:
+    """The recipe of the student's training, on the data that `write_data` writes."""
+    student, folder = setup.recipe.student, str(setup.out / DATA)
+    model = str(setup.out / CUT_MODEL) if setup.recipe.student_layers is not None else student.model
+    return replace(student, model=model, data=(folder,), held_out=(folder,) if setup.measured else (), style=None)
 
-    @functools.cached_property
-    def _compiler(self) -> Any:
-        from sailkit.distillation.targets import TargetCompiler
 
-        tokenizers = self._teacher_tokenizer, self._student_tokenizer
-        made = TargetCompiler(self._opened(), *tokenizers, self.told.settings.min_mass)
-        if is_main_process():
-            same = "the same tokenizer: nothing to align" if made.same else "another tokenizer: aligned by bytes"
-            runs.notice(f"teacher and student have {same}")
-        return made
+def objective(setup: Setup, targets: StudentTargets) -> Objective:
+    """What the student's training run minimises."""
+    if not setup.logits:
+        return Objective()
+    from sailkit.distillation.trainer import DistillTrainer
 
-    @functools.lru_cache(maxsize=3)  # noqa: B019 - as long-lived as the command
-    def prepared(self, name: str, folder: str = DATA) -> Prepared:
-        """Rows as the student reads them."""
-        examples = read_data([str(self.out / folder / name)])
-        return prepare(examples, self._student_tokenizer, self.told.student.max_length, self.date)
+    recipe = setup.recipe
+    trainer = functools.partial(
+        DistillTrainer,
+        targets=targets.train.targets,
+        held_out_targets=targets.held_out.targets if targets.held_out else None,
+        ce_weight=recipe.ce_weight,
+        columns=targets.columns,
+    )
+    return Objective(trainer, {"method": recipe.method, "ce_weight": recipe.ce_weight, **targets.compiler.settings()})
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def compiled(self, name: str) -> Any:
-        """The targets of the training or of the held-out rows."""
-        # The yardstick is the same for all methods: habits as they are in the data's own words.
-        asked = self.out / ASKED / TRAIN
-        words = ASKED if asked.exists() and any(one.response.strip() for one in read_data([str(asked)])) else DATA
-        learn = self.prepared(TRAIN, words) if name == HELD_OUT else None
-        file = self.out / TARGETS.format(name.removesuffix(".jsonl"))
-        return self._compiler.compile(self.prepared(name), file, learn)
 
-    @property
-    def columns(self) -> int:
-        """The student's tokens; what its output layer has beyond them is padding."""
-        return 1 + int(max(self._student_tokenizer.get_vocab().values()))  # ids may have gaps
+def measure(setup: Setup, targets: StudentTargets) -> dict[str, Any]:
+    """Compare the student with the teacher on held-out rows, before and after training, and write each row's sums.
 
-    def objective(self) -> Objective:
-        """What the student's training run is to learn."""
-        if not self.logits:
-            return Objective()
-        from sailkit.distillation.trainer import DistillTrainer
+    Returns:
+        `base` and `tuned` -> figures; see `means`.
+    """
+    from sailkit.models.local import LocalModel
+    from sailkit.models.weights import free_memory
+    from sailkit.training.flagging import verdicts
 
-        more = {
-            "targets": self.compiled(TRAIN).targets,
-            "held_out_targets": self.compiled(HELD_OUT).targets if self._held_out() else None,
-            "ce_weight": self.told.ce_weight,
-            "columns": self.columns,
-        }
-        settings = {"method": self.told.method, "ce_weight": self.told.ce_weight, **self._compiler.settings()}
-        return Objective(functools.partial(DistillTrainer, **more), settings)
-
-    def figures(self, trained: dict[str, Any]) -> dict[str, Any]:
-        """How near the student came to the teacher, beside what it was."""
-        told = self.told
-        about = {
-            "method": told.method,
-            "teacher": told.teacher,
-            "student": told.student.model,
-            "student_layers": told.student_layers,
-        }
-        found: dict[str, Any] = {"answers_in_order": self.in_order} if told.teacher_outputs else {}
-        if self.logits:
-            found["training_targets"] = self.compiled(TRAIN).figures
-        if self._measured():
-            found["held_out_targets"] = self.compiled(HELD_OUT).figures
-            found |= self._fidelity()
-        return {**about, **found, "training": trained}
-
-    def _fidelity(self) -> dict[str, Any]:
-        from sailkit.models.base import ModelOptions
-        from sailkit.models.local import LocalModel
-        from sailkit.models.weights import free_memory
-        from sailkit.training.flagging import verdicts
-
-        rows: list[dict[str, Any]] = []
-        figures: dict[str, Any] = {}
-        aside, targets = self.prepared(HELD_OUT), self.compiled(HELD_OUT).targets
-        # Of the rows that all else is measured on, as the data have them: with their judgements.
-        measured = {one.id for one in aside.examples}
-        asked = read_data(held_out_paths(self.told.student), HELD_OUT, self.told.student.style)
-        asked = [one for one in asked if one.id in measured]
-        flags: dict[str, tuple[bool, ...]] | None = None
-        if not is_endpoint(self.told.teacher):
-            wording = [replace(one, style=self.teacher_style or one.style) for one in asked]
-            # Not kept: a large teacher leaves the room to the students.
-            teacher = LocalModel.from_name(self.told.teacher, ModelOptions(chat="off", date=self.date))
-            flags = verdicts(teacher, wording, self._compiler.cache.settings["max_length"])
-            del teacher
-            free_memory()
-        for who, name in (("base", self.student().model), ("tuned", str(self.out / STUDENT / MODEL))):
-            model = LocalModel.from_name(name, ModelOptions(chat="off", dtype="float32", date=self.date))
-            found = fidelity(model.model, aside, targets, self.columns)
-            if flags is not None:
-                found = add_flags(found, flags, verdicts(model, asked, self.told.student.max_length))
-            del model
-            rows += [{"model": who, **row} for row in found]
-            figures[who] = means(found)
-        jsonl.write_rows(self.out / FIDELITY, rows)
-        return figures
+    recipe = setup.recipe
+    assert targets.held_out_rows is not None
+    # Verification is compared on the same rows as the data have them: with their judgements.
+    ids = {example.id for example in targets.held_out_rows.examples}
+    judged = [example for example in setup.held_out if example.id in ids]
+    teacher_flags: dict[str, tuple[bool, ...]] | None = None
+    if not is_endpoint(recipe.teacher):
+        styled = [replace(example, style=setup.teacher_style or example.style) for example in judged]
+        teacher = LocalModel.from_name(recipe.teacher, ModelOptions(chat="off", date=setup.date))
+        teacher_flags = verdicts(teacher, styled, targets.compiler.cache.settings["max_length"])
+        del teacher  # a large one would leave no memory to the students
+        free_memory()
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for who, name in (("base", student_recipe(setup).model), ("tuned", str(setup.out / STUDENT / MODEL))):
+        model = LocalModel.from_name(name, ModelOptions(chat="off", dtype="float32", date=setup.date))
+        sums = fidelity(model.model, targets.held_out_rows, targets.held_out.targets, targets.columns)
+        if teacher_flags is not None:
+            sums = add_flags(sums, teacher_flags, verdicts(model, judged, recipe.student.max_length))
+        del model
+        rows += [{"model": who, **row} for row in sums]
+        figures[who] = means(sums)
+    jsonl.write_rows(setup.out / FIDELITY, rows)
+    return figures

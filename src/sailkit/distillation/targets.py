@@ -89,7 +89,7 @@ class TargetCompiler:
         projection = Projection(self.sides.teacher, self.sides.student, ends, self.min_mass)
         if not projection.same:
             # What habits are learnt from need not be in the cache: the teacher's own answers may be there instead.
-            known = rows if learn_from is None else self.sides.read(learn_from)
+            known = rows if learn_from is None else self.sides.tokenise(learn_from)
             projection.learn((one.teacher, one.student) for one in known if isinstance(one, AlignedCompletion))
         aimed = array("d")  # probability that each target lists
         targets = collect(self._rows(projection, prepared, rows, aimed))
@@ -118,7 +118,7 @@ class TargetCompiler:
 
     def _read(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
         """Both sides of each example."""
-        rows = self.sides.read(prepared)
+        rows = self.sides.tokenise(prepared)
         for one in rows:
             if isinstance(one, AlignedCompletion):
                 self.cache.find(one.pair.prompt, one.pair.completion)  # now, and not after hours of aligning

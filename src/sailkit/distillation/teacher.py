@@ -64,7 +64,7 @@ class TopK:
         )
 
 
-def room(config: Any, tokenizer: Any) -> int:
+def max_row_tokens(config: Any, tokenizer: Any) -> int:
     """Tokens of a row that a teacher can read.
 
     Args:
