@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from sailkit.distillation.align import Vocabulary, stream
+from sailkit.distillation.align import Vocabulary, byte_stream
 from sailkit.distillation.project import Projection
 from sailkit.distillation.records import NONE
 from sailkit.distillation.teacher import TopK
@@ -126,7 +126,7 @@ class Side:
 
     def stream(self, words):
         """A sentence laid out in bytes."""
-        return stream(self.vocabulary, self.lay(words)[0], " ".join(words))
+        return byte_stream(self.vocabulary, self.lay(words)[0], " ".join(words))
 
 
 def teacher_row(tokens, lists, kept):
@@ -146,7 +146,7 @@ def errors(projection, teacher, student, sentences, kept):
     for words in sentences:
         (tokens, lists), (_, ideals) = teacher.lay(words), student.lay(words)
         cached = teacher_row(tokens, lists, kept)
-        targets = projection.row(cached, teacher.stream(words), student.stream(words))
+        targets = projection.targets(cached, teacher.stream(words), student.stream(words))
         sums = np.zeros(4)
         for ideal, target in zip(ideals, targets, strict=True):
             sums[3] += 1
@@ -188,7 +188,7 @@ def main():
         begun = time.perf_counter()
         projection = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]), expand=expand)
         if learn:
-            projection.learn(known)
+            projection.learn_habits(known)
         rows = errors(projection, teacher, student, sentences, kept)
         share = rows[:, 2].sum() / rows[:, 3].sum()
         cells = [name, interval(rows, 0), interval(rows, 1), f"{share:.4f} of {rows[:, 3].sum():,.0f}"]

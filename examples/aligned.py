@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sailkit.distillation.align import ByteStream, Vocabulary, stream
+from sailkit.distillation.align import ByteStream, Vocabulary, byte_stream
 
 LINES = ("Search result (1) is informative:", " glacial retreat was overestimated in 2019. 😀")
 KINDS = {
@@ -54,7 +54,7 @@ def read(tokenizer: Any, text: str) -> tuple[Vocabulary, ByteStream]:
     before = tokenizer("x\n", add_special_tokens=False)["input_ids"]
     ids = tokenizer("x\n" + text, add_special_tokens=False)["input_ids"][len(before) :]
     vocabulary = Vocabulary(tokenizer)
-    return vocabulary, stream(vocabulary, [*ids, tokenizer.eos_token_id], text)
+    return vocabulary, byte_stream(vocabulary, [*ids, tokenizer.eos_token_id], text)
 
 
 def kind_of(start: int, end: int, others: list[int]) -> str:

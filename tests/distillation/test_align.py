@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from sailkit.distillation.align import NotRepresentableError, Vocabulary, end_tokens, stream
+from sailkit.distillation.align import NotRepresentableError, Vocabulary, byte_stream, end_tokens
 from sailkit.errors import UserError
 from small_models import TRAINED, changed, trained, with_gaps
 
@@ -79,16 +79,16 @@ def test_bytes_come_back_whole_for_any_text(load, name, text):
 def test_a_text_begins_with_its_first_token(load, name, text, cut):
     vocabulary = load(name)[1]
     data = text.encode()[cut:] or b"\xe4"  # may begin within a character
-    piece = vocabulary.pieces[vocabulary.first(data)]
+    piece = vocabulary.pieces[vocabulary.first_token(data)]
     assert piece
     assert data.startswith(piece)
 
 
 def test_the_first_token_is_the_very_same_bytes_or_that_of_the_tokenizer(load):
     qwen, vocabulary = load("qwen")
-    assert vocabulary.pieces[vocabulary.first(b" information")] == b" information"
+    assert vocabulary.pieces[vocabulary.first_token(b" information")] == b" information"
     said = " antidisestablishmentarianism!"
-    assert vocabulary.first(said.encode()) == qwen(said)["input_ids"][0]
+    assert vocabulary.first_token(said.encode()) == qwen(said)["input_ids"][0]
 
 
 def test_no_special_token_stands_for_bytes(load):
@@ -96,7 +96,7 @@ def test_no_special_token_stands_for_bytes(load):
         tokenizer, vocabulary = load(name)
         end = tokenizer.eos_token
         assert vocabulary.pieces[tokenizer.eos_token_id] is None
-        assert vocabulary.first(end.encode()) != tokenizer.eos_token_id
+        assert vocabulary.first_token(end.encode()) != tokenizer.eos_token_id
 
 
 def test_most_pieces_of_llama_have_a_token_of_qwen(load):
@@ -110,7 +110,7 @@ def test_a_completion_is_laid_out_from_its_own_beginning(load):
     llama, vocabulary = load("llama")
     tokens = llama("### Response: Yes, it is", add_special_tokens=False)["input_ids"]
     before = len(llama("### Response:", add_special_tokens=False)["input_ids"])
-    laid = stream(vocabulary, [*tokens[before:], llama.eos_token_id], "Yes, it is")
+    laid = byte_stream(vocabulary, [*tokens[before:], llama.eos_token_id], "Yes, it is")
     assert (laid.starts[0], laid.starts[-1], laid.length) == (-1, 10, 10)
     assert laid.between(0, 3) == b"Yes"
     assert end_tokens(llama, [laid]) == {llama.eos_token_id}
@@ -130,7 +130,7 @@ def test_other_tokens_are_refused(load, tokens, why):
     llama, vocabulary = load("llama")
     ids = llama(tokens, add_special_tokens=False)["input_ids"]
     with pytest.raises(NotRepresentableError, match=why):
-        stream(vocabulary, ids, "Yes")
+        byte_stream(vocabulary, ids, "Yes")
 
 
 def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
@@ -146,7 +146,7 @@ def test_ids_may_have_gaps():
     assert len(vocabulary.pieces) == end + 1 > len(tokenizer)
     assert vocabulary.pieces[end - 1] is None
     ids = tokenizer(" the search", add_special_tokens=False)["input_ids"]
-    assert stream(vocabulary, [*ids, end], "the search").data == b" the search"
+    assert byte_stream(vocabulary, [*ids, end], "the search").data == b" the search"
 
 
 def test_runs_of_spaces_are_spaces():
@@ -162,7 +162,7 @@ def test_runs_of_spaces_are_spaces():
     vocabulary = Vocabulary(tokenizer)
     two, three = tokenizer.convert_tokens_to_ids(["▁▁", "▁▁▁"])
     assert [vocabulary.pieces[i] for i in (two, three)] == [b"  ", b"   "]
-    assert vocabulary.first(b"  ") == two
+    assert vocabulary.first_token(b"  ") == two
     ids = tokenizer("?   ?  !", add_special_tokens=False)["input_ids"]
     assert {two, three} < set(ids)
-    assert stream(vocabulary, [*ids, tokenizer.eos_token_id], "?   ?  !").data == b" ?   ?  !"
+    assert byte_stream(vocabulary, [*ids, tokenizer.eos_token_id], "?   ?  !").data == b" ?   ?  !"

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from sailkit.distillation.align import ByteStream, Vocabulary, stream
+from sailkit.distillation.align import ByteStream, Vocabulary, byte_stream
 from sailkit.distillation.project import Projection, Target, collect
 from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, TeacherRow
 
@@ -104,14 +104,16 @@ def teacher_row(side: Side, i: int) -> TeacherRow:
 
 def both(grammar: Grammar, teacher: Side, student: Side, i: int) -> tuple[ByteStream, ByteStream]:
     text = grammar.texts[i]
-    return stream(teacher.vocabulary, teacher.rows[i], text), stream(student.vocabulary, student.rows[i], text)
+    return byte_stream(teacher.vocabulary, teacher.rows[i], text), byte_stream(
+        student.vocabulary, student.rows[i], text
+    )
 
 
 def variation(grammar: Grammar, teacher: Side, student: Side, projection: Projection, places: Sequence[int]) -> float:
     """Mean total variation between targets and what an ideal student would think."""
     found = []
     for i in places:
-        targets = projection.row(teacher_row(teacher, i), *both(grammar, teacher, student, i))
+        targets = projection.targets(teacher_row(teacher, i), *both(grammar, teacher, student, i))
         for n, target in enumerate(targets):
             if target.kind != NONE:
                 ideal = student.following[student.rows[i][:n]]
@@ -154,7 +156,7 @@ def test_targets_are_near_those_of_an_ideal_student(grammar, pair):
     alone = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]), expand=False)
     followed = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]))
     learned = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]))
-    learned.learn(both(grammar, teacher, student, i) for i in grammar.draw(300, seed=2))
+    learned.learn_habits(both(grammar, teacher, student, i) for i in grammar.draw(300, seed=2))
     apart = [variation(grammar, teacher, student, one, places) for one in (alone, followed, learned)]
     assert apart[0] > apart[1] >= apart[2]
     assert apart[2] < 0.04
@@ -164,7 +166,7 @@ def test_the_real_pair_goes_from_first_tokens_to_nearly_ideal(grammar, llama, qw
     places = grammar.draw(150, seed=1)
     alone = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end]), expand=False)
     learned = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end]))
-    learned.learn(both(grammar, llama, qwen, i) for i in grammar.draw(300, seed=2))
+    learned.learn_habits(both(grammar, llama, qwen, i) for i in grammar.draw(300, seed=2))
     assert variation(grammar, llama, qwen, alone, places) > 0.12
     assert variation(grammar, llama, qwen, learned, places) < 0.03
 
@@ -178,7 +180,7 @@ def test_all_targets_are_distributions_and_end_with_the_students_end(grammar, pa
     teacher, student = pair
     projection = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]))
     for i in grammar.draw(40, seed=3):
-        found = projection.row(teacher_row(teacher, i), *both(grammar, teacher, student, i))
+        found = projection.targets(teacher_row(teacher, i), *both(grammar, teacher, student, i))
         for target in found:
             assert sum(target.probs.values()) + target.tail == pytest.approx(1, abs=1e-9)
             assert all(0 <= p <= 1 + 1e-9 for p in target.probs.values())
@@ -208,14 +210,14 @@ def _targets(
     ids = teacher.tokenizer("x\n" + text, add_special_tokens=False)["input_ids"]
     tokens = ids[len(teacher.tokenizer("x\n", add_special_tokens=False)["input_ids"]) :]
     projection = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]), **options)
-    theirs = stream(teacher.vocabulary, [*tokens, teacher.end], text)
-    mine = stream(student.vocabulary, [*ours, student.end], text)
-    return projection.row(_row(tokens, lists, teacher.end), theirs, mine)
+    theirs = byte_stream(teacher.vocabulary, [*tokens, teacher.end], text)
+    mine = byte_stream(student.vocabulary, [*ours, student.end], text)
+    return projection.targets(_row(tokens, lists, teacher.end), theirs, mine)
 
 
 def test_within_a_teacher_token_what_disagrees_is_dropped(qwen, llama):
     know, knife, no = (qwen.vocabulary.ids[word] for word in (b"know", b"knife", b"no"))
-    kn, ow, ife = (llama.vocabulary.first(word) for word in (b"kn", b"ow", b"ife"))
+    kn, ow, ife = (llama.vocabulary.first_token(word) for word in (b"kn", b"ow", b"ife"))
     lists = [{know: 0.5, knife: 0.1, no: 0.3}]
     first, second, _ = _targets(qwen, llama, "know", [kn, ow], lists)
     assert first.kind == ALIGNED
@@ -336,10 +338,10 @@ def test_unlikely_tokens_stay_listed(qwen, llama):
 )
 def test_white_space_of_a_template_behind_the_completion_is_not_predicted(llama, qwen, theirs, ours, kinds):
     yes, *space = _pieces(llama, b"Yes", *theirs)
-    teacher = stream(llama.vocabulary, [yes, *space, llama.end], "Yes")
-    student = stream(qwen.vocabulary, [*_pieces(qwen, b"Yes", *ours), qwen.end], "Yes")
+    teacher = byte_stream(llama.vocabulary, [yes, *space, llama.end], "Yes")
+    student = byte_stream(qwen.vocabulary, [*_pieces(qwen, b"Yes", *ours), qwen.end], "Yes")
     row = _row([yes, *space], [{yes: 0.9}, *({token: 1.0} for token in space)], llama.end)
-    targets = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end])).row(row, teacher, student)
+    targets = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end])).targets(row, teacher, student)
     assert [target.kind for target in targets] == kinds
     assert targets[-1].probs == ({qwen.end: pytest.approx(1)} if kinds[-1] == ALIGNED else {})
 
@@ -349,16 +351,16 @@ def test_behind_the_space_of_a_template_habits_are_not_applied(qwen, llama):
     yes, no = _pieces(qwen, b"Yes", b"No")
     projection = Projection(qwen.vocabulary, llama.vocabulary, frozenset([qwen.end]))
     texts = [("Yes", [yes], (b"Yes",)), ("No", [no], (b"No",))]
-    projection.learn(
+    projection.learn_habits(
         (
-            stream(qwen.vocabulary, [*tokens, qwen.end], text),
-            stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], text),
+            byte_stream(qwen.vocabulary, [*tokens, qwen.end], text),
+            byte_stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], text),
         )
         for text, tokens, pieces in texts
     )
     for pieces, other in (((b"Yes",), b"No"), ((b" Yes",), b" No")):
-        student = stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], "Yes")
-        teacher = stream(qwen.vocabulary, [yes, qwen.end], "Yes")
-        first, _ = projection.row(_row([yes], [{yes: 0.6, no: 0.4}], qwen.end), teacher, student)
+        student = byte_stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], "Yes")
+        teacher = byte_stream(qwen.vocabulary, [yes, qwen.end], "Yes")
+        first, _ = projection.targets(_row([yes], [{yes: 0.6, no: 0.4}], qwen.end), teacher, student)
         expected = {llama.vocabulary.ids[pieces[0]]: 0.6, llama.vocabulary.ids[other]: 0.4}
         assert first.probs == {token: pytest.approx(p) for token, p in expected.items()}

@@ -65,9 +65,9 @@ def by_hand(compiler: TargetCompiler, rows: Prepared, learn_from: Prepared | Non
     ends = end_tokens(sides.teacher_tokenizer, (row.teacher for row in both))
     projection = Projection(sides.teacher, sides.student, ends, compiler.min_mass)
     if learn_from is not None:
-        projection.learn((row.teacher, row.student) for row in sides.tokenise(learn_from))
+        projection.learn_habits((row.teacher, row.student) for row in sides.tokenise(learn_from))
     return collect(
-        projection.row(cache.get(row.pair.prompt, row.pair.completion), row.teacher, row.student) for row in both
+        projection.targets(cache.get(row.pair.prompt, row.pair.completion), row.teacher, row.student) for row in both
     )
 
 

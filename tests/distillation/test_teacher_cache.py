@@ -21,7 +21,7 @@ from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.cache import INDEX, CacheReader, Shard, check_mass, pack
 from sailkit.distillation.records import TeacherExample, TeacherRow, teacher_examples
 from sailkit.distillation.teacher import LocalTeacher, TopK
-from sailkit.distillation.teacher_cache import read_with, teacher_cache
+from sailkit.distillation.teacher_cache import render_for_teacher, teacher_cache
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
@@ -75,7 +75,7 @@ def keep(teacher: Path, data: Path, out: Path, **more):
 
 def pairs(teacher: Path, data: Path, max_length: int = 512):
     examples = read_data([str(data)]) + read_data(held_out_of([str(data)]), HELD_OUT)
-    return teacher_examples(read_with(examples, AutoTokenizer.from_pretrained(teacher), max_length, None))
+    return teacher_examples(render_for_teacher(examples, AutoTokenizer.from_pretrained(teacher), max_length, None))
 
 
 def dense(teacher: Path, pair, tokens: int = 512) -> np.ndarray:

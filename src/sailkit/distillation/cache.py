@@ -1,7 +1,7 @@
-"""A teacher's cache on the disk: shards of what it thinks of completions, their index, and reading them again.
+"""A teacher's cache on disk: shards of its distributions along completions, their index, and how they are read.
 
-A shard is a safetensors file. Rows hold positions and positions hold entries, one behind the other, each level with its
-counts or ends (CSR). An entry takes four bytes: a token's id in two, its log-probability in two more.
+A shard is a safetensors file. Rows have positions and positions have entries, concatenated, each level with its
+counts or ends (CSR). An entry takes four bytes: two for a token's id and two for its log-probability.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sailkit.models.sources import Source
 from sailkit.prompts.sail import wording
 
 TEACHER_CACHE_STAGE = "teacher-cache"
-INDEX = "index.jsonl"  # a row for each shard, written last: where it is, the cache is whole
+INDEX = "index.jsonl"  # a row for each shard; written last, so a cache with an index is whole
 SHARD_FORMAT = 1  # of a shard; raise it when the tensors below change
-_MOST_MASS = 1.001  # of a position's probabilities, rounding apart
-_AGAIN = "; remove that file and run the same  sailkit teacher-cache  again, it is made anew"
+_MOST_MASS = 1.001  # most probability of a position, beyond rounding of its entries
+_MEND = "; remove that file and run the same  sailkit teacher-cache  again, it is made again"
 
 
 def shard_name(number: int) -> str:
@@ -35,8 +35,8 @@ def pack(keys: Sequence[bytes], rows: Sequence[TeacherRow]) -> bytes:
     """The bytes of a shard.
 
     Args:
-        keys: Of each row, 32 bytes.
-        rows: What the teacher thinks; the type of the log-probabilities is kept.
+        keys: The key of each row, 32 bytes.
+        rows: The teacher's distributions; the log-probabilities keep their type.
 
     Returns:
         A safetensors file with, for r rows, p positions and e entries: `keys` (r, 32); `row_positions` (r + 1,) and
@@ -52,11 +52,11 @@ def pack(keys: Sequence[bytes], rows: Sequence[TeacherRow]) -> bytes:
         "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 32),
         "row_positions": _ends([len(row.tokens) for row in rows]),
         "row_entries": _ends([len(row.ids) for row in rows]),
-        "tokens": _small(tokens),
-        "counts": _small(counts),
+        "tokens": _smallest(tokens),
+        "counts": _smallest(counts),
         "tail": np.concatenate([row.tail for row in rows]).astype(np.float32),
         "observed": np.concatenate([row.observed for row in rows]).astype(np.float32),
-        "ids": _small(ids),
+        "ids": _smallest(ids),
         "logprobs": np.concatenate([row.logprobs for row in rows]),
     }
     return save(tensors, metadata={"format": str(SHARD_FORMAT)})
@@ -66,8 +66,8 @@ def _ends(lengths: Sequence[int]) -> Any:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _small(values: Any) -> Any:
-    """Whole numbers in the smallest type that holds them."""
+def _smallest(values: Any) -> Any:
+    """Integers in the smallest type that holds them."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
@@ -78,32 +78,33 @@ class Shard:
         """Open a shard.
 
         Raises:
-            UserError: Not there, cut off, or no shard.
+            UserError: It is missing, cut off, or no shard.
         """
         from safetensors import SafetensorError, safe_open
 
         self.path = path
         try:
             self._file = opened = cast(Any, safe_open(path, "numpy"))
-            found = (opened.metadata() or {}).get("format")
-            if found != str(SHARD_FORMAT):
-                raise UserError(f"{path} is no shard of a teacher's cache of format {SHARD_FORMAT}{_AGAIN}")
+            version = (opened.metadata() or {}).get("format")
+            if version != str(SHARD_FORMAT):
+                raise UserError(f"{path} is no shard of a teacher's cache of format {SHARD_FORMAT}{_MEND}")
             self.keys = [bytes(key) for key in opened.get_tensor("keys")]
             self._positions, self._entries = (opened.get_tensor(f"row_{n}") for n in ("positions", "entries"))
         except (SafetensorError, OSError) as error:
             why = "cut off or damaged" if path.exists() else "missing"
-            raise UserError(f"{path}: this shard is {why} ({' '.join(str(error).split())}){_AGAIN}") from None
+            raise UserError(f"{path}: this shard is {why} ({' '.join(str(error).split())}){_MEND}") from None
 
-    def row(self, place: int) -> TeacherRow:
-        """What the teacher thinks of one completion."""
-        a, b = self._positions[place : place + 2]
-        c, d = self._entries[place : place + 2]
-        counts, tokens, tail, observed = (self._part(n, a, b) for n in ("counts", "tokens", "tail", "observed"))
-        ids, logprobs = (self._part(n, c, d) for n in ("ids", "logprobs"))
+    def row(self, index: int) -> TeacherRow:
+        """The teacher's distributions along one completion."""
+        first, last = self._positions[index : index + 2]
+        positions = (self._part(n, first, last) for n in ("counts", "tokens", "tail", "observed"))
+        counts, tokens, tail, observed = positions
+        first, last = self._entries[index : index + 2]
+        ids, logprobs = (self._part(n, first, last) for n in ("ids", "logprobs"))
         return TeacherRow(tokens.astype(np.int64), _ends(counts), ids.astype(np.int64), logprobs, tail, observed)
 
-    def figures(self) -> dict[str, Any]:
-        """What the index says of this shard."""
+    def index_row(self) -> dict[str, Any]:
+        """The row of this shard in the index."""
         observed, tail = (self._file.get_tensor(name).astype(np.float64) for name in ("observed", "tail"))
         return {
             "file": self.path.name,
@@ -126,20 +127,20 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: It is not there, or damaged.
     """
-    found = []
+    index = []
     for line, row in jsonl.read_rows(folder / INDEX):
         if not isinstance(row.get("file"), str) or not isinstance(row.get("sha256"), str) or "rows" not in row:
             raise UserError(f"{folder / INDEX}, line {line}: damaged; remove it and run {TEACHER_CACHE_STAGE} again")
-        found.append(row)
-    return found
+        index.append(row)
+    return index
 
 
 class CacheReader:
-    """What a teacher thinks of every completion of a data set; read only, nothing is ever changed.
+    """Reads a teacher's cache: its distributions along every completion of a data set.
 
     Attributes:
         folder: The run folder of teacher-cache.
-        settings: How it was made.
+        settings: The settings of that run.
         index: A row for each shard.
     """
 
@@ -148,15 +149,15 @@ class CacheReader:
         self.folder = folder
         self.settings = settings
         self.index = tuple(index)
-        self._places: dict[bytes, tuple[int, int]] = {}  # key -> shard and row
+        self._locations: dict[bytes, tuple[int, int]] = {}  # key -> shard and row
         self._shards: list[Shard] = []
         self._checked: set[int] = set()
-        for number, said in enumerate(self.index):
-            shard = Shard(folder / str(said["file"]))
-            if len(shard.keys) != said["rows"]:
-                raise UserError(f"{shard.path} is not the shard that {folder / INDEX} lists{_AGAIN}")
+        for number, row in enumerate(self.index):
+            shard = Shard(folder / str(row["file"]))
+            if len(shard.keys) != row["rows"]:
+                raise UserError(f"{shard.path} is not the shard that {folder / INDEX} lists{_MEND}")
             self._shards.append(shard)
-            self._places.update((key, (number, place)) for place, key in enumerate(shard.keys))
+            self._locations.update((key, (number, i)) for i, key in enumerate(shard.keys))
 
     @classmethod
     def open(cls, folder: str | Path) -> CacheReader:
@@ -166,7 +167,7 @@ class CacheReader:
             folder: The run folder of teacher-cache.
 
         Raises:
-            UserError: It is none, not finished, or a shard is missing, cut off or damaged.
+            UserError: It is not a cache, not finished, or a shard is missing, cut off or damaged.
         """
         folder = Path(folder)
         manifest = runs.read_manifest(folder)
@@ -179,73 +180,73 @@ class CacheReader:
         return cls(folder, manifest["settings"], read_index(folder))
 
     def __len__(self) -> int:
-        """How many completions there are."""
-        return len(self._places)
+        """Number of completions."""
+        return len(self._locations)
 
     def __contains__(self, key: object) -> bool:
-        """Whether a completion is there, by the key of its pair."""
-        return key in self._places
+        """Whether a completion is in the cache, by its key."""
+        return key in self._locations
 
     def check(self, source: Source | None = None, **expected: Any) -> None:
-        """Make sure that this is the cache of a certain teacher and rendering; the wording is always checked.
+        """Check that this is the cache of a given teacher and rendering; the literals of the prompt styles always are.
 
         Args:
             source: The teacher's files; of a teacher behind an endpoint, its tokenizer's.
-            expected: Further settings of the cache that have to be these.
+            expected: Further settings of the cache and their values.
 
         Raises:
-            UserError: Something differs; it is named.
+            UserError: Settings differ; the message names them.
         """
         digests = source.digests() if source else {}
-        wanted = {name: value for name, value in digests.items() if self.settings.get(name) is not None}
-        wanted |= {"styles_sha256": jsonl.fingerprint(wording()), **expected}
-        differ = [name for name, value in wanted.items() if self.settings.get(name) != value]
+        required = {name: value for name, value in digests.items() if self.settings.get(name) is not None}
+        required |= {"styles_sha256": jsonl.fingerprint(wording()), **expected}
+        differ = [name for name, value in required.items() if self.settings.get(name) != value]
         if differ:
-            values = ((name, str(self.settings.get(name))[:16], str(wanted[name])[:16]) for name in differ)
-            told = "; ".join(f"{name}: {there} there, {here} now" for name, there, here in values)
-            raise UserError(f"{self.folder} is the cache of another teacher, tokenizer or template ({told})")
+            values = ((name, str(self.settings.get(name))[:16], str(required[name])[:16]) for name in differ)
+            differences = "; ".join(f"{name}: {there} there, {here} now" for name, there, here in values)
+            raise UserError(f"{self.folder} is the cache of another teacher, tokenizer or template ({differences})")
 
     def find(self, prompt_ids: Sequence[int], completion: str) -> tuple[int, int]:
-        """Where a completion is: its shard and row; no shard is read. Arguments and errors are those of `get`."""
-        place = self._places.get(completion_key(prompt_ids, completion))
-        if place is None:
+        """The shard and row of a completion; no shard is read. For arguments and errors see `get`."""
+        location = self._locations.get(completion_key(prompt_ids, completion))
+        if location is None:
             raise UserError(
                 f"{self.folder} is a cache of other completions: {completion[:40]!r} is not there behind this prompt; "
                 f"run  sailkit {TEACHER_CACHE_STAGE}  on these data"
             )
-        return place
+        return location
 
     def get(self, prompt_ids: Sequence[int], completion: str) -> TeacherRow:
-        """What the teacher thinks of a completion.
+        """The teacher's distributions along a completion.
 
         Args:
-            prompt_ids: Token ids of its prompt, as the teacher's tokenizer gives them.
+            prompt_ids: Token ids of its prompt, by the teacher's tokenizer.
             completion: Its text, in the teacher's style.
 
         Raises:
-            UserError: It is not there, or its shard is damaged.
+            UserError: It is not in the cache, or its shard is damaged.
         """
         number, row = self.find(prompt_ids, completion)
-        shard, said = self._shards[number], self.index[number]
+        shard = self._shards[number]
         if number not in self._checked:
-            if jsonl.file_fingerprint([shard.path]) != said["sha256"]:
-                raise UserError(f"{shard.path}: this shard is damaged, its bytes have changed{_AGAIN}")
+            if jsonl.file_fingerprint([shard.path]) != self.index[number]["sha256"]:
+                raise UserError(f"{shard.path}: this shard is damaged, its bytes have changed{_MEND}")
             self._checked.add(number)
-        found = shard.row(row)
-        check_mass(found, f"{shard.path}, row {row}")
-        return found
+        distributions = shard.row(row)
+        check_mass(distributions, f"{shard.path}, row {row}")
+        return distributions
 
 
 def check_mass(row: TeacherRow, where: str) -> None:
-    """Make sure that no position has more probability than there is.
+    """Check that the probabilities of no position sum to more than 1.
 
     Raises:
         UserError: The listed probabilities and the tail of a position sum to more than 1.001.
     """
     listed = row.logprobs.astype(np.float64)
-    # Rounding alone can add a share to each: half the step between two numbers of this type.
+    # Rounding may have added up to half the distance to the next number of this type to each log-probability.
     least = np.exp(listed - np.spacing(np.abs(row.logprobs)).astype(np.float64) / 2)
     sums = np.add.reduceat(np.append(least, 0.0), row.starts[:-1]) * (np.diff(row.starts) > 0) + row.tail
-    if len(sums) and not float(sums.max()) <= _MOST_MASS:  # nor may it be no number
-        place = int(np.argmax(np.where(np.isnan(sums), np.inf, sums)))
-        raise UserError(f"{where}: the probabilities of position {place} sum to {sums[place]:.4f}, more than 1")
+    if len(sums) and not float(sums.max()) <= _MOST_MASS:  # written so that NaN is refused, too
+        position = int(np.argmax(np.where(np.isnan(sums), np.inf, sums)))
+        raise UserError(f"{where}: the probabilities of position {position} sum to {sums[position]:.4f}, more than 1")

@@ -1,6 +1,6 @@
-"""Each completion in the tokens of teacher and student, and the rows for which one of the two has none.
+"""Completions in the tokens of both teacher and student, and the rows that one of the two cannot represent.
 
-All of it is known from the tokenizers alone, so it is known before a teacher is loaded or asked.
+The tokenizers alone decide this, so it is known before the teacher is loaded.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.distillation.align import ByteStream, NotRepresentableError, Vocabulary, stream
+from sailkit.distillation.align import ByteStream, NotRepresentableError, Vocabulary, byte_stream
 from sailkit.distillation.records import TeacherExample, teacher_examples
-from sailkit.distillation.teacher_cache import read_with
+from sailkit.distillation.teacher_cache import render_for_teacher
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.prompts.sail import completion
@@ -31,12 +31,12 @@ class AlignedCompletion:
     """A completion that both tokenizers represent.
 
     Attributes:
-        pair: What the teacher reads.
+        example: The row as the teacher reads it.
         teacher: The completion in the teacher's tokens.
-        student: In the student's.
+        student: The completion in the student's tokens.
     """
 
-    pair: TeacherExample
+    example: TeacherExample
     teacher: ByteStream
     student: ByteStream
 
@@ -46,8 +46,8 @@ class WithoutTeacher:
     """A row that is learnt by cross-entropy alone.
 
     Attributes:
-        id: The example's.
-        reason: Why the teacher has nothing to say about it.
+        id: The example's id.
+        reason: Why the teacher gives no distributions for it.
     """
 
     id: str
@@ -55,7 +55,7 @@ class WithoutTeacher:
 
 
 class TokenizerPair:
-    """The tokenizers of teacher and student."""
+    """The tokenizers of teacher and student, which render the same rows."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class TokenizerPair:
         """Prepare.
 
         Args:
-            teacher_tokenizer: The teacher's.
-            student_tokenizer: The student's.
+            teacher_tokenizer: The teacher's tokenizer.
+            student_tokenizer: The student's tokenizer.
             max_length: Tokens of a row as the teacher reads it.
-            style: How the teacher is asked; None for each row's own style.
+            style: Style of the teacher's prompts; None for each row's own style.
             date: For a chat template of the teacher's that reads the clock; today by default.
 
         Raises:
@@ -87,42 +87,44 @@ class TokenizerPair:
         return self.teacher.fingerprint == self.student.fingerprint
 
     def tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
-        """Both sides of each row.
+        """Each row in the tokens of both, or why the teacher is left out.
 
         Args:
-            prepared: As the student reads it.
+            prepared: The rows as the student reads them.
         """
-        room, style, date = self.max_length, self.style, self.date
-        read = read_with(prepared.examples, self.teacher_tokenizer, room, style, date, may_be_empty=True)
-        pairs = {pair.name: pair for pair in teacher_examples(read)}
-        dropped = {row["id"]: row["reason"] for row in read.dropped}
-        found: list[AlignedCompletion | WithoutTeacher] = []
-        for one, labels in zip(prepared.examples, prepared.labels, strict=True):
-            if (pair := pairs.get(one.id)) is None:
-                reason = f"teacher: {NO_TOKENS}" if dropped.get(one.id) == NO_TOKENS else NO_ROOM
-                found.append(WithoutTeacher(one.id, reason))
+        max_length, style, date = self.max_length, self.style, self.date
+        rendered = render_for_teacher(
+            prepared.examples, self.teacher_tokenizer, max_length, style, date, may_be_empty=True
+        )
+        by_id = {example.name: example for example in teacher_examples(rendered)}
+        dropped = {row["id"]: row["reason"] for row in rendered.dropped}
+        rows: list[AlignedCompletion | WithoutTeacher] = []
+        for row, labels in zip(prepared.examples, prepared.labels, strict=True):
+            if (example := by_id.get(row.id)) is None:
+                reason = f"teacher: {NO_TOKENS}" if dropped.get(row.id) == NO_TOKENS else NO_ROOM
+                rows.append(WithoutTeacher(row.id, reason))
                 continue
             tokens = tuple(label for label in labels if label != IGNORED)
-            # With the same tokens on both sides nothing is aligned, so it does not matter how they spell the text.
-            text = None if self.same and tokens == pair.tokens else pair.completion
+            # Where both have the very same tokens nothing is aligned, and it does not matter how they spell the text.
+            text = None if self.same and tokens == example.tokens else example.completion
             try:
-                side = "teacher"
-                theirs = stream(self.teacher, pair.tokens, text)
-                side = "student"
-                found.append(AlignedCompletion(pair, theirs, stream(self.student, tokens, text)))
+                who = "teacher"
+                teacher_stream = byte_stream(self.teacher, example.tokens, text)
+                who = "student"
+                rows.append(AlignedCompletion(example, teacher_stream, byte_stream(self.student, tokens, text)))
             except NotRepresentableError as error:
-                found.append(WithoutTeacher(one.id, f"{side}: {error}"))
-        return found
+                rows.append(WithoutTeacher(row.id, f"{who}: {error}"))
+        return rows
 
 
 def without_teacher(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> list[WithoutTeacher]:
-    """Those of the rows that are without the teacher."""
-    return [one for one in rows if isinstance(one, WithoutTeacher)]
+    """The rows that are learnt without the teacher."""
+    return [row for row in rows if isinstance(row, WithoutTeacher)]
 
 
 def reasons(rows: Sequence[WithoutTeacher]) -> dict[str, int]:
     """How many rows are without the teacher, by reason, the most frequent first."""
-    return dict(Counter(one.reason for one in rows).most_common())
+    return dict(Counter(row.reason for row in rows).most_common())
 
 
 def in_words(counts: Mapping[str, int]) -> str:
@@ -131,7 +133,7 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 
 def notify(files: Mapping[str, Sequence[WithoutTeacher]]) -> None:
-    """Tell the person at the terminal of rows without the teacher, file by file."""
+    """Report rows without the teacher at the terminal, file by file."""
     for name, rows in files.items():
         if rows:
             runs.notice(
@@ -142,7 +144,7 @@ def notify(files: Mapping[str, Sequence[WithoutTeacher]]) -> None:
 
 def save(files: Mapping[str, Sequence[WithoutTeacher]], folder: Path) -> None:
     """Write `without_teacher.jsonl`."""
-    rows = ({"file": name, **asdict(one)} for name, rows in files.items() for one in rows)
+    rows = ({"file": name, **asdict(row)} for name, rows in files.items() for row in rows)
     jsonl.write_rows(folder / WITHOUT_TEACHER, rows)
 
 
@@ -156,16 +158,18 @@ def check_any_taught(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> None
         )
 
 
-def with_teacher_wording(one: TrainingExample, style: str | None, teacher_style: str | None) -> TrainingExample:
-    """An example in the student's style, with the very words that the teacher's style gives it.
+def with_teacher_wording(example: TrainingExample, style: str | None, teacher_style: str | None) -> TrainingExample:
+    """An example in the student's style, whose completion is the very text that the teacher's style renders.
+
+    Both models have to complete the same bytes; styles differ in how they word the verification sentence.
 
     Args:
-        one: As the data have it.
-        style: The student's; None for its own.
-        teacher_style: Likewise.
+        example: As the data have it.
+        style: The student's style; None for the example's own.
+        teacher_style: The teacher's, likewise.
     """
-    mine = replace(one, style=style or one.style)
-    words = completion(replace(one, style=teacher_style or one.style))
-    if mine.style != "sail":  # which alone keeps the white space around an answer
-        words = words.strip()
-    return mine if completion(mine) == words else replace(mine, judgements=(), response=words)
+    styled = replace(example, style=style or example.style)
+    text = completion(replace(example, style=teacher_style or example.style))
+    if styled.style != "sail":  # the one style that keeps white space around an answer
+        text = text.strip()
+    return styled if completion(styled) == text else replace(styled, judgements=(), response=text)

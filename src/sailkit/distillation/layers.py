@@ -1,4 +1,4 @@
-"""A student made from its teacher: the same model with fewer layers."""
+"""A student made of its teacher's layers: the same model with fewer of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
 from sailkit.models.sources import Source
 
-MADE_OF = "made_of.json"
+ORIGIN = "made_of.json"  # the teacher and layers of which a folder's model is made
 
 
 def evenly_spaced_layers(layers: int, keep: int) -> list[int]:
-    """Which of so many layers are kept: the first, the last, and between them at even distances.
+    """Indices of `keep` of the layers: the first, the last, and others at even distances between them.
 
     Raises:
-        UserError: There are not so many.
+        UserError: `keep` is more than there are layers, or less than 1.
     """
     if not 1 <= keep <= layers:
         raise UserError(f"the teacher has {layers} layers; student_layers should be from 1 to {layers}, not {keep}")
@@ -24,26 +24,26 @@ def evenly_spaced_layers(layers: int, keep: int) -> list[int]:
 
 
 def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
-    """Write a model folder with some of a model's layers, whole or not at all.
+    """Write a model folder with some of a model's layers, atomically.
 
     Args:
         source: The model.
         keep: How many layers.
-        out: The new folder; one that holds the same already is left as it is.
+        out: The new folder; one that already holds the same model is left unchanged.
 
     Returns:
-        The layers that were kept, from 0.
+        Indices of the layers that were kept, from 0.
 
     Raises:
-        UserError: There are not so many layers, or the model keeps them in another way.
+        UserError: There are fewer layers, or the model does not have them in a list.
     """
     import torch
 
     from sailkit.models.weights import load_pretrained
 
-    made = {"weights_sha256": jsonl.file_fingerprint(source.files()["weights"]), "layers": keep}
-    if (out / MADE_OF).exists() and (found := jsonl.read_json(out / MADE_OF)).items() >= made.items():
-        return list(found["kept"])
+    origin = {"weights_sha256": jsonl.file_fingerprint(source.files()["weights"]), "layers": keep}
+    if (out / ORIGIN).exists() and (earlier := jsonl.read_json(out / ORIGIN)).items() >= origin.items():
+        return list(earlier["kept"])
     model, tokenizer = load_pretrained(source, torch.float32, trust_remote_code=False)
     inner = model.base_model
     layers = getattr(inner, "layers", None)
@@ -52,14 +52,14 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
         raise UserError(f"{type(model).__name__} does not keep its layers in a list; choose a student with `model`")
     kept = evenly_spaced_layers(len(layers), keep)
     inner.layers = torch.nn.ModuleList(layers[i] for i in kept)
-    for place, layer in enumerate(inner.layers):
+    for i, layer in enumerate(inner.layers):
         if hasattr(layer, "self_attn"):
-            layer.self_attn.layer_idx = place  # where its keys and values are cached
+            layer.self_attn.layer_idx = i  # its index in the cache of keys and values
     config.num_hidden_layers = keep
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in kept]
     with atomic_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        jsonl.write_json(unfinished / MADE_OF, {**made, "kept": kept})
+        jsonl.write_json(unfinished / ORIGIN, {**origin, "kept": kept})
     return kept

@@ -1,10 +1,10 @@
-"""From a teacher's probabilities of its own tokens to what the student should think of its own.
+"""The projection of a teacher's distributions onto the student's tokens.
 
-At each position where the student begins a token, the teacher's distribution is one over strings: its tokens' bytes
-from there on. Each string counts for the student's token that it begins with. The string that the text really goes on
-with is followed into the teacher's next distributions (path expansion), so that a student's token may span several of
-the teacher's. Where the student begins within a teacher's token, the teacher's tokens that disagree with the bytes
-already seen are dropped.
+At each position where the student begins a token, the teacher's distribution is one over strings: the bytes of its
+tokens. The probability of each string moves to the student's token that the string begins with. A student's token may
+span several of the teacher's: the string by which the text itself continues is followed into the teacher's next cached
+distributions (path expansion). Where the student begins within a teacher's token, the distribution is conditioned on
+the bytes already seen: teacher tokens that disagree with them are dropped.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from sailkit.errors import UserError
 
 _LONGEST = 256  # bytes that one student token may span
 _MOST_TABLES = 100_000
-_LEAST = 1e-6  # probability of an entry; what is less goes to the tail
-_PRIOR = 0.5  # how many sights of a token being taken by its own bytes are worth
+_LEAST = 1e-6  # probability of an entry; smaller ones go to the tail
+_PRIOR = 0.5  # pseudo-count of the student's token with a teacher token's own bytes, beside what is observed
 _END = -1  # in the tables of student tokens: the end of text
-_NOTHING = -2  # a teacher token without bytes, which goes to the tail
+_NO_TOKEN = -2  # of a teacher token without bytes, or that the student cannot spell: goes to the tail
 Entries = list[tuple[int, float]]
 
 
 @dataclass
 class Projection:
-    """From one teacher's tokens to one student's.
+    """The projection from one teacher's vocabulary to one student's.
 
     Attributes:
-        teacher: The teacher's tokens.
+        teacher: The teacher's vocabulary.
         student: The student's.
         ends: The teacher's tokens that end a text.
         min_mass: Least probability of the teacher's tokens that agree with the bytes already seen; below it a position
             has no target.
-        expand: Follow the text into the teacher's next distributions; without, each token is taken alone.
+        expand: Path expansion: follow the text into the teacher's next distributions; without, tokens count alone.
     """
 
     teacher: Vocabulary
@@ -54,67 +54,67 @@ class Projection:
     def __post_init__(self) -> None:
         self.same = self.teacher.fingerprint == self.student.fingerprint
 
-    def learn(self, pairs: Iterable[tuple[ByteStream, ByteStream]]) -> None:
-        """See which of the student's tokens each of the teacher's becomes where the text goes on.
+    def learn_habits(self, pairs: Iterable[tuple[ByteStream, ByteStream]]) -> None:
+        """Count which student tokens begin where each teacher token does.
 
-        A teacher's token that the text does not go on with has no next distribution to follow: `inform` alone would
-        count for the student's `inform`, though most texts make `information` of it. What the student's tokenizer made
-        of it elsewhere in the same data says more.
+        A teacher token by which the text does not continue has no next distribution to follow: `inform` alone would
+        move to the student's `inform`, although most texts continue it to `information`. How often the student's
+        tokenizer began other tokens there, elsewhere in the same data, is a better guess.
 
         Args:
             pairs: Completions in the teacher's and in the student's tokens.
         """
         counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
-        for theirs, ours in pairs:
-            begins = dict(zip(ours.starts.tolist(), ours.tokens.tolist(), strict=True))
-            for start, token in zip(theirs.starts[:-1].tolist(), theirs.tokens[:-1].tolist(), strict=True):
-                if start in begins and token not in self.ends:
-                    counts[token][begins[start]] += 1
-        for token, seen in counts.items():
-            seen[self.token(b"", token)] += _PRIOR  # type: ignore[assignment]
-            whole = seen.total()
-            self._habits[token] = [(ours, n / whole) for ours, n in seen.items()]
+        for teacher, student in pairs:
+            student_token_at = dict(zip(student.starts.tolist(), student.tokens.tolist(), strict=True))
+            for start, token in zip(teacher.starts[:-1].tolist(), teacher.tokens[:-1].tolist(), strict=True):
+                if start in student_token_at and token not in self.ends:
+                    counts[token][student_token_at[start]] += 1
+        for token, observed in counts.items():
+            observed[self.token(b"", token)] += _PRIOR  # type: ignore[assignment]
+            total = observed.total()
+            self._habits[token] = [(student_token, n / total) for student_token, n in observed.items()]
 
-    def row(self, said: TeacherRow, theirs: ByteStream, ours: ByteStream) -> list[Target]:
+    def targets(self, teacher_row: TeacherRow, teacher: ByteStream, student: ByteStream) -> list[Target]:
         """The targets of one completion, one for each supervised token of the student.
 
         Args:
-            said: The teacher's word on it.
-            theirs: The completion in the teacher's tokens.
-            ours: In the student's.
+            teacher_row: The teacher's cached distributions.
+            teacher: The completion in the teacher's tokens.
+            student: The completion in the student's tokens.
         """
-        lists = _complete(said)
-        if self.same and np.array_equal(theirs.tokens, ours.tokens):
-            return [Target(dict(entries), tail, ALIGNED) for entries, tail in lists]
-        row = _Row(self, lists, theirs, ours)
-        return [row.target(i) for i in range(len(ours.tokens))]
+        distributions = _with_observed(teacher_row)
+        if self.same and np.array_equal(teacher.tokens, student.tokens):
+            return [Target(dict(entries), tail, ALIGNED) for entries, tail in distributions]
+        row = _Row(self, distributions, teacher, student)
+        return [row.target(i) for i in range(len(student.tokens))]
 
-    def table(self, begun: bytes) -> dict[int, int]:
-        """What `token` has found behind some bytes so far."""
-        if len(self._tables) > _MOST_TABLES:  # beginnings do not come back for ever
+    def table(self, prefix: bytes) -> dict[int, int]:
+        """The cached results of `token` after some bytes; a look-up here is faster than a call."""
+        if len(self._tables) > _MOST_TABLES:  # most prefixes occur once
             self._tables.clear()
-        return self._tables[begun]
+        return self._tables[prefix]
 
-    def token(self, begun: bytes, teacher_token: int) -> int:
-        """The student's token that a string begins with: some bytes, then a teacher's token."""
-        table = self.table(begun)
-        found = table.get(teacher_token)
-        if found is None:
-            text = begun + (self.piece(teacher_token) or b"")
-            nothing = _END if teacher_token in self.ends else _NOTHING
-            found = table[teacher_token] = self.first(text) if text else nothing
-        return found
+    def token(self, prefix: bytes, teacher_token: int) -> int:
+        """The student's token with which a string begins: some bytes, then a teacher's token."""
+        table = self.table(prefix)
+        token = table.get(teacher_token)
+        if token is None:
+            text = prefix + (self.piece(teacher_token) or b"")
+            special = _END if teacher_token in self.ends else _NO_TOKEN
+            token = table[teacher_token] = self.first_token(text) if text else special
+        return token
 
-    def first(self, text: bytes) -> int:
-        """The student's token that some bytes begin with; what it cannot spell goes to the tail."""
+    def first_token(self, text: bytes) -> int:
+        """The student's token with which some bytes begin."""
         try:
-            return self.student.first(text)
+            return self.student.first_token(text)
         except UserError:
-            return _NOTHING
+            return _NO_TOKEN
 
-    def habits(self, begun: bytes) -> Mapping[int, list[tuple[int, float]]]:
-        """The student's tokens that each of the teacher's becomes behind some bytes, and how often."""
-        return {} if begun else self._habits
+    def habits(self, prefix: bytes) -> Mapping[int, list[tuple[int, float]]]:
+        """Teacher token -> the student tokens observed to begin where it does, with their shares; none after bytes."""
+        return {} if prefix else self._habits
 
     def piece(self, teacher_token: int) -> bytes | None:
         """The bytes of a teacher's token."""
@@ -122,7 +122,7 @@ class Projection:
 
 
 class Target(NamedTuple):
-    """What a student should think at one position: token -> probability, that of all others, and the kind."""
+    """The target at one position: token -> probability, the probability of all other tokens, and the kind."""
 
     probs: dict[int, float]
     tail: float
@@ -136,30 +136,36 @@ class _Row:
     """One completion, on both sides."""
 
     def __init__(
-        self, projection: Projection, lists: Sequence[tuple[Entries, float]], theirs: ByteStream, ours: ByteStream
+        self,
+        projection: Projection,
+        distributions: Sequence[tuple[Entries, float]],
+        teacher: ByteStream,
+        student: ByteStream,
     ) -> None:
         self.projection = projection
-        self.lists, self.theirs, self.ours = lists, theirs, ours
-        self.observed: list[int] = theirs.tokens.tolist()  # a number of numpy's is slow to compare
-        self.trailing = len(theirs.data) + int(theirs.starts[0]) > theirs.length
+        self.distributions, self.teacher, self.student = distributions, teacher, student
+        self.observed: list[int] = teacher.tokens.tolist()  # comparing numpy's integers is slow
+        self.has_trailing = len(teacher.data) + int(teacher.starts[0]) > teacher.length
 
     def target(self, i: int) -> Target:
-        """The student's position i."""
-        ours, theirs = self.ours, self.theirs
-        start, last = int(ours.starts[i]), i == len(ours.tokens) - 1
-        # White space that a template writes behind the completion is not the teacher's to predict.
-        if start >= ours.length and (self.trailing or not last or start > ours.length):
+        """The target at the student's position i."""
+        teacher, student = self.teacher, self.student
+        start, is_last = int(student.starts[i]), i == len(student.tokens) - 1
+        # White space that the student's template writes after the completion is nothing that the teacher predicts.
+        if start >= student.length and (self.has_trailing or not is_last or start > student.length):
             return _NO_TARGET
-        j = max(int(np.searchsorted(theirs.starts, start, side="right")) - 1, 0)
-        place = int(theirs.starts[j])
-        seen = theirs.between(place, start) if place < start else b""
-        before = ours.between(start, place) if start < place else b""
-        until = start if last else int(ours.starts[i + 1])
-        found: defaultdict[int, float] = defaultdict(float)
-        entries, tail = self.lists[j]
+        # The teacher's token j covers the byte at which the student's token begins. `seen` are the bytes of it before
+        # that byte; `before`, where the student begins earlier (the template's space), those of the student before it.
+        j = max(int(np.searchsorted(teacher.starts, start, side="right")) - 1, 0)
+        teacher_start = int(teacher.starts[j])
+        seen = teacher.between(teacher_start, start) if teacher_start < start else b""
+        before = student.between(start, teacher_start) if start < teacher_start else b""
+        end = start if is_last else int(student.starts[i + 1])
+        mass: defaultdict[int, float] = defaultdict(float)
+        entries, tail = self.distributions[j]
         agreeing = 0.0
         projection, observed = self.projection, self.observed[j]
-        follow = projection.expand and bool(projection.piece(observed))
+        expand = projection.expand and bool(projection.piece(observed))
         habits, table = projection.habits(before), projection.table(before)
         for token, p in entries:
             piece = b""
@@ -169,73 +175,86 @@ class _Row:
                 if len(piece) <= len(seen) or not piece.startswith(seen):
                     continue
                 agreeing += p
-            if token == observed and follow:
+            if token == observed and expand:
                 piece = projection.piece(token) or b""
-                self._follow(found, p, j + 1, before + piece[len(seen) :], start, until)
+                self._expand(mass, p, j + 1, before + piece[len(seen) :], start, end)
             elif seen:
-                found[projection.first(piece[len(seen) :])] += p
+                mass[projection.first_token(piece[len(seen) :])] += p
             elif (habit := habits.get(token)) is not None:
-                for mine, share in habit:
-                    found[mine] += p * share
+                for student_token, share in habit:
+                    mass[student_token] += p * share
             else:
-                known = table.get(token)
-                found[projection.token(before, token) if known is None else known] += p
+                cached = table.get(token)
+                mass[projection.token(before, token) if cached is None else cached] += p
         if seen and agreeing < self.projection.min_mass:
             return _NO_TARGET
-        # Of the tail nobody knows what agrees; as much as of the rest is taken to.
+        # Which tokens of the tail agree with the bytes seen is not known; the same share as of the listed is assumed.
         scale = (1 - tail) / agreeing if seen else 1.0
-        end = int(ours.tokens[-1])
-        probs = {end if token == _END else token: p * scale
-                 for token, p in found.items() if token != _NOTHING and p * scale > _LEAST}  # fmt: skip
+        end_token = int(student.tokens[-1])
+        probs = {end_token if token == _END else token: p * scale
+                 for token, p in mass.items() if token != _NO_TOKEN and p * scale > _LEAST}  # fmt: skip
         return Target(probs, max(1 - sum(probs.values()), 0.0), CONDITIONED if seen else ALIGNED)
 
-    def _follow(self, found: defaultdict[int, float], p: float, j: int, text: bytes, start: int, until: int) -> None:
-        """The text goes on like this: what may come behind decides which of the student's tokens it begins with."""
-        begun = self.projection.first(text)
-        if start + len(text) > until or len(text) > _LONGEST:
-            found[begun] += p
+    def _expand(self, mass: defaultdict[int, float], p: float, j: int, text: bytes, start: int, end: int) -> None:
+        """Distribute the probability p of a path: the text so far, then any of the teacher's tokens at position j.
+
+        Along the observed tokens p(t1) becomes p(t1) p(t2 | t1) ..., until the text is longer than the student's own
+        token: what comes later cannot change with which student token the string begins. Strings that leave the path,
+        for which nothing is cached, count with the bytes that are known of them.
+
+        Args:
+            mass: Student token -> probability; added to.
+            p: Probability of the path so far.
+            j: The teacher's next position.
+            text: The bytes of the path from `start` on.
+            start: Where the student's token begins.
+            end: Where it ends in the observed text.
+        """
+        token_so_far = self.projection.first_token(text)
+        if start + len(text) > end or len(text) > _LONGEST:
+            mass[token_so_far] += p
             return
-        entries, tail = self.lists[j]
-        found[begun] += p * tail
+        entries, tail = self.distributions[j]
+        mass[token_so_far] += p * tail
         projection, observed, table = self.projection, self.observed[j], self.projection.table(text)
         piece = projection.piece(observed)
         for token, q in entries:
             if token == observed and piece:
-                self._follow(found, p * q, j + 1, text + piece, start, until)
+                self._expand(mass, p * q, j + 1, text + piece, start, end)
             else:
-                known = table.get(token)
-                found[projection.token(text, token) if known is None else known] += p * q
+                cached = table.get(token)
+                mass[projection.token(text, token) if cached is None else cached] += p * q
 
 
-def _complete(said: TeacherRow) -> list[tuple[Entries, float]]:
-    """Each position's tokens with their probabilities, the observed one always among them, and that of all others."""
-    starts, tokens = said.starts.tolist(), said.tokens.tolist()
-    every, likely = said.ids.tolist(), np.exp(said.logprobs.astype(np.float64)).tolist()
-    found = []
+def _with_observed(row: TeacherRow) -> list[tuple[Entries, float]]:
+    """The entries and the tail of each position, the observed token always among the entries: paths follow it."""
+    starts, tokens = row.starts.tolist(), row.tokens.tolist()
+    all_ids, all_probs = row.ids.tolist(), np.exp(row.logprobs.astype(np.float64)).tolist()
+    distributions = []
     for i, token in enumerate(tokens):
         here = slice(starts[i], starts[i + 1])
-        ids, probs, tail = every[here], likely[here], float(said.tail[i])
+        ids, probs, tail = all_ids[here], all_probs[here], float(row.tail[i])
         if token not in ids:
-            p = min(float(np.exp(np.float64(said.observed[i]))), tail)
+            p = min(float(np.exp(np.float64(row.observed[i]))), tail)
             ids, probs, tail = [*ids, token], [*probs, p], tail - p
-        whole = sum(probs) + tail  # float16 rounds
-        found.append(([(one, p / whole) for one, p in zip(ids, probs, strict=True)], tail / whole))
-    return found
+        total = sum(probs) + tail  # not exactly 1: float16 rounds
+        distributions.append(([(i, p / total) for i, p in zip(ids, probs, strict=True)], tail / total))
+    return distributions
 
 
 def collect(rows: Iterable[Sequence[Target]]) -> Targets:
-    """The targets of all rows of a data set, one behind the other; each row is let go when it is taken over."""
-    # Numbers of four bytes from the beginning: lists of Python's take ten times as much.
+    """Concatenate the targets of all rows of a data set; no more than one row is held as objects."""
+    # Arrays of four-byte numbers: lists of Python objects take ten times as much memory.
     lengths, sizes, ids = array("q", [0]), array("q", [0]), array("i")
     probs, tail, kind = array("f"), array("f"), array("B")
     for row in rows:
         lengths.append(len(row))
-        for one in row:
-            sizes.append(len(one.probs))
-            ids.extend(one.probs)
-            probs.extend(one.probs.values())
-            tail.append(one.tail)
-            kind.append(one.kind)
+        for target in row:
+            sizes.append(len(target.probs))
+            ids.extend(target.probs)
+            probs.extend(target.probs.values())
+            tail.append(target.tail)
+            kind.append(target.kind)
     return Targets(
         rows=np.cumsum(np.asarray(lengths)),
         starts=np.cumsum(np.asarray(sizes)),

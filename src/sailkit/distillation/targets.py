@@ -1,4 +1,4 @@
-"""A teacher's cache in a student's tokens: compiled once for a pair of models, then read by every training step."""
+"""Targets: a teacher's cache projected onto a student's tokens, once for a pair of models, and kept in a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.training.tokenise import IGNORED, Prepared
 
-RULES = 1  # of alignment and projection; raise it when targets change
+ALIGNMENT_VERSION = 1  # of alignment and projection; raise it when targets change
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class CompiledTargets:
     """The targets of a data set.
 
     Attributes:
-        targets: A row for each example of the student's.
-        figures: How much of the teacher's word arrived: see `coverage`.
+        targets: One row for each example.
+        figures: How much of the teacher's distributions the targets cover: see `_coverage`.
     """
 
     targets: Targets
@@ -37,21 +37,21 @@ class CompiledTargets:
 
 
 class TargetCompiler:
-    """From a cache to targets, for one pair of tokenizers."""
+    """Makes targets of a cache, for one pair of tokenizers."""
 
     def __init__(self, cache: CacheReader, teacher_tokenizer: Any, student_tokenizer: Any, min_mass: float) -> None:
         """Prepare.
 
         Args:
-            cache: The teacher's.
-            teacher_tokenizer: The tokenizer that it was made with.
+            cache: The teacher's cache.
+            teacher_tokenizer: The tokenizer with which it was made.
             student_tokenizer: The student's.
             min_mass: See `Projection`.
         """
         self.cache = cache
         settings = cache.settings
-        # The teacher has its own style; the words of the completion are the same in both.
-        self.sides = TokenizerPair(
+        # Prompts are in each model's own style; the text of the completion is the same in both.
+        self.tokenizers = TokenizerPair(
             teacher_tokenizer, student_tokenizer, settings["max_length"], settings["style"], settings.get("date")
         )
         self.min_mass = min_mass
@@ -59,114 +59,115 @@ class TargetCompiler:
     @property
     def same(self) -> bool:
         """Whether both have the same tokens, so that nothing needs to be aligned."""
-        return self.sides.same
+        return self.tokenizers.same
 
     def settings(self) -> dict[str, Any]:
         """What decides the targets besides the data."""
-        made = runs.read_manifest(self.cache.folder)["fingerprint"]
-        teacher, student = self.sides.teacher.fingerprint, self.sides.student.fingerprint
-        sides = {"teacher_tokens": teacher, "student_tokens": student}
-        return {"cache": made, **sides, "min_mass": self.min_mass, "rules": RULES}
+        cache = runs.read_manifest(self.cache.folder)["fingerprint"]
+        teacher, student = self.tokenizers.teacher.fingerprint, self.tokenizers.student.fingerprint
+        vocabularies = {"teacher_tokens": teacher, "student_tokens": student}
+        return {"cache": cache, **vocabularies, "min_mass": self.min_mass, "rules": ALIGNMENT_VERSION}
 
     def compile(self, prepared: Prepared, file: Path, learn_from: Prepared | None = None) -> CompiledTargets:
-        """The targets of a data set, read from a file that holds the same ones already, else written to it.
+        """The targets of a data set: read from the file if it holds them already, else made and written to it.
 
         Args:
-            prepared: As the student reads it.
-            file: Where they are kept.
+            prepared: The rows as the student reads them.
+            file: File of the targets.
             learn_from: The data from which the habits of the student's tokenizer are learnt; the same by default.
 
         Raises:
-            UserError: A completion of the data set is not in the cache, which is left as it is.
+            UserError: A completion of the data set is not in the cache.
         """
-        learned = learn_from.fingerprint() if learn_from else None
-        key = jsonl.fingerprint([self.settings(), prepared.fingerprint(), learned])
-        if (found := _read(file, key)) is not None:
-            return found
-        rows = self._read(prepared)
-        taught = [one for one in rows if isinstance(one, AlignedCompletion)]
-        ends = end_tokens(self.sides.teacher_tokenizer, (one.teacher for one in taught))
-        projection = Projection(self.sides.teacher, self.sides.student, ends, self.min_mass)
+        habits = learn_from.fingerprint() if learn_from else None
+        key = jsonl.fingerprint([self.settings(), prepared.fingerprint(), habits])
+        if (earlier := _read(file, key)) is not None:
+            return earlier
+        rows = self._tokenise(prepared)
+        taught = [row for row in rows if isinstance(row, AlignedCompletion)]
+        ends = end_tokens(self.tokenizers.teacher_tokenizer, (row.teacher for row in taught))
+        projection = Projection(self.tokenizers.teacher, self.tokenizers.student, ends, self.min_mass)
         if not projection.same:
-            # What habits are learnt from need not be in the cache: the teacher's own answers may be there instead.
-            known = rows if learn_from is None else self.sides.tokenise(learn_from)
-            projection.learn((one.teacher, one.student) for one in known if isinstance(one, AlignedCompletion))
-        aimed = array("d")  # probability that each target lists
-        targets = collect(self._rows(projection, prepared, rows, aimed))
+            # Rows for habits need not be in the cache, which may hold the teacher's own answers instead.
+            pairs = rows if learn_from is None else self.tokenizers.tokenise(learn_from)
+            projection.learn_habits((row.teacher, row.student) for row in pairs if isinstance(row, AlignedCompletion))
+        listed = array("d")  # probability of the tokens that each target lists
+        targets = collect(self._rows(projection, prepared, rows, listed))
         without = len(rows) - len(taught)
-        made = CompiledTargets(targets, {**_coverage(targets, aimed, taught), "rows_without_teacher": without})
-        _write(file, key, made)
-        return made
+        compiled = CompiledTargets(targets, {**_coverage(targets, listed, taught), "rows_without_teacher": without})
+        _write(file, key, compiled)
+        return compiled
 
     def _rows(
         self,
         projection: Projection,
         prepared: Prepared,
-        sides: Sequence[AlignedCompletion | WithoutTeacher],
-        aimed: array[float],
+        rows: Sequence[AlignedCompletion | WithoutTeacher],
+        listed: array[float],
     ) -> Iterator[list[Target]]:
-        """The targets of each row; of the teacher's word no more than one row is held."""
-        with runs.progress("aligning teacher and student", len(sides)) as tick:
-            for one, example, labels in zip(sides, prepared.examples, prepared.labels, strict=True):
-                if isinstance(one, WithoutTeacher):
-                    row = [Target({}, 1.0, NONE)] * sum(label != IGNORED for label in labels)
+        """The targets of each row; only one row of the cache is in memory at a time."""
+        with runs.progress("aligning teacher and student", len(rows)) as tick:
+            for row, example, labels in zip(rows, prepared.examples, prepared.labels, strict=True):
+                if isinstance(row, WithoutTeacher):
+                    targets = [Target({}, 1.0, NONE)] * sum(label != IGNORED for label in labels)
                 else:
-                    row = projection.row(self._said(one.pair, example.id), one.teacher, one.student)
-                aimed.extend(1 - target.tail for target in row if target.kind != NONE)
-                yield row
+                    teacher_row = self._teacher_row(row.example, example.id)
+                    targets = projection.targets(teacher_row, row.teacher, row.student)
+                listed.extend(1 - target.tail for target in targets if target.kind != NONE)
+                yield targets
                 tick()
 
-    def _read(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
-        """Both sides of each example."""
-        rows = self.sides.tokenise(prepared)
-        for one in rows:
-            if isinstance(one, AlignedCompletion):
-                self.cache.find(one.pair.prompt, one.pair.completion)  # now, and not after hours of aligning
+    def _tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
+        """Each example in the tokens of both models, and its place in the cache checked before hours of alignment."""
+        rows = self.tokenizers.tokenise(prepared)
+        for row in rows:
+            if isinstance(row, AlignedCompletion):
+                self.cache.find(row.example.prompt, row.example.completion)
         return rows
 
-    def _said(self, pair: TeacherExample, name: str) -> TeacherRow:
-        said = self.cache.get(pair.prompt, pair.completion)
-        if tuple(said.tokens.tolist()) != pair.tokens:
+    def _teacher_row(self, example: TeacherExample, name: str) -> TeacherRow:
+        row = self.cache.get(example.prompt, example.completion)
+        if tuple(row.tokens.tolist()) != example.tokens:
             raise UserError(f"{self.cache.folder}: example {name!r} was tokenised in another way there")
-        return said
+        return row
 
 
-def _coverage(targets: Targets, aimed: array[float], taught: Sequence[AlignedCompletion]) -> dict[str, Any]:
-    """How much of the teacher's word arrived in the student's tokens.
+def _coverage(targets: Targets, listed: array[float], taught: Sequence[AlignedCompletion]) -> dict[str, Any]:
+    """How much of the teacher's distributions the targets cover.
 
     Returns:
         `positions`; the shares of them that are `aligned`, `conditioned` and without a target; `captured_mass`, the
         mean probability of what the targets list; `identical_tokens`, the share of the student's tokens that are the
-        teacher's in bytes and place; and bytes of text in a token of each side.
+        teacher's in bytes and position; and bytes of text in a token of each model.
     """
     kinds = np.bincount(targets.kind, minlength=3).tolist()
-    bytes_ = sum(one.student.length for one in taught)
-    theirs = sum(len(one.teacher.tokens) - 1 for one in taught)
-    ours = sum(len(one.student.tokens) - 1 for one in taught)
-    same = sum(len(_spans(one.teacher) & _spans(one.student)) for one in taught)
+    n_bytes = sum(row.student.length for row in taught)
+    teacher_tokens = sum(len(row.teacher.tokens) - 1 for row in taught)
+    student_tokens = sum(len(row.student.tokens) - 1 for row in taught)
+    same = sum(len(_spans(row.teacher) & _spans(row.student)) for row in taught)
     positions = len(targets.kind)
     return {
         "positions": positions,
         "aligned": kinds[ALIGNED] / max(positions, 1),
         "conditioned": kinds[CONDITIONED] / max(positions, 1),
         "without_target": kinds[NONE] / max(positions, 1),
-        "captured_mass": float(np.mean(np.asarray(aimed))) if aimed else None,
-        "identical_tokens": same / max(ours, 1),
-        "student_bytes_per_token": bytes_ / max(ours, 1),
-        "teacher_bytes_per_token": bytes_ / max(theirs, 1),
+        "captured_mass": float(np.mean(np.asarray(listed))) if listed else None,
+        "identical_tokens": same / max(student_tokens, 1),
+        "student_bytes_per_token": n_bytes / max(student_tokens, 1),
+        "teacher_bytes_per_token": n_bytes / max(teacher_tokens, 1),
     }
 
 
-def _spans(one: ByteStream) -> set[tuple[int, int]]:
-    """From where to where each token but the last reaches."""
-    return set(zip(one.starts[:-1].tolist(), one.starts[1:].tolist(), strict=True))
+def _spans(stream: ByteStream) -> set[tuple[int, int]]:
+    """Beginning and end in bytes of each token but the last."""
+    return set(zip(stream.starts[:-1].tolist(), stream.starts[1:].tolist(), strict=True))
 
 
-def _write(file: Path, key: str, made: CompiledTargets) -> None:
+def _write(file: Path, key: str, compiled: CompiledTargets) -> None:
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(value) for name, value in vars(made.targets).items()}
-    jsonl.write_atomic(file, save(tensors, metadata={"made": jsonl.dumps({"key": key, "figures": made.figures})}))
+    tensors = {name: np.ascontiguousarray(value) for name, value in vars(compiled.targets).items()}
+    jsonl.write_atomic(file, save(tensors, metadata={"made": jsonl.dumps({"key": key, "figures": compiled.figures})}))
 
 
 def _read(file: Path, key: str) -> CompiledTargets | None:
@@ -178,10 +179,10 @@ def _read(file: Path, key: str) -> CompiledTargets | None:
         return None
     try:
         with safe_open(file, "numpy") as opened:
-            told = loads((opened.metadata() or {})["made"])
-            if told["key"] != key:
+            header = loads((opened.metadata() or {})["made"])
+            if header["key"] != key:
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return CompiledTargets(Targets(**tensors), told["figures"])
+        return CompiledTargets(Targets(**tensors), header["figures"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return None  # it is made again
+        return None  # damaged: made again

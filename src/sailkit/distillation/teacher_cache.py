@@ -111,7 +111,9 @@ def teacher_cache(
     options = replace(options, model=replace(model, date=described.get("date")))  # the same on all machines
     if max_length is not None and max_length > reader.context:
         raise UserError(f"`max_length` {max_length}: {reader.name} takes {reader.context} tokens")
-    prepared = read_with(examples, reader.tokenizer, max_length or reader.context, shown, described.get("date"))
+    prepared = render_for_teacher(
+        examples, reader.tokenizer, max_length or reader.context, shown, described.get("date")
+    )
     every = teacher_examples(prepared)
     pairs = unique_completions(every)
     # The whole is planned before anything is left to other machines: a value's low bits depend on its batch.
@@ -150,7 +152,7 @@ def teacher_cache(
         return _finish(run, prepared, files, made)
 
 
-def read_with(
+def render_for_teacher(
     examples: Sequence[TrainingExample],
     tokenizer: Any,
     max_length: int,
@@ -239,7 +241,7 @@ def _finish(
     names = [shard_name(number) for number in range(len(files))]
     if missing := [name for name in names if not run.path(name).exists()]:
         return {**figures, "finished": False, "missing_files": missing}
-    index = [Shard(run.path(name)).figures() for name in names]
+    index = [Shard(run.path(name)).index_row() for name in names]
     known = {row["file"]: row["sha256"] for row in (read_index(run.folder) if run.path(INDEX).exists() else ())}
     for row in index:
         if row["file"] not in made and known.get(row["file"], row["sha256"]) != row["sha256"]:
