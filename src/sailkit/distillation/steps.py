@@ -131,7 +131,7 @@ def align(setup: Setup, reach: TeacherReach) -> StudentTargets:
     tokenizer = student_tokenizer(setup)
     compiler = TargetCompiler(open_cache(setup), setup.teacher_tokenizer, tokenizer, setup.recipe.settings.min_mass)
     if is_main_process():
-        kind = "the same tokenizer: nothing to align" if compiler.same else "different tokenizers: aligned by bytes"
+        kind = "the same tokenizer: nothing to align" if compiler.same else "another tokenizer: aligned by bytes"
         runs.notice(f"teacher and student have {kind}")
     rows = functools.cache(functools.partial(_student_rows, setup, tokenizer))
     train = held_out = held_out_rows = None
