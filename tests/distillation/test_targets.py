@@ -60,14 +60,14 @@ def compiler(folder: Path, teacher: Path) -> Callable[..., TargetCompiler]:
 
 def by_hand(compiler: TargetCompiler, rows: Prepared, learn_from: Prepared | None) -> Targets:
     """Targets whose habits are those of certain rows, or that know none."""
-    sides, cache = compiler.sides, compiler.cache
+    sides, cache = compiler.tokenizers, compiler.cache
     both = sides.tokenise(rows)
     ends = end_tokens(sides.teacher_tokenizer, (row.teacher for row in both))
     projection = Projection(sides.teacher, sides.student, ends, compiler.min_mass)
     if learn_from is not None:
         projection.learn_habits((row.teacher, row.student) for row in sides.tokenise(learn_from))
     return collect(
-        projection.targets(cache.get(row.pair.prompt, row.pair.completion), row.teacher, row.student) for row in both
+        projection.targets(cache.get(row.example.prompt, row.example.completion), row.teacher, row.student) for row in both
     )
 
 
