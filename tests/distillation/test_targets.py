@@ -67,7 +67,8 @@ def by_hand(compiler: TargetCompiler, rows: Prepared, learn_from: Prepared | Non
     if learn_from is not None:
         projection.learn_habits((row.teacher, row.student) for row in sides.tokenise(learn_from))
     return collect(
-        projection.targets(cache.get(row.example.prompt, row.example.completion), row.teacher, row.student) for row in both
+        projection.targets(cache.get(row.example.prompt, row.example.completion), row.teacher, row.student)
+        for row in both
     )
 
 
