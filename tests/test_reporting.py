@@ -356,7 +356,7 @@ def hostile_sets(folder: Path, texts: list[str]) -> list[Path]:
 
 def check_nothing_escapes(sets: list[Path], out: Path) -> Page:
     page = Page(report(*sets, out=out, task="sample-claims").html)
-    loaded = [recordings.load(path, "sample-claims").predictions for path in sets]
+    loaded = [recordings.load_predictions(path, "sample-claims").predictions for path in sets]
     assert page.tags["script"] == 2
     assert page.items["ids"] == shown(p.id for p in loaded[0])
     assert page.items["texts"] == shown(p.text for p in loaded[0])

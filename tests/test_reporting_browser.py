@@ -136,7 +136,7 @@ def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
     reader = Reader(chromium, report(*sets, out=tmp_path, task="sample-claims").html)
     title = reader.driver.title
     reader.run("for (const button of document.querySelectorAll('.item')) button.click()")
-    first, second = (recordings.load(path, "sample-claims").predictions for path in sets)
+    first, second = (recordings.load_predictions(path, "sample-claims").predictions for path in sets)
     for i, (p, q) in enumerate(zip(first, second, strict=True)):
         # Compared in the page: a lone surrogate does not survive the way here.
         title_is = (

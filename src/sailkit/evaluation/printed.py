@@ -33,7 +33,7 @@ def summarise_evaluation(evaluation: Evaluation) -> Report:
         f"{evaluation.model} on {evaluation.task} ({', '.join(filter(None, settings))})",
         _counted(evaluation.n, evaluation.groups),
         *_against(evaluation, columns),
-        _flags(evaluation.flags),
+        flags_block("", evaluation.flags),
     )
 
 
@@ -41,20 +41,20 @@ def summarise_rescored(rescored: Rescored) -> Report:
     """Recorded predictions beside the answers read again."""
     summary = rescored.summary
     if summary is None:
-        return model.short("", "", _flags(rescored.flags))
+        return model.short("", "", flags_block("", rescored.flags))
     truth = f"{summary.against} labels"
     columns = {f"as recorded, {truth}": rescored.recorded, f"read again, {truth}": summary.main}
     if summary.human is not None and summary.against != "human":
         columns["read again, human labels"] = summary.human
     about = f"{_counted(summary.n, summary.groups, 'recorded answers')}, read as task {rescored.task}"
-    return model.short(rescored.name or "", about, *_against(summary, columns), _flags(rescored.flags))
+    return model.short(rescored.name or "", about, *_against(summary, columns), flags_block("", rescored.flags))
 
 
 def summarise_comparison(comparison: Comparison) -> Report:
     """A table, the test and the verdict of each two sets."""
     machines = [f"{name} in {how}" for name, how in comparison.machines.items() if how]
     blocks = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
-    return model.short(listed(comparison.names), ", ".join(machines), *blocks, _flags(comparison.flags))
+    return model.short(listed(comparison.names), ", ".join(machines), *blocks, flags_block("", comparison.flags))
 
 
 def _pair(pair: PairComparison, against: str) -> list[Table | Text | Verdict]:
@@ -76,8 +76,14 @@ def _counted(items: int, groups: int | None, what: str = "items") -> str:
     return f"{items} {what}" + (f" in {groups} groups" if groups else "")
 
 
-def _flags(flags: Sequence[Flag]) -> Flags:
-    return Flags("", flags_to_json(flags)["flag_messages"])
+def flags_block(name: str, flags: Sequence[Flag]) -> Flags:
+    """Flags as a block of a report.
+
+    Args:
+        name: What they are about; empty where that is clear.
+        flags: The flags.
+    """
+    return Flags(name, flags_to_json(flags)["flag_messages"])
 
 
 def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> list[Table | Text | Matrix]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sailkit.evaluation.compare import compare_sets
-from sailkit.evaluation.figures import Truth
+from sailkit.evaluation.figures import LabelFigures, Truth
 from sailkit.evaluation.items import collect_items
-from sailkit.evaluation.printed import FIGURES, summarise_comparison, summarise_evaluation, summarise_rescored
-from sailkit.evaluation.results import Comparison, Evaluation, Rescored
+from sailkit.evaluation.printed import (
+    FIGURES,
+    flags_block,
+    summarise_comparison,
+    summarise_evaluation,
+    summarise_rescored,
+)
+from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.evaluation.views import View, read_view, worth_of
 from sailkit.rendering.model import (
     Bullets,
     Cell,
     Facts,
     Figures,
-    Flags,
     Group,
     Heading,
     Interval,
@@ -34,7 +38,6 @@ from sailkit.rendering.model import (
 )  # fmt: skip
 from sailkit.rendering.numbers import capitalised, fact, listed, machine, p_value
 from sailkit.stats import metrics
-from sailkit.stats.intervals import read_estimates
 
 _PLOTTED = ("accuracy", "macro_f1", "balanced_accuracy")
 _FACTS = {
@@ -72,15 +75,16 @@ def report_on(
         UserError: A set cannot be read or has no such labels, or sets do not fit together.
     """
     views = [read_view(path, against, task, fields, seed) for path in paths]
-    compared: dict[str, Any] = {"comparisons": [], "flag_messages": {}}
+    pairs: tuple[PairComparison, ...] = ()
+    doubts = []
     if len(views) > 1:
-        compared = compare_sets([view.data for view in views], against, seed).to_json()
-        views = [replace(view, name=name) for view, name in zip(views, compared["names"], strict=True)]
+        comparison = compare_sets([view.data for view in views], against, seed)
+        views = [replace(view, name=name) for view, name in zip(views, comparison.names, strict=True)]
+        pairs = comparison.pairs
+        doubts = [flags_block("The comparison", comparison.flags)] if comparison.flags else []
     names, labels = [view.name for view in views], views[0].data.labels
-    pairs: list[dict[str, Any]] = compared["comparisons"]
     worth = [worth_of(view) for view in views]
-    flags = [*((v.name, v.figures["flag_messages"]) for v in views), ("The comparison", compared["flag_messages"])]
-    doubts = [Flags(name, messages) for name, messages in flags if messages]
+    doubts = [*(flags_block(view.name, view.flags) for view in views if view.flags), *doubts]
     return Report(
         title or f"{listed(names)} on {listed(sorted({str(v.facts['task']) for v in views}))}",
         _about(views, against),
@@ -90,16 +94,16 @@ def report_on(
             Section("Intervals", [_intervals(views)]),
             Section("Figures", [Text("Figures with their 95 % intervals."), Table(names, _groups(views, against))]),
             Section("Answers by label", _confusion(views, against)),
-            Section("How it came about", _provenance(views)),
+            Section("Provenance", _provenance(views)),
         ],
-        "; ".join(pair["verdict_text"] for pair in pairs) or worth[0][0],
+        "; ".join(pair.verdict_text for pair in pairs) or worth[0][0],
         collect_items(names, [v.data.predictions for v in views], [v.truth for v in views], labels),
     )
 
 
 def _about(views: Sequence[View], against: str) -> str:
     first, items = views[0], len(views[0].truth)
-    groups = f" in {len({p.unit for p in first.data.predictions}):,} groups" if first.figures.get("groups") else ""
+    groups = f" in {len({p.unit for p in first.data.predictions}):,} groups" if first.summary.groups else ""
     judged = [int(view.counts.sum()) for view in views]
     some = f" ({', '.join(map(str, dict.fromkeys(judged)))} have one)" if min(judged) < items else ""
     days = sorted({str(view.facts["started_at"])[:10] for view in views if view.facts.get("started_at")})
@@ -110,40 +114,42 @@ def _about(views: Sequence[View], against: str) -> str:
 
 
 def _verdict(
-    pairs: Sequence[dict[str, Any]], worth: Sequence[tuple[str, str]], against: str
+    pairs: Sequence[PairComparison], worth: Sequence[tuple[str, str]], against: str
 ) -> list[Verdict | Bullets | Heading | Figures | Split | Text]:
     if not pairs:
         headline, detail = worth[0]
         return [Verdict(headline, capitalised(detail))]
     blocks: list[Verdict | Bullets | Heading | Figures | Split | Text] = []
     for pair in pairs:
-        sentence = capitalised(pair["verdict_text"]) if pair["verdict"] == "cannot tell" else pair["verdict_text"]
-        blocks.append(Verdict(sentence, capitalised(pair["remark"])))
+        sentence = capitalised(pair.verdict_text) if pair.verdict == "cannot tell" else pair.verdict_text
+        blocks.append(Verdict(sentence, capitalised(pair.remark)))
     blocks.append(Bullets([(headline, f"{detail}.") for headline, detail in worth]))
     for pair in pairs:
-        gaps = read_estimates(pair)
         figures = [
-            ("Difference in accuracy", Cell(gaps["accuracy_difference"], signed=True)),
-            ("Difference in macro-F1", Cell(gaps["macro_f1_difference"], signed=True)),
-            (f"p, {pair['test']}, after Holm", Cell(p_value(pair["p_value_holm"]))),
-            ("Detectable 4 times in 5", Cell(pair["minimum_detectable_difference"])),
+            ("Difference in accuracy", Cell(pair.differences["accuracy"], signed=True)),
+            ("Difference in macro-F1", Cell(pair.differences["macro_f1"], signed=True)),
+            (f"p, {pair.test}, after Holm", Cell(p_value(pair.p_value_holm))),
+            ("Detectable 4 times in 5", Cell(pair.minimum_detectable_difference)),
         ]
-        counts = pair["both_right"], pair["only_a"], pair["only_b"], pair["both_wrong"]
-        blocks += [Heading(f"{pair['a']} against {pair['b']}")] if len(pairs) > 1 else []
-        blocks += [Figures(figures), Split(pair["a"], pair["b"], counts)]
-        if pair["left_out"]:
-            text = f"{pair['left_out']} items are left out: they have no {against} label that both sets share."
+        blocks += [Heading(f"{pair.a} against {pair.b}")] if len(pairs) > 1 else []
+        blocks += [
+            Figures(figures),
+            Split(pair.a, pair.b, (pair.both_right, pair.only_a, pair.only_b, pair.both_wrong)),
+        ]
+        if pair.left_out:
+            text = f"{pair.left_out} items are left out: they have no {against} label that both sets share."
             blocks.append(Text(text))
-    which = f"{pairs[0]['a']} minus {pairs[0]['b']}" if len(pairs) == 1 else "the first minus the second"
-    over = " over groups of items" if pairs[0].get("groups") else ""
+    which = f"{pairs[0].a} minus {pairs[0].b}" if len(pairs) == 1 else "the first minus the second"
+    over = " over groups of items" if pairs[0].groups else ""
     return [*blocks, Text(f"Differences are {which}, with 95 % intervals from a paired bootstrap{over}.")]
 
 
 def _intervals(views: Sequence[View]) -> Intervals:
     figures = {
         FIGURES[name]: [
-            Interval(v.name, v.estimates[v.prefix + name], f"always answering {v.majority}", v.baseline(name))
+            Interval(v.name, v.main.figures[name], f"always answering {v.majority}", v.baseline(name))
             for v in views
+            if v.main is not None
         ]
         for name in _PLOTTED
     }
@@ -156,64 +162,61 @@ def _intervals(views: Sequence[View]) -> Intervals:
 def _groups(views: Sequence[View], against: str) -> list[Group]:
     """The table of figures; rows of which nothing is known are left out."""
 
-    def interval(title: str, name: str, prefix: str | None = None) -> Row:
-        return Row(title, [Cell(v.estimates.get((v.prefix if prefix is None else prefix) + name)) for v in views])
+    def figures(which: Callable[[View], LabelFigures | None], names: Mapping[str, str]) -> list[Row]:
+        known = [which(view) for view in views]
+        return [Row(title, [Cell(own.figures.get(name) if own else None) for own in known])
+                for name, title in names.items()]  # fmt: skip
 
-    def number(title: str, name: str) -> Row:
-        return Row(title, [Cell(v.figures.get(name)) for v in views])
+    def row(title: str, value: Callable[[View], float | None]) -> Row:
+        return Row(title, [Cell(value(view)) for view in views])
 
-    def count(title: str, name: str) -> Row:
-        return Row(title, [Cell(v.figures[name], f"{v.figures[name] / len(v.truth):.1%}") for v in views])
+    def share(title: str, count: Callable[[View], int]) -> Row:
+        return Row(title, [Cell(count(view), f"{count(view) / len(view.truth):.1%}") for view in views])
 
     def constant(title: str, name: str) -> Row:
-        return Row(title, [Cell(v.baseline(name), v.majority) for v in views])
+        return Row(title, [Cell(view.baseline(name), view.majority) for view in views])
 
-    def without_label(end: str) -> Row:
-        cells = [Cell(v.figures.get(f"{v.prefix}accuracy_if_unanswered_{end}")) for v in views]
-        return Row(f"Accuracy if all of them were {end}", cells)
-
-    other, prefix = ("reference", "") if against == "human" else ("human", "human_")
-    scored_by = sorted({str(v.figures.get("against")) for v in views if v.figures.get("auroc") is not None})
+    other = "reference" if against == "human" else "human"
+    scored_by = sorted({str(view.summary.against) for view in views if view.summary.auroc is not None})
     which = "" if scored_by == [against] else f" ({' and '.join(scored_by)} labels)"
-    ties = count("Answers within numerical noise of a tie", "near_ties").cells
-    scored = [any(p.scores for p in v.data.predictions) for v in views]
-    two_truths = [view.figures.get("against") == "reference" for view in views]
-    second = [interval(title, name, prefix) for name, title in FIGURES.items() if name in _PLOTTED]
-    guessing = [Cell(metrics.prior_accuracy(v.counts)) for v in views]
+    ties = [
+        cell if any(p.scores for p in view.data.predictions) else Cell(None)
+        for view, cell in zip(views, share("", lambda view: view.summary.near_ties).cells, strict=True)
+    ]
+    mains = [view.main for view in views]
+    bounds = [(own.if_unanswered_wrong, own.if_unanswered_right) if own else None for own in mains]
+    references = [view.summary.reference for view in views]
+    agreement = [own.agreement.value if own and own.agreement else None for own in references]
+    labels = {f"f1_{label}": f"F1 of {label}" for label in views[0].data.labels}
     groups = {
-        f"Against the {against} labels": [
-            *(interval(title, name) for name, title in FIGURES.items()),
-            *(interval(f"F1 of {label}", f"f1_{label}") for label in views[0].data.labels),
-        ],
+        f"Against the {against} labels": figures(lambda view: view.main, FIGURES | labels),
         "Items without a label": [
-            count("Unreadable", "unreadable"), count("Refused", "refused"),
-            without_label("wrong"), without_label("right"),
+            share("Unreadable", lambda view: view.summary.unreadable),
+            share("Refused", lambda view: view.summary.refused),
+            Row("Accuracy if all of them were wrong", [Cell(own and own[0]) for own in bounds]),
+            Row("Accuracy if all of them were right", [Cell(own and own[1]) for own in bounds]),
         ],
         "Without looking": [
             constant("Always the most frequent label: accuracy", "accuracy"),
             constant("Always the most frequent label: macro-F1", "macro_f1"),
-            Row("Each label as often as it occurs: accuracy", guessing),
+            row("Each label as often as it occurs: accuracy", lambda view: metrics.prior_accuracy(view.counts)),
         ],
         "Scores": [
-            number(f"AUROC{which}", "auroc"), number(f"Expected calibration error{which}", "ece"),
-            Row("Answers within numerical noise of a tie", _only(ties, scored)),
+            row(f"AUROC{which}", lambda view: view.summary.auroc),
+            row(f"Expected calibration error{which}", lambda view: view.summary.ece),
+            Row("Answers within numerical noise of a tie", ties),
         ],
-        f"As recorded, before reading the answers again, against the {against} labels": [
-            interval(title, name, "recorded_") for name, title in FIGURES.items() if name != "mcc"
-        ],
-        f"Against the {other} labels": [Row(row.name, _only(row.cells, two_truths)) for row in second],
+        f"As recorded, before reading the answers again, against the {against} labels": figures(
+            lambda view: view.recorded, {name: title for name, title in FIGURES.items() if name != "mcc"}
+        ),
+        f"Against the {other} labels": figures(lambda view: view.other, {name: FIGURES[name] for name in _PLOTTED}),
         "The reference": [
-            number("Agreement with the human labels", "reference_agreement"),
-            number("Cohen's kappa with the human labels", "reference_kappa"),
+            Row("Agreement with the human labels", list(map(Cell, agreement))),
+            Row("Cohen's kappa with the human labels", [Cell(own.kappa if own else None) for own in references]),
         ],
     }  # fmt: skip
     known = [Group(heading, [row for row in rows if row.known]) for heading, rows in groups.items()]
     return [group for group in known if group.rows]
-
-
-def _only(cells: Sequence[Cell], which: Sequence[bool]) -> list[Cell]:
-    """Cells of which some do not apply."""
-    return [cell if applies else Cell(None) for cell, applies in zip(cells, which, strict=True)]
 
 
 def _confusion(views: Sequence[View], against: str) -> list[Text | Matrix]:

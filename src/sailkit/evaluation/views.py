@@ -12,13 +12,14 @@ import numpy as np
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation import predictions, summary
+from sailkit.evaluation.figures import Flag, LabelFigures, Summary, Truth
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.recordings import load_predictions
 from sailkit.evaluation.rescore import recorded_figures, rescore_set
 from sailkit.files import jsonl
 from sailkit.rendering.numbers import span
 from sailkit.stats import metrics
-from sailkit.stats.intervals import LEAST_UNITS, Counts, Estimate, read_estimates
+from sailkit.stats.intervals import LEAST_UNITS, Counts
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class View:
     Attributes:
         name: What it is called; distinct within the report.
         data: Its predictions.
-        figures: Flat figures and flags.
-        estimates: Those of the figures that have an interval.
-        prefix: Put before a figure's name, gives it against the chosen labels.
+        against: The chosen labels: the data set's own (human), or those of a reference model.
+        summary: Figures against both kinds of labels.
+        recorded: Figures of the recorded predictions against the chosen labels; None where there are none.
+        flags: Reasons to doubt the figures.
         truth: The chosen label of each item, or None.
         counts: Confusion counts against the chosen labels.
         facts: What is known of how it came about.
@@ -38,12 +40,25 @@ class View:
 
     name: str
     data: PredictionSet
-    figures: dict[str, Any]
-    estimates: dict[str, Estimate]
-    prefix: str
+    against: Truth
+    summary: Summary
+    recorded: LabelFigures | None
+    flags: tuple[Flag, ...]
     truth: list[str | None]
     counts: Counts
     facts: dict[str, Any]
+
+    @property
+    def main(self) -> LabelFigures | None:
+        """Figures against the chosen labels."""
+        return self.summary.human if self.against == "human" else self.summary.main
+
+    @property
+    def other(self) -> LabelFigures | None:
+        """Figures against the other kind of labels; None where there is no other."""
+        if self.against == "reference":
+            return self.summary.human
+        return self.summary.main if self.summary.against == "reference" else None
 
     @property
     def majority(self) -> str:
@@ -57,7 +72,7 @@ class View:
         return float(metrics.STATISTICS[name](constant))
 
 
-def read_view(path: Path, against: str, task: str | None, fields: list[str] | None, seed: int) -> View:
+def read_view(path: Path, against: Truth, task: str | None, fields: list[str] | None, seed: int) -> View:
     """Read a set of predictions and judge it.
 
     Args:
@@ -78,44 +93,50 @@ def read_view(path: Path, against: str, task: str | None, fields: list[str] | No
         facts |= {**manifest["environment"], **manifest["settings"]}
         if (path / predictions.REFERENCE_FOLDER).is_dir():
             facts["reference"] = runs.read_manifest(path / predictions.REFERENCE_FOLDER)["settings"]["model"]
-        figures = _measured(path, data, seed)
+        measured = _measured(path, data, seed)
+        flags = measured.flags
     else:
         facts["recording_sha256"] = jsonl.file_fingerprint([path])
-        figures = rescore_set(data, {}, seed).to_json()
+        rescored = rescore_set(data, {}, seed)
+        measured, flags = rescored.summary or _measured(path, data, seed), rescored.flags
     truth = {"human": [p.gold for p in rows], "reference": [p.reference for p in rows]}
     if not any(truth[against]):
         other = "reference" if against == "human" else "human"
         mend = f"; use `against={other!r}`" if any(truth[other]) else ""
         raise UserError(f"{path} has no {against} labels{mend}")
     judged = [(label, p) for label, p in zip(truth[against], rows, strict=True) if label is not None]
-    if any(p.recorded is not None for p in rows):
-        recorded = recorded_figures(rows, truth[against], labels, seed)
-        figures |= recorded.flat("recorded_") if recorded else {}
+    has_record = any(p.recorded is not None for p in rows)
+    recorded = recorded_figures(rows, truth[against], labels, seed) if has_record else None
     counts = metrics.confusion([label for label, _ in judged], [p.predicted for _, p in judged], labels)
-    prefix = "human_" if against == "human" else ""
-    return View(data.name, data, figures, read_estimates(figures), prefix, truth[against], counts, facts)
+    return View(data.name, data, against, measured, recorded, flags, truth[against], counts, facts)
 
 
-def _measured(folder: Path, data: PredictionSet, seed: int) -> dict[str, Any]:
+def _measured(folder: Path, data: PredictionSet, seed: int) -> Summary:
     """The figures that the evaluation wrote, if they are those of its predictions."""
     path, rows = folder / runs.METRICS, data.predictions
     if not path.exists():
         scored = data.provenance.get("answer") == "logprob"
         dtype = data.provenance.get("dtype")
-        return summary.summarise(rows, data.labels, dtype, seed, scored=scored, noise=data.noise).to_json()
-    figures = jsonl.read_json(path)
+        return summary.summarise(rows, data.labels, dtype, seed, scored=scored, noise=data.noise)
     has_reference = any(p.reference is not None for p in rows)
     judged = [(t, p.predicted) for p in rows if (t := p.reference if has_reference else p.gold) is not None]
-    counts = metrics.confusion([t for t, _ in judged], [answer for _, answer in judged], data.labels).tolist()
-    same = figures.get("n") == len(rows) and figures.get("confusion", {}).get("counts", counts) == counts
-    if not same or "flag_messages" not in figures:
+    counts = metrics.confusion([t for t, _ in judged], [answer for _, answer in judged], data.labels)
+    try:
+        measured = Summary(**Summary.fields_of(jsonl.read_json(path)))
+        same = measured.n == len(rows) and (
+            measured.confusion is None or np.array_equal(measured.confusion.counts, counts)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        same = False
+    if not same:
         raise UserError(f"{path} does not fit {predictions.PREDICTIONS} beside it; run the same evaluate command again")
-    return figures
+    return measured
 
 
 def worth_of(view: View) -> tuple[str, str]:
     """What a set is worth, in a sentence, and what that rests on."""
-    accuracy, base = view.estimates[view.prefix + "accuracy"], view.baseline("accuracy")
+    assert view.main is not None  # it has labels of that kind
+    accuracy, base = view.main.figures["accuracy"], view.baseline("accuracy")
     rows = view.data.predictions
     always = f"always answering {view.majority}"
     answer, times = Counter(p.predicted for p in rows).most_common(1)[0]
