@@ -670,7 +670,7 @@ def test_a_teacher_with_padding_that_it_has_no_embedding_for_is_a_teacher(added,
 
 def test_memory_that_runs_out_on_the_way_to_the_device_is_one_line(folder, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda *_: torch.empty(2**58))
-    with pytest.raises(UserError, match=r"^out of memory while moving .*stories260k to cpu; use a smaller model, `dtype"):
+    with pytest.raises(UserError, match=r"^out of memory while moving .*stories260k to cpu; use a smaller model, `dt"):
         load_model(str(folder), FP32)
 
 

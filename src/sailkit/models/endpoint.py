@@ -1,4 +1,4 @@
-"""A model behind any OpenAI-compatible server, asked by chat completions; each answer is paid for once."""
+"""A model behind any OpenAI-compatible server, with chat completions; each answer is paid for once."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from sailkit.urls import server_url
 
 ENDPOINT_FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
 TOP_LOGPROBS = 20  # the most that servers commonly give
-SCORE_TOKENS = 16  # room for an answer that is read where log-probabilities do not decide
-_LEAST = 1e-7  # probability below which a server's rounding decides
+SCORE_TOKENS = 16  # for an answer that is read if log-probabilities do not decide
+_MIN_PROBABILITY = 1e-7  # below it, a server's rounding decides
 LABEL_SHARE = 0.5  # of the first token's probability that the answer words must hold
 _FORMAT = 2  # of a cached answer: raise it when Answer, or how it is read, changes
-_BATCHES = 4  # prompts of a batch, in multiples of the concurrency: few idle slots, little to ask twice
+_BATCHES = 4  # prompts of a batch, in multiples of the concurrency: few idle slots, few requests to repeat
 _NAME = re.compile(r"endpoint:(?P<model>.+)@(?P<url>https?://.+)", re.DOTALL)  # greedy: the last such @
 
 
 class EndpointModel:
-    """A model behind an OpenAI-compatible server, asked at temperature 0.
+    """A model behind an OpenAI-compatible server, at temperature 0.
 
-    Every answer goes to the cache as it arrives, and nothing that is there is asked again. The server applies
-    its own chat template and knows its own limits, so prompts are neither rendered nor shortened here.
+    Every answer goes to the cache as it arrives, and a cached request is never sent again. The server applies its own
+    chat template and knows its own limits, so prompts are neither rendered nor shortened here.
 
     Attributes:
         name: As the user wrote it.
         client: The client of the server, with its budget; repeats share it.
-        repeat: Which of several askings this is; a part of the cache's key.
-        served_by: What the server called itself in its answers -> how many answers.
+        repeat: The number of the repetition, a part of the cache's key.
+        served_by: The model and configuration that the server names in its answers -> how many answers.
     """
 
     def __init__(self, model: str, base_url: str, options: ModelOptions) -> None:
-        """Prepare to ask; nothing is sent.
+        """Prepare the client; nothing is sent.
 
         Args:
             model: The server's name for the model.
-            base_url: Its address, up to and with `/v1` on most servers.
-            options: Concurrency, budget, timeout, and where the key is.
+            base_url: Its base URL, which ends in `/v1` on most servers.
+            options: Concurrency, budget, timeout, and the variable with the key.
 
         Raises:
-            UserError: The address or an option cannot be used, or the key cannot be sent.
+            UserError: The URL or an option cannot be used, or the key cannot be sent.
         """
         self.model = model
         self.base_url = checked_url(base_url, options.api_key_env)
@@ -64,21 +64,21 @@ class EndpointModel:
         self.repeat = 0
         self.served_by: dict[str, int] = {}
         self._cache = runs.Cache(runs.cache_folder() / "responses")
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> EndpointModel:
-        """Find the server behind `endpoint:MODEL@BASE_URL`; see `sailkit.models.load.load_model`."""
+        """The model of `endpoint:MODEL@BASE_URL`; see `sailkit.models.load.load_model`."""
         return cls(*read_name(name), options)
 
     def with_repeat(self, repeat: int) -> EndpointModel:
-        """The same model asked once more: its answers are cached under the repeat's number."""
+        """The same model for another repetition, whose answers are cached under its number."""
         other = copy.copy(self)
         other.repeat = repeat
         return other
 
     def describe(self) -> dict[str, Any]:
-        """Everything that is known here and decides the answers."""
+        """Everything about the model that decides its answers, as far as a client knows it."""
         return {
             "model": self.name,
             "served_model": self.model,
@@ -93,46 +93,47 @@ class EndpointModel:
         }
 
     def count_tokens(self, text: str) -> int:
-        """Roughly how many tokens a text takes: one for four bytes."""
+        """An estimate of the tokens of a text: one for four bytes."""
         return math.ceil(len(text.encode()) / 4)
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
-        """Batches in order; the server keeps its own limits, so `reserve` and `names` decide nothing."""
+        """Batches in the order of the prompts; the server has its own limits, so `reserve` and `names` are not used."""
         size = _BATCHES * self.client.options.concurrency
         return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
 
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
         """Score labels by the first generated token; see `Model.score` and `label_scores`.
 
-        Where these do not decide, or the server gives none, `Reply.answers` is empty and `Reply.text` is to be read.
+        If its log-probabilities do not decide, or the server gives none, `Reply.answers` is empty, and the answer is
+        read from `Reply.text`.
         """
         bodies = [self._body(prompt, SCORE_TOKENS, scored=True) for prompt in prompts]
-        found = self._answers(bodies)
-        if not all(answer.top_logprobs or answer.refusal is not None for answer in found):
+        completions = self._answers(bodies)
+        if not all(answer.top_logprobs or answer.refusal is not None for answer in completions):
             self._warn(f"{self.name} gives no log-probabilities; its answers are read from the text, without scores")
         scores = [
             {} if answer.refusal is not None or answer.thought else label_scores(answer.top_logprobs, answers)
-            for answer in found
+            for answer in completions
         ]
-        return [_reply(*parts) for parts in zip(bodies, found, scores, strict=True)]
+        return [_reply(*parts) for parts in zip(bodies, completions, scores, strict=True)]
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
     ) -> list[Reply]:
-        """Greedy answers; see `Model.generate`. A server is not interrupted: `finished` and `likely` do nothing."""
+        """Greedy answers; see `Model.generate`. A server cannot be stopped, so `finished` and `likely` are not used."""
         bodies = [self._body(prompt, max_new_tokens) for prompt in prompts]
         return [_reply(body, answer, {}) for body, answer in zip(bodies, self._answers(bodies), strict=True)]
 
     def estimate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, *, scored: bool = False
     ) -> dict[str, int]:
-        """What asking would still cost; nothing is sent.
+        """The cost of the requests that are not cached; nothing is sent.
 
         Args:
-            prompts: What would be asked.
-            max_new_tokens: Longest answer.
-            repeats: How often each prompt would be asked.
-            scored: Answers would be scored, not generated; these have a length of their own.
+            prompts: The prompts.
+            max_new_tokens: Most tokens of an answer.
+            repeats: How often each prompt is sent.
+            scored: Whether answers are scored, not generated; their length is then `SCORE_TOKENS`.
 
         Returns:
             `requests` that are not in the cache, their `prompt_tokens` (roughly: a token for four bytes), and their
@@ -142,11 +143,11 @@ class EndpointModel:
         bodies = [self._body(prompt, length, scored=scored) for prompt in prompts]
         new: dict[str, int] = {}
         for repeat in range(self.repeat, self.repeat + repeats):
-            asked = self.with_repeat(repeat)
+            model = self.with_repeat(repeat)
             for body in bodies:
-                if asked._stored(body) is None:
+                if model._stored(body) is None:
                     content = "".join(turn["content"] for turn in body["messages"])
-                    new[jsonl.fingerprint(asked._key(body))] = self.count_tokens(content)
+                    new[jsonl.fingerprint(model._key(body))] = self.count_tokens(content)
         return {
             "requests": len(new),
             "prompt_tokens": sum(new.values()),
@@ -154,11 +155,11 @@ class EndpointModel:
         }
 
     def _body(self, prompt: Prompt, max_tokens: int, *, scored: bool = False) -> Body:
-        """One request. Text from outside is escaped: the server would take `<|im_end|>` in it for the real thing."""
+        """One request. Untrusted text is escaped: a server would encode `<|im_end|>` in it as the special token."""
         messages = []
         for message in prompt:
             content = ""
-            # Pieces from outside that touch are escaped as one, or they could spell a token between them.
+            # Adjacent untrusted parts are escaped together, or they could spell a special token across their border.
             for trusted, parts in groupby(message.parts, key=lambda part: part.trusted):
                 text = "".join(part.text for part in parts)
                 content += text if trusted else escape_special(text)
@@ -167,7 +168,7 @@ class EndpointModel:
         return body | ({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if scored else {})
 
     def _key(self, body: Body) -> dict[str, Any]:
-        # The request as it is wanted: what a server that refuses log-probabilities answered instead is found too.
+        # The request as it was planned, not as it was sent: a server may have refused log-probabilities.
         return {"format": _FORMAT, "base_url": self.base_url, "repeat": self.repeat, "request": body}
 
     def _stored(self, body: Body) -> Answer | None:
@@ -177,19 +178,19 @@ class EndpointModel:
         return None
 
     def _answers(self, bodies: Sequence[Body]) -> list[Answer]:
-        """Answers in order, from the cache or the server; what is wanted twice is sent once."""
+        """Answers in order, from the cache or the server; equal requests are sent once."""
         names = [jsonl.fingerprint(self._key(body)) for body in bodies]
-        wanted = dict(zip(names, bodies, strict=True))
-        known = {name: answer for name, body in wanted.items() if (answer := self._stored(body))}
+        requests = dict(zip(names, bodies, strict=True))
+        known = {name: answer for name, body in requests.items() if (answer := self._stored(body))}
 
         def keep(name: str, answer: Answer) -> None:
-            # A refusal with an error's status is not kept: filters and limits are changed without notice.
+            # A refusal by an HTTP error is not cached: servers change their filters and limits without notice.
             if answer.refusal is None or answer.finish_reason is not None:
-                self._cache.put(self._key(wanted[name]), asdict(answer))
+                self._cache.put(self._key(requests[name]), asdict(answer))
             known[name] = answer
 
         self.client.served |= bool(known)
-        if missing := {name: body for name, body in wanted.items() if name not in known}:
+        if missing := {name: body for name, body in requests.items() if name not in known}:
             self.client.ask(missing, keep)
         if "temperature" in self.client.left_out:
             self._warn(f"{self.name} takes no temperature; its answers may change when it is asked again")
@@ -199,14 +200,14 @@ class EndpointModel:
         return [known[name] for name in names]
 
     def _warn(self, message: str) -> None:
-        """Warn once; repeats share what was said."""
-        if message not in self._told:
-            self._told.add(message)
+        """Warn once, in all repeats."""
+        if message not in self._warned:
+            self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def read_name(name: str) -> tuple[str, str]:
-    """Model and base URL of `endpoint:MODEL@BASE_URL`; the URL is not looked at."""
+    """Model and base URL of `endpoint:MODEL@BASE_URL`; the URL is not checked."""
     parts = _NAME.fullmatch(name)
     if parts is None:
         raise UserError(f"an endpoint's name has the form {ENDPOINT_FORM}")
@@ -216,20 +217,21 @@ def read_name(name: str) -> tuple[str, str]:
 
 
 def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -> dict[str, AnswerScore]:
-    """Scores of labels from the likeliest first tokens, where these decide.
+    """Scores of labels from the likeliest first tokens, if these decide.
 
-    A token that is a label's whole answer word is an observation of the label. The word may be spelled in several ways
-    (`Yes`, ` yes`), and pieces that begin it and no other (`Y`) count with it. A label that is not listed has a bound,
-    below all that is listed and at most what is left of the probability.
+    A server lists only some tokens (up to 20), so a label's log-probability is observed or bounded. A listed token that
+    equals the label's answer word, up to case and white space, is an observation, and so is a token that begins this
+    word and no other (`Y`); several add up. A label without such a token has an upper bound: below every listed token,
+    and at most the probability that the listed tokens leave.
 
     Args:
         top: Tokens and log-probabilities.
         answers: Label -> answer word.
 
     Returns:
-        Answer word -> score. Nothing where the text has to be read instead: the likeliest token is no answer word (but
-        white space, a quote, a thought), the answer words hold less than `LABEL_SHARE` of the probability, or one of
-        them is listed only by a piece of it, for it takes several tokens.
+        Answer word -> score. Nothing if the text has to be read instead: the likeliest token is not an answer word (but
+        white space, a quote, a thought), the answer words have less than `LABEL_SHARE` of the probability, or one of
+        them takes several tokens, so that its first token does not give its probability.
     """
     words = {label: word.strip().casefold() for label, word in answers.items()}
     listed = [(token.strip().casefold(), logprob) for token, logprob in top]
@@ -245,7 +247,7 @@ def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -
     observed = {label: _log_sum_exp(values) for label, values in spoken.items() if values}
     if sum(map(math.exp, observed.values())) < LABEL_SHARE:
         return {}
-    left = math.log(max(1 - sum(math.exp(logprob) for _, logprob in top), _LEAST))
+    left = math.log(max(1 - sum(math.exp(logprob) for _, logprob in top), _MIN_PROBABILITY))
     bound = min(left, math.nextafter(min(logprob for _, logprob in top), -math.inf))
     return {
         answers[label]: AnswerScore(label, (), observed.get(label, bound), bound=label not in observed)

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible server: a few requests at a time, tried again, within a budget; what it says is read."""
+"""A client of OpenAI-compatible servers: concurrent requests, retries, a budget, and errors that name their mend."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ from sailkit.models.masking import KeyMask
 if TYPE_CHECKING:
     import openai
 
-_MOST_IN_A_ROW = 8  # failures of unknown kinds, with no answer between them, before all are taken to fail
-_ENOUGH_SAID = 4000  # characters of a failure from which its line is made
-# What a server may not take at all, or under another name only.
+_MAX_FAILURES_IN_A_ROW = 8  # failures of unknown kinds without an answer between them, before the run stops
+_MAX_CAUSE = 4000  # characters of an exception that are searched for the key
+# Parameters that some servers refuse, and those that some know by another name only.
 _MAY_BE_LEFT_OUT = ("temperature",)
 _MAY_BE_RENAMED = {"max_tokens": "max_completion_tokens"}
 
 Body = dict[str, Any]
 
 
-class _OtherwiseError(Exception):
-    """The server wants to be asked in another form, which is known now."""
+class _OtherFormError(Exception):
+    """The server wants the request in another form, which the client knows now."""
 
 
 class ChatClient:
-    """The way to one server.
+    """A client of one server.
 
     Attributes:
-        name: What errors call it.
+        name: The server's name in errors.
         sent: HTTP requests so far.
-        served: Whether it has answered a request like these, so that a refusal is not about how they are asked.
-        left_out: Parameters that the server has refused, which are not sent any more.
-        renamed: Parameters that it knows by another name.
-        tries: How often one prompt is sent before giving up.
-        backoff: Seconds before the second try, doubled for each one after.
+        served: Whether the server has answered such a request; a refusal is then about the content, not the form.
+        left_out: Parameters that the server has refused, and that are not sent any more.
+        renamed: Parameters that the server knows by another name.
+        tries: How often a prompt is sent before giving up.
+        backoff: Seconds before the second try, doubled for each try after.
     """
 
     tries = 6
     backoff = 1.0
 
     def __init__(self, name: str, base_url: str, options: ModelOptions) -> None:
-        """Prepare to ask; nothing is sent.
+        """Prepare the client; nothing is sent.
 
         Raises:
             UserError: An option cannot be used, or the key cannot be sent.
@@ -74,18 +74,18 @@ class ChatClient:
         self.served = False
         self.left_out: set[str] = set()
         self.renamed: dict[str, str] = {}
-        self._in_a_row = 0
+        self._failures_in_a_row = 0
         self._api_key()
 
     def ask(self, bodies: Mapping[str, Body], keep: Callable[[str, Answer], None]) -> None:
-        """Send requests and hand over each answer as soon as it is there.
+        """Send requests, and pass on each answer as soon as it arrives.
 
-        After a failure nothing more is sent, but what is on its way is waited for and handed over: it is paid for. A
-        refusal of what one request holds is no failure but its answer, with `Answer.refusal`.
+        After a failure nothing more is sent, but the answers to open requests are awaited and passed on, because they
+        are paid for. A refusal of the content of a request is not a failure but its answer, with `Answer.refusal`.
 
         Args:
             bodies: Requests by name.
-            keep: Told the name and the answer.
+            keep: Called with the name of a request and its answer.
 
         Raises:
             UserError: The server refused, did not answer in any try, or the budget is used up.
@@ -96,11 +96,11 @@ class ChatClient:
         import openai
 
         slots, stop = asyncio.Semaphore(self.options.concurrency), asyncio.Event()
-        # A redirect would carry prompts to another place than the one named, and turns a POST into a GET.
+        # A redirect would carry prompts to another server than the one named, and turn a POST into a GET.
         hooks = {"response": [limit_body(self.most_bytes())]}
-        packing = {"Accept-Encoding": ENCODING}
-        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None, event_hooks=hooks, headers=packing)
-        key = self._api_key() or "none"  # a server of one's own asks for none, the client insists on one
+        headers = {"Accept-Encoding": ENCODING}
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None, event_hooks=hooks, headers=headers)
+        key = self._api_key() or "none"  # a local server needs no key, but the library does
         async with openai.AsyncOpenAI(api_key=key, base_url=self.base_url, max_retries=0, http_client=http) as client:
 
             async def ask(name: str, body: Body) -> None:
@@ -117,28 +117,28 @@ class ChatClient:
             raise failure
 
     async def _ask(self, client: openai.AsyncOpenAI, body: Body, stop: asyncio.Event) -> Answer | None:
-        """Ask until there is an answer, patience ends, or another request has failed for good."""
-        tried = 0
+        """Send a request until it is answered, its tries are used up, or another request has failed for good."""
+        failures = 0
         while not stop.is_set():
             try:
                 answer = await self._send(client, self._as_taken(body))
-                self.served, self._in_a_row = True, 0
+                self.served, self._failures_in_a_row = True, 0
                 return answer
-            except _OtherwiseError:
+            except _OtherFormError:
                 continue
             except ItemRefusedError as refusal:
                 return self.refused(str(refusal))
             except PassingError as failure:
-                tried += 1
-                if tried == self.tries:
+                failures += 1
+                if failures == self.tries:
                     if failure.replied and self._others_are_answered():
-                        return self.refused(f"no answer in {tried} tries, the last: {failure}")
+                        return self.refused(f"no answer in {failures} tries, the last: {failure}")
                     raise UserError(
-                        f"{self.name}: gave up after {tried} tries, the last: {failure}; "
+                        f"{self.name}: gave up after {failures} tries, the last: {failure}; "
                         "run the same command again, it goes on where it stopped"
                     ) from None
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), retry.pause(tried, self.backoff, failure.wait))
+                    await asyncio.wait_for(stop.wait(), retry.pause(failures, self.backoff, failure.wait))
         return None
 
     async def _send(self, client: openai.AsyncOpenAI, body: Body) -> Answer:
@@ -153,7 +153,7 @@ class ChatClient:
             )
         self.sent += 1
         try:
-            # Of the whole exchange; the client's own timeout starts anew with every byte.
+            # The limit is for the whole response; the HTTP client's own timeout starts again with every byte.
             async with asyncio.timeout(self.options.timeout):
                 response = await self.post(client, body)
         except TimeoutError:
@@ -169,12 +169,12 @@ class ChatClient:
             raise self._refusal(error, body) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            said = self.mask().text(str(cause)[:_ENOUGH_SAID]) or type(cause).__name__
-            raise PassingError(f"the connection failed ({said})") from None
+            reason = self.mask().text(str(cause)[:_MAX_CAUSE]) or type(cause).__name__
+            raise PassingError(f"the connection failed ({reason})") from None
         return self.read(response.content.decode("utf-8", "replace"))
 
     async def post(self, client: openai.AsyncOpenAI, body: Body) -> Any:
-        """Send one request: a chat completion, unless a subclass asks for something else."""
+        """Send one request: a chat completion, unless a subclass overrides it."""
         return await client.chat.completions.with_raw_response.create(**body)
 
     def read(self, text: str) -> Answer:
@@ -182,29 +182,29 @@ class ChatClient:
         return read_completion(text, self.mask())
 
     def refused(self, reason: str) -> Answer:
-        """The answer to an item whose content the server refuses."""
+        """The answer to a request whose content the server refuses."""
         return Answer("", refusal=reason)
 
     def refused_logprobs(self, message: str) -> Exception:
-        """What is raised where the server refuses to give log-probabilities: here they are left out from now on."""
+        """The error if the server refuses log-probabilities; this client requests none from now on."""
         self.left_out |= {"logprobs", "top_logprobs"}
-        return _OtherwiseError(message)
+        return _OtherFormError(message)
 
     def _as_taken(self, body: Body) -> Body:
-        """A request in the form that the server takes."""
+        """A request in the form that the server accepts."""
         return {self.renamed.get(name, name): value for name, value in body.items() if name not in self.left_out}
 
     def _refusal(self, error: openai.APIStatusError, body: Body) -> Exception:
-        """What a status other than success means: try again, ask otherwise, the item's outcome, or tell the user."""
+        """The error for an HTTP status: to retry, to change the form, to keep as the outcome, or for the user."""
         status, headers, text = error.status_code, error.response.headers, error.response.text
         message = error_message(text, self.mask())
-        # Some servers call it their own fault (500), which trying again would not mend.
+        # Some servers answer with 500 if they have no log-probabilities; another try would not help.
         if (status in (400, 403, 422) or status >= 500) and "logprobs" in body and "logprob" in text.casefold():
             return self.refused_logprobs(message)
         if status in (400, 422) and self._learns_form(body, text):
-            return _OtherwiseError(message)
+            return _OtherFormError(message)
         if retry.is_transient(status):
-            # The other statuses above it are about the server, whatever is asked.
+            # 500 may be about the content; the statuses above it are about the server.
             return PassingError(
                 f"status {status}: {message}", retry.retry_after(headers.get("retry-after")), replied=status == 500
             )
@@ -217,15 +217,15 @@ class ChatClient:
             404: "; check the model's name and the base URL, which ends in /v1 on most servers",
         }.get(status, "")
         if 300 <= status < 400:
-            place = self.mask().text(headers.get("location", "nowhere"))
-            mend = f"; it redirects to {short(place)}, name that as the base URL if it is right"
+            target = self.mask().text(headers.get("location", "nowhere"))
+            mend = f"; it redirects to {short(target)}, name that as the base URL if it is right"
         return UserError(f"{self.name} refused with status {status}: {message}{mend}")
 
     def _learns_form(self, body: Body, text: str) -> bool:
-        """Whether an error says how to ask instead, as models that think do; that is kept for what follows."""
-        for name, other in _MAY_BE_RENAMED.items():
-            if name in body and other in text and is_unsupported(text, name):
-                self.renamed[name] = other
+        """Whether an error is about a parameter that later requests can rename or leave out."""
+        for name, new_name in _MAY_BE_RENAMED.items():
+            if name in body and new_name in text and is_unsupported(text, name):
+                self.renamed[name] = new_name
                 return True
         for name in _MAY_BE_LEFT_OUT:
             if name in body and is_unsupported(text, name):
@@ -234,35 +234,35 @@ class ChatClient:
         return False
 
     def _is_about_item(self, status: int, text: str, body: Body) -> bool:
-        """Whether a refusal is about what this request holds: by its kind, or because others like it are answered."""
+        """Whether a refusal is about the content of a request: by its kind, or because other requests are answered."""
         most = max((body[name] for name in ("max_tokens", "max_completion_tokens") if name in body), default=0)
         if status == 413 or (status in (400, 403, 422, 451) and is_about_item(text, most)):
             return True
         return status in (400, 422) and self._others_are_answered()
 
     def _others_are_answered(self) -> bool:
-        """Whether requests like one that failed are answered, and not too many have failed since the last of them."""
-        self._in_a_row += self.served
-        return self.served and self._in_a_row < _MOST_IN_A_ROW
+        """Whether other requests are answered, and not too many have failed since the last answer."""
+        self._failures_in_a_row += self.served
+        return self.served and self._failures_in_a_row < _MAX_FAILURES_IN_A_ROW
 
     def most_bytes(self) -> int:
-        """How large an answer may be."""
+        """The limit of a response."""
         return int(self.options.max_response_mb * 1e6)
 
     def _api_key(self) -> str:
-        """The key, or nothing; read where it is used, so that no object holds it."""
+        """The key, or an empty text; it is read where it is used, so that no object stores it."""
         key = os.environ.get(self.options.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"the key in {self.options.api_key_env} has characters that cannot be sent")
         return key
 
     def mask(self) -> KeyMask:
-        """What takes the key out of the server's words."""
+        """Masks the key in texts of the server."""
         return KeyMask(self._api_key())
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end from plain code, also where a loop is running already, as in a notebook."""
+    """Run a coroutine from synchronous code, also where an event loop is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
