@@ -14,8 +14,8 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     """Load a model by name.
 
     Args:
-        name: `smollm2-135m`, a hub id, a local folder, a GGUF file, a LoRA adapter folder, or
-            `endpoint:MODEL@BASE_URL`, or `module:attribute` for one of your own.
+        name: `smollm2-135m`, a hub id, a local folder, a GGUF file, a LoRA adapter folder, `endpoint:MODEL@BASE_URL`,
+            or `module:attribute` for a model of your own.
         options: How to load and run it.
 
     Raises:
@@ -25,12 +25,12 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     if options.chat not in ("auto", "on", "off"):
         raise UserError(f"`chat` takes auto, on or off, not {options.chat!r}")
     check_date(options.date)
-    if is_plugin(name):
-        return cast(Model, load_plugin(name, Model))
     if is_endpoint(name):
         from sailkit.models.endpoint import EndpointModel  # each kind imports its own libraries
 
         return EndpointModel.from_name(name, options)
+    if is_plugin(name):
+        return cast(Model, load_plugin(name, Model))
     from sailkit.models.local import LocalModel
 
     return LocalModel.from_name(name, options)
