@@ -48,7 +48,7 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         settings["eval_strategy"] = "no"
     best = held_out and settings["save_strategy"] == settings["eval_strategy"] != "no"
     if recipe.patience and held_out and not best:
-        raise UserError("patience: training is evaluated and saved at the same steps then; set eval_strategy alone")
+        raise UserError("patience: training is evaluated and saved at the same steps with it; set eval_strategy alone")
     settings.setdefault("load_best_model_at_end", best)
     if best:
         settings.setdefault("metric_for_best_model", "eval_loss")
