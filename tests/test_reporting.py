@@ -67,7 +67,7 @@ def run_folder(folder: Path, rows: list[Prediction], figures: bool = True, **mor
         text = "".join(json.dumps(predictions.to_row(p)) + "\n" for p in rows)
         jsonl.write_atomic(run.path(predictions.PREDICTIONS), text)
         if figures:
-            jsonl.write_json(run.path(runs.METRICS), summary.summarise(rows, LABELS).to_json())
+            jsonl.write_json(run.path(runs.METRICS), summary.summarise_predictions(rows, LABELS).to_json())
     return folder
 
 

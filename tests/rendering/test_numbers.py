@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.results import SETTINGS, Evaluation
-from sailkit.evaluation.summary import summarise
+from sailkit.evaluation.summary import summarise_predictions
 from sailkit.records import Prediction
 from sailkit.rendering import terminal
 from sailkit.rendering.numbers import change, decimals, machine
@@ -61,7 +61,7 @@ def evaluation(flat: dict) -> Evaluation:
 
 
 def test_the_first_line_of_an_evaluation_says_what_it_was_computed_in(capsys):
-    figures = summarise(rows([True] * 40, 2), ("a", "b")).to_json()
+    figures = summarise_predictions(rows([True] * 40, 2), ("a", "b")).to_json()
     figures |= {"model": "m", "task": "t", "protocol": "direct", "wording": "plain", "answer": "logprob"}
     terminal.write(evaluation({**figures, "dtype": "float32", "device": "cpu"}).report())
     assert capsys.readouterr().out.split("\n")[1] == (

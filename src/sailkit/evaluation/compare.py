@@ -16,8 +16,7 @@ from sailkit.evaluation.figures import Flag, Truth
 from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet
 from sailkit.evaluation.recordings import load_predictions
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison
-from sailkit.evaluation.summary import against as figures_against
-from sailkit.evaluation.summary import baselines, counted, few_items
+from sailkit.evaluation.summary import baseline_figures, counted, few_items, label_figures
 from sailkit.records import Prediction
 from sailkit.rendering.numbers import machine
 from sailkit.stats import metrics
@@ -156,9 +155,9 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, l
         only_a=only_a,
         only_b=only_b,
         differences=_differences(rows, labels, seed, joined.groups),
-        a_figures=figures_against(answers_a, labels, seed, joined.groups),
-        b_figures=figures_against(answers_b, labels, seed, joined.groups),
-        baselines=baselines(answers_a, labels),
+        a_figures=label_figures(answers_a, labels, seed, joined.groups),
+        b_figures=label_figures(answers_b, labels, seed, joined.groups),
+        baselines=baseline_figures(answers_a, labels),
         test=test,
         p_value=p_value,
         p_value_holm=p_value,

@@ -24,7 +24,7 @@ from sailkit.evaluation.noise import MEASURED, measured_noise
 from sailkit.evaluation.predictions import NOISE_FILE, PREDICTIONS
 from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
 from sailkit.evaluation.results import SETTINGS, Evaluation
-from sailkit.evaluation.summary import summarise
+from sailkit.evaluation.summary import summarise_predictions
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
@@ -292,7 +292,7 @@ def _short_name(model: Model) -> str:
 def _finish(run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path | None) -> Evaluation:
     """The figures of a run whose predictions are complete, also written to its folder."""
     answered = predictions.load_run(run.folder)
-    summary = summarise(
+    summary = summarise_predictions(
         answered.predictions, answered.labels, answered.provenance.get("dtype"), seed,
         scored=answered.provenance.get("answer") == "logprob", noise=answered.noise,
     )  # fmt: skip

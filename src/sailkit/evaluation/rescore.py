@@ -12,7 +12,7 @@ from sailkit.evaluation.figures import Flag, LabelFigures
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.recordings import load_recording
 from sailkit.evaluation.results import Rescored
-from sailkit.evaluation.summary import against, constant_flags, summarise, units_of
+from sailkit.evaluation.summary import constant_flags, label_figures, summarise_predictions, units_of
 from sailkit.records import Prediction
 from sailkit.tasks.task import Task
 
@@ -90,7 +90,7 @@ def rescore_set(recording: PredictionSet, claim: Mapping[str, float], seed: int 
         seed: Seed of the bootstrap.
     """
     rows, labels = recording.predictions, recording.labels
-    summary = summarise(rows, labels, seed=seed)
+    summary = summarise_predictions(rows, labels, seed=seed)
     flags = [*summary.flags]
     recorded: LabelFigures | None = None
     disagrees: int | None = None
@@ -126,7 +126,7 @@ def recorded_figures(
     """
     judged = [(p, label) for p, label in zip(rows, truth, strict=True) if label is not None]
     pairs = [(label, p.recorded or "unreadable") for p, label in judged]
-    return against(pairs, labels, seed, units_of([p for p, _ in judged])) if pairs else None
+    return label_figures(pairs, labels, seed, units_of([p for p, _ in judged])) if pairs else None
 
 
 def _claim_flags(recorded: LabelFigures | None, claim: Mapping[str, float], kinds: Sequence[str]) -> list[Flag]:

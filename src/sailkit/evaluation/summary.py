@@ -20,7 +20,7 @@ GOOD_KAPPA = 0.8
 USUAL_NOISE = {"bfloat16": 0.25, "float16": 0.03, "float32": 1e-5}
 
 
-def summarise(
+def summarise_predictions(
     predictions: Sequence[Prediction],
     labels: Sequence[str],
     dtype: str | None = None,
@@ -52,13 +52,13 @@ def summarise(
     truth: Truth | None = "reference" if reference else "human" if gold else None
     if truth:
         pairs, units = (reference, units_of(with_reference)) if reference else (gold, units_of(with_gold))
-        main = against(pairs, labels, seed, units)
-        base = baselines(gold or reference, labels)
+        main = label_figures(pairs, labels, seed, units)
+        base = baseline_figures(gold or reference, labels)
         confusion = _confusion(pairs, labels)
         auroc, ece = _score_figures(predictions, labels, truth)
         flags += few_items(len(pairs), len({*units}) if units else None)
     if gold and base:
-        human = main if main and truth == "human" else against(gold, labels, seed, units_of(with_gold))
+        human = main if main and truth == "human" else label_figures(gold, labels, seed, units_of(with_gold))
         flags += _baseline_flags(human, base, "human")
     if reference and main:
         reference_labels, more = _reference_labels(with_reference, labels, seed)
@@ -94,7 +94,7 @@ def _reference_labels(
     predictions: Sequence[Prediction], labels: Sequence[str], seed: int
 ) -> tuple[ReferenceLabels, list[Flag]]:
     """A reference's labels beside the data set's own, and the flag for labels that disagree with those."""
-    base = baselines([(str(p.reference), p.predicted) for p in predictions], labels)
+    base = baseline_figures([(str(p.reference), p.predicted) for p in predictions], labels)
     both = [p for p in predictions if p.gold is not None]
     if not both:
         return ReferenceLabels(len(predictions), base), []
@@ -168,7 +168,9 @@ def few_items(items: int, groups: int | None, of: str = "") -> list[Flag]:
     return [Flag("few-items", f"{text}: an accuracy of 0.5 could be anything from {half.low:.2f} to {half.high:.2f}")]
 
 
-def against(pairs: Pairs, labels: Sequence[str], seed: int = 0, groups: Sequence[str] | None = None) -> LabelFigures:
+def label_figures(
+    pairs: Pairs, labels: Sequence[str], seed: int = 0, groups: Sequence[str] | None = None
+) -> LabelFigures:
     """Figures of one labelling against one truth.
 
     Args:
@@ -182,7 +184,7 @@ def against(pairs: Pairs, labels: Sequence[str], seed: int = 0, groups: Sequence
     return LabelFigures(metrics.confusion_estimates(units, labels, seed), *metrics.bounds(units.table))
 
 
-def baselines(pairs: Pairs, labels: Sequence[str]) -> Baselines:
+def baseline_figures(pairs: Pairs, labels: Sequence[str]) -> Baselines:
     """The figures of answers that do not depend on the items."""
     counts = _counts(pairs, labels)
     return Baselines(

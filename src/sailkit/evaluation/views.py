@@ -117,7 +117,7 @@ def _measured(folder: Path, data: PredictionSet, seed: int) -> Summary:
     if not path.exists():
         scored = data.provenance.get("answer") == "logprob"
         dtype = data.provenance.get("dtype")
-        return summary.summarise(rows, data.labels, dtype, seed, scored=scored, noise=data.noise)
+        return summary.summarise_predictions(rows, data.labels, dtype, seed, scored=scored, noise=data.noise)
     has_reference = any(p.reference is not None for p in rows)
     judged = [(t, p.predicted) for p in rows if (t := p.reference if has_reference else p.gold) is not None]
     counts = metrics.confusion([t for t, _ in judged], [answer for _, answer in judged], data.labels)
