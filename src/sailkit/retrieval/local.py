@@ -177,6 +177,6 @@ def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) 
 def _load_index(folder: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:  # the kinds that damaged files raise have no common ancestor
+    except Exception as error:  # damaged files raise errors without a common base class
         why = " ".join(str(error).split())[:200]
         raise UserError(f"the index {folder} cannot be read ({why}); remove it, it will be built again") from None
