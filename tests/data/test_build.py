@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from sailkit import runs
-from sailkit.data.build import build, candidate_positions
+from sailkit.data.build import build
 from sailkit.data.exports import read_examples
 from sailkit.data.results import TrainingData
+from sailkit.data.rows import candidate_positions
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import verdict_for

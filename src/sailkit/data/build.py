@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-import re
-import statistics
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,14 +12,13 @@ from sailkit import runs
 from sailkit.data import exports
 from sailkit.data.card import CARD, audit_figures, card_of, write_card
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
-from sailkit.data.leaks import LEAK_RULES_VERSION, REMOVED, LeakCheck, removed_row
+from sailkit.data.leaks import LEAK_RULES_VERSION, REMOVED, LeakCheck
 from sailkit.data.results import TrainingData
+from sailkit.data.rows import RowBuilder
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
-from sailkit.labeling.base import verdict_for
-from sailkit.labeling.labels_file import LABELS, Labels, read_labels
+from sailkit.labeling.labels_file import LABELS, read_labels
 from sailkit.prompts.sail import check_style, wording
-from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample, Verdict
 from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.tasks.task import load_task
 
@@ -106,7 +99,7 @@ def build(
     with runs.open_run(out, "build", settings) as run:
         if run.path(CARD).exists():  # written last: the run is finished
             return TrainingData.load(out)
-        builder = _Builder(
+        builder = RowBuilder(
             style=style,
             shares=result_shares,
             top=top,
@@ -167,117 +160,7 @@ def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, 
     return (LeakCheck(texts) if tasks else None), tasks
 
 
-@dataclass
-class _Builder:
-    """Puts every row into one of four lists: train, held out, dropped (unusable) or removed (a leak)."""
-
-    style: str
-    shares: Sequence[float]
-    top: int
-    threshold: float | None
-    mix: str
-    held_out_share: float
-    seed: int
-    check: LeakCheck | None
-    train: list[TrainingExample] = field(default_factory=list)
-    held_out: list[TrainingExample] = field(default_factory=list)
-    dropped: list[jsonl.JsonObject] = field(default_factory=list)
-    removed: list[jsonl.JsonObject] = field(default_factory=list)
-    candidates: Counter[str] = field(default_factory=Counter)  # verdict, or why there is none -> results
-    rows: int = 0
-    fewer: int = 0  # rows with fewer candidates than were drawn
-    cut: int = 0  # tokens that the labelers did not read
-    without_text: int = 0  # results that the search dropped
-
-    def __post_init__(self) -> None:
-        self.ends = list(accumulate(self.shares))[:-1]
-
-    def add_all(self, searched: Sequence[Searched], labels: Sequence[Labels]) -> None:
-        with runs.progress("building", len(searched)) as tick:
-            for index, row in enumerate(searched):
-                self._add(row, [item.judgements[index] for item in labels], [item.threshold for item in labels])
-                tick()
-
-    def _add(self, searched: Searched, judgements: Sequence[Sequence[Judgement]], thresholds: Sequence[float]) -> None:
-        """Add a row with its judgements by each labeler."""
-        self.rows += 1
-        self.without_text += searched.dropped_results
-        row = searched.instruction
-        for name in ("instruction", "output"):
-            if not getattr(row, name).strip():
-                self.dropped.append({"id": row.id, "reason": f"empty {name}"})
-                return
-        leak = self.check.find(row) if self.check else None
-        if leak:
-            self.removed.append(removed_row(row.id, leak))
-            return
-        example = self._example(row, self._candidates(searched, judgements, thresholds))
-        held_out = runs.seed_for(self.seed, "held out", group_of(row)) < self.held_out_share * 2**64
-        (self.held_out if held_out else self.train).append(example)
-
-    def _candidates(
-        self, searched: Searched, judgements: Sequence[Sequence[Judgement]], thresholds: Sequence[float]
-    ) -> list[tuple[SearchResult, Verdict]]:
-        """The results that a row can draw, with the verdict of all labelers together."""
-        candidates = []
-        for position in candidate_positions(searched.results, self.top):
-            of_result = [by_labeler[position] for by_labeler in judgements]
-            self.cut += sum(judgement.cut_tokens for judgement in of_result)
-            verdict = self._mix(of_result, thresholds)
-            if verdict is None:
-                self.candidates[next(item.outcome for item in of_result if item.outcome != "judged")] += 1
-            else:
-                self.candidates[verdict] += 1
-                candidates.append((searched.results[position], verdict))
-        return candidates
-
-    def _mix(self, judgements: Sequence[Judgement], thresholds: Sequence[float]) -> Verdict | None:
-        """The verdict of all labelers together; None where any of them has none."""
-        scores = [item.score for item in judgements if item.outcome == "judged" and item.score is not None]
-        if len(scores) < len(judgements):
-            return None
-        limits = [self.threshold] * len(scores) if self.threshold is not None else list(thresholds)
-        if self.mix == "mean":
-            return verdict_for(statistics.fmean(scores), statistics.fmean(limits))
-        informative = [score >= limit for score, limit in zip(scores, limits, strict=True)]
-        return "informative" if (all if self.mix == "all" else any)(informative) else "distracting"
-
-    def _example(self, row: Instruction, candidates: Sequence[tuple[SearchResult, Verdict]]) -> TrainingExample:
-        rng = random.Random(runs.seed_for(self.seed, "draw", row.id))  # noqa: S311 - not for cryptography
-        number = bisect_right(self.ends, rng.random())
-        self.fewer += len(candidates) < number
-        chosen = rng.sample(candidates, min(number, len(candidates)))  # in random order
-        return TrainingExample(
-            id=row.id,
-            instruction=row.instruction,
-            input=row.input,
-            results=tuple(result for result, _ in chosen),
-            judgements=tuple(verdict for _, verdict in chosen),
-            response=row.output,
-            style=self.style,
-        )
-
-
-def candidate_positions(results: Sequence[SearchResult], top: int) -> list[int]:
-    """Positions of the results that a row can draw: the top ones of the other engines, and the best BM25 hit.
-
-    Where BM25 is the only engine the top ones are its own. The same title and body count once.
-    """
-    ranked = sorted(range(len(results)), key=lambda position: results[position].rank or position + 1)
-    lexical = [position for position in ranked if results[position].source == "bm25"]
-    other = [position for position in ranked if results[position].source != "bm25"]
-    distinct: dict[tuple[str, str], int] = {}
-    for position in other[:top] + lexical[:1] if other else lexical[:top]:
-        distinct.setdefault((results[position].title, results[position].body), position)
-    return list(distinct.values())
-
-
-def group_of(row: Instruction) -> str:
-    """The words of instruction and input, without case and punctuation; rows of one group are split together."""
-    return "\x00".join(" ".join(re.findall(r"\w+", text.casefold())) or text for text in (row.instruction, row.input))
-
-
-def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, Any]:
+def _write(run: runs.Run, built: RowBuilder, forms: Sequence[str]) -> dict[str, Any]:
     """Write all files of the run, the data card last, and return the card."""
     exported = []
     for name, examples in ((TRAIN, built.train), (HELD_OUT, built.held_out)):
@@ -297,7 +180,7 @@ def _write(run: runs.Run, built: _Builder, forms: Sequence[str]) -> dict[str, An
         "candidates": dict(sorted(built.candidates.items())),
         "fewer_results_than_drawn": built.fewer,
         "results_without_text": built.without_text,
-        "cut_tokens_in_labelling": built.cut,
+        "cut_tokens_in_labelling": built.cut_tokens,
         "exports": exported,
     }
     card = card_of(built.train, counts, run.manifest["settings"])
