@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,3 +175,18 @@ def test_other_code_is_left_alone(code):
 def test_no_model_is_spread_over_devices(name):
     """Under a launcher each process has a device of its own, and the trainer puts the model there."""
     assert "device_map" not in FILES[name].read_text("utf-8")
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def test_the_page_about_the_architecture_names_what_there_is():
+    text = DOCS.read_text("utf-8")
+    files = set(re.findall(r"`(?:src/sailkit/)?(\w+(?:/\w+)?\.py)`", text))
+    assert len(files) > 20
+    known = {str(file.relative_to(ROOT)) for file in FILES.values()} | {file.name for file in FILES.values()}
+    known |= {f"tests/{file.name}" for file in DOCS.parents[1].glob("tests/*.py")}
+    assert sorted(files - known) == []
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", text, re.MULTILINE)
+    named = [{name.strip("/") for name in re.findall(r"`([\w/]+)`", row)} for row in rows]
+    assert named == [{*layer.split()} - {"__main__", "signatures"} for layer in LAYERS]
