@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -162,3 +163,21 @@ def test_every_step_of_the_recipes_that_come_with_the_project_can_be_run(name, t
         step.name for step in plan.steps if step.estimate
     }
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_the_recipe_of_the_page_works_as_it_stands(tmp_path):
+    page = (RECIPES.parent / "docs" / "pipeline.md").read_text("utf-8")
+    (tmp_path / "recipe.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    result = run(tmp_path / "recipe.yaml", out=tmp_path / "out", set=["limit=20"])
+    assert set(states(result).values()) == {"finished"}
+    assert list((tmp_path / "out" / "page").glob("*.html"))
+
+
+@pytest.mark.long
+def test_the_laptop_recipe_runs_from_search_to_report(shared, tmp_path):
+    """Everything real and small: a few questions, a few claims, two training steps."""
+    few = ["questions=12", "claims=20", "steps=2", f"data={shared}"]
+    result = run(RECIPES / "laptop.yaml", out=tmp_path / "out", set=few)
+    assert set(states(result).values()) == {"finished"}
+    assert list((tmp_path / "out" / "report").glob("*.html"))
