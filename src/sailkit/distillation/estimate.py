@@ -1,4 +1,4 @@
-"""What a distillation would take, told from recipe, data, configs and tokenizers alone: no weights are loaded."""
+"""What a distillation would take, estimated from recipe, data, configs and tokenizers: no weights are loaded."""
 
 from __future__ import annotations
 
@@ -24,81 +24,84 @@ _ENTRY = {"float16": 4, "float32": 6}
 _POSITION = 13
 
 
-def plan_distillation(told: DistillationRecipe, tokens_per_second: float | None = None) -> dict[str, Any]:
-    """Check a recipe and say what its run would take.
+def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | None = None) -> dict[str, Any]:
+    """Check a recipe and estimate what its run would take.
 
     Args:
-        told: The recipe.
-        tokens_per_second: The student's throughput, to reckon the time of its training with.
+        recipe: The recipe.
+        tokens_per_second: The student's throughput, by which the time of its training is estimated.
 
     Returns:
         What `sailkit.training.estimate.plan_training` says of the student, with the memory of the distillation loss in
         place of whole logits; and of the teacher: `teacher_tokens` that it reads, `cache_bytes` at most, whether it has
         the `same_tokenizer`, `without_teacher`, the reasons why rows are learnt by cross-entropy alone with how many,
-        `rows_without_teacher` in all, and `held_out_rows_without_teacher` (all None where one cannot be had).
+        `rows_without_teacher` in all, and `held_out_rows_without_teacher` (all None where a tokenizer is missing).
 
     Raises:
         UserError: The recipe or its data are wrong in a way that the run itself would not survive.
     """
     from sailkit.distillation.loss import CHUNK
 
-    student, ours = finetune_plan.config_and_tokenizer(told.student.model, [])
+    student, student_tokenizer = finetune_plan.config_and_tokenizer(recipe.student.model, [])
     if student is not None:
-        _cut(student, told.student_layers)
-    found = finetune_plan.plan_training(told.student, tokens_per_second, layers=told.student_layers).to_json()
-    found |= {"method": told.method, "teacher": told.teacher, "student_layers": told.student_layers}
+        _cut(student, recipe.student_layers)
+    figures = finetune_plan.plan_training(recipe.student, tokens_per_second, layers=recipe.student_layers).to_json()
+    figures |= {"method": recipe.method, "teacher": recipe.teacher, "student_layers": recipe.student_layers}
     missing: list[str] = []
-    place = told.teacher if told.teacher_tokenizer is None else str(told.teacher_tokenizer)
-    config, theirs = finetune_plan.config_and_tokenizer(place, missing) if place else (None, None)
-    if told.method != "sequence" and found["memory"]:
-        columns = found.pop("columns")
-        memory = {**found["memory"], "logits": 8 * CHUNK * columns}
+    source = recipe.teacher if recipe.teacher_tokenizer is None else str(recipe.teacher_tokenizer)
+    config, teacher_tokenizer = finetune_plan.config_and_tokenizer(source, missing) if source else (None, None)
+    if recipe.method != "sequence" and figures["memory"]:
+        columns = figures.pop("columns")
+        memory = {**figures["memory"], "logits": 8 * CHUNK * columns}
         memory["total"] = sum(size for name, size in memory.items() if name != "total")
-        found["memory"] = memory
-    found.pop("columns", None)
-    style = told.teacher_style or (_trained_style(place) if theirs is not None else None)
-    apart = held_out_paths(told.student)
-    rows, aside = read_data(told.student.data), read_data(apart, HELD_OUT) if apart else []
-    without = _without_teacher(told, ours, theirs, config, style, {TRAIN: rows, HELD_OUT: aside})
-    read = [replace(one, style=style or one.style) for one in ([] if told.method == "sequence" else rows) + aside]
-    room = told.settings.max_length
-    lengths = finetune_plan.lengths(read, theirs, room, may_be_empty=True) if read else None
+        figures["memory"] = memory
+    figures.pop("columns", None)
+    style = recipe.teacher_style or (_trained_style(source) if teacher_tokenizer is not None else None)
+    paths = held_out_paths(recipe.student)
+    rows, held_out = read_data(recipe.student.data), read_data(paths, HELD_OUT) if paths else []
+    without = _without_teacher(
+        recipe, student_tokenizer, teacher_tokenizer, config, style, {TRAIN: rows, HELD_OUT: held_out}
+    )
+    read = [*([] if recipe.method == "sequence" else rows), *held_out]
+    read = [replace(row, style=style or row.style) for row in read]
+    max_length = recipe.settings.max_length
+    lengths = finetune_plan.lengths(read, teacher_tokenizer, max_length, may_be_empty=True) if read else None
     supervised = sum(lengths.supervised) if lengths else 0
-    wide = config is not None and config.get_text_config().vocab_size > 2**16
-    entry = _ENTRY[told.settings.precision] + 2 * wide  # ids of two bytes, or of four
+    large_ids = config is not None and config.get_text_config().vocab_size > 2**16
+    entry = _ENTRY[recipe.settings.precision] + 2 * large_ids  # ids of two bytes, or of four
     return {
-        **found,
+        **figures,
         "teacher_tokens": sum(lengths.tokens) if lengths else 0,
-        "teacher_answers": 0 if told.method == "logits" else len(rows),
-        "cache_bytes": supervised * (_POSITION + told.settings.k * entry),
-        "same_tokenizer": _same(ours, theirs),
+        "teacher_answers": 0 if recipe.method == "logits" else len(rows),
+        "cache_bytes": supervised * (_POSITION + recipe.settings.k * entry),
+        "same_tokenizer": _same(student_tokenizer, teacher_tokenizer),
         **without,
-        "missing": [*found["missing"], *(f"teacher: {text}" for text in missing)],
+        "missing": [*figures["missing"], *(f"teacher: {text}" for text in missing)],
     }
 
 
-def check_student(told: DistillationRecipe, folder: Path) -> Any:
+def check_student(recipe: DistillationRecipe, folder: Path) -> Any:
     """Check that a recipe fits its student, on the meta device.
 
     Args:
-        told: The recipe.
+        recipe: The recipe.
         folder: The student's, or with `student_layers` the teacher's.
 
     Returns:
         The student's tokenizer.
 
     Raises:
-        UserError: There are not so many layers, adapters find no place, or it is no model that can be trained.
+        UserError: It has fewer layers, no layer fits the adapters, or the model cannot be trained.
     """
     missing: list[str] = []
     config, tokenizer = finetune_plan.config_and_tokenizer(str(folder), missing)
     if missing:
-        raise UserError(f"{told.student.model}: {missing[0]}")
-    _cut(config, told.student_layers)
+        raise UserError(f"{recipe.student.model}: {missing[0]}")
+    _cut(config, recipe.student_layers)
     try:
-        count_parameters(config, told.student)
+        count_parameters(config, recipe.student)
     except ValueError as error:  # an architecture that predicts no next token
-        raise UserError(f"{told.student.model}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{recipe.student.model}: {' '.join(str(error).split())[:200]}") from None
     return tokenizer
 
 
@@ -110,15 +113,15 @@ def _cut(config: Any, layers: int | None) -> None:
 
 
 def _trained_style(teacher: str) -> str | None:
-    """What a teacher was trained to be asked in, where sailkit trained it."""
+    """The prompt style in which a teacher was trained, where sailkit trained it."""
     folder = outline(teacher)["tokenizer"]["pretrained_model_name_or_path"]
     return trained_style(Source(Path(folder)).trained())
 
 
 def _without_teacher(
-    told: DistillationRecipe,
-    ours: Any,
-    theirs: Any,
+    recipe: DistillationRecipe,
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
     config: Any,
     style: str | None,
     data: Mapping[str, Sequence[TrainingExample]],
@@ -134,24 +137,29 @@ def _without_teacher(
     from sailkit.distillation.teacher import max_row_tokens
 
     names = "rows_without_teacher", "held_out_rows_without_teacher", "without_teacher"
-    if ours is None or theirs is None:
+    if student_tokenizer is None or teacher_tokenizer is None:
         return dict.fromkeys(names)
-    sides = TokenizerPair(theirs, ours, min(told.settings.max_length, max_row_tokens(config, theirs)), style)
+    pair = TokenizerPair(
+        teacher_tokenizer,
+        student_tokenizer,
+        min(recipe.settings.max_length, max_row_tokens(config, teacher_tokenizer)),
+        style,
+    )
     counts: dict[str, dict[str, int]] = {TRAIN: {}, HELD_OUT: {}}
     for name, examples in data.items():
-        if name == HELD_OUT or told.method == "logits":
-            mine = [with_teacher_wording(one, told.student.style, style) for one in examples]
-            rows = sides.tokenise(prepare(mine, ours, told.student.max_length, may_be_empty=True))
+        if name == HELD_OUT or recipe.method == "logits":
+            styled = [with_teacher_wording(row, recipe.student.style, style) for row in examples]
+            rows = pair.tokenise(prepare(styled, student_tokenizer, recipe.student.max_length, may_be_empty=True))
             if name == TRAIN:
                 check_any_taught(rows)
             counts[name] = reasons(without_teacher(rows))
-    both = sum((Counter(one) for one in counts.values()), Counter[str]())
-    return dict(zip(names, (*(sum(one.values()) for one in counts.values()), dict(both)), strict=True))
+    both = sum((Counter(by_reason) for by_reason in counts.values()), Counter[str]())
+    return dict(zip(names, (*(sum(by_reason.values()) for by_reason in counts.values()), dict(both)), strict=True))
 
 
-def _same(ours: Any, theirs: Any) -> bool | None:
+def _same(student_tokenizer: Any, teacher_tokenizer: Any) -> bool | None:
     from sailkit.distillation.align import Vocabulary
 
-    if ours is None or theirs is None:
+    if student_tokenizer is None or teacher_tokenizer is None:
         return None
-    return Vocabulary(ours).fingerprint == Vocabulary(theirs).fingerprint
+    return Vocabulary(student_tokenizer).fingerprint == Vocabulary(teacher_tokenizer).fingerprint

@@ -1,4 +1,4 @@
-"""A recipe of distillation: that of fine-tuning for the student, and who teaches it, and how."""
+"""The recipe of a distillation: the student's recipe of fine-tuning, the teacher, and how it teaches."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outp
 
 @dataclass(frozen=True)
 class DistillationSettings:
-    """How a teacher's word is taken down and taken up; the key `distillation`.
+    """How the teacher's distributions are cached and learnt; the key `distillation` of a recipe.
 
     Attributes:
-        k: Most tokens that are kept of the teacher's distribution at a position.
-        top_p: The likeliest of them that sum to this probability are enough.
+        k: Most tokens to keep of the teacher's distribution at a position.
+        top_p: Keep the smallest set of likeliest tokens whose probabilities sum to this.
         precision: Number format of the cached log-probabilities.
         ce_weight: Weight of cross-entropy on the completion's own words beside the teacher's distribution; by default
             0.1 for `logits` and 1 for `both`. Where a position has no target it counts in full.
@@ -46,14 +46,14 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class DistillationRecipe:
-    """Who learns what from whom.
+    """A checked recipe: teacher, student and method.
 
     Attributes:
         method: `sequence` (the teacher's answers), `logits` (its distributions over the data's own words) or `both`
             (its distributions over its own answers).
-        teacher: As `--model` of evaluate; empty where its answers are given and nothing else is asked of it.
+        teacher: As `--model` of evaluate; empty where its answers are given in a file and nothing else of it is needed.
         student: The student's recipe.
-        teacher_style: How the teacher is asked; None for what it was trained in, else each row's own style.
+        teacher_style: Style of the teacher's prompts; None for the one in which it was trained, else each row's own.
         teacher_tokenizer: A folder; needed where the teacher is an endpoint.
         teacher_outputs: A file with the teacher's answers, a list of {prompt, response}.
         student_layers: Make the student from the teacher itself by keeping so many layers, evenly spaced.
@@ -89,11 +89,11 @@ def read_distillation_recipe(
     """Read a recipe and change it; see `sailkit.training.recipe.read_recipe`.
 
     Raises:
-        UserError: Not found, not a recipe, a key that nobody knows, or a value that cannot be.
+        UserError: No such file, not a recipe, an unknown key, or a value out of range.
     """
-    told = read_settings(path, changes, assignments)
+    values = read_settings(path, changes, assignments)
     where = recipe_name(path)
-    own = {name: told.pop(name, None) for name in _OWN}
+    own = {name: values.pop(name, None) for name in _OWN}
     method: Any = own["method"] or "logits"
     if method not in get_args(Method):
         raise UserError(f"{where}: no method {method!r}: {nearest(str(method), get_args(Method))}")
@@ -110,11 +110,11 @@ def read_distillation_recipe(
     if layers is not None:
         if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
             raise UserError(f"{where}: student_layers should be a number of layers from 1, not {layers!r}")
-        if told.get("model") is not None:
+        if values.get("model") is not None:
             raise UserError(f"{where}: student_layers makes the student from the teacher; leave out model")
         if is_endpoint(own["teacher"]):
             raise UserError(f"{where}: student_layers needs the teacher's weights, and an endpoint has none to give")
-        told["model"] = own["teacher"]
+        values["model"] = own["teacher"]
     for name in ("teacher_tokenizer", "teacher_outputs"):
         if own[name] is not None and not isinstance(own[name], str):
             raise UserError(f"{where}: {name} should be a path, not {own[name]!r}")
@@ -122,7 +122,7 @@ def read_distillation_recipe(
     return DistillationRecipe(
         method=method,
         teacher=own["teacher"],
-        student=check_recipe(told, where),
+        student=check_recipe(values, where),
         teacher_style=own["teacher_style"],
         teacher_tokenizer=Path(tokenizer) if tokenizer else None,
         teacher_outputs=Path(given) if given else None,
@@ -131,23 +131,23 @@ def read_distillation_recipe(
     )
 
 
-def _settings(told: Any, where: str) -> DistillationSettings:
-    if not isinstance(told, dict):
+def _settings(values: Any, where: str) -> DistillationSettings:
+    if not isinstance(values, dict):
         raise UserError(f"{where} should be a mapping")
-    names = [one.name for one in dataclasses.fields(DistillationSettings)]
-    check_keys(told, names, where)
-    found = DistillationSettings(**told)
+    names = [field.name for field in dataclasses.fields(DistillationSettings)]
+    check_keys(values, names, where)
+    settings = DistillationSettings(**values)
     for name in ("k", "max_length", "max_new_tokens"):
-        value = getattr(found, name)
+        value = getattr(settings, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where}.{name} should be a whole number from 1, not {value!r}")
     for name, most in (("top_p", 1.0), ("min_mass", 1.0), ("ce_weight", None)):
-        value = getattr(found, name)
+        value = getattr(settings, name)
         if value is None and name == "ce_weight":
             continue
         number = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or name != "top_p")
         if not number or not 0 <= value <= (most if most is not None else value):
             raise UserError(f"{where}.{name} should be a number from 0{' to 1' if most else ''}, not {value!r}")
-    if found.precision not in get_args(Precision):
-        raise UserError(f"{where}.precision: {nearest(str(found.precision), get_args(Precision))}")
-    return found
+    if settings.precision not in get_args(Precision):
+        raise UserError(f"{where}.precision: {nearest(str(settings.precision), get_args(Precision))}")
+    return settings

@@ -180,14 +180,14 @@ def _sections(
 
 
 def _headline_figures(run: Distillation) -> list[tuple[str, Cell]]:
-    pairs = [(title, [run.said(who, name) for who in WHO]) for name, title in _FIGURES.items()
+    pairs = [(title, [run.mean(who, name) for who in WHO]) for name, title in _FIGURES.items()
              if name != "verification_kappa"]  # fmt: skip
     known = [(title, Cell(change(*values))) for title, values in pairs if any(value is not None for value in values)]
     return [*known, ("Trained", Cell(steps_of(run.figures["training"])))]
 
 
 def _row(name: str, student: _Student, title: str) -> Row:
-    cells = [Cell(student.figures[who][name] or student.run.said(who, name)) for who in WHO]
+    cells = [Cell(student.figures[who][name] or student.run.mean(who, name)) for who in WHO]
     return Row(title, [*cells, Cell(student.figures["change"][name], signed=True)])
 
 

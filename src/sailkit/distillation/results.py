@@ -1,4 +1,4 @@
-"""What a distillation came to, read from its run folder, with intervals over its held-out rows."""
+"""The result of a distillation, read from its run folder, with intervals over its held-out rows."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Distillation:
         """The held-out rows, in order."""
         return tuple(self.sums.get("base", ()))
 
-    def said(self, who: str, name: str) -> float | None:
-        """A figure of metrics.json."""
-        found: float | None = self.figures.get(who, {}).get(name)
-        return found
+    def mean(self, who: str, name: str) -> float | None:
+        """A figure of metrics.json: of the student before (`base`) or after training (`tuned`)."""
+        value: float | None = self.figures.get(who, {}).get(name)
+        return value
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ def _sums(row: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(float(row[name]) for name in SUMS) + flag_counts(row)
 
 
-def _check(told: Mapping[str, Any], found: Mapping[str, float | None], folder: Path) -> None:
-    for name, value in found.items():
-        said = told.get(name)
-        if (said is None) != (value is None) or (said is not None and not math.isclose(said, value or 0.0)):
+def _check(metrics: Mapping[str, Any], means_of_rows: Mapping[str, float | None], folder: Path) -> None:
+    for name, value in means_of_rows.items():
+        written = metrics.get(name)
+        if (written is None) != (value is None) or (written is not None and not math.isclose(written, value or 0.0)):
             raise UserError(
                 f"{folder / runs.METRICS} does not fit {FIDELITY} beside it; remove both, and distill again"
             )
@@ -231,8 +231,8 @@ def _held_out(run: Distillation) -> dict[str, dict[str, Any]]:
 
 
 def _same(name: str, first: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]) -> bool:
-    """Whether a row says the same in two runs; how it is asked for may differ."""
-    rows = [{**found[name], "style": None} if name in found else None for found in (first, other)]
+    """Whether a row has the same text in two runs; the prompt style may differ."""
+    rows = [{**texts[name], "style": None} if name in texts else None for texts in (first, other)]
     return rows[0] is not None and rows[0] == rows[1]
 
 
@@ -243,7 +243,7 @@ def _teacher(run: Distillation) -> tuple[Any, ...]:
 
 
 def _other_targets(first: Distillation, other: Distillation) -> str:
-    if (made := _targets(first)) is not None and made == _targets(other):
+    if (digest := _targets(first)) is not None and digest == _targets(other):
         return ""
     if settings := _other_settings(first, other):
         return f"the targets were made with another {settings}"
@@ -256,9 +256,9 @@ def _other_targets(first: Distillation, other: Distillation) -> str:
 def _other_settings(first: Distillation, other: Distillation) -> str:
     """The settings of the targets that differ, with both values."""
     recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
-    told = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
-    differ = [name for name in told[0] if name in _OF_TARGETS and told[0][name] != told[1].get(name)]
-    return ", ".join(f"{name} ({told[0][name]} and {told[1].get(name)})" for name in differ)
+    settings = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
+    differ = [name for name in settings[0] if name in _OF_TARGETS and settings[0][name] != settings[1].get(name)]
+    return ", ".join(f"{name} ({settings[0][name]} and {settings[1].get(name)})" for name in differ)
 
 
 def _targets(run: Distillation) -> str | None:

@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible server that gives the log-probabilities of a given prompt's tokens.
 
 Such are vLLM (`prompt_logprobs`), and those that answer `echo` with token ids. A server that names tokens by their text
-alone will not do: `the` behind a space and without one, and the bytes of a character, cannot be told apart.
+alone cannot be used: `the` with and without a space before it look alike, and so do the bytes of a character.
 """
 
 from __future__ import annotations
@@ -116,23 +116,23 @@ class ServerTeacher:
         return [list(range(i, min(i + size, len(pairs)))) for i in range(0, len(pairs), size)]
 
     def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
-        """What the teacher thinks of the pairs of one batch.
+        """The teacher's distributions along the completions of one batch.
 
         Raises:
             UserError: The server refuses, or does not give what is needed.
         """
-        found: dict[str, _Echo] = {}
+        replies: dict[str, _Echo] = {}
 
         def keep(name: str, answer: Answer) -> None:
             assert isinstance(answer, _Echo)
-            found[name] = answer
+            replies[name] = answer
 
         self._client.entries = max(len(pair.prompt + pair.tokens) for pair in pairs) * (self._kept.k + 2)
         self._client.ask({str(i): self._body(pair) for i, pair in enumerate(pairs)}, keep)
         for i, pair in enumerate(pairs):
-            if (reason := found[str(i)].refusal) is not None:
+            if (reason := replies[str(i)].refusal) is not None:
                 raise UserError(f"{self.name} refuses example {pair.name!r}: {reason}; take that row out of the data")
-        return [self._row(pair, found[str(i)].choice) for i, pair in enumerate(pairs)]
+        return [self._row(pair, replies[str(i)].choice) for i, pair in enumerate(pairs)]
 
     def _body(self, pair: TeacherExample) -> Body:
         k = min(self._kept.k, self._size)
@@ -151,7 +151,7 @@ class ServerTeacher:
             ) from None
         wanted = min(self._kept.k, self._size)
         ids, logprobs = np.zeros((len(listed), wanted), np.int64), np.full((len(listed), wanted), -np.inf)
-        for place, (position, token) in enumerate(zip(listed, pair.tokens, strict=True)):
+        for i, (position, token) in enumerate(zip(listed, pair.tokens, strict=True)):
             if token not in position:
                 raise UserError(f"{self.name} reads other tokens than were sent; give its own `teacher_tokenizer`")
             if len(position) < wanted:
@@ -160,7 +160,7 @@ class ServerTeacher:
                     f"use `k` {len(position)}, or raise the server's limit (vLLM: --max-logprobs)"
                 )
             best = itertools.islice(sorted(position.items(), key=lambda item: (-item[1], item[0])), wanted)
-            ids[place], logprobs[place] = zip(*best, strict=True)
+            ids[i], logprobs[i] = zip(*best, strict=True)
         sums = np.exp(logprobs).sum(1)
         if not sums.max() <= 1 + _ROUNDING:
             raise UserError(f"{self.name}: the probabilities of a position sum to {sums.max():.4f}, more than 1")
@@ -176,18 +176,21 @@ def _by_id(choice: Mapping[str, Any], n: int) -> list[dict[int, float]]:
         ValueError: Tokens are named by text; a KeyError, IndexError or TypeError where there are none.
     """
     if isinstance(given := choice.get("prompt_logprobs"), list):
-        found = [{int(token): float(one["logprob"]) for token, one in (here or {}).items()} for here in given]
-    else:
-        said = choice["logprobs"]
-        found = [
-            {_id(token): float(logprob) for token, logprob in (here or {}).items()} for here in said["top_logprobs"]
+        positions = [
+            {int(token): float(entry["logprob"]) for token, entry in (listed or {}).items()} for listed in given
         ]
-        for here, token, logprob in zip(found, said["tokens"], said["token_logprobs"], strict=True):
+    else:
+        logprobs = choice["logprobs"]
+        positions = [
+            {_id(token): float(logprob) for token, logprob in (listed or {}).items()}
+            for listed in logprobs["top_logprobs"]
+        ]
+        for listed, token, logprob in zip(positions, logprobs["tokens"], logprobs["token_logprobs"], strict=True):
             if logprob is not None:
-                here[_id(token)] = float(logprob)
-    if len(found) < n or any(math.isnan(logprob) for here in found for logprob in here.values()):
+                listed[_id(token)] = float(logprob)
+    if len(positions) < n or any(math.isnan(value) for listed in positions for value in listed.values()):
         raise ValueError
-    return found
+    return positions
 
 
 def _id(token: str) -> int:

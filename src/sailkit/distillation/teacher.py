@@ -1,4 +1,4 @@
-"""A teacher on this machine: what it thinks of each supervised token, likeliest first, in planned batches."""
+"""A teacher on this machine: its distributions at each supervised token, likeliest first, in planned batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TopK:
     def row(
         self, tokens: Sequence[int], ids: IntArray, logprobs: FloatArray, rest: FloatArray, observed: FloatArray
     ) -> TeacherRow:
-        """Cut what a teacher gave for one completion.
+        """Truncate a teacher's distributions along one completion.
 
         Args:
             tokens: Its n supervised tokens.
@@ -52,7 +52,7 @@ class TopK:
         chosen = (np.arange(ids.shape[1]) < self.k) & np.isfinite(values)
         if self.top_p < 1:
             chosen &= np.cumsum(probs, 1) - probs < self.top_p
-        # Sums of what is left out, never one minus the rest: that would lose all small tails.
+        # The tail is summed up, never computed as one minus the sum of the kept: that would round small tails to zero.
         tail = rest.astype(np.float64) + np.where(chosen, 0.0, probs).sum(1)
         return TeacherRow(
             np.asarray(tokens),
@@ -75,7 +75,7 @@ def max_row_tokens(config: Any, tokenizer: Any) -> int:
 
 
 class Teacher(Protocol):
-    """Anything that says what it thinks of each token of a completion."""
+    """What gives its distribution at each token of a completion."""
 
     name: str
     tokenizer: Any
@@ -85,10 +85,10 @@ class Teacher(Protocol):
         """Everything about the teacher that decides its values, for the manifest."""
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
-        """Cut a whole data set into batches of indices; every pair is in one."""
+        """Divide a whole data set into batches of indices, each example in exactly one batch."""
 
     def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
-        """What it thinks of the pairs of one batch."""
+        """Its distributions along the completions of one batch."""
 
 
 class LocalTeacher:
@@ -135,7 +135,7 @@ class LocalTeacher:
         return batch_by_length(lengths, self._model.batch_tokens, ties=prompts, fits=few_logits)
 
     def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
-        """What the teacher thinks of the pairs of one batch.
+        """The teacher's distributions along the completions of one batch.
 
         Raises:
             UserError: The model's output is no number, or memory runs out with a single pair.
@@ -153,8 +153,8 @@ class LocalTeacher:
         longest = max(map(len, rows))
         # What fills up a row is never looked at; its last token is surely no padding that a library would warn of.
         inputs = [row + row[-1:] * (longest - len(row)) for row in rows]
-        places = [range(len(pair.prompt) - 1, len(pair.inputs)) for pair in pairs]
-        columns = sorted(set().union(*places))
+        supervised = [range(len(pair.prompt) - 1, len(pair.inputs)) for pair in pairs]
+        columns = sorted(set().union(*supervised))
         at = {column: i for i, column in enumerate(columns)}
         with torch.inference_mode():
             logits = self._model.model(
@@ -162,28 +162,28 @@ class LocalTeacher:
                 use_cache=False,
                 logits_to_keep=torch.tensor(columns, device=device),
             ).logits
-            wanted = [(row, at[column]) for row, own in enumerate(places) for column in own]
-            found = self._likeliest(logits, wanted, [token for pair in pairs for token in pair.tokens])
+            wanted = [(row, at[column]) for row, positions in enumerate(supervised) for column in positions]
+            results = self._likeliest(logits, wanted, [token for pair in pairs for token in pair.tokens])
         ends = np.cumsum([len(pair.tokens) for pair in pairs])
-        parts = zip(*(np.split(part, ends[:-1]) for part in found), strict=True)
+        parts = zip(*(np.split(part, ends[:-1]) for part in results), strict=True)
         return [self._kept.row(pair.tokens, *part) for pair, part in zip(pairs, parts, strict=True)]
 
     def _likeliest(
         self, logits: Any, wanted: Sequence[tuple[int, int]], tokens: Sequence[int]
     ) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-        """The k likeliest tokens of each wanted place, their log-probabilities, the rest, and the observed ones."""
+        """At each wanted position: the k likeliest tokens, their log-probabilities, the tail, the observed token's."""
         device = logits.device
         # A matrix is often padded to a round number of rows; a row without a piece is no token.
-        strange = torch.ones(logits.shape[-1], dtype=torch.bool, device=device)
-        strange[torch.tensor(self._known, device=device)] = False
+        no_token = torch.ones(logits.shape[-1], dtype=torch.bool, device=device)
+        no_token[torch.tensor(self._known, device=device)] = False
         k = min(self._kept.k, len(self._known))
         rows, columns = torch.tensor(wanted, device=device).T
         targets = torch.tensor(tokens, device=device)[:, None]
         size = max(1, _CHUNK_LOGITS // logits.shape[-1])
-        found = []
+        chunks = []
         for start in range(0, len(wanted), size):
             part = slice(start, start + size)
-            values = logits[rows[part], columns[part]].float().masked_fill_(strange, -torch.inf)
+            values = logits[rows[part], columns[part]].float().masked_fill_(no_token, -torch.inf)
             normal = torch.logsumexp(values, -1, keepdim=True)
             check_finite(normal)
             values -= normal
@@ -191,6 +191,6 @@ class LocalTeacher:
             check_finite(observed)
             top, ids = values.topk(k)
             rest = values.scatter_(1, ids, -torch.inf).logsumexp(-1).exp()
-            found.append([one.cpu().numpy() for one in (ids, top, rest, observed)])
-        ids, top, rest, observed = (np.concatenate(column) for column in zip(*found, strict=True))
+            chunks.append([tensor.cpu().numpy() for tensor in (ids, top, rest, observed)])
+        ids, top, rest, observed = (np.concatenate(column) for column in zip(*chunks, strict=True))
         return ids, top, rest, observed

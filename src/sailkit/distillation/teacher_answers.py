@@ -1,4 +1,4 @@
-"""A teacher's own answers as training data, for distillation of sequences; kept to the letter, but for thoughts."""
+"""A teacher's own answers as training data, for distillation of sequences: its text unchanged, without thoughts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import TrainingExample
 from sailkit.training.tokenise import held_out_of, read_data, unique_ids
 
-ANSWERS = "answers.jsonl"  # what was said, in the order of the plan
+ANSWERS = "answers.jsonl"  # the replies, in the order of the planned batches
 STAGE = "teacher-answers"
 _LIMIT = "the answer did not end within the limit"
 _THOUGHT = "the answer ended within a thought"
@@ -71,65 +71,65 @@ def teacher_answers(
     style = style or trained_style(described)
     if style is not None:
         check_style(style)
-    train, apart = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
-    examples = unique_ids([*train, *apart])
+    train, held_out = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
+    examples = unique_ids([*train, *held_out])
     settings = {
         **described,
         "style": style,
         "styles_sha256": jsonl.fingerprint(wording()),
         "rules_version": ANSWER_RULES_VERSION,
         "max_new_tokens": None if isinstance(teacher, Path) else max_new_tokens,
-        "data_sha256": jsonl.fingerprint([example_row(one) for one in examples]),
+        "data_sha256": jsonl.fingerprint([example_row(example) for example in examples]),
         "n": len(examples),
-        "held_out": len(apart),
+        "held_out": len(held_out),
     }
     in_order = False
     if isinstance(teacher, Path):  # before there is a folder that another file could not use
         recorded, in_order = _recorded(teacher, examples)
     else:
-        _check_form(teacher, examples)
+        _check_style(teacher, examples)
     with runs.open_run(out, STAGE, settings) as run:
-        said = recorded if isinstance(teacher, Path) else _asked(run, teacher, examples, max_new_tokens)
-        return {**_finish(run, examples, said, len(train)), "in_order": in_order}
+        replies = recorded if isinstance(teacher, Path) else _ask(run, teacher, examples, max_new_tokens)
+        return {**_finish(run, examples, replies, len(train)), "in_order": in_order}
 
 
-def with_reply(example: TrainingExample, said: str) -> TrainingExample:
-    """A training example whose completion is what a teacher said.
+def with_reply(example: TrainingExample, reply: str) -> TrainingExample:
+    """A training example whose completion is a teacher's reply.
 
     Where it opens with the sentence that judges the search results, in the wording of the example's style, this is read
     into the judgements; else there are none, and all of it is the response. Thoughts before it are left out.
     """
-    said = split_thoughts(said)[0]
-    text = said.removeprefix(wording()["text"]["gap"]) if example.style == "sail" else said.strip()
+    reply = split_thoughts(reply)[0]
+    text = reply.removeprefix(wording()["text"]["gap"]) if example.style == "sail" else reply.strip()
     verdicts = read_verification(text, len(example.results)) or ()
     opening = verification(verdicts, example.style) + wording()["behind_verification"] if verdicts else ""
-    found = replace(example, judgements=verdicts, response=text.removeprefix(opening))
-    # The sentence may be there in other words, or nothing behind it.
-    whole = completion(found) == text and found.response.strip()
-    return found if whole else replace(example, judgements=(), response=text)
+    judged = replace(example, judgements=verdicts, response=text.removeprefix(opening))
+    # The sentence may have been worded differently, or nothing may follow it.
+    unchanged = completion(judged) == text and judged.response.strip()
+    return judged if unchanged else replace(example, judgements=(), response=text)
 
 
-def _check_form(teacher: Model, examples: Sequence[TrainingExample]) -> None:
+def _check_style(teacher: Model, examples: Sequence[TrainingExample]) -> None:
     """A chat template belongs to the chat style, and to no other."""
     templated = bool(teacher.describe().get("chat_template"))
-    for style in dict.fromkeys(one.style for one in examples):
+    for style in dict.fromkeys(example.style for example in examples):
         if (style == "chat") != templated:
             has = "has a chat template" if templated else "has no chat template"
             mend = "ask in `style='chat'`, or" if templated else "ask in `style='sail-fixed'`, or"
             raise UserError(f"{teacher.name} {has}, and style {style!r} does not go with it; {mend} set `chat`")
 
 
-def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int) -> list[dict[str, Any]]:
-    """What the teacher says to each example: `text`, or the `reason` why there is nothing."""
-    prompts = [conversation(one) for one in examples]
+def _ask(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int) -> list[dict[str, Any]]:
+    """The teacher's reply to each example: `text`, or the `reason` why there is none."""
+    prompts = [conversation(example) for example in examples]
     reasons: dict[int, str] = {}
-    for place, prompt in enumerate(prompts):
+    for i, prompt in enumerate(prompts):
         try:
             teacher.plan([prompt], limit)
         except UserError as error:
-            reasons[place] = str(error)
-    asked = [place for place in range(len(examples)) if place not in reasons]
-    batches = [[asked[i] for i in batch] for batch in teacher.plan([prompts[place] for place in asked], limit)]
+            reasons[i] = str(error)
+    fitting = [i for i in range(len(examples)) if i not in reasons]
+    batches = [[fitting[i] for i in batch] for batch in teacher.plan([prompts[i] for i in fitting], limit)]
 
     def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
         for batch in remaining:
@@ -148,49 +148,53 @@ def _asked(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], l
             ]
 
     write_batches(run.path(ANSWERS), batches, lambda i: examples[i].id, compute, f"asking {teacher.name}")
-    said = {row["id"]: row for _, row in jsonl.read_rows(run.path(ANSWERS))}
+    by_id = {row["id"]: row for _, row in jsonl.read_rows(run.path(ANSWERS))}
     return [
-        {"reason": reasons[place]}
-        if place in reasons
-        else said[one.id] | ({"reason": _LIMIT} if said[one.id]["cut_off"] else {})
-        for place, one in enumerate(examples)
+        {"reason": reasons[i]}
+        if i in reasons
+        else by_id[example.id] | ({"reason": _LIMIT} if by_id[example.id]["cut_off"] else {})
+        for i, example in enumerate(examples)
     ]
 
 
 def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dict[str, Any]], bool]:
-    """Answers of a file, for the examples in order; and whether they were found by their place instead of prompts."""
+    """A file's answers to the examples, in order, and whether they were matched by order instead of by prompts."""
     rows = list(read_table(path))
-    unasked = all(row.get("prompt") in (None, "") for _, row in rows)
+    no_prompts = all(row.get("prompt") in (None, "") for _, row in rows)
     answers: dict[str, list[str]] = {}
     for line, row in rows:
-        for name in ("response",) if unasked else ("prompt", "response"):
+        for name in ("response",) if no_prompts else ("prompt", "response"):
             jsonl.check_text(row.get(name), name, f"{path}, row {line}")
-        answers.setdefault("" if unasked else row["prompt"].strip(), []).append(row["response"])
-    prompts = [as_text(conversation(one)[0].parts).strip() for one in examples]
-    astray = [one.id for one, prompt in zip(examples, prompts, strict=True) if prompt not in answers]
-    if not astray:
+        answers.setdefault("" if no_prompts else row["prompt"].strip(), []).append(row["response"])
+    prompts = [as_text(conversation(example)[0].parts).strip() for example in examples]
+    unmatched = [example.id for example, prompt in zip(examples, prompts, strict=True) if prompt not in answers]
+    if not unmatched:
         # The same prompt twice takes its answers in turn.
-        turns = {prompt: list(found) for prompt, found in answers.items()}
-        return [{"text": turns[one].pop(0) if len(turns[one]) > 1 else turns[one][0]} for one in prompts], False
-    if len(astray) == len(examples) == len(rows):
-        why = "it has no prompts" if unasked else "its prompts are worded in another way, and hold what the rows ask"
-        if unasked or all(_asks(row["prompt"], one) for (_, row), one in zip(rows, examples, strict=True)):
+        turns = {prompt: list(texts) for prompt, texts in answers.items()}
+        return [
+            {"text": turns[prompt].pop(0) if len(turns[prompt]) > 1 else turns[prompt][0]} for prompt in prompts
+        ], False
+    if len(unmatched) == len(examples) == len(rows):
+        why = "it has no prompts" if no_prompts else "its prompts are worded in another way, and hold what the rows ask"
+        if no_prompts or all(
+            _contains_task(row["prompt"], example) for (_, row), example in zip(rows, examples, strict=True)
+        ):
             runs.notice(f"{path}: {why}; its answers are taken in order")
             return [{"text": row["response"]} for _, row in rows], True
     raise UserError(
-        f"{path}: its {len(rows)} answers do not belong to these {len(examples)} rows: {len(astray)} of the "
-        f"prompts are not there, the first that of example {astray[0]!r}; give the data and style that were asked"
+        f"{path}: its {len(rows)} answers do not belong to these {len(examples)} rows: {len(unmatched)} of the "
+        f"prompts are not there, the first that of example {unmatched[0]!r}; give the data and style that were asked"
     )
 
 
-def _asks(prompt: str, one: TrainingExample) -> bool:
-    """Whether a prompt holds what an example asks, whatever stands around it."""
-    said = " ".join(prompt.split())
-    return all(" ".join(text.split()) in said for text in (one.instruction, one.input))
+def _contains_task(prompt: str, example: TrainingExample) -> bool:
+    """Whether a prompt contains an example's instruction and input, whatever is around them."""
+    prompt = " ".join(prompt.split())
+    return all(" ".join(text.split()) in prompt for text in (example.instruction, example.input))
 
 
 def _missing(row: Mapping[str, Any]) -> str:
-    """Why there is nothing to learn in what a teacher said, or nothing where there is."""
+    """Why a reply cannot be learnt from; empty where it can."""
     answer, thinking = split_thoughts(row.get("text", ""))
     if row.get("refusal") is not None:
         return f"{_REFUSED}: {row['refusal']}"
@@ -200,29 +204,29 @@ def _missing(row: Mapping[str, Any]) -> str:
 
 
 def _kind(reason: str) -> str:
-    """A reason as it is counted: those of single rows under what they have in common."""
+    """The kind under which a reason is counted."""
     if reason.startswith(_REFUSED):
         return _REFUSED
     return reason if reason in (_LIMIT, _THOUGHT, _EMPTY) else _TOO_LONG
 
 
 def _finish(
-    run: runs.Run, examples: Sequence[TrainingExample], said: Sequence[dict[str, Any]], train: int
+    run: runs.Run, examples: Sequence[TrainingExample], replies: Sequence[dict[str, Any]], train: int
 ) -> dict[str, Any]:
     parts: tuple[list[TrainingExample], list[TrainingExample]] = ([], [])
     dropped = []
-    for place, (one, row) in enumerate(zip(examples, said, strict=True)):
+    for i, (example, row) in enumerate(zip(examples, replies, strict=True)):
         reason = _missing(row)
         if reason:
-            dropped.append({"id": one.id, "reason": reason})
+            dropped.append({"id": example.id, "reason": reason})
         else:
-            parts[place >= train].append(with_reply(one, row["text"]))
+            parts[i >= train].append(with_reply(example, row["text"]))
     if not parts[0]:
         raise UserError(f"{run.folder}: no answer is left to train on; the first was dropped: {dropped[0]['reason']}")
     for name, kept in zip((TRAIN, HELD_OUT), parts, strict=True):
         jsonl.write_rows(run.path(name), map(example_row, kept))
     jsonl.write_rows(run.path(DROPPED), dropped)
-    every = [*parts[0], *parts[1]]
+    rows = [*parts[0], *parts[1]]
     reasons = Counter(_kind(row["reason"]) for row in dropped)
     return {
         "n": len(examples),
@@ -230,7 +234,7 @@ def _finish(
         "n_held_out": len(parts[1]),
         "n_dropped": len(dropped),
         "dropped": dict(sorted(reasons.items())),
-        "unjudged": sum(bool(one.results) and not one.judgements for one in every),
-        "cut_tokens": sum(row.get("cut_tokens", 0) for row in said),
+        "unjudged": sum(bool(row.results) and not row.judgements for row in rows),
+        "cut_tokens": sum(row.get("cut_tokens", 0) for row in replies),
         "answers": str(run.folder),
     }

@@ -54,7 +54,7 @@ def teacher_cache(
     trust_remote_code: bool = False,
     date: str | None = None,
 ) -> dict[str, Any]:
-    """Keep what a teacher thinks of each token of the training data's completions, for distillation.
+    """Cache a teacher's distributions at each token of the training data's completions, for distillation.
 
     Writes shards of log-probabilities and their index to a run folder. A run that was stopped goes on where it stopped
     when the same command is given again.
@@ -103,8 +103,8 @@ def teacher_cache(
         timeout=timeout, max_response_mb=max_response_mb, api_key_env=api_key_env, trust_remote_code=trust_remote_code,
         date=date or next(filter(None, kept), None),
     )  # fmt: skip
-    told = str(teacher_tokenizer) if teacher_tokenizer else None
-    options = TeacherOptions(model, told, k, top_p, precision)
+    tokenizer = str(teacher_tokenizer) if teacher_tokenizer else None
+    options = TeacherOptions(model, tokenizer, k, top_p, precision)
     reader = load_teacher(teacher, options)
     described = reader.describe()
     shown = style or trained_style(described)
@@ -116,7 +116,8 @@ def teacher_cache(
     )
     every = teacher_examples(prepared)
     pairs = unique_completions(every)
-    # The whole is planned before anything is left to other machines: a value's low bits depend on its batch.
+    # All batches are planned before files are shared out or skipped, as the low bits of a value depend on its batch: a
+    # run that is resumed, or made by several machines, writes the same bytes.
     files = _files(pairs, reader.plan(pairs), shard_tokens)
     settings = {
         **described,
@@ -135,21 +136,21 @@ def teacher_cache(
     wait = SHARD_WAIT if part else 0
     with runs.open_run(out, TEACHER_CACHE_STAGE, settings, wait=wait) as run:
         if part is None:
-            maker: Maker = _make_here
+            maker: Maker = _pack_here
             if pool is not None:
                 from sailkit.distillation import cluster
 
                 maker = cluster.maker(pool, teacher, options)
-            made = _make(run.folder, reader, pairs, files, range(len(files)), maker)
-            return _finish(run, prepared, files, made)
-    # Each machine holds a folder of its own, so that no two do the same part; the files are all in one place.
+            written = _write_files(run.folder, reader, pairs, files, range(len(files)), maker)
+            return _finish(run, prepared, files, written)
+    # Each machine locks a folder of its own, so that no two do the same part; all files are in one folder.
     index, count = part
     with runs.open_run(
         out / f"shard-{index + 1}-of-{count}", f"{TEACHER_CACHE_STAGE} shard", {**settings, "shard": shard}
     ):
-        made = _make(out, reader, pairs, files, range(index, len(files), count), _make_here)
+        written = _write_files(out, reader, pairs, files, range(index, len(files), count), _pack_here)
     with runs.open_run(out, TEACHER_CACHE_STAGE, settings, wait=wait) as run:
-        return _finish(run, prepared, files, made)
+        return _finish(run, prepared, files, written)
 
 
 def render_for_teacher(
@@ -164,19 +165,19 @@ def render_for_teacher(
     """Examples as a teacher reads them.
 
     Args:
-        examples: As they were built.
+        examples: As the data have them.
         tokenizer: The teacher's.
         max_length: As in the cache's settings.
         style: Likewise; None for each example's own.
         date: Likewise.
-        may_be_empty: Whether it is all right that the teacher has room for none.
+        may_be_empty: Whether it is no error if none of them fits.
     """
-    styled = [replace(one, style=style) for one in examples] if style else examples
+    styled = [replace(example, style=style) for example in examples] if style else examples
     return prepare(styled, tokenizer, max_length, date, may_be_empty=may_be_empty)
 
 
 def _files(pairs: Sequence[TeacherExample], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
-    """Whole batches, as many for each file as have no more than so many tokens; at least one."""
+    """The batches of each file: as many as have at most so many tokens together, at least one."""
     files: list[list[list[int]]] = []
     size = 0
     for batch in batches:
@@ -189,7 +190,7 @@ def _files(pairs: Sequence[TeacherExample], batches: Sequence[Sequence[int]], to
     return files
 
 
-def _make(
+def _write_files(
     folder: Path,
     teacher: Teacher,
     pairs: Sequence[TeacherExample],
@@ -197,12 +198,12 @@ def _make(
     mine: Sequence[int],
     maker: Maker,
 ) -> set[str]:
-    """Make those files that are not there yet; the names of those."""
+    """Write those files that do not exist yet, and return their names."""
     paths = {number: folder / shard_name(number) for number in mine}
     for path in paths.values():
         for torn in folder.glob(f".{path.name}.*"):  # of a run that was killed while it wrote
             torn.unlink(missing_ok=True)
-    left = [number for number in mine if not _is_made(paths[number], [pairs[i] for b in files[number] for i in b])]
+    left = [number for number in mine if not _is_written(paths[number], [pairs[i] for b in files[number] for i in b])]
     total, todo = (sum(len(batch) for n in numbers for batch in files[n]) for numbers in (mine, left))
     started, read = time.monotonic(), 0
     with runs.progress(f"asking {teacher.name}", total, total - todo) as tick:
@@ -212,18 +213,18 @@ def _make(
             read += sum(len(pair.inputs) for pair in batch)
             tick(len(batch), f"{read / (time.monotonic() - started):.0f} tokens/s")
 
-        asked = [[[pairs[i] for i in batch] for batch in files[number]] for number in left]
-        with contextlib.closing(maker(teacher, asked, done)) as found:
-            for number, data in zip(left, found, strict=True):
+        remaining = [[[pairs[i] for i in batch] for batch in files[number]] for number in left]
+        with contextlib.closing(maker(teacher, remaining, done)) as contents:
+            for number, data in zip(left, contents, strict=True):
                 jsonl.write_atomic(paths[number], data)
     return {paths[number].name for number in left}
 
 
-def _make_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
+def _pack_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
     return (packed(teacher, file, done) for file in files)
 
 
-def _is_made(path: Path, pairs: Sequence[TeacherExample]) -> bool:
+def _is_written(path: Path, pairs: Sequence[TeacherExample]) -> bool:
     if not path.exists():
         return False
     if Shard(path).keys != [pair.key for pair in pairs]:
@@ -232,7 +233,7 @@ def _is_made(path: Path, pairs: Sequence[TeacherExample]) -> bool:
 
 
 def _finish(
-    run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], made: set[str]
+    run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], written: set[str]
 ) -> dict[str, Any]:
     """Write the index, once all files are there."""
     settings = run.manifest["settings"]
@@ -244,7 +245,7 @@ def _finish(
     index = [Shard(run.path(name)).index_row() for name in names]
     known = {row["file"]: row["sha256"] for row in (read_index(run.folder) if run.path(INDEX).exists() else ())}
     for row in index:
-        if row["file"] not in made and known.get(row["file"], row["sha256"]) != row["sha256"]:
+        if row["file"] not in written and known.get(row["file"], row["sha256"]) != row["sha256"]:
             raise UserError(f"{run.path(row['file'])}: damaged; remove that file and run the same command again")
     jsonl.write_rows(run.path(DROPPED), prepared.dropped)
     jsonl.write_rows(run.path(INDEX), index)

@@ -19,7 +19,7 @@ def headline(run: Distillation, figures: Mapping[str, Mapping[str, Estimate | No
         figures: See `sailkit.distillation.results.estimates`.
     """
     rows = len(run.ids)
-    before, after = (run.said(who, "kl") for who in WHO)
+    before, after = (run.mean(who, "kl") for who in WHO)
     if before is None or after is None:
         return "It is not known how near the student came: nothing was held out, or there was no teacher to ask"
     words = f"{change(before, after)} nats a token"
@@ -31,7 +31,7 @@ def headline(run: Distillation, figures: Mapping[str, Mapping[str, Estimate | No
         0: f"It cannot be told whether KL to the teacher fell ({words})",
         1: f"KL to the teacher rose ({words})",
     }[kl.sign]
-    first, last = (run.said(who, "agreement") for who in WHO)
+    first, last = (run.mean(who, "agreement") for who in WHO)
     agreement = figures["change"]["agreement"]
     if first is not None and last is not None and agreement is not None:
         more = {1: "more often", 0: "as often, as far as can be told", -1: "less often"}[agreement.sign]
@@ -83,7 +83,7 @@ def limits(distillations: Sequence[Distillation], seed: int) -> list[str]:
         "A student that was cut out of its teacher says next to nothing before training: that it came nearer shows "
         "little; set it beside another student.": any(run.figures["student_layers"] for run in measured),
         "The kappa of verification is not defined where both always say the same; such draws are left out of its "
-        "interval.": any(run.said("tuned", "verification_agreement") is not None for run in measured),
+        "interval.": any(run.mean("tuned", "verification_agreement") is not None for run in measured),
     }  # fmt: skip
     return [
         f"Intervals are over held-out rows (bootstrap, seed {seed}): they say nothing of another training{narrow}.",
