@@ -62,14 +62,14 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[[Any], Report] | None]] = {
     "build-task": (build_task, None),
     "finetune": (finetune, None),
     "merge": (merge, None),
-    "teacher-cache": (teacher_cache, distillation_report.summarise_cache),
-    "distill": (distill, distillation_report.summarise_distillation),
+    "teacher-cache": (teacher_cache, distillation_report.cache_report),
+    "distill": (distill, distillation_report.distillation_result_report),
     "evaluate": (evaluate.evaluate, None),
     "rescore": (rescore.rescore, None),
     "compare": (compare.compare, None),
     "report": (reporting.report, None),
     "run": (run, None),
-    "runs": (runs.overview, reporting.summarise_runs),
+    "runs": (runs.overview, reporting.runs_report),
 }
 
 

@@ -15,7 +15,7 @@ from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
 from sailkit.labeling.audit_file import AUDIT
 from sailkit.rendering import html, markdown
-from sailkit.rendering.model import Cell, Group, Report, Row, Table, Text, Verdict, short
+from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
 from sailkit.training import report as training_report
 
@@ -43,7 +43,7 @@ class WrittenReport(Result):
 
     def report(self) -> Report:
         """The verdict and where the files are."""
-        return short("", "", Verdict(self.verdict), Text(f"report: {self.html}"), Text(f"Markdown: {self.markdown}"))
+        return short("", "", Headline(self.verdict), Text(f"report: {self.html}"), Text(f"Markdown: {self.markdown}"))
 
 
 def report(
@@ -160,7 +160,7 @@ def _write(report: Report, files: tuple[Path, Path]) -> WrittenReport:
     return WrittenReport(page, text, report.verdict)
 
 
-def summarise_runs(result: dict[str, Any]) -> Report:
+def runs_report(result: dict[str, Any]) -> Report:
     """What `runs` prints: runs, or how two of them differ."""
     if "runs" in result:
         names = [name for name in next(iter(result["runs"]), {}) if name != "folder"]

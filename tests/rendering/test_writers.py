@@ -23,7 +23,7 @@ def every_block(text: str) -> model.Report:
     more = [model.Cell(1234), model.Cell(0.25, f"{text}n"), model.Cell(text)]
     plot = model.Plot(f"{text}p", f"{text}y", (model.Series(f"{text}s", ((0, 1.0), (9, 2.5)), dots=True),), kept=9)
     blocks = [
-        model.Verdict(f"{text}v", f"{text}r"),
+        model.Headline(f"{text}v", f"{text}r"),
         model.Heading(f"{text}h"),
         model.Text(f"{text}t"),
         model.Bullets([(f"{text}b", f"{text}c"), ("", f"{text}d")]),

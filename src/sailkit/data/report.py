@@ -7,7 +7,7 @@ from sailkit.rendering import model
 from sailkit.rendering.model import Flags, Report, Text
 
 
-def summarise(result: TrainingData) -> Report:
+def short_report(result: TrainingData) -> Report:
     """How many rows were built, and how they were judged."""
     counts = {
         "rows": result.n_in,

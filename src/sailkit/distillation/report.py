@@ -16,7 +16,7 @@ from sailkit.distillation.results import (
     estimates,
     read,
 )
-from sailkit.distillation.verdict import headline, limits, verdict
+from sailkit.distillation.verdict import fidelity_headline, limits, ranking_headline
 from sailkit.errors import UserError
 from sailkit.rendering import model
 from sailkit.rendering.model import (
@@ -26,6 +26,7 @@ from sailkit.rendering.model import (
     Flags,
     Group,
     Heading,
+    Headline,
     Interval,
     Intervals,
     Report,
@@ -33,12 +34,11 @@ from sailkit.rendering.model import (
     Section,
     Table,
     Text,
-    Verdict,
 )  # fmt: skip
 from sailkit.rendering.numbers import capitalised, change, fact, listed, machine
 from sailkit.stats.intervals import Estimate
 from sailkit.training import facts
-from sailkit.training.report import curves, read_cards, steps_of, summarise_plan
+from sailkit.training.report import curves, plan_report, read_cards, steps_of
 
 _FIGURES = {
     "kl": "KL to the teacher, nats a token",
@@ -108,8 +108,8 @@ def report_on(folders: Sequence[Path], title: str | None = None, seed: int = 0) 
         pairs = [
             (other, compare_students(first.run, other.run, seed)) for other in others if first.run.ids and other.run.ids
         ]
-        headlines = [headline(student.run, student.figures) for student in students]
-        verdicts = [verdict(first.name, other.name, pair) for other, pair in pairs]
+        headlines = [fidelity_headline(student.run, student.figures) for student in students]
+        verdicts = [ranking_headline(first.name, other.name, pair) for other, pair in pairs]
         heading = title or (_about(first.run) if not others else f"Distillation: {', '.join(names)}")
         sections = [
             Section("Verdict", _verdict_blocks(students, verdicts, headlines)),
@@ -137,12 +137,12 @@ def _meta(students: Sequence[_Student]) -> str:
 
 def _verdict_blocks(
     students: Sequence[_Student], verdicts: Sequence[str], headlines: Sequence[str]
-) -> list[Verdict | Heading | Text | Figures]:
+) -> list[Headline | Heading | Text | Figures]:
     if len(students) == 1:
-        return [Verdict(headlines[0]), Figures(_headline_figures(students[0].run))]
-    blocks: list[Verdict | Heading | Text | Figures] = [Verdict(text) for text in verdicts]
+        return [Headline(headlines[0]), Figures(_headline_figures(students[0].run))]
+    blocks: list[Headline | Heading | Text | Figures] = [Headline(text) for text in verdicts]
     for student, text in zip(students, headlines, strict=True):
-        blocks += [Heading(student.name), Text(f"{text}.") if verdicts else Verdict(text)]
+        blocks += [Heading(student.name), Text(f"{text}.") if verdicts else Headline(text)]
     return blocks
 
 
@@ -263,10 +263,10 @@ def _provenance(students: Sequence[_Student]) -> Facts:
     return Facts([student.name for student in students], kept, [title for title, _ in kept if title != "Started"])
 
 
-def summarise_distillation(result: Mapping[str, Any]) -> Report:
+def distillation_result_report(result: Mapping[str, Any]) -> Report:
     """What `distill` prints: how near the student came to its teacher; or what it would take."""
     if result.get("dry_run"):
-        return _summarise_plan(result)
+        return _distillation_plan(result)
     trained = result["training"]
     layers = f", {result['student_layers']} layers" if result["student_layers"] else ""
     how = f" in {machine(trained)}" if machine(trained) else ""
@@ -293,7 +293,7 @@ def summarise_distillation(result: Mapping[str, Any]) -> Report:
     )
 
 
-def _summarise_plan(result: Mapping[str, Any]) -> Report:
+def _distillation_plan(result: Mapping[str, Any]) -> Report:
     tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
     lines = [f"teacher: {result['teacher']}, {tokenizer[result['same_tokenizer']]}; "
              f"{result['teacher_tokens']:,} tokens to read"]  # fmt: skip
@@ -306,10 +306,10 @@ def _summarise_plan(result: Mapping[str, Any]) -> Report:
         rows, held_out = result["rows_without_teacher"], result["held_out_rows_without_teacher"]
         text = f"{rows:,} rows and {held_out:,} held-out ones without the teacher, for cross-entropy alone ({why})"
         flags.append(Flags("", {"": [text]}))
-    return summarise_plan(result, *map(Text, lines), *flags)
+    return plan_report(result, *map(Text, lines), *flags)
 
 
-def summarise_cache(result: Mapping[str, Any]) -> Report:
+def cache_report(result: Mapping[str, Any]) -> Report:
     """What `teacher-cache` prints: how much of the teacher is kept."""
     how = f" in {machine(result)}" if machine(result) else ""
     about = f"{result['pairs']:,} completions of {result['n']:,} examples"

@@ -11,7 +11,7 @@ from sailkit.stats.intervals import LEAST_ROWS, Estimate
 _MANY_ROWS = 50  # with fewer, intervals of the bootstrap are too narrow
 
 
-def headline(run: Distillation, figures: Mapping[str, Mapping[str, Estimate | None]]) -> str:
+def fidelity_headline(run: Distillation, figures: Mapping[str, Mapping[str, Estimate | None]]) -> str:
     """Whether the student came nearer to its teacher, in one sentence that says no more than the intervals do.
 
     Args:
@@ -39,7 +39,7 @@ def headline(run: Distillation, figures: Mapping[str, Mapping[str, Estimate | No
     return f"{sentence}, on {rows:,} held-out rows"
 
 
-def verdict(first: str, other: str, pair: StudentComparison) -> str:
+def ranking_headline(first: str, other: str, pair: StudentComparison) -> str:
     """Which of two students is nearer to the teacher, in one sentence.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sailkit.evaluation.figures import Flag, LabelFigures, Summary, flags_to_json
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.rendering import model
-from sailkit.rendering.model import Cell, Flags, Group, Matrix, Report, Row, Table, Text, Verdict
+from sailkit.rendering.model import Cell, Flags, Group, Headline, Matrix, Report, Row, Table, Text
 from sailkit.rendering.numbers import listed, machine
 
 FIGURES = {
@@ -19,7 +19,7 @@ FIGURES = {
 }
 
 
-def summarise_evaluation(evaluation: Evaluation) -> Report:
+def evaluation_report(evaluation: Evaluation) -> Report:
     """The figures against each kind of labels, and the confusion matrix."""
     search = evaluation.search if evaluation.search != "none" else None
     settings = [
@@ -37,7 +37,7 @@ def summarise_evaluation(evaluation: Evaluation) -> Report:
     )
 
 
-def summarise_rescored(rescored: Rescored) -> Report:
+def rescored_report(rescored: Rescored) -> Report:
     """Recorded predictions beside the answers read again."""
     summary = rescored.summary
     if summary is None:
@@ -50,14 +50,14 @@ def summarise_rescored(rescored: Rescored) -> Report:
     return model.short(rescored.name or "", about, *_against(summary, columns), flags_block("", rescored.flags))
 
 
-def summarise_comparison(comparison: Comparison) -> Report:
+def comparison_report(comparison: Comparison) -> Report:
     """A table, the test and the verdict of each two sets."""
     machines = [f"{name} in {how}" for name, how in comparison.machines.items() if how]
     blocks = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
     return model.short(listed(comparison.names), ", ".join(machines), *blocks, flags_block("", comparison.flags))
 
 
-def _pair(pair: PairComparison, against: str) -> list[Table | Text | Verdict]:
+def _pair(pair: PairComparison, against: str) -> list[Table | Text | Headline]:
     rows = [
         Row(FIGURES[name], [Cell(pair.a_figures.figures[name].value), Cell(pair.b_figures.figures[name].value),
                             Cell(pair.differences[name], signed=True)])
@@ -68,7 +68,7 @@ def _pair(pair: PairComparison, against: str) -> list[Table | Text | Verdict]:
     return [
         Table([pair.a, pair.b, "difference (95 % interval)"], [Group(heading, rows)]),
         Text(f"right alone: {pair.a} {pair.only_a}, {pair.b} {pair.only_b}; {test}"),
-        Verdict(pair.verdict_text, pair.remark),
+        Headline(pair.verdict_text, pair.remark),
     ]
 
 

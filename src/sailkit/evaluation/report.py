@@ -11,10 +11,10 @@ from sailkit.evaluation.figures import LabelFigures, Truth
 from sailkit.evaluation.items import collect_items
 from sailkit.evaluation.printed import (
     FIGURES,
+    comparison_report,
+    evaluation_report,
     flags_block,
-    summarise_comparison,
-    summarise_evaluation,
-    summarise_rescored,
+    rescored_report,
 )
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.evaluation.views import View, read_view, worth_of
@@ -25,6 +25,7 @@ from sailkit.rendering.model import (
     Figures,
     Group,
     Heading,
+    Headline,
     Interval,
     Intervals,
     Matrix,
@@ -34,7 +35,6 @@ from sailkit.rendering.model import (
     Split,
     Table,
     Text,
-    Verdict,
 )  # fmt: skip
 from sailkit.rendering.numbers import capitalised, fact, listed, machine, p_value
 from sailkit.stats import metrics
@@ -115,14 +115,14 @@ def _about(views: Sequence[View], against: str) -> str:
 
 def _verdict(
     pairs: Sequence[PairComparison], worth: Sequence[tuple[str, str]], against: str
-) -> list[Verdict | Bullets | Heading | Figures | Split | Text]:
+) -> list[Headline | Bullets | Heading | Figures | Split | Text]:
     if not pairs:
         headline, detail = worth[0]
-        return [Verdict(headline, capitalised(detail))]
-    blocks: list[Verdict | Bullets | Heading | Figures | Split | Text] = []
+        return [Headline(headline, capitalised(detail))]
+    blocks: list[Headline | Bullets | Heading | Figures | Split | Text] = []
     for pair in pairs:
         sentence = capitalised(pair.verdict_text) if pair.verdict == "cannot tell" else pair.verdict_text
-        blocks.append(Verdict(sentence, capitalised(pair.remark)))
+        blocks.append(Headline(sentence, capitalised(pair.remark)))
     blocks.append(Bullets([(headline, f"{detail}.") for headline, detail in worth]))
     for pair in pairs:
         figures = [
@@ -237,8 +237,8 @@ def _provenance(views: Sequence[View]) -> list[Facts | Text]:
     return [table, Text(f"Not recorded for any set: {', '.join(unknown)}.")] if unknown else [table]
 
 
-def summarise(result: Evaluation | Rescored | Comparison) -> Report:
+def short_report(result: Evaluation | Rescored | Comparison) -> Report:
     """What `evaluate`, `rescore` and `compare` print of a result."""
     if isinstance(result, Evaluation):
-        return summarise_evaluation(result)
-    return summarise_comparison(result) if isinstance(result, Comparison) else summarise_rescored(result)
+        return evaluation_report(result)
+    return comparison_report(result) if isinstance(result, Comparison) else rescored_report(result)

@@ -10,7 +10,7 @@ from sailkit import runs
 from sailkit.labeling.audit_file import BM25
 from sailkit.labeling.audit_results import Audit, LabelerDifference
 from sailkit.labeling.results import NO_SCORE, FittedLabeler, Labeling
-from sailkit.labeling.verdict import baselines, cell_of, names_of, verdict
+from sailkit.labeling.verdict import baselines, best_labeler, cell_of, names_of
 from sailkit.rendering import model
 from sailkit.rendering.model import (
     Cases,
@@ -65,7 +65,7 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
     data = [audit.data for audit in audits]
     several, distinct = len(audits) > 1, len(set(data)) == len(data)
     names = data if distinct else [f"{audit.data} ({folder})" for audit, folder in zip(audits, folders, strict=True)]
-    verdicts = [verdict(audit) for audit in audits]
+    verdicts = [best_labeler(audit) for audit in audits]
     blocks: list[model.Block] = []
     for name, own in zip(names, verdicts, strict=True):
         blocks += [Heading(name), *own] if several else own
@@ -207,11 +207,11 @@ def _provenance(audit: Audit, folder: Path) -> list[Facts]:
     ]
 
 
-def summarise(result: Audit | Labeling | FittedLabeler) -> Report:
+def short_report(result: Audit | Labeling | FittedLabeler) -> Report:
     """What a verb of this folder prints."""
     if isinstance(result, Audit):
-        return _summarise_audit(result)
-    return _summarise_labels(result) if isinstance(result, Labeling) else _summarise_fit(result)
+        return _audit_report(result)
+    return _labels_report(result) if isinstance(result, Labeling) else _fit_report(result)
 
 
 def _short_group(audit: Audit, stratum: str) -> Group:
@@ -225,7 +225,7 @@ def _short_group(audit: Audit, stratum: str) -> Group:
     return Group(f"{stratum}, {rows[-1].n:,} pairs", short)
 
 
-def _summarise_audit(audit: Audit) -> Report:
+def _audit_report(audit: Audit) -> Report:
     """The figures of each stratum, and every labeler beside the simplest one."""
     short, stratum = names_of(audit), audit.strata[0]
     base = "similarity" if "similarity" in audit.labelers else next(iter(audit.labelers))
@@ -247,7 +247,7 @@ def _summarise_audit(audit: Audit) -> Report:
     )
 
 
-def _summarise_labels(labeling: Labeling) -> Report:
+def _labels_report(labeling: Labeling) -> Report:
     """How many results were judged, and how."""
     if not labeling.finished:
         return model.short("", f"waiting for the shards {', '.join(map(str, labeling.missing_shards))}")
@@ -265,7 +265,7 @@ def _summarise_labels(labeling: Labeling) -> Report:
     )
 
 
-def _summarise_fit(fitted: FittedLabeler) -> Report:
+def _fit_report(fitted: FittedLabeler) -> Report:
     """What the labeler was fitted on, and where it is."""
     about = f"{fitted.pairs} pairs of {fitted.claims} claims ({fitted.data})"
     how = machine({"device": fitted.device, "dtype": fitted.dtype})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sailkit.labeling.audit_file import BM25
 from sailkit.labeling.audit_results import Audit, StratumFigures
-from sailkit.rendering.model import Bullets, Cell, Figures, Verdict
+from sailkit.rendering.model import Bullets, Cell, Figures, Headline
 from sailkit.rendering.numbers import figure, listed, short_names
 from sailkit.stats.intervals import LEAST_UNITS
 
@@ -14,7 +14,7 @@ def names_of(audit: Audit) -> dict[str, str]:
     return {**short_names(audit.labelers), BM25: "BM25 score"}
 
 
-def verdict(audit: Audit) -> tuple[Verdict, Figures]:
+def best_labeler(audit: Audit) -> tuple[Headline, Figures]:
     """Which labeler is best, as far as can be told, and what that rests on."""
     stratum, short = audit.strata[0], names_of(audit)
     best, *rest = audit.ranked
@@ -46,7 +46,7 @@ def verdict(audit: Audit) -> tuple[Verdict, Figures]:
         ("Its balanced accuracy", cell_of(row, "balanced_accuracy")),
         ("Its kappa with people", cell_of(row, "kappa")),
     ]
-    return Verdict(headline, ". ".join(remarks)), Figures(figures)
+    return Headline(headline, ". ".join(remarks)), Figures(figures)
 
 
 def cell_of(row: StratumFigures, name: str) -> Cell:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MARK = '<meta name="generator" content="sailkit report'  # how our files are known from those of others
 _TEMPLATES = Path(__file__).parent / "templates"
-_LONG = 90  # characters; a longer verdict is set smaller
+_LONG = 90  # characters; a longer headline is set smaller
 
 
 def page(report: model.Report) -> str:
@@ -102,7 +102,7 @@ def _environment() -> Environment:
                             "describe": curves.describe, "scale": curves.Scale,
                             "figure": figure, "span": span,
                             "baseline": _baseline, "sentence": sentence, "percent": _percent}  # fmt: skip
-    environment.globals |= {"size": curves, "long_verdict": _LONG}
+    environment.globals |= {"size": curves, "long_headline": _LONG}
     return environment
 
 

@@ -56,7 +56,7 @@ def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for e
             yield f"### {escape(text)}"
         case model.Text(text):
             yield escape(text)
-        case model.Verdict(text, remark):
+        case model.Headline(text, remark):
             yield f"**{escape(text)}**." + (remark and f" {escape(remark)}.")
         case model.Bullets(entries):
             yield _list(f"**{escape(name)}**: {escape(rest)}" if name else escape(rest) for name, rest in entries)

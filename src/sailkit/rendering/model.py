@@ -116,7 +116,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Headline:
     """What the figures say in one sentence, without a full stop, and what that rests on."""
 
     text: str
@@ -255,7 +255,7 @@ class Cases:
 
 
 Block = (
-    Bullets | Cases | Facts | Figures | Flags | Heading | Intervals | Matrix | Plots | Split | Table | Text | Verdict
+    Bullets | Cases | Facts | Figures | Flags | Heading | Intervals | Matrix | Plots | Split | Table | Text | Headline
 )
 
 

@@ -12,7 +12,7 @@ from sailkit.rendering.model import Report
 class Result:
     """A base for the frozen dataclasses that stages return.
 
-    A class has `to_json`; the `report` module of its folder has `summarise`, which makes it a report. So the class
+    A class has `to_json`; the `report` module of its folder has `short_report`, which makes it a report. So the class
     need not know how it is shown, and the report may know all about the class.
     """
 
@@ -23,7 +23,7 @@ class Result:
     def report(self) -> Report:
         """What a person reads of it."""
         folder = type(self).__module__.rpartition(".")[0]
-        report: Report = import_module(f"{folder}.report").summarise(self)
+        report: Report = import_module(f"{folder}.report").short_report(self)
         return report
 
     def __str__(self) -> str:

@@ -59,7 +59,7 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
             yield f"\n[bold]{escape(text)}[/]"
         case model.Text(text):
             yield escape(text)
-        case model.Verdict(text, remark):
+        case model.Headline(text, remark):
             yield f"[bold]{escape(text)}[/]{escape(remark and f' ({remark})')}"
         case model.Bullets(entries):
             yield from (escape(f"{name}: {rest}" if name else rest) for name, rest in entries)

@@ -17,13 +17,13 @@ from sailkit.rendering.model import (
     Figures,
     Flags,
     Group,
+    Headline,
     Plots,
     Report,
     Row,
     Section,
     Table,
     Text,
-    Verdict,
 )  # fmt: skip
 from sailkit.rendering.numbers import change, fact, figure, machine, signed
 from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, read_estimates
@@ -83,7 +83,7 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
     rows = facts.before_and_after(figures)
     what = f"Of {held_out} held-out rows" + (f" with {results} search results" if results else "")
     sections: dict[str, list[model.Block]] = {
-        "Verdict": [Verdict(verdict), Figures(_headline_figures(figures))],
+        "Verdict": [Headline(verdict), Figures(_headline_figures(figures))],
         "Limits of these figures": [facts.sentences(facts.limits(figures))],
         "Reasons to doubt the data": [*facts.doubts(cards)],
         "Curves": [*curves(folder)],
@@ -184,7 +184,7 @@ def _dropped(folder: Path) -> list[Text | Facts]:
     return [Text(f"{len(rows):,} rows, training and held out{first}."), facts.column("reason", reasons, literal=True)]
 
 
-def summarise(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
+def short_report(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
     """What `finetune` and `merge` print.
 
     Args:
@@ -193,7 +193,7 @@ def summarise(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
     if isinstance(result, MergedModel):
         return model.short("", f"merged into {result.base}: {result.model}")
     if isinstance(result, TrainingPlan):
-        return summarise_plan(result.to_json())
+        return plan_report(result.to_json())
     figures = result.to_json()
     how = f" in {machine(figures)}" if machine(figures) else ""
     rows = facts.before_and_after(figures)
@@ -211,7 +211,7 @@ def summarise(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
     return model.short(f"{result.base}{how}", about, *blocks)
 
 
-def summarise_plan(result: Mapping[str, Any], *more: model.Block) -> Report:
+def plan_report(result: Mapping[str, Any], *more: model.Block) -> Report:
     """What a dry run prints: what training would take.
 
     Args:
