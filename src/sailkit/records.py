@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sailkit.urls import public_address
 
@@ -43,6 +43,7 @@ class SearchResult:
     source: str = ""
     rank: int = 0
     retrieved_at: str = ""
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # in a row, a misspelt field is an error
 
     def __post_init__(self) -> None:
         """Keep only an address that may be shared, wherever the result comes from."""

@@ -93,6 +93,16 @@ def test_a_text_that_looks_like_the_form_is_counted(tmp_path):
     assert export([one, replace(one, id="8", results=(SearchResult("a"),))], "sail", tmp_path / "t")["ambiguous"] == 1
 
 
+WITH_RESULT = example_row(TrainingExample("1", "", "", (SearchResult("b"),), ("informative",), "", "sail"))
+
+
+def test_a_result_may_have_null_where_something_is_unknown(tmp_path):
+    result = {"body": "b", "title": "t", "url": None, "rank": None, "retrieved_at": None}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**WITH_RESULT, "results": [result]}) + "\n")
+    assert read_examples(path)[0].results == (SearchResult("b", "t"),)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -106,8 +116,23 @@ def test_a_text_that_looks_like_the_form_is_counted(tmp_path):
             {**example_row(TrainingExample("1", "", "", (), (), "", "sail")), "judgements": ["informative"]},
             "per result",
         ),
-        ({**example_row(TrainingExample("1", "", "", (), (), "", "sail")), "results": [{"x": 1}]}, "list of search"),
-        ({**example_row(TrainingExample("1", "", "", (), (), "", "sail")), "results": None}, "list of search"),
+        (
+            {**example_row(TrainingExample("1", "", "", (), (), "", "sail")), "results": [{"x": 1}]},
+            r"no field 'results\.0\.body'",
+        ),
+        ({**WITH_RESULT, "results": [{"body": "b", "titel": "t"}]}, r"unknown field 'results\.0\.titel'"),
+        (
+            {**WITH_RESULT, "results": [{"body": "b", "title": 3}]},
+            r"field 'results\.0\.title' should be text, found int",
+        ),
+        ({**WITH_RESULT, "results": [{"body": "\ud83d"}]}, r"field 'results\.0\.body' holds half a surrogate pair"),
+        ({**WITH_RESULT, "results": ["b"]}, r"field 'results\.0' should be a JSON object, found str"),
+        (
+            {**WITH_RESULT, "judgements": ["good"]},
+            "field 'judgements.0' should be 'informative' or 'distracting', not 'good'",
+        ),
+        ({**WITH_RESULT, "response": None}, "field 'response' should be text, found NoneType"),
+        ({**example_row(TrainingExample("1", "", "", (), (), "", "sail")), "results": None}, "should be a list, found"),
     ],
 )
 def test_a_row_that_is_none_of_the_forms_is_named(tmp_path, row, message):

@@ -7,16 +7,16 @@ consists of (`(2) ` after an empty line). `export` counts the rows that cannot b
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sailkit.errors import UserError, missing_extra
 from sailkit.files import jsonl
+from sailkit.files.rows import parse_row
 from sailkit.files.tables import read_table
 from sailkit.prompts.sail import (
     STYLES,
@@ -29,11 +29,10 @@ from sailkit.prompts.sail import (
     verification,
     wording,
 )
-from sailkit.records import SearchResult, TrainingExample, Verdict
+from sailkit.records import SearchResult, TrainingExample
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
 DROPPED = "dropped.jsonl"  # examples that were left out, each with the reason
-_FIELDS = ("id", "instruction", "input", "results", "judgements", "response", "style")
 
 
 def example_row(example: TrainingExample) -> jsonl.JsonObject:
@@ -245,24 +244,21 @@ def _read_results(text: str) -> tuple[SearchResult, ...] | None:
     return tuple(SearchResult(body, title=title) for title, _, body in pairs)
 
 
+def _without_nulls(value: object) -> object:
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
 def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
-    missing = [name for name in _FIELDS if name not in row]
-    if missing:
-        raise UserError(f"{where}: no field {missing[0]!r} (found: {', '.join(sorted(row)) or 'nothing'})")
-    names = ("id", "instruction", "input", "response", "style")
-    texts = {name: jsonl.check_text(row[name], name, where) for name in names}
-    if texts["style"] not in STYLES:
-        raise UserError(f"{where}: style should be one of {', '.join(STYLES)}, not {texts['style']!r}")
-    results, judgements = row["results"], row["judgements"]
-    try:
-        parsed = tuple(SearchResult(**result) for result in results)
-    except TypeError:
-        raise UserError(f"{where}: field 'results' should be a list of search results") from None
-    for result in parsed:
-        jsonl.check_text(result.title, "title", where)
-        jsonl.check_text(result.body, "body", where)
-    valid = isinstance(judgements, list) and all(verdict in get_args(Verdict) for verdict in judgements)
-    if not valid or len(judgements) not in (0, len(parsed)):
-        known = json.dumps(get_args(Verdict))
-        raise UserError(f"{where}: field 'judgements' should have one of {known} per result, or be empty")
-    return TrainingExample(results=parsed, judgements=tuple(judgements), **texts)
+    # Rows that others wrote may have null where a result has no URL, rank or time.
+    results = [_without_nulls(result) for result in row["results"]] if isinstance(row.get("results"), list) else None
+    example = parse_row(TrainingExample, {**row, "results": results} if results is not None else row, where)
+    for name in ("id", "instruction", "input", "response"):
+        jsonl.check_text(getattr(example, name), name, where)
+    for index, result in enumerate(example.results):
+        jsonl.check_text(result.title, f"results.{index}.title", where)
+        jsonl.check_text(result.body, f"results.{index}.body", where)
+    if example.style not in STYLES:
+        raise UserError(f"{where}: style should be one of {', '.join(STYLES)}, not {example.style!r}")
+    if len(example.judgements) not in (0, len(example.results)):
+        raise UserError(f"{where}: field 'judgements' should have one verdict per result, or be empty")
+    return example
