@@ -78,8 +78,13 @@ def test_objects_give_what_names_and_files_give(path, model, task, tmp_path, kin
             for row in ROWS
         ],
     }[kind]
-    evaluate(model=model, task=load_task(task), examples=examples, out=tmp_path / "memory", options=OPTIONS)
+    evaluate(model=model, task=load_task(task), examples=examples, out=tmp_path / "memory")
     assert files(tmp_path / "memory") == files(tmp_path / "files")
+
+
+def test_options_are_refused_where_they_would_be_ignored(model, task):
+    with pytest.raises(UserError, match="this one is loaded; give them to `load_model`"):
+        evaluate(model=model, task=load_task(task), options=ModelOptions(dtype="bfloat16"))
 
 
 def test_rows_of_any_task_may_have_the_usual_names(model, task):

@@ -333,3 +333,9 @@ def test_what_cannot_be_used_is_named(tmp_path, rows, settings, expected):
 def test_nothing_to_rescore():
     assert complaint().startswith("name a file of recorded outputs")
     assert complaint(Path("none.jsonl")) == "cannot read none.jsonl: No such file or directory"
+
+
+def test_a_run_folder_is_no_recording(tmp_path):
+    assert (
+        complaint(tmp_path) == f"rescore reads files of recorded outputs, not {tmp_path}; compare and report take runs"
+    )

@@ -129,6 +129,8 @@ def evaluate(
     items = with_search_results(selected, search, _positive("`results`", results), seed, pool) if search else selected
     _check_csv(csv_out)
     worked = worked_examples(chosen, question, few_shot, _positive("`shots`", shots), items)
+    if not isinstance(model, str) and reference is None and options != ModelOptions():
+        raise UserError("`options` say how to load a model, and this one is loaded; give them to `load_model`")
     if out is not None:
         first_date = runs.setting_of(out, "date") or runs.setting_of(Path(out, predictions.REFERENCE_FOLDER), "date")
         options = replace(options, date=options.date or first_date)

@@ -54,6 +54,10 @@ def rescore(
     else:
         if claims and len(claims) != len(files):
             raise UserError(f"{len(claims)} `published` for {len(files)} files; give one for each, in order")
+        for path in files:
+            if not isinstance(path, (str, Path)) or Path(path).is_dir():
+                what = path if isinstance(path, (str, Path)) else type(path).__name__
+                raise UserError(f"rescore reads files of recorded outputs, not {what}; compare and report take runs")
         sets = [load_recording(path, task, fields) for path in files]
         results = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
     kinds = [_f1_kinds(result, claim) for result, claim in zip(results, claims, strict=False)]
