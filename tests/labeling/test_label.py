@@ -402,6 +402,14 @@ def test_the_example_of_a_labeler_in_its_documentation_is_one():
     assert 0 <= labeler.threshold <= 1
 
 
+def test_a_data_frame_without_pandas_names_the_extra(tmp_path, monkeypatch):
+    results = write_results(tmp_path / "results.jsonl", 3)
+    labeling = label(results=results, out=tmp_path / "run", labeler="overlap")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"pip install 'sailkit\[pandas\]'"):
+        labeling.to_frame()
+
+
 def test_labels_of_other_data_are_refused(tmp_path):
     results = write_results(tmp_path / "results.jsonl")
     label(results=results, out=tmp_path / "run", labeler="overlap")
