@@ -130,6 +130,15 @@ def test_a_difference_is_bold_only_where_its_interval_excludes_0():
         assert ("| **+" in markdown.page(report)) == bold
 
 
+def test_a_flag_is_named_as_far_as_it_has_a_name():
+    for name, code, head in (
+        ("", "", "! "),
+        ("", "few-items", "! few-items: "),
+        ("a", "few-items", "! a, few-items: "),
+    ):
+        assert terminal.text(model.short("", "", model.Flags(name, {code: ["3 items"]}))) == f"{head}3 items\n"
+
+
 @dataclass(frozen=True)
 class Measured(Result):
     """A result as stages return them."""

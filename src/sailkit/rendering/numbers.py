@@ -11,6 +11,8 @@ from sailkit.stats.intervals import Estimate
 
 _FIRST_WORDS = ("the ", "accuracy ")  # any other may begin with a name, which is not to be changed
 _LONG = 32  # characters of a name that still fit a table
+_ANSWER_MODES = {"logprob": "labels scored (logprob)", "generate": "generated, then read (generate)"}
+_NULL_IS_NONE = ("chat_template", "shots", "max_new_tokens")  # elsewhere null means that it is not known
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -119,10 +121,6 @@ def note_of(cell: Cell) -> str:
     if cell.signed:
         return f"{signed(cell.value.low)} to {signed(cell.value.high)}"
     return span(cell.value)
-
-
-_ANSWER_MODES = {"logprob": "labels scored (logprob)", "generate": "generated, then read (generate)"}
-_NULL_IS_NONE = ("chat_template", "shots", "max_new_tokens")  # elsewhere null means that it is not known
 
 
 def fact(name: str, facts: Mapping[str, Any]) -> str | None:

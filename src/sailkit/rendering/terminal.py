@@ -67,8 +67,8 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
             yield from (escape(f"{name}: {cell(entry)}") for name, entry in entries)
         case model.Flags(name, messages):
             for code, sentences in messages.items():
-                head = ", ".join(filter(None, (name, code)))
-                yield from (f"[bold yellow]![/] [bold]{escape(head)}[/]: {escape(words)}" for words in sentences)
+                head = escape(", ".join(filter(None, (name, code))))
+                yield from (f"[bold yellow]![/] {head and f'[bold]{head}[/]: '}{escape(words)}" for words in sentences)
         case model.Table(columns, groups):
             for number, group in enumerate(groups):
                 rows = [(row.name, [cell(each) for each in row.cells]) for row in group.rows]
@@ -121,7 +121,7 @@ def _tables(
     if len(heading) > _LONG:
         yield escape(heading)
         heading = ""
-    first = max([len(heading), *(len(name) for name, _ in rows)])
+    first = max([1, len(heading), *(len(name) for name, _ in rows)])
     widths = [max([len(name), *(len(cells[i]) for _, cells in rows)]) + _GAP for i, name in enumerate(columns)]
     if first + sum(widths) > width:
         first = min(first, width // 3)
