@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 # C0 and C1 control characters (a terminal takes them for commands), the marks, overrides and isolates of bidirectional
-# text (they misdraw what stands beside them), line and paragraph separators, and lone surrogates (they cannot be
+# text (they garble the text around them), line and paragraph separators, and lone surrogates (they cannot be
 # written). Joiners are left alone: Persian, Hindi and emoji are spelt with them.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 _LAYOUT = "\n\t"

@@ -44,7 +44,7 @@ def public_address(address: str) -> str:
     """A URL as it may be kept and shared.
 
     Args:
-        address: From an engine, a corpus or a file; what is not a web address (a path, a DOI) is left as it is.
+        address: From an engine, a corpus or a file; anything but a web address (a path, a DOI) is returned unchanged.
 
     Returns:
         The address without user and password; empty where its host is loopback, link-local, private or otherwise not

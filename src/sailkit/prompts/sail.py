@@ -31,6 +31,8 @@ class TooLongError(UnfitExampleError):
 STYLES = ("sail", "sail-fixed", "chat")
 MOST_VERIFIED = 6  # search results that a verification sentence may judge: 2**6 sentences to choose from
 _UNLIMITED = 10**12  # tokens; nothing is shortened unless a length is given
+_NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
+_BEGINNING = 32  # characters of a completion that could share a token with the end of the prompt
 
 
 @cache
@@ -331,10 +333,6 @@ class ExampleRenderer:
         rest = tail[end:] if end else ""
         whole = (*prompt, Part(gap), reply, Part(closing), Part(rest))
         return whole, len(prompt), len(whole) - 1 if rest else len(whole)
-
-
-_NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
-_BEGINNING = 32  # characters of a completion that could share a token with the end of the prompt
 
 
 @lru_cache(maxsize=4)

@@ -1,1 +1,1 @@
-"""Tasks: what is asked, which labels there are, where the examples come from."""
+"""Tasks: their labels, their examples, and the prompts that ask for them."""

@@ -131,7 +131,7 @@ class WordingSpec(_Spec):
 def _as_wording(value: object) -> object:
     """A wording may also be its prompt alone, a list of steps, or one step.
 
-    Beside `steps`, `system` and `max_new_tokens` are those of every step that has none of its own.
+    Beside `steps`, `system` and `max_new_tokens` are the defaults of all steps.
     """
     if not isinstance(value, dict):
         return {"steps": [value] if isinstance(value, str) else value}
