@@ -27,7 +27,7 @@ ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over groups"
 _MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
-# Factor -> others that change it; beside one of those it is no factor of its own.
+# Factor -> others that change it; beside one of those it does not count as a second factor.
 _IMPLIED = {
     "weights_sha256": {"model"},
     "tokenizer_sha256": {"model"},
@@ -102,7 +102,7 @@ def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: 
 
 
 def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
-    """The sets with names that differ: a verdict must say which is which, and two folders may have one name."""
+    """The sets under distinct names: two folders may have the same, and a verdict must say which is which."""
     names = [s.name for s in sets]
     return [
         s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({number})")
@@ -296,7 +296,7 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[PairComparison], truth
         if _measures_disagree(pair):
             accuracy, macro_f1 = (pair.differences[name].value for name in ("accuracy", "macro_f1"))
             gaps = f"accuracy {accuracy:+.4f}, macro-F1 {macro_f1:+.4f}"
-            why = "so it is where one answers the more frequent label to most"
+            why = "as where one of them answers most items with the more frequent label"
             flags.append(Flag("measures-disagree", f"{pair.a} minus {pair.b}: {gaps}; {why}"))
         flags += few_items(pair.n, pair.groups, f" of {who}" if len(pairs) > 1 else "")
         if len(_independent_factors(pair.factors)) > 1:

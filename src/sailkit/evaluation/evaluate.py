@@ -286,7 +286,7 @@ def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
 
 
 def _short_name(model: Model) -> str:
-    """The name of a model as one of a folder, by which comparisons and reports call the evaluation."""
+    """A folder name made from the model's name; comparisons and reports call the evaluation by it."""
     name = model.name if is_endpoint(model.name) else Path(model.name).name
     return re.sub(r"[^\w.-]+", "-", name)
 
