@@ -109,6 +109,34 @@ def test_importing_is_light(module, absent):
     assert done.stdout.split() == []
 
 
+# Words that say nothing of what a value is; a reader of transformers or scikit-learn would have to guess.
+RIDDLES = {
+    *("told", "found", "said", "asked", "one", "aside", "apart", "place", "places", "chance", "aimed", "made"),
+    *("slope", "thin", "wide", "pull", "agreed", "together", "deal"),
+}
+
+
+def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Variables, parameters, functions, classes and attributes that a module gives a name to, and the lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name, node.lineno
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_names_say_what_a_value_is(name):
+    assert [(word, line) for word, line in bound_names(TREES[name]) if word.strip("_") in RIDDLES] == []
+
+
+@pytest.mark.parametrize("code", ["found = f(x)", "def f(told): ...", "[one.id for one in rows]", "self.place = 1"])
+def test_such_a_name_would_be_noticed(code):
+    assert [word for word, _ in bound_names(ast.parse(code)) if word in RIDDLES]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_does_one_job(name):
     assert len(FILES[name].read_text("utf-8").splitlines()) <= MOST_LINES
