@@ -17,47 +17,90 @@ if TYPE_CHECKING:
     from sailkit.cluster import RayOptions as RayOptions
     from sailkit.data.build import build as build
     from sailkit.data.build_task import build_task as build_task
+    from sailkit.data.results import BuiltTask as BuiltTask
+    from sailkit.data.results import TrainingData as TrainingData
     from sailkit.distillation.distill import distill as distill
+    from sailkit.distillation.results import Distillation as Distillation
     from sailkit.distillation.teacher_cache import teacher_cache as teacher_cache
     from sailkit.errors import UserError as UserError
     from sailkit.evaluation.compare import compare as compare
     from sailkit.evaluation.evaluate import evaluate as evaluate
     from sailkit.evaluation.rescore import rescore as rescore
+    from sailkit.evaluation.results import Comparison as Comparison
+    from sailkit.evaluation.results import Evaluation as Evaluation
+    from sailkit.evaluation.results import Rescored as Rescored
+    from sailkit.journal import PipelineRun as PipelineRun
     from sailkit.labeling.audit import audit as audit
+    from sailkit.labeling.audit_results import Audit as Audit
     from sailkit.labeling.fit import fit as fit
     from sailkit.labeling.label import label as label
+    from sailkit.labeling.options import AuditedLabelerOptions as AuditedLabelerOptions
+    from sailkit.labeling.options import LabelerOptions as LabelerOptions
+    from sailkit.labeling.results import FittedLabeler as FittedLabeler
+    from sailkit.labeling.results import Labeling as Labeling
     from sailkit.models.base import ModelOptions as ModelOptions
     from sailkit.models.load import load_model as load_model
     from sailkit.pipeline import run as run
     from sailkit.records import Instruction as Instruction
     from sailkit.records import Judgement as Judgement
     from sailkit.records import SearchResult as SearchResult
+    from sailkit.reporting import WrittenReport as WrittenReport
     from sailkit.reporting import report as report
+    from sailkit.retrieval.results import SearchRun as SearchRun
     from sailkit.retrieval.search import search as search
     from sailkit.stats.intervals import Estimate as Estimate
     from sailkit.tasks.task import load_task as load_task
     from sailkit.training.finetune import finetune as finetune
     from sailkit.training.merge import merge as merge
+    from sailkit.training.results import MergedModel as MergedModel
+    from sailkit.training.results import TrainingPlan as TrainingPlan
+    from sailkit.training.results import TrainingRun as TrainingRun
 
 __version__ = "0.1.0"
 
+# Module -> the public names that it defines.
 _MODULES = {
-    **{"search": "retrieval.search", "label": "labeling.label", "fit": "labeling.fit", "audit": "labeling.audit"},
-    **{"build": "data.build", "build_task": "data.build_task", "finetune": "training.finetune"},
-    **{"merge": "training.merge", "teacher_cache": "distillation.teacher_cache", "distill": "distillation.distill"},
-    **{"evaluate": "evaluation.evaluate", "rescore": "evaluation.rescore", "compare": "evaluation.compare"},
-    **{"report": "reporting", "run": "pipeline", "load_model": "models.load", "load_task": "tasks.task"},
-    **{"ModelOptions": "models.base", "RayOptions": "cluster", "Estimate": "stats.intervals", "UserError": "errors"},
-    **{"Instruction": "records", "SearchResult": "records", "Judgement": "records"},
+    "cluster": "RayOptions",
+    "data.build": "build",
+    "data.build_task": "build_task",
+    "data.results": "BuiltTask TrainingData",
+    "distillation.distill": "distill",
+    "distillation.results": "Distillation",
+    "distillation.teacher_cache": "teacher_cache",
+    "errors": "UserError",
+    "evaluation.compare": "compare",
+    "evaluation.evaluate": "evaluate",
+    "evaluation.rescore": "rescore",
+    "evaluation.results": "Comparison Evaluation Rescored",
+    "journal": "PipelineRun",
+    "labeling.audit": "audit",
+    "labeling.audit_results": "Audit",
+    "labeling.fit": "fit",
+    "labeling.label": "label",
+    "labeling.options": "AuditedLabelerOptions LabelerOptions",
+    "labeling.results": "FittedLabeler Labeling",
+    "models.base": "ModelOptions",
+    "models.load": "load_model",
+    "pipeline": "run",
+    "records": "Instruction Judgement SearchResult",
+    "reporting": "WrittenReport report",
+    "retrieval.results": "SearchRun",
+    "retrieval.search": "search",
+    "stats.intervals": "Estimate",
+    "tasks.task": "load_task",
+    "training.finetune": "finetune",
+    "training.merge": "merge",
+    "training.results": "MergedModel TrainingPlan TrainingRun",
 }
-__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 - names are those of the table
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - names are those of the table
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _HOME:
         raise AttributeError(f"module 'sailkit' has no attribute {name!r}")
-    return getattr(import_module(f"sailkit.{_MODULES[name]}"), name)
+    return getattr(import_module(f"sailkit.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_HOME})

@@ -26,7 +26,7 @@ def machine(facts: Mapping[str, Any]) -> str:
 
 
 def decimals(*values: float, least: int = 3) -> int:
-    """How many places it takes for no value that is not 0 to look like 0, and no two values to look alike.
+    """How many digits it takes for no value that is not 0 to look like 0, and no two values to look alike.
 
     Args:
         values: Those that stand side by side.
@@ -34,19 +34,19 @@ def decimals(*values: float, least: int = 3) -> int:
     """
     return next(
         (
-            places
-            for places in range(least, 9)
-            if not any(value and not float(f"{value:.{places}f}") for value in values)
-            and len({float(f"{value:.{places}f}") for value in values}) == len({*values})
+            digits
+            for digits in range(least, 9)
+            if not any(value and not float(f"{value:.{digits}f}") for value in values)
+            and len({float(f"{value:.{digits}f}") for value in values}) == len({*values})
         ),
         9,
     )
 
 
 def change(*values: float | None) -> str:
-    """A figure before and after, with as many places as show that they differ; a dash where it is not known."""
-    places = decimals(*(value for value in values if value is not None))
-    return " → ".join("–" if value is None else f"{value:.{places}f}".replace("-", "−") for value in values)
+    """A figure before and after, with as many digits as show that they differ; a dash where it is not known."""
+    digits = decimals(*(value for value in values if value is not None))
+    return " → ".join("–" if value is None else f"{value:.{digits}f}".replace("-", "−") for value in values)
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -72,12 +72,12 @@ def _ends(name: str) -> list[str]:
 
 
 def figure(value: float) -> str:
-    """A figure to three places, with a true minus sign."""
+    """A figure to three digits, with a true minus sign."""
     return f"{value:.3f}".replace("-", "−")
 
 
 def signed(value: float) -> str:
-    """A difference to three places, or to as many as show that it is not 0."""
+    """A difference to three digits, or to as many as show that it is not 0."""
     return f"{value:+.{decimals(value)}f}".replace("-", "−")
 
 
