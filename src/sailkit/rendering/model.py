@@ -139,12 +139,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Flags:
-    """Reasons to doubt a result.
-
-    Attributes:
-        name: What they are about; empty where that is clear.
-        messages: Code -> sentences; the code is empty where there is none.
-    """
+    """Reasons to doubt a result: code -> sentences. Name and code are empty where there is none."""
 
     name: str
     messages: Mapping[str, Sequence[str]]
@@ -162,12 +157,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals:
-    """A plot of intervals on one scale, in HTML alone: tables hold the same figures.
-
-    Attributes:
-        figures: Title of a figure -> its rows.
-        note: How to read the plot.
-    """
+    """A plot of intervals on one scale (title of a figure -> its rows), in HTML alone: tables hold the same figures."""
 
     figures: Mapping[str, Sequence[Interval]]
     note: str = ""
@@ -175,13 +165,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Split:
-    """Items of a paired comparison by who is right: a bar.
-
-    Attributes:
-        first: Name of one set.
-        second: Name of the other.
-        counts: Items that both have right, only the first, only the second, neither.
-    """
+    """Items of two sets by who is right, as a bar: both, only the first, only the second, neither."""
 
     first: str
     second: str
@@ -196,13 +180,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve.
-
-    Attributes:
-        name: For the key.
-        points: Step and value, by step.
-        dots: Mark every point; for what is measured now and then.
-    """
+    """A curve: step and value, by step; with `dots` every point is marked, for what is measured now and then."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -218,7 +196,7 @@ class Plot:
         axis: What the values are.
         series: The curves, none of them empty.
         kept: The step whose weights were kept, or None.
-        file: Name of the file that it is saved as, without an ending.
+        file: Name of a file for it, without an ending.
     """
 
     title: str
