@@ -117,7 +117,7 @@ def answered(options, place, style):
         found = teacher_answers(load_model(options.teacher), [asked], out, style=style, max_new_tokens=limit)
         tokenizer = AutoTokenizer.from_pretrained(options.shared / "models" / "stories260k")
         kept = {one.id for one in read_data([str(out)]) if fits(one, tokenizer, False)}
-        print(f"the teacher's answers: {len(kept)} of {found['n']} kept, dropped: {found['dropped']}")
+        print(f"the teacher's answers: {len(kept)} of {found.n} kept, dropped: {found.dropped}")
         said = {row["id"]: row["text"] for _, row in jsonl.read_rows(out / "answers.jsonl") if row["id"] in kept}
         train = [one for one in train if one.id in kept]
     write_rows(folder, {TRAIN: train, HELD_OUT: read_data([str(rows)], HELD_OUT)})

@@ -56,7 +56,7 @@ def test_words_that_the_student_cannot_spell_are_learnt_without_the_teacher(teac
     data = write(tmp_path / "data", [example(0), strange[0], example(2)], [example(24), strange[1]])
     found = distill(teacher=str(teacher), model=str(composing), data=[str(data)], out=tmp_path / "run", set=SET)
     for part in ("training_targets", "held_out_targets"):
-        assert found[part]["rows_without_teacher"] == 1
+        assert found.to_json()[part]["rows_without_teacher"] == 1
     first, second, third = kinds_of(tmp_path / "run")
     assert second == {NONE}
     assert ALIGNED in first & third
@@ -64,7 +64,7 @@ def test_words_that_the_student_cannot_spell_are_learnt_without_the_teacher(teac
         {"id": "nfd 1", "file": "train.jsonl", "reason": f"student: {CANNOT}"},
         {"id": "nfd 25", "file": "held_out.jsonl", "reason": f"student: {CANNOT}"},
     ]
-    assert found["training"]["rows"] == 3
+    assert found.to_json()["training"]["rows"] == 3
     told = capsys.readouterr().err
     for file in ("train", "held_out"):
         line = f"rows of {file}.jsonl without the teacher, for cross-entropy alone: 1 (student: {CANNOT}: 1)"
@@ -88,9 +88,9 @@ def test_a_dry_run_counts_them_with_the_real_tokenizers(shared, tmp_path, capsys
     told = {"teacher": str(tmp_path / "teacher"), "model": str(tmp_path / "student"), "data": [str(data)]}
     some = [*SET, "distillation.max_length=512", "training.max_length=2048"]
     found = distill(**told, style="chat", teacher_style="sail", dry_run=True, set=some)
-    assert found["rows_without_teacher"] == 3
-    assert found["without_teacher"] == {f"student: {CANNOT}": 2, "the teacher has no room for it": 1}
-    assert found["held_out_rows_without_teacher"] == 0
+    assert found.to_json()["rows_without_teacher"] == 3
+    assert found.to_json()["without_teacher"] == {f"student: {CANNOT}": 2, "the teacher has no room for it": 1}
+    assert found.to_json()["held_out_rows_without_teacher"] == 0
     words = ["distill", "--teacher", told["teacher"], "--model", told["model"], "--data", str(data), "--dry-run",
              "--teacher-style", "sail", "--style", "chat"]  # fmt: skip
     main([*words, *(word for one in some for word in ("--set", one))])
@@ -131,7 +131,7 @@ def test_nothing_held_out_is_told_before_the_teacher_is_loaded(teacher, tmp_path
 def test_the_same_tokenizer_teaches_what_it_normalises(composing, tmp_path):
     data = write(tmp_path / "data", [example(0), replace(example(1), response=DECOMPOSED)], [example(24)])
     found = distill(teacher=str(composing), student_layers=1, data=[str(data)], out=tmp_path / "run", set=SET)
-    assert found["training_targets"]["rows_without_teacher"] == 0
+    assert found.to_json()["training_targets"]["rows_without_teacher"] == 0
     assert kinds_of(tmp_path / "run") == [{ALIGNED}, {ALIGNED}]
     assert (tmp_path / "run" / "without_teacher.jsonl").read_text() == ""
 
@@ -144,9 +144,9 @@ def test_answers_that_the_student_cannot_spell_are_no_dead_end(teacher, composin
     data = write(tmp_path / "data", examples, [example(24)])
     found = distill(teacher=str(teacher), model=str(composing), data=[str(data)], out=tmp_path / "run", set=SET,
                     method="both", teacher_outputs=tmp_path / "said.json")  # fmt: skip
-    assert found["training_targets"]["rows_without_teacher"] == 1
+    assert found.to_json()["training_targets"]["rows_without_teacher"] == 1
     assert [row["id"] for row in rows_of(tmp_path / "run" / "without_teacher.jsonl")] == ["1"]
-    assert found["training"]["rows"] == 2
+    assert found.to_json()["training"]["rows"] == 2
 
 
 def test_held_out_rows_that_the_teacher_has_no_room_for_are_no_dead_end_behind_its_answers(teacher, tmp_path):
@@ -158,7 +158,7 @@ def test_held_out_rows_that_the_teacher_has_no_room_for_are_no_dead_end_behind_i
                     out=tmp_path / "run", set=[*SET, "distillation.max_length=300"], method="sequence",
                     teacher_outputs=tmp_path / "said.json")  # fmt: skip
     assert "tuned" not in found  # not measured against the teacher
-    assert found["training"]["held_out_rows"] == 1
+    assert found.to_json()["training"]["held_out_rows"] == 1
     assert rows_of(tmp_path / "run" / "without_teacher.jsonl")[0]["file"] == "held_out.jsonl"
 
 
@@ -166,7 +166,7 @@ def test_a_teacher_that_cannot_spell_them_does_not_stop_it_either(composing, tmp
     data = write(tmp_path / "data", [example(0), replace(example(1), response=DECOMPOSED)], [example(24)])
     plain = student(tmp_path / "plain", tokenizer=trained("byte-fallback"))
     found = distill(teacher=str(composing), model=str(plain), data=[str(data)], out=tmp_path / "run", set=SET)
-    assert found["training_targets"]["rows_without_teacher"] == 1
+    assert found.to_json()["training_targets"]["rows_without_teacher"] == 1
     assert rows_of(tmp_path / "run" / "without_teacher.jsonl")[0]["reason"] == f"teacher: {CANNOT}"
 
 
@@ -191,7 +191,7 @@ def test_rows_are_read_once_for_a_cache_that_was_made_before(teacher, composing,
     maker.teacher_cache(teacher=str(teacher), data=[str(data)], out=tmp_path / "cache")
     found = distill(teacher=str(teacher), model=str(composing), data=[str(data)], out=tmp_path / "run", set=SET,
                     cache=tmp_path / "cache")  # fmt: skip
-    assert found["training_targets"]["rows_without_teacher"] == 1
+    assert found.to_json()["training_targets"]["rows_without_teacher"] == 1
 
 
 @pytest.mark.parametrize(

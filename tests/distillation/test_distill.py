@@ -37,6 +37,7 @@ from sailkit.distillation.distill import _open_run, distill
 from sailkit.distillation.layers import evenly_spaced_layers, with_fewer_layers
 from sailkit.distillation.recipe import read_distillation_recipe
 from sailkit.distillation.records import ALIGNED, NONE
+from sailkit.distillation.results import Distillation
 from sailkit.distillation.setup import set_up
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
@@ -87,9 +88,14 @@ def teach(teacher, data, out, *more, **options):
 
 def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
     found = teach(teacher, data, tmp_path / "run", "distillation.top_p=1.0", student_layers=3)
-    assert found["tuned"]["kl"] < 0.5 * found["base"]["kl"]
-    assert found["tuned"]["agreement"] > found["base"]["agreement"]
-    assert found["training_targets"]["aligned"] == 1
+    assert found.to_json()["tuned"]["kl"] < 0.5 * found.to_json()["base"]["kl"]
+    assert found.to_json()["tuned"]["agreement"] > found.to_json()["base"]["agreement"]
+    assert found.to_json()["training_targets"]["aligned"] == 1
+    assert Distillation.load(tmp_path / "run") == found
+    assert found.to_json() == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    kl = found.figures["kl"]
+    assert kl.low < kl.value == pytest.approx(found.metrics["tuned"]["kl"]) < kl.high
+    assert found.training.model == found.model and found.model.is_dir()
     assert AutoConfig.from_pretrained(tmp_path / "run" / "student" / "model").num_hidden_layers == 3
     rows = [json.loads(line) for line in (tmp_path / "run" / "fidelity.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["base"] * 8 + ["tuned"] * 8
@@ -127,17 +133,17 @@ def test_a_student_of_another_tokenizer_comes_nearer(teacher, data, tmp_path, re
     model = request.getfixturevalue("qwen") if family == "qwen" else student(tmp_path / "student")
     more = ("training.learning_rate=5e-2", "training.max_length=1024")
     found = teach(teacher, data, tmp_path / "run", *more, model=str(model))
-    targets = found["training_targets"]
+    targets = found.to_json()["training_targets"]
     assert targets["aligned"] > 0.5
     assert targets["student_bytes_per_token"] > 1 < targets["teacher_bytes_per_token"]
-    assert found["tuned"]["kl"] < 0.8 * found["base"]["kl"]
-    assert 0 <= found["tuned"]["verification_agreement"] <= 1
+    assert found.to_json()["tuned"]["kl"] < 0.8 * found.to_json()["base"]["kl"]
+    assert 0 <= found.to_json()["tuned"]["verification_agreement"] <= 1
 
 
 @pytest.mark.long
 def test_the_words_are_the_teachers_in_another_style_too(teacher, data, tmp_path):
     found = teach(teacher, data, tmp_path / "run", model=str(teacher), teacher_style="sail", style="sail-fixed")
-    assert found["training"]["rows"] == 24
+    assert found.to_json()["training"]["rows"] == 24
     rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
     assert all(row["style"] == "sail-fixed" for row in rows)
     assert "I should ignore the search result and only utilize my own knowledge" in rows[0]["response"]
@@ -150,9 +156,9 @@ def test_a_sequence_student_learns_recorded_answers(teacher, data, tmp_path):
     found = distill(data=[str(data)], out=tmp_path / "run", set=SET, **given)
     rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == [f"The answer is {i}." for i in range(24)]
-    assert found["training"]["rows"] == 24
-    assert found["answers_in_order"] is False
-    assert "tuned" not in found  # nobody is there to compare it with
+    assert found.to_json()["training"]["rows"] == 24
+    assert found.to_json()["answers_in_order"] is False
+    assert "tuned" not in found.metrics  # nobody is there to compare it with
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +178,8 @@ def test_a_teacher_answers_first(tuned, data, tmp_path, method):
     assert 0 < len(rows) <= 24
     assert any(row["judgements"] for row in rows)
     assert {row["style"] for row in rows} == {"sail-fixed"}
-    assert found["tuned"]["kl"] < found["base"]["kl"]
-    assert ("training_targets" in found) == (method == "both")
+    assert found.to_json()["tuned"]["kl"] < found.to_json()["base"]["kl"]
+    assert ("training_targets" in found.metrics) == (method == "both")
 
 
 def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_path):
@@ -268,8 +274,8 @@ def test_white_space_around_an_answer_and_equal_ids_are_no_matter(teacher, data,
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in part))
     found = distill(teacher=str(teacher), data=[str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")], set=SET,
                     teacher_style="sail", student_layers=2, out=tmp_path / "run")  # fmt: skip
-    assert found["training"]["rows"] == 4
-    assert found["training_targets"]["without_target"] == 0
+    assert found.to_json()["training"]["rows"] == 4
+    assert found.to_json()["training_targets"]["without_target"] == 0
 
 
 def test_rows_that_the_teacher_has_no_room_for_are_learnt_by_their_words(teacher, data, tmp_path):
@@ -277,22 +283,22 @@ def test_rows_that_the_teacher_has_no_room_for_are_learnt_by_their_words(teacher
     (tmp_path / "long.jsonl").write_text(json.dumps(example_row(long)) + "\n")
     found = teach(teacher, data, tmp_path / "run", "distillation.max_length=300", student_layers=2,
                   held_out=[str(tmp_path / "long.jsonl")])  # fmt: skip
-    assert found["held_out_targets"]["rows_without_teacher"] == 1
-    assert found["held_out_targets"]["without_target"] == 1
-    assert found["tuned"]["kl"] is None
-    assert found["tuned"]["cross_entropy"] < found["base"]["cross_entropy"]
+    assert found.to_json()["held_out_targets"]["rows_without_teacher"] == 1
+    assert found.to_json()["held_out_targets"]["without_target"] == 1
+    assert found.to_json()["tuned"]["kl"] is None
+    assert found.to_json()["tuned"]["cross_entropy"] < found.to_json()["base"]["cross_entropy"]
 
 
 def test_a_training_row_without_room_is_learnt_by_its_words_beside_the_others(teacher, data, tmp_path):
     long = replace(example(1), id="long", instruction="What do seals like? " * 20)
     write(tmp_path / "data", [example(0), long, example(2)], map(example, range(24, 26)))
     found = teach(teacher, tmp_path / "data", tmp_path / "run", "distillation.max_length=300", student_layers=2)
-    targets = found["training_targets"]
+    targets = found.to_json()["training_targets"]
     assert targets["rows_without_teacher"] == 1
     compiled = load_file(tmp_path / "run" / "targets-train.safetensors")
     kinds = np.split(compiled["kind"], compiled["rows"][1:-1])
     assert [set(kind.tolist()) for kind in kinds] == [{ALIGNED}, {NONE}, {ALIGNED}]
-    assert found["training"]["rows"] == 3
+    assert found.to_json()["training"]["rows"] == 3
 
 
 def test_a_student_may_have_gaps_in_its_ids(teacher, data, tmp_path):
@@ -300,8 +306,8 @@ def test_a_student_may_have_gaps_in_its_ids(teacher, data, tmp_path):
     write(tmp_path / "data", map(example, range(4)), map(example, range(24, 26)))
     found = teach(teacher, tmp_path / "data", tmp_path / "run", "training.max_length=1024", model=str(model))
     for who in ("base", "tuned"):  # its end of text is a token, not padding that cannot be said
-        assert found[who]["kl"] < 100
-        assert found[who]["cross_entropy"] < 100
+        assert found.to_json()[who]["kl"] < 100
+        assert found.to_json()[who]["cross_entropy"] < 100
 
 
 def test_an_adapter_is_a_student(teacher, data, tmp_path):
@@ -312,7 +318,7 @@ def test_an_adapter_is_a_student(teacher, data, tmp_path):
     tuned.save_pretrained(tmp_path / "adapter")  # without a tokenizer: that of its base is taken
     write(tmp_path / "data", map(example, range(4)), map(example, range(24, 26)))
     found = teach(teacher, tmp_path / "data", tmp_path / "run", model=str(tmp_path / "adapter"))
-    assert found["base"]["kl"] == pytest.approx(0, abs=1e-3)  # it is its teacher still
+    assert found.to_json()["base"]["kl"] == pytest.approx(0, abs=1e-3)  # it is its teacher still
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict()
                      for folder in (teacher, tmp_path / "run" / "student" / "model"))  # fmt: skip
     assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)
@@ -352,12 +358,12 @@ def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
     (tmp_path / "said.json").write_text(json.dumps(answers))
     found = teach(teacher, tmp_path / "asked.jsonl", tmp_path / "run", method="both", student_layers=2,
                   teacher_outputs=tmp_path / "said.json", held_out=[str(data / "held_out.jsonl")])  # fmt: skip
-    assert found["training"]["rows"] == 6
-    assert found["tuned"]["kl"] is not None
+    assert found.to_json()["training"]["rows"] == 6
+    assert found.to_json()["tuned"]["kl"] is not None
     # As the loss of each line of the log says: of `both`, cross-entropy weighs as much as the teacher.
     history = [json.loads(line) for line in (tmp_path / "run" / "student" / "history.jsonl").read_text().splitlines()]
     line = next(row for row in history if "kl" in row)
-    assert found["training_targets"]["without_target"] == 0
+    assert found.to_json()["training_targets"]["without_target"] == 0
     assert line["loss"] == pytest.approx(line["kl"] + line["cross_entropy"], rel=1e-3)
 
 
@@ -449,12 +455,14 @@ def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, da
     AutoConfig.for_model("llama").save_pretrained(teacher)
     recipe = RECIPES / f"distill-qwen2.5-{size}{method}.yaml"
     found = distill(recipe, teacher=str(teacher), model=str(student), data=[str(data)], dry_run=True)
-    assert found["missing"] == []
-    assert found["same_tokenizer"] is False
-    assert found["parameters"] == pytest.approx({"0.5b": 494e6, "1.5b": 1544e6}[size], rel=0.01)
-    assert found["teacher_answers"] == (24 if method else 0)
-    assert found["cache_bytes"] > 0
-    assert found["memory"]["total"] == sum(size for part, size in found["memory"].items() if part != "total")
+    assert found.to_json()["missing"] == []
+    assert found.to_json()["same_tokenizer"] is False
+    assert found.to_json()["parameters"] == pytest.approx({"0.5b": 494e6, "1.5b": 1544e6}[size], rel=0.01)
+    assert found.to_json()["teacher_answers"] == (24 if method else 0)
+    assert found.to_json()["cache_bytes"] > 0
+    assert found.to_json()["memory"]["total"] == sum(
+        size for part, size in found.to_json()["memory"].items() if part != "total"
+    )
 
 
 COMMAND = """

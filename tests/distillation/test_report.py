@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from sailkit import runs
 from sailkit.distillation.fidelity import means
-from sailkit.distillation.results import SUM_NAMES, Distillation, compare_students, estimates, read
+from sailkit.distillation.results import SUM_NAMES, Distillation, compare_students, estimates
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering.numbers import figure
@@ -96,14 +96,14 @@ def test_figures_are_those_of_the_run(tmp_path):
 
 
 def test_intervals_hold_what_they_are_of_and_change_with_nothing_but_the_seed(tmp_path):
-    run = read(distilled(tmp_path / "run"))
+    run = Distillation.load(distilled(tmp_path / "run"))
     found = estimates(run)
     for who in ("base", "tuned"):
         for name, one in found[who].items():
             assert one.low < one.value < one.high
-            assert one.value == pytest.approx(run.figures[who][name])
+            assert one.value == pytest.approx(run.metrics[who][name])
     change = found["change"]["kl"]
-    assert change.value == pytest.approx(run.figures["tuned"]["kl"] - run.figures["base"]["kl"])
+    assert change.value == pytest.approx(run.metrics["tuned"]["kl"] - run.metrics["base"]["kl"])
     # Rows that are hard stay hard: the paired interval is the narrower one.
     widths = [one.high - one.low for one in (change, found["base"]["kl"], found["tuned"]["kl"])]
     assert widths[0] < widths[1] + widths[2]
@@ -116,7 +116,9 @@ def test_what_never_differs_leaves_no_more_open_than_there_is(tmp_path):
     known = {"positions": 10, "aimed": 10, "agreeing": 10, "kl": 1, "cross_entropy": 20, "both": 1, "neither": 1}
     row = tuple(float(known.get(name, 0)) for name in SUM_NAMES)
     rows = {f"row-{n}": row for n in range(6)}
-    change = estimates(Distillation(tmp_path, {}, {}, {"base": rows, "tuned": rows}))["change"]
+    run = Distillation(tmp_path, {})
+    vars(run)["sums"] = {"base": rows, "tuned": rows}
+    change = estimates(run)["change"]
     open_ = proportion(0, 6).high
     for name, most in (("agreement", 1), ("verification_agreement", 1), ("verification_kappa", 2)):
         gap = change[name]
@@ -125,7 +127,7 @@ def test_what_never_differs_leaves_no_more_open_than_there_is(tmp_path):
 
 def test_verification_has_intervals_of_the_very_figures(tmp_path):
     """Against scikit-learn's kappa, on rows that are drawn here one by one."""
-    run = read(distilled(tmp_path / "run"))
+    run = Distillation.load(distilled(tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "fidelity.jsonl").read_text().splitlines()]
 
     def kappa(own):
@@ -137,7 +139,7 @@ def test_verification_has_intervals_of_the_very_figures(tmp_path):
     draws = [dice.integers(0, 20, 20) for _ in range(400)]
     for who, own in (("base", rows[:20]), ("tuned", rows[20:])):
         one = found[who]["verification_kappa"]
-        assert one.value == pytest.approx(kappa(own)) == pytest.approx(run.figures[who]["verification_kappa"])
+        assert one.value == pytest.approx(kappa(own)) == pytest.approx(run.metrics[who]["verification_kappa"])
         drawn = [kappa([own[i] for i in draw]) for draw in draws]
         assert [one.low, one.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06)
     # Before and after on the same draws.
@@ -154,9 +156,9 @@ def test_a_run_whose_teacher_flagged_nothing_has_no_such_figures(tmp_path):
     (folder / "fidelity.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     figures = json.loads((folder / "metrics.json").read_text())
     with pytest.raises(UserError, match=r"does not fit fidelity\.jsonl"):
-        read(folder)
+        Distillation.load(folder)
     jsonl.write_json(folder / "metrics.json", figures | {"base": means(rows[:20]), "tuned": means(rows[20:])})
-    assert estimates(read(folder))["change"]["verification_kappa"] is None
+    assert estimates(Distillation.load(folder))["change"]["verification_kappa"] is None
     assert "flagged as the teacher" not in made(folder, out=tmp_path / "out.html")[0].text
 
 
@@ -194,9 +196,9 @@ def test_two_students_are_compared_on_the_rows_of_both(tmp_path):
     page, markdown, told = made(first, other, out=tmp_path / "out.html")
     assert told.verdict.startswith("a is nearer to the teacher than b (difference of KL −")
     assert "on 15 held-out rows of both" in told.verdict
-    gap = compare_students(read(first), read(other)).differences["kl"]
+    gap = compare_students(Distillation.load(first), Distillation.load(other)).differences["kl"]
     assert gap.low < gap.value < gap.high < 0
-    back = compare_students(read(other), read(first)).differences["kl"]
+    back = compare_students(Distillation.load(other), Distillation.load(first)).differences["kl"]
     assert (back.value, back.low, back.high) == pytest.approx((-gap.value, -gap.high, -gap.low))
     assert f"**{figure(gap.value)}**" in markdown
     assert "to the byte" not in page.text
@@ -234,7 +236,7 @@ def test_students_with_other_targets_are_not_ranked_by_kl(tmp_path):
     manifest["settings"]["recipe"]["settings"]["k"] = 4
     jsonl.write_json(folders[0] / "manifest.json", manifest)
     other = json.loads((folders[1] / "manifest.json").read_text())["settings"]["recipe"]["settings"]["k"]
-    pair = compare_students(*map(read, folders))
+    pair = compare_students(*map(Distillation.load, folders))
     assert pair.differences["kl"] is None
     assert pair.differences["cross_entropy"] is not None
     page, markdown, told = made(*folders, out=tmp_path / "out.html")
@@ -308,7 +310,9 @@ def test_a_real_run_has_its_page(shared, tmp_path):
     found = distill(teacher=teacher, data=[str(tmp_path)], out=tmp_path / "run", student_layers=3,
                     set=[*SET, "training.num_train_epochs=1"])  # fmt: skip
     page, markdown, told = made(tmp_path / "run", out=tmp_path / "out.html")
-    assert f"({figure(found['base']['kl'])} → {figure(found['tuned']['kl'])} nats a token)" in told.verdict
+    assert (
+        f"({figure(found.metrics['base']['kl'])} → {figure(found.metrics['tuned']['kl'])} nats a token)" in told.verdict
+    )
     assert "on 6 held-out rows" in told.verdict
     assert "A student that was cut out of its teacher" in page.text
     assert "KL to the teacher: training from" in page.text  # a curve

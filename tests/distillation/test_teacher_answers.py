@@ -111,7 +111,8 @@ def test_a_teacher_is_asked_as_in_training_and_answers_greedily(stories, tmp_pat
     figures = teacher_answers(stories, [data], tmp_path / "run", max_new_tokens=60)
     train, held_out = (read_examples(tmp_path / "run" / f"{name}.jsonl") for name in ("train", "held_out"))
     dropped = (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()
-    assert figures["n_train"] + figures["n_held_out"] + len(dropped) == figures["n"] == 7
+    assert figures.n_train + figures.n_held_out + len(dropped) == figures.n == 7
+    assert list(figures.to_json())[-2:] == ["answers", "in_order"]
     assert {json.loads(line)["reason"] for line in dropped} <= {
         "the answer did not end within the limit",
         "empty answer",
@@ -166,7 +167,7 @@ def test_an_endpoint_is_asked_in_the_chat_style(tmp_path, monkeypatch):
     assert [one.judgements for one in rows] == [BOTH, ()]
     assert [completion(one) for one in rows] == [verification(BOTH, "chat") + " A bear."] * 2
     assert sent == sorted(map(asked, [example("1", "chat"), example("2", "chat", ())]))
-    assert figures["unjudged"] == 0
+    assert figures.unjudged == 0
 
 
 def test_answers_of_a_file_belong_to_their_prompts(tmp_path):
@@ -176,8 +177,8 @@ def test_answers_of_a_file_belong_to_their_prompts(tmp_path):
     figures = teacher_answers(file, [data], tmp_path / "run")
     assert [one.response for one in read_examples(tmp_path / "run")] == ["Bear 1.", "Bear 2."]
     assert [one.response for one in read_examples(tmp_path / "run" / "held_out.jsonl")] == ["Bear 3."]
-    assert (figures["n_train"], figures["n_held_out"], figures["unjudged"]) == (2, 1, 3)
-    assert not figures["in_order"]
+    assert (figures.n_train, figures.n_held_out, figures.unjudged) == (2, 1, 3)
+    assert not figures.in_order
 
 
 def test_thoughts_are_not_learnt(tmp_path):
@@ -197,7 +198,7 @@ def test_thoughts_are_not_learnt(tmp_path):
     kept = read_examples(tmp_path / "run")
     assert [completion(one) for one in kept] == [f"{sentence} A bear."] * 2 + ["A bear.", f"{sentence} A bear."]
     assert [one.judgements for one in kept] == [BOTH, BOTH, (), BOTH]
-    assert figures["dropped"] == {"empty answer": 1, "the answer ended within a thought": 1}
+    assert figures.dropped == {"empty answer": 1, "the answer ended within a thought": 1}
 
 
 @pytest.mark.parametrize(
@@ -228,8 +229,8 @@ def test_answers_of_a_file_may_be_in_order(tmp_path, capsys, wording):
         say(tmp_path / "x.json", zip(prompts, responses, strict=True))
     figures = teacher_answers(tmp_path / "x.json", [data], tmp_path / "run")
     assert [one.response for one in read_examples(tmp_path / "run")] == ["Bear 1.", "Bear 3."]
-    assert figures["dropped"] == {"empty answer": 1}
-    assert figures["in_order"]
+    assert figures.dropped == {"empty answer": 1}
+    assert figures.in_order
     told = capsys.readouterr().err
     assert ("worded in another way" if wording else "has no prompts") in told
     assert told.count("\n") == 1

@@ -103,7 +103,7 @@ def test_values_are_those_of_a_dense_pass(teacher, data, tmp_path, request):
     teacher = request.getfixturevalue(teacher)
     figures = keep(teacher, data, tmp_path / "run", k=100, top_p=0.9, precision="float32", batch_tokens=1500)
     cache = CacheReader.open(tmp_path / "run")
-    assert (figures["n"], figures["pairs"], len(cache), figures["finished"]) == (20, 20, 20, True)
+    assert (figures.n, figures.pairs, len(cache), figures.finished) == (20, 20, 20, True)
     seen, losses = 0, []
     for pair in pairs(teacher, data):
         row, expected = cache.get(pair.prompt, pair.completion), dense(teacher, pair)
@@ -121,8 +121,9 @@ def test_values_are_those_of_a_dense_pass(teacher, data, tmp_path, request):
             np.testing.assert_allclose(np.exp(logprobs), best[: len(ids)], atol=NOISE)
             assert row.tail[place] == pytest.approx(np.delete(probs, ids).sum(), rel=1e-3)
             seen += 1
-    assert seen == figures["tokens"]
-    assert figures["loss"] == pytest.approx(-np.mean(losses), rel=1e-5)
+    assert seen == figures.tokens == figures.to_json()["tokens"]
+    assert len(figures.open()) == figures.pairs
+    assert figures.loss == pytest.approx(-np.mean(losses), rel=1e-5)
 
 
 def test_what_half_precision_loses_is_bounded(folder, data, whole):
@@ -160,7 +161,7 @@ def test_rows_of_the_matrix_that_are_no_token_have_no_probability(padded, data, 
 def test_each_completion_is_stored_once(folder, tmp_path):
     data = write(tmp_path / "data", [example(1), example(2), example(1, "again")], [example(1, "and again")])
     figures = keep(folder, data, tmp_path / "run")
-    assert (figures["n"], figures["pairs"]) == (4, 2)
+    assert (figures.n, figures.pairs) == (4, 2)
     assert len({pair.key for pair in pairs(folder, data)}) == len(CacheReader.open(tmp_path / "run")) == 2
 
 
@@ -168,7 +169,7 @@ def test_the_same_completion_behind_another_prompt_is_another_row(folder, tmp_pa
     both = [replace(example(1), id=name, instruction=name) for name in ("What do cats like?", "Count the balls.")]
     data = write(tmp_path / "data", both)
     figures = keep(folder, data, tmp_path / "run", precision="float32")
-    assert (figures["n"], figures["pairs"]) == (2, 2)
+    assert (figures.n, figures.pairs) == (2, 2)
     cache = CacheReader.open(tmp_path / "run")
     observed = []
     for pair in pairs(folder, data):
@@ -216,7 +217,7 @@ def test_a_shortened_prompt_keeps_its_completion(folder, tmp_path):
         tmp_path / "data", [longest, TrainingExample("no", "Say it. " * 200, "", (), (), "Hot.", "sail-fixed")]
     )
     figures = keep(folder, data, tmp_path / "run", max_length=400)
-    assert figures["cut_tokens"] > 100
+    assert figures.cut_tokens > 100
     assert json.loads((tmp_path / "run" / "dropped.jsonl").read_text())["id"] == "no"
     (pair,) = pairs(folder, data, 400)
     row = CacheReader.open(tmp_path / "run").get(pair.prompt, pair.completion)
@@ -442,7 +443,7 @@ def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
     with MisbehavingServer({2: 503}, echo=Served(folder, form)) as server:
         figures = ask(server, folder, data, tmp_path / "there", k=20, top_p=0.9)
     assert server.requests[0].path == "/v1/completions"
-    assert figures["finished"]
+    assert figures.finished
     here, there = (CacheReader.open(tmp_path / name) for name in ("here", "there"))
     there.check(resolve(str(folder)))
     for pair in pairs(folder, data, 400):

@@ -235,7 +235,7 @@ def test_what_a_teacher_refuses_is_dropped_with_its_reason(tmp_path):
     with replies({"bad": (400, FILTERED), "": says("<think>Hm.</think>\n\nIt melts.")}) as server:
         figures = teacher_answers(load_model(f"endpoint:m@{server.url}"), [str(tmp_path / "data")], tmp_path / "run")
     assert [completion(one) for one in read_examples(tmp_path / "run")] == ["It melts."] * 2
-    assert figures["dropped"] == {"the teacher's server refused": 1}
+    assert figures.dropped == {"the teacher's server refused": 1}
     (dropped,) = (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()
     assert json.loads(dropped) == {
         "id": "bad",

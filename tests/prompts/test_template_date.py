@@ -148,6 +148,6 @@ def test_teacher_and_student_have_one_day(tmp_path, clock):
     assert days == ["2025-03-09"] * 3
     # A cache of yesterday serves today, on its own day.
     again = {**asked, "out": tmp_path / "again", "cache": tmp_path / "run" / "teacher"}
-    assert distill(**again)["base"] == figures["base"]
+    assert distill(**again).metrics["base"] == figures.metrics["base"]
     with pytest.raises(UserError, match="date: 2025-03-09 there, 2025-03-10 now"):
         distill(**{**again, "out": tmp_path / "other"}, date="2025-03-10")

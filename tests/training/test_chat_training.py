@@ -74,9 +74,9 @@ def test_a_student_whose_template_writes_before_the_answer_is_taught_in_chat(fam
         teacher=str(teacher), model=str(pupil), data=[str(data)], out=tmp_path / "run", style="chat",
         teacher_style="sail-fixed", set=[*QUICK, "training.max_steps=8", "training.learning_rate=1e-2"],
     )  # fmt: skip
-    assert found["training_targets"]["rows_without_teacher"] == 0
-    assert found["training_targets"]["aligned"] > 0.3
-    assert found["tuned"]["kl"] < found["base"]["kl"]
+    assert found.to_json()["training_targets"]["rows_without_teacher"] == 0
+    assert found.to_json()["training_targets"]["aligned"] > 0.3
+    assert found.to_json()["tuned"]["kl"] < found.to_json()["base"]["kl"]
     config = json.loads((tmp_path / "run" / "student" / "model" / "generation_config.json").read_text())
     end = tokenizer(family, "byte-fallback").convert_tokens_to_ids(CLOSING[family])
     assert end in config["eos_token_id"]

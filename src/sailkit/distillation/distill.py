@@ -13,7 +13,7 @@ from sailkit.data.exports import example_row
 from sailkit.distillation import steps
 from sailkit.distillation.estimate import plan_distillation
 from sailkit.distillation.recipe import DistillationRecipe, read_distillation_recipe
-from sailkit.distillation.results import STUDENT
+from sailkit.distillation.results import STUDENT, Distillation, DistillationPlan
 from sailkit.distillation.setup import Setup, check_run, set_up
 from sailkit.files import jsonl
 from sailkit.models.base import is_endpoint
@@ -25,7 +25,6 @@ from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.finetune import train
 from sailkit.training.publish import check_target
 from sailkit.training.publish import push as push_to_hub
-from sailkit.training.results import MODEL
 
 
 def distill(
@@ -48,7 +47,7 @@ def distill(
     dry_run: bool = False,
     tokens_per_second: float | None = None,
     push: str | None = None,
-) -> dict[str, Any]:
+) -> Distillation | DistillationPlan:
     """Teach a small model what a larger one would say, also where their tokenizers differ.
 
     Writes a run folder: the teacher's cache, its answers, the student's training run, and how near the student comes to
@@ -77,7 +76,7 @@ def distill(
         push: OWNER/NAME on the Hugging Face hub: upload the student there when all is saved.
 
     Returns:
-        The figures of metrics.json; of a dry run, those of `sailkit.distillation.estimate.plan`.
+        The distillation; of a dry run, its plan.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -93,12 +92,11 @@ def distill(
         return plan_distillation(settings, tokens_per_second)
     out = check_target("distill", out, push)
     with process_group() as processes:
-        figures = _distill(settings, out, cache, processes)
-    address = push_to_hub(out / STUDENT / MODEL, push)
-    return {**figures, "pushed": address} if address else figures
+        distillation = _distill(settings, out, cache, processes)
+    return replace(distillation, pushed=push_to_hub(distillation.model, push))
 
 
-def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> dict[str, Any]:
+def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> Distillation:
     """All steps in order; the main process writes, and each later step reads what earlier ones wrote."""
     metrics, targets, in_order = out / runs.METRICS, None, False
     with contextlib.ExitStack() as stack:
@@ -117,7 +115,7 @@ def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processe
                     steps.cache_teacher(setup, reach)
                     targets = steps.align(setup, reach)
         if processes.broadcast(metrics.exists()):
-            return processes.broadcast(jsonl.read_json(metrics) if processes.is_main else {})
+            return Distillation(out, processes.broadcast(jsonl.read_json(metrics) if processes.is_main else {}))
         with processes.raise_together():
             if targets is None and setup.logits:  # the main process has written them by now
                 targets = steps.align(setup, reach)
@@ -129,7 +127,7 @@ def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processe
                 assert targets is not None
                 figures = _figures(setup, targets, in_order, trained.to_json())
                 jsonl.write_json(metrics, figures)
-        return processes.broadcast(figures)
+        return Distillation(out, processes.broadcast(figures))
 
 
 def _figures(setup: Setup, targets: steps.StudentTargets, in_order: bool, trained: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from sailkit.data.exports import HELD_OUT, TRAIN
 from sailkit.distillation.layers import evenly_spaced_layers
 from sailkit.distillation.recipe import DistillationRecipe
+from sailkit.distillation.results import DistillationPlan
 from sailkit.errors import UserError
 from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
@@ -24,18 +25,12 @@ _ENTRY = {"float16": 4, "float32": 6}
 _POSITION = 13
 
 
-def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | None = None) -> dict[str, Any]:
+def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | None = None) -> DistillationPlan:
     """Check a recipe and estimate what its run would take.
 
     Args:
         recipe: The recipe.
         tokens_per_second: The student's throughput, by which the time of its training is estimated.
-
-    Returns:
-        What `sailkit.training.estimate.plan_training` says of the student, with the memory of the distillation loss in
-        place of whole logits; and of the teacher: `teacher_tokens` that it reads, `cache_bytes` at most, whether it has
-        the `same_tokenizer`, `without_teacher`, the reasons why rows are learnt by cross-entropy alone with how many,
-        `rows_without_teacher` in all, and `held_out_rows_without_teacher` (all None where a tokenizer is missing).
 
     Raises:
         UserError: The recipe or its data are wrong in a way that the run itself would not survive.
@@ -45,17 +40,15 @@ def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | Non
     student, student_tokenizer = finetune_plan.config_and_tokenizer(recipe.student.model, [])
     if student is not None:
         _cut(student, recipe.student_layers)
-    figures = finetune_plan.plan_training(recipe.student, tokens_per_second, layers=recipe.student_layers).to_json()
-    figures |= {"method": recipe.method, "teacher": recipe.teacher, "student_layers": recipe.student_layers}
+    training = finetune_plan.plan_training(recipe.student, tokens_per_second, layers=recipe.student_layers)
+    if recipe.method != "sequence" and training.memory:
+        memory = {**training.memory, "logits": 8 * CHUNK * (training.columns or 0)}
+        memory["total"] = sum(size for name, size in memory.items() if name != "total")
+        training = replace(training, memory=memory)
     missing: list[str] = []
     source = recipe.teacher if recipe.teacher_tokenizer is None else str(recipe.teacher_tokenizer)
     config, teacher_tokenizer = finetune_plan.config_and_tokenizer(source, missing) if source else (None, None)
-    if recipe.method != "sequence" and figures["memory"]:
-        columns = figures.pop("columns")
-        memory = {**figures["memory"], "logits": 8 * CHUNK * columns}
-        memory["total"] = sum(size for name, size in memory.items() if name != "total")
-        figures["memory"] = memory
-    figures.pop("columns", None)
+    training = replace(training, missing=[*training.missing, *(f"teacher: {text}" for text in missing)])
     style = recipe.teacher_style or (_trained_style(source) if teacher_tokenizer is not None else None)
     paths = held_out_paths(recipe.student)
     rows, held_out = read_data(recipe.student.data), read_data(paths, HELD_OUT) if paths else []
@@ -69,15 +62,17 @@ def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | Non
     supervised = sum(lengths.supervised) if lengths else 0
     large_ids = config is not None and config.get_text_config().vocab_size > 2**16
     entry = _ENTRY[recipe.settings.precision] + 2 * large_ids  # ids of two bytes, or of four
-    return {
-        **figures,
-        "teacher_tokens": sum(lengths.tokens) if lengths else 0,
-        "teacher_answers": 0 if recipe.method == "logits" else len(rows),
-        "cache_bytes": supervised * (_POSITION + recipe.settings.k * entry),
-        "same_tokenizer": _same(student_tokenizer, teacher_tokenizer),
+    return DistillationPlan(
+        training,
+        recipe.method,
+        recipe.teacher,
+        recipe.student_layers,
+        teacher_tokens=sum(lengths.tokens) if lengths else 0,
+        teacher_answers=0 if recipe.method == "logits" else len(rows),
+        cache_bytes=supervised * (_POSITION + recipe.settings.k * entry),
+        same_tokenizer=_same(student_tokenizer, teacher_tokenizer),
         **without,
-        "missing": [*figures["missing"], *(f"teacher: {text}" for text in missing)],
-    }
+    )
 
 
 def check_student(recipe: DistillationRecipe, folder: Path) -> Any:

@@ -11,11 +11,12 @@ from sailkit.distillation.results import (
     STUDENT,
     WHO,
     Distillation,
+    DistillationPlan,
     StudentComparison,
     compare_students,
     estimates,
-    read,
 )
+from sailkit.distillation.teacher_cache import TeacherCache
 from sailkit.distillation.verdict import fidelity_headline, limits, ranking_headline
 from sailkit.errors import UserError
 from sailkit.rendering import model
@@ -101,7 +102,7 @@ def report_on(folders: Sequence[Path], title: str | None = None, seed: int = 0) 
     if len(set(names)) < len(names):
         raise UserError(f"{max(names, key=names.count)} was given twice")
     names = names if len(names) > 1 else ["the run"]
-    distillations = [read(folder) for folder in folders]
+    distillations = [Distillation.load(folder) for folder in folders]
     students = [_Student(name, run, estimates(run, seed)) for name, run in zip(names, distillations, strict=True)]
     try:
         first, *others = students
@@ -122,13 +123,13 @@ def report_on(folders: Sequence[Path], title: str | None = None, seed: int = 0) 
 
 
 def _about(run: Distillation) -> str:
-    layers = f", {run.figures['student_layers']} of its layers" if run.figures["student_layers"] else ""
-    return f"Distillation of {run.figures['teacher'] or 'recorded answers'} into {run.figures['student']}{layers}"
+    layers = f", {run.metrics['student_layers']} of its layers" if run.metrics["student_layers"] else ""
+    return f"Distillation of {run.metrics['teacher'] or 'recorded answers'} into {run.metrics['student']}{layers}"
 
 
 def _meta(students: Sequence[_Student]) -> str:
-    machines = dict.fromkeys(filter(None, (machine(student.run.figures["training"]) for student in students)))
-    method = str(students[0].run.figures["method"])
+    machines = dict.fromkeys(filter(None, (machine(student.run.metrics["training"]) for student in students)))
+    method = str(students[0].run.metrics["method"])
     about = _METHODS.get(method, method)
     if len(students) > 1:
         about = "; ".join(f"{student.name}: {_about(student.run)}" for student in students)
@@ -165,7 +166,7 @@ def _sections(
         if (plots := curves(student.folder))
     ]
     trained = [
-        [("method", student.run.figures["method"]), *facts.trained_on(student.run.figures["training"])]
+        [("method", student.run.metrics["method"]), *facts.trained_on(student.run.metrics["training"])]
         for student in students
     ]
     recipes = [facts.recipe_rows(student.run.manifest["settings"]["recipe"]) for student in students]
@@ -183,7 +184,7 @@ def _headline_figures(run: Distillation) -> list[tuple[str, Cell]]:
     pairs = [(title, [run.mean(who, name) for who in WHO]) for name, title in _FIGURES.items()
              if name != "verification_kappa"]  # fmt: skip
     known = [(title, Cell(change(*values))) for title, values in pairs if any(value is not None for value in values)]
-    return [*known, ("Trained", Cell(steps_of(run.figures["training"])))]
+    return [*known, ("Trained", Cell(steps_of(run.metrics["training"])))]
 
 
 def _row(name: str, student: _Student, title: str) -> Row:
@@ -239,7 +240,7 @@ def _targets(students: Sequence[_Student]) -> list[model.Block]:
 
     groups = []
     for student in students:
-        parts = [student.run.figures.get(part) or {} for part in ("training_targets", "held_out_targets")]
+        parts = [student.run.metrics.get(part) or {} for part in ("training_targets", "held_out_targets")]
         rows = [Row(title, [cell(name, part.get(name)) for part in parts]) for name, title in _TARGETS.items()]
         if any(parts):
             groups.append(Group(student.name, [row for row in rows if row.known]))
@@ -261,6 +262,13 @@ def _provenance(students: Sequence[_Student]) -> Facts:
     rows = [(title, [fact(name, own) for own in known]) for name, title in _FACTS.items()]
     kept = [(title, values) for title, values in rows if any(values) or title == _FACTS["git_revision"]]
     return Facts([student.name for student in students], kept, [title for title, _ in kept if title != "Started"])
+
+
+def short_report(result: Distillation | DistillationPlan | TeacherCache) -> Report:
+    """What a person reads of a result of this folder's stages."""
+    if isinstance(result, TeacherCache):
+        return cache_report(result.to_json())
+    return distillation_result_report(result.to_json())
 
 
 def distillation_result_report(result: Mapping[str, Any]) -> Report:

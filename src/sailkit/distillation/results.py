@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,9 @@ from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.fidelity import FLAGS, SUMS, flag_counts, flags_kappa, means
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.rendering.result import Result
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, Floats, bounded, interval, resampled_sums
+from sailkit.training.results import MODEL, TrainingPlan, TrainingRun
 
 # Folders and files of a run.
 PROMPTS, ANSWERS = "asked", "answers"  # the rows whose prompts the teacher answers, and its answers
@@ -43,21 +47,61 @@ _OF_TARGETS = ("k", "top_p", "precision", "min_mass", "max_length", "teacher_sty
 
 
 @dataclass(frozen=True)
-class Distillation:
-    """A finished run of distill.
+class Distillation(Result):
+    """A finished distillation.
 
     Attributes:
-        folder: The run's.
-        manifest: Its manifest.
-        figures: Those of metrics.json.
-        sums: `base` and `tuned` -> id of a held-out row -> its sums, in the order of `SUM_NAMES`; empty where
-            the student was not compared with its teacher.
+        folder: The run folder.
+        metrics: What the run's metrics.json holds.
+        pushed: The hub's address of the student, where it was uploaded.
     """
 
     folder: Path
-    manifest: dict[str, Any]
-    figures: dict[str, Any]
-    sums: dict[str, dict[str, tuple[float, ...]]]
+    metrics: dict[str, Any]
+    pushed: str | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Distillation:
+        """Read a run folder.
+
+        Raises:
+            UserError: The run is not finished, or its files do not fit together.
+        """
+        folder = Path(folder)
+        runs.read_manifest(folder)
+        if not (folder / runs.METRICS).exists():
+            raise UserError(f"{folder} is not finished; the same distill command goes on where it stopped")
+        run = cls(folder, jsonl.read_json(folder / runs.METRICS))
+        _ = run.sums
+        return run
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained student; adapters where the recipe has lora."""
+        return self.folder / STUDENT / MODEL
+
+    @property
+    def training(self) -> TrainingRun:
+        """The student's training run."""
+        return TrainingRun.from_json(self.folder / STUDENT, self.metrics["training"])
+
+    @functools.cached_property
+    def figures(self) -> dict[str, Estimate]:
+        """The figures of the trained student that have an interval: `kl`, `agreement` ..., over held-out rows."""
+        return {name: estimate for name, estimate in estimates(self)["tuned"].items() if estimate is not None}
+
+    @functools.cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the run."""
+        return runs.read_manifest(self.folder)
+
+    @functools.cached_property
+    def sums(self) -> dict[str, dict[str, tuple[float, ...]]]:
+        """`base` and `tuned` -> id of a held-out row -> its sums, in the order of `SUM_NAMES`.
+
+        Empty where the student was not compared with its teacher.
+        """
+        return _read_sums(self.folder, self.metrics) if "tuned" in self.metrics else {}
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -66,8 +110,51 @@ class Distillation:
 
     def mean(self, who: str, name: str) -> float | None:
         """A figure of metrics.json: of the student before (`base`) or after training (`tuned`)."""
-        value: float | None = self.figures.get(who, {}).get(name)
+        value: float | None = self.metrics.get(who, {}).get(name)
         return value
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as metrics.json and `--json` have it."""
+        return self.metrics | ({} if self.pushed is None else {"pushed": self.pushed})
+
+
+@dataclass(frozen=True)
+class DistillationPlan(Result):
+    """What a distillation would take: the result of a dry run.
+
+    Attributes:
+        training: The plan of the student's training, with the memory of the distillation loss.
+        method: `sequence`, `logits` or `both`.
+        teacher: The teacher, as the recipe names it.
+        student_layers: How many of the teacher's layers make the student, or None.
+        teacher_tokens: Tokens that the teacher reads.
+        teacher_answers: Answers that the teacher writes.
+        cache_bytes: Most bytes of the teacher's cache.
+        same_tokenizer: Whether teacher and student have the same tokenizer; this and the next three are None where one
+            of them is missing.
+        rows_without_teacher: Training rows that are learnt by cross-entropy alone.
+        held_out_rows_without_teacher: Held-out rows that the teacher cannot read.
+        without_teacher: Reason -> how many of both.
+    """
+
+    training: TrainingPlan
+    method: str
+    teacher: str
+    student_layers: int | None
+    teacher_tokens: int
+    teacher_answers: int
+    cache_bytes: int
+    same_tokenizer: bool | None
+    rows_without_teacher: int | None
+    held_out_rows_without_teacher: int | None
+    without_teacher: dict[str, int] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as `--json` writes it."""
+        values = self.training.to_json()
+        del values["columns"]
+        own = (field.name for field in dataclasses.fields(self) if field.name != "training")
+        return values | {name: getattr(self, name) for name in own}
 
 
 @dataclass(frozen=True)
@@ -94,29 +181,19 @@ def is_distillation(folder: Path) -> bool:
     return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == "distill"
 
 
-def read(folder: Path) -> Distillation:
-    """Read a run folder.
-
-    Raises:
-        UserError: The run is not finished, or its files do not fit together.
-    """
-    manifest = runs.read_manifest(folder)
-    if not (folder / runs.METRICS).exists():
-        raise UserError(f"{folder} is not finished; the same distill command goes on where it stopped")
-    figures = jsonl.read_json(folder / runs.METRICS)
+def _read_sums(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, ...]]]:
     sums: dict[str, dict[str, tuple[float, ...]]] = {}
-    if "tuned" in figures:
-        rows = [row for _, row in jsonl.read_rows(folder / FIDELITY)]
-        try:
-            for who in WHO:
-                own = [row for row in rows if row["model"] == who]
-                sums[who] = {str(row["id"]): _sums(row) for row in own}
-                _check(figures[who], means(own), folder)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / FIDELITY}: damaged ({type(error).__name__}: {error})") from None
-        if list(sums["base"]) != list(sums["tuned"]):
-            raise UserError(f"{folder / FIDELITY}: the rows before and after training are not the same")
-    return Distillation(folder, manifest, figures, sums)
+    rows = [row for _, row in jsonl.read_rows(folder / FIDELITY)]
+    try:
+        for who in WHO:
+            own = [row for row in rows if row["model"] == who]
+            sums[who] = {str(row["id"]): _sums(row) for row in own}
+            _check(metrics[who], means(own), folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / FIDELITY}: damaged ({type(error).__name__}: {error})") from None
+    if list(sums["base"]) != list(sums["tuned"]):
+        raise UserError(f"{folder / FIDELITY}: the rows before and after training are not the same")
+    return sums
 
 
 def _sums(row: Mapping[str, Any]) -> tuple[float, ...]:

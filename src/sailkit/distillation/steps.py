@@ -93,7 +93,7 @@ def _answered(setup: Setup) -> tuple[list[TrainingExample], bool]:
     result = teacher_answers(teacher, [str(prompts)], answers, style=setup.teacher_style, max_new_tokens=limit)
     styles = {example.id: example.style for example in setup.train}
     rows = read_data([str(answers)])
-    return [replace(example, style=styles[example.id]) for example in rows], result["in_order"]
+    return [replace(example, style=styles[example.id]) for example in rows], result.in_order
 
 
 def list_rows_without_teacher(setup: Setup, reach: TeacherReach) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,41 @@ _REFUSED = "the teacher's server refused"
 _TOO_LONG = "the prompt is too long"
 
 
+@dataclass(frozen=True)
+class TeacherAnswers:
+    """A teacher's answers as training data.
+
+    Attributes:
+        folder: The run folder, which finetune reads.
+        n: Rows that were asked.
+        n_train: Rows to learn.
+        n_held_out: Held-out rows.
+        n_dropped: Rows without a usable answer.
+        dropped: Reason -> how many.
+        unjudged: Answers that open with no sentence that judges the search results.
+        cut_tokens: Tokens of search results that were cut to fit.
+        in_order: Whether a file's answers were matched to rows by their order alone.
+    """
+
+    folder: Path
+    n: int
+    n_train: int
+    n_held_out: int
+    n_dropped: int
+    dropped: dict[str, int]
+    unjudged: int
+    cut_tokens: int
+    in_order: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as JSON values."""
+        values = {name: value for name, value in vars(self).items() if name not in ("folder", "in_order")}
+        return {**values, "answers": str(self.folder), "in_order": self.in_order}
+
+
 def teacher_answers(
     teacher: Model | Path, data: Sequence[str], out: Path, *, style: str | None = None, max_new_tokens: int = 512
-) -> dict[str, Any]:
+) -> TeacherAnswers:
     """Have a teacher answer the prompts of training data; its answers become the responses to learn.
 
     Prompts are rendered as in training. Writes train.jsonl, held_out.jsonl (where the data have one) and dropped.jsonl
@@ -57,8 +89,7 @@ def teacher_answers(
         max_new_tokens: Longest answer.
 
     Returns:
-        Counts: of rows in each part, of those dropped by reason, and `unjudged`, the answers that open with no
-        sentence that judges the search results; `in_order`, whether a file's answers were told apart by their order.
+        Counts of rows, of dropped ones by reason, and where they are.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -90,7 +121,7 @@ def teacher_answers(
         _check_style(teacher, examples)
     with runs.open_run(out, STAGE, settings) as run:
         replies = recorded if isinstance(teacher, Path) else _ask(run, teacher, examples, max_new_tokens)
-        return {**_finish(run, examples, replies, len(train)), "in_order": in_order}
+        return _finish(run, examples, replies, len(train), in_order)
 
 
 def with_reply(example: TrainingExample, reply: str) -> TrainingExample:
@@ -211,8 +242,8 @@ def _kind(reason: str) -> str:
 
 
 def _finish(
-    run: runs.Run, examples: Sequence[TrainingExample], replies: Sequence[dict[str, Any]], train: int
-) -> dict[str, Any]:
+    run: runs.Run, examples: Sequence[TrainingExample], replies: Sequence[dict[str, Any]], train: int, in_order: bool
+) -> TeacherAnswers:
     parts: tuple[list[TrainingExample], list[TrainingExample]] = ([], [])
     dropped = []
     for i, (example, row) in enumerate(zip(examples, replies, strict=True)):
@@ -228,13 +259,14 @@ def _finish(
     jsonl.write_rows(run.path(DROPPED), dropped)
     rows = [*parts[0], *parts[1]]
     reasons = Counter(_kind(row["reason"]) for row in dropped)
-    return {
-        "n": len(examples),
-        "n_train": len(parts[0]),
-        "n_held_out": len(parts[1]),
-        "n_dropped": len(dropped),
-        "dropped": dict(sorted(reasons.items())),
-        "unjudged": sum(bool(row.results) and not row.judgements for row in rows),
-        "cut_tokens": sum(row.get("cut_tokens", 0) for row in replies),
-        "answers": str(run.folder),
-    }
+    return TeacherAnswers(
+        run.folder,
+        n=len(examples),
+        n_train=len(parts[0]),
+        n_held_out=len(parts[1]),
+        n_dropped=len(dropped),
+        dropped=dict(sorted(reasons.items())),
+        unjudged=sum(bool(row.results) and not row.judgements for row in rows),
+        cut_tokens=sum(row.get("cut_tokens", 0) for row in replies),
+        in_order=in_order,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +14,15 @@ from cyclopts import Parameter
 from sailkit import runs
 from sailkit.cluster import RayOptions
 from sailkit.data.exports import DROPPED, HELD_OUT
-from sailkit.distillation.cache import INDEX, SHARD_FORMAT, TEACHER_CACHE_STAGE, Shard, read_index, shard_name
+from sailkit.distillation.cache import (
+    INDEX,
+    SHARD_FORMAT,
+    TEACHER_CACHE_STAGE,
+    CacheReader,
+    Shard,
+    read_index,
+    shard_name,
+)
 from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
 from sailkit.distillation.records import TeacherExample, teacher_examples, unique_completions
 from sailkit.errors import UserError, at_least_one
@@ -23,10 +31,70 @@ from sailkit.labeling.label import SHARD_WAIT, read_shard
 from sailkit.models.base import ModelOptions
 from sailkit.prompts.sail import trained_style, wording
 from sailkit.records import TrainingExample
+from sailkit.rendering.result import Result
 from sailkit.training.tokenise import Prepared, held_out_of, prepare, read_data
 
 if TYPE_CHECKING:
     from sailkit.distillation.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class TeacherCache(Result):
+    """A teacher's cache as it was written; the figures are None while files of other machines are missing.
+
+    Attributes:
+        folder: The run folder.
+        teacher: The teacher's name.
+        n: Examples.
+        pairs: Distinct completions.
+        device: Where the teacher ran; None behind a server.
+        dtype: Its number format, likewise.
+        missing_files: Files that are still to come from other machines.
+        dropped: Examples that the teacher has no room for.
+        cut_tokens: Tokens of search results that were cut to fit.
+        tokens: Positions with a distribution.
+        entries_per_token: Mean number of tokens that a distribution lists.
+        bytes_per_token: Bytes of the files for each position.
+        tail: Mean probability that is not listed.
+        loss: The teacher's own cross-entropy for each token.
+        bytes: Bytes of all files.
+        files: How many there are.
+    """
+
+    folder: Path
+    teacher: str
+    n: int
+    pairs: int
+    device: str | None
+    dtype: str | None
+    missing_files: tuple[str, ...] = ()
+    dropped: int | None = None
+    cut_tokens: int | None = None
+    tokens: int | None = None
+    entries_per_token: float | None = None
+    bytes_per_token: float | None = None
+    tail: float | None = None
+    loss: float | None = None
+    bytes: int | None = None
+    files: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all files are written."""
+        return not self.missing_files
+
+    def open(self) -> CacheReader:
+        """Open the cache to read its distributions."""
+        return CacheReader.open(self.folder)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as `--json` writes it."""
+        names = ("teacher", "n", "pairs", "device", "dtype", "finished")
+        about = {name: getattr(self, name) for name in names}
+        if not self.finished:
+            return {**about, "missing_files": list(self.missing_files)}
+        figures = {name: value for name, value in vars(self).items() if name not in (*names, "folder", "missing_files")}
+        return {**about, **figures, "cache": str(self.folder)}
 
 
 def teacher_cache(
@@ -53,7 +121,7 @@ def teacher_cache(
     api_key_env: str = "OPENAI_API_KEY",
     trust_remote_code: bool = False,
     date: str | None = None,
-) -> dict[str, Any]:
+) -> TeacherCache:
     """Cache a teacher's distributions at each token of the training data's completions, for distillation.
 
     Writes shards of log-probabilities and their index to a run folder. A run that was stopped goes on where it stopped
@@ -84,7 +152,7 @@ def teacher_cache(
         date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its day.
 
     Returns:
-        Counts, and where the cache is.
+        Counts and figures, and where the cache is.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -234,14 +302,13 @@ def _is_written(path: Path, pairs: Sequence[TeacherExample]) -> bool:
 
 def _finish(
     run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], written: set[str]
-) -> dict[str, Any]:
+) -> TeacherCache:
     """Write the index, once all files are there."""
     settings = run.manifest["settings"]
-    figures: dict[str, Any] = {"teacher": settings["model"], "n": settings["n"], "pairs": settings["pairs"]}
-    figures |= {name: settings.get(name) for name in ("device", "dtype")}
+    about = {name: settings.get(name) for name in ("n", "pairs", "device", "dtype")} | {"teacher": settings["model"]}
     names = [shard_name(number) for number in range(len(files))]
     if missing := [name for name in names if not run.path(name).exists()]:
-        return {**figures, "finished": False, "missing_files": missing}
+        return TeacherCache(run.folder, **about, missing_files=tuple(missing))
     index = [Shard(run.path(name)).index_row() for name in names]
     known = {row["file"]: row["sha256"] for row in (read_index(run.folder) if run.path(INDEX).exists() else ())}
     for row in index:
@@ -250,17 +317,16 @@ def _finish(
     jsonl.write_rows(run.path(DROPPED), prepared.dropped)
     jsonl.write_rows(run.path(INDEX), index)
     sums = {name: sum(row[name] for row in index) for name in ("positions", "entries", "surprise", "tail", "bytes")}
-    return {
-        **figures,
-        "finished": True,
-        "dropped": len(prepared.dropped),
-        "cut_tokens": prepared.cut_tokens,
-        "tokens": sums["positions"],
-        "entries_per_token": sums["entries"] / sums["positions"],
-        "bytes_per_token": sums["bytes"] / sums["positions"],
-        "tail": sums["tail"] / sums["positions"],
-        "loss": sums["surprise"] / sums["positions"],
-        "bytes": sums["bytes"],
-        "files": len(index),
-        "cache": str(run.folder),
-    }
+    return TeacherCache(
+        run.folder,
+        **about,
+        dropped=len(prepared.dropped),
+        cut_tokens=prepared.cut_tokens,
+        tokens=sums["positions"],
+        entries_per_token=sums["entries"] / sums["positions"],
+        bytes_per_token=sums["bytes"] / sums["positions"],
+        tail=sums["tail"] / sums["positions"],
+        loss=sums["surprise"] / sums["positions"],
+        bytes=sums["bytes"],
+        files=len(index),
+    )

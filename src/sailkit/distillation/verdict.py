@@ -79,9 +79,9 @@ def limits(distillations: Sequence[Distillation], seed: int) -> list[str]:
     sometimes = {
         "Teacher and student have different tokens: the targets are the teacher's distributions mapped onto the "
         "student's tokens, which is an approximation.":
-            any(run.figures["held_out_targets"]["identical_tokens"] < 1 for run in measured),
+            any(run.metrics["held_out_targets"]["identical_tokens"] < 1 for run in measured),
         "A student that was cut out of its teacher says next to nothing before training: that it came nearer shows "
-        "little; set it beside another student.": any(run.figures["student_layers"] for run in measured),
+        "little; set it beside another student.": any(run.metrics["student_layers"] for run in measured),
         "The kappa of verification is not defined where both always say the same; such draws are left out of its "
         "interval.": any(run.mean("tuned", "verification_agreement") is not None for run in measured),
     }  # fmt: skip
