@@ -95,7 +95,8 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
     assert found.to_json() == json.loads((tmp_path / "run" / "metrics.json").read_text())
     kl = found.figures["kl"]
     assert kl.low < kl.value == pytest.approx(found.metrics["tuned"]["kl"]) < kl.high
-    assert found.training.model == found.model and found.model.is_dir()
+    assert found.training.model == found.model
+    assert found.model.is_dir()
     assert AutoConfig.from_pretrained(tmp_path / "run" / "student" / "model").num_hidden_layers == 3
     rows = [json.loads(line) for line in (tmp_path / "run" / "fidelity.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["base"] * 8 + ["tuned"] * 8

@@ -243,11 +243,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_two_shards_are_one(folder, data, whole, tmp_path):
     first = keep(folder, data, tmp_path / "run", shard_tokens=500, shard="1/2")
-    assert first["finished"] is False
-    assert first["missing_files"][0] == "teacher-00002.safetensors"
+    assert first.to_json()["finished"] is False
+    assert first.missing_files[0] == "teacher-00002.safetensors"
     with pytest.raises(UserError, match="not finished; run the same"):
         CacheReader.open(tmp_path / "run")
-    assert keep(folder, data, tmp_path / "run", shard_tokens=500, shard="2/2")["finished"]
+    assert keep(folder, data, tmp_path / "run", shard_tokens=500, shard="2/2").finished
     assert files(tmp_path / "run") == files(whole)
 
 
