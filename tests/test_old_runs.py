@@ -1,4 +1,4 @@
-"""Run folders that an earlier version wrote open, go on and mean the same; see tests/data/runs/README.md."""
+"""Run folders that an earlier version wrote open, go on and mean the same; see tests/fixtures/runs/README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import prompt_record
 from sailkit.cli import main
 
-KEPT = Path(__file__).parent / "data" / "runs"
+KEPT = Path(__file__).parent / "fixtures" / "runs"
 COMMANDS: dict[str, dict[str, list[str]]] = json.loads((KEPT / "commands.json").read_text("utf-8"))
 FINISHED, READ = COMMANDS["finished"], COMMANDS["read"]
 KILLED = sorted(path.name for path in (KEPT / "killed").iterdir())

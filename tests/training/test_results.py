@@ -14,7 +14,7 @@ from sailkit.files import jsonl
 from sailkit.stats.intervals import Estimate
 from sailkit.training.results import MergedModel, TrainingPlan, TrainingRun
 
-RUNS = Path(__file__).parents[1] / "data" / "runs" / "runs"
+RUNS = Path(__file__).parents[1] / "fixtures" / "runs" / "runs"
 CHANGE = {"loss_change": -0.5, "loss_change_low": -0.75, "loss_change_high": -0.25}
 FLAGGED = {"flagging_rows": 8, "flagging_results": 12, "flagging_mcc": 0.5}
 
