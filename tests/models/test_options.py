@@ -13,6 +13,7 @@ from rich.console import Console
 from sailkit import cli
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import DeviceOptions, ModelOptions
+from sailkit.signatures import for_command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def help_of(app):
 
 def test_each_attribute_is_a_flag_with_its_own_default_and_help():
     app = App()
-    app.default(evaluate)
+    app.default(for_command_line(evaluate))
     arguments = arguments_of(app)
     for option in fields(ModelOptions):
         argument = arguments["--" + option.name.replace("_", "-")]
@@ -81,8 +82,5 @@ def test_what_is_not_given_keeps_its_default(app):
     assert app(given) == Served(dtype="float32", max_requests=3, date="2026-01-01")
 
 
-def test_an_error_about_an_attribute_names_its_flag(monkeypatch):
-    monkeypatch.setattr(cli, "VERBS", {"evaluate": (evaluate, print)})
-    cli._arguments.cache_clear()
+def test_an_error_about_an_attribute_names_its_flag():
     assert cli._with_flags("try `dtype='float32'` or `max_requests`") == "try --dtype float32 or --max-requests"
-    cli._arguments.cache_clear()
