@@ -187,7 +187,7 @@ def test_a_teacher_answers_first(tuned, data, tmp_path, method):
 def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_path):
     first = teach(teacher, data, tmp_path / "first", student_layers=3)
     again = teach(teacher, data, tmp_path / "again", student_layers=3, cache=tmp_path / "first" / "teacher")
-    assert again["tuned"] == first["tuned"]
+    assert again.metrics["tuned"] == first.metrics["tuned"]
     assert not (tmp_path / "again" / "teacher").exists()
     (tmp_path / "other.jsonl").write_text(json.dumps(example_row(example(99))) + "\n")
     with pytest.raises(UserError, match="k: 64 there, 32 now"):
