@@ -1,1 +1,1 @@
-"""Data: training examples and tasks built from labelled search results, with their leaks and cards."""
+"""Data: build training data from labelled search results or from tasks, remove test items, write data cards."""

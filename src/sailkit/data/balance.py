@@ -1,6 +1,6 @@
-"""How far the wording of claims tells their labels, and labels balanced among claims of similar wording.
+"""Balance labels among claims of similar wording, and measure how well wording alone predicts them.
 
-Claims betray their label by their wording: a model can learn to answer without looking at a single search result.
+The wording of a claim often gives its label away: a model can learn to answer without reading any search result.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sailkit import runs
 from sailkit.records import Example
 from sailkit.stats.intervals import Floats
 
-_BINS = 8  # of claims, by the score of their wording
-_MOST_COPIES = 3  # draws of one claim and label, so that a rare label is not lost
-_FEWEST = 10  # claims that each label needs for a comparison by wording
+_BINS = 8  # quantile bins of claims, by the label score of their wording
+_MOST_COPIES = 3  # of one claim and label: a rare label is oversampled at most this often
+_FEWEST = 10  # claims of each label, without which the wording is not scored
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ def balance_labels(
     """Draw items so that each label is as frequent as the others, in random order.
 
     Args:
-        items: What is drawn from.
-        labels: The labels.
+        items: The items to draw from.
+        labels: All labels.
         match_wording: Balance within bins of claims of similar wording, if there are two labels; bins without one of
             the labels are left out.
         seed: The run's seed.
 
     Returns:
-        Items, each with the number of times that it was drawn before.
+        The drawn items, each with the number of its earlier draws.
     """
     first = np.array([item.label == labels[0] for item in items])
     bins = np.zeros(len(items), dtype=int)
@@ -74,14 +74,14 @@ def balance_labels(
 
 
 def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_], seed: int) -> Floats | None:
-    """Out-of-fold log-odds of the first label from the words of the text alone; None where there are too few."""
+    """Out-of-fold log-odds of the first label from the words of the text alone; None if there are too few claims."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
     groups = np.array([example.group for example in examples])
-    fewest = min(len(set(groups[positive])), len(set(groups[~positive])))  # both labels in the training part of a fold
+    fewest = min(len(set(groups[positive])), len(set(groups[~positive])))  # each training fold needs both labels
     if fewest < 2 or min(positive.sum(), (~positive).sum()) < _FEWEST:
         return None
     folds = StratifiedGroupKFold(min(5, fewest), shuffle=True, random_state=seed)
@@ -92,7 +92,7 @@ def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_]
 
 
 def wording_auroc(examples: Sequence[Example], labels: Sequence[str], seed: int = 0) -> float | None:
-    """How well words alone predict a label, out of fold: 0.5 is chance. None for other than two labels, or too few."""
+    """Out-of-fold AUROC of predicting the label from words alone; None without two frequent enough labels."""
     from sklearn.metrics import roc_auc_score
 
     positive = np.array([label == min(labels) for label in labels])

@@ -1,4 +1,4 @@
-"""The verb `build`: training data from labelled search results, sampled as in SAIL (Luo et al. 2023) and split."""
+"""The verb `build`: sample training data from labelled search results, as in SAIL (Luo et al. 2023), and split it."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def build(
     """Build training data from labelled search results.
 
     Args:
-        results: The run folder of search, or its results file.
-        labels: The run folder of label; several labelers can be mixed.
+        results: A run folder of search, or its results file.
+        labels: Run folder of label; repeated to mix several labelers.
         out: Run folder to write: train.jsonl, held_out.jsonl, dropped.jsonl, removed.jsonl, card.json and card.md.
-        style: How a row will read: the model's own chat template, SAIL's published prompt, or that without its slips.
+        style: Prompt format of the rows: the model's chat template, SAIL's published prompt, or the latter corrected.
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
-        top: Search results to draw from, the best of them by rank; of several engines the best BM25 hit is one more.
-        threshold: Scores from here on are informative; by default each labeler's own threshold.
-        mix: How several labelers decide: the mean of their scores, all of them, or any of them.
-        held_out: Share of instructions that are held out; rows of the same instruction and input are on one side.
-        exclude_task: Remove rows that contain a test item of this task, exactly or nearly; NAME, or NAME=PATH where
-            the task does not carry its data.
-        export: Write train and held_out in these forms too.
-        audit: The JSON of an audit of the labeler, to be quoted in the card.
-        limit: Only the first so many rows.
-        seed: Each row's draw comes from this and its id.
+        top: How many of the best-ranked results to draw from; with several engines, the best BM25 result is added.
+        threshold: Least score of an informative result; by default each labeler's own threshold.
+        mix: How to combine several labelers: the mean of their scores, or informative by all or any of them.
+        held_out: Share of instructions to hold out; rows with the same instruction and input stay together.
+        exclude_task: Remove rows that contain an item of this task, exactly or nearly; NAME, or NAME=PATH where the
+            task does not include its data.
+        export: Also write train and held_out in these formats.
+        audit: JSON file of an audit of the labeler, quoted in the card.
+        limit: Use only the first LIMIT rows.
+        seed: Random seed; each row is drawn from the seed and its id.
 
     Returns:
         Counts, flags and the data card.
@@ -97,7 +97,7 @@ def build(
         "seed": seed,
     }
     with runs.open_run(out, "build", settings) as run:
-        if run.path(CARD).exists():  # written last: the run is finished
+        if run.path(CARD).exists():  # the card is written last, so the run is finished
             return TrainingData.load(out)
         builder = RowBuilder(
             style=style,
@@ -114,7 +114,7 @@ def build(
 
 
 def read_shares(text: str) -> list[float]:
-    """Shares, separated by commas, as numbers that sum to 1."""
+    """Parse shares, separated by commas, and check that they sum to 1."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -148,7 +148,7 @@ def _check_options(
 
 
 def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, Any]]]:
-    """The check against the examples of all tasks, and a description of each task for the settings."""
+    """Return a check against the examples of the given tasks, and a description of each task for the settings."""
     texts: list[tuple[str, str, str]] = []
     tasks = []
     for text in names:

@@ -1,6 +1,6 @@
-"""The verb `build-task`: training data from a task's own examples and human judgements of their evidence.
+"""The verb `build-task`: build training data from a task's examples and human judgements of their evidence.
 
-Labels are balanced among claims of similar wording, and the data card says how far wording alone still predicts them.
+Labels are balanced among claims of similar wording; the data card reports how well wording alone still predicts them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sailkit.prompts.sail import check_style, wording
 from sailkit.records import Example, Instruction, TrainingExample
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
-_VERSION = 2  # of how rows are drawn
+_VERSION = 2  # of the rules by which rows are drawn
 
 
 def build_task(
@@ -43,31 +43,31 @@ def build_task(
     limit: int | None = None,
     seed: int = 0,
 ) -> BuiltTask:
-    """Build training data from a task's own examples and the evidence that people judged.
+    """Build training data from a task's examples and their human-judged evidence.
 
-    A row asks the task's question in one of its wordings, shows search results, and answers with the label that the
-    informative ones speak for.
+    Each row asks the task's question in one of its wordings, shows search results, and answers with the label that the
+    informative results support.
 
     Args:
-        task: A built-in task, or your own YAML file; its evidence needs a `stance`.
+        task: A built-in task or a YAML file; its evidence needs a `stance`.
         out: Run folder to write, as `build` writes it.
         data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         half: Only the examples of this half; `evaluate --half` measures on the other. Claims that are nearly the same
             in the other half are removed.
-        style: How a row will read.
+        style: Prompt format of the rows; see build.
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
-        supported: Share of the rows with search results of which at least one is informative.
-        distractors: Where distracting results come from: random (other examples), near (other examples, on a like
-            subject), own (this example's evidence that speaks for nothing, random where that is too little); random
-            and near by default.
-        match_wording: Balance the labels among claims of like wording, not only over all.
-        protocol: Of the task; its wordings are drawn from.
-        held_out: Share of examples that are held out.
-        limit: Only the first so many rows.
-        seed: Each row's draw comes from this and its id.
+        supported: Of the rows with search results, the share with at least one informative result.
+        distractors: Where distracting results come from: random (other examples), near (similar examples), own
+            (this example's evidence that supports no label, filled up with random results); random and near by
+            default.
+        match_wording: Balance labels among claims of similar wording, not only overall.
+        protocol: Protocol of the task from which wordings are drawn.
+        held_out: Share of examples to hold out.
+        limit: Use only the first LIMIT rows.
+        seed: Random seed; each row is drawn from the seed and its id.
 
     Returns:
-        The data card; `wording_auroc` says how well words alone predict the label, out of fold, before and after.
+        The data card; `wording_auroc` is how well words alone predict the label, before and after balancing.
 
     Raises:
         UserError: Bad options, or a task without judged evidence.
@@ -102,7 +102,7 @@ def build_task(
         "seed": seed,
     }
     with runs.open_run(out, "build-task", settings) as run:
-        if run.path(CARD).exists():  # written last: the run is finished
+        if run.path(CARD).exists():  # the card is written last, so the run is finished
             return BuiltTask.load(out)
         inside = [example for example in dataset.examples if half is None or in_half(example, half)]
         outside = [example for example in dataset.examples if half is not None and not in_half(example, half)]
@@ -156,7 +156,7 @@ def build_task(
 def _without_leaks(
     task: Task, inside: Sequence[Example], outside: Sequence[Example]
 ) -> tuple[list[Example], list[jsonl.JsonObject]]:
-    """The examples whose text is not in the other half, and a row for each that is."""
+    """Split examples into those whose text is not in the other half, and a row of `removed.jsonl` for each that is."""
     check = LeakCheck((task.name, example.id, example.text) for example in outside)
     kept, removed = [], []
     for example in inside:

@@ -1,4 +1,4 @@
-"""The data card: what a training set consists of, and reasons to doubt it."""
+"""Compute and write the data card: counts, lengths and settings of a training set, and reasons to doubt it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
 
     Args:
         train: The training set.
-        counts: How many rows went into each file, and the like; kept as they are.
+        counts: Row counts of each file, and similar counts; copied as they are.
         settings: The settings of the run.
 
     Returns:
-        Figures as they are written to JSON; shares are of the training set's judgements, lengths in words.
+        The card as JSON; shares refer to the judgements of the training set, lengths are in words.
     """
     verdicts = Counter(verdict for example in train for verdict in example.judgements)
     total = sum(verdicts.values())
@@ -68,20 +68,20 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write the data card as Markdown and JSON; the JSON comes last, because it shows that the run has finished."""
+    """Write the data card as Markdown and JSON; the JSON comes last, because it marks the run as finished."""
     jsonl.write_atomic(folder / CARD_PAGE, page_of(card))
     jsonl.write_json(folder / CARD, card)
 
 
 def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
-    """The part of an audit that a card quotes: the figures of the labelers that were used, without examples.
+    """Read what a card quotes of an audit: the figures of the labelers that were used, without examples.
 
     Args:
         path: The JSON that `sailkit audit` wrote.
         labelers: Names of the labelers that were used.
 
     Raises:
-        UserError: It cannot be read, or holds something else.
+        UserError: The file cannot be read, or is not an audit.
     """
     audit = jsonl.read_json(path)
     rows = audit.get("audits")

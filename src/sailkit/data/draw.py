@@ -1,4 +1,4 @@
-"""Draws a training example from a task's example: search results, a wording of the question, and the answer."""
+"""Draw training examples from a task's examples: search results, a wording of the question, and the answer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sailkit.records import Example, SearchResult, TrainingExample, Verdict
 from sailkit.tasks.task import Question, Task
 
 Distractor = Literal["random", "near", "own"]
-_NEAR = slice(2, 20)  # the nearest results of other claims, without the first two, which may well be informative
+_NEAR = slice(2, 20)  # ranks of near distractors: the two most similar results may be informative
 _ATTEMPTS = 100
 
 
 class ExampleDrawer:
-    """Draws training examples, each from the example's id and the seed alone."""
+    """Draws training examples; each draw depends only on the seed and the example's id."""
 
     def __init__(
         self,
@@ -39,20 +39,20 @@ class ExampleDrawer:
         style: str,
         seed: int,
     ) -> None:
-        """Prepare.
+        """Initialise the drawer.
 
         Args:
             task: The task.
-            protocol: Its protocol, whose wordings are drawn from.
+            protocol: The protocol from which wordings are drawn.
             examples: The examples whose evidence can be shown.
             shares: Shares of rows with no, one, two ... search results.
-            supported: Share of the rows with search results of which at least one is informative.
+            supported: Of the rows with search results, the share with at least one informative result.
             distractors: Where distracting results come from.
-            style: Of the training examples.
+            style: Style of the training examples.
             seed: The run's seed.
 
         Raises:
-            UserError: The protocol has no wording that a training example can be written in.
+            UserError: No wording of the protocol is usable for a training example.
         """
         names = task.spec.protocols.get(protocol)
         questions = [task.question(protocol, name) for name in (names.wordings if names else [None])]
@@ -69,7 +69,7 @@ class ExampleDrawer:
 
         Args:
             item: The example, and the label that the answer gives.
-            copy: How many times the item was drawn before.
+            copy: Number of earlier draws of the item.
         """
         example = item.example
         name = f"{example.id}/{item.label}/{copy}"
@@ -115,7 +115,7 @@ class ExampleDrawer:
 
 
 def _is_trainable(question: Question) -> bool:
-    """Whether a training example can be written in a wording: one call, without any text beside its prompt."""
+    """Whether a wording is usable for training: a single call, without text besides its prompt."""
     beside = question.systems[0] or question.shows_examples or "{evidence}" in question.steps[0]
     return question.train and len(question.steps) == 1 and not beside
 

@@ -1,7 +1,7 @@
-"""Training examples as structured rows, as TRL's prompt/completion and as SAIL's conversations, written and read.
+"""Read and write training examples as structured rows, TRL's prompt/completion, or SAIL's conversations.
 
-The last two are text: of a search result they hold title and body only, and a body can contain what the form itself
-consists of (`(2) ` after an empty line). `export` counts the rows that cannot be read back as they were written.
+The last two formats are text: they keep only title and body of a search result, and a body can contain the format's own
+delimiters (`(2) ` after an empty line). `export` counts the rows that do not survive a round trip.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sailkit.prompts.sail import (
 from sailkit.records import SearchResult, TrainingExample
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
-DROPPED = "dropped.jsonl"  # examples that were left out, each with the reason
+DROPPED = "dropped.jsonl"  # rows that were left out, each with the reason
 
 
 def example_row(example: TrainingExample) -> jsonl.JsonObject:
@@ -51,23 +51,23 @@ def sail_row(example: TrainingExample) -> jsonl.JsonObject:
 
 
 def trl_row(example: TrainingExample) -> jsonl.JsonObject:
-    """A row of TRL's prompt/completion: messages in `chat`, text in the others (TRL adds the end of text)."""
+    """A row of TRL's prompt/completion: messages in style `chat`, else text (TRL appends the EOS token)."""
     if example.style == "chat":
         prompt: Any = [{"role": "user", "content": as_text(user_turn(example))}]
         reply: Any = [{"role": "assistant", "content": completion(example)}]
     else:
         prompt, reply = as_text(prompt_parts(example)), wording()["text"]["gap"] + completion(example)
-    # The style is needed to read the row back: without search results the text does not show it. TRL ignores it.
+    # TRL ignores `style`; it is needed to read back rows without search results, whose text does not show the style.
     return {"id": example.id, "style": example.style, "prompt": prompt, "completion": reply, **_unjudged(example)}
 
 
 def _unjudged(example: TrainingExample) -> jsonl.JsonObject:
-    """A field for rows whose completion does not judge the search results; without it, a judgement is expected."""
+    """A field that marks completions without a verification sentence; without it, readers expect one."""
     return {"judged": False} if example.results and not example.judgements else {}
 
 
 def in_text(example: TrainingExample) -> TrainingExample:
-    """The example as its text form holds it: results as title and body, and headings escaped where they are there."""
+    """The example reduced to what its text format keeps: title and body of results, with headings escaped."""
     safe = (lambda text: text) if example.style == "sail" else escape_headings
     results = tuple(SearchResult(safe(result.body), title=safe(result.title)) for result in example.results)
     response = example.response if example.style == "sail" else example.response.strip()
@@ -81,7 +81,7 @@ def in_text(example: TrainingExample) -> TrainingExample:
 
 
 def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[str, Any]:
-    """Write examples in the form of another program.
+    """Write examples in the format of another program.
 
     Args:
         examples: The examples.
@@ -89,7 +89,7 @@ def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[s
         stem: The path of the file, without its suffix.
 
     Returns:
-        `file`, `rows`, and `ambiguous`: how many rows do not read back as they were written.
+        `file`, `rows`, and `ambiguous`: how many rows do not survive a round trip.
     """
     rows = [sail_row(example) if form == "sail" else trl_row(example) for example in examples]
     if form == "sail":
@@ -118,19 +118,19 @@ def _parquet(rows: Sequence[jsonl.JsonObject]) -> bytes:
     except ImportError:
         raise missing_extra("parquet", "writing parquet") from None
     stream = io.BytesIO()
-    names = {name: None for row in rows for name in row}  # pyarrow takes only the names of the first row
+    names = {name: None for row in rows for name in row}  # pyarrow infers columns from the first row alone
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**names, **row} for row in rows]), stream)
     return stream.getvalue()
 
 
 def read_examples(path: str | Path) -> list[TrainingExample]:
-    """Read training examples: structured rows, or the prompts and conversations that `export` writes.
+    """Read training examples, as structured rows or in a format that `export` writes.
 
     Args:
         path: A run folder of `build` (its training rows), or a `.jsonl`, `.json` or `.parquet` file.
 
     Raises:
-        UserError: Missing, empty, or a row that is none of these forms; file and line are named.
+        UserError: The file is missing or empty, or a row has none of these formats; file and line are named.
     """
     path = Path(path)
     path = path / TRAIN if path.is_dir() else path
@@ -146,10 +146,10 @@ def read_examples(path: str | Path) -> list[TrainingExample]:
 
 
 def read_row(row: Mapping[str, Any], where: str) -> TrainingExample:
-    """A training example from a row in any of the forms.
+    """Parse a row in any of the formats.
 
     Raises:
-        UserError: It is none of them.
+        UserError: The row has none of them.
     """
     judged = row.get("judged") is not False
     if "conversations" in row:
@@ -178,7 +178,7 @@ def _from_prompt(name: str, prompt: object, reply: object, style: object, judged
     if not (fits and isinstance(prompt, str) and isinstance(reply, str) and reply.startswith(gap)):
         raise UserError(f"{where}: not a prompt and completion of sailkit's; its text styles and chat are read")
     user, completion_text = prompt[len(head) : len(prompt) - len(tail)], reply[len(gap) :]
-    # Without a style, the wording of the verification sentence shows it.
+    # A row without `style` is recognised by the wording of its verification sentence.
     for candidate in ("sail-fixed", "sail"):
         example = _parse(name, user, completion_text, candidate, judged) if style in (None, candidate) else None
         if example is not None:
@@ -249,7 +249,7 @@ def _without_nulls(value: object) -> object:
 
 
 def _from_fields(row: Mapping[str, Any], where: str) -> TrainingExample:
-    # Rows that others wrote may have null where a result has no URL, rank or time.
+    # Rows of other programs may have null for a missing URL, rank or time.
     results = [_without_nulls(result) for result in row["results"]] if isinstance(row.get("results"), list) else None
     example = parse_row(TrainingExample, {**row, "results": results} if results is not None else row, where)
     for name in ("id", "instruction", "input", "response"):

@@ -1,7 +1,7 @@
-"""Finds test examples of tasks in training data: exact and near duplicates, by words.
+"""Find test examples of tasks in training data: exact and near duplicates, by words.
 
-Instruction, input and output of each row are each compared with the texts of a task's examples (of all labels). Search
-results are not: they come from the corpora that a model may also search in evaluation, and are never supervised.
+Instruction, input and output of each row are compared with the texts of all examples of a task. Search results are
+not: a model may retrieve the same passages in evaluation, and they are never supervised.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sailkit.records import Instruction
 LEAK_RULES_VERSION = 1
 REMOVED = "removed.jsonl"
 _WORD = re.compile(r"\w+")
-# A text with fewer words counts only as a whole field: "it is" is part of everything.
+# A shorter text only matches a whole field: "it is" occurs in every text.
 _RUN = 4
-# With eight words, a ten-word claim of which one word in the middle was changed would have no shingle left.
+# Short enough that a ten-word claim with a changed word still shares shingles; with eight words it would share none.
 _SHINGLE = 3
-# Texts with fewer shingles than a text of eight words has are not compared by shingles.
+# Shingles of an eight-word text; texts with fewer are not searched for near duplicates.
 _FEWEST = 6
 _NEAR = 0.5
 
@@ -36,7 +36,7 @@ class Leak:
         task: The task's name.
         example: The example's id.
         kind: `exact`: the same words, as a whole field or a run within it; `near`: at least half of the three-word
-            shingles of the shorter of the two.
+            shingles of the shorter text.
         field: `instruction`, `input` or `output`.
         overlap: The share of shingles; 1 where exact.
     """
@@ -54,7 +54,7 @@ def removed_row(name: str, leak: Leak) -> JsonObject:
 
 
 def words_of(text: str) -> list[str]:
-    """The words that are compared: NFKC, without case and punctuation."""
+    """Normalised words of a text: NFKC, without case and punctuation."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -62,7 +62,7 @@ class LeakCheck:
     """An inverted index over the texts of tasks' examples."""
 
     def __init__(self, texts: Iterable[tuple[str, str, str]]) -> None:
-        """Index texts.
+        """Build the index.
 
         Args:
             texts: Task name, example id and text of each.
@@ -89,7 +89,7 @@ class LeakCheck:
                     self._shingles[shingle].append(number)
 
     def find(self, row: Instruction) -> Leak | None:
-        """The first example that a row contains: an exact one if there is one, else the nearest; None if none."""
+        """Find an example that a row contains: the first exact match, else the nearest near match, else None."""
         fields = {name: words_of(getattr(row, name)) for name in ("instruction", "input", "output")}
         return self._exact(fields) or self._near(fields)
 

@@ -1,4 +1,4 @@
-"""What `build` and `build-task` print."""
+"""The reports that `build` and `build-task` print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs `build` and `build-task` return."""
+"""The results of the verbs `build` and `build-task`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class TrainingData(Result):
 
     Attributes:
         folder: The run's folder.
-        n_in: How many rows there were to build from.
-        n_train: Rows of the training set.
-        n_held_out: Rows that are held out.
-        n_dropped: Rows that were left out because they cannot be used.
-        n_removed: Rows that were left out because they contain an example of a task.
-        judgements: How many search results of the training set are informative, and how many distracting.
-        judgement_shares: The same as shares; None without search results.
-        flag_messages: Reasons to doubt the data, in sentences by the name of the flag.
+        n_in: Number of input rows.
+        n_train: Number of training rows.
+        n_held_out: Number of held-out rows.
+        n_dropped: Rows left out because they are unusable.
+        n_removed: Rows left out because they contain an example of a task.
+        judgements: Verdict -> number of search results in the training set.
+        judgement_shares: Verdict -> share of search results; None without search results.
+        flag_messages: Name of a flag -> sentences that say why to doubt the data.
         card: The whole data card, as in `card.json`: counts, lengths and settings.
     """
 
@@ -75,7 +75,7 @@ class TrainingData(Result):
         return list(self.flag_messages)
 
     def examples(self, *, held_out: bool = False) -> list[TrainingExample]:
-        """The rows of the training set, or those that are held out."""
+        """The training examples, or the held-out ones."""
         path = self.folder / (HELD_OUT if held_out else TRAIN)
         return [read_row(row, f"{path}, line {line}") for line, row in jsonl.read_rows(path)]
 
@@ -97,7 +97,7 @@ class BuiltTask(TrainingData):
     """Training data from the examples of a task.
 
     Attributes:
-        claims: How many groups of examples the training set has.
+        claims: Number of groups of examples in the training set.
         labels: Rows of the training set by label.
         wording_auroc: AUROC of predicting the label from the words of the claim alone, out of fold, `of the claims`
             and `of the training rows`; None where it cannot be measured.

@@ -1,4 +1,4 @@
-"""Turns labelled search results into training examples: what each row shows, and where it goes."""
+"""Turn labelled search results into training examples, and split them into train, held out, dropped and removed."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class RowBuilder:
         style: Style of the training examples.
         shares: Shares of rows with no, one, two ... search results.
         top: How many of the best results a row can draw.
-        threshold: Threshold of all labelers; None for the one of each.
-        mix: How several labelers decide: `mean`, `all` or `any`.
+        threshold: Threshold of all labelers; None for each labeler's own.
+        mix: How several labelers are combined: `mean`, `all` or `any`.
         held_out_share: Share of the instructions that are held out.
         seed: The run's seed.
-        check: The check for leaks, if there is one.
+        check: Finds examples of tasks in a row; None to skip the check.
         train: The training set.
         held_out: The examples that are held out.
         dropped: Rows that cannot be used, with the reason.
         removed: Rows that contain an example of a task.
-        candidates: How many results had each verdict, or had none for each reason.
-        rows: How many rows there were.
+        candidates: Verdict, or reason for having none -> number of results.
+        rows: Number of rows added.
         fewer: Rows with fewer candidates than were drawn.
         cut_tokens: Tokens that the labelers did not read.
-        without_text: Results that the search dropped because they have no text.
+        without_text: Results without text, which the search dropped.
     """
 
     style: str
@@ -96,7 +96,7 @@ class RowBuilder:
     def _candidates(
         self, searched: Searched, judgements: Sequence[Sequence[Judgement]], thresholds: Sequence[float]
     ) -> list[tuple[SearchResult, Verdict]]:
-        """The results that a row can draw, with the verdict of all labelers together."""
+        """The results that a row can draw, with the combined verdict of the labelers."""
         candidates = []
         for position in candidate_positions(searched.results, self.top):
             of_result = [by_labeler[position] for by_labeler in judgements]
@@ -110,7 +110,7 @@ class RowBuilder:
         return candidates
 
     def _mix(self, judgements: Sequence[Judgement], thresholds: Sequence[float]) -> Verdict | None:
-        """The verdict of all labelers together; None where any of them has none."""
+        """The combined verdict of the labelers; None if any of them has none."""
         scores = [item.score for item in judgements if item.outcome == "judged" and item.score is not None]
         if len(scores) < len(judgements):
             return None
@@ -137,9 +137,9 @@ class RowBuilder:
 
 
 def candidate_positions(results: Sequence[SearchResult], top: int) -> list[int]:
-    """Positions of the results that a row can draw: the top ones of the other engines, and the best BM25 hit.
+    """Positions of the results that a row can draw: the top results of other engines, and the best of BM25.
 
-    Where BM25 is the only engine the top ones are its own. The same title and body count once.
+    If BM25 is the only engine, its own top results. Duplicates by title and body are skipped.
     """
     ranked = sorted(range(len(results)), key=lambda position: results[position].rank or position + 1)
     lexical = [position for position in ranked if results[position].source == "bm25"]
@@ -151,5 +151,5 @@ def candidate_positions(results: Sequence[SearchResult], top: int) -> list[int]:
 
 
 def group_of(row: Instruction) -> str:
-    """The words of instruction and input, without case and punctuation; rows of one group are split together."""
+    """The words of instruction and input, without case and punctuation; rows of one group go to the same split."""
     return "\x00".join(" ".join(re.findall(r"\w+", text.casefold())) or text for text in (row.instruction, row.input))
