@@ -151,7 +151,7 @@ def run_inside(code: str, *, terminal: bool, cwd: Path) -> str:
 
 
 STAGE = """
-def runs_overview(*, way: str = "") -> dict:
+def runs_overview(*, way: str = "") -> runs.RunList:
     import logging, time, warnings
     if way == "warning":
         warnings.warn(HOSTILE, RuntimeWarning, stacklevel=1)
@@ -175,8 +175,8 @@ def runs_overview(*, way: str = "") -> dict:
             runs.notice(HOSTILE)
             time.sleep(0.2)
             tick(2, HOSTILE)
-    return {"runs": []}
-cli.VERBS["runs"] = (runs_overview, cli.VERBS["runs"][1])
+    return runs.RunList(())
+cli.VERBS["runs"] = runs_overview
 cli.main(["runs", "--way", sys.argv[1] if len(sys.argv) > 1 else WAY])
 """
 

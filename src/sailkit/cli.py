@@ -21,7 +21,6 @@ from sailkit import __version__, reporting, runs
 from sailkit.console import clean_streams, console, show_traceback
 from sailkit.data.build import build
 from sailkit.data.build_task import build_task
-from sailkit.distillation import report as distillation_report
 from sailkit.distillation.distill import distill
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
@@ -32,7 +31,6 @@ from sailkit.labeling.fit import fit
 from sailkit.labeling.label import label
 from sailkit.pipeline import run
 from sailkit.rendering import terminal
-from sailkit.rendering.model import Report
 from sailkit.rendering.result import to_json
 from sailkit.retrieval.search import search
 from sailkit.signatures import for_command_line
@@ -52,28 +50,27 @@ JsonFlag = Annotated[
     ),
 ]
 
-# What a verb does, and how its JSON is shown where its result does not know that itself.
-VERBS: dict[str, tuple[Callable[..., Any], Callable[[Any], Report] | None]] = {
-    "search": (search, None),
-    "label": (label, None),
-    "fit": (fit, None),
-    "audit": (audit, None),
-    "build": (build, None),
-    "build-task": (build_task, None),
-    "finetune": (finetune, None),
-    "merge": (merge, None),
-    "teacher-cache": (teacher_cache, distillation_report.cache_report),
-    "distill": (distill, distillation_report.distillation_result_report),
-    "evaluate": (evaluate.evaluate, None),
-    "rescore": (rescore.rescore, None),
-    "compare": (compare.compare, None),
-    "report": (reporting.report, None),
-    "run": (run, None),
-    "runs": (runs.overview, reporting.runs_report),
+VERBS: dict[str, Callable[..., Any]] = {
+    "search": search,
+    "label": label,
+    "fit": fit,
+    "audit": audit,
+    "build": build,
+    "build-task": build_task,
+    "finetune": finetune,
+    "merge": merge,
+    "teacher-cache": teacher_cache,
+    "distill": distill,
+    "evaluate": evaluate.evaluate,
+    "rescore": rescore.rescore,
+    "compare": compare.compare,
+    "report": reporting.report,
+    "run": run,
+    "runs": runs.overview,
 }
 
 
-def _command(stage: Callable[..., Any], summarise: Callable[[Any], Report] | None) -> Callable[..., None]:
+def _command(stage: Callable[..., Any]) -> Callable[..., None]:
     """A stage function with its own flags and `--json`, that prints instead of returning."""
 
     def command(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
@@ -86,11 +83,9 @@ def _command(stage: Callable[..., Any], summarise: Callable[[Any], Report] | Non
             result = result[0]
         if json is not None and str(json) == "-":
             print(escape_json(jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False)), flush=True)
-        elif summarise:
-            terminal.write(summarise(result))
         else:
             for each in returned if isinstance(returned, list) else [returned]:
-                terminal.write(each.report())
+                terminal.write(reporting.report_of(each))
         if json is not None and str(json) != "-":
             jsonl.write_atomic(json, jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
         if isinstance(result, dict) and (remaining := result.get("unfinished")):
@@ -111,8 +106,8 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
         console=console(),
     )
-    for name, (stage, summarise) in VERBS.items():
-        app.command(_command(stage, summarise), name=name)
+    for name, stage in VERBS.items():
+        app.command(_command(stage), name=name)
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,13 +160,15 @@ def _write(report: Report, files: tuple[Path, Path]) -> WrittenReport:
     return WrittenReport(page, text, report.verdict)
 
 
-def runs_report(result: dict[str, Any]) -> Report:
-    """What `runs` prints: runs, or how two of them differ."""
-    if "runs" in result:
-        names = [name for name in next(iter(result["runs"]), {}) if name != "folder"]
-        rows = [Row(run["folder"], [Cell(run[name]) for name in names]) for run in result["runs"]]
+def report_of(result: Result | runs.RunList | runs.RunDifference) -> Report:
+    """What a person reads of a verb's result."""
+    if isinstance(result, Result):
+        return result.report()
+    if isinstance(result, runs.RunList):
+        names = [field.name for field in fields(runs.RunSummary) if field.name != "folder"]
+        rows = [Row(run.folder, [Cell(getattr(run, name)) for name in names]) for run in result.runs]
         table, nothing = Table(names, [Group("folder", rows)]), "no runs"
     else:
-        rows = [Row(name, [Cell(str(value)) for value in pair]) for name, pair in result["differences"].items()]
-        table, nothing = Table(result["names"], [Group("setting", rows)]), "the two runs have the same settings"
+        rows = [Row(name, [Cell(str(value)) for value in pair]) for name, pair in result.differences.items()]
+        table, nothing = Table(result.names, [Group("setting", rows)]), "the two runs have the same settings"
     return short("", "", table if rows else Text(nothing))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from sailkit.distillation.printed import FIGURES, cache_report, distillation_report, plan_report
 from sailkit.distillation.results import (
     STUDENT,
     WHO,
@@ -24,7 +24,6 @@ from sailkit.rendering.model import (
     Cell,
     Facts,
     Figures,
-    Flags,
     Group,
     Heading,
     Headline,
@@ -39,15 +38,8 @@ from sailkit.rendering.model import (
 from sailkit.rendering.numbers import capitalised, change, fact, listed, machine
 from sailkit.stats.intervals import Estimate
 from sailkit.training import facts
-from sailkit.training.report import curves, plan_report, read_cards, steps_of
+from sailkit.training.report import curves, read_cards, steps_of
 
-_FIGURES = {
-    "kl": "KL to the teacher, nats a token",
-    "agreement": "Same likeliest token as the teacher",
-    "cross_entropy": "Cross-entropy of the words, nats a token",
-    "verification_agreement": "Search results flagged as the teacher does",
-    "verification_kappa": "The same, beyond chance (Cohen's kappa)",
-}
 _TARGETS = {
     "positions": "Student's tokens",
     "aligned": "Begin where a teacher's token does",
@@ -181,7 +173,7 @@ def _sections(
 
 
 def _headline_figures(run: Distillation) -> list[tuple[str, Cell]]:
-    pairs = [(title, [run.mean(who, name) for who in WHO]) for name, title in _FIGURES.items()
+    pairs = [(title, [run.mean(who, name) for who in WHO]) for name, title in FIGURES.items()
              if name != "verification_kappa"]  # fmt: skip
     known = [(title, Cell(change(*values))) for title, values in pairs if any(value is not None for value in values)]
     return [*known, ("Trained", Cell(steps_of(run.metrics["training"])))]
@@ -195,11 +187,11 @@ def _row(name: str, student: _Student, title: str) -> Row:
 def _fidelity(students: Sequence[_Student]) -> list[model.Block]:
     """Rows for each figure of one run; of several, rows for each run below each figure."""
     if len(students) == 1:
-        rows = [row for name, title in _FIGURES.items() if (row := _row(name, students[0], title)).known]
+        rows = [row for name, title in FIGURES.items() if (row := _row(name, students[0], title)).known]
         groups = [Group(f"Of {len(students[0].run.ids):,} held-out rows", rows)] if rows else []
     else:
         table = {title: [_row(name, student, student.name) for student in students]
-                 for name, title in _FIGURES.items()}  # fmt: skip
+                 for name, title in FIGURES.items()}  # fmt: skip
         groups = [Group(title, rows) for title, rows in table.items() if any(row.known for row in rows)]
     plotted = [
         Interval(student.name, after, "before training", before.value)
@@ -210,7 +202,7 @@ def _fidelity(students: Sequence[_Student]) -> list[model.Block]:
     return [
         Text("Before training and after, on the same held-out rows, with 95 % intervals over rows. A difference is "
              "bold where its interval excludes 0."),
-        *([Intervals({_FIGURES["agreement"]: plotted}, how)] if plotted else []),
+        *([Intervals({FIGURES["agreement"]: plotted}, how)] if plotted else []),
         Table(["before", "after", "difference"], groups),
     ] if groups else []  # fmt: skip
 
@@ -219,7 +211,7 @@ def _pairwise(first: str, pairs: Sequence[tuple[_Student, StudentComparison]]) -
     groups = [
         Group(
             f"{first} minus {other.name}, {pair.rows:,} rows of both",
-            [Row(_FIGURES[name], [Cell(gap, signed=True)]) for name, gap in pair.differences.items() if gap],
+            [Row(FIGURES[name], [Cell(gap, signed=True)]) for name, gap in pair.differences.items() if gap],
         )
         for other, pair in pairs
         if not pair.unlike
@@ -265,71 +257,7 @@ def _provenance(students: Sequence[_Student]) -> Facts:
 
 
 def short_report(result: Distillation | DistillationPlan | TeacherCache) -> Report:
-    """What a person reads of a result of this folder's stages."""
+    """What `distill` and `teacher-cache` print of a result."""
     if isinstance(result, TeacherCache):
-        return cache_report(result.to_json())
-    return distillation_result_report(result.to_json())
-
-
-def distillation_result_report(result: Mapping[str, Any]) -> Report:
-    """What `distill` prints: how near the student came to its teacher; or what it would take."""
-    if result.get("dry_run"):
-        return _distillation_plan(result)
-    trained = result["training"]
-    layers = f", {result['student_layers']} layers" if result["student_layers"] else ""
-    how = f" in {machine(trained)}" if machine(trained) else ""
-    blocks: list[model.Block] = []
-    if targets := result.get("training_targets") or result.get("held_out_targets"):
-        mass = targets["captured_mass"]
-        blocks.append(Text(
-            f"positions: {targets['aligned']:.1%} aligned, {targets['conditioned']:.1%} within a teacher's token, "
-            f"{targets['without_target']:.1%} without a target; {'-' if mass is None else f'{mass:.3f}'} of the "
-            "teacher's probability listed"
-        ))  # fmt: skip
-    if "tuned" in result:
-        rows = [Row(title, [Cell(result[who].get(name)) for who in WHO]) for name, title in _FIGURES.items()
-                if name in result["tuned"] and name != "verification_kappa"]  # fmt: skip
-        blocks.append(Table(["before", "after"], [Group("held out", rows)]))
-    blocks.append(Text(f"model: {trained['saved']}"))
-    if "pushed" in result:
-        blocks.append(Text(f"pushed: {result['pushed']}"))
-    return model.short(
-        result["teacher"] or "recorded answers",
-        f"into {result['student']}{layers} ({result['method']}){how}: {trained['steps']} steps on {trained['rows']} "
-        "examples",
-        *blocks,
-    )
-
-
-def _distillation_plan(result: Mapping[str, Any]) -> Report:
-    tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
-    lines = [f"teacher: {result['teacher']}, {tokenizer[result['same_tokenizer']]}; "
-             f"{result['teacher_tokens']:,} tokens to read"]  # fmt: skip
-    if result["teacher_answers"]:
-        lines.append(f"its answers: {result['teacher_answers']:,}")
-    lines.append(f"its cache: at most {result['cache_bytes'] / 1e6:,.1f} MB")
-    flags = []
-    if result["without_teacher"]:
-        why = "; ".join(f"{reason}: {count:,}" for reason, count in result["without_teacher"].items())
-        rows, held_out = result["rows_without_teacher"], result["held_out_rows_without_teacher"]
-        text = f"{rows:,} rows and {held_out:,} held-out ones without the teacher, for cross-entropy alone ({why})"
-        flags.append(Flags("", {"": [text]}))
-    return plan_report(result, *map(Text, lines), *flags)
-
-
-def cache_report(result: Mapping[str, Any]) -> Report:
-    """What `teacher-cache` prints: how much of the teacher is kept."""
-    how = f" in {machine(result)}" if machine(result) else ""
-    about = f"{result['pairs']:,} completions of {result['n']:,} examples"
-    if not result["finished"]:
-        left = len(result["missing_files"])
-        lines = [f"this part is done; {left} files are still to come from the others"]
-    else:
-        lines = [
-            f"{result['tokens']:,} tokens, {result['entries_per_token']:.1f} entries and "
-            f"{result['bytes_per_token']:.0f} bytes each; {result['dropped']} examples dropped, {result['cut_tokens']} "
-            "tokens of search results left out",
-            f"the teacher's own loss for each token: {result['loss']:.3f}; probability left out: {result['tail']:.5f}",
-            f"cache: {result['cache']}",
-        ]
-    return model.short(f"{result['teacher']}{how}", about, *map(Text, lines))
+        return cache_report(result)
+    return plan_report(result) if isinstance(result, DistillationPlan) else distillation_report(result)

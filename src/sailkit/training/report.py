@@ -193,7 +193,7 @@ def short_report(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
     if isinstance(result, MergedModel):
         return model.short("", f"merged into {result.base}: {result.model}")
     if isinstance(result, TrainingPlan):
-        return plan_report(result.to_json())
+        return plan_report(result)
     figures = result.to_json()
     how = f" in {machine(figures)}" if machine(figures) else ""
     rows = facts.before_and_after(figures)
@@ -211,28 +211,28 @@ def short_report(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
     return model.short(f"{result.base}{how}", about, *blocks)
 
 
-def plan_report(result: Mapping[str, Any], *more: model.Block) -> Report:
+def plan_report(plan: TrainingPlan, *more: model.Block) -> Report:
     """What a dry run prints: what training would take.
 
     Args:
-        result: The plan.
+        plan: The plan.
         more: What follows the size of the data.
     """
-    about = "about " if result["tokens_estimated"] else ""
+    about = "about " if plan.tokens_estimated else ""
     blocks: list[model.Block] = [
-        Text(f"{result['rows']:,} rows, {result['dropped']} dropped; {about}{result['tokens']:,} tokens a pass, "
-             f"{result['supervised_tokens']:,} of them supervised; the longest row has {about}{result['longest']:,}"),
-        Text(f"{result['steps']:,} steps of {result['rows_per_step']} rows, {result['epochs']:.2f} epochs, "
-             f"{about}{result['tokens_in_all']:,} tokens in all; {result['held_out_rows']:,} rows held out"),
+        Text(f"{plan.rows:,} rows, {plan.dropped} dropped; {about}{plan.tokens:,} tokens a pass, "
+             f"{plan.supervised_tokens:,} of them supervised; the longest row has {about}{plan.longest:,}"),
+        Text(f"{plan.steps:,} steps of {plan.rows_per_step} rows, {plan.epochs:.2f} epochs, "
+             f"{about}{plan.tokens_in_all:,} tokens in all; {plan.held_out_rows:,} rows held out"),
     ]  # fmt: skip
-    if result["memory"]:
-        every, trained = result["parameters"], result["trainable_parameters"]
-        sizes = [Row(name, [Cell(f"{size / 1e9:.2f}")]) for name, size in result["memory"].items()]
-        blocks.append(Text(f"{every:,} parameters, {trained:,} of them trained ({trained / every:.2%})"))
+    if plan.memory and plan.parameters and plan.trainable_parameters:
+        share = f"{plan.trainable_parameters / plan.parameters:.2%}"
+        sizes = [Row(name, [Cell(f"{size / 1e9:.2f}")]) for name, size in plan.memory.items()]
+        blocks.append(Text(f"{plan.parameters:,} parameters, {plan.trainable_parameters:,} of them trained ({share})"))
         blocks.append(Table(["GB"], [Group("memory of a step", sizes)]))
-    if result["seconds"]:
-        hours = result["seconds"] / 3600
+    if plan.seconds:
+        hours = plan.seconds / 3600
         blocks.append(Text(f"time: {hours:.1f} hours" if hours >= 1 else f"time: {60 * hours:.1f} minutes"))
-    if result["missing"]:
-        blocks.append(Flags("", {"": result["missing"]}))
-    return model.short(f"{result['model']}, dry run", "nothing was loaded or trained", *blocks, *more)
+    if plan.missing:
+        blocks.append(Flags("", {"": plan.missing}))
+    return model.short(f"{plan.model}, dry run", "nothing was loaded or trained", *blocks, *more)
