@@ -1,4 +1,4 @@
-"""Curves of a training run as SVG: the same drawing stands in a page and in a file of its own."""
+"""Lays out the curves of a training run as SVG, for HTML pages and for separate files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Curve:
     """A series in pixels.
 
     Attributes:
-        name: For the key.
-        line: Its points as SVG writes them.
-        dots: The points that are marked.
+        name: Name in the legend.
+        line: The points in SVG syntax.
+        dots: The marked points.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Drawing:
     """A plot in pixels.
 
     Attributes:
-        plot: What is drawn.
-        curves: One for each series.
+        plot: The plot in data units.
+        curves: One curve for each series.
         x_ticks: Position and label of each tick.
-        y_ticks: The same of the other axis.
-        kept: Position of the step that was kept, or None.
+        y_ticks: The same for the y axis.
+        kept: Position of the step whose weights were kept, or None.
     """
 
     plot: Plot
@@ -73,7 +73,7 @@ def _curve(series: Series, points: list[tuple[float, float]]) -> Curve:
 
 
 def describe(plot: Plot) -> str:
-    """A plot in words: where each curve begins and ends."""
+    """Describe a plot in words: the first and last value of each curve."""
     return "; ".join(
         f"{series.name} from {_short(first)} at step {begin:g} to {_short(last)} at step {end:g}"
         for series in plot.series
@@ -82,7 +82,7 @@ def describe(plot: Plot) -> str:
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """About five round numbers from at most `low` to at least `high`; in whole steps they stay below `high`."""
+    """About five round numbers that cover `low` to `high`; with `whole`, integers that do not exceed `high`."""
     scale = max(abs(low), abs(high))
     if high - low <= 1e-9 * scale or scale < 1e-100:
         room = 0.5 * scale if scale >= 1e-100 else 0.5
@@ -114,7 +114,7 @@ class Scale:
         self._low, self._high = max(0, math.floor(10 * min(ends) - 0.2)), min(10, math.ceil(10 * max(ends) + 0.2))
 
     def at(self, value: float) -> str:
-        """Where a value between 0 and 1 is."""
+        """Position of a value between 0 and 1."""
         return f"{100 * (10 * value - self._low) / (self._high - self._low):.2f}%"
 
     @property

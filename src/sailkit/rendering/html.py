@@ -1,4 +1,4 @@
-"""A report as one HTML file that loads nothing and runs nothing of others, or as a fragment for a notebook."""
+"""Renders a report as one self-contained HTML file, or as a fragment for a notebook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sailkit.text import clean, clean_values
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MARK = '<meta name="generator" content="sailkit report'  # how our files are known from those of others
+MARK = '<meta name="generator" content="sailkit report'  # identifies files that sailkit wrote and may overwrite
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONG = 90  # characters; a longer headline is set smaller
 
@@ -43,7 +43,7 @@ def page(report: model.Report) -> str:
 
 
 def fragment(report: model.Report) -> str:
-    """A report as a part of a page, such as a notebook: without script, in the colours of the page around it.
+    """A report as a fragment for a notebook: without a script, in the colours of the surrounding page.
 
     Args:
         report: The report.
@@ -55,14 +55,14 @@ def fragment(report: model.Report) -> str:
 
 
 def svg(plot: model.Plot) -> str:
-    """A plot as an SVG file, with its own colours in light and dark.
+    """A plot as an SVG file, with colours for light and dark mode.
 
     Args:
         plot: The plot.
     """
     from markupsafe import Markup
 
-    # The rules that set colours, light and dark, are those of the page.
+    # The colour rules, light and dark, are shared with the page.
     style = _style()[: _style().index("* {")] + _read("curves.css")
     macro = _environment().get_template("blocks.html.j2").module.curves  # type: ignore[attr-defined]
     return str(macro(plot, Markup(style)))  # noqa: S704
@@ -82,7 +82,7 @@ def _hash(text: str) -> str:
 
 
 def _json(value: object) -> str:
-    # ASCII, so that no separator, override or lone surrogate is in the file; and nothing that could end the element.
+    # ASCII keeps line separators, bidi overrides and lone surrogates out; without `<` nothing can close the element.
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -107,12 +107,12 @@ def _environment() -> Environment:
 
 
 def _clean(value: Any) -> Any:
-    """Text without characters that disturb what stands beside it; our own markup as it is."""
+    """Text without control characters that would affect its surroundings; trusted markup is unchanged."""
     return clean(value) if type(value) is str else value
 
 
 def _percent(text: str) -> str:
-    """A number and its per cent sign are not torn apart."""
+    """Join numbers and per cent signs with non-breaking spaces."""
     return text.replace(" %", "\u00a0%")
 
 

@@ -1,4 +1,4 @@
-"""A report as Markdown; no text from outside becomes markup."""
+"""Renders a report as Markdown; untrusted text is escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sailkit.rendering import curves, model
 from sailkit.rendering.numbers import figure, note_of, sentence, value_of
 from sailkit.text import clean
 
-MARK = "<!-- sailkit report"  # how our files are known from those of others
+MARK = "<!-- sailkit report"  # identifies files that sailkit wrote and may overwrite
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|~$#])")
 
 
@@ -45,7 +45,7 @@ def body(report: model.Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, in a paragraph, a heading or a cell of a table."""
+    """Escape text for a Markdown paragraph, heading or table cell."""
     plain = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", plain)
 
@@ -103,7 +103,7 @@ def _list(entries: Iterator[str]) -> str:
 
 
 def _table(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], align: str = "---|") -> str:
-    """A table; the cells of its rows are escaped already."""
+    """A table whose row cells are escaped already."""
     lines = [[escape(heading), *map(escape, columns)], *([escape(name), *cells] for name, cells in rows)]
     head, *rest = ("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
     return "\n".join([head, "|---|" + align * len(columns), *rest])

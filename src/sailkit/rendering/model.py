@@ -1,7 +1,6 @@
-"""What a person reads of a result, before a writer makes it HTML, Markdown or terminal text.
+"""The document model of reports, which writers render as HTML, Markdown or terminal text.
 
-A report is built from text, numbers and estimates, never from markup: texts may come from anywhere, and escaping them
-is the writers' job.
+A report holds text, numbers and estimates, never markup: its texts are untrusted, and the writers escape them.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ class Cell:
     """A figure or a text.
 
     Attributes:
-        value: An estimate is shown with its interval; None where there is no such figure.
-        note: Set smaller behind the value.
-        signed: The value is a difference: it gets its sign, and is bold where its interval excludes 0.
+        value: The value; an estimate is shown with its interval, None as missing.
+        note: Small text after the value.
+        signed: The value is a difference: it is shown with its sign, and in bold if its interval excludes 0.
     """
 
     value: Estimate | float | str | None
@@ -61,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures: a column for each thing that is measured, rows in groups."""
+    """Figures: one column for each model or set, rows in groups."""
 
     columns: Sequence[str]
     groups: Sequence[Group]
@@ -69,12 +68,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Facts:
-    """Settings and provenance: a column for each thing that they are about.
+    """Settings and provenance: one column for each model or set.
 
     Attributes:
-        columns: Names of the things.
-        rows: Name of a fact, and its value for each column; None where it is not recorded.
-        compared: Names of the facts that stand out where their values differ.
+        columns: Names of the models or sets.
+        rows: Name of a fact, and its value for each column; None if it is not recorded.
+        compared: Names of the facts that are highlighted if their values differ.
     """
 
     columns: Sequence[str]
@@ -87,8 +86,8 @@ class Matrix:
     """A confusion matrix.
 
     Attributes:
-        name: Whose.
-        truth: What the rows are, such as `human label`.
+        name: The model or set that gave the answers.
+        truth: Title of the rows, such as `human label`.
         rows: The labels.
         columns: The labels in the same order, then the outcomes without a label.
         counts: A row of counts for each label.
@@ -117,7 +116,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Headline:
-    """What the figures say in one sentence, without a full stop, and what that rests on."""
+    """The main finding in one sentence, without a full stop, and the figures that support it."""
 
     text: str
     remark: str = ""
@@ -125,21 +124,21 @@ class Headline:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list: of each entry what stands out at its beginning (or nothing), and the rest."""
+    """A list; each entry has a bold beginning (which may be empty) and the rest of its text."""
 
     entries: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A few figures that stand out, each with its name."""
+    """A few prominent figures, each with its name."""
 
     entries: Sequence[tuple[str, Cell]]
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Reasons to doubt a result: code -> sentences. Name and code are empty where there is none."""
+    """Reasons to doubt a result, by code; name and code may be empty."""
 
     name: str
     messages: Mapping[str, Sequence[str]]
@@ -157,7 +156,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals:
-    """A plot of intervals on one scale (title of a figure -> its rows), in HTML alone: tables hold the same figures."""
+    """A plot of intervals on one scale, by title of the figure; HTML alone shows it, tables hold the same figures."""
 
     figures: Mapping[str, Sequence[Interval]]
     note: str = ""
@@ -165,7 +164,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Split:
-    """Items of two sets by who is right, as a bar: both, only the first, only the second, neither."""
+    """A bar of items by which set has them right: both, only the first, only the second, neither."""
 
     first: str
     second: str
@@ -173,14 +172,14 @@ class Split:
 
     @property
     def parts(self) -> list[tuple[str, str, int]]:
-        """Of each part a key, what it is in words, and its count."""
+        """Key, description and count of each part."""
         words = ("both right", f"only {self.first} right", f"only {self.second} right", "both wrong")
         return list(zip(("both", "first", "second", "neither"), words, self.counts, strict=True))
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: step and value, by step; with `dots` every point is marked, for what is measured now and then."""
+    """A curve of (step, value) points; with `dots` every point is marked, for values measured at few steps."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -192,9 +191,9 @@ class Plot:
     """Curves over the same steps.
 
     Attributes:
-        title: What it shows.
-        axis: What the values are.
-        series: The curves, none of them empty.
+        title: Title of the plot.
+        axis: Title of the y axis.
+        series: The curves; none is empty.
         kept: The step whose weights were kept, or None.
         file: Name of a file for it, without an ending.
     """
@@ -224,7 +223,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Single search results with several scores, unfolded by the reader unless they are `open`."""
+    """Single search results with several scores, collapsed unless they are `open`."""
 
     title: str
     columns: Sequence[str]
@@ -242,9 +241,9 @@ class Section:
     """A part of a report under its heading.
 
     Attributes:
-        heading: Empty where the report is too short for headings.
-        blocks: What stands in it, in order.
-        name: What it is about, where several things are reported on.
+        heading: The heading; empty in a report that is too short for headings.
+        blocks: The content, in order.
+        name: The set or run that it is about, in a report on several.
     """
 
     heading: str
@@ -254,14 +253,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a person reads of a result.
+    """A result in the form that people read.
 
     Attributes:
         title: The heading.
-        about: What was measured on what, for the line below the title.
-        sections: The parts in order.
+        about: The line below the title, such as what was measured on which data.
+        sections: The sections, in order.
         verdict: The verdicts in one line, for programs and the terminal.
-        items: Rows for the list that the HTML page filters and opens, a JSON value; None for a page without it.
+        items: JSON value with the rows of the HTML page's filterable list; None for a page without a list.
     """
 
     title: str
@@ -275,8 +274,8 @@ def short(title: str, about: str, *blocks: Block) -> Report:
     """A report without headings, as a stage prints it.
 
     Args:
-        title: What was done, or the model that did it.
-        about: The rest of the first line.
-        *blocks: What follows.
+        title: Beginning of the first line, such as the model's name.
+        about: Rest of the first line.
+        *blocks: The content.
     """
     return Report(title, about, (Section("", blocks),))

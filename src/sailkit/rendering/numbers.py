@@ -1,4 +1,4 @@
-"""Figures and facts in words, the same on the terminal and on pages."""
+"""Formats figures and facts, the same for the terminal and for pages."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 from sailkit.rendering.model import Cell
 from sailkit.stats.intervals import Estimate
 
-_FIRST_WORDS = ("the ", "accuracy ")  # any other may begin with a name, which is not to be changed
-_LONG = 32  # characters of a name that still fit a table
+_FIRST_WORDS = ("the ", "accuracy ")  # any other first word may be a name, which is not capitalised
+_LONG = 32  # most characters of a name in a table
 _ANSWER_MODES = {"logprob": "labels scored (logprob)", "generate": "generated, then read (generate)"}
-_NULL_IS_NONE = ("chat_template", "shots", "max_new_tokens")  # elsewhere null means that it is not known
+_NULL_IS_NONE = ("chat_template", "shots", "max_new_tokens")  # null means "none" here, elsewhere "unknown"
 
 
 def machine(facts: Mapping[str, Any]) -> str:
-    """Number format and device of a model that ran on a machine of ours, in words; empty where neither is known.
+    """Number format and device of a local model in words; empty if neither is known.
 
     Args:
-        facts: With `dtype` and `device`, or without.
+        facts: May hold `dtype` and `device`.
     """
     named = [str(facts[name]) for name in ("dtype", "device") if facts.get(name)]
     return " on ".join(named)
 
 
 def decimals(*values: float, least: int = 3) -> int:
-    """How many digits it takes for no value that is not 0 to look like 0, and no two values to look alike.
+    """The number of decimals at which no non-zero value looks like 0, and no two values look alike.
 
     Args:
-        values: Those that stand side by side.
-        least: Places that are shown in any case; never more than nine.
+        values: Values that are shown next to each other.
+        least: Least number of decimals; the result is at most nine.
     """
     return next(
         (
@@ -44,19 +44,19 @@ def decimals(*values: float, least: int = 3) -> int:
 
 
 def change(*values: float | None) -> str:
-    """A figure before and after, with as many digits as show that they differ; a dash where it is not known."""
+    """A figure before and after, with enough decimals to show a difference; a dash if it is not known."""
     digits = decimals(*(value for value in values if value is not None))
     return " → ".join("–" if value is None else f"{value:.{digits}f}".replace("-", "−") for value in values)
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """What to call labelers where there is little room: a long name keeps its kind and the end of its model's path.
+    """Short names of labelers: a long name keeps its kind and the end of its model's path.
 
     Args:
-        names: Any number of them.
+        names: The full names.
 
     Returns:
-        Name -> the shortest such form that no other of the names shares; the name itself where there is none.
+        Name -> its shortest unambiguous form, or the name itself if there is none.
     """
     forms = {name: [*_ends(name), name] for name in names}
     taken = [form for own in forms.values() for form in own]
@@ -77,12 +77,12 @@ def figure(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference to three digits, or to as many as show that it is not 0."""
+    """A difference to three decimals, or to as many as show that it is not 0."""
     return f"{value:+.{decimals(value)}f}".replace("-", "−")
 
 
 def p_value(value: float) -> str:
-    """A p-value; small ones by their power of ten."""
+    """A p-value; a small one as a power of ten."""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
@@ -92,12 +92,12 @@ def span(estimate: Estimate) -> str:
 
 
 def capitalised(text: str) -> str:
-    """A text with a capital at its beginning, the rest as it is."""
+    """A text with its first letter capitalised and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: a, b and c."""
+    """Names joined for a sentence: a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -107,7 +107,7 @@ def sentence(text: str) -> str:
 
 
 def value_of(cell: Cell) -> str:
-    """The value of a cell in words; empty where there is none."""
+    """The value of a cell as text; empty if there is none."""
     value = cell.point
     if isinstance(value, float):
         return signed(value) if cell.signed else figure(value)
@@ -115,7 +115,7 @@ def value_of(cell: Cell) -> str:
 
 
 def note_of(cell: Cell) -> str:
-    """What stands smaller beside a value: its interval, or a note."""
+    """The small text after a value: its interval, or a note."""
     if not isinstance(cell.value, Estimate):
         return cell.note
     if cell.signed:
@@ -124,11 +124,11 @@ def note_of(cell: Cell) -> str:
 
 
 def fact(name: str, facts: Mapping[str, Any]) -> str | None:
-    """A setting or an origin in words, None where it is not known; fingerprints are shortened.
+    """A setting or a fact of provenance as text, None if it is not known; fingerprints are shortened.
 
     Args:
-        name: Which.
-        facts: All that is known.
+        name: Name of the fact.
+        facts: All known facts.
     """
     value = facts.get(name)
     if value is None:

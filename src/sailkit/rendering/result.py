@@ -1,4 +1,4 @@
-"""What the results of all stages have in common."""
+"""The base class of the results that stages return."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from sailkit.rendering.model import Report
 
 
 class Result:
-    """A base for the frozen dataclasses that stages return.
+    """Base class of the frozen dataclasses that stages return.
 
-    A class has `to_json`; the `report` module of its folder has `short_report`, which makes it a report. So the class
-    need not know how it is shown, and the report may know all about the class.
+    A subclass defines `to_json`. Its report is made by `short_report` in the `report` module of its folder, so results
+    do not import reports.
     """
 
     def to_json(self) -> Any:
-        """The result as it is written to files and by `--json`."""
+        """The result as JSON values, as in files and with `--json`."""
         raise NotImplementedError
 
     def report(self) -> Report:
-        """What a person reads of it."""
+        """The result as a report."""
         folder = type(self).__module__.rpartition(".")[0]
         report: Report = import_module(f"{folder}.report").short_report(self)
         return report
@@ -34,7 +34,7 @@ class Result:
 
 
 def to_json(result: Any) -> Any:
-    """A stage's result, or a list of them, as JSON values."""
+    """A stage's result, or a list of results, as JSON values."""
     if isinstance(result, (list, tuple)):
         return [to_json(item) for item in result]
     return result.to_json() if hasattr(result, "to_json") else result

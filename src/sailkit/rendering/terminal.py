@@ -1,4 +1,4 @@
-"""A report as terminal text: tables fit the width, and no text from outside is markup."""
+"""Renders a report as terminal text; tables fit the width, and untrusted text is never markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DIGITS = 4
 _GAP = 2  # between columns
 _INTERVAL = len("[0.000, 0.000]")
-_LONG = 32  # characters; a longer heading has a line of its own
+_LONG = 32  # characters; a longer heading gets a separate line
 
 
 def write(report: model.Report) -> None:
@@ -33,7 +33,7 @@ def text(report: model.Report, width: int = 80) -> str:
 
     Args:
         report: The report.
-        width: Characters of a line that tables may take.
+        width: Most characters in a line of a table.
     """
     stream = io.StringIO()
     _write(report, console(stream, width=width))
@@ -50,7 +50,7 @@ def _write(report: model.Report, out: Console) -> None:
             out.print(f"\n[bold]{escape(section.heading)}[/]{escape(section.name and f' ({section.name})')}")
         for block in section.blocks:
             for part in _block(block, out.width):
-                out.print(part, soft_wrap=isinstance(part, str))  # sentences are the terminal's to break
+                out.print(part, soft_wrap=isinstance(part, str))  # the terminal wraps sentences
 
 
 def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa: PLR0912 - a case for each kind
@@ -92,7 +92,7 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
 
 
 def cell(content: model.Cell) -> str:
-    """A cell in one line: four places of a figure, three of its interval."""
+    """A cell in one line: a figure with four decimals, its interval with three."""
     value, sign = content.value, "+" if content.signed else ""
     if value is None:
         return "-"
@@ -115,8 +115,8 @@ def _tables(
 ) -> Iterator[RichTable | str]:
     """A table that fits the terminal.
 
-    Where it does not, intervals stand below their figures and headings are broken; where that is not enough, it
-    becomes several tables, one below the other, each with some of the columns.
+    If it is too wide, intervals move below their figures and headings are wrapped. If that is not enough, the columns
+    are divided among several tables.
     """
     if len(heading) > _LONG:
         yield escape(heading)

@@ -1,1 +1,1 @@
-"""Figures and how certain they are: metrics, intervals, paired tests."""
+"""Statistics: metrics, confidence intervals and paired tests."""

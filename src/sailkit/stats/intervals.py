@@ -1,7 +1,7 @@
-"""Confidence intervals: of proportions, of any other function of counts, and of items in groups.
+"""Confidence intervals of proportions and of other functions of counts, for single items or items in groups.
 
 Units are resampled: items, or whole groups of items where groups are declared. Each gets a random weight (the Bayesian
-bootstrap, Rubin 1981). A bootstrap knows only the sample: from ten right answers it always draws ten right answers.
+bootstrap, Rubin 1981). A bootstrap never leaves its sample: from ten right answers it always draws ten right answers.
 So the low end is computed with one additional unit that lowers the figure, and the high end with one that raises it.
 For a proportion of single items, that is exactly the interval of Clopper and Pearson (1934).
 """
@@ -23,8 +23,8 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
-# Units (items, or groups where there are any) that a verdict requires. With fewer, the interval of an accuracy can be
-# wider than 0.46: only differences too large to need a test would show.
+# Least number of units (items, or groups where declared) for a verdict. With fewer, the interval of an accuracy can be
+# wider than 0.46, so that only differences too large to need a test would be significant.
 LEAST_UNITS = 20
 LEAST_ROWS = 5  # held-out rows that an interval of their mean requires
 _DRAWN_AT_ONCE = 500
@@ -50,10 +50,10 @@ class Estimate:
 
 
 def read_estimates(flat: Mapping[str, Any]) -> dict[str, Estimate]:
-    """The figures with an interval among those of a JSON file, where each is written as `x`, `x_low` and `x_high`.
+    """Read the figures with an interval from JSON, where each is written as `x`, `x_low` and `x_high`.
 
     Args:
-        flat: Names and values as `Estimate.flat` writes them; other keys, and figures without a value, are left out.
+        flat: Names and values as `Estimate.flat` writes them; other keys and null values are ignored.
     """
     return {
         name: Estimate(value, flat[f"{name}_low"], flat[f"{name}_high"])
@@ -66,8 +66,8 @@ def proportion(count: float, total: float) -> Estimate:
     """A share of independent items with its exact interval (Clopper and Pearson 1934).
 
     Args:
-        count: How many have the property.
-        total: Of how many; of 0 items the interval is [0, 1].
+        count: Number of items with the property.
+        total: Number of items; for 0 the interval is [0, 1].
     """
     from scipy.special import betaincinv  # scipy.stats would cost a second to import
 
@@ -81,11 +81,11 @@ def proportion(count: float, total: float) -> Estimate:
 
 @dataclass(frozen=True)
 class Units:
-    """Resampling units: a table of counts for each distinct kind of unit, and how many there are of it.
+    """Resampling units, grouped by equal tables of counts.
 
     Attributes:
-        tables: Shape (kinds of unit, *shape of a table).
-        times: How many units are of each kind.
+        tables: The distinct tables; shape (kinds of unit, *shape of a table).
+        times: Number of units with each table.
     """
 
     tables: Counts
@@ -93,7 +93,7 @@ class Units:
 
     @classmethod
     def of_counts(cls, counts: Counts) -> Units:
-        """Single items, from the counts of the cells."""
+        """Units of one item each, from a table of counts."""
         cells = np.flatnonzero(counts)
         tables = np.zeros((len(cells), counts.size), dtype=np.int64)
         tables[np.arange(len(cells)), cells] = 1
@@ -101,7 +101,7 @@ class Units:
 
     @classmethod
     def of_cells(cls, cells: Counts, shape: tuple[int, ...], groups: Sequence[str] | None = None) -> Units:
-        """Items given by their cells; those of one group are one unit.
+        """Units from the cell of each item; the items of a group form one unit.
 
         Args:
             cells: Shape (items, dimensions of a table).
@@ -116,7 +116,7 @@ class Units:
         tables = np.zeros((len(index), *shape), dtype=np.int64)
         np.add.at(tables, (np.array([index[name] for name in groups], dtype=np.int64), *cells.T), 1)
         kinds, times = np.unique(tables.reshape(len(index), math.prod(shape)), axis=0, return_counts=True)
-        # The order of `of_counts`, so that groups of one item each get the weights that items get.
+        # The order of `of_counts`: groups of one item get the same random weights as single items.
         return cls(kinds[::-1].reshape(-1, *shape), times[::-1].astype(np.int64))
 
     @property
@@ -141,9 +141,9 @@ class Resampled:
 
     Attributes:
         units: The units.
-        weights: Of each kind of unit in each resample, shape (resamples, kinds).
-        more: In each resample, the weight of one additional unit of average size, in items.
-        size: The average size of a unit, in items.
+        weights: Weight of each kind of unit in each resample; shape (resamples, kinds).
+        more: Weight of one additional unit of average size in each resample, in items.
+        size: Average number of items in a unit.
     """
 
     units: Units

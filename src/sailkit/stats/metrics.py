@@ -45,7 +45,7 @@ def confusion_units(
         gold: The true label of each item.
         predicted: A label, `unreadable` or `refused` for each item.
         labels: The task's labels.
-        groups: The group of each item, which is then a unit; None where each item is one.
+        groups: The group of each item, if groups are resampled; None if items are.
     """
     index = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
     cells = np.array([[index[g], index[p]] for g, p in zip(gold, predicted, strict=True)], dtype=np.int64).reshape(
@@ -162,7 +162,7 @@ def prior_accuracy(counts: Counts) -> float:
 
 
 def bounds(counts: Counts) -> tuple[float, float]:
-    """Accuracy with every item without a label wrong, and with every one right."""
+    """Accuracy if every item without a label counts as wrong, and if every one counts as right."""
     labels = counts.shape[-2]
     total = max(int(counts.sum()), 1)
     hit = int(np.trace(counts))
@@ -223,7 +223,7 @@ def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact McNemar test: the binomial probability of so uneven a split of the discordant items."""
+    """P-value of the two-sided exact McNemar test: a binomial test of the split of the discordant items."""
     from scipy.special import bdtr  # scipy.stats would cost a second to import
 
     both = only_a + only_b
@@ -237,7 +237,7 @@ def sign_flip(differences: Sequence[int]) -> float:
     group need not be independent. With groups of one item it is McNemar's exact test.
 
     Args:
-        differences: Of each group, how many more items the first has right than the second.
+        differences: For each group, how many more items the first has right than the second.
     """
     probabilities = np.ones(1)  # of every sum of signed differences, from the least to the greatest
     for size in filter(None, map(abs, differences)):
@@ -264,7 +264,7 @@ def minimum_detectable_difference(discordant: float, n: float, power: float = 0.
 
     Args:
         discordant: Items on which exactly one of the two is right.
-        n: All items; of items in groups both are divided by the design effect.
+        n: All items; for items in groups, divide both numbers by the design effect.
         power: Probability of detecting a true difference of that size.
         level: The test's level.
 
@@ -273,7 +273,7 @@ def minimum_detectable_difference(discordant: float, n: float, power: float = 0.
     """
     from scipy.special import gammaincinv, ndtri
 
-    # Fewer discordant items than `needed` are never significant, however they fall. The difference itself causes
+    # Fewer discordant items than `needed` are never significant, however they split. The difference itself causes
     # discordant items: it must be large enough to cause that many (a Poisson count) with the given power.
     needed = math.floor(math.log2(2 / level)) + 1
     least = float(gammaincinv(needed, power))
