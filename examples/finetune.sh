@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A small model learns to use search results and is measured against the model that it was; about an hour on two cores.
-# A stopped run goes on with the same command.
+# Train a small model to use search results and compare it with its base; about an hour on two cores. The same command
+# resumes a stopped run.
 #
 #   examples/finetune.sh SHARED OUT
 #
-# SHARED holds climate-fever/, factcheckgpt/ and corpus/; everything that is made goes to OUT.
+# SHARED holds climate-fever/, factcheckgpt/ and corpus/; all output goes to OUT.
 set -euo pipefail
 if [ $# -ne 2 ]; then sed -n '2,7p' "$0" >&2; exit 2; fi
 here=$(cd "$(dirname "$0")" && pwd) shared=$(cd "$1" && pwd)
 mkdir -p "$2" && cd "$2"
 claims=$shared/climate-fever/climate-fever.jsonl
 
-# Claims of one half of Climate-FEVER with their evidence, false claims beside their corrections, and questions with an
-# answer that is right or right for another question, which only the passage can tell.
+# Claims of one half of Climate-FEVER with their evidence; false claims with their corrections; questions with their own
+# answer or that of another question, which only the passage can decide.
 [ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
 judged=(--distractors random --supported 0.75 --shares)
 sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.35,0.3,0.3 --held-out 0.05 \
@@ -24,7 +24,7 @@ sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${jud
 
 sailkit finetune "$here/../recipes/smollm2-sail.yaml" --out tuned
 
-# On the other half: with its evidence, with that of other claims, with none. Evidence minus random is what search gives.
+# The other half: with its evidence, with that of other claims, with none. Evidence minus random is what search gives.
 for search in evidence random none; do
   sailkit evaluate --model smollm2-135m --task climate-fever --data "$claims" --half second --search $search --results 3 \
     --dtype float32 --out "base-$search"
