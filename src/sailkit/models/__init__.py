@@ -1,1 +1,1 @@
-"""Models: causal language models here or behind an endpoint, and encoders."""
+"""Models: local causal language models, models behind an endpoint, and sentence encoders."""

@@ -1,4 +1,4 @@
-"""The protocol of models, their replies, and the options to load and run them."""
+"""The model protocol, the replies of models, and the options to load and run them."""
 
 # Annotations stay objects here: cyclopts evaluates those of a derived options class in the module that derives it.
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from sailkit.prompts.render import Prompt
 from sailkit.records import AnswerScore
 
 SCORE_RESERVE = 8  # tokens of the context that are reserved for an answer that is scored
-Finished = Callable[[str], bool]  # from the text so far to whether the answer is complete
+Finished = Callable[[str], bool]  # takes the text so far, and returns whether the answer is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Reply:
 
 
 class Model(Protocol):
-    """Anything that answers prompts; a verb's `model` takes `module:attribute` for a class of your own.
+    """A model that answers prompts; to use your own class, pass `module:attribute` as a verb's `model`.
 
-    A stage calls `plan` once with all prompts of the run, then `score` or `generate` for each batch of the plan. A run
-    that was stopped plans again and continues with the first batch that is not written, so a plan may depend on its
+    A stage calls `plan` once with all prompts of the run, then `score` or `generate` for each batch of the plan. A
+    resumed run plans again and continues with the first batch that is not written, so a plan must depend on its
     arguments alone.
 
     Attributes:
@@ -56,9 +56,9 @@ class Model(Protocol):
     name: str
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the answers, as JSON values, such as fingerprints of files and versions.
+        """Everything that determines the answers, as JSON values, such as fingerprints of files and versions.
 
-        It is written to the run's manifest, and a run only continues with the same description.
+        It is written to the run's manifest; a run resumes only with the same description.
 
         Returns:
             At least `model`, the model's name.
@@ -102,8 +102,8 @@ class Model(Protocol):
         Args:
             prompts: One batch of the plan.
             max_new_tokens: Most tokens of an answer.
-            finished: Whether an answer is complete, given its text so far.
-            likely: Likely complete answers; they may save time, and change no answer.
+            finished: Returns whether an answer is complete, given its text so far.
+            likely: Likely complete answers; they may save time, but never change an answer.
 
         Returns:
             A reply for each prompt, with `text`.
@@ -112,7 +112,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Where and in which number format a model runs here.
+    """Device and number format of a local model.
 
     Attributes:
         dtype: Number format; auto takes bfloat16 where the machine is faster in it.
@@ -127,8 +127,8 @@ class DeviceOptions:
 class ModelOptions(DeviceOptions):
     """How to load and run a model.
 
-    A verb takes it as one parameter, whose attributes the command line shows as flags; their help is the text below.
-    A verb that leaves an attribute out, or words its help differently, derives a class: a field declared there as
+    A verb takes it as one parameter, whose attributes become flags on the command line; their help is the text below.
+    To leave out a flag or to change its help, derive a class: a field that is declared there as
     `Annotated[..., Parameter(parse=False)]` is no flag, and a text under `Attributes` replaces the one here.
 
     Attributes:
@@ -140,8 +140,8 @@ class ModelOptions(DeviceOptions):
         max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
         trust_remote_code: Run code that the model's repository carries.
-        date: The day, as YYYY-MM-DD, for chat templates that read the clock; by default the day of the model's own
-            training here, else today. A run that goes on keeps its day.
+        date: The date, as YYYY-MM-DD, for chat templates that read the clock; by default the date with which sailkit
+            trained the model, else today. A resumed run keeps its date.
     """
 
     chat: Literal["auto", "on", "off"] = "auto"
@@ -156,12 +156,12 @@ class ModelOptions(DeviceOptions):
 
 
 def is_endpoint(name: str) -> bool:
-    """Whether a name is that of a model behind a server."""
+    """Whether a name denotes a model behind a server."""
     return name.startswith("endpoint:")
 
 
 def check_scorable(model: Model) -> None:
-    """Refuse to score answers of a model whose prompts end within a thought, where no answer is expected.
+    """Raise a UserError for a model whose prompts end within a thought: answers cannot be scored there.
 
     The thought is not closed here, because a model that was trained to think has not learned to answer without it.
 

@@ -1,4 +1,4 @@
-"""Batches of sequences of similar length, planned for a whole run before any of it is computed."""
+"""Divides the sequences of a whole run into batches of similar length."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def batch_by_length(
     ties: Sequence[int] | None = None,
     fits: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """Batches of items of similar length, longest first, each within a budget of tokens with padding.
+    """Divide items into batches of similar length, longest first, each within a budget of tokens including padding.
 
-    A row's low bits depend on the rows that it shares a batch with, so a plan depends on its arguments alone: it is
-    made from the whole input, before sharding or resuming, and a change of the rule changes stored values.
+    The low bits of a result depend on the rows that share its batch. So the batches depend on the arguments alone: plan
+    the whole input before sharding or resuming. A change of this rule changes stored values.
 
     Args:
-        lengths: Tokens of each item; of its longest sequence, where it has several.
-        budget: Most tokens of a batch. An item that has more is a batch by itself.
-        sequences: How many sequences each item puts into the batch; by default one.
-        ties: Orders items of the same length, the smallest first; by default, and last, their index does.
-        fits: Whether the items of a batch may be together for other reasons than their tokens.
+        lengths: Tokens of each item, or of its longest sequence if it has several.
+        budget: Most tokens of a batch. An item with more tokens gets a separate batch.
+        sequences: Number of sequences of each item; by default one.
+        ties: Sort keys of items of the same length, the smallest first; remaining ties are sorted by index.
+        fits: Returns whether items may share a batch, as a further condition.
 
     Returns:
         Indices of the items of each batch.

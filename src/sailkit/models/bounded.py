@@ -1,4 +1,4 @@
-"""HTTP responses are read up to a limit of bytes, counted after decompression: servers are not trusted."""
+"""Limits the size of HTTP responses after decompression, because servers are not trusted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-ENCODING = "gzip"  # what requests accept; deflate is decompressed too
+ENCODING = "gzip"  # the `Accept-Encoding` of requests; deflate is decompressed too
 _PIECE = 2**18  # bytes that are decompressed at a time, so that a small response cannot fill the memory
 
 
@@ -15,7 +15,7 @@ class TooLargeError(Exception):
 
 
 class PackingError(Exception):
-    """A response is compressed in a way that cannot be read."""
+    """The compression of a response is unknown or damaged."""
 
 
 def limit_body(limit: int) -> Callable[[Any], Awaitable[None]]:
@@ -36,7 +36,7 @@ def limit_body(limit: int) -> Callable[[Any], Awaitable[None]]:
 
 
 def _limited(stream: Any, encoding: str, limit: int) -> Any:
-    # httpx checks for its own class of streams, and releases of openai use httpx or httpx2.
+    # The response must keep httpx's stream class; depending on its release, openai uses httpx or httpx2.
     base: Any = next(kind for kind in type(stream).__mro__ if kind.__name__ == "AsyncByteStream")
 
     class Limited(base):  # type: ignore[misc]
@@ -67,7 +67,7 @@ def _unpacker(encoding: str) -> Callable[[bytes], Iterator[bytes]]:
         nonlocal state
         try:
             while chunk:
-                if state.eof:  # gzip files may follow one another
+                if state.eof:  # a gzip stream may have several members
                     state = zlib.decompressobj(kind)
                 yield state.decompress(chunk, _PIECE)
                 chunk = state.unused_data if state.eof else state.unconsumed_tail

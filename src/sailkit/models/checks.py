@@ -1,4 +1,4 @@
-"""Failures of a forward pass that the user can mend: NaN, a full memory, tokens without an embedding."""
+"""Turns failures of a forward pass that the user can fix into errors: NaN, out of memory, missing embeddings."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_for(what: str, mend: str) -> Iterator[None]:
-    """Turn running out of memory into a UserError.
+    """Turn an out-of-memory error into a UserError.
 
     Args:
-        what: What is computed, as in "moving a model to cuda".
-        mend: What would need less memory.
+        what: The activity, such as "moving a model to cuda".
+        mend: How to need less memory.
 
     Raises:
         UserError: Memory ran out.
@@ -48,11 +48,11 @@ def memory_for(what: str, mend: str) -> Iterator[None]:
 
 
 def check_tokens(rows: Sequence[Sequence[int]], embeddings: int, tokenizer: Any, name: str) -> None:
-    """Refuse tokens that a model has no embedding for; on a GPU they would end in an assertion that names nothing.
+    """Raise a UserError for tokens without an embedding; on a GPU they would fail in an assertion without details.
 
     Args:
         rows: Token ids.
-        embeddings: How many embeddings the model has.
+        embeddings: Number of embeddings of the model.
         tokenizer: The tokenizer of the ids, for the error.
         name: The model's name, for the error.
 

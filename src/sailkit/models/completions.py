@@ -1,4 +1,4 @@
-"""Reading the bodies of a server's responses: completions and errors, in the variants of different servers."""
+"""Reads the bodies of responses, completions and errors, in the variants of different servers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from sailkit.models.masking import NO_KEY, KeyMask
 from sailkit.text import without_surrogates
 
-_ROUNDING = 1e-3  # by which a log-probability may be above 0
-_MAX_BODY = 4000  # characters of a body that is not JSON, of which one line is shown
+_ROUNDING = 1e-3  # how far a log-probability may exceed 0
+_MAX_BODY = 4000  # characters of a body that is not JSON that are searched for the key; one line is shown
 # Codes and words of errors about the content of a request; any other error may be about every request.
 _ABOUT_ITEM = re.compile(
     r"content[ _-]?(?:filter|polic|management)|responsible ?ai|moderation|safety|flagged|inappropriate|harmful"
@@ -33,12 +33,12 @@ class Answer:
     Attributes:
         text: The message's content; several parts of text are joined.
         finish_reason: Why the server stopped.
-        prompt_tokens: As the server counted them; 0 if it does not say.
-        completion_tokens: Likewise.
+        prompt_tokens: The server's count; 0 if it gives none.
+        completion_tokens: The same for the completion.
         top_logprobs: Tokens at the first generated position and their log-probabilities; empty if not given.
         model: The server's name for the model.
         system_fingerprint: The server's name for its configuration.
-        refusal: The server's or the model's reason not to answer; None if there is an answer.
+        refusal: Why the server or the model refused; None if there is an answer.
         thought: The reasoning before the answer, if the server separates the two.
     """
 
@@ -54,7 +54,7 @@ class Answer:
 
 
 class PassingError(Exception):
-    """A failure that may pass with another try.
+    """A transient failure, to be retried.
 
     Attributes:
         wait: Seconds that the server asks to wait.
@@ -72,11 +72,11 @@ class ItemRefusedError(Exception):
 
 
 def read_choice(text: str, mask: KeyMask = NO_KEY) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The body of a completion and the first of its choices, with the key masked.
+    """Read the body of a completion and its first choice, with the key masked.
 
     Raises:
-        ItemRefusedError: It is an error about the content of the request; some servers send it with status 200.
-        PassingError: It is not a completion.
+        ItemRefusedError: The body is an error about the content of the request; some servers send it with status 200.
+        PassingError: The body is not a completion.
     """
     try:
         # Half a surrogate pair is JSON, but cannot be written as UTF-8.
@@ -125,7 +125,7 @@ def read_completion(text: str, mask: KeyMask = NO_KEY) -> Answer:
 
 
 def _parts(message: Mapping[str, Any]) -> dict[str, list[str]] | None:
-    """A message's text, thought and refusal; None if its content has an unknown form."""
+    """A message's text, thought and refusal; None if the structure of its content is unknown."""
     parts: dict[str, list[str]] = {"text": [], "thought": [], "refusal": []}
     for name in ("reasoning_content", "reasoning"):  # vLLM and others; some send both, with the same text
         if isinstance(value := message.get(name), str) and not parts["thought"]:
@@ -155,14 +155,14 @@ def _part(part: object) -> Iterator[tuple[str, str]]:
     for name, kind in (("text", "text"), ("refusal", "refusal"), ("thinking", "thought"), ("reasoning", "thought")):
         if isinstance(part.get(name), str):
             yield kind, part[name]
-        elif kind == "thought" and isinstance(part.get(name), list):  # Mistral's thoughts are lists again
+        elif kind == "thought" and isinstance(part.get(name), list):  # Mistral nests thoughts in a list of parts
             for inner in part[name]:
                 if isinstance(inner, dict) and isinstance(inner.get("text"), str):
                     yield kind, inner["text"]
 
 
 def _hidden(counts: Mapping[str, Any], text: str, finish_reason: str | None) -> str | None:
-    """A note in place of a hidden thought that used up all tokens of the answer."""
+    """A note in place of a thought that the server hides, if it used up all tokens of the answer."""
     details = counts.get("completion_tokens_details")
     tokens = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
     return f"({tokens} tokens, not shown)" if tokens and not text and finish_reason == "length" else None
@@ -184,12 +184,12 @@ def _first_position(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
     except (KeyError, IndexError, TypeError, ValueError):
         return []
     if any(logprob > _ROUNDING for _, logprob in logprobs):
-        return []  # a probability above 1: these numbers are something else
+        return []  # a probability above 1: these numbers are no log-probabilities
     return [(token, logprob) for token, logprob in logprobs if math.isfinite(logprob)]
 
 
 def error_message(text: str, mask: KeyMask = NO_KEY) -> str:
-    """The message of an error's body, else the body, as one short line."""
+    """The message in the body of an error, or else the body, as one short line."""
     try:
         data = mask.value(json.loads(text))
         error = data.get("error") or data.get("detail") or data.get("message")
@@ -199,11 +199,11 @@ def error_message(text: str, mask: KeyMask = NO_KEY) -> str:
 
 
 def is_about_item(text: str, most_tokens: int = 0) -> bool:
-    """Whether an error is about the content of its request, such as a content filter's, by its codes or words.
+    """Whether the codes or words of an error are about the content of its request, such as those of a content filter.
 
     Args:
         text: The error's body.
-        most_tokens: Most tokens of an answer; if these alone fill the context, the content is not the reason.
+        most_tokens: Token limit of the answer; if it alone fills the context, the content is not the reason.
     """
     try:
         data = json.loads(text)

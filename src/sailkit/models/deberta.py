@@ -1,4 +1,4 @@
-"""A faster forward pass of DeBERTa-v2 and v3 classifiers: the same arithmetic, without what a score does not need.
+"""A faster forward pass for DeBERTa-v2 and v3 classifiers, which skips what the logits do not depend on.
 
 The implementation in transformers projects all 512 relative positions in every layer of every batch, repeats them for
 each row, gathers from the products, and computes the last layer for every token although the classifier reads only the
@@ -87,7 +87,7 @@ class LeanDeberta:
         return module.pos_key_proj(embeddings), module.pos_query_proj(embeddings)
 
     def _make_positions(self, length: int) -> list[tuple[Tensor, Tensor]]:
-        """Those of every distance in a sequence of some length, as `_attend` takes them."""
+        """The projections of every distance in a sequence of the given length, as `_attend` takes them."""
         from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
         attention = self._attention[0]
@@ -104,7 +104,7 @@ class LeanDeberta:
 
 @torch.inference_mode()
 def lean_forward(model: Any) -> Any:
-    """A function from inputs to logits: the faster pass if it agrees on a few tokens, else the model's own."""
+    """A function from inputs to logits: the faster pass if it agrees on a few tokens, else the model's `forward`."""
 
     def plain(**inputs: Tensor) -> Tensor:
         logits: Tensor = model(**inputs).logits
@@ -126,5 +126,5 @@ def lean_forward(model: Any) -> Any:
         faster = LeanDeberta(model)
         difference = faster(ids, keep) - plain(input_ids=ids, attention_mask=keep)
     except (AttributeError, ImportError, TypeError, ValueError, RuntimeError):
-        return plain  # another release of transformers
+        return plain  # the modules differ in this release of transformers
     return faster if bool(difference.abs().max() < _TOLERANCE.get(model.dtype, 0.0)) else plain

@@ -1,4 +1,4 @@
-"""Decoding of generated token ids: special tokens are skipped, except those that delimit a thought."""
+"""Decodes generated token ids without special tokens, except those that delimit a thought."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sailkit.prompts.thoughts import is_mark
 
 
 class AnswerDecoder:
-    """Decodes answers; without its delimiters, a thought would be read as the answer."""
+    """Decodes answers and keeps the delimiters of thoughts; without them, a thought would be read as the answer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Look up the thought delimiters among the tokenizer's special tokens; most tokenizers have none."""

@@ -1,4 +1,4 @@
-"""Sentence encoders of sentence-transformers, with special tokens in texts read as plain text."""
+"""Loads encoders of sentence-transformers that read special tokens in texts as plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
 
     Args:
         name: `minilm-l6-v2`, a folder or a hub id.
-        needed_for: What needs it, for the error if the library is not installed.
+        needed_for: The feature that needs it, for the error if the library is not installed.
         device: `auto` or a torch device.
 
     Raises:
@@ -44,7 +44,7 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
 
 
 def guard_texts(model: Any) -> Any:
-    """Have a SentenceTransformer encode special tokens in texts as plain text.
+    """Make a SentenceTransformer encode special tokens in texts as plain text.
 
     Returns:
         Its original tokenizer, which is the one to save with the model.
@@ -56,7 +56,7 @@ def guard_texts(model: Any) -> Any:
 
 
 def _check(name: str, source: Source) -> None:
-    """Refuse language models, and warn of models without a pooling config: the library would load any model."""
+    """Refuse language models and warn of models without a pooling config, because the library loads any model."""
     if (source.folder / "modules.json").exists():
         return
     config = (source.base or source).folder / "config.json"

@@ -1,4 +1,4 @@
-"""A model behind any OpenAI-compatible server, with chat completions; each answer is paid for once."""
+"""A model behind an OpenAI-compatible server, through cached chat completions."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from sailkit.urls import server_url
 
 ENDPOINT_FORM = "endpoint:MODEL@BASE_URL, such as endpoint:qwen2.5-7b@http://127.0.0.1:8000/v1"
 TOP_LOGPROBS = 20  # the most that servers commonly give
-SCORE_TOKENS = 16  # for an answer that is read if log-probabilities do not decide
-_MIN_PROBABILITY = 1e-7  # below it, a server's rounding decides
-LABEL_SHARE = 0.5  # of the first token's probability that the answer words must hold
-_FORMAT = 2  # of a cached answer: raise it when Answer, or how it is read, changes
-_BATCHES = 4  # prompts of a batch, in multiples of the concurrency: few idle slots, few requests to repeat
+SCORE_TOKENS = 16  # length of the answer that is read if the log-probabilities do not decide
+_MIN_PROBABILITY = 1e-7  # smaller probabilities are rounding of the server
+LABEL_SHARE = 0.5  # least probability of all answer words together at the first token
+_FORMAT = 2  # version of cached answers: raise it when Answer, or how it is read, changes
+_BATCHES = 4  # batch size in multiples of the concurrency: few idle slots, few requests to repeat
 _NAME = re.compile(r"endpoint:(?P<model>.+)@(?P<url>https?://.+)", re.DOTALL)  # greedy: the last such @
 
 
 class EndpointModel:
     """A model behind an OpenAI-compatible server, at temperature 0.
 
-    Every answer goes to the cache as it arrives, and a cached request is never sent again. The server applies its own
-    chat template and knows its own limits, so prompts are neither rendered nor shortened here.
+    Every answer is cached as it arrives, and a cached request is never sent again. The server applies its chat template
+    and its limits, so prompts are neither rendered nor shortened here.
 
     Attributes:
-        name: As the user wrote it.
+        name: The name that the user gave.
         client: The client of the server, with its budget; repeats share it.
         repeat: The number of the repetition, a part of the cache's key.
-        served_by: The model and configuration that the server names in its answers -> how many answers.
+        served_by: Model and configuration that the server reports -> number of answers.
     """
 
     def __init__(self, model: str, base_url: str, options: ModelOptions) -> None:
@@ -78,7 +78,7 @@ class EndpointModel:
         return other
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the model that decides its answers, as far as a client knows it."""
+        """Everything that determines the answers, as far as a client knows it."""
         return {
             "model": self.name,
             "served_model": self.model,
@@ -93,7 +93,7 @@ class EndpointModel:
         }
 
     def count_tokens(self, text: str) -> int:
-        """An estimate of the tokens of a text: one for four bytes."""
+        """Estimate the tokens of a text: one for four bytes."""
         return math.ceil(len(text.encode()) / 4)
 
     def plan(self, prompts: Sequence[Prompt], reserve: int, names: Sequence[str] = ()) -> list[list[int]]:
@@ -133,11 +133,11 @@ class EndpointModel:
             prompts: The prompts.
             max_new_tokens: Most tokens of an answer.
             repeats: How often each prompt is sent.
-            scored: Whether answers are scored, not generated; their length is then `SCORE_TOKENS`.
+            scored: Whether answers are scored instead of generated; their length is then `SCORE_TOKENS`.
 
         Returns:
-            `requests` that are not in the cache, their `prompt_tokens` (roughly: a token for four bytes), and their
-            `completion_tokens` at most.
+            The number of `requests` that are not cached, their estimated `prompt_tokens`, and the upper bound of their
+            `completion_tokens`.
         """
         length = SCORE_TOKENS if scored else max_new_tokens
         bodies = [self._body(prompt, length, scored=scored) for prompt in prompts]
@@ -155,7 +155,7 @@ class EndpointModel:
         }
 
     def _body(self, prompt: Prompt, max_tokens: int, *, scored: bool = False) -> Body:
-        """One request. Untrusted text is escaped: a server would encode `<|im_end|>` in it as the special token."""
+        """Build a request. Untrusted text is escaped, because a server would encode `<|im_end|>` as a special token."""
         messages = []
         for message in prompt:
             content = ""
@@ -168,7 +168,7 @@ class EndpointModel:
         return body | ({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if scored else {})
 
     def _key(self, body: Body) -> dict[str, Any]:
-        # The request as it was planned, not as it was sent: a server may have refused log-probabilities.
+        # The planned request, which may differ from the one sent if the server refused log-probabilities.
         return {"format": _FORMAT, "base_url": self.base_url, "repeat": self.repeat, "request": body}
 
     def _stored(self, body: Body) -> Answer | None:
@@ -200,7 +200,7 @@ class EndpointModel:
         return [known[name] for name in names]
 
     def _warn(self, message: str) -> None:
-        """Warn once, in all repeats."""
+        """Warn once for all repeats."""
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -217,21 +217,21 @@ def read_name(name: str) -> tuple[str, str]:
 
 
 def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -> dict[str, AnswerScore]:
-    """Scores of labels from the likeliest first tokens, if these decide.
+    """Scores of labels from the likeliest first tokens, if these are sufficient.
 
     A server lists only some tokens (up to 20), so a label's log-probability is observed or bounded. A listed token that
     equals the label's answer word, up to case and white space, is an observation, and so is a token that begins this
-    word and no other (`Y`); several add up. A label without such a token has an upper bound: below every listed token,
-    and at most the probability that the listed tokens leave.
+    word and no other (`Y`); their probabilities are added. A label without such a token gets an upper bound: the least
+    listed probability, or what the listed tokens leave of 1 if that is less.
 
     Args:
         top: Tokens and log-probabilities.
         answers: Label -> answer word.
 
     Returns:
-        Answer word -> score. Nothing if the text has to be read instead: the likeliest token is not an answer word (but
-        white space, a quote, a thought), the answer words have less than `LABEL_SHARE` of the probability, or one of
-        them takes several tokens, so that its first token does not give its probability.
+        Answer word -> score. Empty if the text has to be read instead: the likeliest token is not an answer word (but
+        white space, a quote, a thought), the answer words have less than `LABEL_SHARE` of the probability, or an answer
+        word has several tokens, so that its first token does not give its probability.
     """
     words = {label: word.strip().casefold() for label, word in answers.items()}
     listed = [(token.strip().casefold(), logprob) for token, logprob in top]

@@ -1,4 +1,4 @@
-"""Greedy generation in batches, within one regime of RoPE frequencies at a time."""
+"""Greedy generation in batches whose sequences have the same RoPE frequencies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def generate_batch(model: Any, batch: Sequence[Rendered], max_new_tokens: int, f
 def _continue(
     model: Any, batch: Sequence[Rendered], alive: list[int], written: list[list[int]], limit: int, finished: Finished
 ) -> list[int]:
-    """Continue some answers of a batch, as long as their RoPE frequencies are those of the cache.
+    """Continue some answers of a batch while their RoPE frequencies are those of the cache.
 
     Args:
         model: A LocalModel.
@@ -45,8 +45,7 @@ def _continue(
         finished: Whether a text is complete.
 
     Returns:
-        Indices of the answers that have become so long that their cached keys have the wrong frequencies; their
-        cache must be computed again.
+        Indices of the answers whose length has crossed the RoPE threshold, so that their cache must be recomputed.
     """
     rows = [replace(batch[i], ids=batch[i].ids + tuple(written[i])) for i in alive]
     regime = model.lengths.regime(len(rows[0].ids))

@@ -28,9 +28,9 @@ from sailkit.models.masking import KeyMask
 if TYPE_CHECKING:
     import openai
 
-_MAX_FAILURES_IN_A_ROW = 8  # failures of unknown kinds without an answer between them, before the run stops
+_MAX_FAILURES_IN_A_ROW = 8  # consecutive failures of unknown kinds before the run stops
 _MAX_CAUSE = 4000  # characters of an exception that are searched for the key
-# Parameters that some servers refuse, and those that some know by another name only.
+# Parameters that some servers refuse, and parameters that some servers know only by another name.
 _MAY_BE_LEFT_OUT = ("temperature",)
 _MAY_BE_RENAMED = {"max_tokens": "max_completion_tokens"}
 
@@ -38,20 +38,20 @@ Body = dict[str, Any]
 
 
 class _OtherFormError(Exception):
-    """The server wants the request in another form, which the client knows now."""
+    """The server requires another form of the request, which the client has recorded; send it again."""
 
 
 class ChatClient:
-    """A client of one server.
+    """A client of an OpenAI-compatible server.
 
     Attributes:
         name: The server's name in errors.
-        sent: HTTP requests so far.
-        served: Whether the server has answered such a request; a refusal is then about the content, not the form.
-        left_out: Parameters that the server has refused, and that are not sent any more.
+        sent: Number of HTTP requests so far.
+        served: Whether the server has answered a request of this form; later refusals are then about the content.
+        left_out: Parameters that the server has refused; they are not sent again.
         renamed: Parameters that the server knows by another name.
-        tries: How often a prompt is sent before giving up.
-        backoff: Seconds before the second try, doubled for each try after.
+        tries: Most attempts to send a request.
+        backoff: Seconds before the second attempt, doubled for each further attempt.
     """
 
     tries = 6
@@ -78,17 +78,17 @@ class ChatClient:
         self._api_key()
 
     def ask(self, bodies: Mapping[str, Body], keep: Callable[[str, Answer], None]) -> None:
-        """Send requests, and pass on each answer as soon as it arrives.
+        """Send requests, and pass each answer to `keep` as soon as it arrives.
 
-        After a failure nothing more is sent, but the answers to open requests are awaited and passed on, because they
-        are paid for. A refusal of the content of a request is not a failure but its answer, with `Answer.refusal`.
+        After a failure no further request is sent, but open requests are awaited and their answers kept, because they
+        are paid for. A refusal of the content of a request is no failure, but an answer with `Answer.refusal`.
 
         Args:
             bodies: Requests by name.
             keep: Called with the name of a request and its answer.
 
         Raises:
-            UserError: The server refused, did not answer in any try, or the budget is used up.
+            UserError: The server refused, did not answer in any attempt, or the budget is used up.
         """
         _run(self._ask_all(bodies, keep))
 
@@ -96,7 +96,7 @@ class ChatClient:
         import openai
 
         slots, stop = asyncio.Semaphore(self.options.concurrency), asyncio.Event()
-        # A redirect would carry prompts to another server than the one named, and turn a POST into a GET.
+        # A redirect would send prompts to a server that the user did not name, and turn a POST into a GET.
         hooks = {"response": [limit_body(self.most_bytes())]}
         headers = {"Accept-Encoding": ENCODING}
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None, event_hooks=hooks, headers=headers)
@@ -117,7 +117,7 @@ class ChatClient:
             raise failure
 
     async def _ask(self, client: openai.AsyncOpenAI, body: Body, stop: asyncio.Event) -> Answer | None:
-        """Send a request until it is answered, its tries are used up, or another request has failed for good."""
+        """Send a request until it is answered, its attempts are used up, or another request has failed finally."""
         failures = 0
         while not stop.is_set():
             try:
@@ -182,29 +182,29 @@ class ChatClient:
         return read_completion(text, self.mask())
 
     def refused(self, reason: str) -> Answer:
-        """The answer to a request whose content the server refuses."""
+        """An answer that records a refusal of the request's content."""
         return Answer("", refusal=reason)
 
     def refused_logprobs(self, message: str) -> Exception:
-        """The error if the server refuses log-probabilities; this client requests none from now on."""
+        """Stop requesting log-probabilities, which the server refuses, and return the error to raise."""
         self.left_out |= {"logprobs", "top_logprobs"}
         return _OtherFormError(message)
 
     def _as_taken(self, body: Body) -> Body:
-        """A request in the form that the server accepts."""
+        """A request with the parameters that the server accepts, under its names."""
         return {self.renamed.get(name, name): value for name, value in body.items() if name not in self.left_out}
 
     def _refusal(self, error: openai.APIStatusError, body: Body) -> Exception:
-        """The error for an HTTP status: to retry, to change the form, to keep as the outcome, or for the user."""
+        """The error for an HTTP status: to retry, to send in another form, to record as a refusal, or for the user."""
         status, headers, text = error.status_code, error.response.headers, error.response.text
         message = error_message(text, self.mask())
-        # Some servers answer with 500 if they have no log-probabilities; another try would not help.
+        # Some servers answer with 500 if they have no log-probabilities; a retry would not help.
         if (status in (400, 403, 422) or status >= 500) and "logprobs" in body and "logprob" in text.casefold():
             return self.refused_logprobs(message)
         if status in (400, 422) and self._learns_form(body, text):
             return _OtherFormError(message)
         if retry.is_transient(status):
-            # 500 may be about the content; the statuses above it are about the server.
+            # Status 500 may be about the content; higher ones are about the server.
             return PassingError(
                 f"status {status}: {message}", retry.retry_after(headers.get("retry-after")), replied=status == 500
             )
@@ -222,7 +222,7 @@ class ChatClient:
         return UserError(f"{self.name} refused with status {status}: {message}{mend}")
 
     def _learns_form(self, body: Body, text: str) -> bool:
-        """Whether an error is about a parameter that later requests can rename or leave out."""
+        """Record a parameter that later requests must rename or leave out; whether the error names one."""
         for name, new_name in _MAY_BE_RENAMED.items():
             if name in body and new_name in text and is_unsupported(text, name):
                 self.renamed[name] = new_name
@@ -234,35 +234,35 @@ class ChatClient:
         return False
 
     def _is_about_item(self, status: int, text: str, body: Body) -> bool:
-        """Whether a refusal is about the content of a request: by its kind, or because other requests are answered."""
+        """Whether a refusal is about the content: by its words, or because the server answers other requests."""
         most = max((body[name] for name in ("max_tokens", "max_completion_tokens") if name in body), default=0)
         if status == 413 or (status in (400, 403, 422, 451) and is_about_item(text, most)):
             return True
         return status in (400, 422) and self._others_are_answered()
 
     def _others_are_answered(self) -> bool:
-        """Whether other requests are answered, and not too many have failed since the last answer."""
+        """Whether the server answers other requests: few have failed since the last answer."""
         self._failures_in_a_row += self.served
         return self.served and self._failures_in_a_row < _MAX_FAILURES_IN_A_ROW
 
     def most_bytes(self) -> int:
-        """The limit of a response."""
+        """Most bytes of a response."""
         return int(self.options.max_response_mb * 1e6)
 
     def _api_key(self) -> str:
-        """The key, or an empty text; it is read where it is used, so that no object stores it."""
+        """The key, or an empty string; it is read when it is used, so that no object stores it."""
         key = os.environ.get(self.options.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"the key in {self.options.api_key_env} has characters that cannot be sent")
         return key
 
     def mask(self) -> KeyMask:
-        """Masks the key in texts of the server."""
+        """The mask that removes the key from texts of the server."""
         return KeyMask(self._api_key())
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine from synchronous code, also where an event loop is running already, as in a notebook."""
+    """Run a coroutine from synchronous code, also if an event loop is already running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Loading a model by name, whatever kind it is."""
+"""Loads a model of any kind by its name."""
 
 from __future__ import annotations
 

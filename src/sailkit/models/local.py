@@ -1,4 +1,4 @@
-"""A causal language model on this machine: scores answers and generates, in planned batches."""
+"""A local causal language model that scores and generates answers in planned batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sailkit.records import AnswerScore
 _BATCH_TOKENS = {"cpu": 2048}  # larger batches add padding and cache misses, smaller ones reread the weights
 _BATCH_TOKENS_ELSEWHERE = 32768
 _LESS_MEMORY = "use a smaller model, `dtype='bfloat16'` or more memory"
-_TREE_TOKENS = 4096  # of likely answers in a forward pass: each costs a row of logits
+_TREE_TOKENS = 4096  # most tree tokens of a forward pass: each costs a row of logits
 
 
 class LocalModel:
@@ -92,7 +92,7 @@ class LocalModel:
         return cls(name, model.eval(), tokenizer, options, facts)
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the model that decides its answers."""
+        """Everything that determines the answers."""
         return {
             "model": self.name,
             **self._facts,
@@ -109,7 +109,7 @@ class LocalModel:
         }
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a text takes."""
+        """The number of tokens of a text."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _render(self, prompt: Prompt, reserve: int) -> Rendered:
@@ -130,7 +130,7 @@ class LocalModel:
             except UserError as error:
                 raise UserError(f"{names[i] if names else f'prompt {i}'}: {error}") from None
         full_lengths = [len(prompt.ids) + reserve for prompt in rendered]
-        # Beyond the RoPE threshold a prompt has other frequencies than the cached prefix, and is encoded in full.
+        # Beyond the RoPE threshold a prompt has other frequencies than the cached prefix, so it is encoded in full.
         sharing = [self.shared and not self.lengths.regime(length) for length in full_lengths]
         head = min((prompt.head for prompt, shares in zip(rendered, sharing, strict=True) if shares), default=0)
         lengths = [length - head * shares for length, shares in zip(full_lengths, sharing, strict=True)]
@@ -141,7 +141,7 @@ class LocalModel:
         """Log-probability of each label's answer word after each prompt; see `Model.score`."""
         check_scorable(self)
         rendered = [self._render(prompt, SCORE_RESERVE) for prompt in prompts]
-        # The tokens of an answer depend on the text before it: after a partial word they differ from those at a border.
+        # The tokens of an answer depend on the text before it: after a begun answer they differ from those at a border.
         kinds = {prompt.begun: prompt for prompt in reversed(rendered)}
         ids = {
             begun: tuple(self.renderer.answer_ids(prompt, word) for word in answers.values())
@@ -191,7 +191,7 @@ class LocalModel:
             for i, ids in zip(rest, generated, strict=True):
                 written[i] = ids
         texts = [self.text_of(prompt, ids) for prompt, ids in zip(rendered, written, strict=True)]
-        # An answer that ended has fewer tokens than the limit: the stop token is not counted.
+        # A complete answer has fewer tokens than the limit, because the stop token is not counted.
         limit = max_new_tokens
         return [
             replace(
@@ -204,11 +204,11 @@ class LocalModel:
         ]
 
     def text_of(self, prompt: Rendered, ids: Sequence[int]) -> str:
-        """The text that a model wrote, with the opening of a thought if the prompt ends in one."""
+        """The generated text, after the opening of a thought if the prompt ends in one."""
         return prompt.thought + self.decode(ids)
 
     def halving(self, batch: Sequence[Any], work: Any) -> list[Any]:
-        """Compute a batch; if memory runs out, compute its halves."""
+        """Compute a batch; if memory runs out, compute its halves separately."""
         try:
             return list(work(batch))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -224,7 +224,7 @@ class LocalModel:
         return self.halving(batch[:middle], work) + self.halving(batch[middle:], work)
 
     def _sharing(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[int]:
-        """The prompts whose RoPE frequencies are those of short sequences, with any of the answers."""
+        """The prompts that have the RoPE frequencies of short sequences with every answer."""
         longest = max(map(len, answers))
         return [i for i, prompt in enumerate(batch) if not self.lengths.regime(len(prompt.ids) + longest)]
 
@@ -246,7 +246,7 @@ class LocalModel:
         check_finite(normalizer)
         columns = []
         for answer in answers:
-            # Each token is predicted at the node of the answer's tokens before it.
+            # Each token is predicted at the node of the answer's preceding tokens.
             steps = [(nodes[answer[:n]], token) for n, token in enumerate(answer)]
             columns.append(torch.stack([logits[:, node, token] - normalizer[:, node] for node, token in steps]).sum(0))
         return torch.stack(columns, 1).tolist()
@@ -254,9 +254,9 @@ class LocalModel:
     def _follow_batch(
         self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
     ) -> list[tuple[int, ...] | None]:
-        """The answer that greedy generation would write after each prompt, or None where it is not one of these.
+        """The given answer that greedy generation would write after each prompt, or None if it would write another.
 
-        The walk follows the likeliest token from node to node until it leaves the tree.
+        The likeliest tokens are followed from node to node until they leave the tree.
         """
         logits, nodes = self.shared_prefix.answer_tree(batch, answers)
         check_finite(logits.amax(-1))
@@ -273,7 +273,7 @@ class LocalModel:
         scores = torch.zeros(len(batch), len(answers))
         for column, answer in enumerate(answers):
             for group in self.lengths.groups([len(prompt.ids) + len(answer) for prompt in batch]):
-                # The last token is only predicted; it is fed where the sequence's length decides the RoPE frequencies.
+                # The last token is only predicted; it is an input only if the RoPE frequencies depend on the length.
                 last = 1 if self.lengths.regime(len(batch[group[0]].ids) + len(answer)) else 0
                 rows = [batch[i].ids + answer[: len(answer) - 1 + last] for i in group]
                 inputs, keep, positions = self.shared_prefix.left_pad(rows)

@@ -1,4 +1,4 @@
-"""Removes an API key from the texts of a server before they are shown or written, in any of its escaped spellings."""
+"""Masks an API key, also if it is escaped, in the texts of a server before they are shown or written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 _SHORTEST_KEY = 8  # a shorter key is a placeholder such as EMPTY, not a secret
 _PART = 12  # a part of the key of this many characters is masked too: servers echo shortened keys
 _MASK = "[key]"
-# One character: escaped as in JSON (with several backslashes if nested), a URL or HTML, or itself.
+# One character: escaped as in JSON (with several backslashes if nested), in a URL or in HTML, or not escaped.
 _UNIT = re.compile(
     r"\\+u(?P<json>[0-9a-fA-F]{4})|\\+(?P<escaped>.)|%(?P<url>[0-9a-fA-F]{2})"
     r"|&#(?:x(?P<hex>[0-9a-fA-F]{1,6})|(?P<decimal>[0-9]{1,7}));|(?P<plain>.)",
@@ -19,7 +19,7 @@ _ESCAPE = re.compile(r"[\\%&]")
 
 
 class KeyMask:
-    """Replaces a key, and every long part of it, with `[key]`.
+    """Replaces a key, and every long substring of it, with `[key]`.
 
     A server may echo the key in an error, escaped once or several times. A text is searched as it is, and again with
     its escapes decoded; the offset of each decoded character leads back to its span in the original text.

@@ -1,9 +1,9 @@
-"""Rotary position embeddings (RoPE) whose frequencies depend on the sequence length, and what that allows in a batch.
+"""Decides which sequences may share a batch if RoPE frequencies depend on the sequence length.
 
-Up to a threshold of tokens the frequencies are those of pretraining. Beyond it, `longrope` switches to a second set,
-and `dynamic` scaling computes a set for each length. transformers takes the longest sequence of a forward pass for all
-of its rows, so a short row in a batch with a long one would get the long row's frequencies, and cached keys would not
-fit new queries. Sequences therefore share a forward pass, or a cache, only within one regime of frequencies.
+Up to a threshold the frequencies are those of pretraining. Beyond it, `longrope` switches to a second set, and
+`dynamic` scaling computes a set for each length. transformers uses the longest sequence of a forward pass for all of
+its rows, so a short row in a batch with a long one would get the long row's frequencies, and cached keys would not
+fit new queries. Sequences therefore share a forward pass, or a cache, only if their frequencies are the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LONG = ("longrope", "su")  # "su" is what the first Phi-3 models call it
-_DYNAMIC = "dynamic"  # or a type whose name contains it
+_LONG = ("longrope", "su")  # "su" is its name in the first Phi-3 models
+_DYNAMIC = "dynamic"  # also as a part of the type's name
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class RopeLengths:
     """How the frequencies of a model depend on the length of a sequence.
 
     Attributes:
-        threshold: Up to so many tokens the frequencies are constant; None if they always are.
-        each: Whether each length beyond the threshold has its own frequencies, or all have the same.
+        threshold: Length in tokens up to which the frequencies are constant; None if they always are.
+        each: Whether the frequencies differ between any two lengths beyond the threshold.
     """
 
     threshold: int | None = None
     each: bool = False
 
     def regime(self, tokens: int) -> int:
-        """The regime of a length: sequences of a regime have the same frequencies. 0 is the regime of short sequences.
+        """The regime of a length: sequences of a regime have the same frequencies; short sequences have regime 0.
 
         Args:
             tokens: Length of the sequence.
@@ -96,9 +96,9 @@ def _lengths(rope: dict[str, Any], config: Any) -> RopeLengths:
 
 
 def forget_lengths(model: Any) -> None:
-    """Have each forward pass compute its frequencies from its own length.
+    """Make each forward pass compute its frequencies from its length.
 
-    `dynamic` scaling caches those of the longest sequence so far, so scores would depend on what was computed before.
+    `dynamic` scaling caches the frequencies of the longest sequence so far, so scores would depend on earlier batches.
 
     Args:
         model: A transformers model; a hook is added to its RoPE modules, once.

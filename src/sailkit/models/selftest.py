@@ -1,6 +1,6 @@
-"""Checks a loaded model on a few tokens: whether batches, caches and masks give what single sequences give.
+"""Checks on a few tokens that a loaded model gives the same results with batches, caches and masks as without.
 
-Architectures differ in ways that their configs do not state, so the fast paths are tried before they are used.
+Architectures differ in ways that their configs do not state, so the fast paths are tested before they are used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def logprobs_agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dt
     """Whether log-probabilities are the same up to rounding.
 
     Args:
-        values: What was computed.
-        expected: What it should be.
+        values: The computed log-probabilities.
+        expected: The expected ones.
         dtype: The number format of the computation.
     """
     tolerance = _TOLERANCE[dtype]  # a tuned model's log-probability can be -70, and rounding grows with it
@@ -32,7 +32,7 @@ def logprobs_agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dt
 
 @torch.inference_mode()
 def try_lengths(model: Any) -> None:
-    """Check that a row does not change in a batch with a much longer row; if it does, batch only rows of equal length.
+    """Check that a much longer row in the batch does not change a row; if it does, batch only rows of equal length.
 
     A few tokens are enough, because frequencies depend on the largest position in a forward pass.
 
@@ -64,7 +64,7 @@ def sharing_agrees(model: Any) -> bool:
         model: A LocalModel.
 
     Raises:
-        UserError: Scores of padded batches do not equal them either, so no batch can be scored.
+        UserError: Padded batches change the scores too, so no batch can be scored.
     """
     from transformers.cache_utils import DynamicLayer
 

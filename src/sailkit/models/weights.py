@@ -1,4 +1,4 @@
-"""Loading a transformers model safely, and its properties that decide how it is run."""
+"""Loads transformers models safely, and reads the properties that determine how to run them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sailkit.models.sources import TRAINED, Source
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Weights of an adapter on embeddings or an output layer -> their axis of tokens.
 _EMBEDDINGS = {"weight": 0, "token_adapter.base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
-BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: the base that it was trained on
+BASE_WEIGHTS = "base_weights_sha256"  # in an adapter's sailkit.json: fingerprint of the base that it was trained on
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -30,7 +30,7 @@ def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def stop_at(model: Any, token_id: int | None) -> None:
-    """Add a token to those that end a text in a model's generation config."""
+    """Add a stop token to a model's generation config."""
     config = getattr(model, "generation_config", None)
     if config is None or token_id is None:
         return
@@ -54,7 +54,7 @@ def context_of(config: Any, tokenizer: Any) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is a GPU if there is one."""
+    """The device with a name; `auto` is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -66,7 +66,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of a name; `auto` is bfloat16 if the device is fast in it."""
+    """The dtype with a name; `auto` is bfloat16 if the device is fast in it."""
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
@@ -147,7 +147,7 @@ def pretrained(kind: Any, folder: Path) -> Any:
         folder: The model's folder.
 
     Raises:
-        UserError: It cannot be loaded, or needs code of its own.
+        UserError: It cannot be loaded, or needs the repository's code.
     """
     try:
         return kind.from_pretrained(folder, trust_remote_code=False)
@@ -163,17 +163,17 @@ def _not_loaded(folder: Path, error: Exception) -> UserError:
 
 
 def free_memory() -> None:
-    """Free the memory of deleted models: trainers are reference cycles, and torch caches freed memory."""
+    """Free the memory of deleted models: trainers hold reference cycles, and torch caches freed memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def saveable(model: Any, name: str) -> Any:
-    """The same model; a generation config that transformers would refuse to save is reset, with a warning.
+    """Reset a generation config that transformers would refuse to save, with a warning, and return the model.
 
-    A published config may have a temperature without sampling. transformers refuses to save it once a trainer has
-    changed any of it, which would stop the run at the first checkpoint.
+    A published config may set a temperature without sampling. transformers refuses to save such a config after a
+    trainer has changed it, which would stop the run at the first checkpoint.
 
     Args:
         model: A loaded model.
@@ -212,7 +212,7 @@ def _check_base(source: Source) -> None:
 
 
 def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
-    """A model with a LoRA adapter merged in, and the adapter weights that have no counterpart in the model or file."""
+    """Merge a LoRA adapter into a model; also return the adapter weights without a counterpart in model or file."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -233,7 +233,7 @@ def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
 
 
 def _embeddings_of(model: Any, stored: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The number of embeddings of a model when an adapter was trained on it; None if the adapter does not show it.
+    """The number of embeddings that a model had when an adapter was trained; None if the adapter does not show it.
 
     Args:
         model: The base.
@@ -248,9 +248,9 @@ def _embeddings_of(model: Any, stored: Mapping[str, tuple[int, ...]]) -> int | N
 
 
 def _untie(model: Any) -> None:
-    """Copy the matrix that the output layer shares with the embeddings, if an adapter is on one of them.
+    """Copy the matrix that the output layer shares with the embeddings, if one of the two has an adapter.
 
-    Merged into a shared matrix, the adapter of one layer would change the other too.
+    Merging into a shared matrix would change the other layer too.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
