@@ -1,9 +1,9 @@
-"""One sentence in the tokens of two tokenizers, over a common axis of bytes, as docs/aligned.svg shows it.
+"""Draw one sentence in the tokens of two tokenizers over a common byte axis: docs/aligned.svg.
 
     python examples/aligned.py SHARED docs/aligned.svg
 
-SHARED holds tokenizers/llama and tokenizers/qwen. The kinds of the student's tokens are those of distillation: see
-docs/distill.md.
+SHARED holds tokenizers/llama and tokenizers/qwen. docs/distill.md explains the kinds of student
+tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CELL, LEFT, TOP, ROW, GAP, LINE = 16, 92, 84, 34, 16, 156  # pixels; CELL is one
 
 
 class Token(NamedTuple):
-    """A token and its place: from which byte to which, and its kind."""
+    """A token, its first byte, the byte after its last, and its kind."""
 
     start: int
     end: int
@@ -50,7 +50,7 @@ class Token(NamedTuple):
 
 
 def read(tokenizer: Any, text: str) -> tuple[Vocabulary, ByteStream]:
-    """A text as it stands behind a prompt, in bytes."""
+    """Tokenise a text as it is tokenised after a prompt, and align its tokens with bytes."""
     before = tokenizer("x\n", add_special_tokens=False)["input_ids"]
     ids = tokenizer("x\n" + text, add_special_tokens=False)["input_ids"][len(before) :]
     vocabulary = Vocabulary(tokenizer)
@@ -58,10 +58,10 @@ def read(tokenizer: Any, text: str) -> tuple[Vocabulary, ByteStream]:
 
 
 def kind_of(start: int, end: int, others: list[int]) -> str:
-    """How a student's token lies to the teacher's, whose beginnings and last end are given."""
+    """The relation of a student token to the teacher tokens, given their starts and the last end."""
     if start not in others:
         return "within"
-    following = min(place for place in others if place > start)
+    following = min(other for other in others if other > start)
     return "same" if end == following else "spans" if end > following else "part"
 
 
@@ -71,19 +71,19 @@ def tokens_of(shared: Path, text: str) -> tuple[list[Token], list[Token]]:
 
     llama = read(LlamaTokenizer.from_pretrained(shared / "tokenizers" / "llama"), text)
     qwen = read(AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen"), text)
-    places = [side.starts.tolist() for _, side in (llama, qwen)]
+    starts = [side.starts.tolist() for _, side in (llama, qwen)]
 
-    def laid(side: int, vocabulary: Vocabulary, row: ByteStream) -> list[Token]:
-        own, others = places[side], places[1 - side]
-        spans = [*pairwise(own), (own[-1], own[-1])]
-        found = []
+    def tokens(side: int, vocabulary: Vocabulary, row: ByteStream) -> list[Token]:
+        these, others = starts[side], starts[1 - side]
+        spans = [*pairwise(these), (these[-1], these[-1])]
+        result = []
         for (start, end), i in zip(spans, row.tokens.tolist(), strict=True):
             piece = vocabulary.pieces[i]
             kind = "same" if piece is None else kind_of(start, end, others)
-            found.append(Token(start, end, piece, kind if side or kind == "same" else "plain"))
-        return found
+            result.append(Token(start, end, piece, kind if side or kind == "same" else "plain"))
+        return result
 
-    return laid(0, *llama), laid(1, *qwen)
+    return tokens(0, *llama), tokens(1, *qwen)
 
 
 def box(token: Token, begin: int, top: int, who: str) -> str:
@@ -91,48 +91,48 @@ def box(token: Token, begin: int, top: int, who: str) -> str:
     left = LEFT + CELL * (token.start - begin)
     if token.piece is None:
         width, letters = 46, f'<text class="word dim" x="{left + 25}" y="{top + 22}" text-anchor="middle">end</text>'
-        said = "end of text"
+        text = "end of text"
     else:
         width = CELL * (token.end - token.start)
-        said = token.piece.decode("utf-8", "replace")
+        text = token.piece.decode("utf-8", "replace")
         letters = written(token.piece, left, top)
-    title = f"<title>{escape(who)}: {escape(said)}{'' if token.kind == 'plain' else ', ' + KINDS[token.kind]}</title>"
+    title = f"<title>{escape(who)}: {escape(text)}{'' if token.kind == 'plain' else ', ' + KINDS[token.kind]}</title>"
     rect = f'<rect class="{token.kind}" x="{left + 1.5}" y="{top}" width="{width - 3}" height="{ROW}" rx="4"/>'
     return f"<g>{title}{rect}{letters}</g>"
 
 
 def written(piece: bytes, left: int, top: int) -> str:
-    """What a box says: characters, a space as a middle dot, or the number of a byte that is no character."""
+    """The label of a box: characters, a space as a middle dot, or a byte in hexadecimal if it is no character."""
     try:
         text = piece.decode()
     except UnicodeDecodeError:
         return (
             f'<text class="byte" x="{left + CELL / 2}" y="{top + 21}" text-anchor="middle">{piece.hex().upper()}</text>'
         )
-    found, place = [], 0
+    parts, offset = [], 0
     for letter in text:
         size = len(letter.encode())
         dim = ' class="dim"' if letter == " " else ""
         shown = "·" if letter == " " else escape(letter)
-        x = left + CELL * (place + size / 2)
-        found.append(f'<text{dim} x="{x:g}" y="{top + 22}" text-anchor="middle">{shown}</text>')
-        place += size
-    return "".join(found)
+        x = left + CELL * (offset + size / 2)
+        parts.append(f'<text{dim} x="{x:g}" y="{top + 22}" text-anchor="middle">{shown}</text>')
+        offset += size
+    return "".join(parts)
 
 
 def line(teacher: list[Token], student: list[Token], begin: int, end: int, top: int) -> str:
-    """Some of the sentence: both rows, where both begin a token, and the axis."""
+    """A part of the sentence: both rows of tokens, their common starts, and the axis."""
     below = top + ROW + GAP
     bottom = below + ROW + 10
-    here = [[one for one in side if begin <= one.start < end] for side in (teacher, student)]
-    last = max(one.end for one in here[0])
-    shared = sorted({one.start for one in here[0]} & {one.start for one in here[1]} | {last})
-    x = [LEFT + CELL * (place - begin) for place in shared]
+    here = [[token for token in side if begin <= token.start < end] for side in (teacher, student)]
+    last = max(token.end for token in here[0])
+    shared = sorted({token.start for token in here[0]} & {token.start for token in here[1]} | {last})
+    x = [LEFT + CELL * (start - begin) for start in shared]
     parts = [f'<path class="edge" d="{" ".join(f"M{at} {top - 5}V{bottom}" for at in x)}"/>']
     for at, side, name, role in ((top, here[0], "LLaMA", "teacher"), (below, here[1], "Qwen", "student")):
         parts.append(f'<text class="head" x="16" y="{at + 15}">{name}</text>')
         parts.append(f'<text class="word dim" x="16" y="{at + 31}">{role}</text>')
-        parts += [box(one, begin, at, name) for one in side]
+        parts += [box(token, begin, at, name) for token in side]
     ticks = range(begin, last + 1)
     marks = " ".join(f"M{LEFT + CELL * (n - begin)} {bottom}v{7 if n % 5 == 0 else 3}" for n in ticks)
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{LEFT + CELL * (last - begin)} {marks}"/>')
@@ -146,21 +146,21 @@ def line(teacher: list[Token], student: list[Token], begin: int, end: int, top: 
 
 def legend(student: list[Token], top: int) -> str:
     """What the colours mean, and how many of the student's tokens are of each kind."""
-    counts = Counter(one.kind for one in student)
-    found = []
+    counts = Counter(token.kind for token in student)
+    parts = []
     for n, (kind, words) in enumerate(KINDS.items()):
         x, y = LEFT + 380 * (n % 2), top + 26 * (n // 2)
-        found.append(f'<rect class="{kind}" x="{x}" y="{y}" width="22" height="15" rx="3"/>')
-        found.append(
+        parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="22" height="15" rx="3"/>')
+        parts.append(
             f'<text class="word" x="{x + 31}" y="{y + 12}">{words} <tspan class="dim">({counts[kind]})</tspan></text>'
         )
-    return "\n".join(found)
+    return "\n".join(parts)
 
 
 def draw(teacher: list[Token], student: list[Token]) -> str:
     """The whole picture."""
     text = "".join(LINES)
-    size = [len(one.encode()) for one in LINES]
+    size = [len(part.encode()) for part in LINES]
     width, height = LEFT + CELL * max(size) + 46 + 20, TOP + 2 * LINE + 58
     label = f"{text}: {len(teacher)} tokens of LLaMA and {len(student)} of Qwen over a common axis of bytes"
     parts = [
