@@ -15,6 +15,7 @@ import pytest
 
 from sailkit.cluster import Job, Pool, RayOptions
 from sailkit.distillation.cache import INDEX, CacheReader
+from sailkit.distillation.load import TeacherModelOptions
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
 from small_cluster import small_cluster
@@ -44,8 +45,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keep(teacher: Path, data: Path, out: Path, **more):
-    told = {"dtype": "float32", "shard_tokens": 300, "batch_tokens": 800, **more}
-    return teacher_cache(teacher=str(teacher), data=[str(data)], out=out, **told)
+    options = TeacherModelOptions(dtype="float32", batch_tokens=800)
+    return teacher_cache(
+        teacher=str(teacher), data=[str(data)], out=out, **{"options": options, "shard_tokens": 300, **more}
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -130,7 +133,7 @@ def test_another_teacher_on_a_node_is_refused(cluster):
         ({"shard": "1/2"}, "leave out `shard`"),
         ({"ray": RayOptions(actors=2)}, "go with `ray`"),
         ({"ray": RayOptions(True, gpus=1.5)}, "a part of one GPU"),
-        ({"max_requests": 5}, "leave it out"),
+        ({"options": TeacherModelOptions(max_requests=5)}, "leave it out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(folder, data, tmp_path, flags, message):

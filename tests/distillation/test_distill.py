@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import multiprocessing
@@ -468,13 +467,20 @@ def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, da
 
 
 COMMAND = """
-import functools, torch
+import torch
 from sailkit.distillation import distill as stage, teacher_cache
-teacher_cache.teacher_cache = functools.partial(teacher_cache.teacher_cache, **small)
+teacher_cache.teacher_cache = small_files(teacher_cache.teacher_cache)
 torch.set_num_threads(threads)
 stage.distill(**told)
 """
-SMALL = {"shard_tokens": 200, "batch_tokens": 1000}  # files of the cache, so that a kill finds some of them written
+# Makes the files of the cache small, so that a kill leaves some of them written.
+SMALL = """
+def small_files(original):
+    from dataclasses import replace
+    def cache(*, options, **more):
+        return original(**more, options=replace(options, batch_tokens=1000), shard_tokens=200)
+    return cache
+"""
 FORKED = multiprocessing.get_context("forkserver")
 
 
@@ -499,17 +505,19 @@ def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
     often = [f"training.{name}" for name in ("save_strategy=steps", "save_steps=2", "eval_strategy=steps",
                                              "eval_steps=2", f"num_train_epochs={epochs}")]  # fmt: skip
     told = {"teacher": str(teacher), "student_layers": 3, "data": [str(data)], "set": [*SET, *often]}
-    monkeypatch.setattr(maker, "teacher_cache", functools.partial(maker.teacher_cache, **SMALL))
+    names: dict = {}
+    exec(SMALL, names)
+    monkeypatch.setattr(maker, "teacher_cache", names["small_files"](maker.teacher_cache))
     whole, out = tmp_path / "whole", tmp_path / "killed"
     distill(**told, out=whole)
     count = _progress(whole)
-    inside = {"small": SMALL, "threads": torch.get_num_threads(), "told": {**told, "out": out}}
+    inside = {"threads": torch.get_num_threads(), "told": {**told, "out": out}}
     for part, times in kills.items():
         for number in range(times):
             # Up to some point of this share of the part, and further than it came before; then a moment longer.
             share = (number + random.uniform(0.1, 0.8)) / times
             wanted = max(share * count[part], _progress(out)[part] + 1)
-            child = FORKED.Process(target=exec, args=(COMMAND, inside))
+            child = FORKED.Process(target=exec, args=(SMALL + COMMAND, inside))
             child.start()
             while child.is_alive() and _progress(out)[part] < wanted:
                 time.sleep(0.001)

@@ -15,6 +15,7 @@ from sailkit.data.exports import HELD_OUT, TRAIN
 from sailkit.distillation.align import end_tokens
 from sailkit.distillation.cache import CacheReader
 from sailkit.distillation.distill import distill
+from sailkit.distillation.load import TeacherModelOptions
 from sailkit.distillation.project import Projection, collect
 from sailkit.distillation.records import Targets
 from sailkit.distillation.targets import TargetCompiler
@@ -22,6 +23,8 @@ from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.training.tokenise import Prepared, prepare, read_data
 from small_models import student, trained
 from small_rows import example, write
+
+FLOAT32 = TeacherModelOptions(dtype="float32")
 
 LENGTH = 1024
 
@@ -39,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cache") / "run"
-    teacher_cache(teacher=str(teacher), data=[str(data)], out=out, dtype="float32", top_p=1.0)
+    teacher_cache(teacher=str(teacher), data=[str(data)], out=out, options=FLOAT32, top_p=1.0)
     return out
 
 
@@ -103,7 +106,7 @@ def test_the_targets_of_held_out_rows_know_the_habits_of_the_training_rows_alone
 @pytest.fixture(scope="module")
 def other_cache(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("other") / "run"
-    teacher_cache(teacher=str(teacher), data=[str(data)], out=out, dtype="float32", k=2)
+    teacher_cache(teacher=str(teacher), data=[str(data)], out=out, options=FLOAT32, k=2)
     return out
 
 

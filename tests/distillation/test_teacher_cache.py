@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.cache import INDEX, CacheReader, Shard, check_mass, pack
+from sailkit.distillation.load import TeacherModelOptions
 from sailkit.distillation.records import TeacherExample, TeacherRow, teacher_examples
 from sailkit.distillation.teacher import LocalTeacher, TopK
 from sailkit.distillation.teacher_cache import render_for_teacher, teacher_cache
@@ -31,6 +32,8 @@ from sailkit.records import SearchResult, TrainingExample
 from sailkit.testing import MisbehavingServer
 from sailkit.training.tokenise import held_out_of, read_data
 from small_rows import THINGS, write
+
+FLOAT32 = TeacherModelOptions(dtype="float32")
 
 NOISE = 1e-4  # of a log-probability in fp32
 
@@ -70,7 +73,7 @@ def padded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keep(teacher: Path, data: Path, out: Path, **more):
-    return teacher_cache(teacher=str(teacher), data=[str(data)], out=out, **{"dtype": "float32", **more})
+    return teacher_cache(teacher=str(teacher), data=[str(data)], out=out, **{"options": FLOAT32, **more})
 
 
 def pairs(teacher: Path, data: Path, max_length: int = 512):
@@ -101,7 +104,15 @@ def whole(folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize("teacher", ["folder", "padded"])
 def test_values_are_those_of_a_dense_pass(teacher, data, tmp_path, request):
     teacher = request.getfixturevalue(teacher)
-    figures = keep(teacher, data, tmp_path / "run", k=100, top_p=0.9, precision="float32", batch_tokens=1500)
+    figures = keep(
+        teacher,
+        data,
+        tmp_path / "run",
+        k=100,
+        top_p=0.9,
+        precision="float32",
+        options=replace(FLOAT32, batch_tokens=1500),
+    )
     cache = CacheReader.open(tmp_path / "run")
     assert (figures.n, figures.pairs, len(cache), figures.finished) == (20, 20, 20, True)
     seen, losses = 0, []
@@ -253,7 +264,7 @@ def test_two_shards_are_one(folder, data, whole, tmp_path):
 
 def stop_at_random_moments(teacher: Path, folder: Path, moments: int) -> None:
     data = write(folder / "data", map(example, range(80)))
-    told = {"teacher": str(teacher), "data": [str(data)], "dtype": "float32", "shard_tokens": 500}
+    told = {"teacher": str(teacher), "data": [str(data)], "options": FLOAT32, "shard_tokens": 500}
     teacher_cache(**told, out=folder / "whole")
     count = len(list((folder / "whole").glob("*.safetensors")))
     context = multiprocessing.get_context("forkserver")

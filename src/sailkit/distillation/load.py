@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from sailkit.distillation.cache import pack
 from sailkit.distillation.records import TeacherExample
@@ -19,6 +21,21 @@ File = Sequence[Sequence[TeacherExample]]  # its batches
 Done = Callable[[Sequence[TeacherExample]], None]
 # The bytes of each file, in order; here, or on a cluster.
 Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherModelOptions(ModelOptions):
+    """How to load and run a teacher; it always reads with the template of its style.
+
+    Attributes:
+        dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
+        concurrency: Most requests at a time, of each worker.
+        api_key_env: Environment variable with the endpoint's key.
+        trust_remote_code: Run code that the teacher's repository carries.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its day.
+    """
+
+    chat: Annotated[Literal["auto", "on", "off"], Parameter(parse=False)] = "auto"
 
 
 @dataclass(frozen=True)

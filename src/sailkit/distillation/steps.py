@@ -111,6 +111,7 @@ def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
     """Write the cache of the teacher's distributions over the student's data, as far as the method reads it."""
     if setup.given_cache or not setup.recipe.teacher or not (setup.logits or reach.measurable):
         return
+    from sailkit.distillation.load import TeacherModelOptions
     from sailkit.distillation.teacher_cache import teacher_cache
 
     recipe, data = setup.recipe, setup.out / DATA
@@ -118,7 +119,8 @@ def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
         teacher=recipe.teacher, data=[str(data if setup.logits else data / HELD_OUT)], out=setup.cache,
         style=setup.teacher_style,  # type: ignore[arg-type]
         max_length=teacher_max_length(setup), k=recipe.settings.k, top_p=recipe.settings.top_p,
-        precision=recipe.settings.precision, teacher_tokenizer=recipe.teacher_tokenizer, date=setup.date,
+        precision=recipe.settings.precision, teacher_tokenizer=recipe.teacher_tokenizer,
+        options=TeacherModelOptions(date=setup.date),
     )  # fmt: skip
 
 

@@ -23,12 +23,11 @@ from sailkit.distillation.cache import (
     read_index,
     shard_name,
 )
-from sailkit.distillation.load import Done, File, Maker, TeacherOptions, load_teacher, packed
+from sailkit.distillation.load import Done, File, Maker, TeacherModelOptions, TeacherOptions, load_teacher, packed
 from sailkit.distillation.records import TeacherExample, teacher_examples, unique_completions
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.label import SHARD_WAIT, read_shard
-from sailkit.models.base import ModelOptions
 from sailkit.prompts.sail import trained_style, wording
 from sailkit.records import TrainingExample
 from sailkit.rendering.result import Result
@@ -111,16 +110,7 @@ def teacher_cache(
     shard_tokens: int = 65536,
     ray: Annotated[RayOptions, Parameter(name="*")] = RayOptions(),
     teacher_tokenizer: Path | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    device: str = "auto",
-    batch_tokens: int = 0,
-    max_requests: int = 0,
-    concurrency: int = 8,
-    timeout: float = 60.0,
-    max_response_mb: float = 32.0,
-    api_key_env: str = "OPENAI_API_KEY",
-    trust_remote_code: bool = False,
-    date: str | None = None,
+    options: Annotated[TeacherModelOptions, Parameter(name="*")] = TeacherModelOptions(),
 ) -> TeacherCache:
     """Cache a teacher's distributions at each token of the training data's completions, for distillation.
 
@@ -140,16 +130,7 @@ def teacher_cache(
         shard_tokens: Tokens of completions in a file; a stopped run goes on with whole files.
         ray: Share the files out on a Ray cluster.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
-        dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
-        device: Where to run: auto, cpu, cuda:0, mps.
-        batch_tokens: Most tokens in a batch; 0 chooses.
-        max_requests: Most requests to an endpoint, retries included; 0 for no limit.
-        concurrency: Most requests at a time, of each worker.
-        timeout: Seconds for one request.
-        max_response_mb: Most megabytes of one answer, unpacked.
-        api_key_env: Environment variable with the endpoint's key.
-        trust_remote_code: Run code that the teacher's repository carries.
-        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its day.
+        options: How to load and run the teacher.
 
     Returns:
         Counts and figures, and where the cache is.
@@ -163,20 +144,16 @@ def teacher_cache(
         raise UserError(f"`top_p` should be above 0 and at most 1, not {top_p}")
     if precision not in ("float16", "float32"):
         raise UserError(f"`precision` takes float16 or float32, not {precision!r}")
-    pool = ray.pool(shard=shard, max_requests=max_requests)
+    pool = ray.pool(shard=shard, max_requests=options.max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
     kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
-    model = ModelOptions(
-        dtype=dtype, device=device, batch_tokens=batch_tokens, max_requests=max_requests, concurrency=concurrency,
-        timeout=timeout, max_response_mb=max_response_mb, api_key_env=api_key_env, trust_remote_code=trust_remote_code,
-        date=date or next(filter(None, kept), None),
-    )  # fmt: skip
+    model = replace(options, date=options.date or next(filter(None, kept), None))
     tokenizer = str(teacher_tokenizer) if teacher_tokenizer else None
-    options = TeacherOptions(model, tokenizer, k, top_p, precision)
-    reader = load_teacher(teacher, options)
+    loading = TeacherOptions(model, tokenizer, k, top_p, precision)
+    reader = load_teacher(teacher, loading)
     described = reader.describe()
     shown = style or trained_style(described)
-    options = replace(options, model=replace(model, date=described.get("date")))  # the same on all machines
+    loading = replace(loading, model=replace(model, date=described.get("date")))  # the same on all machines
     if max_length is not None and max_length > reader.context:
         raise UserError(f"`max_length` {max_length}: {reader.name} takes {reader.context} tokens")
     prepared = render_for_teacher(
@@ -208,7 +185,7 @@ def teacher_cache(
             if pool is not None:
                 from sailkit.distillation import cluster
 
-                maker = cluster.maker(pool, teacher, options)
+                maker = cluster.maker(pool, teacher, loading)
             written = _write_files(run.folder, reader, pairs, files, range(len(files)), maker)
             return _finish(run, prepared, files, written)
     # Each machine locks a folder of its own, so that no two do the same part; all files are in one folder.
