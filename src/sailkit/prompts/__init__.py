@@ -1,1 +1,1 @@
-"""Prompts: rendering them for each model, keeping untrusted text from becoming structure, and reading answers."""
+"""Prompts: rendering for each model, protection against special tokens in untrusted text, and parsing of answers."""

@@ -1,6 +1,6 @@
-"""The border between prompt and answer: the same in training, scoring, generation and for a teacher.
+"""Finds the border between prompt and answer, which training, scoring, generation and teachers share.
 
-No token may extend across the border: the tokens of the prompt alone must be the same as with an answer behind it.
+No token may extend across the border: an answer must not change the tokens of the prompt.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sailkit.prompts.chat_template import ChatTemplate
 from sailkit.prompts.safety import guarded
 
-# Typical beginnings of answers.
+# Typical first words of answers, to test a tokenizer with.
 _WORDS = ("answer", "Correct", "The", "1", "(1)")
 
 
@@ -21,7 +21,7 @@ class _Text(NamedTuple):
 
 
 class Border:
-    """Where the prompts of one tokenizer end, with or without its chat template."""
+    """The border at which the prompts of a tokenizer end, with or without its chat template."""
 
     def __init__(self, tokenizer: Any, *, chat: bool, date: str | None = None) -> None:
         """Prepare a tokenizer.
@@ -40,7 +40,7 @@ class Border:
 
     @cached_property
     def gap(self) -> str:
-        """The white space between the prompt and the first word of the answer; it belongs to the answer.
+        """The white space before the first word of an answer; it belongs to the answer, not to the prompt.
 
         Most tokenizers have tokens that begin with a space, and these cannot follow a prompt that ends in one. Line
         breaks stay in the prompt unless the tokenizer tokenises them differently before a word.
@@ -55,7 +55,7 @@ class Border:
         return next(fitting, gaps[0])
 
     def _keeps_tokens(self, prompt: str, answer: str) -> bool:
-        """Whether the tokens of a prompt stay the same with an answer behind it."""
+        """Whether an answer leaves the tokens of the prompt unchanged."""
         alone = self._ids(_Text(prompt, trusted=True))
         return self._ids(_Text(prompt, trusted=True), _Text(answer, trusted=False))[: len(alone)] == alone
 
@@ -72,7 +72,7 @@ class Border:
         return self._ids(_Text(closing[:end], trusted=True))[-1] if end else None
 
     def describe(self) -> dict[str, Any]:
-        """What decides prompts besides the text of the chat template; empty for ordinary templates."""
+        """What determines prompts besides the text of the chat template; empty for ordinary templates."""
         if self.template is None:
             return {}
         frame = self.template.frame

@@ -1,7 +1,7 @@
-"""A tokenizer's chat template: what it writes around an answer, and for which date.
+"""Renders a tokenizer's chat template on a fixed date, and finds what it writes around an answer.
 
-Whatever a template writes between question and answer belongs to the prompt, in training as at inference. Some write
-more before a given answer than in the generation prompt (an empty thought, a header), some less.
+What a template writes between question and answer belongs to the prompt, in training as at inference. Before a given
+answer, some templates write more than in the generation prompt (an empty thought, a header), some less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sailkit.errors import UserError
 from sailkit.prompts.thoughts import open_thought
 
 _CLOCK = "strftime_now"  # the function through which templates read the clock
-# Put in front of a template, it shadows the function of the same name. The line break is part of the macro block.
+# Prepended to a template, this macro shadows the function of that name. The line break is part of the macro block.
 _FIXED_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
     "{%- for code, value in date_codes.items() -%}{%- set filled.text = filled.text.replace(code, value) -%}"
@@ -33,9 +33,9 @@ class AnswerFrame:
 
     Attributes:
         opening: Everything from the end of the question to the answer.
-        added: The end of `opening` that is not in the generation prompt: an empty thought, a header, a space.
-        closing: Everything behind the answer.
-        mismatch: How an answer in a conversation differs from one behind the generation prompt; None if it does not.
+        added: The end of `opening` that the generation prompt lacks: an empty thought, a header, a space.
+        closing: Everything after the answer.
+        mismatch: How an answer in a conversation differs from one after the generation prompt; None if it does not.
     """
 
     opening: str
@@ -74,11 +74,11 @@ class ChatTemplate:
         self._source = _FIXED_CLOCK + source if self.date else source
 
     def render(self, turns: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
-        """A conversation as text; thinking is switched off if the template has a switch.
+        """Render a conversation as text; thinking is disabled if the template has a switch.
 
         Args:
             turns: `role` and `content` of each turn.
-            generation_prompt: End with the generation prompt.
+            generation_prompt: Whether to append the generation prompt.
 
         Raises:
             UserError: The template does not parse, or refuses the conversation.
@@ -140,7 +140,7 @@ class ChatTemplate:
 
     @property
     def unusual(self) -> bool:
-        """Whether more than white space is added to the bare generation prompt."""
+        """Whether a prompt has more than white space after the generation prompt."""
         question = [{"role": "user", "content": _QUESTION}]
         prompt = self.render(question, generation_prompt=True)
         return bool(self.frame.added.strip()) or self._apply(question, True) != prompt
@@ -170,7 +170,7 @@ def check_date(date: str | None) -> None:
 
 @cache
 def _date_codes(date: str) -> dict[str, str]:
-    """The codes of strftime -> their text at the beginning of a day."""
+    """Each strftime code -> its text at midnight of the date."""
     moment = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     codes: dict[str, str] = {}
     for letter in string.ascii_letters:

@@ -1,4 +1,4 @@
-"""A prompt before it is rendered: parts, turns, and templates filled with values."""
+"""Builds prompts before rendering: parts, turns, and templates filled with values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Part:
         text: Its text.
         trusted: True for templates; only these may contain special tokens.
         shortenable: True for the titles and bodies of search results.
-        constant: True if every prompt of a run has the same text: that of the wording, and worked examples.
+        constant: True if the text is the same in every prompt of a run: the wording and worked examples.
     """
 
     text: str
@@ -36,10 +36,10 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: `system` (first turn only), `user`, `assistant`, or `text` for a complete prompt that gets no further
-            frame.
+        role: `system` (first turn only), `user`, `assistant`, or `text` for a complete prompt that is not framed
+            further.
         parts: Its content.
-        begun: For the last turn: it is the beginning of the answer, which the model continues.
+        begun: Whether this (last) turn is the beginning of the answer, which the model continues.
     """
 
     role: str
@@ -67,11 +67,11 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bool = True) -> tuple[Part, ...]:
-    """Put values into a template's `{fields}`; fields inside a value are not filled.
+    """Fill a template's `{fields}`; fields inside a value are not filled.
 
     Args:
         template: Trusted text with `{name}` fields.
-        values: Untrusted text, or parts as they are.
+        values: Untrusted text, or parts that are inserted unchanged.
         constant: Whether every prompt of a run contains this template.
 
     Raises:
@@ -90,7 +90,7 @@ def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bo
 
 
 def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
-    """Search results as a numbered list; only their texts may be shortened later."""
+    """Search results as a numbered list of which only the texts may be shortened."""
     if not results:
         return (Part(frames()["no_results"]),)
     parts: list[Part] = []
@@ -112,14 +112,14 @@ def step_prompt(
     system: str = "",
     examples: Sequence[Part] = (),
 ) -> Prompt:
-    """The conversation of one model call.
+    """Build the conversation of one model call.
 
     Args:
         template: The wording.
         text: The text to judge.
         answers: The answer words, listed for `{answers}`.
         results: Search results for `{evidence}`.
-        previous: The reply to the previous call, for `{previous}`; or to all earlier calls, for `{reply_1}` as well.
+        previous: The previous reply, for `{previous}`; or all earlier replies, also for `{reply_1}` and so on.
         shots: Worked examples as earlier turns.
         system: The system text; it may list the answer words.
         examples: Worked examples for `{examples}`.
@@ -140,6 +140,6 @@ def step_prompt(
 
 
 def system_in_user_turn(prompt: Prompt) -> Prompt:
-    """The same conversation for models without a system role: its text begins the first user turn."""
+    """Move the system text to the beginning of the first user turn, for models without a system role."""
     system, user, *rest = prompt
     return (replace(user, parts=(*system.parts, Part("\n\n", constant=True), *user.parts)), *rest)

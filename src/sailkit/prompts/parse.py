@@ -1,4 +1,4 @@
-"""Read a label from a model's reply. A reply that cannot be read has no label; there is no default class."""
+"""Parses a label from a model's reply; an unreadable reply has no label, because there is no default class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import lru_cache
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import Outcome
 
-# Written to every run that reads replies: raise it whenever a rule below changes.
+# Recorded by every run that parses replies: raise it whenever a rule below changes.
 ANSWER_RULES_VERSION = 4
 
-_CLOSERS = "\"'”»)]*_`"  # what may stand between a sentence's last mark and its end
+_CLOSERS = "\"'”»)]*_`"  # characters that may follow a sentence's final punctuation
 _SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}]*\s+|\n+")
 _CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|since|although|though|therefore|thus)\b)")
-_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown's, not the word's
+_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown, not part of a word
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
 # After one of these no label counts in the rest of the clause: "no evidence that the claim is true", "unclear whether".
 _NEGATORS = frozenset(["not", "no", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"])
@@ -40,17 +40,16 @@ _EVASION = re.compile(
 def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcome]:
     """Read one label from newly generated text.
 
-    The first sentence that mentions a label decides. Only whole words count ("incorrect" is not "correct"), negated or
-    doubted ones do not ("not wrong", "no evidence that it is right"), a sentence that gives two labels gives none, and
-    a sentence that ends in a question mark is ignored. Thoughts are not part of the answer, and after a thought that
-    is still open there is no answer.
+    The first sentence that mentions a label decides. Only whole words count ("incorrect" is not "correct"), and only if
+    they are neither negated nor doubted ("not wrong", "no evidence that it is right"). A sentence with two labels has
+    none, and questions are ignored. Thoughts are not part of the answer; after an unclosed thought there is no answer.
 
     Args:
         text: What the model generated, without the prompt.
         words: Answer word or phrase -> label.
 
     Returns:
-        The label and `answered`, or None and why: `refused` or `unreadable`.
+        The label and `answered`, or None and `refused` or `unreadable`.
     """
     phrases = _phrases(tuple(words.items()))
     silent: Outcome = "unreadable"
@@ -81,7 +80,7 @@ def _is_question(sentence: str) -> bool:
 
 
 def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[set[str], bool]:
-    """Labels that a sentence gives, and whether it mentions any, negated or not."""
+    """The labels that a sentence asserts, and whether it mentions any label, negated or not."""
     tokens: list[str] = []
     ends: list[int] = []  # for each token, the index of the last token of its clause
     for clause in _CLAUSE_END.split(_CERTAINTY.sub("", sentence)):

@@ -40,9 +40,9 @@ class Rendered:
     Attributes:
         ids: Token ids.
         parts: The text of the tokens.
-        head: How many leading tokens are the same for every prompt of the same wording.
+        head: Number of leading tokens that all prompts of the wording share.
         cut_tokens: Tokens of search results that were left out.
-        begun: The prompt ends with the beginning of the answer.
+        begun: Whether the prompt ends with the beginning of the answer.
         thought: The thought that the prompt opens for the model to continue, from its tag on.
     """
 
@@ -60,7 +60,7 @@ class Rendered:
 
 
 class Renderer:
-    """Turns prompts into token ids for one tokenizer, with or without its chat template.
+    """Renders prompts as token ids for one tokenizer, with or without its chat template.
 
     A rendered prompt ends at the `border`, in training, scoring and generation alike.
     """
@@ -71,7 +71,7 @@ class Renderer:
         Args:
             tokenizer: A transformers tokenizer.
             chat: Use its chat template.
-            context: Most tokens that the model takes, prompt and answer together.
+            context: Context length of the model, for prompt and answer together.
             date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
 
         Raises:
@@ -92,7 +92,7 @@ class Renderer:
             reserve: Tokens to leave free for the answer.
 
         Raises:
-            UserError: It does not fit even without its search results.
+            UserError: The prompt does not fit even without its search results.
         """
         whole = parts = self.segments(prompt)
         ids = self.encode(parts)
@@ -110,7 +110,7 @@ class Renderer:
         return Rendered(ids, parts, self._head(whole, ids), length - len(ids), begun, thought)
 
     def segments(self, prompt: Prompt) -> tuple[Part, ...]:
-        """The whole text of the prompt, in parts of template and untrusted text."""
+        """The whole text of the prompt, divided into template and untrusted parts."""
         if prompt[-1].begun:
             return _merge((*self.segments(prompt[:-1]), Part(self.border.gap), *prompt[-1].parts))
         template = self.border.template
@@ -161,7 +161,7 @@ class Renderer:
         """The ids that an answer adds when it is tokenised together with the prompt.
 
         Raises:
-            UserError: It adds none, or changes the ids of the prompt.
+            UserError: The answer adds no ids, or changes the ids of the prompt.
         """
         gap = " " if rendered.begun else self.border.gap
         ids = self.encode((*rendered.parts, Part(gap + answer if answer else "")))
@@ -178,7 +178,7 @@ class Renderer:
         return added
 
     def _head(self, parts: Sequence[Part], ids: Sequence[int]) -> int:
-        """Length of the constant beginning, in tokens that do not depend on what follows."""
+        """Number of leading tokens that are constant, whatever text follows."""
         key = tuple(takewhile(lambda part: part.constant, parts))
         if key not in self._heads:
             self._heads[key] = self.encode(key)[:-1]  # the last token could merge with what follows
@@ -188,7 +188,7 @@ class Renderer:
     def shorten(
         self, parts: Sequence[Part], ids: Sequence[int], budget: int
     ) -> tuple[tuple[Part, ...], tuple[int, ...]]:
-        """Shorten the longest search results first, until the prompt fits or none is left."""
+        """Shorten the longest search results first, until the prompt fits or all are empty."""
         parts, ids = tuple(parts), tuple(ids)
         lengths = {i: self.guard.offsets(part.text) for i, part in enumerate(parts) if part.shortenable}
         while len(ids) > budget and any(lengths.values()):
@@ -202,7 +202,7 @@ class Renderer:
 
 
 def _water_level(lengths: Sequence[int], excess: int) -> int:
-    """The largest cap on every length that removes at least `excess` in all, or 0."""
+    """The largest cap on all lengths that removes at least `excess` in total, or 0."""
     low, high = 0, max(lengths) - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -225,14 +225,14 @@ def _plain(prompt: Prompt) -> tuple[Part, ...]:
         reply = prompt[i + 1] if i + 1 < len(prompt) else None
         frame = frames()["plain_turn" if reply else "plain"]
         cue = frames()["plain"].removeprefix("{prompt}")
-        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # the wording has its own cue
+        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # the wording has this cue
             frame = frame.replace(cue, "", 1)
         parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
     return _merge(parts)
 
 
 def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Join neighbouring parts of templates."""
+    """Join adjacent template parts."""
     merged: list[Part] = []
     for part in filter(lambda part: part.text, parts):
         if merged and part.trusted and merged[-1].trusted and part.constant == merged[-1].constant:
@@ -248,7 +248,7 @@ _SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁| -]*>|[|<])|\[(?=/?[a-z]?[A-Z_
 def escape_special(text: str) -> str:
     """Insert a space after the bracket of anything that a server's tokenizer might read as a special token.
 
-    A server tokenises on its side and its special tokens are unknown here, so everything that looks like one
+    A server tokenises the text, and its special tokens are unknown here. So everything that looks like a special token
     (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`) is escaped.
     """
     return _SPELLED.sub(lambda match: f"{match.group()} ", text)

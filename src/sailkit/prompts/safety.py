@@ -27,8 +27,8 @@ class Piece(Protocol):
 class GuardedTokenizer:
     """A copy of a tokenizer whose special tokens have secret names that only the template uses.
 
-    Untrusted text that spells a special token is then ordinary text, and because the whole prompt is still tokenised at
-    once, benign text gets the same ids as without the guard.
+    Untrusted text that spells a special token is then ordinary text. The whole prompt is still tokenised at once, so
+    benign text gets the same ids as without the guard.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -39,7 +39,7 @@ class GuardedTokenizer:
 
         spec = json.loads(backend.to_str())
         nonce = uuid.uuid4().hex
-        # Added tokens that are white space or words are vocabulary, not structure.
+        # Added tokens that are white space or words are vocabulary, not markup.
         special = [t for t in spec["added_tokens"] if t["special"] or re.search(r"[<\[|]", t["content"])]
         self._names = {token["content"]: f"<{nonce}:{token['id']}>" for token in special}
         for token in special:
@@ -47,7 +47,7 @@ class GuardedTokenizer:
         rename_pieces(spec["model"], self._names)
         spec["truncation"] = spec["padding"] = None
         self._copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        # A normalizer that prepends something to a text also prepends it to these tokens, which then no longer match.
+        # A normalizer that prepends to a text also prepends to these tokens, which then no longer match.
         lost = [t for t in special if t["normalized"] and t["id"] not in self._copy.encode(f"a{t['content']}").ids]
         if lost:
             for token in lost:
@@ -59,9 +59,9 @@ class GuardedTokenizer:
         self._pattern = re.compile("|".join(names) or "(?!)")
 
     def _count_appended(self) -> int:
-        """How many tokens the tokenizer appends to every text (an end of text, where `add_eos_token` is set)."""
+        """Number of tokens that the tokenizer appends to every text (an end of text with `add_eos_token`)."""
         for text in "a0.":  # a small vocabulary may lack one of them
-            mask = self._copy.encode(text).special_tokens_mask  # marks added tokens only, none of the text
+            mask = self._copy.encode(text).special_tokens_mask  # marks only tokens that the tokenizer adds
             if not all(mask):
                 return mask[::-1].index(0)
         return 0
@@ -73,7 +73,7 @@ class GuardedTokenizer:
     def encode_with_starts(
         self, parts: Sequence[Piece], border: int, *, add_special_tokens: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids as from `encode`, and for each part the index of the first token that extends into it.
+        """Like `encode`, but also return for each part the index of the first token that extends into it.
 
         Args:
             parts: The text.
@@ -96,7 +96,7 @@ class GuardedTokenizer:
         return tuple(ids), tuple(starts)
 
     def special_end(self, text: str) -> int | None:
-        """Where the first special token of a template's text ends, in characters."""
+        """Character offset at which the first special token of a template's text ends."""
         match = self._pattern.search(text)
         return match.end() if match else None
 
@@ -104,7 +104,7 @@ class GuardedTokenizer:
         return [self._secret(part.text) if part.trusted else part.text for part in parts]
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and offsets, without what the tokenizer appends, because every text here is continued."""
+        """Ids and offsets without the tokens that the tokenizer appends, because every text here is continued."""
         try:
             encoded = self._copy.encode("".join(texts), add_special_tokens=add_special_tokens)
         except TypeError:
@@ -113,7 +113,7 @@ class GuardedTokenizer:
         return encoded.ids[:end], encoded.offsets[:end]
 
     def offsets(self, text: str) -> list[int]:
-        """Where each token of a text ends, in characters."""
+        """Character offset at which each token of a text ends."""
         return [end for _, end in self._copy.encode(text, add_special_tokens=False).offsets]
 
     def as_transformers(self, tokenizer: Any) -> Any:
@@ -140,7 +140,7 @@ def guarded(tokenizer: Any) -> GuardedTokenizer:
 
 
 def for_texts(tokenizer: Any) -> Any:
-    """A tokenizer for libraries that tokenise untrusted texts: none of them becomes a special token.
+    """A tokenizer for libraries that tokenise untrusted texts: no text becomes a special token.
 
     Do not save it: its special tokens have other names.
     """
@@ -153,7 +153,7 @@ def _guarded(tokenizer: Any, tokens: int) -> GuardedTokenizer:
 
 
 def rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Rename special tokens in the vocabulary of the tokenizer's model, too.
+    """Rename special tokens in the vocabulary of a tokenizer's model.
 
     Converted SentencePiece models could otherwise build them from text: BPE by merges (`</` + `s>`), Unigram as pieces.
     """
@@ -166,4 +166,4 @@ def rename_pieces(model: dict[str, Any], names: Mapping[str, str]) -> None:
     model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
 
 
-# One class between the brackets, so that a long text without a closing one costs a single look.
+# A single character class between the brackets keeps the search linear in a long text without a closing bracket.

@@ -1,4 +1,4 @@
-"""Training examples as text and token ids: the prompt, the verification sentence and the response.
+"""Renders training examples as text and token ids: the prompt, the verification sentence and the response.
 
 The wording is that of SAIL (Luo et al. 2023): `sail` is the published text byte for byte, `sail-fixed` corrects its
 mistakes, `chat` uses the model's own chat template.
@@ -21,18 +21,18 @@ from sailkit.records import TrainingExample, Verdict
 
 
 class UnfitExampleError(UserError):
-    """This example cannot be used for training; others can."""
+    """An example that cannot be used for training, although others may be."""
 
 
 class TooLongError(UnfitExampleError):
-    """The example does not fit even without its search results."""
+    """An example that does not fit even without its search results."""
 
 
 STYLES = ("sail", "sail-fixed", "chat")
-MOST_VERIFIED = 6  # search results that a verification sentence may judge: 2**6 sentences to choose from
-_UNLIMITED = 10**12  # tokens; nothing is shortened unless a length is given
+MOST_VERIFIED = 6  # most search results that a verification sentence judges, in one of 2**6 combinations
+_UNLIMITED = 10**12  # tokens; nothing is shortened without a `max_length`
 _NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
-_BEGINNING = 32  # characters of a completion that could share a token with the end of the prompt
+_BEGINNING = 32  # leading characters of a completion that could share a token with the end of the prompt
 
 
 @cache
@@ -53,7 +53,7 @@ def check_style(style: str) -> None:
 
 
 def verification(judgements: Sequence[Verdict], style: str) -> str:
-    """The sentence that says which search results are informative; empty if there are no results."""
+    """The sentence that states which search results are informative; empty if there are no results."""
     check_style(style)
     if not judgements:
         return ""
@@ -84,18 +84,18 @@ def _join(items: Sequence[str], between: str, last: str) -> str:
 def read_verification(text: str, n: int) -> tuple[Verdict, ...] | None:
     """Read the judgements from a model's reply: the inverse of `verification`, in any style's wording.
 
-    Case and white space do not matter, and the rest of the sentence behind the judgements may be missing.
+    Case and white space are ignored, and the end of the sentence after the judgements may be missing.
 
     Args:
         text: The reply; it begins with the verification sentence.
-        n: How many search results there were.
+        n: Number of search results.
 
     Returns:
-        One verdict for each search result; `()` for none; None if the text does not begin with all of them.
+        One verdict for each search result, `()` if n is 0; None if the text does not begin with all verdicts.
     """
     if n == 0:
         return ()
-    # Only as much as a verification sentence can take, so that a long reply costs nothing.
+    # No verification sentence is longer, and a long reply should cost no time.
     beginning = " ".join(text[: 200 + 100 * n].split()).lower()
     for style in STYLES:
         words = wording()["verification"][style]
@@ -122,7 +122,7 @@ def _read_flags(text: str, n: int, words: Mapping[str, Any]) -> tuple[Verdict, .
                 break
         else:
             break
-    return tuple(verdicts) if len(verdicts) == n else None  # with more, the sentence is about other search results
+    return tuple(verdicts) if len(verdicts) == n else None  # another number: the sentence is about other results
 
 
 # The text
@@ -144,12 +144,12 @@ def escape_headings(text: str) -> str:
 
 
 def count_headings(text: str) -> int:
-    """How often a text contains what looks like a heading of the prompt."""
+    """Count what looks like a heading of the prompt in a text."""
     return len(_heading().findall(text))
 
 
 def user_turn(example: TrainingExample) -> tuple[Part, ...]:
-    """Search results, instruction and input: the user's turn in `chat`, and the field `human` of SAIL's files.
+    """Search results, instruction and input: the user turn in `chat`, and the field `human` of SAIL's files.
 
     Headings inside untrusted text are escaped unless the style is the byte-exact `sail`.
     """
@@ -178,18 +178,18 @@ def user_turn(example: TrainingExample) -> tuple[Part, ...]:
 def completion(example: TrainingExample) -> str:
     """The completion: the verification sentence, then the response; the field `gpt` of SAIL's files."""
     sentence = verification(example.judgements, example.style)
-    # A leading blank could merge with the last token of the template; the byte-exact style keeps what was published.
+    # Leading white space could merge with the last token of the template; only the byte-exact style keeps it.
     response = example.response if example.style == "sail" else example.response.strip()
     return sentence + (wording()["behind_verification"] if sentence else "") + response
 
 
 def trained_style(described: Mapping[str, Any]) -> str | None:
-    """The style that a model was trained in by sailkit, from its description; None for other models."""
+    """The style in which sailkit trained a model, from its description; None for other models."""
     return next((style for style in described.get("trained_styles") or () if style in STYLES), None)
 
 
 def as_text(parts: Sequence[Part]) -> str:
-    """Parts as plain text."""
+    """Join the texts of parts."""
     return "".join(part.text for part in parts)
 
 
@@ -217,7 +217,7 @@ class RenderedExample:
         ids: Token ids of prompt and completion, tokenised at once.
         completion_mask: For each id, whether it is supervised: the completion and the end of text.
         cut_tokens: Tokens of search results that were left out.
-        headings_left: How often untrusted text looks like a heading of the prompt (`sail` does not escape it).
+        headings_left: Number of headings in untrusted text that were not escaped (`sail` escapes none).
         text: The text that was tokenised.
     """
 
@@ -234,13 +234,13 @@ class RenderedExample:
 
 
 class ExampleRenderer:
-    """Turns training examples into token ids for one tokenizer."""
+    """Renders training examples as token ids for one tokenizer."""
 
     def __init__(self, tokenizer: Any, date: str | None = None) -> None:
         """Prepare a tokenizer.
 
         Args:
-            tokenizer: A transformers one, backed by a `tokenizer.json`.
+            tokenizer: A transformers tokenizer, backed by a `tokenizer.json`.
             date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
         """
         self.tokenizer = tokenizer
@@ -262,12 +262,12 @@ class ExampleRenderer:
 
         Args:
             example: The example, in its style.
-            max_length: Tokens that prompt and completion may have together; search results are shortened to fit,
-                the longest first, and nothing else ever is.
+            max_length: Most tokens of prompt and completion together; only search results are shortened to fit, the
+                longest first.
 
         Raises:
-            TooLongError: It does not fit without any search result.
-            UnfitExampleError: Its first word is in one token with the end of the prompt.
+            TooLongError: It does not fit even without search results.
+            UnfitExampleError: A token spans the border between prompt and completion.
             UserError: The tokenizer lacks what the style needs.
         """
         check_style(example.style)
@@ -301,7 +301,7 @@ class ExampleRenderer:
         return renderer.guard.encode_with_starts(parts, border, add_special_tokens=not renderer.chat)
 
     def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
-        """All parts, and the index of the first part of the completion and of the first part behind it."""
+        """All parts, the index of the first part of the completion, and that of the first part after it."""
         prompt = prompt_parts(example)
         supervised = [Part(wording()["text"]["gap"]), Part(completion(example), trusted=False), Part(self._end())]
         parts = (*prompt, *supervised)
@@ -326,7 +326,7 @@ class ExampleRenderer:
                 f"style 'chat': the template writes the prompt of example {example.id!r} differently with an answer "
                 f"behind it; {_NO_TEMPLATE}"
             )
-        # Supervised up to the token that ends the turn; a template without one gets the end of text.
+        # Supervise up to the token that ends the turn; without such a token, append the end of text.
         tail = as_text(parts[index + 1 :])
         end = self._chat.guard.special_end(tail)
         closing = tail[:end] if end else tail + self._end()

@@ -1,11 +1,11 @@
-"""The thoughts of reasoning models: a closed thought is removed from the answer, behind an open one there is none."""
+"""Removes the thoughts of reasoning models from their replies; a reply with an unclosed thought has no answer."""
 
 from __future__ import annotations
 
 import re
 
 _TAGS = r"(?i:(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad))"
-# How model families open and close a thought.
+# The tags with which model families open and close a thought.
 _MARKS = (
     (rf"<{_TAGS}>", rf"</{_TAGS}>"),  # DeepSeek-R1, Qwen3, Phi-4, Nemotron, Granite 3.3, EXAONE, Seed-OSS ...
     (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
@@ -31,14 +31,13 @@ _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
 def split_thoughts(text: str) -> tuple[str, bool]:
     """Remove thoughts from a model's reply.
 
-    A closing mark without an opening one closes a thought that the prompt opened: everything before it is thought.
+    A closing mark without an opening one closes a thought that the prompt opened, so everything before it is removed.
 
     Args:
         text: The reply.
 
     Returns:
-        The text without thoughts, unchanged if there are none; and whether a thought was still open at the end, in
-        which case there is no answer.
+        The text without thoughts, and whether a thought is still open at its end, in which case there is no answer.
     """
     pieces: list[str] = []
     start, thinking = 0, False
@@ -71,5 +70,5 @@ def thought_is_open(text: str) -> bool:
 
 
 def is_mark(token: str) -> bool:
-    """Whether a token is a mark of a thought, or part of one."""
+    """Whether a token is a thought mark or a part of one."""
     return token in _PARTS or _MARK.fullmatch(token) is not None

@@ -1,1 +1,1 @@
-"""Tasks: their labels, their examples, and the prompts that ask for them."""
+"""Tasks: labels, examples, and prompts that ask for a label."""

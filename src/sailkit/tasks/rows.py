@@ -1,4 +1,4 @@
-"""Read the examples of a task: from a table, a folder of texts, or a data set on the hub."""
+"""Reads the examples of a task from a table, a folder of texts, a data set on the hub, or memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sailkit.files.tables import has_cells, read_table, with_ids, with_nested
 from sailkit.records import Example, SearchResult
 from sailkit.tasks.spec import DataSpec, EvidenceFields, Fields
 
-_MEMORY = Path("`examples`")  # the "file" in errors about rows that come from memory
+_MEMORY = Path("`examples`")  # stands for the file in errors about rows from memory
 
 
 class DataFrame(Protocol):
-    """What is needed of a pandas data frame, so that pandas need not be installed."""
+    """The part of a pandas data frame that is used, so that pandas need not be installed."""
 
     def to_dict(self, orient: str) -> Any:
         """The rows as dicts, with the orientation `records`."""
@@ -29,7 +29,7 @@ Examples = Sequence[Example] | Sequence[Mapping[str, Any]] | DataFrame
 
 
 def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    """Examples of a file or of a data set on the hub, each with its file and line for errors."""
+    """Read the examples of a file or of a data set on the hub, each with its file and line for errors."""
     fields = spec.fields
     assert fields is not None
     if path.is_dir():
@@ -40,11 +40,11 @@ def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
 
 
 def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    """Examples that are in memory, each with its row number for errors.
+    """Read examples from memory, each with its row number for errors.
 
     Args:
-        rows: Examples; or mappings, or a data frame, with the fields of the task's data or else with `text`, `label`
-            and optionally `id`, `group` and `evidence` (a list of texts).
+        rows: Examples; or mappings or a data frame, with the fields of the task's data, or with `text`, `label` and
+            optionally `id`, `group` and `evidence` (a list of texts).
         spec: The layout of the task's data.
     """
     if not isinstance(rows, Sequence):
@@ -122,13 +122,13 @@ def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: 
 
 
 def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None, ...]:
-    """The label that each search result supports; empty unless the data give a stance for all of them."""
+    """The label that each search result supports; empty unless every result has a stance."""
     values = [entry.get(fields.stance) for entry in row[str(fields.list)]] if fields.stance else []
     return () if None in values else tuple(fields.stances.get(str(value)) for value in values)
 
 
 def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
-    """Examples of a folder of texts, each with its file for errors."""
+    """Read the examples of a folder of texts, each with its file for errors."""
     label_file = spec.label_file
     assert label_file is not None
     assert spec.folder is not None
@@ -142,7 +142,7 @@ def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
         item = jsonl.text_field(row, label_file.id, where, line)
         ids.add(item, f"{where}, line {line}")
         labels[item] = jsonl.text_field(row, label_file.label, where, line)
-    # The folder is listed and the labels looked up, so no id from a file ever becomes a path.
+    # List the folder and look up the labels, so that no id from a file ever becomes a path.
     for file in sorted(texts.glob("*.txt")):
         if file.stem not in labels:
             raise UserError(f"{file}: no row with {label_file.id} {file.stem!r} in {path / label_file.path}")

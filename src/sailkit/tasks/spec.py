@@ -1,4 +1,4 @@
-"""The schema of a task's YAML: where the data are, what the labels are called, the wordings of each protocol."""
+"""The schema of a task's YAML: data, labels, and the wordings of each protocol."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-# YAML reads a bare 1 as a number; an answer word is always text.
+# YAML reads an unquoted 1 as a number, but an answer word is always text.
 Word = Annotated[
     str, BeforeValidator(lambda v: str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v)
 ]
 
 
 class EvidenceFields(_Spec):
-    """Where a row has its search results: in a list, with the fields of each entry, or in columns of text.
+    """The fields of a row that hold its search results: a list with the fields of its entries, or columns of text.
 
-    Without `body` the entries of the list are texts. `stance` is the field with people's judgement of what a result
-    supports, and `stances` maps its values to labels; any other value supports none.
+    Without `body` the entries of the list are texts. `stance` is the field with the human judgement of what a result
+    supports, and `stances` maps its values to labels; other values support no label.
     """
 
     list: str | None = None
@@ -48,14 +48,14 @@ class EvidenceFields(_Spec):
 
 
 def _as_evidence(value: object) -> object:
-    """Evidence may also be a column, or a list of columns."""
+    """Accept a column, or a list of columns, as evidence."""
     return {"columns": [value] if isinstance(value, str) else value} if isinstance(value, (str, list)) else value
 
 
 class Fields(_Spec):
-    """Names of the fields that hold what a task needs; nested ones have dots, as `doc.claim`.
+    """Names of a task's fields in the data; dots denote nested fields, such as `doc.claim`.
 
-    Rows without an `id` get their number from 1.
+    Without an `id`, rows are numbered from 1.
     """
 
     id: str = "id"
@@ -65,13 +65,13 @@ class Fields(_Spec):
     evidence: Annotated[EvidenceFields | None, BeforeValidator(_as_evidence)] = None
 
     def names(self) -> list[str | None]:
-        """Every field that is read from a row."""
+        """All fields that are read from a row."""
         evidence = self.evidence
         return [self.id, self.text, self.label, self.group, *((evidence.list, *evidence.columns) if evidence else ())]
 
 
 class LabelFile(_Spec):
-    """A CSV beside a folder of texts that gives each text's label."""
+    """A CSV file with the label of each text in a folder."""
 
     path: str
     id: str
@@ -79,9 +79,9 @@ class LabelFile(_Spec):
 
 
 class DataSpec(_Spec):
-    """How a data set is laid out: one table with fields, or a folder of text files with a label file.
+    """The layout of a data set: one table with fields, or a folder of text files with a label file.
 
-    `source` says where to get the data of a task that does not carry them.
+    `source` states where to get data that do not come with the task.
     """
 
     source: str | None = None
@@ -99,14 +99,14 @@ class DataSpec(_Spec):
 
 
 class LabelSpec(_Spec):
-    """The answer word of a label in prompts and scores, and other words that are read as the same label."""
+    """The answer word of a label in prompts and scores, and its synonyms in replies."""
 
     answer: Word
     also: tuple[Word, ...] = ()
 
 
 class StepSpec(_Spec):
-    """One model call: its prompt, its system text, and the most tokens of its reply (by default the protocol's)."""
+    """One model call: prompt, system text, and the token limit of the reply (by default the protocol's)."""
 
     prompt: str
     system: str = ""
@@ -114,10 +114,10 @@ class StepSpec(_Spec):
 
 
 class WordingSpec(_Spec):
-    """The steps of a wording, and what differs from its protocol.
+    """The steps of a wording, and its differences from the protocol.
 
-    `answers` and `also` replace the protocol's. `train` says whether `build-task` writes training rows in this wording:
-    a wording that others published is for measuring as they did.
+    `answers` and `also` replace the protocol's. With `train`, `build-task` writes training rows in this wording; a
+    published wording is for evaluation only.
     """
 
     steps: tuple[Annotated[StepSpec, BeforeValidator(lambda v: {"prompt": v} if isinstance(v, str) else v)], ...] = (
@@ -129,9 +129,9 @@ class WordingSpec(_Spec):
 
 
 def _as_wording(value: object) -> object:
-    """A wording may also be its prompt alone, a list of steps, or one step.
+    """Accept a prompt, a list of steps, or one step as a wording.
 
-    Beside `steps`, `system` and `max_new_tokens` are the defaults of all steps.
+    Next to `steps`, `system` and `max_new_tokens` are the defaults of all steps.
     """
     if not isinstance(value, dict):
         return {"steps": [value] if isinstance(value, str) else value}
@@ -146,7 +146,7 @@ def _as_wording(value: object) -> object:
 
 
 class ProtocolSpec(_Spec):
-    """The wordings of one protocol; each is one prompt, or several in sequence with `{previous}`."""
+    """The wordings of one protocol; each is one prompt, or a sequence of prompts with `{previous}`."""
 
     wordings: dict[str, Annotated[WordingSpec, BeforeValidator(_as_wording)]]
     answers: dict[str, Word] = Field(default_factory=dict)
@@ -155,7 +155,7 @@ class ProtocolSpec(_Spec):
 
 
 class TaskSpec(_Spec):
-    """A task as its YAML states it."""
+    """The content of a task's YAML."""
 
     name: str
     about: str = ""
@@ -208,7 +208,7 @@ _FIELD_LIKE = re.compile(
 
 
 def _check_fields(step: StepSpec, number: int, where: str) -> None:
-    """Refuse a field that is unknown or misspelt, and a step that is the same for every item."""
+    """Refuse an unknown or misspelt field, and a step whose prompt is the same for every item."""
     replies = ["previous", *(f"reply_{n}" for n in range(1, number))] if number > 1 else []
     known = ["text", "answers", "evidence", *replies] + (["examples"] if number == 1 else [])
     for text, fields in ((step.prompt, known), (step.system, ["answers"])):
@@ -223,7 +223,7 @@ def _check_fields(step: StepSpec, number: int, where: str) -> None:
 
 
 def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:
-    """Refuse a word that stands for two labels: it would be scored and read as whichever comes last."""
+    """Refuse a word that stands for two labels, because only the last one would be scored and read."""
     seen: dict[str, str] = {}
     for label, word in ((label, word) for label, its_words in words for word in its_words):
         if (other := seen.setdefault(word.casefold(), label)) != label:
@@ -231,8 +231,8 @@ def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a task, in one line: where, what, and how to fix it if that is known."""
-    # A misspelt key is also a missing one; it is the spelling that the user can mend.
+    """Describe the first error of a task in one line: where, what, and how to fix it if that is known."""
+    # A misspelt key also counts as missing; report the spelling, which the user can fix.
     first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     where = ".".join(map(str, first["loc"])) or "the file"
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""A task, loaded from YAML: its examples, its labels, and the prompts that ask for them."""
+"""Loads a task from YAML: examples, labels, and prompts that ask for a label."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Question:
         wording: The wording's name.
         steps: Prompt templates, one model call each, with `{text}`, `{evidence}`, `{answers}`, `{previous}`,
             `{reply_1}`, `{examples}`.
-        systems: The system text of each step, or nothing.
+        systems: The system text of each step, or None.
         answers: Label -> its answer word, which is scored.
         words: Word -> label, for reading replies.
-        new_tokens: Most tokens of the reply of each step.
-        train: Whether training rows may be written in this wording.
+        new_tokens: Token limit of the reply of each step.
+        train: Whether training rows may use this wording.
     """
 
     protocol: str
@@ -49,12 +49,12 @@ class Question:
 
     @property
     def literals(self) -> list[Any]:
-        """The parts of this question that belong into a fingerprint of the prompts."""
+        """The parts of this question that a fingerprint of the prompts includes."""
         return [self.steps, self.answers, *([self.systems] if any(self.systems) else [])]
 
     @property
     def shows_examples(self) -> bool:
-        """Whether the wording says where worked examples go."""
+        """Whether the wording has a field for worked examples."""
         return any("{examples}" in step for step in self.steps)
 
 
@@ -65,7 +65,7 @@ class Task:
     Attributes:
         spec: The content of the YAML.
         labels: The labels in use, in order.
-        folder: Where the YAML is; relative data paths start here.
+        folder: The folder of the YAML, which relative data paths refer to.
     """
 
     spec: TaskSpec
@@ -90,7 +90,7 @@ class Task:
         if wording not in spec.wordings:
             raise UserError(f"{self.name}/{protocol} has no wording {wording!r}; {nearest(wording, spec.wordings)}")
         chosen = spec.wordings[wording]
-        # A wording replaces the answers of its protocol, and these replace those of the labels.
+        # The answers of a wording replace those of its protocol, which replace those of the labels.
         source = chosen if chosen.answers or chosen.also else spec
         if source.answers and (missing := [label for label in self.labels if label not in source.answers]):
             raise UserError(
@@ -121,7 +121,7 @@ class Task:
 
     @cached_property
     def vocabularies(self) -> list[dict[str, str]]:
-        """`words`, then the words of each wording whose answers are different."""
+        """`words`, followed by the words of each wording with other answers."""
         vocabularies = [self.words()]
         for protocol, spec in self.spec.protocols.items():
             for wording in spec.wordings:
@@ -134,7 +134,7 @@ class Task:
 
     @cached_property
     def label_words(self) -> dict[str, str]:
-        """Every word, in lower case, that means the same label in all vocabularies -> that label."""
+        """Lower-case word -> label, for words with the same label in all vocabularies."""
         meanings: dict[str, set[str]] = {}
         for vocabulary in self.vocabularies:
             for word, label in vocabulary.items():
@@ -145,12 +145,11 @@ class Task:
         """Read the task's examples.
 
         Args:
-            data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`), by default what the YAML names; or examples
-                in memory, see `sailkit.tasks.rows.memory_rows`.
+            data: File, folder or name on the hub (`OWNER/NAME[:SPLIT]`), by default from the YAML; or examples in
+                memory, see `sailkit.tasks.rows.memory_rows`.
 
         Raises:
-            UserError: No data are named, or they are missing, malformed or empty, an id occurs twice, or a label is
-                unknown.
+            UserError: The data are not given, missing, malformed or empty, an id occurs twice, or a label is unknown.
         """
         spec = self.spec.data
         if data is None:
@@ -178,11 +177,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of a task that have one of its labels in use.
+    """The examples of a task whose labels are in use.
 
     Attributes:
         examples: The examples, in the order of the data.
-        left_out: How many others have a label that is not in use.
+        left_out: Number of examples whose labels are not in use.
         fingerprint: sha256 of all rows.
     """
 
@@ -192,7 +191,7 @@ class Dataset:
 
 
 def in_first_half(name: str, seed: int) -> bool:
-    """Whether a claim or group is in the half for choosing, fitting and training, rather than for reporting."""
+    """Whether a claim or group is in the half for selection, fitting and training, not in the half for reporting."""
     return runs.seed_for(seed, "half of the claims", name) % 2 == 0
 
 
@@ -214,10 +213,9 @@ def load_task(name: str | Path | Task, labels: Sequence[str] | None = None) -> T
     """Load a task by name, or from a YAML file.
 
     Args:
-        name: A built-in task's name, or a path that ends in `.yaml` or `.yml`, or `module:attribute` for
-            a mapping of the same form; its files are relative to the working directory. A task that is loaded
-            already gets other labels.
-        labels: The labels to use; `["all"]` for all; by default those that the task states.
+        name: A built-in task's name, a path that ends in `.yaml` or `.yml`, or `module:attribute` for a mapping of the
+            same structure, whose files are relative to the working directory. A loaded task gets other labels.
+        labels: The labels to use; `["all"]` for all; by default the task's default labels.
 
     Raises:
         UserError: Unknown name, unreadable or invalid YAML (the field is named), unknown label.
