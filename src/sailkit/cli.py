@@ -19,25 +19,14 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, reporting, runs
 from sailkit.console import clean_streams, console, show_traceback
-from sailkit.data.build import build
-from sailkit.data.build_task import build_task
-from sailkit.distillation.distill import distill
-from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
-from sailkit.evaluation import compare, evaluate, rescore
 from sailkit.files import jsonl
-from sailkit.labeling.audit import audit
-from sailkit.labeling.fit import fit
-from sailkit.labeling.label import label
-from sailkit.pipeline import run
+from sailkit.pipeline import STAGES, run
 from sailkit.rendering import terminal
 from sailkit.rendering.result import to_json
-from sailkit.retrieval.search import search
 from sailkit.signatures import for_command_line
 from sailkit.text import escape_json
 from sailkit.training.distributed import is_main_process
-from sailkit.training.finetune import finetune
-from sailkit.training.merge import merge
 
 _UNFINISHED = 3  # the exit status where a stage got all that it could, and the same command may get more
 
@@ -50,24 +39,7 @@ JsonFlag = Annotated[
     ),
 ]
 
-VERBS: dict[str, Callable[..., Any]] = {
-    "search": search,
-    "label": label,
-    "fit": fit,
-    "audit": audit,
-    "build": build,
-    "build-task": build_task,
-    "finetune": finetune,
-    "merge": merge,
-    "teacher-cache": teacher_cache,
-    "distill": distill,
-    "evaluate": evaluate.evaluate,
-    "rescore": rescore.rescore,
-    "compare": compare.compare,
-    "report": reporting.report,
-    "run": run,
-    "runs": runs.overview,
-}
+VERBS: dict[str, Callable[..., Any]] = {**STAGES, "run": run, "runs": runs.overview}
 
 
 def _command(stage: Callable[..., Any]) -> Callable[..., None]:
