@@ -1,1 +1,1 @@
-"""Evaluation: a model on a task, two models against each other, recorded outputs read again."""
+"""Evaluation: measuring models on tasks, comparing predictions, and rescoring recorded outputs."""

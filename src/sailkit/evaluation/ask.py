@@ -1,4 +1,4 @@
-"""One batch of examples through all steps of a protocol: prompts, replies, and predictions read from them."""
+"""Runs batches of examples through all steps of a protocol: prompts, replies and predictions."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ AnswerMode = Literal["logprob", "generate"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation asks, and how replies are read.
+    """The prompts of an evaluation, and how replies are parsed.
 
     Attributes:
         question: Protocol and wording.
-        mode: Score the labels or generate an answer in the last step.
+        mode: Whether the last step scores the labels or generates an answer.
         shots: Worked examples as earlier turns, the same for every item.
-        bias: Log-probability of each label on an empty input; subtracted from the scores.
-        evidence_style: How search results are shown as in training; None where the wording says where they go, or
-            none are shown.
-        examples: Worked examples of a wording that says where they go, with `{examples}`.
+        bias: Log-probability of each label on an empty input, which is subtracted from the scores.
+        evidence_style: The training style in which search results are shown; None if the wording has `{evidence}`, or
+            no results are shown.
+        examples: Worked examples for the `{examples}` of the wording.
     """
 
     question: Question
@@ -42,11 +42,11 @@ class Plan:
 
 
 def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]]) -> list[Prediction]:
-    """Put one batch of examples to a model, through all steps of the protocol.
+    """Have a model answer one batch of examples, through all steps of the protocol.
 
     Args:
         model: The model.
-        plan: What to ask.
+        plan: The prompts to use.
         batch: Index and example of each item.
 
     Returns:
@@ -82,7 +82,7 @@ def answer_batch(model: Model, plan: Plan, batch: Sequence[tuple[int, Example]])
 def _without_refusals(
     indices: Sequence[int], replies: Sequence[Reply], last_replies: dict[int, Reply]
 ) -> list[tuple[int, Reply]]:
-    """The replies of the items that continue; a server's refusal is recorded as the item's last reply."""
+    """The replies of the items that continue; a refusal is recorded as the item's last reply."""
     pairs = list(zip(indices, replies, strict=True))
     last_replies.update((i, reply) for i, reply in pairs if reply.refusal is not None)
     return [(i, reply) for i, reply in pairs if reply.refusal is None]
@@ -97,15 +97,15 @@ def _verified(
     turns: Sequence[list[dict[str, Any]]],
     last_replies: dict[int, Reply],
 ) -> tuple[list[int], list[Prompt]]:
-    """Have the model generate each item's verification sentence, behind which it then answers.
+    """Have the model generate each item's verification sentence, after which it will answer.
 
     Args:
         model: The model.
         style: How search results are shown.
         examples: All examples of the batch.
-        indices: Those that continue.
+        indices: Indices of the examples that continue.
         prompts: Their prompts.
-        turns: Earlier calls of each example; the verification is added.
+        turns: Earlier calls of each example; the verification is appended.
         last_replies: Last replies so far; refusals are added.
 
     Returns:
@@ -125,7 +125,7 @@ def _verified(
 
 
 def _turn(reply: Reply) -> dict[str, Any]:
-    """An earlier call, as it stands in a prediction."""
+    """An earlier call as a prediction records it."""
     turn = {"prompt": reply.prompt, "raw_output": reply.text, "completion_tokens": reply.completion_tokens}
     return {**turn, "thought": reply.thought} if reply.thought else turn
 
@@ -141,7 +141,7 @@ def _prompts(
 
 
 def prompt_for(plan: Plan, example: Example, step: int, replied: Sequence[str] | None = None) -> Prompt:
-    """The prompt of one step, which quotes the replies of the steps before (empty while they are not known)."""
+    """The prompt of one step, which quotes the replies of earlier steps (empty if they are not known yet)."""
     question = plan.question
     answers = list(question.answers.values())
     if plan.evidence_style:
@@ -154,7 +154,7 @@ def prompt_for(plan: Plan, example: Example, step: int, replied: Sequence[str] |
 
 
 def shows_evidence(question: Question) -> bool:
-    """Whether a wording says where search results go."""
+    """Whether a wording has a field for search results."""
     return any("{evidence}" in step for step in question.steps)
 
 
@@ -179,8 +179,8 @@ def _prediction(
         logs = {a.label: a.logprob - bias.get(a.label, 0.0) for a in reply.answers.values()}
         observed = {a.label for a in reply.answers.values() if not a.bound}
         best = max(logs, key=lambda name: logs[name], default=None)
-        # A server gives the likeliest tokens alone: of an answer word that is not among them only a bound is known,
-        # and a label must not win by a bound.
+        # A server lists only the likeliest tokens. Other answer words have only an upper bound, and no label may win by
+        # a bound.
         if best in observed:
             scores, label, outcome = _softmax(logs), best, "answered"
         else:

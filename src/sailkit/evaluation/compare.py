@@ -1,4 +1,4 @@
-"""Two or more sets of predictions side by side: a verdict that can also be "cannot tell"."""
+"""Compares sets of predictions in pairs; a verdict may be "cannot tell"."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over groups"
 _MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
-# Factor -> others that change it; beside one of those it does not count as a second factor.
+# Factor -> other factors that change it; if one of those differs, this one does not count as well.
 _IMPLIED = {
     "weights_sha256": {"model"},
     "tokenizer_sha256": {"model"},
@@ -45,9 +45,9 @@ class JoinedItems:
     """Items that two sets share.
 
     Attributes:
-        rows: Of each item the truth, the outcome of a and that of b.
-        left_out: How many items do not count.
-        groups: The group of each item; None where there are none.
+        rows: True label, outcome of a and outcome of b of each item.
+        left_out: Number of items that do not count.
+        groups: The group of each item; None if the data have no groups.
     """
 
     rows: list[tuple[str, str, str]]
@@ -68,12 +68,12 @@ def compare(
         sets: Run folders, or files of recorded outputs.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
-        fields: For files: their names of the fields id, text, label, output, prediction, reference, prompt, group:
-            KEY=NAME, repeated or between commas, or a YAML file.
+        fields: For files: the names of the fields id, text, label, output, prediction, reference, prompt, group, as
+            KEY=NAME, repeated or separated by commas, or a YAML file.
         seed: Seed of the bootstrap.
 
     Returns:
-        For each two sets the verdict and what it rests on.
+        The verdict of each pair of sets, and the figures that support it.
 
     Raises:
         UserError: Items, labels or reading rules differ, or there is nothing to compare.
@@ -84,7 +84,7 @@ def compare(
 
 
 def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: int = 0) -> Comparison:
-    """Compare sets of predictions that are read already; see `compare`."""
+    """Compare loaded sets of predictions; see `compare`."""
     sets = _distinct_names(sets)
     both = list(combinations(sets, 2))
     for a, b in both:
@@ -102,7 +102,7 @@ def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: 
 
 
 def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
-    """The sets under distinct names: two folders may have the same, and a verdict must say which is which."""
+    """Make the names of sets distinct, because folders may have the same name."""
     names = [s.name for s in sets]
     return [
         s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({number})")
@@ -131,7 +131,7 @@ def _check_comparable(a: PredictionSet, b: PredictionSet) -> None:
 
 
 def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, level: float) -> PairComparison:
-    """Everything about two sets but the verdict, which waits for the p-values of the other pairs."""
+    """Compare two sets without a verdict, which depends on the p-values of the other pairs."""
     joined = _join(a, b, truth)
     labels, rows = a.labels, joined.rows
     right = [(x == t, y == t) for t, x, y in rows]
@@ -172,7 +172,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, l
 
 
 def _join(a: PredictionSet, b: PredictionSet, truth: Truth) -> JoinedItems:
-    """Join by id; against references, only items on which both recordings have the same one."""
+    """Join by id; against references, keep only items on which both recordings have the same one."""
     of_b = {p.id: p for p in b.predictions}
     rows, groups = [], []
     for p in a.predictions:
@@ -194,10 +194,10 @@ def _shared_reference(p: Prediction, q: Prediction) -> str | None:
 
 
 def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, level: float) -> tuple[str, float, float]:
-    """Whether one of two is right more often, by an exact test of items, or of groups of them where there are any.
+    """Test exactly whether one set is right more often, over items, or over groups if there are any.
 
     Returns:
-        The test's name, its p-value, and the difference in accuracy that it would detect 4 times in 5.
+        The test's name, its p-value, and the difference in accuracy that it detects with a power of 0.8.
     """
     only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
     discordant, n = only_a + only_b, len(right)
@@ -208,7 +208,7 @@ def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, le
     for group, (x, y) in zip(groups, right, strict=True):
         differences[group] += x - y
     # The design effect (Kish 1965): how many times larger the variance of the mean is than with independent items.
-    # Where no item is discordant it cannot be measured, and the items of a group count as one.
+    # Without discordant items it cannot be measured, so the items of a group count as one.
     effect = (
         sum(d * d for d in differences.values()) / discordant
         if discordant
@@ -222,7 +222,7 @@ def _tested(right: Sequence[tuple[bool, bool]], groups: Sequence[str] | None, le
 def _differences(
     rows: Sequence[tuple[str, str, str]], labels: Sequence[str], seed: int, groups: Sequence[str] | None
 ) -> dict[str, Estimate]:
-    """Differences a - b with paired intervals: items, or groups of them, are drawn with both their outcomes."""
+    """Differences a - b with paired intervals: items, or groups, are resampled with both outcomes."""
     columns = (*labels, *metrics.NOT_ANSWERED)
     index = {name: i for i, name in enumerate(columns)}
     cells = np.array([[index[x] for x in row] for row in rows], dtype=np.int64)
@@ -231,17 +231,17 @@ def _differences(
 
 
 def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable[[Floats], Floats]:
-    """The statistic of a minus that of b, of counts by truth, outcome of a and outcome of b."""
+    """A function of counts by truth, outcome of a and outcome of b: the statistic of a minus that of b."""
     return lambda tables: np.asarray(statistic(tables.sum(-1)) - statistic(tables.sum(-2)))
 
 
 def _independent_factors(factors: Mapping[str, Any]) -> list[str]:
-    """Factors that do not follow from another one."""
+    """Factors that do not follow from another factor."""
     return [name for name in factors if not _IMPLIED.get(name, set()) & factors.keys()]
 
 
 def _isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:
-    """What a difference measures, where the two sets differ in one thing alone; else empty."""
+    """What the difference measures if the two sets differ in a single factor; else empty."""
     independent = _independent_factors(factors)
     if independent == ["search"]:
         values = set(factors["search"])
@@ -255,7 +255,7 @@ def _isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:
 
 
 def _with_verdict(pair: PairComparison) -> PairComparison:
-    """Better, worse or cannot tell: of a against b, in accuracy, after Holm's adjustment."""
+    """Add the verdict on a against b, by accuracy after Holm's adjustment: better, worse or cannot tell."""
     a, b, difference = pair.a, pair.b, pair.differences["accuracy"].value
     remarks = [f"they differ in {', '.join(pair.factors)}"] if pair.factors else []
     remarks += [pair.isolates] if pair.isolates else []
@@ -274,7 +274,7 @@ def _with_verdict(pair: PairComparison) -> PairComparison:
 
 
 def _measures_disagree(pair: PairComparison) -> bool:
-    """Whether the intervals of accuracy and macro-F1 exclude 0 on opposite sides, as beside a constant answer."""
+    """Whether the intervals of accuracy and macro-F1 exclude 0 on opposite sides, as against a constant answer."""
     return pair.differences["accuracy"].sign * pair.differences["macro_f1"].sign < 0
 
 

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: a model on a task, with predictions, figures and flags in a run folder."""
+"""The verb `evaluate`: measures a model on a task, and writes predictions, figures and flags to a run folder."""
 
 from __future__ import annotations
 
@@ -89,30 +89,29 @@ def evaluate(
         search: Which search results to show, as in training: the item's own (evidence), those of other items (random),
             or none. A wording with {evidence} shows them there. By default the wording decides.
         results: Most search results of an item, with --search.
-        style: How search results are shown: as in the model's training, else chat where it has a template, else
-            sail-fixed.
-        verify: Have the model first say which search results are informative, and then answer; auto for models that
-            were trained to.
-        few_shot: A file or folder with worked examples in the form of the task's data; for a wording with {examples}, a
+        style: The style in which search results are shown: by default that of the model's training, else chat if it has
+            a template, else sail-fixed.
+        verify: Have the model judge the search results before it answers; auto for models that were trained to.
+        few_shot: A file or folder with worked examples, laid out like the task's data; for a wording with {examples}, a
             table with the fields text and answer.
-        shots: How many of them to show.
+        shots: Number of worked examples to show.
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
         options: How to load and run the model.
         max_new_tokens: Longest generated answer; the protocol's own by default.
         seed: Seed of the bootstrap.
         reference: A second model whose answers serve as ground truth beside the data set's labels.
-        repeats: How often to ask the reference for each label, to measure how often the label changes.
+        repeats: Number of reference answers for each item, to measure how often the label changes.
         price: USD per million tokens of an endpoint, as IN/OUT, for the estimate of cost.
-        reference_api_key_env: Environment variable with the key of an endpoint as reference; needed where both are
-            endpoints.
+        reference_api_key_env: Environment variable with the key of the reference's endpoint; required if both models
+            are endpoints.
         csv_out: Also write the predictions as CSV to this file.
 
     Returns:
-        The figures with their intervals, the flags and the predictions. Without `out` their folder is a temporary one,
-        removed together with the result.
+        The figures with their intervals, the flags and the predictions. Without `out`, they are in a temporary folder
+        that is removed together with the result.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: The input cannot be used; nothing is overwritten.
     """
     chosen = load_task(task, _split(labels))
     question = _question(chosen, protocol, wording, max_new_tokens)
@@ -194,16 +193,16 @@ def _question(task: Task, protocol: str, wording: str | None, max_new_tokens: in
 
 
 def _check_csv(path: str | Path | None) -> None:
-    """Refuse to overwrite a file that is no CSV of predictions."""
+    """Refuse to overwrite a file that is not a CSV of predictions."""
     if path is not None and Path(path).exists() and not Path(path).read_bytes().startswith(predictions.CSV_START):
         raise UserError(f"{path} exists and is no CSV of predictions; choose another `csv_out`")
 
 
 def _longest_call(plan: Plan, calls: Sequence[Sequence[Prompt]], generates: bool) -> tuple[Sequence[Prompt], int]:
-    """The prompts by which batches are planned, and the tokens to leave free behind them.
+    """The prompts by which batches are planned, and the tokens to reserve after them.
 
     Every step uses the same batches. A later step quotes earlier replies, which are not known yet: its prompts are
-    those with the quotes empty, and the longest reply is left free for them.
+    planned with empty quotes, and the longest possible reply is reserved.
     """
     longest = max(calls, key=lambda prompts: sum(len(turn.text) for prompt in prompts for turn in prompt))
     new_tokens = max(plan.question.new_tokens)
@@ -213,7 +212,7 @@ def _longest_call(plan: Plan, calls: Sequence[Sequence[Prompt]], generates: bool
 
 
 def _stored_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
-    """The bias of a run: measured once and stored in its folder, so that a run that continues has the same."""
+    """The bias of a run, measured once and stored in its folder, so that a resumed run has the same."""
     path = run.path(CALIBRATION)
     if not path.exists():
         jsonl.write_json(path, content_free_bias(model, plan))
@@ -223,11 +222,11 @@ def _stored_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
 def _measure_noise_once(
     run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: Sequence[Sequence[int]]
 ) -> None:
-    """Measure how far margins move with the batch, where the number format makes that matter."""
+    """Measure how much margins depend on the batch, in number formats in which that matters."""
     path = run.path(NOISE_FILE)
     if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
         answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read_rows(run.path(PREDICTIONS))]
-        batched = {i for batch in batches if len(batch) > 1 for i in batch}  # scoring the others again shows nothing
+        batched = {i for batch in batches if len(batch) > 1 for i in batch}  # single items would score the same again
         jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in batched]))
 
 
@@ -246,7 +245,7 @@ def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Exam
 
 
 def _shows_results_as_in_training(question: Question, search: Search | None, style: str, verify: str) -> bool:
-    """Whether search results are shown as in training, and not where the wording has {evidence}."""
+    """Whether search results are shown as in training, instead of at the wording's {evidence}."""
     styled = search is not None and not shows_evidence(question)
     if not styled and (style != "auto" or verify == "on"):
         argument = f"`style` {style}" if style != "auto" else "`verify='on'`"
@@ -255,7 +254,7 @@ def _shows_results_as_in_training(question: Question, search: Search | None, sty
 
 
 def _judge(reference: str | Model, loaded: Model, options: ModelOptions, key_env: str | None, repeats: int) -> Model:
-    """The reference model, with its own key and on the day of the model that is measured."""
+    """The reference model, with its API key and the date of the evaluated model."""
     described = loaded.describe()
     endpoints = "served_model" in described and isinstance(reference, str) and is_endpoint(reference)
     if endpoints and key_env is None:
@@ -267,7 +266,7 @@ def _judge(reference: str | Model, loaded: Model, options: ModelOptions, key_env
 def _with_matching_template(
     loaded: Model, evidence_style: EvidenceStyle, model: str | Model, options: ModelOptions
 ) -> Model:
-    """The model as the style needs it: without its chat template for the styles that are plain text."""
+    """The model as the style requires it: without its chat template for plain-text styles."""
     templated = bool(loaded.describe().get("chat_template"))
     style = evidence_style.style
     if style != "chat" and templated and options.chat == "auto" and isinstance(model, str):
@@ -281,18 +280,18 @@ def _with_matching_template(
 
 
 def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:
-    """The limit of every step, or the limit of each where they differ."""
+    """The common limit of all steps, or the limit of each step if they differ."""
     return new_tokens[0] if len(set(new_tokens)) == 1 else list(new_tokens)
 
 
 def _short_name(model: Model) -> str:
-    """A folder name made from the model's name; comparisons and reports call the evaluation by it."""
+    """A folder name derived from the model's name; comparisons and reports use it for the evaluation."""
     name = model.name if is_endpoint(model.name) else Path(model.name).name
     return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _finish(run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path | None) -> Evaluation:
-    """The figures of a run whose predictions are complete, also written to its folder."""
+    """Compute the figures of a run with complete predictions, and write them to its folder."""
     answered = predictions.load_run(run.folder)
     summary = summarise_predictions(
         answered.predictions, answered.labels, answered.provenance.get("dtype"), seed,

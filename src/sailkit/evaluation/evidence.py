@@ -1,4 +1,4 @@
-"""Which search results a model is shown in an evaluation, rendered in the style in which it was trained."""
+"""Chooses the search results that an evaluation shows, and renders them in the style of training."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Search = Literal["evidence", "random", "none"]
 
 @dataclass(frozen=True)
 class EvidenceStyle:
-    """How search results are shown, and whether the model judges them first.
+    """How search results are rendered, and whether the model verifies them first.
 
     Attributes:
         style: The style of training data: `sail`, `sail-fixed` or `chat`.
-        verify: The model first generates the verification sentence, and answers behind it.
-        most: The largest number of search results of an item.
+        verify: Whether the model first generates the verification sentence and answers after it.
+        most: Most search results of an item.
         bound: Most tokens of a verification sentence.
     """
 
@@ -60,28 +60,32 @@ class EvidenceStyle:
         return text.lstrip().startswith(self.sentences)
 
     def sentence(self, text: str, n: int) -> tuple[str, tuple[Verdict, ...] | None]:
-        """The verification sentence at the beginning of a text, and its verdicts; else the whole text and None."""
+        """Split off the verification sentence at the beginning of a text: the sentence and its verdicts.
+
+        Without a sentence: the whole text and None.
+        """
         text = text.strip()
         sentence = next((sentence for sentence in self.sentences_of(n) if text.startswith(sentence)), None)
         return (sentence, read_verification(sentence, n)) if sentence else (text, None)
 
     @staticmethod
     def behind(prompt: Prompt, sentence: str) -> Prompt:
-        """A prompt whose answer begins with a sentence; it was generated, so no special token is read from it."""
+        """A prompt whose answer begins with a sentence; the sentence was generated, so it is untrusted text."""
         return (*prompt, Message("assistant", (Part(sentence, trusted=False),), begun=True)) if sentence else prompt
 
 
 def evidence_style_for(model: Model, style: str, verify: str, most: int) -> EvidenceStyle:
-    """The style that suits a model.
+    """The evidence style of a model.
 
     Args:
         model: The model.
-        style: `auto` takes the one that the model was trained in, else `chat` where it has a template.
-        verify: `auto` for models that were trained to.
-        most: The largest number of search results of an item.
+        style: `auto` selects the style of the model's training, else `chat` if it has a template.
+        verify: `auto` selects verification for models that were trained to verify.
+        most: Most search results of an item.
 
     Raises:
-        UserError: No such style, a server that should verify, or too many search results to verify.
+        UserError: The style does not exist, the model is a server and cannot verify, or there are too many search
+            results to verify.
     """
     described = model.describe()
     trained = trained_style(described)
@@ -99,7 +103,7 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
     evidence_style = EvidenceStyle(style, verifies and most > 0, most)
     if not evidence_style.verify:
         return evidence_style
-    # Behind a space, which some tokenizers make a token of its own, and with room for the token that ends the sentence.
+    # Counted after a space, which is a separate token for some tokenizers, and with room for the token that ends it.
     lengths = [model.count_tokens(f" {sentence}") for sentence in evidence_style.sentences]
     return replace(evidence_style, bound=max(lengths) + 2)
 
@@ -113,8 +117,8 @@ def with_search_results(
         examples: The examples to be evaluated.
         search: `evidence` (their own), `random` (as many, each of another example) or `none`.
         results: Most search results of an example.
-        seed: Random results are drawn from it and the example's id.
-        pool: The examples whose search results are drawn.
+        seed: Seeds the random draw, together with the example's id.
+        pool: The examples from which random search results are drawn.
 
     Raises:
         UserError: There are no search results to show.
@@ -132,7 +136,7 @@ def with_search_results(
 def _random_results(
     example: Example, candidates: Sequence[tuple[str, SearchResult]], results: int, seed: int
 ) -> tuple[SearchResult, ...]:
-    """As many search results as the example has, each of another group and with another text."""
+    """Draw as many search results as the example has, from other groups and with other texts."""
     rng = random.Random(runs.seed_for(seed, "random results", example.id))  # noqa: S311 - a draw, not a secret
     seen = {result.body for result in example.evidence}
     number = len(example.evidence[:results])

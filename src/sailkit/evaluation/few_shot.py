@@ -1,4 +1,4 @@
-"""Worked examples before the question: as earlier turns, or where the wording has `{examples}`."""
+"""Adds worked examples to prompts, as earlier turns or at the wording's `{examples}`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sailkit.tasks.task import Question, Task
 
 @dataclass(frozen=True)
 class WorkedExamples:
-    """Worked examples as a prompt takes them.
+    """Worked examples, ready for a prompt.
 
     Attributes:
         turns: Earlier turns of the conversation.
         parts: Text for `{examples}`.
-        fingerprint: Of all of it; None where there are no examples.
+        fingerprint: Fingerprint of the examples; None if there are none.
     """
 
     turns: tuple[Message, ...] = ()
@@ -37,12 +37,12 @@ def worked_examples(
     Args:
         task: The task.
         question: Protocol and wording.
-        path: Examples in the form of the task's data; for a wording with `{examples}`, a table of text and answer.
-        count: How many of them are shown.
-        examples: The examples to be evaluated; none of them may be a worked example.
+        path: Examples laid out like the task's data; for a wording with `{examples}`, a table of text and answer.
+        count: Number of examples to show.
+        examples: The evaluated examples, none of which may be a worked example.
 
     Raises:
-        UserError: The wording needs examples and there are none, or takes none; an example is also evaluated.
+        UserError: The wording requires examples and gets none, or accepts none; or an example is also evaluated.
     """
     name = f"{task.name}/{question.protocol}: wording {question.wording!r}"
     if path is None:
@@ -56,7 +56,7 @@ def worked_examples(
         rows = _answered_texts(path, count)
         _refuse_evaluated(path, rows, examples)
         _refuse_labels(path, question, rows)
-        # An example reads like the prompt itself, with its answer and a blank line behind.
+        # An example is the prompt itself, followed by its answer and a blank line.
         template = question.steps[0].replace("{examples}", "")
         words = [Part(frames()["answers_join"].join(question.answers.values()))]
         parts: list[Part] = []
@@ -83,7 +83,7 @@ def worked_examples(
 
 
 def _answered_texts(path: Path, count: int) -> list[tuple[str, str]]:
-    """Texts with their worked answers."""
+    """Read texts and their answers."""
     rows = [
         tuple(jsonl.text_field(row, name, path, line).strip() for name in ("text", "answer"))
         for line, row in read_table(path)
@@ -94,7 +94,7 @@ def _answered_texts(path: Path, count: int) -> list[tuple[str, str]]:
 
 
 def _refuse_labels(path: Path, question: Question, rows: Sequence[tuple[str, str]]) -> None:
-    """Refuse labels as answers where there are several calls: the first, which shows the examples, asks for a text."""
+    """Refuse labels as answers if there are several calls: the examples are in the first, which asks for a text."""
     words = {word.casefold() for word in question.words}
     if len(question.steps) > 1 and all(answer.strip(" .").casefold() in words for _, answer in rows):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Figures of a set of predictions: with intervals, beside baselines and flags, and the way to JSON and back."""
+"""Figures of a set of predictions, with intervals, baselines and flags, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Flag:
 
 
 def flags_to_json(flags: Sequence[Flag]) -> dict[str, Any]:
-    """The codes as a list, and the sentences by code."""
+    """Convert flags to JSON: the codes as a list, and the sentences by code."""
     messages: dict[str, list[str]] = {}
     for flag in flags:
         messages.setdefault(flag.code, []).append(flag.message)
@@ -29,18 +29,18 @@ def flags_to_json(flags: Sequence[Flag]) -> dict[str, Any]:
 
 
 def flags_from_json(flat: Mapping[str, Any]) -> tuple[Flag, ...]:
-    """The way back; see `flags_to_json`."""
+    """The inverse of `flags_to_json`."""
     return tuple(Flag(code, message) for code, messages in flat["flag_messages"].items() for message in messages)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFigures:
-    """How well answers agree with one set of true labels.
+    """The agreement of answers with one set of true labels.
 
     Attributes:
         figures: Accuracy, balanced accuracy, macro-F1, weighted F1, Matthews correlation and `f1_LABEL` of each label.
-        if_unanswered_wrong: The accuracy were all answers without a label wrong.
-        if_unanswered_right: The accuracy were all answers without a label right.
+        if_unanswered_wrong: The accuracy if all answers without a label count as wrong.
+        if_unanswered_right: The accuracy if all answers without a label count as right.
     """
 
     figures: dict[str, Estimate]
@@ -48,7 +48,7 @@ class LabelFigures:
     if_unanswered_right: float
 
     def flat(self, prefix: str) -> dict[str, float]:
-        """The figures under the names that they have in JSON."""
+        """The figures by their JSON keys."""
         flat: dict[str, float] = {}
         for name, estimate in self.figures.items():
             flat |= estimate.flat(prefix + name)
@@ -59,7 +59,7 @@ class LabelFigures:
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any], labels: Sequence[str], prefix: str) -> LabelFigures | None:
-        """The way back; None where JSON has no such figures."""
+        """The inverse of `flat`; None if there are no such figures."""
         if f"{prefix}accuracy" not in flat:
             return None
         names, estimates = (*metrics.STATISTICS, *(f"f1_{label}" for label in labels)), read_estimates(flat)
@@ -84,43 +84,43 @@ class Baselines:
     prior_accuracy: float
 
     def flat(self, prefix: str) -> dict[str, Any]:
-        """The baselines under the names that they have in JSON."""
+        """The baselines by their JSON keys."""
         return {prefix + f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any], prefix: str) -> Baselines | None:
-        """The way back; None where JSON has no such baselines."""
+        """The inverse of `flat`; None if there are no such baselines."""
         names = [f.name for f in fields(cls)]
         return cls(*(flat[prefix + name] for name in names)) if prefix + names[0] in flat else None
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusionTable:
-    """Counts of items: a row for each true label; a column for each label and for each outcome without one."""
+    """Counts of items: one row for each true label, one column for each label and each outcome without a label."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As written to JSON."""
+        """The table as JSON values."""
         return {"rows": list(self.rows), "columns": list(self.columns), "counts": [list(row) for row in self.counts]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ConfusionTable:
-        """The way back."""
+        """The inverse of `to_json`."""
         return cls(tuple(value["rows"]), tuple(value["columns"]), tuple(map(tuple, value["counts"])))
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLabels:
-    """Labels that a reference model gave, beside the data set's own.
+    """The labels of a reference model, compared with those of the data set.
 
     Attributes:
         n: Items with such a label.
-        baselines: Figures against them of answers that do not depend on the items.
-        kappa: Cohen's kappa with the human labels; None where it is not defined.
-        agreement: Share of items on which they agree with the human labels; None where there are no human labels.
+        baselines: Baselines against these labels.
+        kappa: Cohen's kappa with the human labels; None if it is not defined.
+        agreement: Share of items on which they agree with the human labels; None if there are no human labels.
     """
 
     n: int
@@ -136,19 +136,19 @@ class Summary:
     Attributes:
         n: Items.
         labels: The task's labels.
-        groups: Groups of items, where the task declares them.
-        against: Which labels the main figures are against: those of a reference model where there are any.
-        main: The figures against those labels; None where there are no labels at all.
-        human: The figures against the data set's own labels; None where there are none.
-        baselines: Against the data set's own labels, or the reference's where there are no others.
-        reference: The reference's labels; None where there is no reference.
+        groups: Groups of items, if the task declares them.
+        against: The labels of the main figures: those of a reference model if there are any.
+        main: The figures against those labels; None if there are no labels at all.
+        human: The figures against the data set's labels; None if there are none.
+        baselines: Baselines against the data set's labels, or the reference's if there are no others.
+        reference: The reference's labels; None if there is no reference.
         confusion: Answers against the labels of `against`.
-        auroc: Area under the ROC curve; None where not every item has scores.
-        ece: Expected calibration error; None where not every item has scores.
-        unreadable: Answers that give no label.
-        refused: Items to which there is no answer.
+        auroc: Area under the ROC curve; None unless every item has scores.
+        ece: Expected calibration error; None unless every item has scores.
+        unreadable: Answers without a label.
+        refused: Items without an answer.
         near_ties: Answers whose margin is within the numerical noise.
-        noise: That noise in nats, where it was measured.
+        noise: That noise in nats, if it was measured.
         flags: Reasons to doubt the figures.
     """
 
@@ -171,7 +171,7 @@ class Summary:
 
     @property
     def figures(self) -> dict[str, Estimate]:
-        """Every figure with its interval; `human_...` are against the data set's own labels."""
+        """All figures with their intervals; `human_...` are against the data set's labels."""
         main = self.main.figures if self.main else {}
         human = self.human.figures if self.human else {}
         agreement = self.reference.agreement if self.reference else None
@@ -182,7 +182,7 @@ class Summary:
         }
 
     def flat(self) -> dict[str, Any]:
-        """The figures under the names that they have in JSON, without the flags."""
+        """The figures by their JSON keys, without the flags."""
         flat: dict[str, Any] = {"n": self.n, "labels": list(self.labels)}
         if self.groups is not None:
             flat["groups"] = self.groups
@@ -200,7 +200,7 @@ class Summary:
         return flat if self.noise is None else {**flat, "noise": self.noise}
 
     def to_json(self) -> dict[str, Any]:
-        """Figures and flags as written to JSON: an estimate `x` as `x`, `x_low` and `x_high`."""
+        """Figures and flags as JSON values; an estimate `x` becomes `x`, `x_low` and `x_high`."""
         return self.flat() | flags_to_json(self.flags)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Every item of sets of predictions as one JSON value, for the list of items in an HTML report."""
+"""Collects all items of sets of predictions as one JSON value, for the list in an HTML report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def collect_items(
     truths: Sequence[Sequence[str | None]],
     labels: Sequence[str],
 ) -> dict[str, Any]:
-    """Every item of every set, joined by id, column by column.
+    """Join the items of all sets by id, and return them column by column.
 
     Args:
         names: Names of the sets.
@@ -25,8 +25,8 @@ def collect_items(
         labels: The task's labels.
 
     Returns:
-        A JSON value. Labels are numbers; the beginning and end that all prompts of a set share are written once, and
-        a prompt that equals the first set's is 0.
+        A JSON value. Labels are numbers; the beginning and end that all prompts of a set share are written once; a
+        prompt that equals the first set's is 0.
     """
     numbers = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
     order = [p.id for p in sets[0]]
@@ -81,14 +81,14 @@ def _columns(
 
 
 def _prompts(rows: Sequence[Prediction]) -> list[list[str]]:
-    """The prompts of each step of the protocol; "" where an item had fewer."""
+    """The prompts of each step of the protocol; "" if an item had fewer steps."""
     prompts = [[*(str(turn["prompt"]) for turn in p.turns), p.prompt] for p in rows]
     steps = max(map(len, prompts), default=1)
     return [[of_item[step] if step < len(of_item) else "" for of_item in prompts] for step in range(steps)]
 
 
 def _squeeze(steps: Sequence[Sequence[str]], first: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """For each step, the beginning and end that all prompts share, and the text between."""
+    """For each step, the common beginning and end of all prompts, and the text between them."""
     squeezed = []
     for step, texts in enumerate(steps):
         head = os.path.commonprefix(texts)  # noqa: RUF071 - text, not paths

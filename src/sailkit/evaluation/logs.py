@@ -1,7 +1,7 @@
-"""Sample logs of other evaluation tools, read as recordings: lm-evaluation-harness, inspect_ai and lighteval.
+"""Reads sample logs of lm-evaluation-harness, inspect_ai and lighteval as recordings.
 
-Each tool keeps what the model wrote for every sample. Here that becomes a row with the fields of a recording, so that
-the raw answers are read again by the rules of this package. Nothing of what a log holds is executed or unpickled.
+Each sample becomes a row with the fields of a recording, so that the raw answers are parsed again by the rules of this
+package. Nothing in a log is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ZSTANDARD = 93  # the compression method's number in a zip file; `zipfile` know
 
 @dataclass(frozen=True)
 class SampleLog:
-    """What a tool recorded of one task.
+    """The samples that a tool recorded for one task.
 
     Attributes:
         tool: The tool that wrote the file.
@@ -35,11 +35,11 @@ class SampleLog:
             `prompt`, `prediction_recorded` (the answer that the tool's own parser extracted) where there is one, and
 
             - `doc`: the data set's own row,
-            - `choices`: the texts of the sample's choices, where it has any,
-            - `choice_logprobs`: log-probability in nats of each choice, where the tool scored them,
-            - `group`: the sample's name, where several rows are of one sample (epochs),
+            - `choices`: the texts of the sample's choices, if it has any,
+            - `choice_logprobs`: log-probability in nats of each choice, if the tool scored them,
+            - `group`: the sample's name, if a sample has several rows (epochs),
             - `refused`: True where a provider's content filter withheld the answer.
-        notes: What a reader of the figures should know, a sentence each.
+        notes: Sentences about the log that help to interpret the figures.
     """
 
     tool: str
@@ -55,7 +55,7 @@ def read_sample_log(path: Path) -> SampleLog | None:
             `details_*.parquet` of lighteval (`--save-details`).
 
     Returns:
-        The log, or None where the file is something else.
+        The log, or None if the file is something else.
 
     Raises:
         UserError: The file is damaged, or holds nothing that can be read.
@@ -78,7 +78,7 @@ def read_sample_log(path: Path) -> SampleLog | None:
 
 
 def field_of_doc(rows: Sequence[Mapping[str, Any]], name: str | None) -> list[str] | None:
-    """A field of the data set's own rows, where every sample has it as text or a whole number; else None."""
+    """A field of the data set's rows, if every sample has it as text or an integer; else None."""
     docs = [row.get("doc") for row in rows]
     values = [doc.get(name) if isinstance(doc, dict) else None for doc in docs]
     if not all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
@@ -87,7 +87,7 @@ def field_of_doc(rows: Sequence[Mapping[str, Any]], name: str | None) -> list[st
 
 
 def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer names by its letter alone: `B`, `(B)`, `ANSWER: B`."""
+    """The choice that an answer names only by its letter: `B`, `(B)`, `ANSWER: B`."""
     lines = [line for line in text.splitlines() if line.strip()]
     index = _index_of_letter(lines[-1].rpartition(":")[2].strip(" \t().*[]")) if lines else -1
     return choices[index] if 0 <= index < len(choices) else None
@@ -112,7 +112,7 @@ def _lm_eval(path: Path, table: Sequence[tuple[int, dict[str, Any]]]) -> SampleL
             calls = [list(call.values()) for call in sample["arguments"].values()]
             replies = [reply[0] for reply in sample["resps"]]
             row = {"id": str(sample["doc_id"]), "doc": sample["doc"], "prompt": str(calls[0][0])}
-            # A generation has one call, whose second argument is its settings; each choice is a call of its own.
+            # A generation has one call, whose second argument is its settings; scored choices have one call each.
             if isinstance(replies[0], str):
                 row |= {"output": replies[0], "label": _first(sample["target"])}
                 row["prediction_recorded"] = _first(sample["filtered_resps"])
@@ -189,7 +189,7 @@ def _inspect_archive(path: Path) -> SampleLog:
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
-    """A member of a zip file, also where it is compressed with Zstandard, as inspect_ai does."""
+    """Read a member of a zip file, also if it is compressed with Zstandard, as by inspect_ai."""
     if info.file_size > MAX_SAMPLE_BYTES:
         raise UserError(f"{path}: {info.filename!r} takes {info.file_size:,} bytes, and {MAX_SAMPLE_BYTES:,} are read")
     if info.compress_type != _ZSTANDARD:
@@ -261,7 +261,7 @@ def _inspect_row(sample: Mapping[str, Any], several_epochs: bool) -> dict[str, A
 
 
 def _message_text(message: Mapping[str, Any]) -> str:
-    """The text of a chat message; reasoning is kept in parts of its own, and is no part of the answer."""
+    """The text of a chat message, without reasoning, which is in separate parts."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -269,14 +269,14 @@ def _message_text(message: Mapping[str, Any]) -> str:
 
 
 def _first(value: Any) -> str:
-    """A target or an extracted answer, the first where there are several."""
+    """A target or an extracted answer; the first if there are several."""
     while isinstance(value, (list, tuple)):
         value = value[0]
     return str(value)
 
 
 def _choice(value: Any, choices: Sequence[Any]) -> str:
-    """The text of a choice that is named by its index or letter; any other value as it is."""
+    """The text of a choice that is named by its index or letter; any other value unchanged."""
     name = _first(value)
     if name in choices or not choices:
         return name

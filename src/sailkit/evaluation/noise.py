@@ -1,4 +1,4 @@
-"""How much a margin depends on the batch that it was computed in, measured on items of the run itself."""
+"""Measures how much margins depend on the batch, on items of the run itself."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from sailkit.evaluation.ask import Plan, answer_batch
 from sailkit.models.base import Model
 from sailkit.records import Example, Prediction
 
-MEASURED = ("bfloat16", "float16")  # in float32 it is far smaller; how a server computes is not known
-MOST = 32  # items that are scored again
+MEASURED = ("bfloat16", "float16")  # float32 has far less noise; the dtype of a server is not known
+MOST = 32  # most items that are scored again
 
 
 def measured_noise(
     model: Model, plan: Plan, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """Score some items again, each in a batch of its own.
+    """Score some items again, each in a separate batch.
 
     Args:
         model: The model of the run.
-        plan: What the run asks.
-        examples: All of its examples.
+        plan: The prompts of the run.
+        examples: All examples of the run.
         predictions: The predictions of items that shared a batch, in the order of the batches.
 
     Returns:
-        `noise`, the largest change of the margin between an item's two likeliest labels, in nats; `mean`; and
-        `items`, how many were measured. Without any, the first two are None.
+        `noise`, the largest change of the margin between an item's two likeliest labels, in nats; `mean`, its mean; and
+        `items`, the number of measured items. Without any, the first two are None.
     """
     scored = [p for p in predictions if _margin(p.scores, _best(p.scores)) is not None]
     step = max(1, math.ceil(len(scored) / MOST))
@@ -35,7 +35,7 @@ def measured_noise(
     for batched in scored[::step]:
         (single,) = answer_batch(model, plan, [(batched.index, examples[batched.index])])
         before, after = (_margin(p.scores, _best(batched.scores)) for p in (batched, single))
-        # Where an earlier call was answered differently, the scored prompts differ, and so do the margins.
+        # If an earlier call was answered differently, the scored prompts differ, so their margins do not compare.
         same = [t.get("raw_output") for t in single.turns] == [t.get("raw_output") for t in batched.turns]
         if same and before is not None and after is not None:
             changes.append(abs(after - before))
@@ -48,6 +48,6 @@ def _best(scores: Mapping[str, float]) -> list[str]:
 
 
 def _margin(scores: Mapping[str, float], labels: Sequence[str]) -> float | None:
-    """Difference of log-probability between two labels; None where there are not two, or one has no probability."""
+    """Difference of log-probability between two labels; None unless there are two with a probability."""
     values = [scores.get(label, 0.0) for label in labels]
     return math.log(values[0] / values[1]) if len(values) == 2 and min(values) > 0 else None

@@ -1,4 +1,4 @@
-"""Sets of predictions, read from a run folder or from a table of recorded outputs."""
+"""Reads sets of predictions from a run folder or from a table of recorded outputs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from sailkit.records import AnswerScore, Prediction
 from sailkit.tasks.task import Task, builtin_tasks, load_task
 
 PREDICTIONS = "predictions.jsonl"
-NOISE_FILE = "noise.json"  # how much margins depend on the batch, where that was measured
+NOISE_FILE = "noise.json"  # how much margins depend on the batch, if that was measured
 REFERENCE_FOLDER = "reference"
 CSV_START = b"id,text,gold,reference,"
-# Settings that can explain a difference between two sets; recorded outputs of other programs have none of them.
+# Settings that may explain a difference between two sets; recorded outputs of other programs have none of them.
 FACTORS = (
     "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
     "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
     "max_new_tokens",
 )  # fmt: skip
-# Settings that only some runs have: `date`, where the chat template shows the day.
+# Settings that only some runs have: `date`, if the chat template contains the date.
 RARE_FACTORS = ("date",)
 _NEEDED = ("id", "output")
-_OPTIONAL = ("group", "reason", "thought")  # left out of a row where they are empty
+_OPTIONAL = ("group", "reason", "thought")  # left out of a row if they are empty
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class PredictionSet:
     """The answers of one model to one set of examples.
 
     Attributes:
-        name: What to call it: the folder's or file's name.
+        name: The folder's or file's name.
         labels: The task's labels, in order.
         predictions: One row per example.
-        provenance: The known settings that gave the answers; see `FACTORS`.
-        rules_version: Version of the reading rules that gave the labels.
-        noise: The largest change of a margin with its batch, in nats; None where that was not measured.
-        extra: Further fields of a recording, for the checks on how it was made.
+        provenance: The known settings of the run; see `FACTORS`.
+        rules_version: Version of the parsing rules that gave the labels.
+        noise: The largest change of a margin with its batch, in nats; None if it was not measured.
+        extra: Further fields of a recording, for checks of its provenance.
     """
 
     name: str
@@ -71,7 +71,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
         word: {"label": a.label, "ids": a.ids, "logprob": a.logprob, "bound": a.bound}
         for word, a in prediction.answers.items()
     }
-    # A row holds what the model answered; these two are joined when a set is read.
+    # A row holds the model's answer alone; these two are joined when a set is read.
     del row["reference"], row["recorded"]
     return {name: value for name, value in row.items() if value or name not in _OPTIONAL}
 
@@ -88,7 +88,7 @@ def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -
 
 
 def as_csv(rows: Sequence[Prediction]) -> str:
-    """Predictions as CSV, a row each; cells that a spreadsheet would take for a formula are quoted."""
+    """Predictions as CSV, one row each; cells that a spreadsheet would read as a formula are quoted."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     labels = sorted({label for p in rows for label in p.scores})
@@ -105,10 +105,10 @@ def as_csv(rows: Sequence[Prediction]) -> str:
 
 
 def field_names(fields: Sequence[str] | None) -> dict[str, str]:
-    """The names of a recording's fields, by key.
+    """Read the field names of a recording, by key.
 
     Args:
-        fields: `KEY=NAME` pairs, also several between commas, or YAML files of such pairs; the keys are those of
+        fields: `KEY=NAME` pairs, also separated by commas, or YAML files of such pairs; the keys are those of
             `RECORDED_FIELDS`.
 
     Raises:
@@ -133,7 +133,7 @@ def field_names(fields: Sequence[str] | None) -> dict[str, str]:
 
 
 def load_run(folder: str | Path) -> PredictionSet:
-    """Read what an evaluation wrote.
+    """Read the predictions of an evaluation.
 
     Raises:
         UserError: Not an evaluation's folder, or the evaluation is not finished.
@@ -166,7 +166,7 @@ def load_run(folder: str | Path) -> PredictionSet:
 def load_table(
     path: str | Path, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
-    """Read a table of recorded outputs, and the labels from their raw answers.
+    """Read a table of recorded outputs, and parse labels from the raw answers.
 
     Args:
         path: JSON Lines, CSV or another table; rows without an id get their number.
@@ -235,7 +235,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def shared_value(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """A field's value where every row of a recording has the same, else None."""
+    """A field's value if it is the same in every row of a recording, else None."""
     values = [row.get(name) for row in extra]
     return values[0] if values and all(v == values[0] for v in values) else None
 
@@ -255,14 +255,14 @@ def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
 
 
 def labels_in_use(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
-    """The task's default labels, or all of its labels where the data have others."""
+    """The task's default labels, or all of its labels if the data have others."""
     defaults = task.spec.default_labels or tuple(task.spec.labels)
     used = {word_label(task, label) for label in labels if label not in (None, "")}
     return defaults if used <= {*defaults} else tuple(task.spec.labels)
 
 
 def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str | None:
-    """A label given by its name or by one of its words; None where the field is absent or empty."""
+    """A label given by its name or one of its words; None if the field is absent or empty."""
     value = row.get(column)
     if value in (None, ""):
         return None
@@ -275,6 +275,6 @@ def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str
 
 
 def word_label(task: Task, value: object) -> str | None:
-    """The label that a name or a word stands for; None where it is neither."""
+    """The label with a name or word; None if there is none."""
     words = task.label_words
     return str(value) if str(value) in task.labels else words.get(str(value).strip().casefold(), words.get(bare(value)))

@@ -1,4 +1,4 @@
-"""What `evaluate`, `rescore` and `compare` print: the figures without the single answers."""
+"""The short reports that `evaluate`, `rescore` and `compare` print."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evaluation_report(evaluation: Evaluation) -> Report:
 
 
 def rescored_report(rescored: Rescored) -> Report:
-    """Recorded predictions beside the answers read again."""
+    """Recorded predictions next to the labels parsed again from the answers."""
     summary = rescored.summary
     if summary is None:
         return model.short("", "", flags_block("", rescored.flags))
@@ -51,7 +51,7 @@ def rescored_report(rescored: Rescored) -> Report:
 
 
 def comparison_report(comparison: Comparison) -> Report:
-    """A table, the test and the verdict of each two sets."""
+    """Table, test and verdict of each pair of sets."""
     machines = [f"{name} in {how}" for name, how in comparison.machines.items() if how]
     blocks = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
     return model.short(listed(comparison.names), ", ".join(machines), *blocks, flags_block("", comparison.flags))
@@ -80,14 +80,14 @@ def flags_block(name: str, flags: Sequence[Flag]) -> Flags:
     """Flags as a block of a report.
 
     Args:
-        name: What they are about; empty where that is clear.
+        name: The set that they are about; empty if that is clear.
         flags: The flags.
     """
     return Flags(name, flags_to_json(flags)["flag_messages"])
 
 
 def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> list[Table | Text | Matrix]:
-    """Figures with intervals beside the baselines, and the confusion matrix; nothing without labels."""
+    """Figures with intervals, baselines and the confusion matrix; empty without labels."""
     if summary.baselines is None or summary.confusion is None:
         return []
     names = {**FIGURES, **{f"f1_{label}": f"F1 of {label}" for label in summary.labels}}

@@ -1,4 +1,4 @@
-"""The field names of known layouts of recorded outputs, and the vocabulary in which their answers are read."""
+"""Detects the field names and the answer vocabulary of known layouts of recorded outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REFERENCE = "openai"  # the model whose answers are the ground truth in a table
 
 
 def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
-    """The names of the fields of `RECORDED_FIELDS` in a recording, from one of its rows.
+    """Detect the field names of a recording, by the keys of `RECORDED_FIELDS`, from one of its rows.
 
     Two layouts are known: our own, and a table of responses such as
     `claim, openai_response, openai_label, llama_response, llama_label`.
@@ -56,24 +56,24 @@ def layout_of(row: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def bare(value: object) -> str:
-    """A recorded word in lower case, without white space, punctuation and quotes around it."""
+    """A recorded word in lower case, stripped of white space, punctuation and quotes."""
     return str(value).strip(" \t\r\n.!,;:\"'`*").casefold()
 
 
 def words_of_answers(
     task: Task, recorded: Iterable[object], outputs: Sequence[str], where: str | Path
 ) -> dict[str, str]:
-    """The vocabulary in which a recording's answers are read.
+    """Choose the vocabulary with which a recording's answers are parsed.
 
-    A vocabulary fits if it has all the values that the recording's own parser gave. Of several that fit, the one that
-    reads most of the answers is taken (the first, if equal). The same word may mean the opposite in another question,
-    so a notice says when that is not the first that fits.
+    A vocabulary fits if it contains all labels of the recording's parser. Of several, the one that parses most answers
+    is used (in a tie, the first). The same word may mean the opposite in another question, so a notice reports a choice
+    other than the first.
 
     Args:
         task: The task, with the labels in use.
-        recorded: Labels that the recording's own parsers gave, to the model's answers and to the reference's.
+        recorded: Labels that the recording's parsers gave to the answers of the model and of the reference.
         outputs: The raw answers.
-        where: The recording.
+        where: Name of the recording, for the notice.
     """
     names = {label.casefold() for label in task.labels}
     values = {bare(value) for value in recorded if value not in (None, "")} - names

@@ -1,4 +1,4 @@
-"""Sets of predictions from run folders, tables of recorded outputs, and sample logs of other tools."""
+"""Loads sets of predictions from run folders, tables of recorded outputs, and sample logs of other tools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sailkit.tasks.task import Task, load_task
 def load_predictions(
     source: str | Path | Evaluation, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
-    """Read a run folder or a recording, whichever it is.
+    """Load predictions from a run folder or a recording.
 
     Args:
         source: A run folder or an evaluation, or a recording; see `load_recording`.
@@ -39,12 +39,12 @@ def load_predictions(
 def load_recording(
     path: str | Path, task: str | Path | Task | None = None, fields: Sequence[str] | None = None
 ) -> PredictionSet:
-    """Read recorded outputs, and the labels from their raw answers.
+    """Load recorded outputs, and parse labels from the raw answers.
 
     Args:
         path: A table, or a sample log of lm-evaluation-harness, inspect_ai or lighteval; see `sailkit.evaluation.logs`.
         task: The task whose answer words are used; by default the built-in one that has the labels.
-        fields: Names of the fields of a table; with them no file is read as a log.
+        fields: Names of the fields of a table; if given, no file is read as a log.
 
     Raises:
         UserError: As `sailkit.evaluation.predictions.load_table` and `sailkit.evaluation.logs.read_sample_log`.
@@ -55,7 +55,7 @@ def load_recording(
 
 
 def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | None) -> PredictionSet:
-    """The predictions of another tool's log: read from raw answers, or the choice with the highest score."""
+    """The predictions of a sample log: parsed from raw answers, or the choice with the highest score."""
     for note in log.notes:
         warnings.warn(f"{path.name}: {note}", RuntimeWarning, stacklevel=2)
     targets = [row["label"] for row in log.rows]

@@ -1,4 +1,4 @@
-"""Labels that a reference model gives at temperature 0, repeated on request, shown beside the data set's own labels."""
+"""Collects labels from a reference model at temperature 0, optionally with repeats."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Paid(Protocol):
     def estimate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, repeats: int = 1, *, scored: bool = False
     ) -> dict[str, int]:
-        """Requests that the cache does not answer, prompt tokens (estimated) and completion tokens (at most)."""
+        """Uncached requests, their estimated prompt tokens, and the upper bound of their completion tokens."""
 
     def with_repeat(self, repeat: int) -> Model:
-        """The same model, whose answers are cached under the number of the repeat."""
+        """The same model with a separate cache of answers for a repeat."""
 
 
 def announce_cost(
@@ -45,12 +45,12 @@ def announce_cost(
     """Write the expected cost of a model behind an endpoint to standard error, before the first request.
 
     Args:
-        model: Any model; nothing is written for one on this machine.
-        calls: The prompts of each call of the protocol; replies that later calls quote are not known yet.
-        new_tokens: Longest answer of each call.
-        repeats: How often each prompt is sent.
+        model: Any model; nothing is written for a local model.
+        calls: The prompts of each call of the protocol, without the replies that later calls quote.
+        new_tokens: Token limit of the answer of each call.
+        repeats: Number of times that each prompt is sent.
         price: USD per million tokens, `IN/OUT`.
-        scored: The last call is scored, not generated.
+        scored: Whether the last call is scored instead of generated.
     """
     if not isinstance(model, Paid):
         return
@@ -75,10 +75,10 @@ def announce_cost(
 
 
 def load_reference(reference: str | Model, options: ModelOptions, repeats: int) -> Model:
-    """The model that gives reference labels, loaded unless it is already.
+    """Load the model that gives reference labels, unless it is loaded already.
 
     Raises:
-        UserError: It cannot be loaded, or would give the same answer in every repeat.
+        UserError: The model cannot be loaded, or would give the same answer in every repeat.
     """
     if repeats < 1:
         raise UserError(f"`repeats` should be at least 1, not {repeats}")
@@ -96,18 +96,18 @@ def collect_reference(
     repeats: int = 1,
     price: str | None = None,
 ) -> list[Flag]:
-    """Have a model give reference labels, and write them to the run's `reference` folder, itself a run folder.
+    """Collect reference labels from a model, and write them to the run's `reference` folder, itself a run folder.
 
     Args:
-        run: The evaluation that they belong to.
+        run: The evaluation to which the labels belong.
         model: The model; see `load_reference`.
         task: The task; the first wording of its direct protocol is used.
-        examples: The examples to be labelled.
-        repeats: How often each is sent; the first answer is the label.
+        examples: The examples to label.
+        repeats: Number of answers for each example; the first is its label.
         price: See `announce_cost`.
 
     Returns:
-        Flags where the reference gives different labels to one item, or none.
+        Flags for items to which the reference gave different labels, or none.
     """
     question = task.question("direct")
     answers, limit = list(question.answers.values()), question.new_tokens[0]
@@ -146,7 +146,7 @@ def collect_reference(
 
 
 def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:
-    """What the reference answered, and why a server gave no answer."""
+    """The reference's answer and its label, or the reason for a refusal."""
     if reply.refusal is not None:
         return {"label": None, "outcome": "refused", "raw_output": reply.text, "reason": reply.refusal}
     label, outcome = read_answer(reply.text or "", words)
@@ -154,7 +154,7 @@ def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:
 
 
 def flip_rate(rows: Sequence[dict[str, Any]]) -> float:
-    """Share of items for which the repeats do not all give the same label."""
+    """Share of items whose repeats do not all have the same label."""
     flips = sum(len({answer["label"] for answer in row["answers"]}) > 1 for row in rows)
     return flips / max(len(rows), 1)
 

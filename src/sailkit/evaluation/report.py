@@ -1,4 +1,4 @@
-"""Sets of predictions as a report: the verdict, the reasons to doubt it, the figures and every answer."""
+"""Reports on sets of predictions: verdict, reasons for doubt, figures and all answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _FACTS = {
     "rules_version": "reading rules (version)", "seed": "seed", "git_revision": "git revision",
     "reference": "reference model", "versions": "versions", "platform": "platform", "started_at": "started",
 }  # fmt: skip
-_OPTIONAL = ("served_model", "recording_sha256", "left_out", "reference")  # not every set could have these
+_OPTIONAL = ("served_model", "recording_sha256", "left_out", "reference")  # facts that do not apply to every set
 
 
 def report_on(
@@ -61,18 +61,18 @@ def report_on(
     title: str | None = None,
     seed: int = 0,
 ) -> Report:
-    """A report on one or more sets of predictions; of several, each two are compared.
+    """A report on one or more sets of predictions, which are compared in pairs.
 
     Args:
         paths: Run folders, or files of recorded outputs.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
-        fields: For files: what they call the fields.
-        title: Made from sets and task by default.
-        seed: Of the bootstrap.
+        fields: For files: the names of their fields.
+        title: The title; by default derived from sets and task.
+        seed: Seed of the bootstrap.
 
     Raises:
-        UserError: A set cannot be read or has no such labels, or sets do not fit together.
+        UserError: A set cannot be read or has no such labels, or the sets cannot be compared.
     """
     views = [read_view(path, against, task, fields, seed) for path in paths]
     pairs: tuple[PairComparison, ...] = ()
@@ -160,7 +160,7 @@ def _intervals(views: Sequence[View]) -> Intervals:
 
 
 def _groups(views: Sequence[View], against: str) -> list[Group]:
-    """The table of figures; rows of which nothing is known are left out."""
+    """The table of figures, without rows whose values are all unknown."""
 
     def figures(which: Callable[[View], LabelFigures | None], names: Mapping[str, str]) -> list[Row]:
         known = [which(view) for view in views]
@@ -227,7 +227,7 @@ def _confusion(views: Sequence[View], against: str) -> list[Text | Matrix]:
 
 
 def _provenance(views: Sequence[View]) -> list[Facts | Text]:
-    """How the sets came about; what no set records is named below."""
+    """The provenance of the sets, followed by the facts that no set records."""
     rows = {name: [fact(name, view.facts) for view in views] for name in _FACTS}
     known = {name: values for name, values in rows.items() if any(value is not None for value in values)}
     titles = {name: capitalised(_FACTS[name]) for name in known}
@@ -238,7 +238,7 @@ def _provenance(views: Sequence[View]) -> list[Facts | Text]:
 
 
 def short_report(result: Evaluation | Rescored | Comparison) -> Report:
-    """What `evaluate`, `rescore` and `compare` print of a result."""
+    """The short report that `evaluate`, `rescore` or `compare` prints."""
     if isinstance(result, Evaluation):
         return evaluation_report(result)
     return comparison_report(result) if isinstance(result, Comparison) else rescored_report(result)

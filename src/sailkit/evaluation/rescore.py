@@ -1,4 +1,4 @@
-"""Recorded outputs read again: what was published beside what the raw answers say. No model, no torch."""
+"""The verb `rescore`: parses recorded outputs again and compares them with recorded and published figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sailkit.records import Prediction
 from sailkit.tasks.task import Task
 
 DEFAULT_CLASS_SHARE = 0.9
-DEFAULT_CLASS_LEAST = 6  # with fewer, all of them may be of one class by chance
+DEFAULT_CLASS_LEAST = 6  # fewer errors may all be of one class by chance
 _TOLERANCE = 6e-4  # published figures have three or four digits
 _F1_KINDS = ("macro_f1", "weighted_f1")
 
@@ -29,19 +29,19 @@ def rescore(
     published: list[str] | None = None,
     seed: int = 0,
 ) -> list[Rescored]:
-    """Read recorded outputs again and report what was recorded beside what the raw answers say.
+    """Parse recorded outputs again, and report the labels of the raw answers next to the recorded ones.
 
     Args:
         files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
             lighteval; none, to check published figures alone.
         task: The task whose answer words are used: a name or a YAML file; by default the built-in one with the labels.
-        fields: Names in the files of the fields id, text, label, output, prediction, reference, prompt, group:
-            KEY=NAME, repeated or between commas, or a YAML file.
-        published: Published figures such as `accuracy=0.6461,f1=0.3925`, one for each file in order.
+        fields: Names of the fields id, text, label, output, prediction, reference, prompt, group in the files, as
+            KEY=NAME, repeated or separated by commas, or a YAML file.
+        published: Published figures such as `accuracy=0.6461,f1=0.3925`, for each file in order.
         seed: Seed of the bootstrap.
 
     Returns:
-        For each file its figures and flags; without files, for each published claim its flags.
+        Figures and flags of each file; without files, the flags of each set of published figures.
 
     Raises:
         UserError: A file cannot be read, or figures and files do not match.
@@ -69,7 +69,7 @@ def rescore(
 
 
 def _published(text: str) -> dict[str, float]:
-    """`accuracy=0.64,f1=0.39` as numbers."""
+    """Parse `accuracy=0.64,f1=0.39`."""
     known = {"accuracy", "f1", *_F1_KINDS}
     claim: dict[str, float] = {}
     for part in text.replace(" ", "").split(","):
@@ -86,11 +86,11 @@ def _published(text: str) -> dict[str, float]:
 
 
 def rescore_set(recording: PredictionSet, claim: Mapping[str, float], seed: int = 0) -> Rescored:
-    """Figures and flags of one recording that is read already; see `rescore`.
+    """Figures and flags of one loaded recording; see `rescore`.
 
     Args:
         recording: The recording.
-        claim: Published figures by name, or nothing.
+        claim: Published figures by name; may be empty.
         seed: Seed of the bootstrap.
     """
     rows, labels = recording.predictions, recording.labels
@@ -120,7 +120,7 @@ def rescore_set(recording: PredictionSet, claim: Mapping[str, float], seed: int 
 def recorded_figures(
     rows: Sequence[Prediction], truth: Sequence[str | None], labels: Sequence[str], seed: int
 ) -> LabelFigures | None:
-    """Figures of the recorded predictions; None where no item has a true label.
+    """Figures of the recorded predictions; None if no item has a true label.
 
     Args:
         rows: The items.
@@ -134,7 +134,7 @@ def recorded_figures(
 
 
 def _claim_flags(recorded: LabelFigures | None, claim: Mapping[str, float], kinds: Sequence[str]) -> list[Flag]:
-    """Published figures that the recorded predictions contradict, or that nothing can be held against."""
+    """The flags for published figures that the recorded predictions contradict or cannot confirm."""
     if not claim:
         return []
     if recorded is None:
@@ -152,7 +152,7 @@ def _claim_flags(recorded: LabelFigures | None, claim: Mapping[str, float], kind
 
 
 def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
-    """The flag for a parser with a default class: nearly all recorded labels that the answers contradict are one."""
+    """The flag for a parser with a default class: nearly all its errors are of the same class."""
     wrong = [p for p in rows if p.recorded != p.label]
     if len(wrong) < DEFAULT_CLASS_LEAST:
         return []
@@ -169,7 +169,7 @@ def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
 
 
 def _sampled_flags(recording: PredictionSet) -> list[Flag]:
-    """The flag for reference labels that were sampled: a recorded temperature, or one text with two labels."""
+    """The flag for sampled reference labels: a recorded temperature, or a text with two labels."""
     if all(p.reference is None for p in recording.predictions):
         return []
     flags = []
@@ -206,7 +206,7 @@ def _is_positive(value: object) -> bool:
 
 
 def _f1_kinds(result: Rescored, claim: Mapping[str, float]) -> list[str]:
-    """Which F1 of the recorded predictions equals a published, unnamed F1."""
+    """The kinds of F1 of the recorded predictions that equal a published F1 of unknown kind."""
     if "f1" not in claim:
         return [kind for kind in _F1_KINDS if kind in claim]
     figures = result.recorded.figures if result.recorded else {}

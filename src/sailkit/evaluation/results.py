@@ -1,4 +1,4 @@
-"""What the verbs of evaluation return."""
+"""The results of `evaluate`, `rescore` and `compare`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sailkit.stats.intervals import Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
-# Settings of the manifest that stand before the figures in `metrics.json`.
+# Settings of the manifest that precede the figures in `metrics.json`.
 SETTINGS = (
     "model", "task", "protocol", "wording", "answer", "search", "calibrate", "dtype", "device", "left_out",
 )  # fmt: skip
@@ -34,14 +34,14 @@ class Evaluation(Summary, Result):
         folder: The run's folder, with `manifest.json`, `predictions.jsonl` and `metrics.json`.
         model: The model's name.
         task: The task's name.
-        protocol: The protocol that was followed.
+        protocol: The protocol.
         wording: The protocol's wording.
-        answer: `logprob` where the labels' answer words were scored, `generate` where an answer was generated.
+        answer: `logprob` if the labels' answer words were scored, `generate` if an answer was generated.
         search: Which search results were shown: `evidence`, `random` or `none`.
         calibrate: Whether scores on an empty input were subtracted.
-        dtype: Number format of the model; None where a server does not say.
-        device: Where the model ran; None where a server does not say.
-        left_out: Rows of the data that were left out for their labels.
+        dtype: Number format of the model; None if a server does not report it.
+        device: Device of the model; None if a server does not report it.
+        left_out: Number of data rows that were left out because of their labels.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Evaluation(Summary, Result):
 
     @cached_property
     def predictions(self) -> tuple[Prediction, ...]:
-        """Every answer, in the order of the data; read from the folder when first used."""
+        """All answers, in the order of the data; read from the folder on first use."""
         return load_run(self.folder).predictions
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Evaluation(Summary, Result):
         return {name: getattr(self, name) for name in SETTINGS} | super().to_json()
 
     def to_frame(self) -> pd.DataFrame:
-        """The predictions as a pandas DataFrame, a row for each item.
+        """The predictions as a pandas DataFrame, one row for each item.
 
         Raises:
             UserError: pandas is not installed.
@@ -90,7 +90,7 @@ class Evaluation(Summary, Result):
             folder: The run's folder.
 
         Raises:
-            UserError: It holds no finished evaluation.
+            UserError: The folder holds no finished evaluation.
         """
         folder = Path(folder)
         manifest, path = runs.read_manifest(folder), folder / runs.METRICS
@@ -108,16 +108,16 @@ class Evaluation(Summary, Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Rescored(Result):
-    """Recorded outputs read again, beside what was recorded and published.
+    """Recorded outputs parsed again, with the recorded and published figures.
 
     Attributes:
-        name: The recording's name; None where published figures were checked without a recording.
+        name: The recording's name; None if published figures were checked without a recording.
         task: The task whose answer words were used.
-        summary: Figures of the raw answers read again; None without a recording.
-        recorded: Figures of the recorded predictions against the same labels; None where there are none.
-        recorded_disagrees: How many recorded predictions differ from the answers read again; None where there are none.
-        published_f1_kinds: Which F1 of the recorded predictions a published, unnamed F1 is; None where none was given.
-        flags: Reasons to doubt what was recorded or published.
+        summary: Figures of the labels parsed again; None without a recording.
+        recorded: Figures of the recorded predictions against the same labels; None if there are none.
+        recorded_disagrees: Number of recorded predictions that differ from the parsed labels; None if there are none.
+        published_f1_kinds: Kinds of F1 that equal a published F1 of unknown kind; None if none was given.
+        flags: Reasons to doubt the recorded or published figures.
     """
 
     name: str | None = None
@@ -130,7 +130,7 @@ class Rescored(Result):
 
     @property
     def figures(self) -> dict[str, Estimate]:
-        """Every figure with its interval; `recorded_...` are those of the recorded predictions."""
+        """All figures with their intervals; `recorded_...` are those of the recorded predictions."""
         recorded = self.recorded.figures if self.recorded else {}
         again = self.summary.figures if self.summary else {}
         return again | {f"recorded_{name}": estimate for name, estimate in recorded.items()}
@@ -157,8 +157,8 @@ class PairComparison:
         a: Name of the first set.
         b: Name of the second set.
         n: Items that count.
-        groups: Groups of items, which are then tested; None where items are.
-        left_out: Items that have no label that both sets share.
+        groups: Number of groups, if groups are tested; None if items are.
+        left_out: Items without a label that both sets share.
         both_right: Items that both have right.
         both_wrong: Items that neither has right.
         only_a: Items that only the first has right.
@@ -166,18 +166,18 @@ class PairComparison:
         differences: Accuracy and macro-F1 of the first minus the second, with paired intervals.
         a_figures: Figures of the first set.
         b_figures: Figures of the second set.
-        baselines: Figures on these items of answers that do not depend on them.
+        baselines: Baselines on these items.
         test: Name of the paired test.
-        p_value: Of that test.
-        p_value_holm: The same after Holm's adjustment for the number of pairs.
-        minimum_detectable_difference: The difference in accuracy that would be detected 4 times in 5.
-        factors: What the runs differ in, with both values.
+        p_value: P-value of that test.
+        p_value_holm: P-value after Holm's adjustment for the number of pairs.
+        minimum_detectable_difference: The difference in accuracy that is detected with a power of 0.8.
+        factors: Settings in which the runs differ, with both values.
         unknown_provenance: Set -> settings that it does not record.
-        isolates: What the difference measures, where the runs differ in one factor alone; else empty.
+        isolates: What the difference measures, if the runs differ in a single factor; else empty.
         reference_disagreements: Items on which the two sets have different reference labels.
         verdict: `better`, `worse` (the first against the second) or `cannot tell`.
         verdict_text: The verdict as a sentence.
-        remark: What the verdict rests on.
+        remark: The figures that support the verdict.
     """
 
     a: str
@@ -206,7 +206,7 @@ class PairComparison:
     remark: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, flat."""
+        """All attributes as flat JSON."""
         differences: dict[str, float] = {}
         for name, estimate in self.differences.items():
             differences |= estimate.flat(f"{name}_difference")
@@ -227,13 +227,13 @@ class PairComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Result):
-    """Two or more sets of predictions, compared two by two.
+    """Two or more sets of predictions, compared in pairs.
 
     Attributes:
         names: The sets' names.
         against: The data set's own labels (human), or those of a reference model.
-        pairs: Each two sets.
-        machines: Set -> the machine that it ran on, or nothing where that is not recorded.
+        pairs: The comparison of each pair.
+        machines: Set -> the machine on which it ran; empty if that is not recorded.
         flags: Reasons to doubt the verdicts.
     """
 
@@ -244,7 +244,7 @@ class Comparison(Result):
     flags: tuple[Flag, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All pairs in `comparisons`; the figures of an only pair stand at the top level, too."""
+        """All pairs in `comparisons`; the figures of a single pair are also at the top level."""
         pairs = [pair.to_json() for pair in self.pairs]
         first = pairs[0] if len(pairs) == 1 else {}
         about = {"names": list(self.names), "against": self.against, "comparisons": pairs, "machines": self.machines}

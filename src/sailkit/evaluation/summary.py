@@ -1,4 +1,4 @@
-"""From predictions to figures with intervals and flags: reasons to doubt the figures."""
+"""Computes figures with intervals, and flags that question them, from predictions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sailkit.stats.intervals import LEAST_UNITS, Counts, proportion, share
 CONSTANT_SHARE = 0.98
 UNREADABLE_SHARE = 0.02
 GOOD_KAPPA = 0.8
-# How much a margin between two log-probabilities depends on the batch that it was computed in, in nats, for runs that
-# did not measure it; a smaller margin is a tie.
+# How much a margin between two log-probabilities depends on its batch, in nats, for runs that did not measure it; a
+# smaller margin is a tie.
 USUAL_NOISE = {"bfloat16": 0.25, "float16": 0.03, "float32": 1e-5}
 
 
@@ -31,16 +31,16 @@ def summarise_predictions(
 ) -> Summary:
     """Figures and flags of one set of predictions.
 
-    Where a model gave reference labels, the main figures are against those, and the figures against the data set's own
-    labels stand beside them; otherwise both are the same.
+    With labels of a reference model, the main figures are against those, and separate figures are against the data
+    set's labels; otherwise both are the same.
 
     Args:
         predictions: The answers; none of them is left out.
         labels: The task's labels.
-        dtype: What the scores were computed in, for the noise of ties.
+        dtype: Number format of the scores, for the noise of ties.
         seed: The bootstrap's seed.
-        scored: The answer words were to be scored: an answer read from its text instead is flagged.
-        noise: The largest change of a margin with its batch, in nats; None takes what is usual for `dtype`.
+        scored: Whether answer words should have been scored; if so, answers parsed from their text are flagged.
+        noise: The largest change of a margin with its batch, in nats; None for the usual value of `dtype`.
     """
     flags = constant_flags([p.predicted for p in predictions], labels, "the answers")
     with_gold = [p for p in predictions if p.gold is not None]
@@ -93,7 +93,7 @@ def summarise_predictions(
 def _reference_labels(
     predictions: Sequence[Prediction], labels: Sequence[str], seed: int
 ) -> tuple[ReferenceLabels, list[Flag]]:
-    """A reference's labels beside the data set's own, and the flag for labels that disagree with those."""
+    """The figures of a reference's labels, and the flag for disagreement with the data set's labels."""
     base = baseline_figures([(str(p.reference), p.predicted) for p in predictions], labels)
     both = [p for p in predictions if p.gold is not None]
     if not both:
@@ -101,7 +101,7 @@ def _reference_labels(
     kappa = metrics.kappa([str(p.reference) for p in both], [str(p.gold) for p in both])
     agreement = share([p.reference == p.gold for p in both], units_of(both), seed)
     flags = []
-    # Kappa is not defined where both give one and the same label to all, which is no disagreement.
+    # Kappa is not defined if both give the same label to all items, which is no disagreement.
     if kappa is not None and kappa < GOOD_KAPPA:
         text = f"the reference agrees with the human labels on {agreement.value:.1%} of the items (kappa {kappa:.3f})"
         flags.append(Flag("reference-disagrees", f"{text}; read the human figures first"))
@@ -109,7 +109,7 @@ def _reference_labels(
 
 
 def _reading_flags(predictions: Sequence[Prediction], scored: bool) -> list[Flag]:
-    """The flags for answers that were read although they were to be scored, or that end within a thought."""
+    """The flags for answers that were parsed instead of scored, or that end within a thought."""
     flags = []
     read = sum(p.answered_by == "text" and p.reason is None for p in predictions)
     if scored and read:
@@ -143,22 +143,22 @@ def _confusion(pairs: Pairs, labels: Sequence[str]) -> ConfusionTable:
 
 
 def units_of(predictions: Sequence[Prediction]) -> list[str] | None:
-    """The unit of resampling and testing of each prediction, its group; None where no groups are declared."""
+    """The group of each prediction, as the unit of resampling and testing; None if no groups are declared."""
     return [p.unit for p in predictions] if any(p.group for p in predictions) else None
 
 
 def counted(items: int, groups: int | None) -> str:
-    """The size of a sample in words, in items or in groups."""
+    """The size of a sample as text, in items or in groups."""
     return f"{items} items" if groups is None else f"{groups} groups of items"
 
 
 def few_items(items: int, groups: int | None, of: str = "") -> list[Flag]:
-    """The flag for fewer items, or groups of them, than a verdict takes.
+    """The flag for fewer items, or groups, than a verdict requires.
 
     Args:
-        items: How many there are.
-        groups: How many groups they are in, where groups are declared.
-        of: What has so few, if the flag should name it.
+        items: Number of items.
+        groups: Number of groups, if groups are declared.
+        of: Name of the sample for the message; may be empty.
     """
     number = items if groups is None else groups
     if number >= LEAST_UNITS:
@@ -171,13 +171,13 @@ def few_items(items: int, groups: int | None, of: str = "") -> list[Flag]:
 def label_figures(
     pairs: Pairs, labels: Sequence[str], seed: int = 0, groups: Sequence[str] | None = None
 ) -> LabelFigures:
-    """Figures of one labelling against one truth.
+    """Figures of predicted labels against true labels.
 
     Args:
-        pairs: The true label, and the label or outcome, of each item.
+        pairs: The true label, and the predicted label or outcome, of each item.
         labels: The task's labels.
         seed: The bootstrap's seed.
-        groups: The group of each item, which is then resampled as a whole; None where items are resampled.
+        groups: The group of each item, if groups are resampled; None if items are.
     """
     truths, answers = [truth for truth, _ in pairs], [answer for _, answer in pairs]
     units = metrics.confusion_units(truths, answers, labels, groups)
@@ -185,7 +185,7 @@ def label_figures(
 
 
 def baseline_figures(pairs: Pairs, labels: Sequence[str]) -> Baselines:
-    """The figures of answers that do not depend on the items."""
+    """Figures of answers that do not depend on the items."""
     counts = _counts(pairs, labels)
     return Baselines(
         majority_label=labels[int(counts.sum(-1).argmax())],
@@ -196,7 +196,7 @@ def baseline_figures(pairs: Pairs, labels: Sequence[str]) -> Baselines:
 
 
 def constant_flags(answers: Sequence[str], labels: Sequence[str], what: str) -> list[Flag]:
-    """The flag for a labelling that is one class throughout."""
+    """The flag for answers that are nearly all of one class."""
     if not answers:
         return []
     label, count = Counter(answers).most_common(1)[0]
@@ -219,7 +219,7 @@ def _baseline_flags(figures: LabelFigures, base: Baselines, name: str) -> list[F
 
 
 def _silence_flags(predictions: Sequence[Prediction], main: LabelFigures | None) -> list[Flag]:
-    """The flag for answers without a label, with what they could be worth."""
+    """The flag for answers without a label, with the bounds of the accuracy."""
     silent = sum(p.label is None for p in predictions)
     if not predictions or silent / len(predictions) <= UNREADABLE_SHARE:
         return []
@@ -246,7 +246,7 @@ def _equal_prompts(predictions: Sequence[Prediction]) -> list[Flag]:
 def _score_figures(
     predictions: Sequence[Prediction], labels: Sequence[str], truth: Truth
 ) -> tuple[float | None, float | None]:
-    """AUROC and expected calibration error, where every item has probabilities."""
+    """AUROC and expected calibration error, if every item has probabilities."""
     if not all(p.scores for p in predictions):
         return None, None
     pairs = [(p, p.reference if truth == "reference" else p.gold) for p in predictions]
@@ -258,6 +258,6 @@ def _score_figures(
 
 
 def _is_tie(prediction: Prediction, noise: float) -> bool:
-    # The probabilities decided, and calibration is in them; the answers' own log-probabilities are from before it.
+    # The margin is that of the probabilities, which include calibration, unlike the log-probabilities of the answers.
     first, second, *_ = [*sorted(prediction.scores.values(), reverse=True), 0.0, 0.0]
     return second > 0 and math.log(first / second) <= noise

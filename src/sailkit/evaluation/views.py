@@ -1,4 +1,4 @@
-"""A set of predictions as a report shows it: judged against one kind of labels, with what is known of its origin."""
+"""Prepares a set of predictions for a report: figures against the chosen labels, flags and provenance."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from sailkit.stats.intervals import LEAST_UNITS, Counts
 
 @dataclass(frozen=True)
 class View:
-    """A set of predictions judged against the chosen labels.
+    """A set of predictions, evaluated against the chosen labels.
 
     Attributes:
-        name: What it is called; distinct within the report.
-        data: Its predictions.
+        name: Its name, distinct within the report.
+        data: The predictions.
         against: The chosen labels: the data set's own (human), or those of a reference model.
         summary: Figures against both kinds of labels.
-        recorded: Figures of the recorded predictions against the chosen labels; None where there are none.
+        recorded: Figures of the recorded predictions against the chosen labels; None if there are none.
         flags: Reasons to doubt the figures.
-        truth: The chosen label of each item, or None.
+        truth: The true label of each item, or None.
         counts: Confusion counts against the chosen labels.
-        facts: What is known of how it came about.
+        facts: The known provenance.
     """
 
     name: str
@@ -55,14 +55,14 @@ class View:
 
     @property
     def other(self) -> LabelFigures | None:
-        """Figures against the other kind of labels; None where there is no other."""
+        """Figures against the other kind of labels; None if there is none."""
         if self.against == "reference":
             return self.summary.human
         return self.summary.main if self.summary.against == "reference" else None
 
     @property
     def majority(self) -> str:
-        """The most frequent label: what a constant would answer."""
+        """The most frequent label, which a constant baseline answers."""
         return self.data.labels[int(self.counts.sum(-1).argmax())]
 
     def baseline(self, name: str) -> float:
@@ -73,17 +73,17 @@ class View:
 
 
 def read_view(path: Path, against: Truth, task: str | None, fields: list[str] | None, seed: int) -> View:
-    """Read a set of predictions and judge it.
+    """Read a set of predictions and compute its figures.
 
     Args:
         path: A run folder, or a file of recorded outputs.
         against: The data set's own labels (human), or those of a reference model.
         task: For a file: the task whose answer words are used.
-        fields: For a file: what it calls the fields.
-        seed: Of the bootstrap.
+        fields: For a file: the names of its fields.
+        seed: Seed of the bootstrap.
 
     Raises:
-        UserError: The set cannot be read or has no such labels, or its figures are those of other predictions.
+        UserError: The set cannot be read or has no such labels, or its figures belong to other predictions.
     """
     data = load_predictions(path, task, fields)
     rows, labels = data.predictions, data.labels
@@ -112,7 +112,7 @@ def read_view(path: Path, against: Truth, task: str | None, fields: list[str] | 
 
 
 def _measured(folder: Path, data: PredictionSet, seed: int) -> Summary:
-    """The figures that the evaluation wrote, if they are those of its predictions."""
+    """Read the figures that the evaluation wrote, and check that they belong to its predictions."""
     path, rows = folder / runs.METRICS, data.predictions
     if not path.exists():
         scored = data.provenance.get("answer") == "logprob"
@@ -134,7 +134,7 @@ def _measured(folder: Path, data: PredictionSet, seed: int) -> Summary:
 
 
 def worth_of(view: View) -> tuple[str, str]:
-    """What a set is worth, in a sentence, and what that rests on."""
+    """One sentence on the quality of a set, and the figures that support it."""
     assert view.main is not None  # it has labels of that kind
     accuracy, base = view.main.figures["accuracy"], view.baseline("accuracy")
     rows = view.data.predictions
