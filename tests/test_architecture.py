@@ -217,4 +217,4 @@ def test_the_page_about_the_architecture_names_what_there_is():
     assert sorted(files - known) == []
     rows = re.findall(r"^\| \d+ \| (.*?) \|", text, re.MULTILINE)
     named = [{name.strip("/") for name in re.findall(r"`([\w/]+)`", row)} for row in rows]
-    assert named == [{*layer.split()} - {"__main__", "signatures"} for layer in LAYERS]
+    assert named == [{*layer.split()} - {"__main__"} for layer in LAYERS]
