@@ -1,1 +1,1 @@
-"""Training: search-augmented instruction learning with TRL, its publishing and its report."""
+"""Training: fine-tune models on search-augmented instructions with TRL, report on runs, publish models."""

@@ -1,4 +1,4 @@
-"""A recipe as TRL's SFTConfig; what the trainer would refuse once the weights are loaded is refused here."""
+"""Turn a recipe into TRL's SFTConfig, and refuse wrong values before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sailkit.training.checkpoints import CHECKPOINTS
 from sailkit.training.recipe import Recipe
 from sailkit.training.tracking import check_trackers
 
-# Where the recipe says nothing.
+# Defaults for settings that the recipe leaves open.
 _DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "logging_steps": 10,
@@ -28,11 +28,11 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
-    """The SFTConfig of a recipe, with defaults where it leaves a setting open.
+    """Build the SFTConfig of a recipe, with defaults for settings that it leaves open.
 
     Args:
         recipe: The recipe.
-        folder: Where checkpoints go.
+        folder: The folder of the checkpoints.
         held_out: Whether there are held-out rows to evaluate on.
 
     Raises:
@@ -52,7 +52,7 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
     settings.setdefault("load_best_model_at_end", best)
     if best:
         settings.setdefault("metric_for_best_model", "eval_loss")
-    if metric := settings.get("metric_for_best_model"):  # Transformers knows of losses alone that lower is better
+    if metric := settings.get("metric_for_best_model"):  # Transformers only knows that lower losses are better
         settings.setdefault("greater_is_better", not metric.endswith(("loss", "kl", "cross_entropy")))
     if not settings.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
         settings["activation_checkpointing"] = False
@@ -69,7 +69,7 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
             use_cpu=not torch.cuda.is_available(),
             dataset_kwargs=None if settings.get("packing") else {"skip_prepare_dataset": True},
         )
-        # The trainer makes these once the weights are loaded; made here, wrong values are refused before.
+        # The trainer derives these after loading the weights; deriving them here refuses wrong values earlier.
         optimizer = torch.optim.AdamW([torch.zeros(1)], config.learning_rate, weight_decay=config.weight_decay)
         get_scheduler(config.lr_scheduler_type, optimizer, 0, 1, config.lr_scheduler_kwargs)
     except (TypeError, ValueError, ImportError) as error:
@@ -79,7 +79,7 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
 
 
 def _on_one_gpu(args: Any) -> Any:
-    """Use a single GPU where no launcher has started a process for each; Transformers would split batches over all."""
+    """Use a single GPU unless a launcher started a process for each; Transformers would use DataParallel on all."""
     if args.n_gpu > 1:
         warnings.warn(
             f"{args.n_gpu} GPUs are visible, and one process uses one of them; "
@@ -92,7 +92,7 @@ def _on_one_gpu(args: Any) -> Any:
 
 
 def _evaluate_every(settings: Mapping[str, Any]) -> tuple[str, float]:
-    """When to evaluate and to save where the recipe does not say: each epoch, or each quarter of a single epoch."""
+    """Default strategy and steps of evaluation and saving: each epoch, or each quarter of a single epoch."""
     steps = settings.get("eval_steps") or settings.get("save_steps")
     once = settings.get("max_steps", 0) > 0 or settings.get("num_train_epochs", 3) <= 1
     return ("steps" if steps or once else "epoch"), steps or 0.25

@@ -1,4 +1,4 @@
-"""How the rows of an optimizer step are split into batches, which changes padding and memory and not the step."""
+"""Split the rows of an optimizer step into batches with little padding; the step itself does not change."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from transformers import TrainerCallback
 from sailkit.models.batching import batch_by_length
 from sailkit.training.tokenise import IGNORED
 
-# The tensors of a padded batch, and the value that pads each; where the mask is 0, any token will do.
+# Tensor of a padded batch -> padding value; where the mask is 0, any token id will do.
 _PADDING = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
 
 
 def balanced_batches(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Batches of rows of similar length, so that the largest, with its padding, is as small as possible.
+    """Split rows into batches of similar length so that the largest padded batch is as small as possible.
 
     Args:
         lengths: Tokens of each row.
-        parts: How many batches; each has at least one row.
+        parts: Number of batches; each has at least one row.
 
     Returns:
         Indices of the rows of each batch; the longest row is in the first.
@@ -40,12 +40,12 @@ def balanced_batches(lengths: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def regroup_by_length(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of some padded batches in as many others, rows of like length together.
+    """Regroup the rows of padded batches into the same number of batches of rows of similar length.
 
-    The loss is a sum over the tokens of the step, so the step stays the same, and less padding is computed.
+    The loss is a sum over the tokens of the step, so regrouping saves padding without changing the step.
 
     Args:
-        batches: Those of an optimizer step, padded on the right; any others, such as packed ones, stay as they are.
+        batches: Batches of an optimizer step, padded on the right; others, such as packed ones, are returned unchanged.
     """
     if len(batches) < 2 or any(batch.keys() != _PADDING.keys() for batch in batches):
         return list(batches)
@@ -61,11 +61,11 @@ def regroup_by_length(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 
 
 def example_ids(batch: Mapping[str, Any], known: Mapping[tuple[int, ...], str]) -> list[str]:
-    """Ids of the examples in a batch, looked up by their tokens: neither padding nor packing keeps the ids.
+    """Look up the ids of the examples in a batch by their tokens: the collators drop ids.
 
     Args:
         batch: Padded rows, or packed ones with their position ids.
-        known: Tokens of each row -> its id; that of any other row is `?`.
+        known: Tokens of a row -> its id; unknown rows get `?`.
     """
     rows = batch["input_ids"].tolist()
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
@@ -79,17 +79,17 @@ def example_ids(batch: Mapping[str, Any], known: Mapping[tuple[int, ...], str]) 
 
 
 class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]
-    """A sampler whose order depends on seed and epoch alone, so that a run resumed within an epoch has the same order.
+    """A sampler whose order depends only on seed and epoch, so that a run resumed within an epoch has the same order.
 
-    It is a callback too, because accelerate does not set its epoch where several processes skip rows.
+    It is also a callback, because accelerate does not set its epoch when several processes skip rows.
     """
 
     def __init__(self, sampler: Any, seed: int) -> None:
         """Wrap a sampler.
 
         Args:
-            sampler: One that draws from its `generator`.
-            seed: The seed of the data's order.
+            sampler: A sampler that draws from its `generator`.
+            seed: Seed of the data order.
         """
         self._sampler = sampler
         self._seed = seed
@@ -103,7 +103,7 @@ class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]
         self._epoch = epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the epoch that begins or is resumed."""
+        """Set the epoch at its start, also after resuming."""
         self.set_epoch(int(state.epoch or 0))
 
     def __iter__(self) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Callbacks of a training run: progress, history, speed, early stopping, and evaluation before and after."""
+"""Trainer callbacks: progress, history, throughput, early stopping, and evaluation before and after training."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
     """Early stopping whose count of evaluations without improvement survives a restart."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Restore the count alone; Transformers would restore all callbacks, without their constructor arguments."""
+        """Restore only the count; Transformers would restore all callbacks, without their constructor arguments."""
         super().on_train_begin(args, state, control, **more)
         saved = state.stateful_callbacks.get(type(self).__name__, self.state())
         self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
 
 
 class Speed:
-    """Tokens per second of training alone, without the time of evaluating and saving."""
+    """Measures tokens per second of training, without the time for evaluation and saving."""
 
     def __init__(self) -> None:
         self._start: float | None = None
         self._paused = 0.0  # seconds
-        self._before = 0  # tokens of an earlier run, up to the checkpoint
+        self._before = 0  # tokens up to the checkpoint that was resumed from
         self._last = (0.0, 0)  # seconds and tokens
 
     def start(self, tokens: int = 0) -> None:
-        """Start the clock, once; `tokens` are those before the checkpoint that training is resumed from."""
+        """Start the clock, once; `tokens` is the count at the checkpoint that training resumes from."""
         if self._start is None:
             self._start = time.perf_counter()
             self._paused = 0.0
@@ -45,7 +45,7 @@ class Speed:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the clock within a block."""
+        """A context in which the clock is stopped."""
         start = time.perf_counter()
         try:
             yield
@@ -74,7 +74,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._tick: runs.Ticker | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the bar only now: time before the first step would spoil its estimate of the duration."""
+        """Show the bar only now: setup time would distort its estimate of the remaining time."""
         self._tick = self._show(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -84,51 +84,51 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class History(TrainerCallback):  # type: ignore[misc]
-    """Writes what is logged as JSON Lines."""
+    """Writes the trainer's log history as JSON Lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the whole history anew: it is short, and a resumed run has its beginning from the checkpoint."""
+        """Rewrite the whole history: it is short, and a resumed run restores it from the checkpoint."""
         if state.is_world_process_zero:
             jsonl.write_rows(self._path, map(_finite, state.log_history))
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace what JSON cannot hold: a gradient's norm may be infinite, and training goes on."""
+    """Replace values that JSON cannot hold: a gradient norm may be infinite without stopping training."""
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
 
 
 class BeforeAndAfter(TrainerCallback):  # type: ignore[misc]
     """Evaluates the held-out rows before the first step and after the last.
 
-    Within training, because FSDP and DeepSpeed wrap and shard the model only there.
+    This happens within `train`, because FSDP and DeepSpeed shard the model only there.
 
     Attributes:
         tuned: Figures of the trained model, once training has ended.
     """
 
     def __init__(self, trainer: Any, base: Path) -> None:
-        """Prepare to evaluate.
+        """Initialise the callback.
 
         Args:
             trainer: A `sailkit.training.trainer.Trainer` with held-out rows.
-            base: The file for the figures of the base.
+            base: File for the figures of the base model.
         """
         self._trainer = trainer
         self._base = base
         self.tuned: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate the base; a run that resumes from a checkpoint has its figures already."""
+        """Evaluate the base model, unless a resumed run has its figures already."""
         if state.global_step > 0:
             return
         processes = self._trainer.processes
         figures = processes.broadcast(
             jsonl.read_json(self._base) if processes.is_main and self._base.exists() else None
         )
-        if figures is not None:  # stopped before the first checkpoint
+        if figures is not None:  # the base figures exist, but training stopped before the first checkpoint
             self._trainer.log(figures)
             return
         figures = measure_held_out(self._trainer, self._base.parent, "base")
@@ -136,5 +136,5 @@ class BeforeAndAfter(TrainerCallback):  # type: ignore[misc]
             jsonl.write_json(self._base, figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate the model that is kept: the best weights have been loaded again."""
+        """Evaluate the final model: the trainer has reloaded the best weights."""
         self.tuned = measure_held_out(self._trainer, self._base.parent, "tuned")

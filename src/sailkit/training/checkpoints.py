@@ -1,4 +1,4 @@
-"""The checkpoints of a training run, as Transformers writes them."""
+"""Find, check and clean up the checkpoints that Transformers writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STATE = "trainer_state.json"
 
 
 def newest(folder: Path) -> Path | None:
-    """The last checkpoint that was written completely."""
+    """The last complete checkpoint, or None."""
     steps: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         number = path.name.partition("-")[2]
@@ -24,7 +24,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written completely: Transformers writes the state last."""
+    """Whether a checkpoint is complete: Transformers writes the trainer state last."""
     try:
         return math.isfinite(jsonl.read_json(checkpoint / _STATE)["global_step"])
     except (UserError, KeyError, TypeError):
@@ -32,15 +32,15 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def writing_failed(folder: Path, step: int, error: Exception) -> UserError | None:
-    """Remove the checkpoint of a step if it was not written completely.
+    """Remove the checkpoint of a step if it is incomplete.
 
     Args:
-        folder: Of all checkpoints.
+        folder: The folder of the checkpoints.
         step: The step at which training failed.
-        error: Why.
+        error: The exception.
 
     Returns:
-        The error to raise; None where the checkpoint is not what failed.
+        The error to raise; None if writing the checkpoint did not fail.
     """
     torn = folder / f"checkpoint-{step}"
     if not torn.is_dir() or is_complete(torn):
@@ -54,7 +54,7 @@ def writing_failed(folder: Path, step: int, error: Exception) -> UserError | Non
 
 
 def stopped_at(checkpoint: Path) -> int | None:
-    """The step of a checkpoint after which training was to stop, as by early stopping; None if it was to go on."""
+    """The step of a checkpoint if training stopped there, for example early; None if it should continue."""
     state = jsonl.read_json(checkpoint / _STATE)
     stop = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
     return int(state["global_step"]) if stop else None

@@ -1,4 +1,4 @@
-"""What a run would fail on is refused before any weights are loaded: rows that a model misreads, and a missing GPU."""
+"""Refuse, before any weights are loaded, rows that the model would misread, and recipes that need a missing GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sailkit.training.memory import count_parameters, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import Prepared
 
-_LARGE = 2_000_000_000  # parameters; a quantised base above this is hopeless on a CPU
+_LARGE = 2_000_000_000  # parameters; a larger quantised base would not train on a CPU in reasonable time
 
 
 def require_gpu(recipe: Recipe) -> None:
-    """Refuse what this machine could not do without a GPU, before any weights are fetched.
+    """Refuse a recipe that needs a GPU on a machine without one, before any weights are fetched.
 
     Raises:
-        UserError: There is none, and the recipe offloads activations or has a large quantised base; the message says
-            how much memory that would need.
+        UserError: There is no GPU, and the recipe offloads activations or has a large quantised base; the message
+            estimates the memory that is needed.
     """
     import torch
 
@@ -32,7 +32,7 @@ def require_gpu(recipe: Recipe) -> None:
         return
     config, _ = config_and_tokenizer(recipe.model, [], tokenizer=False)
     if config is None:
-        return  # resolving the model will say what is wrong
+        return  # the error is raised when the model is resolved
     counts = count_parameters(config, recipe)
     if counts.total < _LARGE:
         return
@@ -50,7 +50,7 @@ def require_gpu(recipe: Recipe) -> None:
 
 
 def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]) -> None:
-    """Refuse rows that the model would not read as they are.
+    """Refuse rows that the model cannot process correctly.
 
     Args:
         recipe: The recipe.
@@ -58,8 +58,8 @@ def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]
         splits: The training rows; then the held-out rows, if there are any.
 
     Raises:
-        UserError: Rows are longer than the model's context, hold tokens that it has no embedding for, or would change
-            how the model reads the other rows of their batch.
+        UserError: Rows exceed the model's context, contain tokens without an embedding, or would change the position
+            frequencies of the other rows in their batch.
     """
     from transformers import AutoConfig
 
@@ -81,7 +81,7 @@ def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]
             f"a row has {longest} tokens, and {recipe.model} takes {most}; set training.max_length to {most} or less, "
             "and search results will be shortened to fit"
         )
-    # Rotary embeddings that switch their frequencies above a length switch for the whole batch, short rows included.
+    # RoPE variants that switch frequencies above a length do so for the whole batch, including its short rows.
     rope = rope_lengths(config)
     batched = recipe.step["per_device_train_batch_size"] > 1 or recipe.training.get("packing")
     if batched and splits[0] and len(rope.groups([len(ids) for ids in splits[0].ids])) > 1:

@@ -1,7 +1,7 @@
-"""Several processes that train one model: which of them writes, how they share work, and how an error ends all.
+"""Coordinate the processes of distributed training: the main process, sharded work, and errors that end all of them.
 
-`broadcast`, `gather`, `raise_if_any` and `raise_together` are collective: every process has to call them, in the same
-order. One that leaves the order, as by raising alone, has the others wait until they time out.
+`broadcast`, `gather`, `raise_if_any` and `raise_together` are collective: every process has to call them in the same
+order. If one skips a call, for example by raising an error alone, the others wait until they time out.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _TIMEOUT = timedelta(hours=2)  # one process may load or save a large model whil
 
 
 def is_main_process() -> bool:
-    """Whether this process prints and writes: of the processes that a launcher started, a single one does."""
+    """Whether this is the main process, the only one of a launcher's processes that prints and writes."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, as one of them sees them; by default it is alone.
+    """The process group seen from one process; by default a group of one.
 
     Attributes:
         rank: The index of this process; process 0 owns the run folder.
-        count: How many there are.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -44,7 +44,7 @@ class Processes:
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
-        """The main process's value, in all processes."""
+        """Return the main process's value in all processes."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -54,7 +54,7 @@ class Processes:
         return values[0]
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """The items of all processes, in all processes."""
+        """Return the items of all processes in all processes."""
         if self.count == 1:
             return list(items)
         from accelerate.utils import gather_object
@@ -62,19 +62,19 @@ class Processes:
         return list(gather_object(list(items)))
 
     def shard(self, items: Sequence[T]) -> list[tuple[T, bool]]:
-        """The items that this process works on, and whether each of them counts.
+        """The items for this process, each with whether it counts.
 
-        All processes get equally many; where the items do not divide evenly, the last is repeated and does not count.
-        A forward pass through a sharded model is a collective call, so every process has to make as many.
+        All processes get the same number; if the items do not divide evenly, the last is repeated and does not count.
+        A forward pass through a sharded model is collective, so every process has to make the same number of them.
         """
         indices = range(self.rank, math.ceil(len(items) / self.count) * self.count, self.count)
         return [(items[min(i, len(items) - 1)], i < len(items)) for i in indices]
 
     def raise_if_any(self, error: str | None) -> None:
-        """End all processes if one has an error; the main process reports it.
+        """End all processes if any has an error; the main process reports it.
 
         Args:
-            error: What went wrong in this process, or None.
+            error: The error message of this process, or None.
 
         Raises:
             UserError: In the main process.
@@ -83,12 +83,12 @@ class Processes:
         if errors := [message for message in self.gather([error]) if message is not None]:
             if self.is_main:
                 raise UserError(errors[0])
-            time.sleep(1)  # a launcher kills all processes when one has ended: that has to be the one that reports
+            time.sleep(1)  # a launcher kills all processes once one ends; let the main process report first
             raise SystemExit(2)
 
     @contextlib.contextmanager
     def raise_together(self) -> Iterator[None]:
-        """A block whose UserError in one process ends all; there may be no collective call inside."""
+        """A context in which a UserError of any process ends all; it must not contain collective calls."""
         message = None
         try:
             yield
@@ -99,10 +99,10 @@ class Processes:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[Processes]:
-    """Connect the processes that a launcher started.
+    """Connect to the processes that a launcher started.
 
     Yields:
-        The processes; a single one without a launcher.
+        The process group; a group of one without a launcher.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield Processes()
@@ -115,7 +115,7 @@ def process_group() -> Iterator[Processes]:
     try:
         yield Processes(state.process_index, state.num_processes)
     except RuntimeError as error:
-        # On the CPU, a process that waits for one that has ended gets this error; the one that ended has reported why.
+        # With gloo (CPU), a collective call raises this if a peer has ended, which has reported the cause.
         if "by peer" in str(error):
             raise SystemExit(1) from None
         raise

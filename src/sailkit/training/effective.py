@@ -1,4 +1,4 @@
-"""The settings in effect of a training run, defaults included: for its manifest, its report and the model card."""
+"""Collect the effective settings of a training run, including defaults, for manifest, report and model card."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from sailkit.training.recipe import Recipe
 
 EFFECTIVE = "effective"  # key of the manifest
-# Settings of SFTConfig that do not change what is trained: where files go, and what is uploaded.
+# Settings of SFTConfig that do not affect the trained weights: output paths and uploads.
 _BOOKKEEPING = ("output_dir", "logging_dir", "hub_", "push_to_hub", "trackio_", "eos_token", "pad_token", "do_")
-# The others that reports and cards show, in this order; the manifest has all of them.
+# The settings that reports and cards show, in this order; the manifest has all of them.
 _MAIN_SETTINGS: dict[str, Sequence[str]] = {
     "training": (
         "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
@@ -33,16 +33,16 @@ _MAIN_SETTINGS: dict[str, Sequence[str]] = {
 
 
 def effective_settings(trainer: Any, recipe: Recipe, processes: int) -> dict[str, Any]:
-    """Every setting of a run that is about to train, as the libraries resolved it, in types that JSON has.
+    """All settings of a run as resolved by the libraries, as JSON values.
 
     Args:
         trainer: See `sailkit.training.trainer.Trainer`.
         recipe: The recipe.
-        processes: How many processes train together.
+        processes: Number of processes.
 
     Returns:
         `training` (TRL's SFTConfig), `lora` (peft's LoraConfig, None without adapters), `quantization` (of the base,
-        None without), `base_dtype` and `trained_dtype` (number formats of frozen and trained weights), `patience`,
+        None without), `base_dtype` and `trained_dtype` (of frozen and trained weights), `patience`,
         `processes`, `rows_per_step`, `steps` and `warmup_steps` as planned.
     """
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
@@ -73,7 +73,7 @@ def main_settings(effective: Mapping[str, Any]) -> dict[str, Any]:
         for part, names in _MAIN_SETTINGS.items()
         if effective.get(part)
     }
-    if parts.get("training", {}).get("max_steps", 1) <= 0:  # epochs decide
+    if parts.get("training", {}).get("max_steps", 1) <= 0:  # unlimited: the number of epochs decides
         del parts["training"]["max_steps"]
     return {**parts, **{name: value for name, value in effective.items() if name not in _MAIN_SETTINGS}}
 

@@ -1,4 +1,4 @@
-"""Dry runs: what training would take, from recipe, data and config alone; no weights are loaded or fetched."""
+"""Dry runs: estimate steps, tokens and memory of training from recipe, data and config, without any weights."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TOKENS_PER_WORD = 1.4  # English text with search results, LLaMA's and SmolLM's 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows that would be trained on.
+    """Token counts of the training rows.
 
     Attributes:
-        tokens: Of each row.
-        supervised: Of each row, those that carry loss.
+        tokens: Tokens of each row.
+        supervised: Supervised tokens of each row.
         dropped: Rows that are left out, with the reason.
-        cut_tokens: Tokens of search results that do not fit, in all; None where that is not known.
+        cut_tokens: Total tokens cut from search results; None if unknown.
     """
 
     tokens: tuple[int, ...]
@@ -39,15 +39,15 @@ class Lengths:
 
 
 def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers: int | None = None) -> TrainingPlan:
-    """Check a recipe and estimate what its run would take.
+    """Check a recipe, and estimate steps, tokens, memory and time of its run.
 
     Args:
         recipe: The recipe.
         tokens_per_second: Throughput to estimate the duration with.
-        layers: How many layers the model will have; those of its config by default.
+        layers: Number of layers of the model; by default that of its config.
 
     Raises:
-        UserError: The recipe or its data are wrong in a way that the run itself would not survive.
+        UserError: The recipe or its data are wrong so that the run would fail.
     """
     from sailkit.training.arguments import sft_config
 
@@ -88,7 +88,7 @@ def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers
 
 
 def _sizes(recipe: Recipe, config: Any, train: Lengths, args: Any, layers: int | None) -> dict[str, Any]:
-    """Parameters of the model, and the memory of its largest batch."""
+    """Parameters of the model, and the memory of the largest batch."""
     if layers is not None:
         config.get_text_config().num_hidden_layers = layers
     counts = count_parameters(config, recipe)
@@ -108,12 +108,12 @@ def _sizes(recipe: Recipe, config: Any, train: Lengths, args: Any, layers: int |
 
 
 def config_and_tokenizer(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[Any, Any]:
-    """Config and tokenizer of a model, without its weights.
+    """Load config and tokenizer of a model, without its weights.
 
     Args:
-        name: The model's.
-        missing: Is given a sentence for each of the two that cannot be had; that one is None then.
-        tokenizer: Whether the tokenizer is wanted; else it is None.
+        name: The model's name.
+        missing: List to which a sentence is appended for each of the two that cannot be loaded, and is None.
+        tokenizer: Whether to load the tokenizer; None otherwise.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -126,7 +126,7 @@ def config_and_tokenizer(name: str, missing: list[str], *, tokenizer: bool = Tru
     def load(part: str, loader: Any) -> Any:
         try:
             return loader.from_pretrained(**sources[part])
-        except Exception as error:  # the kinds that damaged or absent files raise have no common ancestor
+        except Exception as error:  # exceptions of damaged or absent files have no common base class
             missing.append(f"no {part}: {' '.join(str(error).split())[:200]} ({type(error).__name__})")
             return None
 
@@ -134,7 +134,7 @@ def config_and_tokenizer(name: str, missing: list[str], *, tokenizer: bool = Tru
 
 
 def lengths(examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, **options: Any) -> Lengths:
-    """Tokens of each example, estimated from words where there is no tokenizer; options are those of `prepare`."""
+    """Count tokens of each example, or estimate them from words without a tokenizer; options as in `prepare`."""
     if tokenizer is not None:
         prepared = prepare(examples, tokenizer, max_length, **options)
         supervised = tuple(sum(label != IGNORED for label in row) for row in prepared.labels)
@@ -155,7 +155,7 @@ def _estimated_tokens(text: str) -> int:
 
 
 def _packed_rows(tokens: Sequence[int], max_length: int, args: Any) -> int:
-    """How many rows TRL's packing makes."""
+    """Number of rows after TRL's packing."""
     from datasets import Dataset
     from trl import pack_dataset
 
@@ -164,7 +164,7 @@ def _packed_rows(tokens: Sequence[int], max_length: int, args: Any) -> int:
 
 
 def _steps(rows: int, args: Any) -> dict[str, Any]:
-    """Optimizer steps as transformers' Trainer counts them."""
+    """Optimizer steps, counted as in transformers' Trainer."""
     size = args.train_batch_size * args.world_size
     batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
     per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)

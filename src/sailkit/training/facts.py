@@ -1,4 +1,4 @@
-"""What reports of training and model cards say about data, settings, held-out figures and their limits."""
+"""Describe data, settings, held-out figures and their limits, for training reports and model cards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sailkit.rendering.model import Bullets, Cell, Facts, Flags, Row, Text
 from sailkit.rendering.numbers import capitalised, fact
 from sailkit.training.effective import EFFECTIVE, main_settings
 
-# Figure of an evaluation -> what a person reads.
+# Figure of an evaluation -> its label.
 FIGURE_TITLES = {
     "loss": "Loss for each supervised token",
     "flagging_mcc": "Flagging: Matthews correlation",
@@ -31,12 +31,12 @@ _TRAINED = {
     "best_step": "step that was kept",
     "epochs": "epochs",
 }
-_QUOTED = ("judgement_shares", "rows_by_results", "style", "threshold", "seed")  # of a data card, in this order
+_QUOTED = ("judgement_shares", "rows_by_results", "style", "threshold", "seed")  # entries of a data card, in this order
 Fact = tuple[str, str]
 
 
 def quoted(card: Mapping[str, Any] | None) -> list[Fact]:
-    """The figures of a data card that a reader of a model needs: counts, shares, settings and flags."""
+    """The entries of a data card that a model's user needs: counts, shares, settings and flags."""
     if card is None:
         return []
     names = [name for name in card if name.startswith("n_")] + [name for name in _QUOTED if name in card]
@@ -44,7 +44,7 @@ def quoted(card: Mapping[str, Any] | None) -> list[Fact]:
 
 
 def trained_on(figures: Mapping[str, Any]) -> list[Fact]:
-    """Counts of a run, in words."""
+    """Counts of a run, with labels."""
     return [
         (title, f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
         for name, title in _TRAINED.items()
@@ -53,7 +53,7 @@ def trained_on(figures: Mapping[str, Any]) -> list[Fact]:
 
 
 def before_and_after(figures: Mapping[str, Any]) -> list[Row]:
-    """Held-out figures of the model as it was and as it is; what neither has is left out."""
+    """Held-out figures before and after training; figures without any value are left out."""
     rows = [
         Row(title, [Cell(figures.get(f"{when}_{name}")) for when in ("base", "tuned")])
         for name, title in FIGURE_TITLES.items()
@@ -62,15 +62,15 @@ def before_and_after(figures: Mapping[str, Any]) -> list[Row]:
 
 
 def chance_level(results: int) -> float:
-    """How far from 0 the MCC of judgements that have nothing to do with the labels lies at most, 19 times in 20.
+    """The 95 % quantile of |MCC| between independent judgements and labels.
 
-    The squared MCC of a two by two table times its count is chi-squared with one degree of freedom.
+    The squared MCC of a 2 x 2 table times its count is chi-squared with one degree of freedom.
     """
     return 1.96 / math.sqrt(results)
 
 
 def limits(figures: Mapping[str, Any]) -> list[str]:
-    """What the figures of a run do not show, in sentences."""
+    """Sentences on what the figures of a run do not show."""
     texts = [
         "Held-out rows come from the same source as the training rows, and the labels from the same labeler: the "
         "figures say how well its judgements were learnt, not how right they are.",
@@ -89,7 +89,7 @@ def limits(figures: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_rows(settings: Mapping[str, Any]) -> list[Fact]:
-    """A recipe as dotted keys and values; what is not set is left out."""
+    """The settings of a recipe as dotted keys and values, without unset ones."""
     rows: list[Fact] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -100,14 +100,14 @@ def recipe_rows(settings: Mapping[str, Any]) -> list[Fact]:
 
 
 def effective_rows(manifest: Mapping[str, Any]) -> list[Fact]:
-    """The settings that a run had in effect, defaults included; none of a run that is older than their record."""
+    """The effective settings of a run, including defaults; empty for old runs that did not record them."""
     rows = recipe_rows(main_settings(manifest.get(EFFECTIVE, {})))
     changes = manifest.get(f"{EFFECTIVE}_when_resumed", ())
     return [*rows, *(("when it was resumed", str(change)) for change in changes)]
 
 
 def doubts(cards: Iterable[Mapping[str, Any]]) -> list[Flags]:
-    """What data cards warn of, each once."""
+    """The distinct flags of data cards."""
     messages = (card["card"].get("flag_messages", {}) for card in cards if card["card"])
     texts = dict.fromkeys(str(text) for own in messages for texts in own.values() for text in texts)
     return [Flags("", {"": list(texts)})] if texts else []
@@ -125,12 +125,12 @@ def card_facts(name: str, card: Mapping[str, Any] | None) -> Facts | Text:
 
 
 def column(name: str, rows: Sequence[Fact], *, literal: bool = False) -> Facts:
-    """Facts about one thing.
+    """A table with one column of facts.
 
     Args:
-        name: Of the thing.
+        name: Heading of the column.
         rows: Names and values.
-        literal: The names are keys of a file, and stay as they are.
+        literal: Whether names are keys of a file, shown unchanged.
     """
     return Facts([name], [(key if literal else capitalised(key), [value]) for key, value in rows])
 

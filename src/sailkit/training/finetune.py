@@ -1,4 +1,4 @@
-"""The verb `finetune`: a model learns to say which search results are informative, and to answer with their help."""
+"""The verb `finetune`: train a model to judge search results informative or distracting before it answers."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from sailkit.training.tracking import tracking
 
 BASE_FIGURES = "base.json"  # held-out figures of the model before training
 PLOTS = "plots"
-DATA_CARDS = "data.json"  # the data cards of what was trained on, as they were
+DATA_CARDS = "data.json"  # copies of the data cards of the training data
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learnt; by default the completions of the data.
+    """The training objective; by default cross-entropy on the completions.
 
     Attributes:
-        trainer: Makes the trainer; takes what `sailkit.training.trainer.Trainer` takes.
-        settings: What decides the objective, for the manifest.
+        trainer: Creates the trainer, from the arguments of `sailkit.training.trainer.Trainer`.
+        settings: Everything that decides the objective, for the manifest.
     """
 
     trainer: Callable[..., Any] | None = None
@@ -59,30 +59,30 @@ def finetune(
     tokens_per_second: float | None = None,
     push: str | None = None,
 ) -> TrainingRun | TrainingPlan:
-    """Fine-tune a model on what build wrote.
+    """Fine-tune a model on the training data of build.
 
-    The best checkpoint by held-out loss is kept in OUT/model; adapters where the recipe has lora, else all weights. A
-    run that was stopped goes on from its last checkpoint when the same command is given again.
+    The best checkpoint by held-out loss is written to OUT/model, as adapters if the recipe has lora, else as full
+    weights. The same command continues a stopped run from its last checkpoint.
 
     Args:
-        recipe: A YAML file; flags win over it.
+        recipe: A YAML file; flags override it.
         out: The run folder.
         model: smollm2-135m, a hub id, a local folder or a GGUF file.
         data: Run folders of build, or files of training examples; repeated.
-        held_out: The same, to evaluate on; by default what build held out of the data.
-        style: Render every row in this style instead of its own.
-        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A run that goes on keeps
-            its day.
+        held_out: The same for evaluation; by default the held-out rows of build.
+        style: Render all rows in this style instead of their own.
+        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A
+            continued run keeps its day.
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
-        dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
-        tokens_per_second: With --dry-run: the throughput to reckon the time with.
-        push: OWNER/NAME on the Hugging Face hub: upload OUT/model there when all is saved; a new repository is private.
+        dry_run: Check recipe and data, and estimate steps and memory, without loading or fetching weights.
+        tokens_per_second: With --dry-run: throughput from which to estimate the time.
+        push: Upload OUT/model to this repository (OWNER/NAME) on the Hugging Face hub; a new one is private.
 
     Returns:
-        The run; with dry_run, what it would take.
+        The training run; with dry_run, its plan.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
     changes = {"model": model, "data": data, "held_out": held_out, "style": style, "date": date}
     settings = read_recipe(recipe, changes, set or ())
@@ -97,7 +97,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is read and checked before the run folder is opened."""
+    """Everything that is read and checked before the run folder is opened."""
 
     recipe: Recipe
     objective: Objective
@@ -110,23 +110,23 @@ class _Setup:
 
 
 def train(recipe: Recipe, out: Path, objective: Objective = Objective()) -> TrainingRun:
-    """Train a model in a run folder, from its last checkpoint where there is one.
+    """Train a model in a run folder, from its last checkpoint if there is one.
 
     Args:
         recipe: The recipe.
         out: The run folder.
-        objective: What is learnt.
+        objective: The training objective.
 
     Returns:
-        The run, the same in all processes; one that was finished before is read.
+        The run, the same in all processes; a finished run is read from its folder.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Any error that the user can fix.
     """
     from sailkit.models.weights import free_memory
 
     with process_group() as processes:
-        # Every process has to render the same tokens, also where midnight passes between two of them.
+        # Broadcast the date: processes that start around midnight would render different prompts.
         date = processes.broadcast(recipe.date or runs.setting_of(out, "recipe", "date") or today())
         with processes.raise_together():
             setup = _set_up(recipe, date, out, objective, processes)
@@ -135,7 +135,7 @@ def train(recipe: Recipe, out: Path, objective: Objective = Objective()) -> Trai
             values = processes.broadcast(jsonl.read_json(metrics) if processes.is_main and metrics.exists() else None)
             if values is None:
                 values = _train(setup, run).to_json()
-            free_memory()  # of the model and its optimizer: others may be loaded next
+            free_memory()  # held by model and optimizer, before the caller loads another model
             return TrainingRun.from_json(out, values)
 
 
@@ -157,7 +157,7 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
 
 @contextlib.contextmanager
 def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
-    """The run folder, whose lock the main process holds for all."""
+    """Open the run folder; the main process holds its lock for all processes."""
     processes, train, held_out = setup.processes, setup.train, setup.held_out
     with contextlib.ExitStack() as stack:
         with processes.raise_together():
@@ -173,7 +173,7 @@ def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
                     "seed": setup.args.seed,
                     **setup.objective.settings,
                 }
-                if processes.count > 1:  # a manifest without it is that of a single process
+                if processes.count > 1:  # left out for one process, as in older manifests
                     settings["processes"] = processes.count
                 run = stack.enter_context(runs.open_run(out, "finetune", settings))
                 if not run.path(runs.METRICS).exists():
@@ -193,7 +193,7 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
             if processes.is_main:
                 run.describe(EFFECTIVE, effective_settings(trainer, recipe, processes.count))
         around = callbacks.BeforeAndAfter(trainer, run.path(BASE_FIGURES))
-        if setup.held_out is not None:  # first of all callbacks: before the trackers close
+        if setup.held_out is not None:  # before other callbacks, which close the trackers
             trainer.callback_handler.callbacks.insert(0, around)
         steps = trainer.planned_steps() if processes.is_main else 0
         with contextlib.ExitStack() as bar:
@@ -204,7 +204,7 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
             trainer.add_callback(callbacks.Progress(show, trainer.speed))
             trainer.train_from(processes.broadcast(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
     seconds = time.monotonic() - start
-    weights = trainer.full_weights()  # collective: outside of what the main process does alone
+    weights = trainer.full_weights()  # collective, so it must not be called by the main process alone
     result = _result(setup, run, trainer, seconds)
     with processes.raise_together():
         if processes.is_main:
@@ -225,7 +225,7 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
     recipe, processes, held_out = setup.recipe, setup.processes, setup.held_out
 
     def measure(model: Any) -> dict[str, float | None]:
-        """How well the model flags the held-out search results, as it is at an evaluation."""
+        """Flagging metrics of the model in training, for an evaluation."""
         assert held_out is not None
         options = ModelOptions(chat="off", date=recipe.date)
         wrapped = LocalModel(recipe.model, model, setup.tokenizer, options, {})
@@ -247,7 +247,7 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
 
 
 def _result(setup: _Setup, run: runs.Run, trainer: Any, seconds: float) -> TrainingRun:
-    """The run as this process knows it, without held-out figures."""
+    """The result of this process, without held-out figures."""
     from sailkit.training.loading import number_format
 
     args, processes = setup.args, setup.processes
@@ -271,7 +271,7 @@ def _result(setup: _Setup, run: runs.Run, trainer: Any, seconds: float) -> Train
 
 
 def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any] | None, result: TrainingRun) -> None:
-    """The model folder with its card, the plots, and last of all the figures, which mark the run as finished."""
+    """Write the model folder, plots, and finally metrics.json, which marks the run as finished."""
     recipe, figures = setup.recipe, result.to_json()
     cards = publish.data_cards(recipe.data)
     jsonl.write_json(run.path(DATA_CARDS), {"data": cards})

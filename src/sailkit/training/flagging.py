@@ -1,7 +1,7 @@
-"""Flagging: whether a model calls the same search results distracting as the labels do.
+"""Evaluate flagging: whether a model judges the same search results distracting as the labels.
 
-Every possible verification sentence is scored, and the likeliest is the model's. A model that has never seen these
-sentences would seldom generate one; scored, it can be compared with one that was trained to write them.
+All possible verification sentences are scored, and the likeliest is the model's verdict. An untrained model would
+seldom generate such a sentence; scoring makes it comparable with a trained one.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def flagging(
     Args:
         model: The model.
         examples: Labelled examples; those without judged search results, or with more than six, are skipped.
-        max_length: Tokens of a rendered example, as in training.
-        processes: Those that share the work; every one of them has to call this, and gets the figures of all rows.
+        max_length: Maximum tokens of a rendered example, as in training.
+        processes: The process group; every process has to call this function, and gets the figures of all rows.
 
     Returns:
-        `results` (how many were flagged), `rows`, and, against the labels: `mcc`, `auroc` of P(distracting),
-        `accuracy`, `precision` and `recall` of distracting; None where they are not defined.
+        `results` (number of scored search results), `rows`, and, against the labels: `mcc`, `auroc` of P(distracting),
+        `accuracy`, `precision` and `recall` of distracting; None where undefined.
     """
     flags = _flags_of(model, examples, max_length, processes or Processes())
     return {"rows": len({flag.example_id for flag in flags}), "results": len(flags), **_figures(flags)}
 
 
 def verdicts(model: LocalModel, examples: Sequence[TrainingExample], max_length: int) -> dict[str, tuple[bool, ...]]:
-    """Which search results a model calls distracting, by example id; scored as in `flagging`."""
+    """Example id -> which of its search results the model judges distracting; scored as in `flagging`."""
     predicted: defaultdict[str, list[bool]] = defaultdict(list)
     for flag in _flags_of(model, examples, max_length, Processes()):
         predicted[flag.example_id].append(flag.predicted)
@@ -49,7 +49,7 @@ def verdicts(model: LocalModel, examples: Sequence[TrainingExample], max_length:
 
 
 class _Flag(NamedTuple):
-    """Whether the label and the model call a search result distracting, and the model's probability that it is."""
+    """Label and verdict of a search result, True for distracting, and the model's probability of distracting."""
 
     example_id: str
     labelled: bool
@@ -79,14 +79,14 @@ def _flags_of(
         batches += [(sentences, n, [rows[i] for i in indices]) for indices in plan]
     flags: list[_Flag] = []
     for (sentences, n, batch), counts in processes.shard(batches):
-        scores = model.score_ids([ids for _, ids in batch], sentences)  # even if it does not count: see `shard`
+        scores = model.score_ids([ids for _, ids in batch], sentences)  # even a repeat: see `shard`
         if counts:
             flags += _read_scores(n, [example for example, _ in batch], scores)
     return processes.gather(flags)
 
 
 def _read_scores(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
-    """The flags of each example, from its scores of every verification sentence of n results."""
+    """Marginalise the scores of all verification sentences of n results into a flag for each result."""
     judgements = every_judgement(n)
     for example, row in zip(examples, scores, strict=True):
         best_score = max(row)
@@ -99,7 +99,7 @@ def _read_scores(n: int, examples: Sequence[TrainingExample], scores: Sequence[S
 
 
 def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Each sequence up to the token that sets it apart from all others; the tokens behind it decide nothing."""
+    """Truncate each sequence after the first token that distinguishes it from all others."""
     prefixes = []
     for sequence in sequences:
         shared = (_shared_length(sequence, other) for other in sequences if other != sequence)

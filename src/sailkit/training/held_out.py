@@ -1,4 +1,4 @@
-"""Held-out losses row by row, before and after training: the change of their mean gets an interval."""
+"""Measure held-out losses by row before and after training, and bootstrap the change of their mean."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from sailkit.files import jsonl
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, interval, resampled_sums
 
-LOSSES = "held_out-{}.jsonl"  # of the model as it was (base), and as it is (tuned)
+LOSSES = "held_out-{}.jsonl"  # losses of the base and of the tuned model
 
 
 def row_losses(trainer: Any) -> list[dict[str, Any]]:
-    """The loss of each held-out row, in a batch of its own, as the trainer computes it.
+    """Compute the loss of each held-out row with the trainer, in batches of one row.
 
     Args:
         trainer: A `sailkit.training.trainer.Trainer` with held-out rows.
 
     Returns:
-        `id`, `loss` (nats, the row's sum) and `tokens` (supervised) of each row in order; the same in all processes.
+        `id`, `loss` (sum, in nats) and `tokens` (supervised) of each row in order; the same in all processes.
     """
     import torch
 
@@ -38,7 +38,7 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
                     losses.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
     finally:
         model.train(was_training)
-    trainer._metrics["eval"].clear()  # TRL's own notes, which it would log with the next training loss
+    trainer._metrics["eval"].clear()  # TRL would log these metrics with the next training loss
     return [row for _, row in sorted(processes.gather(losses), key=lambda numbered: numbered[0])]
 
 
@@ -47,8 +47,8 @@ def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float
 
     Args:
         trainer: See `row_losses`.
-        folder: The run's.
-        prefix: Of the figures' names and of the file: `base` or `tuned`.
+        folder: The run folder.
+        prefix: Prefix of the figures' names and of the file name: `base` or `tuned`.
     """
     figures: dict[str, float] = trainer.evaluate(metric_key_prefix=prefix)
     rows = row_losses(trainer)
@@ -58,14 +58,14 @@ def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float
 
 
 def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
-    """By how much the loss of a supervised token changed, with a bootstrap over rows, paired by row.
+    """Change of the mean loss per supervised token, with a paired bootstrap over rows.
 
     Args:
-        folder: The run's; see `measure_held_out`.
-        seed: Of the bootstrap.
+        folder: The run folder; see `measure_held_out`.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `loss_change` and its ends; nothing where nothing was held out, or fewer rows than an interval takes.
+        `loss_change` with both ends of its interval; empty if there are too few held-out rows.
     """
     files = [folder / LOSSES.format(prefix) for prefix in ("base", "tuned")]
     rows = [[row for _, row in jsonl.read_rows(file)] if file.exists() else [] for file in files]
