@@ -1,1 +1,1 @@
-"""Reading and writing files: JSON Lines, tables, YAML, archives; whole files and folders or none."""
+"""Files: read and write JSON Lines, tables, YAML and archives; write files and folders atomically."""

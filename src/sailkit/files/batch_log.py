@@ -1,4 +1,4 @@
-"""Results written batch by batch to a JSON Lines file that is its own checkpoint."""
+"""Write results batch by batch to a JSON Lines file that is its own checkpoint."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def write_batches(
     compute: Callable[[Sequence[Sequence[Item]]], Generator[Sequence[jsonl.JsonObject], None, None]],
     activity: str,
 ) -> int:
-    """Compute the planned batches that a file does not hold yet, and append the rows of each as they come.
+    """Compute the planned batches that a file does not contain yet, and append their rows batch by batch.
 
     Args:
-        path: The file; rows of an earlier run in it are kept.
-        batches: The whole plan, also where an earlier run did some of it.
-        item_id: The id of an item, which its row has as `id`.
-        compute: Yields the rows of each of the remaining batches, in order.
-        activity: What the progress bar says, such as `scoring`.
+        path: The file; rows of an earlier run are kept.
+        batches: The whole plan, including batches that an earlier run has written.
+        item_id: Returns the id of an item, which is `id` in its row.
+        compute: Yields the rows of each remaining batch, in order.
+        activity: Label of the progress bar, such as `scoring`.
 
     Returns:
-        How many rows the file held before.
+        Number of rows that the file contained before.
 
     Raises:
         UserError: The rows there are not the first rows of this plan, or the file cannot be written.
@@ -55,15 +55,15 @@ class BatchLog:
     """An append-only JSON Lines file that is its own checkpoint.
 
     Rows arrive in planned batches. A killed run leaves complete batches and at most one incomplete one, which is
-    removed and computed again as a whole, because a row's low bits depend on the batch it was computed in.
+    removed and computed again as a whole, because the low bits of a row depend on its batch.
     """
 
     def __init__(self, path: Path, plan: Sequence[Sequence[str]]) -> None:
-        """Open the file and truncate it to complete batches.
+        """Open the file, and truncate it to complete batches.
 
         Args:
             path: The file; it need not exist.
-            plan: Ids of every batch, in the order in which they are written.
+            plan: Ids of the items of each batch, in the order of writing.
 
         Raises:
             UserError: The rows there are not the first rows of this plan.
@@ -100,7 +100,7 @@ class BatchLog:
             raise jsonl.writing_failed(path, error) from None
 
     def append(self, rows: Sequence[jsonl.JsonObject]) -> None:
-        """Write one batch and flush it to the disk; on failure only complete batches stay in the file."""
+        """Write one batch and flush it to the disk; on failure, the file is truncated to complete batches."""
         data = jsonl.encode("".join(jsonl.dumps(row) + "\n" for row in rows))
         try:
             self._stream.write(data)

@@ -1,4 +1,4 @@
-"""Write whole folders or nothing."""
+"""Write folders atomically."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _CACHE_ADVICE = "; SAILKIT_CACHE names another folder, for a disk with more room
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, advice: str = "") -> Iterator[Path]:
-    """Write a folder that appears, or replaces another one, only when all of it is on the disk.
+    """Write a folder atomically: it appears, or replaces an earlier one, only once it is complete.
 
-    Only one process at a time may write a folder.
+    The caller ensures that a single process writes the folder.
 
     Args:
-        folder: The folder; an earlier one stays as it is if anything fails.
+        folder: The folder; an earlier one is kept if writing fails.
         advice: Added to the error if it cannot be written.
 
     Yields:
         A temporary folder beside it to write into.
 
     Raises:
-        UserError: The disk is full, or the system refuses for another reason.
+        UserError: The folder cannot be written, for example because the disk is full.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
     try:
         with jsonl.writing(folder, advice):
             unfinished.mkdir(parents=True)
@@ -47,11 +47,11 @@ def atomic_folder(folder: Path, advice: str = "") -> Iterator[Path]:
 
 
 def cache_once(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder of the cache unless it is there, by one process at a time.
+    """Write a folder of the cache unless it exists; a lock admits one process at a time.
 
     Args:
         folder: The folder.
-        write: Writes its files into a given temporary folder.
+        write: Writes the files into the temporary folder that it is given.
 
     Raises:
         UserError: It cannot be written.
@@ -61,7 +61,7 @@ def cache_once(folder: Path, write: Callable[[Path], None]) -> None:
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():
                 for entry in folder.parent.iterdir():
-                    if entry.name.startswith(f".{folder.name}."):  # of a process that was killed: the lock is ours
+                    if entry.name.startswith(f".{folder.name}."):  # left by a killed process: we hold the lock
                         shutil.rmtree(entry, ignore_errors=True)
                 with atomic_folder(folder, _CACHE_ADVICE) as unfinished:
                     write(unfinished)

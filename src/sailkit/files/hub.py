@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by name."""
+"""Read data sets of the Hugging Face hub by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILE = re.compile(r".*\.(jsonl?|ndjson|csv|tsv|tab|txt|parquet|yaml|xlsx?|gz)",
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether a name is that of a data set on the hub, `OWNER/NAME` or `OWNER/NAME:SPLIT`, and of no file here."""
+    """Whether a name has the form of a data set on the hub, `OWNER/NAME[:SPLIT]`, and no file has that name."""
     return bool(_NAME.fullmatch(str(source))) and not _FILE.fullmatch(str(source)) and not Path(source).exists()
 
 
@@ -24,10 +24,10 @@ def hub_rows(source: str, preferred: Sequence[str]) -> Iterator[tuple[int, dict[
 
     Args:
         source: `OWNER/NAME`, or `OWNER/NAME:SPLIT`.
-        preferred: The splits to take where none is named, best first; a data set with a single split needs none.
+        preferred: Default splits, best first; a data set with a single split needs none.
 
     Raises:
-        UserError: The hub has no such data set, or the data set no such split.
+        UserError: The data set or the split does not exist.
     """
     name, _, split = source.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""JSON Lines and JSON: errors name file and line, files are written atomically, values have fingerprints."""
+"""Read, write and fingerprint JSON and JSON Lines; errors name file and line, writing is atomic."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from sailkit.errors import UserError
 from sailkit.files import unpacking
 from sailkit.text import without_surrogates
 
-_UNFINISHED = ".sailkit-unfinished"  # how the name of a temporary file of ours ends
+_UNFINISHED = ".sailkit-unfinished"  # suffix of our temporary files
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's message when the disk is full
 _OS_ERROR = re.compile(r"os error (\d+)")  # in the messages of libraries written in Rust
 JsonObject = dict[str, Any]
 
 
 def dumps(value: object) -> str:
-    """One line of JSON, the same bytes for the same value; NaN and infinity are refused."""
+    """Serialise to one line of JSON, deterministically; NaN and infinity are refused."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def encode(text: str) -> bytes:
-    r"""UTF-8; half a surrogate pair becomes its escape, `\ud800`, which is how JSON spells it."""
+    r"""Encode as UTF-8; lone surrogates become JSON escapes such as `\ud800`."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
-    """Rows of a JSON Lines file with their line numbers.
+    """Read the rows of a JSON Lines file with their line numbers.
 
     Args:
         path: The file, gzipped if its name ends in .gz; blank lines are skipped.
@@ -55,7 +55,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
                 if not line.strip():
                     continue
                 try:
-                    # json.loads accepts NaN; such a number would poison every mean after it.
+                    # json.loads accepts NaN, which would turn every mean into NaN.
                     row = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
                 except UnicodeDecodeError as error:
                     raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from None
@@ -74,14 +74,14 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
 
 
 def _without_mark(line: bytes, path: Path) -> bytes:
-    """The first line of a file without the byte order mark that spreadsheets and editors write."""
+    """Remove the byte order mark that spreadsheets and editors write from a first line."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
     return line.removeprefix(codecs.BOM_UTF8)
 
 
 def refuse_constant(name: str) -> float:
-    """For the `parse_constant` of `json.loads`, which otherwise accepts NaN and infinity."""
+    """Refuse NaN and infinity, as the `parse_constant` of `json.loads`."""
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -111,7 +111,7 @@ def check_text(value: object, name: str, where: str) -> str:
         where: Its file and line.
 
     Raises:
-        UserError: It is of another type, or holds half a surrogate pair, which JSON can spell and UTF-8 cannot hold.
+        UserError: The value has another type, or contains a lone surrogate, which UTF-8 cannot encode.
     """
     if not isinstance(value, str):
         raise UserError(f"{where}: field {name!r} should be text, found {type(value).__name__}")
@@ -121,13 +121,13 @@ def check_text(value: object, name: str, where: str) -> str:
 
 
 class UniqueIds:
-    """The ids of the rows read so far, none of which may occur again."""
+    """The ids of the rows read so far, to refuse duplicates."""
 
     def __init__(self) -> None:
         self._where: dict[str, str] = {}
 
     def add(self, item_id: str, where: str) -> None:
-        """Note an id.
+        """Add an id.
 
         Args:
             item_id: The id.
@@ -141,7 +141,7 @@ class UniqueIds:
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, fsync, rename."""
+    """Write a file atomically: a temporary file beside it, fsync, rename."""
     path = Path(path)
     payload = encode(data) if isinstance(data, str) else data
     try:
@@ -166,23 +166,23 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
 
 
 def write_rows(path: str | Path, rows: Iterable[JsonObject]) -> None:
-    """Write rows as JSON Lines, the whole file or nothing."""
+    """Write rows as JSON Lines, atomically."""
     write_atomic(path, "".join(dumps(row) + "\n" for row in rows))
 
 
 def _begin(path: Path) -> tuple[int, Path]:
-    """A temporary file for `path`, open and locked; the lock ends with the process, however it ends."""
+    """Create a temporary file for `path`, open and locked; the lock is released when the process ends."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
         with contextlib.suppress(OSError):  # some file systems have no locks; `sweep` leaves such files
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
-        os.close(handle)  # swept before it was locked
+        os.close(handle)  # another process swept it before it was locked
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files of processes that were killed; files being written now are locked and stay."""
+    """Remove temporary files of killed processes; files still being written are locked, and are kept."""
     for leftover in [*folder.rglob(f".*{_UNFINISHED}")]:
         with contextlib.suppress(OSError):
             handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
@@ -226,22 +226,22 @@ def writing(path: str | Path, mend: str = "") -> Iterator[None]:
     """Turn the errors of a library that writes files into a UserError.
 
     Args:
-        path: What is written.
-        mend: Further advice, added to the error.
+        path: The file that is written.
+        mend: Advice that is appended to the error.
 
     Raises:
-        UserError: The disk is full, or the system refuses for another reason.
+        UserError: The file cannot be written, for example because the disk is full.
     """
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers raise their own, with the OS error in the message
+    except Exception as error:  # safetensors and tokenizers raise their own types, with the OS error in the message
         if not isinstance(error, OSError) and not _OS_ERROR.search(str(error)):
             raise
         raise UserError(f"{writing_failed(path, error)}{mend}") from None
 
 
 def writing_failed(path: str | Path, error: Exception) -> UserError:
-    """The error for a file that cannot be written; where the disk is full it says what to do."""
+    """The error for a file that cannot be written, with advice if the disk is full."""
     match = _OS_ERROR.search(str(error))
     number = int(match[1]) if match else getattr(error, "errno", None)
     if number is None and _SHORT_WRITE.search(str(error)):

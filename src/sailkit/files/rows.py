@@ -1,4 +1,4 @@
-"""Validate rows of files against the records that they hold."""
+"""Validate rows of files against the dataclasses of their records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {
 
 
 def parse_row(record: type[Record], row: Mapping[str, Any], where: str) -> Record:
-    """A row of a file as a record; keys that the record does not have are ignored.
+    """Parse a row of a file into a record; unknown keys are ignored.
 
     Args:
         record: A dataclass.

@@ -1,4 +1,4 @@
-"""Read tables: JSON Lines, JSON lists, CSV and parquet, gzipped or not, also as spreadsheets save them."""
+"""Read tables: JSON Lines, JSON lists, CSV and parquet, also gzipped, and the variants that spreadsheets save."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sailkit.files.unpacking import Limit, open_gzip
 if TYPE_CHECKING:
     import pandas as pd
 
-_LONGEST_FIELD = 2**31 - 1  # characters; the library's own limit is 131,072
-_BATCH = 1024  # rows of a parquet file that are read at a time
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module's default is 131,072
+_BATCH = 1024  # rows read at a time from a parquet file
 _ABSENT = object()
-_SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the first that gives the most fields
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the one that gives the most fields, the first on ties
 _QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
 _NOT_TABLES = {
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV UTF-8"),
@@ -32,13 +32,13 @@ _NOT_TABLES = {
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines, JSON list, CSV, TSV (each also gzipped) or parquet file, with their line numbers.
+    """Read a JSON Lines, JSON list, CSV, TSV (each also gzipped) or parquet file; yields line numbers and rows.
 
-    The header of a CSV is its line 1. Its separator is a comma, a semicolon or a tab; its encoding UTF-8 or, where it
-    begins with a byte order mark that says so, UTF-16.
+    The header of a CSV is line 1. The separator is a comma, a semicolon or a tab; the encoding is UTF-8, or UTF-16 if
+    the file begins with its byte order mark.
 
     Raises:
-        UserError: The file cannot be read, or its name says another format; file and line are named.
+        UserError: The file cannot be read, or its suffix is not supported; file and line are named.
     """
     kind = table_kind(path)
     if kind in _NOT_TABLES:
@@ -60,14 +60,14 @@ def table_kind(path: Path) -> str:
 
 
 def has_cells(path: Path) -> bool:
-    """Whether a table consists of cells, in which a missing text is written as an empty one."""
+    """Whether a table has cells (CSV), in which a missing text is written as an empty one."""
     return table_kind(path) in (*_SEPARATORS, ".txt")
 
 
 def with_ids(
     rows: Sequence[tuple[int, dict[str, Any]]], name: str, path: str | Path
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Rows with an id: where no row has the field, it is the row's number from 1, and a notice says so."""
+    """Add ids to rows: if no row has the field, the row number from 1, with a notice."""
     if not rows or any(name in row for _, row in rows):
         return list(rows)
     runs.notice(f"{path}: no field {name!r}; the number of each row, from 1, is its id")
@@ -75,7 +75,7 @@ def with_ids(
 
 
 def with_nested(row: Mapping[str, Any], names: Iterable[str | None]) -> dict[str, Any]:
-    """A row in which nested fields also have their dotted names, such as `doc.claim`."""
+    """Add nested fields to a row under their dotted names, such as `doc.claim`."""
     flat = dict(row)
     for name in filter(None, names):
         value: Any = row
@@ -97,7 +97,7 @@ def _encoding(path: Path) -> str:
 
 def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]]]:
     encoding = _encoding(path)
-    read = 1  # lines; a quote that is never closed swallows the rest of the file
+    read = 1  # lines read; an unclosed quote swallows the rest of the file
     try:
         with open_gzip(path) as binary, TextIOWrapper(binary, encoding=encoding, newline="") as stream:
             first = stream.readline()
@@ -119,7 +119,7 @@ def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _long_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
-    """Rows whose fields may be long: the csv module's global limit is lifted only while a row is read."""
+    """Read rows with long fields: the csv module's global limit is raised only while a row is read."""
     while True:
         before = csv.field_size_limit(_LONGEST_FIELD)
         try:

@@ -1,4 +1,4 @@
-"""Compressed files read up to a limit: a few megabytes can unpack to many gigabytes."""
+"""Read compressed files up to a limit: a few megabytes can unpack to many gigabytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sailkit.errors import UserError
 
 SETTING = "SAILKIT_MAX_UNPACKED"
 ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what truncated or damaged files raise
-_MOST = 4 * 2**30  # bytes, unless the setting says otherwise
-_MOST_TIMES = 100  # the size of the file; texts pack to a third or a tenth, seldom to a thirtieth
-_SMALL = 64 * 2**20  # bytes that any file may unpack to
+_MOST = 4 * 2**30  # bytes; the default upper limit
+_MOST_TIMES = 100  # ratio to the file's size; texts compress by a factor of 3 to 10, seldom 30
+_SMALL = 64 * 2**20  # bytes; never limit a file to less
 _MAGIC: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -45,13 +45,13 @@ class Limit:
             self.size = int(float(match[1]) * _UNITS[match[2].lower()])
 
     def check(self, size: int) -> None:
-        """Raise an error where a file has unpacked to more than the limit.
+        """Raise an error if the unpacked size exceeds the limit.
 
         Args:
-            size: Bytes so far.
+            size: Bytes unpacked so far.
 
         Raises:
-            UserError: More than the limit; file and setting are named.
+            UserError: The limit is exceeded; file and setting are named.
         """
         if size > self.size:
             raise UserError(
@@ -80,7 +80,7 @@ class _Limited(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1, /) -> bytes:
-        # In pieces: a header inside a file may ask for any number of bytes, which would all be allocated.
+        # Read in pieces: a header within a file may claim any size, which would be allocated at once.
         parts = []
         while size and (part := self._stream.read(_PIECE if size < 0 else min(size, _PIECE))):
             self._limit.check(self._stream.tell())
@@ -118,7 +118,7 @@ def open_archive(path: Path, limit: Limit) -> BinaryIO:
 
     Args:
         path: The file.
-        limit: What it may unpack to.
+        limit: Limit of the unpacked size.
     """
     with path.open("rb") as stream:
         start = stream.read(8)

@@ -1,4 +1,4 @@
-"""Read YAML: booleans and numbers as in YAML 1.2, errors in one line."""
+"""Read YAML with booleans and numbers as in YAML 1.2, and one-line errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BOOL, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float"
 
 
 class _Loader(yaml.SafeLoader):
-    """As in YAML 1.2, only true and false are booleans, `no` and a date are text, and 1e-5 is a number."""
+    """A loader as in YAML 1.2: only true and false are booleans, `no` and dates are text, 1e-5 is a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -27,14 +27,14 @@ _Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
-    """The value of a YAML text.
+    """Parse a YAML text.
 
     Args:
         text: The text.
-        where: What an error names as its source.
+        where: Source of the text, for errors.
 
     Raises:
-        UserError: It is not YAML, or nested too deeply to be read.
+        UserError: The text is not YAML, or nested too deeply.
     """
     try:
         return _Loader(text).get_single_data()
@@ -45,7 +45,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The value of a YAML file.
+    """Read a YAML file.
 
     Raises:
         UserError: The file cannot be read or is not YAML.

@@ -1,1 +1,1 @@
-"""Labeling: which search results are informative and which distracting, and how good a labeler is."""
+"""Labeling: judge search results informative or distracting, train labelers, and measure them against people."""

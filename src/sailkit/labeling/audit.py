@@ -1,4 +1,4 @@
-"""The verb `audit`: how well labelers agree with people, on claims that were not used to choose or fit anything."""
+"""The verb `audit`: measure how well labelers agree with people, on claims that no threshold or model was fitted on."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def audit(
 ) -> Audit:
     """Measure labelers against human judgements.
 
-    The threshold of each labeler is chosen on one half of the claims; every figure is of the other half, with 95 %
-    intervals over claims.
+    The threshold of each labeler is chosen on one half of the claims; all figures are computed on the other half, with
+    95 % intervals over claims.
 
     Args:
         data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL.
         labeler: similarity, overlap, entailment:MODEL, judge:MODEL; repeated for several.
-        out: The run folder; one that was stopped is continued.
+        out: The run folder; a stopped run is continued.
         seed: Seed of the halves and the bootstrap.
-        limit: Only the first so many claims.
-        scores: An earlier audit, whose scores are taken over where labeler and data are the same.
+        limit: Use only the first LIMIT claims.
+        scores: An earlier audit; its scores are reused where labeler and data are the same.
         options: How to load and run the labelers.
 
     Returns:
-        The figures of each labeler in each stratum, and of each two labelers.
+        The figures of each labeler and of each pair of labelers, by stratum.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Any error that the user can fix.
     """
     at_least_one(limit=limit)
     human = read_judgements(data)
@@ -71,7 +71,7 @@ def audit(
     options = replace(options, date=options.date or next(filter(None, dates), None))
     for name in names:
         _check_halves(name, human, seed)
-        load_labeler(name, options)  # so that an error in the last name shows before the first has scored anything
+        load_labeler(name, options)  # fail early: an error in the last name shows before any scoring
     if scores is not None:
         runs.read_manifest(scores)
     settings = {"data": human.name, "data_sha256": human.sha256, "limit": limit, "seed": seed, "labelers": names}
@@ -121,12 +121,12 @@ def audit(
 
 
 def _score_folder(name: str) -> str:
-    """The folder, within that of an audit, with a labeler's scores; the same in every audit."""
+    """The subfolder with a labeler's scores; it has the same name in every audit."""
     return f"{re.sub('[^a-z0-9]+', '-', name.lower())[-40:].strip('-')}-{jsonl.fingerprint(name)[:6]}"
 
 
 def _take_over(run: runs.Run, earlier: Path) -> None:
-    """Copy the scores of an earlier audit, if they are of the same labeler and data."""
+    """Copy the scores of an earlier audit if labeler and data are the same."""
     known = (earlier / runs.MANIFEST).exists() and runs.read_manifest(earlier)["settings"] == run.manifest["settings"]
     if known and (earlier / SCORES).exists() and not run.path(SCORES).exists():
         jsonl.write_atomic(run.path(SCORES), (earlier / SCORES).read_bytes())
@@ -138,7 +138,7 @@ def _first_claims(pairs: Sequence[HumanPair], limit: int | None) -> list[HumanPa
 
 
 def _check_halves(name: str, human: HumanJudgements, seed: int) -> None:
-    """Refuse a labeler that was fitted with another seed: it would be measured on claims that it was trained on."""
+    """Refuse a labeler fitted with another seed: it would be measured on its own training claims."""
     path = Path(name.partition(":")[2]) / FITTED
     if name.startswith("entailment:") and path.exists():
         record = jsonl.read_json(path)
@@ -147,7 +147,7 @@ def _check_halves(name: str, human: HumanJudgements, seed: int) -> None:
 
 
 def _scores(run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair]) -> Floats:
-    """Scores of all pairs, NaN where there is none; kept in the run folder."""
+    """Scores of all pairs, NaN where there is none; written to the run folder."""
     batches = labeler.plan(pairs)
 
     def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
@@ -163,7 +163,7 @@ def _scores(run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair]) -> Flo
 
 
 def _bm25(pairs: Sequence[ResultPair]) -> Floats:
-    """BM25 scores x of the results for their claims, as x / (1 + x): what a search engine knows already."""
+    """BM25 scores x of the results for their claims, as x / (1 + x): the baseline of a plain search engine."""
     try:
         import bm25s
     except ImportError:

@@ -1,6 +1,6 @@
-"""The figures of an audit: scores of labelers against human judgements, with a bootstrap over claims.
+"""Compute the figures of an audit: scores of labelers against human judgements, with a bootstrap over claims.
 
-The claims are split into two halves. One chooses a labeler's threshold, and all figures are of the other.
+The claims are split into two halves: thresholds are chosen on one, all figures are computed on the other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sailkit.stats.intervals import Estimate, Floats, bounded
 Mask = npt.NDArray[np.bool_]
 AUDIT_RESAMPLES = 1000
 _BINS = 10
-_EXAMPLES = 5  # disagreements of two labelers that are shown
-_LEAST = {"kappa": -1.0, "mcc": -1.0, "default_kappa": -1.0}  # the least that a figure can be, if not 0; the most is 1
+_EXAMPLES = 5  # disagreements shown for each pair of labelers
+_LEAST = {"kappa": -1.0, "mcc": -1.0, "default_kappa": -1.0}  # lower bounds of figures, if not 0; the upper bound is 1
 
 
 def claim_weights(pairs: Sequence[HumanPair], reported: Mask, seed: int) -> Floats:
@@ -30,7 +30,7 @@ def claim_weights(pairs: Sequence[HumanPair], reported: Mask, seed: int) -> Floa
 
     Args:
         pairs: All pairs.
-        reported: Whether each pair's claim is in the half that is reported on; only those are drawn.
+        reported: Whether each pair's claim is in the reported half; only those are drawn.
         seed: The run's seed.
     """
     names = dict.fromkeys(pair.claim for pair, use in zip(pairs, reported, strict=True) if use)
@@ -53,13 +53,13 @@ def stratum_figures(
     """The figures of one labeler in one stratum.
 
     Args:
-        labeler: Its name.
+        labeler: The labeler's name.
         pairs: All pairs.
-        scores: Of each pair; NaN where there is none.
+        scores: Score of each pair; NaN where there is none.
         stratum: See `gold_labels`.
-        choosing: Whether each pair's claim is in the half that chooses the threshold.
+        choosing: Whether each pair's claim is in the half on which the threshold is chosen.
         weights: See `claim_weights`.
-        default_threshold: The labeler's own.
+        default_threshold: The labeler's default threshold.
 
     Raises:
         UserError: One half has only one kind of judgement.
@@ -98,7 +98,7 @@ def labeler_differences(
     choosing: Mask,
     weights: Floats,
 ) -> list[LabelerDifference]:
-    """Each two labelers in each stratum, on the pairs that both of them scored.
+    """Compare each pair of labelers in each stratum, on the pairs that both scored.
 
     Args:
         pairs: All pairs.
@@ -134,12 +134,12 @@ def labeler_differences(
 
 
 def _with_sample(weights: Floats) -> Floats:
-    """The weights with a first row of ones, which stands for the sample itself."""
+    """Prepend a row of ones to the weights: the sample itself."""
     return np.concatenate([np.ones((1, weights.shape[1])), weights])
 
 
 def _estimate(values: Floats, claims: int, least: float) -> Estimate | None:
-    """The figure of the sample, which is the first value, with its interval; None where it is not defined."""
+    """The first value, that of the sample, with its bootstrap interval; None where it is undefined."""
     draws = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(draws):
         return None
@@ -162,7 +162,7 @@ def threshold_figures(threshold: float, gold: Mask, scores: Floats, weights: Flo
     cell = {(g, p): weights @ ((gold == g) & (predicted == p)) for g in (True, False) for p in (True, False)}
     tp, fn, fp, tn = cell[True, True], cell[True, False], cell[False, True], cell[False, False]
     table = np.stack([np.stack([tp, fn], -1), np.stack([fp, tn], -1)], -2)
-    counts = np.concatenate([table, np.zeros((*table.shape[:-1], 2))], -1)  # no unreadable, none refused
+    counts = np.concatenate([table, np.zeros((*table.shape[:-1], 2))], -1)  # unreadable and refused: none
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "balanced_accuracy": metrics.balanced_accuracy(counts),
@@ -175,6 +175,7 @@ def threshold_figures(threshold: float, gold: Mask, scores: Floats, weights: Flo
 
 def weighted_auroc(gold: Mask, scores: Floats, weights: Floats) -> Floats:
     """Area under the ROC curve for each row of weights, ties counted half (Mann-Whitney)."""
+    # Weights are summed for each distinct score, so all resamples share one sort.
     values, rank = np.unique(scores, return_inverse=True)
     positive, negative = (np.zeros((len(weights), len(values))) for _ in range(2))
     for table, kind in ((positive, gold), (negative, ~gold)):

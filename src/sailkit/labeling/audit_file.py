@@ -1,4 +1,4 @@
-"""The schema of `audit.json`: every figure that an audit writes is there and is a number."""
+"""Read `audit.json` and validate it: every figure is present and a number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 
 AUDIT = "audit.json"
-BM25 = "bm25 score"  # the baseline's name among the labelers
+BM25 = "bm25 score"  # name of the baseline, next to the labelers
 AUDIT_FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
 )  # fmt: skip
@@ -24,7 +24,7 @@ class _Record(BaseModel):
 
 
 class _Row(_Record):
-    """The figures of one labeler in one stratum; those with an interval are further fields."""
+    """The figures of one labeler in one stratum; those with an interval are extra fields."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, _Number] = Field(init=False)
@@ -100,7 +100,7 @@ def read_audit_file(path: Path) -> dict[str, Any]:
     """Read and check `audit.json`.
 
     Raises:
-        UserError: The file is damaged; the first fault is named.
+        UserError: The file is damaged; the first problem is named.
     """
     content = jsonl.read_json(path)
     try:

@@ -1,4 +1,4 @@
-"""What the verb `audit` returns: labelers measured against human judgements."""
+"""The result of the verb `audit`: labelers measured against human judgements."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StratumFigures:
-    """The figures of one labeler in one stratum, on the claims that did not choose its threshold.
+    """The figures of one labeler in one stratum, on the half of the claims not used to choose its threshold.
 
     Attributes:
         labeler: The labeler's name, or that of the BM25 baseline.
-        stratum: Which pairs count, and by which reading of the votes; see `gold_labels`.
-        n: How many pairs.
+        stratum: How gold labels are derived from votes; see `gold_labels`.
+        n: Number of pairs.
         without_score: Pairs of that half, in all strata, to which the labeler gave no score.
         informative_share: Share of the pairs that are informative.
         threshold: The threshold that was chosen on the other half of the claims.
@@ -32,7 +32,7 @@ class StratumFigures:
         majority_accuracy: Accuracy of always giving the more frequent judgement.
         figures: `auroc`, `balanced_accuracy`, `kappa`, `mcc`, `precision_distracting`, `recall_distracting`, `brier`,
             `ece`; and at the default threshold `default_balanced_accuracy` and `default_kappa`. None where a figure
-            is not defined.
+            is undefined.
     """
 
     labeler: str
@@ -82,13 +82,13 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class LabelerDifference:
-    """Two labelers on the same pairs of one stratum.
+    """The difference of two labelers on the same pairs of one stratum.
 
     Attributes:
         first: Name of the first labeler.
         second: Name of the second.
         stratum: The stratum.
-        auroc: AUROC of the second minus that of the first; None where it is not defined.
+        auroc: AUROC of the second minus that of the first; None where undefined.
         agreement_kappa: Cohen's kappa of their verdicts.
         examples: The pairs whose scores differ most.
     """
@@ -124,7 +124,7 @@ class LabelerDifference:
         return 0 if self.auroc is None else self.auroc.sign
 
     def swapped(self) -> LabelerDifference:
-        """The same with first and second exchanged."""
+        """The difference with first and second exchanged."""
         return replace(
             self,
             first=self.second,
@@ -142,17 +142,17 @@ class Audit(Result):
         folder: The run's folder.
         data: The data set of the judgements.
         data_sha256: Fingerprint of its file.
-        pairs: How many pairs were scored.
-        claims: How many claims they belong to.
-        claims_reported: How many of the claims the figures are about; None in old files.
-        left_out: How many pairs were left out, by the reason.
+        pairs: Number of scored pairs.
+        claims: Number of their claims.
+        claims_reported: Number of claims behind the figures; None in old files.
+        left_out: Reason -> number of pairs left out.
         rows: The figures of each labeler, the BM25 baseline first, in each stratum.
-        differences: Each two labelers in each stratum.
-        human_kappa: Cohen's kappa of one annotator and the majority of the others; None if that is not known.
+        differences: Each pair of labelers in each stratum.
+        human_kappa: Cohen's kappa of one annotator and the majority of the others; None if unknown.
         labelers: The description of each labeler.
         machines: `device` and `dtype` of each labeler's model, if it ran here.
         seed: Seed of the halves and the bootstrap.
-        limit: How many claims were used at most; None for all.
+        limit: Maximum number of claims; None for all.
     """
 
     folder: Path
@@ -175,7 +175,7 @@ class Audit(Result):
         """Read a finished audit.
 
         Raises:
-            UserError: The audit has not finished, or its file is damaged; the first fault is named.
+            UserError: The audit has not finished, or its file is damaged; the first problem is named.
         """
         folder = Path(folder)
         path = folder / AUDIT
@@ -226,12 +226,12 @@ class Audit(Result):
 
     @property
     def strata(self) -> list[str]:
-        """Strata in order; verdicts are about the first."""
+        """Strata in order; verdicts refer to the first."""
         return list(dict.fromkeys(row.stratum for row in self.rows))
 
     @property
     def ranked(self) -> list[str]:
-        """Labelers by AUROC in the first stratum, the best first; without the baseline."""
+        """Labelers without the baseline, by descending AUROC in the first stratum."""
 
         def auroc(name: str) -> float:
             estimate = self.row(name, self.strata[0]).figures["auroc"]
@@ -244,7 +244,7 @@ class Audit(Result):
         return next(row for row in self.rows if (row.labeler, row.stratum) == (labeler, stratum))
 
     def difference(self, labeler: str, other: str, stratum: str) -> LabelerDifference:
-        """A labeler (as the second) minus another (as the first)."""
+        """The difference `labeler` minus `other` in a stratum."""
         for difference in self.differences:
             if {difference.first, difference.second} == {labeler, other} and difference.stratum == stratum:
                 return difference if difference.second == labeler else difference.swapped()

@@ -1,4 +1,4 @@
-"""The interface of a labeler, which judges search results with respect to a response."""
+"""The protocol of labelers, which score how informative a search result is for a response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sailkit.records import Instruction, JudgementOutcome, SearchResult, Verdict
 
 @dataclass(frozen=True, slots=True)
 class ResultPair:
-    """What a labeler judges: a search result, with the instruction and response that it should help with."""
+    """The input of a labeler: a search result, with the instruction and response that it should support."""
 
     instruction: Instruction
     result: SearchResult
@@ -21,13 +21,13 @@ class ResultPair:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score that a labeler gives one pair.
+    """A labeler's score of one pair.
 
     Attributes:
-        score: How informative, in [0, 1] by the labeler's own measure; None where there is none.
+        score: How informative the result is, in [0, 1]; None where there is no score.
         outcome: `judged`, or why there is no score.
         cut_tokens: Tokens of the result that the labeler did not read.
-        raw_output: The reply of a judging model, where the score was read from it; or why its server gave none.
+        raw_output: The reply of the judging model, if the score was parsed from it; or its server's error.
     """
 
     score: float | None
@@ -37,11 +37,11 @@ class Score:
 
 
 class Labeler(Protocol):
-    """Anything that scores pairs; to write a labeler of your own, write a class with these attributes and methods.
+    """Anything that scores pairs: any class with these attributes and methods, without a base class.
 
-    No base class is needed. Scores have to be reproducible: for the same description, batch and pairs they are the
-    same, because a stopped run is continued from the batches that it has written. A labeler whose model runs on this
-    machine may also have an attribute `runs_on`, a dict with its `device` and `dtype`, which the results then show.
+    Scores have to be reproducible for the same description and batch, because a stopped run continues after the batches
+    that it has written. A labeler whose model runs on this machine may also have an attribute `runs_on`, a dict with
+    its `device` and `dtype`, which is shown with the results.
 
     Example:
         A labeler that calls a result informative if it contains the response word for word:
@@ -60,7 +60,7 @@ class Labeler(Protocol):
                     return [Score(float(pair.instruction.output in pair.result.text)) for pair in pairs]
 
     Attributes:
-        name: The name by which the user chose it.
+        name: The name that the user selected it by.
         threshold: Results with this score or a higher one are informative, unless the user sets another threshold.
     """
 
@@ -68,16 +68,16 @@ class Labeler(Protocol):
     threshold: float
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the scores, for the manifest: `labeler` (the name), a version, files' hashes ...
+        """Everything that affects the scores, for the manifest: `labeler` (the name), a version, hashes of files ...
 
-        A run is continued only if the description is the same, so change the version when scores change.
+        A run is continued only if the description is unchanged, so increase the version when scores change.
         """
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
-        """Split a whole run into batches of indices; every index is in exactly one batch.
+        """Split the pairs of a run into batches of indices; every index is in exactly one batch.
 
         Args:
-            pairs: All pairs of the run, before any is scored and before work is shared out to other machines.
+            pairs: All pairs of the run, before any is scored and before they are divided among machines.
         """
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
@@ -92,7 +92,7 @@ class Labeler(Protocol):
 
 
 def machine_of(labeler: Labeler) -> dict[str, Any]:
-    """`device` and `dtype` of a labeler's model, if it has one on this machine."""
+    """`device` and `dtype` of a labeler's model; empty unless it runs on this machine."""
     return dict(getattr(labeler, "runs_on", {}))
 
 
@@ -100,7 +100,7 @@ def score_batch(labeler: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:
     """Score one batch, whether in this process, in a shard or on a cluster.
 
     Raises:
-        UserError: The labeler gave a score that is no number from 0 to 1.
+        UserError: The labeler returned a score outside [0, 1].
     """
     scores = labeler.score(pairs)
     for score, pair in zip(scores, pairs, strict=True):
@@ -110,7 +110,7 @@ def score_batch(labeler: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:
 
 
 def statement(instruction: Instruction) -> str:
-    """The text that a result is judged against: the response, preceded by what it does not repeat of the question."""
+    """The text that a result is judged against: the response, after the parts of the question that it omits."""
     response = instruction.output.strip()
     question = [text.strip() for text in (instruction.instruction, instruction.input)]
     return "\n".join([*(text for text in question if text and text not in response), response])
@@ -122,7 +122,7 @@ def batches_of(count: int, size: int) -> list[list[int]]:
 
 
 def verdict_for(score: float | None, threshold: float) -> Verdict | None:
-    """The verdict of a score at a threshold; None for no score, because there is no default class."""
+    """The verdict of a score at a threshold; None without a score: there is no default class."""
     if score is None:
         return None
     return "informative" if score >= threshold else "distracting"

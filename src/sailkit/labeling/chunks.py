@@ -1,4 +1,4 @@
-"""Long texts in overlapping windows of tokens, so that a labeler reads all of a search result, not its beginning."""
+"""Split long texts into overlapping windows of tokens, so that a labeler reads more than their beginning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sailkit.prompts.safety import GuardedTokenizer
 
 
 def max_positions(config: Any) -> int:
-    """The longest input that an encoder has position embeddings for, in tokens."""
+    """Maximum input length of an encoder in tokens, by its position embeddings."""
     most: int = getattr(config, "max_position_embeddings", 512)
     # RoBERTa numbers positions from pad_token_id + 1, so its table is that much longer.
     return most - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else most
@@ -19,13 +19,13 @@ class Windows:
     """Splits texts into windows of tokens; a text that spells a special token is never encoded as that token."""
 
     def __init__(self, tokenizer: Any, size: int, overlap: int = 32, most: int = 8) -> None:
-        """Prepare.
+        """Initialise the splitter.
 
         Args:
             tokenizer: A fast transformers tokenizer.
             size: Tokens in a window, without special tokens.
-            overlap: Tokens that a window shares with the one before it.
-            most: Most windows of one text; tokens after the last window are not read, and counted.
+            overlap: Tokens shared by consecutive windows.
+            most: Maximum number of windows of a text; the tokens after them are skipped and counted.
         """
         self.size = size
         self.overlap = min(overlap, size // 4)
@@ -37,7 +37,7 @@ class Windows:
         return {"size": self.size, "overlap": self.overlap, "most": self.most}
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text from outside, without special tokens."""
+        """Token ids of an untrusted text, without special tokens."""
         return self._guard.encode([Part(text, trusted=False)], add_special_tokens=False)
 
     def ends(self, text: str) -> list[int]:
@@ -52,7 +52,7 @@ class Windows:
         return [(start, min(start + size, length)) for start in starts][:most]
 
     def split(self, text: str, most: int | None) -> tuple[list[str], int]:
-        """The first `most` windows of a text, or all, and how many tokens follow the last of them."""
+        """The first `most` windows of a text (None: all), and the number of tokens after the last of them."""
         ends = self.ends(text)
         spans = self.spans(len(ends), most=most)
         starts = [0, *ends]

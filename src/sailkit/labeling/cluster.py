@@ -1,4 +1,4 @@
-"""The batches of `label` on a Ray cluster."""
+"""Score the batches of `label` on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sailkit.records import Instruction, SearchResult
 def scorer(
     pool: Pool, name: str, options: LabelerOptions
 ) -> Callable[[Labeler, Sequence[Sequence[ResultPair]]], Generator[list[Score], None, None]]:
-    """A function that scores each batch, in order, on a cluster.
+    """Return a function that scores batches on a cluster, in order.
 
     Args:
         pool: The workers of the cluster.
-        name: The labeler's name, which every node can load.
+        name: The labeler's name, by which every node loads it.
         options: How to load and run it.
     """
     job = Job("labeler", _load, {"name": name, "options": asdict(options)}, _score)

@@ -1,4 +1,4 @@
-"""A labeler that takes the probability with which an NLI model says that the result entails the response."""
+"""A labeler that scores with an NLI model the probability that the result entails the response."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Text = TypeVar("_Text", str, tuple[int, ...])
 _BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
 _BATCH_TOKENS_DEFAULT = 4096
 _ESP = " is entailed by "
-_SLACK = 8  # a piece of a text may take that many more tokens than it took within the whole text
+_SLACK = 8  # spare tokens: a piece of text may tokenise into more tokens than it had within the whole text
 _MEANINGS = {
     "entailment": re.compile(r"^(entail(s|ed|ment)?|supports?|informative|true)$"),
     "neutral": re.compile(r"^(neutral|not[_ -]?enough[_ -]?info|unrelated|irrelevant)$"),
@@ -35,8 +35,8 @@ _MEANINGS = {
 class Entailment:
     """Probability that the result (premise) entails the statement (hypothesis; see `statement`).
 
-    The result is split into windows, and the best of them counts. A statement that is longer than half of the model's
-    input is split into windows as well, so that all of it is read.
+    The score is the maximum over windows of the result. A statement longer than half of the model's input is split into
+    windows as well, so that all of it is read.
     """
 
     threshold = 0.5
@@ -54,7 +54,7 @@ class Entailment:
 
         Args:
             model: A folder or a hub id.
-            direction: Which text is the premise; `both` takes the higher of the two scores.
+            direction: Which text is the premise; `both` takes the maximum of the two scores.
             measure: P(entailment), or `relevance`: 1 - P(neutral).
             form: The two texts as a pair, or as ESP's sentence "{result} is entailed by {response}".
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
@@ -77,7 +77,7 @@ class Entailment:
                 source.folder, dtype=pick_dtype(dtype, where), use_safetensors=True, output_loading_info=True
             )
             self._tokenizer = AutoTokenizer.from_pretrained(source.folder)
-        except Exception as error:  # damaged files raise exceptions that have no common base class
+        except Exception as error:  # exceptions of damaged files have no common base class
             raise UserError(f"cannot load {model} as a classifier: {' '.join(str(error).split())[:200]}") from None
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{model} is no sequence classification model: it has no weights {missing[0]}")
@@ -102,7 +102,7 @@ class Entailment:
         return {"device": self._model.device.type, "dtype": str(self._model.dtype).removeprefix("torch.")}
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the labeler that decides its scores."""
+        """Everything that affects the scores."""
         return {
             "labeler": self.name,
             "version": 3 if self._form == "esp" else 2,
@@ -117,7 +117,7 @@ class Entailment:
         }
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
-        """Batches of pairs of similar length, longest first, with at most so many tokens in a batch."""
+        """Batches of pairs of similar length, longest first, limited by tokens."""
         lengths = [[len(ids) for ids, _ in self._sequences(pair)[0]] for pair in pairs]
         longest = [max(of_pair, default=0) for of_pair in lengths]
         return batch_by_length(longest, self._batch_tokens, sequences=list(map(len, lengths)))
@@ -160,7 +160,7 @@ class Entailment:
         return list(shares[:, self._columns["entailment"]].tolist())
 
     def _make_sequences(self, pair: ResultPair) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """Token ids of every window with the start of its second text, and how many tokens of the result are cut."""
+        """Sequences of a pair, each with the start of its second text, and the number of tokens cut from the result."""
         if not pair.instruction.output.strip():
             return [], 0
         texts = pair.result.text, statement(pair.instruction)
@@ -175,7 +175,7 @@ class Entailment:
         return sequences, len(result) - spans[-1][1]
 
     def _spans(self, result: int, response: int, room: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Windows of the response and of the result, from their lengths; any two of them fit together."""
+        """Windows of the response and of the result such that any two of them fit into one sequence."""
         parts = self._windows.spans(response, max(room // 2, 1))
         return parts, self._windows.spans(result, room - max(b - a for a, b in parts), self._windows.most)
 
@@ -189,7 +189,7 @@ class Entailment:
         return head + second + after, len(head)
 
     def _esp_sequences(self, result: str, response: str) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """Token ids of ESP's sentences; each is tokenised as a whole, because parts may be split into other tokens."""
+        """Sequences of ESP's sentences, each tokenised as a whole: tokens may span the border between its parts."""
         before, _, after = self._frame[0]
 
         def encode(texts: list[tuple[str, str]]) -> list[tuple[tuple[int, ...], int]]:
@@ -209,10 +209,10 @@ class Entailment:
 
 
 def meanings(id2label: dict[int, str], name: str) -> dict[str, int]:
-    """The meaning of each output, by the names in the model's config; positions differ between models.
+    """Meaning -> index of the model's output, by the label names in its config; the order differs between models.
 
     Raises:
-        UserError: The names do not say which output means entailment.
+        UserError: No label name means entailment.
     """
     columns = {}
     for column, label in id2label.items():

@@ -1,4 +1,4 @@
-"""The verb `fit`: train a cross-encoder on human judgements; the labeler `entailment` loads the model."""
+"""The verb `fit`: train a cross-encoder on human judgements, for use as the labeler `entailment:FOLDER`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
 from sailkit.tasks.task import in_first_half
 
-_POOL = 16  # batches in a pool of shuffled rows that are sorted by length
-_LEAST_LENGTH = 16  # tokens; less would show next to nothing of either text
+_POOL = 16  # batches in a pool; shuffled rows are sorted by length within each pool
+_LEAST_LENGTH = 16  # tokens; less would leave hardly any of either text
 
 
 def fit(
@@ -38,27 +38,27 @@ def fit(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
 ) -> FittedLabeler:
-    """Train a labeler from human judgements, on the half of the claims that audit does not report on.
+    """Train a labeler on human judgements, on the half of the claims that audit does not report on.
 
-    The folder is a normal sequence classification model: use it as entailment:FOLDER.
+    The folder is a sequence classification model of transformers: use it as entailment:FOLDER.
 
     Args:
         data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL.
         out: The new model folder.
-        base: minilm-l6-v2, a folder or a hub id.
+        base: Base model: minilm-l6-v2, a folder or a hub id.
         epochs: Passes over the pairs.
-        learning_rate: Peak learning rate; it rises over the first tenth and then falls to 0.
-        batch_size: Pairs in an optimizer step.
-        max_length: Most tokens of a pair in training; the longer of the two is shortened.
-        limit: Only the first so many pairs of that half.
+        learning_rate: Peak learning rate, after a linear warmup over a tenth of the steps; it then decays to 0.
+        batch_size: Pairs per optimizer step.
+        max_length: Maximum tokens of a pair in training; the longer of the two texts is truncated.
+        limit: Use only the first LIMIT pairs of that half.
         dtype: Number format of the forward pass; auto takes bfloat16 on a GPU that has it. Weights stay float32.
-        seed: Seed of the halves, the order and the new weights.
+        seed: Random seed of the halves, the order and the new weights.
 
     Returns:
-        How many pairs and claims were used, the last training loss, and where the model is.
+        Number of pairs and claims, the training loss, and the model's folder.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
     at_least_one(batch_size=batch_size, limit=limit)
     _check_numbers(epochs, learning_rate, max_length)
@@ -144,7 +144,7 @@ def _used(judged: HumanJudgements, data: Path, seed: int, limit: int | None) -> 
 
 
 def _rows(used: Sequence[HumanPair]) -> list[dict[str, Any]]:
-    """Texts with the share of votes as target, sorted by length as `_batches` expects them."""
+    """Rows for the trainer, with the share of votes as target; sorted by length, as `_batches` expects."""
     rows = [
         {"result": pair.pair.result.text, "statement": statement(pair.pair.instruction), "label": pair.share}
         for pair in used
@@ -171,7 +171,7 @@ def _precision(dtype: str, cuda: bool) -> Any:
 
 
 def _batches() -> Any:
-    """Batches of rows of similar length, so that little is padded; each epoch draws and orders them again."""
+    """A sampler of batches of similar length, to save padding; rows are already sorted by length."""
     from torch.utils.data import BatchSampler
 
     class Batches(BatchSampler):

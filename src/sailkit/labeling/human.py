@@ -1,4 +1,4 @@
-"""Human judgements of search results: Climate-FEVER's votes and Factcheck-GPT's stances."""
+"""Read human judgements of search results: Climate-FEVER's votes and Factcheck-GPT's stances."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HumanPair:
         pair: The claim as response, and the result.
         claim: Id of the claim; the bootstrap draws whole claims, with all their pairs.
         share: Share of the votes that call the result informative (it supports or refutes the claim).
-        official: The data set's own verdict.
+        official: The data set's own verdict, True for informative.
         votes: The vote of each annotator, True for informative.
     """
 
@@ -45,7 +45,7 @@ class HumanJudgements:
     Attributes:
         name: The data set, `climate-fever` or `factcheck-gpt`.
         pairs: The pairs in the order of the file.
-        left_out: How many pairs were left out: duplicates, and pairs with contradicting verdicts.
+        left_out: Number of pairs left out: duplicates, and pairs with contradicting verdicts.
         sha256: Fingerprint of the file.
     """
 
@@ -59,7 +59,7 @@ def read_judgements(path: str | Path) -> HumanJudgements:
     """Read human judgements; the fields of the rows show which data set it is.
 
     Raises:
-        UserError: The file is missing, malformed, or of neither kind.
+        UserError: The file is missing, malformed, or of another data set.
     """
     path = Path(path)
     groups: dict[tuple[str, str, str], list[HumanPair]] = {}
@@ -135,7 +135,7 @@ def gold_labels(pairs: Sequence[HumanPair], stratum: str) -> list[bool | None]:
 
 
 def votes_against_majorities(pairs: Sequence[HumanPair]) -> tuple[list[bool], list[bool]]:
-    """Each vote and the majority of the other votes, for pairs with three or more; ties of the others are left out."""
+    """Each vote with the majority of the other votes, for pairs with three or more votes; ties are skipped."""
     votes, majorities = [], []
     for pair in pairs:
         if len(pair.votes) < 3:

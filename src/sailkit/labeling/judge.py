@@ -1,4 +1,4 @@
-"""A labeler that asks a language model for a one-word judgement, and takes the word's probability if available."""
+"""A labeler that prompts a language model for a one-word judgement, scored by the word's probability if available."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
 from sailkit.prompts.render import Message, Part, Prompt, evidence_parts, fill, frames
 from sailkit.records import JudgementOutcome, SearchResult
 
-_MOST_SENT = 20_000  # characters of a result that are sent to a server, which refuses more than it can take
+_MOST_SENT = 20_000  # characters of a result; a server rejects prompts longer than its context
 
 
 class Judge:
-    """A causal language model on this machine or an OpenAI-compatible server; only the result is ever shortened."""
+    """Scores with a causal language model, local or behind an OpenAI-compatible server; only results are cut."""
 
     threshold = 0.5
 
@@ -36,11 +36,11 @@ class Judge:
 
     @property
     def runs_on(self) -> dict[str, Any]:
-        """Device and number format of the model, where it runs here."""
+        """Device and dtype of the model; empty for a server."""
         return {name: value for name, value in self._model.describe().items() if name in ("device", "dtype")}
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the labeler that decides its scores."""
+        """Everything that affects the scores."""
         return {
             "labeler": self.name,
             "version": 1,
@@ -51,7 +51,7 @@ class Judge:
         }
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
-        """The model's plan of the pairs that it is asked about, then all other pairs in order."""
+        """The model's batches of the pairs that it scores, then the skipped pairs in order."""
         prompts = [self.prompt(pair) for pair in pairs]
         skipped = [self._skip_reason(pair, prompt) is not None for pair, prompt in zip(pairs, prompts, strict=True)]
         asks, skips = ([i for i, skip in enumerate(skipped) if skip is kind] for kind in (False, True))
@@ -60,7 +60,7 @@ class Judge:
         return [[asks[i] for i in batch] for batch in batches] + rest
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
-        """P(informative) of the two answers; 1 or 0 where the model returns only text."""
+        """P(informative) over the two answers; 1 or 0 where the model returns only text."""
         prompts = [self.prompt(pair) for pair in pairs]
         reasons = [self._skip_reason(pair, prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
         sent = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if reason is None]
@@ -71,7 +71,7 @@ class Judge:
         ]
 
     def _skip_reason(self, pair: ResultPair, prompt: Prompt) -> JudgementOutcome | None:
-        """Why the model is not asked about a pair: it has no response, or does not fit even without the result."""
+        """Why a pair is not scored: no response, or a prompt too long even without the result; else None."""
         if not pair.instruction.output.strip():
             return "no_response"
         try:
@@ -92,13 +92,13 @@ class Judge:
             return Score(1 / (1 + math.exp(min(odds, 700.0))), cut_tokens=cut)
         verdict, outcome = read_answer(reply.text or "", self._words)
         if verdict is None:
-            # Servers that separate thoughts from answers return nothing else if the answer never came.
+            # A server that separates thoughts from answers returns empty text if generation ended within a thought.
             written = reply.text if (reply.text or "").strip() or not reply.thought else f"<think>{reply.thought}"
             return Score(None, "refused" if outcome == "refused" else "unreadable", cut, written)
         return Score(float(verdict == "informative"), "judged", cut, reply.text)
 
     def prompt(self, pair: ResultPair) -> Prompt:
-        """The prompt that asks about a pair."""
+        """The prompt for a pair."""
         row = pair.instruction
         question = "\n".join(text for text in (row.instruction.strip(), row.input.strip()) if text)
         template = self._wording["question" if question else "claim"]

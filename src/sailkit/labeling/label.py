@@ -1,4 +1,4 @@
-"""The verb `label`: a score for every search result of every instruction, computed here or on many machines."""
+"""The verb `label`: score every search result of every instruction, on one or many machines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sailkit.retrieval.instructions import read_searched
 
 SCORES = "scores.jsonl"  # a row for each pair, in the order of the plan
 _SHARD = re.compile(r"(\d+)/(\d+)")
-SHARD_WAIT = 60.0  # seconds that a finished shard waits for another that is writing
+SHARD_WAIT = 60.0  # seconds that a finished shard waits for one that holds the lock
 # Yields the scores of each batch, in order.
 Scorer = Callable[[Labeler, Sequence[Sequence[ResultPair]]], Generator[list[Score], None, None]]
 
@@ -44,23 +44,23 @@ def label(
 ) -> Labeling:
     """Judge each search result informative or distracting with respect to the response.
 
-    Writes labels.jsonl, a row for each row of the results, to a run folder. The same command continues a run
-    that was stopped.
+    Writes labels.jsonl, with a row for each row of the results, to a run folder. The same command continues a
+    stopped run.
 
     Args:
         results: A run folder of search, or its results.jsonl.
         out: The run folder.
         labeler: similarity, overlap, entailment:MODEL or judge:MODEL.
-        threshold: Scores from here on are informative; the labeler's own by default.
-        shard: Do part I of N of the batches, as I/N from 1/N to N/N; the last to finish writes labels.jsonl.
-        ray: Share the batches out on a Ray cluster.
+        threshold: Least score of an informative result; the labeler's own by default.
+        shard: Score part I of N of the batches, as I/N from 1/N to N/N; the last to finish writes labels.jsonl.
+        ray: Distribute the batches over a Ray cluster.
         options: How to load and run the labeler.
 
     Returns:
-        Counts, and where the labels are.
+        Counts, and the path of the labels.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
     part = read_shard(shard)
     if threshold is not None and not 0 <= threshold <= 1:
@@ -74,7 +74,7 @@ def label(
     if pool is not None:
         from sailkit.labeling import cluster
 
-        scorer = cluster.scorer(pool, labeler, replace(options, date=description.get("date")))  # one date everywhere
+        scorer = cluster.scorer(pool, labeler, replace(options, date=description.get("date")))  # one date on all nodes
     pairs = [ResultPair(row.instruction, result) for row in rows for result in row.results]
     # All batches are planned before they are divided among machines: the low bits of a score depend on its batch.
     batches = loaded.plan(pairs)
@@ -91,7 +91,7 @@ def label(
             _score_all(run, loaded, pairs, names, batches, scorer)
             return _finish(run, loaded, rows, [run.path(SCORES)], names, [batches])
     with runs.open_run(out, "label", settings, wait=SHARD_WAIT):
-        pass  # its settings must be these, whichever shard comes first
+        pass  # only checks or writes the settings that all shards share
     index, count = part
     folders = [out / f"shard-{i + 1}-of-{count}" for i in range(count)]
     shares = [batches[i::count] for i in range(count)]
@@ -102,7 +102,7 @@ def label(
 
 
 def read_shard(text: str | None) -> tuple[int, int] | None:
-    """The index of a shard, from 0, and the number of shards, from the text `I/N`; None without a text."""
+    """Parse `I/N` into the 0-based index of a shard and the number of shards; None stays None."""
     if text is None:
         return None
     match = _SHARD.fullmatch(text)
@@ -139,7 +139,7 @@ def _finish(
     names: Sequence[str],
     shares: Sequence[Sequence[Sequence[int]]],
 ) -> Labeling:
-    """Write the judgements in the order of the results, once all shards have finished."""
+    """Write the judgements in the order of the results, if all shards have finished."""
     settings = run.manifest["settings"]
     scores: dict[str, Score] = {}
     missing = []

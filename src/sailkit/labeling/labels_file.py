@@ -1,4 +1,4 @@
-"""`labels.jsonl`, the file that `label` writes: a row for each row of the search results, with a judgement for each."""
+"""Read and write `labels.jsonl`: for each row of search results, a judgement of each result."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LABELS = "labels.jsonl"
 
 
 def pairs_fingerprint(searched: Searched) -> str:
-    """sha256 of all texts that a row's judgements are about, 16 hex digits."""
+    """sha256 of the texts that a row's judgements depend on, 16 hex digits."""
     row = searched.instruction
     texts = [row.instruction, row.input, row.output, *((result.title, result.body) for result in searched.results)]
     return jsonl.fingerprint(texts)[:16]
 
 
 def labels_row(searched: Searched, judgements: Sequence[Judgement]) -> jsonl.JsonObject:
-    """A row of `labels.jsonl`: one judgement for each result of the row of the same id."""
+    """A row of `labels.jsonl`: one judgement for each result of a row of search results."""
     return {
         "id": searched.instruction.id,
         "pairs": pairs_fingerprint(searched),
@@ -63,14 +63,14 @@ def open_labels(folder: str | Path) -> tuple[dict[str, Any], list[tuple[int, jso
 
 
 def read_labels(folder: str | Path, searched: Sequence[Searched]) -> Labels:
-    """Read a run of `label` beside the results that it judged.
+    """Read a run of `label`, and check that it judged these results.
 
     Args:
         folder: The run folder.
         searched: The rows that were labelled, in order.
 
     Raises:
-        UserError: Not such a run, unfinished, or about other data; the row is named.
+        UserError: The run is of another verb, unfinished, or of other data; the row is named.
     """
     settings, rows = open_labels(folder)
     path = Path(folder) / LABELS
@@ -94,10 +94,10 @@ def parse_judgements(row: Mapping[str, Any], where: str, count: int | None = Non
     Args:
         row: The row.
         where: File and line, for errors.
-        count: How many there should be, if that is known.
+        count: Expected number of judgements, if known.
 
     Raises:
-        UserError: There is another number of them, or one of them is malformed.
+        UserError: Their number is not `count`, or one is malformed.
     """
     entries = row.get("judgements")
     if not isinstance(entries, list) or count not in (None, len(entries)):

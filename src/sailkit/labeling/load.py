@@ -18,11 +18,11 @@ def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
 
     Args:
         name: `similarity` or `similarity:ENCODER`, `overlap`, `entailment:MODEL`, `judge:MODEL`, or `module:attribute`
-            for one of your own.
+            for a plug-in.
         options: How to load and run it.
 
     Raises:
-        UserError: There is no such labeler, or its model cannot be used.
+        UserError: The labeler is unknown, or its model is unusable.
     """
     options = options or LabelerOptions()
     kind, _, model = name.partition(":")

@@ -1,4 +1,4 @@
-"""How to load and run a labeler: what the verbs `label` and `audit` show as flags."""
+"""Options to load and run a labeler, which the verbs `label` and `audit` show as flags."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _NO_FLAG = Parameter(parse=False)
 
 @dataclass(frozen=True, kw_only=True)
 class LabelerOptions(ModelOptions):
-    """How to load and run a labeler; those that do not use an option ignore it.
+    """Options to load and run a labeler; a labeler ignores those that it does not use.
 
     Attributes:
-        direction: For entailment: which is the premise, the result (result-first), the response, or both in turn.
+        direction: For entailment: the premise is the result (result-first), the response, or each in turn.
         measure: For entailment: P(entailment), or relevance, 1 - P(neutral).
-        form: For entailment: two texts as a pair, or ESP's one sentence.
+        form: For entailment: input as a pair of texts, or as ESP's single sentence.
         chat: For judge: use the model's chat template: auto (where it has one), on, off.
         dtype: Number format; auto takes bfloat16 where the machine has it.
-        batch_tokens: For judge: most tokens in a batch; 0 chooses.
-        concurrency: Most requests at a time, of each worker.
+        batch_tokens: For judge: maximum tokens in a batch; 0 chooses.
+        concurrency: Maximum concurrent requests of each worker.
         api_key_env: Environment variable with the endpoint's key.
         date: For judge: the day, as YYYY-MM-DD, for chat templates that read the clock; today by default.
     """
@@ -39,7 +39,7 @@ class LabelerOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedLabelerOptions(LabelerOptions):
-    """The same for an audit, which does not show the options of endpoints and batches.
+    """Options of labelers in an audit, without those for endpoints and batches.
 
     Attributes:
         direction: For entailment; see label.

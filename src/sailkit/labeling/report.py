@@ -1,4 +1,4 @@
-"""Labels, fitted labelers and audits of labelers as reports."""
+"""Reports on labels, fitted labelers and audits."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def report_on(folders: Sequence[Path], title: str | None = None) -> Report:
     """A report on one or more audits.
 
     Args:
-        folders: Of the audits.
-        title: Made from the data sets by default.
+        folders: Run folders of audits.
+        title: Title of the report; derived from the data sets by default.
 
     Raises:
         UserError: An audit is not finished, or its file is damaged.
@@ -132,7 +132,7 @@ def _intervals(audit: Audit) -> Intervals:
 
 
 def _groups(audit: Audit) -> list[Group]:
-    """A group of figures for each stratum; rows of which nothing is known are left out."""
+    """A group of figures for each stratum; rows without any value are left out."""
     groups = []
     for stratum in audit.strata:
         rows = [audit.row(name, stratum) for name in (*audit.ranked, BM25)]
@@ -150,7 +150,7 @@ def _groups(audit: Audit) -> list[Group]:
 
 
 def _gaps(audit: Audit) -> list[tuple[str, str, list[LabelerDifference]]]:
-    """Every two labelers, and how they differ in each stratum."""
+    """Each pair of labelers, with their difference in each stratum."""
     couples = combinations((*audit.ranked, BM25), 2)
     return [(a, b, [audit.difference(a, b, stratum) for stratum in audit.strata]) for a, b in couples]
 
@@ -208,14 +208,14 @@ def _provenance(audit: Audit, folder: Path) -> list[Facts]:
 
 
 def short_report(result: Audit | Labeling | FittedLabeler) -> Report:
-    """What a verb of this folder prints."""
+    """The report that `audit`, `label` or `fit` prints."""
     if isinstance(result, Audit):
         return _audit_report(result)
     return _labels_report(result) if isinstance(result, Labeling) else _fit_report(result)
 
 
 def _short_group(audit: Audit, stratum: str) -> Group:
-    """The figures of a stratum; of the less important ones without their intervals."""
+    """The figures of a stratum; only the main ones have intervals."""
     rows = [audit.row(name, stratum) for name in (*audit.ranked, BM25)]
     known = {name: [cell_of(row, name) for row in rows] for name in _FIGURES}
     values = {
@@ -226,7 +226,7 @@ def _short_group(audit: Audit, stratum: str) -> Group:
 
 
 def _audit_report(audit: Audit) -> Report:
-    """The figures of each stratum, and every labeler beside the simplest one."""
+    """The figures of each stratum, and the difference of each labeler to the simplest one."""
     short, stratum = names_of(audit), audit.strata[0]
     base = "similarity" if "similarity" in audit.labelers else next(iter(audit.labelers))
     gaps = [
@@ -248,7 +248,7 @@ def _audit_report(audit: Audit) -> Report:
 
 
 def _labels_report(labeling: Labeling) -> Report:
-    """How many results were judged, and how."""
+    """Counts of the judgements."""
     if not labeling.finished:
         return model.short("", f"waiting for the shards {', '.join(map(str, labeling.missing_shards))}")
     how = f" ({machine(labeling.machine)})" if machine(labeling.machine) else ""
@@ -266,7 +266,7 @@ def _labels_report(labeling: Labeling) -> Report:
 
 
 def _fit_report(fitted: FittedLabeler) -> Report:
-    """What the labeler was fitted on, and where it is."""
+    """The training data of the labeler, and its folder."""
     about = f"{fitted.pairs} pairs of {fitted.claims} claims ({fitted.data})"
     how = machine({"device": fitted.device, "dtype": fitted.dtype})
     return model.short("", f"fitted on {about}, {how}", Text(f"model: {fitted.folder}"))

@@ -1,4 +1,4 @@
-"""What the verbs `label` and `fit` return."""
+"""The results of the verbs `label` and `fit`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Labeling(Result):
         folder: The run's folder.
         labeler: The labeler's name.
         threshold: Results with this score or a higher one are informative.
-        n: How many instructions were searched for.
-        pairs: How many search results they have.
-        missing_shards: Numbers of the shards that have not finished; until all have, there are no judgements.
-        counts: How many results are `informative` and `distracting`, and how many have no score, by the reason:
+        n: Number of instructions.
+        pairs: Number of their search results.
+        missing_shards: Unfinished shards, numbered from 1; there are judgements only when all have finished.
+        counts: Number of results that are `informative` or `distracting`, or that have no score because of
             `unreadable`, `refused`, `failed` or `no_response`.
         cut_tokens: Tokens of the results that the labeler did not read.
-        flag_messages: Reasons to doubt the scores, in sentences by the name of the flag.
-        machine: `device` and `dtype` of the model, if it ran here; the run folder does not keep them.
+        flag_messages: Name of a flag -> sentences that say why to doubt the scores.
+        machine: `device` and `dtype` of the model, if it ran here; not stored in the run folder.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class Labeling(Result):
             folder: The run's folder.
             settings: The settings of its manifest.
             judgements: All judgements of the run.
-            machine: See the attribute.
+            machine: See `Labeling`.
         """
         counts: Counter[str] = Counter()
         cut_tokens = read_from_text = open_thoughts = 0
@@ -117,7 +117,7 @@ class Labeling(Result):
         return self.folder / LABELS
 
     def to_json(self) -> dict[str, Any]:
-        """The counts and where the labels are, or the shards that are missing."""
+        """Counts and the path of the labels, or the missing shards."""
         head = {**self.machine, "labeler": self.labeler, "n": self.n, "finished": self.finished}
         if not self.finished:
             return {**head, "missing_shards": list(self.missing_shards)}
@@ -165,10 +165,10 @@ class FittedLabeler(Result):
     Attributes:
         folder: The model's folder.
         data: The data set of the judgements.
-        pairs: How many pairs it was trained on.
-        claims: How many claims they belong to.
-        train_loss: The last training loss.
-        device: The device that it was trained on.
+        pairs: Number of training pairs.
+        claims: Number of their claims.
+        train_loss: Mean training loss.
+        device: The device of the training.
         dtype: Number format of the forward pass.
     """
 
@@ -195,11 +195,11 @@ class FittedLabeler(Result):
 
     @property
     def name(self) -> str:
-        """The name by which `label` and `audit` know the labeler."""
+        """The labeler's name, for `label` and `audit`."""
         return f"entailment:{self.folder}"
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the training, and where the model is."""
+        """The record of the training, and the model's folder."""
         record = asdict(self)
         del record["folder"]
         return {**record, "model": str(self.folder)}

@@ -1,4 +1,4 @@
-"""Labelers that compare texts: cosine of sentence embeddings (the default) and overlap of words (a baseline)."""
+"""Labelers that compare texts: cosine of sentence embeddings (the default) and word overlap (a baseline)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Similarity:
-    """Cosine similarity of statement (see `statement`) and result: that of their most similar two windows."""
+    """Cosine similarity of statement (see `statement`) and result: the maximum over their windows."""
 
     threshold = 0.5
 
@@ -30,7 +30,7 @@ class Similarity:
             device: `auto` or a torch device.
 
         Raises:
-            UserError: The library, the device or the model is missing, or the model is a language model.
+            UserError: The library, device or model is missing, or the model is not an encoder.
         """
         self.name = "similarity" if encoder == ENCODER else f"similarity:{encoder}"
         self._model, source = load_encoder(encoder, "the similarity labeler", device)
@@ -51,12 +51,12 @@ class Similarity:
         return {"labeler": self.name, "version": 4, **self._facts, "windows": self._windows.describe()}
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
-        """Batches in order: the encoder sorts by length within each."""
+        """Batches in order; the encoder sorts by length within a batch."""
         return batches_of(len(pairs), _BATCH)
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
-        """Cosine of each pair, negative ones as 0."""
-        # The encoder truncates silently, so it is never given a text that is longer than its window.
+        """Cosine of each pair, clipped at 0."""
+        # The encoder truncates silently, so texts are split into windows that fit.
         results = [self._windows.split(pair.result.text, self._windows.most) for pair in pairs]
         statements = [self._windows.split(statement(pair.instruction), None)[0] for pair in pairs]
         windows = [*statements, *(passages for passages, _ in results)]
@@ -74,7 +74,7 @@ class Similarity:
 
 
 class Overlap:
-    """Share of the statement's words that are in the result too; stop words do not count."""
+    """Share of the statement's words that also occur in the result, without stop words."""
 
     name = "overlap"
     threshold = 0.5

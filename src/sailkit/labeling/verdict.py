@@ -1,4 +1,4 @@
-"""Which labeler of an audit is best, as far as can be told, and what a labeler has to be better than."""
+"""State in words which labeler of an audit is best, if the intervals allow it, and describe the baselines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sailkit.stats.intervals import LEAST_UNITS
 
 
 def names_of(audit: Audit) -> dict[str, str]:
-    """What labelers, and the BM25 score, are called where there is little room."""
+    """Short names of the labelers and of the BM25 baseline."""
     return {**short_names(audit.labelers), BM25: "BM25 score"}
 
 
 def best_labeler(audit: Audit) -> tuple[Headline, Figures]:
-    """Which labeler is best, as far as can be told, and what that rests on."""
+    """State which labeler is best, if the intervals allow it, with the figures behind the verdict."""
     stratum, short = audit.strata[0], names_of(audit)
     best, *rest = audit.ranked
     rival = "similarity" if "similarity" in rest else [*rest, BM25][0]
@@ -55,7 +55,7 @@ def cell_of(row: StratumFigures, name: str) -> Cell:
 
 
 def baselines(audit: Audit) -> Bullets:
-    """What needs no labeler, and how well people agree."""
+    """Baselines without a labeler, and the agreement between people."""
     rows = [audit.row(BM25, stratum) for stratum in audit.strata]
 
     def each(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Retrieval: search results for instructions, from a corpus, the web or a recording."""
+"""Retrieval: search a corpus, the web or a recording for each instruction."""

@@ -16,7 +16,7 @@ class EngineResults:
     Attributes:
         engine: The engine's name, which is also the `source` of its results.
         outcome: `found`; `empty`, where the engine has no results; `unavailable`, where it gave no answer; or
-            `left_out`, where there was nothing to search for.
+            `left_out`, where the query is empty.
         results: The engine's results, best first.
     """
 
@@ -26,16 +26,15 @@ class EngineResults:
 
 
 class Searcher(Protocol):
-    """Anything that retrieves passages; `sailkit search --engine module:attribute` takes a class of your own.
+    """Anything that retrieves passages; `sailkit search --engine module:attribute` loads a plug-in.
 
-    `search` calls `describe` first, then `search` for one batch after the other, and `close` in the end, also after an
-    error. Each batch is written before the next is searched for, and a run that was stopped continues behind it.
+    The verb `search` calls `describe` first, then `search` batch by batch, and finally `close`, also after an error.
+    Each batch is written before the next is searched for; a stopped run continues after the last written one.
 
     Attributes:
         name: The engine's name, in messages and in the run's manifest.
-        batch: How many instructions a call of `search` gets.
-        live: Whether a search that was unavailable may have results later, as with a server. The same command then
-            repeats these searches.
+        batch: Number of instructions in a call of `search`.
+        live: Whether an unavailable search may succeed later, as with a server; the same command then repeats it.
     """
 
     name: str
@@ -43,9 +42,9 @@ class Searcher(Protocol):
     live: bool
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the results, as JSON values, such as versions and fingerprints of files.
+        """Everything that affects the results, as JSON values, such as versions and fingerprints of files.
 
-        It is written to the run's manifest, and a run only continues with the same description.
+        It is written to the run's manifest, and a run is only continued with the same description.
 
         Returns:
             At least `engine`, the searcher's name.
@@ -56,13 +55,13 @@ class Searcher(Protocol):
 
         Args:
             instructions: The batch.
-            k: Most results of each engine.
+            k: Maximum results of each engine.
 
         Returns:
-            For each instruction, the results of each engine: of one, unless the searcher combines several.
+            For each instruction, the results of each engine; a single one unless the searcher combines several.
 
         Raises:
-            UserError: The search cannot go on; what was written before is kept.
+            UserError: The search cannot continue; earlier batches are kept.
         """
 
     def close(self) -> None:

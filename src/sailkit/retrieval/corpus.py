@@ -1,4 +1,4 @@
-"""Documents in common file formats, split into passages that overlap."""
+"""Read documents in common file formats, and split them into overlapping passages."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
     Args:
         paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}` or of questions with `ctxs`; folders
             of .txt, .md, .json or .jsonl files, or WikiExtractor's; .tar.gz archives of .txt, .md or .json files.
-        words: Most words in a passage.
-        overlap: Words that a passage shares with the one before.
+        words: Maximum words in a passage.
+        overlap: Words shared by consecutive passages.
 
     Returns:
-        Passages in the order of the documents; a passage that occurs twice is kept once.
+        Passages in the order of the documents, without duplicates.
 
     Raises:
-        UserError: A file cannot be read or understood, or there is no text at all.
+        UserError: A file cannot be read or parsed, or there is no text.
     """
     if not 0 <= overlap < words:
         raise UserError(f"`passage_overlap` should be from 0 to less than `passage_words` ({words}), not {overlap}")
@@ -74,7 +74,7 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
 
 
 def split_words(text: str, words: int, overlap: int) -> list[str]:
-    """A text as overlapping spans of words; a short text is one span, an empty text none."""
+    """Split a text into overlapping spans of words; a short text is one span, an empty text none."""
     tokens = text.split()
     if len(tokens) <= words:
         return [" ".join(tokens)] if tokens else []
@@ -113,13 +113,13 @@ def _documents(path: Path) -> Iterator[Passage]:
 
 
 def _archive_documents(path: Path) -> Iterator[Passage]:
-    """The texts in an archive, which is not extracted: no name in it becomes a path on this machine."""
+    """Read the texts in an archive without extracting it: names in it never become paths on this machine."""
     limit, size = Limit(path), 0
     with open_archive(path, limit) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for member in archive:
             if not member.isfile() or PurePosixPath(member.name).suffix not in (*_TEXTS, ".json"):
                 continue
-            size += member.size  # the holes of a sparse file count, because they are read as zeros
+            size += member.size  # includes the holes of a sparse file, which are read as zeros
             limit.check(size)
             if stream := archive.extractfile(member):
                 yield from _file_documents(member.name, stream.read(), f"{path}: {member.name}")
@@ -150,7 +150,7 @@ def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
 
 
 def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:
-    """Every text in a JSON tree; its title is the path to it."""
+    """Every text in a JSON tree, titled with its path."""
     if isinstance(tree, str) and tree.strip():
         yield Passage(" > ".join(path), tree)
     elif isinstance(tree, dict):

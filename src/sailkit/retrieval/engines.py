@@ -1,4 +1,4 @@
-"""One search with an engine on the web: SearXNG's JSON API over HTTP, or ddgs."""
+"""Send a single query to a web engine: SearXNG's JSON API over HTTP, or ddgs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 class SearchFailedError(Exception):
-    """A search without an answer.
+    """A search failed.
 
     Attributes:
-        wait: Seconds to wait before the next try; None where another try would fail too.
+        wait: Seconds to wait before a retry; None if a retry would fail too.
     """
 
     def __init__(self, why: str, wait: float | None = 0.0) -> None:
@@ -39,7 +39,7 @@ def searxng_server(url: str | None) -> str:
     """The base URL of a SearXNG server.
 
     Raises:
-        UserError: There is none, or it is not a plain http(s) URL.
+        UserError: The URL is missing, or not a plain http(s) URL.
     """
     if url is None:
         raise UserError("`engine='searxng'` needs `searxng_url`")
@@ -47,15 +47,15 @@ def searxng_server(url: str | None) -> str:
 
 
 def search_searxng(server: str, query: str, timeout: float) -> list[SearchResult]:
-    """One request to SearXNG's JSON API (https://docs.searxng.org/dev/search_api.html).
+    """Send a query to SearXNG's JSON API (https://docs.searxng.org/dev/search_api.html).
 
     Args:
-        server: Its base URL.
-        query: What is searched for.
-        timeout: Seconds for the whole answer.
+        server: Base URL of the server.
+        query: The query.
+        timeout: Seconds for the whole response.
 
     Raises:
-        SearchFailedError: The server did not answer, or not with results.
+        SearchFailedError: The server did not respond, or without results.
     """
     address = f"{server}/search?{urllib.parse.urlencode({'q': query, 'format': 'json'})}"
     try:
@@ -71,9 +71,9 @@ def search_searxng(server: str, query: str, timeout: float) -> list[SearchResult
 
 
 def _get(address: str, timeout: float) -> bytes:
-    """The body of the answer to a GET request, read up to a limit of bytes and of time."""
+    """Return the body of a GET request, read up to a limit of bytes and of time."""
     httpx = require_httpx()
-    # What is read is counted as it comes over the network, so it must not be compressed: iter_raw does not decode.
+    # The limit counts raw bytes, and iter_raw does not decode: ask for an uncompressed body.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"sailkit/{__version__}"}
     deadline = time.monotonic() + timeout
     data = bytearray()
@@ -94,7 +94,7 @@ def _get(address: str, timeout: float) -> bytes:
                     data += part
                     if len(data) > _MAX_BYTES:
                         raise SearchFailedError(f"an answer of more than {_MAX_BYTES} bytes", wait=None)
-                    if time.monotonic() > deadline:  # a socket's timeout starts again with every byte
+                    if time.monotonic() > deadline:  # the socket's timeout restarts with every byte
                         raise SearchFailedError(f"no whole answer within {timeout:g} s")
             except httpx.RemoteProtocolError:
                 raise SearchFailedError("the answer was cut off") from None
@@ -105,12 +105,12 @@ def _get(address: str, timeout: float) -> bytes:
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Trusts the certificate authorities of the system, among them those of an organisation's own servers."""
+    """A TLS context that trusts the system's certificate authorities, including those of an organisation."""
     return ssl.create_default_context()
 
 
 def require_httpx() -> Any:
-    """The HTTP client.
+    """Import the HTTP client.
 
     Raises:
         UserError: It is not installed.
@@ -123,7 +123,7 @@ def require_httpx() -> Any:
 
 
 def require_ddgs() -> Any:
-    """The library that searches with public engines.
+    """Import the library that searches with public engines.
 
     Raises:
         UserError: It is not installed.
@@ -136,18 +136,18 @@ def require_ddgs() -> Any:
 
 
 def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
-    """One search through ddgs.
+    """Send a query through ddgs.
 
     The library does not distinguish engines that refused (HTTP 403, 429) from engines without results. No results are
     therefore a failure, and a search with ddgs never has the outcome `empty`.
 
     Args:
-        query: What is searched for.
-        k: Most results.
-        timeout: Seconds.
+        query: The query.
+        k: Maximum results.
+        timeout: Seconds for the search.
 
     Raises:
-        SearchFailedError: No engine gave results.
+        SearchFailedError: No engine returned results.
     """
     library = require_ddgs()
     try:
@@ -158,7 +158,7 @@ def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
 
 
 def _results(engine: str, rows: Sequence[Any], body: str, url: str) -> list[SearchResult]:
-    """Results with their ranks among all; mark-up becomes plain text, and only web addresses are kept as URLs."""
+    """Ranked results from an engine's rows; mark-up becomes plain text, and only web addresses are kept as URLs."""
     results = []
     for rank, row in enumerate(rows, start=1):
         fields = row if isinstance(row, dict) else {}

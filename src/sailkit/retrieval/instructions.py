@@ -1,4 +1,4 @@
-"""Instructions from files in the common formats, and the rows that hold them with their search results."""
+"""Read instructions in common formats; read and write rows of instructions with their search results."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def read_instructions(
 ) -> list[Instruction]:
     """Read instructions from a file or the hub.
 
-    Read without `fields`: Alpaca's `{instruction, input, output}`, self-instruct's `instances`, and
+    Known without `fields`: Alpaca's `{instruction, input, output}`, self-instruct's `instances`, and
     `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its index.
 
     Args:
         source: A table (see `sailkit.files.tables.read_table`), or a name on the hub (`OWNER/NAME[:SPLIT]`).
         fields: `ours=theirs` for any of id, instruction, input, output.
-        limit: Only the first so many.
+        limit: Use only the first LIMIT.
 
     Raises:
         UserError: The source is missing or empty, a row cannot be read, or an id is used twice; the line is named.
@@ -89,7 +89,7 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], index: int, w
 
 
 def _alpaca_fields(prompt: str) -> dict[str, str] | None:
-    """Instruction and input of Alpaca's prompt, as prompt/completion files carry it; None for another prompt."""
+    """Parse instruction and input from Alpaca's prompt, as in prompt/completion files; None for another prompt."""
     preamble, first_heading, rest = prompt.partition("### Instruction:")
     body, last_heading, response = rest.rpartition("\n### Response:")
     if not first_heading or not last_heading or response.strip() or not _PREAMBLE.fullmatch(preamble):
@@ -110,14 +110,14 @@ def _text(value: object, name: str, where: str) -> str:
 
 
 def make_result(source: str, rank: int, title: object, body: object, url: object = "", at: str = "") -> SearchResult:
-    """A search result from an engine's fields: what is not text becomes empty, and half a surrogate pair a `?`."""
+    """Make a search result from an engine's fields: what is not text becomes empty, a lone surrogate a `?`."""
     title, body, url = (without_surrogates(text) if isinstance(text, str) else "" for text in (title, body, url))
     title = title if title.strip() else ""
     return SearchResult(body=body, title=title, url=url, source=source, rank=rank, retrieved_at=at)
 
 
 def with_text(results: Iterable[SearchResult]) -> tuple[SearchResult, ...]:
-    """The results whose body has a character other than control characters and white space."""
+    """The results whose body has more than white space and control characters."""
     return tuple(result for result in results if any(c.isprintable() and not c.isspace() for c in result.body))
 
 
@@ -139,7 +139,7 @@ def read_searched(source: str | Path) -> list[Searched]:
             `results` is null was not searched; results without text are dropped and counted.
 
     Raises:
-        UserError: Missing, malformed or empty; file and line are named.
+        UserError: The file is missing, malformed or empty; file and line are named.
     """
     path = Path(source)
     path = path / RESULTS if path.is_dir() else path
@@ -168,7 +168,7 @@ def read_searched(source: str | Path) -> list[Searched]:
 
 
 def _planned_rows(path: Path) -> int:
-    """How many rows a run of search has when it is finished; 0 for a file that is not of a run."""
+    """Number of rows of a finished run of search, by its manifest; 0 if the file belongs to no run."""
     with contextlib.suppress(UserError):
         manifest = runs.read_manifest(path.parent) if path.name == RESULTS else {}
         if manifest.get("stage") == "search":

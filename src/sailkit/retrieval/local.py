@@ -1,4 +1,4 @@
-"""Search engines over a local corpus: BM25, sentence embeddings, and both; their indexes live in the user's cache."""
+"""Search a local corpus with BM25, sentence embeddings or both; indexes are kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sailkit.retrieval.corpus import corpus_fingerprint, read_passages
 from sailkit.retrieval.instructions import make_result
 
 CorpusEngine = Literal["bm25", "dense", "hybrid"]
-QUERY_WORDS = 64  # of an instruction and its input: more dilutes a query
+QUERY_WORDS = 64  # words of instruction and input in a query: more would dilute it
 _FUSION = 60  # k of reciprocal rank fusion (Cormack et al. 2009)
-_DEPTH = 100  # candidates of each engine that are fused
+_DEPTH = 100  # results of each engine before fusion
 _CHUNK = 2048
 _VECTORS = "vectors.safetensors"
-_RULES = 3  # how texts are cleaned, cut and encoded: an index of other rules is not reused
-_EMBEDDED_TEXT = 2  # and how the text that is embedded is put together
+_RULES = 3  # version of how texts are cleaned, split and encoded; an index of another version is rebuilt
+_EMBEDDED_TEXT = 2  # version of how title and body are joined for the encoder
 
 
 class LocalSearcher:
-    """Searches a corpus. The index of a corpus and its passage lengths is built once, and memory-mapped afterwards."""
+    """Searches a corpus; its index, for given passage lengths, is built once and then memory-mapped."""
 
     batch = 64
     live = False
@@ -41,8 +41,8 @@ class LocalSearcher:
         Args:
             engine: `bm25`, `dense` (cosine of MiniLM embeddings) or `hybrid` (reciprocal rank fusion of both).
             corpus: Files and folders; see `read_passages`.
-            words: Most words in a passage.
-            overlap: Words that a passage shares with the one before.
+            words: Maximum words in a passage.
+            overlap: Words shared by consecutive passages.
 
         Raises:
             UserError: A library is not installed, or the corpus cannot be read.
@@ -62,7 +62,7 @@ class LocalSearcher:
             self._open_embeddings(folder)
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the searcher that decides its results."""
+        """Everything that affects the results."""
         return {"engine": self.name, "version": _RULES, **self._facts, "passages": len(self._passages)}
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
@@ -104,7 +104,7 @@ class LocalSearcher:
             [known[i] for i in searchable], corpus=np.arange(len(self._passages)), k=k, show_progress=False
         )
         for i, row, values in zip(searchable, indices, scores, strict=True):
-            pairs = sorted(zip(-values, row, strict=True))  # equal scores in the order of the corpus
+            pairs = sorted(zip(-values, row, strict=True))  # ties are broken by the order of the corpus
             ranked[i] = [int(passage) for value, passage in pairs if value < 0]
         return ranked
 
@@ -147,7 +147,7 @@ class LocalSearcher:
 
 
 def query(instruction: Instruction) -> str:
-    """The query of an instruction: the first words of it and its input."""
+    """The query of an instruction: the first words of instruction and input."""
     return " ".join(f"{instruction.instruction} {instruction.input}".split()[:QUERY_WORDS])
 
 
@@ -177,6 +177,6 @@ def _build_bm25(corpus: Sequence[Path], words: int, overlap: int, target: Path) 
 def _load_index(folder: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:  # damaged files raise errors without a common base class
+    except Exception as error:  # exceptions of damaged files have no common base class
         why = " ".join(str(error).split())[:200]
         raise UserError(f"the index {folder} cannot be read ({why}); remove it, it will be built again") from None

@@ -1,4 +1,4 @@
-"""Search results in the format that SAIL published: a list with an entry for each instruction."""
+"""Read search results in SAIL's published format: a list with an entry for each instruction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sailkit.retrieval.instructions import make_result
 
 
 class RecordedSearcher:
-    """Reads `[[search_results or null, bm25_results], ...]`; null is a search that was not possible."""
+    """Reads `[[search_results or null, bm25_results], ...]`; null is an unavailable search."""
 
     name = "recorded"
     batch = 1024
@@ -27,10 +27,10 @@ class RecordedSearcher:
 
         Args:
             path: A JSON list with one entry for each instruction.
-            instructions: All of them, in order.
+            instructions: All instructions, in order.
 
         Raises:
-            UserError: Not such a file, or of another length.
+            UserError: The file has another format or length.
         """
         try:
             entries = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=jsonl.refuse_constant)
@@ -56,7 +56,7 @@ class RecordedSearcher:
         self._sha256 = jsonl.file_fingerprint([path])
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the searcher that decides its results."""
+        """Everything that affects the results."""
         return {"engine": self.name, "version": 1, "recording_sha256": self._sha256}
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:

@@ -1,4 +1,4 @@
-"""What a run of `search` gives back."""
+"""The result of the verb `search`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class SearchRun(Result):
     Attributes:
         folder: The run's folder.
         engine: The engines, separated by commas.
-        n: Instructions.
-        outcomes: How many searches ended how; with several engines an instruction has several.
-        n_results: Search results of all instructions.
-        dropped_results: Results without text, which are left out.
-        unfinished: What the same command will search for again, in words; None where nothing is left.
+        n: Number of instructions.
+        outcomes: Outcome -> number of searches; an instruction has one search for each engine.
+        n_results: Number of search results.
+        dropped_results: Number of results dropped because they have no text.
+        unfinished: Sentence on the searches that the same command will repeat; None if there are none.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class SearchRun(Result):
         """Read the result of a finished run.
 
         Raises:
-            UserError: It is no run of `search`, or not finished.
+            UserError: The folder is not a run of `search`, or unfinished.
         """
         settings = runs.read_manifest(folder)["settings"]
         engines: Mapping[str, Mapping[str, Any]] = settings.get("engines") or {settings["engine"]: settings}
@@ -62,11 +62,11 @@ class SearchRun(Result):
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, live: bool) -> Self:
-        """Count what a run has written.
+        """Compute the result from the files of a run.
 
         Args:
             folder: The run's folder.
-            live: Whether searches that were unavailable may have results the next time.
+            live: Whether unavailable searches may succeed later.
         """
         rows = read_searched(folder)
         unanswered = sum("unavailable" in row.searches.values() for row in rows) if live else 0
@@ -97,7 +97,7 @@ class SearchRun(Result):
         }
 
     def report(self) -> Report:
-        """What was searched, with which outcomes, and where the results are."""
+        """The outcomes, counts and path of the results."""
         outcomes = ", ".join(f"{name} {count}" for name, count in self.outcomes.items())
         return short(
             self.engine,

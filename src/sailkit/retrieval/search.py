@@ -1,4 +1,4 @@
-"""The stage `search`: from instructions to the same instructions with their search results."""
+"""The verb `search`: retrieve search results for each instruction."""
 
 from __future__ import annotations
 
@@ -43,37 +43,37 @@ def search(
 ) -> SearchRun:
     """Search for each instruction.
 
-    Writes results.jsonl, a row for each instruction, to a run folder. A run that was stopped goes on where it stopped
-    when the same command is given again, and an engine on the web is asked again for what it had no answer to. What
-    is searched for are the first 64 words of the instruction and its input (400 characters on the web).
+    Writes results.jsonl, with a row for each instruction, to a run folder. The same command continues a stopped run
+    and repeats queries that a web engine did not answer. A query consists of the first 64 words of the instruction
+    and its input (400 characters on the web).
 
     Args:
         instructions: A .jsonl, .json, .csv, .tsv (also gzipped) or .parquet file, or a hub id (OWNER/NAME).
         out: The run folder.
         engine: bm25, dense (sentence embeddings), hybrid (both), searxng (your own server), web (through ddgs), or
-            recorded (SAIL's published form); several are separated by commas, and their results joined.
-        corpus: What is searched: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
+            recorded (SAIL's published form); several are separated by commas, and their results are concatenated.
+        corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
         recorded: For recorded: the JSON list that is parallel to the instructions.
         fields: OURS=THEIRS for id, instruction, input, output.
-        k: Most results of each engine.
-        passage_words: Most words in a passage.
-        passage_overlap: Words that a passage shares with the one before.
+        k: Maximum results of each engine.
+        passage_words: Maximum words in a passage.
+        passage_overlap: Words shared by consecutive passages.
         searxng_url: For searxng: the server, such as http://localhost:8080.
-        snapshot: For web and searxng: where every answer is kept; snapshot.jsonl in the run folder by default.
-        offline: Read the snapshot instead of the web; what is not in it is unavailable.
-        interval: Least seconds between two requests to the web.
-        timeout: Seconds for one request.
-        tries: How often a query is sent before it counts as unavailable.
-        limit: Only the first so many instructions.
+        snapshot: For web and searxng: file that stores every answer; snapshot.jsonl in the run folder by default.
+        offline: Read the snapshot instead of the web; queries without an answer in it are unavailable.
+        interval: Minimum seconds between two requests to the web.
+        timeout: Timeout of a request in seconds.
+        tries: Attempts before a query counts as unavailable.
+        limit: Use only the first LIMIT instructions.
 
     Returns:
-        Where the results are, how the searches ended, and in `unfinished` what the same command will search for again.
+        The path of the results, the outcomes, and in `unfinished` the searches that the same command will repeat.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
     at_least_one(k=k, limit=limit)
-    # A recording has an entry for each instruction of the file, so all of them are read.
+    # A recording is parallel to the whole file of instructions, so `limit` applies only after both are read.
     in_file = read_instructions(instructions, fields, None if "recorded" in engine else limit)
     searched_for = in_file[:limit]
     searcher = load_searcher(
@@ -125,10 +125,10 @@ def load_searcher(
     timeout: float = 10.0,
     tries: int = 4,
 ) -> Searcher:
-    """The searcher behind the flags of `search`; libraries are loaded for the engines that are asked for.
+    """Create the searcher for the flags of `search`; only libraries of the chosen engines are imported.
 
     Raises:
-        UserError: No such engine, something that it needs is not given or not installed, or it cannot be read.
+        UserError: The engine is unknown, or an argument, file or library that it needs is missing or invalid.
     """
 
     def load(name: str) -> Searcher:
@@ -170,7 +170,7 @@ def _engines(text: str) -> list[str]:
 
 
 class _Joined:
-    """Several engines that search for the same; the results of each engine follow those of the engine before it."""
+    """Concatenates the results of several engines."""
 
     def __init__(self, searchers: Sequence[Searcher]) -> None:
         self._searchers = searchers
@@ -179,7 +179,7 @@ class _Joined:
         self.live = any(searcher.live for searcher in searchers)
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the searchers that decides their results."""
+        """Everything that affects the results."""
         return {"engine": self.name, "engines": {searcher.name: searcher.describe() for searcher in self._searchers}}
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ class _Joined:
 
 
 def search_batch(searcher: Searcher, batch: Sequence[Instruction], k: int) -> list[Searched]:
-    """Search for one batch; an empty instruction is left out on purpose, results without text are dropped."""
+    """Search for one batch; empty instructions are skipped, results without text are dropped."""
     rows = []
     for instruction, engines in zip(batch, searcher.search(batch, k), strict=True):
         if not (instruction.instruction.strip() or instruction.input.strip()):
@@ -207,7 +207,7 @@ def search_batch(searcher: Searcher, batch: Sequence[Instruction], k: int) -> li
 
 
 def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction], k: int) -> None:
-    """Repeat searches that were unavailable to an earlier run; a row is replaced if fewer are unavailable now."""
+    """Repeat the unavailable searches of an earlier run; a row is replaced if fewer of its searches are unavailable."""
     lines = path.read_bytes().splitlines(keepends=True)
     unavailable = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
     missing = [i for i, engines in enumerate(unavailable) if engines]
@@ -222,7 +222,7 @@ def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction]
                         lines[i] = jsonl.encode(jsonl.dumps(row) + "\n")
                         replaced = True
                 tick(len(part))
-    finally:  # also when the engine stops answering
+    finally:  # rewrite the file even if the engine stops answering
         if replaced:
             jsonl.write_atomic(path, b"".join(lines))
 

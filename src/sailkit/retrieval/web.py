@@ -1,4 +1,4 @@
-"""Search on the web: few requests at a time, several tries, and a snapshot of every answer to search offline later."""
+"""Search the web with rate limiting and retries; a snapshot stores every answer for offline search."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from sailkit.retrieval.local import query
 
 WebEngine = Literal["web", "searxng"]
 SNAPSHOT = "snapshot.jsonl"
-QUERY_CHARACTERS = 400  # engines refuse longer ones; a query ends with a whole word
-_MAX_FAILURES = 10  # queries in a row without an answer: the engine is down, or refuses to serve us
+QUERY_CHARACTERS = 400  # engines refuse longer queries; cut at a word boundary
+_MAX_FAILURES = 10  # consecutive queries without an answer: the engine is down or blocks us
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A line of the snapshot: an engine's answer to a query for k results."""
+    """A line of the snapshot: the engine's answer to a query."""
 
     k: int
     outcome: SearchOutcome
@@ -44,7 +44,7 @@ class _Entry:
 
 
 class WebSearcher:
-    """Searches with one engine, one query at a time; a query that the snapshot has an answer to is not sent again."""
+    """Searches with one engine, one query at a time; a query answered in the snapshot is not sent again."""
 
     batch = 8
 
@@ -59,19 +59,19 @@ class WebSearcher:
         timeout: float = 10.0,
         tries: int = 4,
     ) -> None:
-        """Prepare to search; nothing is sent and no file is written.
+        """Initialise the searcher; nothing is sent or written.
 
         Args:
             engine: `web` (ddgs) or `searxng`.
             snapshot: JSON Lines to which every answer is appended.
             url: The SearXNG server.
-            offline: Read the snapshot only; what is not in it is `unavailable`.
-            interval: Least seconds between two requests; also the wait before the second try, doubled for each after.
-            timeout: Seconds for one request.
-            tries: How often a query is sent before it is `unavailable`.
+            offline: Read the snapshot only; other queries are `unavailable`.
+            interval: Minimum seconds between two requests; also the wait before the first retry, doubled for each next.
+            timeout: Timeout of a request in seconds.
+            tries: Attempts before a query is `unavailable`.
 
         Raises:
-            UserError: A library is not installed, the URL or a number cannot be used, or there is no snapshot to read.
+            UserError: A library or the snapshot is missing, or the URL or a number is invalid.
         """
         for name, value in (("interval", interval), ("timeout", timeout)):
             if not (math.isfinite(value) and value > 0):
@@ -104,14 +104,14 @@ class WebSearcher:
         self._lock = filelock.FileLock(f"{snapshot}.lock")
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the searcher that decides its results, except the web itself."""
+        """Everything that affects the results, except the web itself."""
         return dict(self._facts)
 
     def search(self, instructions: Sequence[Instruction], k: int) -> list[list[EngineResults]]:
         """The results of each instruction from the snapshot, else from the engine.
 
         Raises:
-            UserError: The snapshot cannot be read or written, or the engine has not answered many queries in a row.
+            UserError: The snapshot cannot be read or written, or the engine keeps failing.
         """
         if self._known is None:
             self._known = self._open()
@@ -135,7 +135,7 @@ class WebSearcher:
         return EngineResults(self.name, entry.outcome, entry.results[:k])
 
     def _ask(self, text: str, k: int) -> _Entry:
-        """Ask the engine, and write its answer to the snapshot before it is used."""
+        """Query the engine, and write its answer to the snapshot before it is used."""
         results, why = self._try(text, k)
         outcome: SearchOutcome = "unavailable" if results is None else "found" if results else "empty"
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -157,7 +157,7 @@ class WebSearcher:
         return _entry(row, "")
 
     def _try(self, text: str, k: int) -> tuple[list[SearchResult] | None, str]:
-        """Results after as many tries as are needed and allowed, or None and the reason of the last failure."""
+        """Query the engine with retries: the results, or None and the reason of the last failure."""
         why = ""
         for number in range(self._tries):
             time.sleep(max(0.0, self._last_request + self._interval - time.monotonic()))
@@ -174,7 +174,7 @@ class WebSearcher:
         return None, why
 
     def _open(self) -> dict[str, _Entry]:
-        """Read the snapshot; for writing, lock it, and truncate the line that a killed run did not finish."""
+        """Read the snapshot; unless offline, lock it and truncate an incomplete last line of a killed run."""
         try:
             if not self._offline:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ class WebSearcher:
                 entry = _entry(row, where)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{where}: not a line of a snapshot") from None
-            # The last answer counts. An unavailable one is no answer: the query is sent again, or offline has none.
+            # The last answer counts. An unavailable entry counts as no answer, so the query is sent again.
             if engine == self.name and isinstance(text, str) and entry.outcome != "unavailable":
                 known[text] = entry
         return known
@@ -215,7 +215,7 @@ def _entry(row: dict[str, Any], where: str) -> _Entry:
 
 
 def web_query(instruction: Instruction) -> str:
-    """The query for an engine on the web: that of local engines, as many of its words as fit into 400 characters."""
+    """The query for a web engine: that of local engines, cut at a word boundary to 400 characters."""
     text = "".join(c if c.isprintable() else " " for c in query(instruction))
     text = " ".join(text.encode("utf-8", "ignore").decode().split())
     if len(text) <= QUERY_CHARACTERS:
