@@ -1,4 +1,4 @@
-"""The command line: the only place that parses arguments, prints and exits."""
+"""The command line: build commands from the stage functions, parse arguments, print results and exit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sailkit.signatures import for_command_line
 from sailkit.text import escape_json
 from sailkit.training.distributed import is_main_process
 
-_UNFINISHED = 3  # the exit status where a stage got all that it could, and the same command may get more
+_UNFINISHED = 3  # exit status of a stage with unavailable parts, which the same command may complete
 
 JsonFlag = Annotated[
     Path | None,
@@ -43,12 +43,12 @@ VERBS: dict[str, Callable[..., Any]] = {**STAGES, "run": run, "runs": runs.overv
 
 
 def _command(stage: Callable[..., Any]) -> Callable[..., None]:
-    """A stage function with its own flags and `--json`, that prints instead of returning."""
+    """Wrap a stage function as a command with `--json` that prints its result."""
 
     def command(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no part of the result
+        with contextlib.redirect_stdout(sys.stderr):  # output of libraries is not part of the result
             returned = stage(*args, **kwargs)
-        if not is_main_process():  # the result is the same in all of them
+        if not is_main_process():  # all processes have the same result
             return
         result = to_json(returned)
         if isinstance(result, list) and len(result) == 1:
@@ -70,7 +70,7 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
 
 
 def build_app() -> App:
-    """The command-line application; verbs and flags come from the stage functions."""
+    """Build the application; verbs and flags come from the stage functions."""
     app = App(
         name="sailkit",
         help="Search-augmented language models whose measurements survive an audit.",
@@ -87,11 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        arguments: Words of the command; those of this process by default.
+        arguments: Command-line arguments; by default those of this process.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers kernels from the hub
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advertises kernels from the hub
     warnings.showwarning = _show_warning
     if not is_main_process():
         warnings.showwarning = lambda *_, **__: None
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str] | None) -> None:
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()  # a reader that has gone shows here, not at exit
+        sys.stdout.flush()  # raise BrokenPipeError here rather than at exit
     except UserError as error:
         _fail(_with_flags(str(error)))
     except CycloptsError as error:
@@ -114,27 +114,27 @@ def _run(arguments: Sequence[str] | None) -> None:
             runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has gone; Python would complain once more on closing it.
+        # The reader closed the pipe; prevent a second error when Python closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Warnings in one line; what one library says to the programmers of another is none of the user's."""
+    """Show warnings in one line; skip those that libraries address to programmers."""
     if not issubclass(category, (FutureWarning, DeprecationWarning)):
         runs.notice(f"sailkit: {_with_flags(str(message))}")
 
 
 @functools.cache
 def _flags() -> frozenset[str]:
-    """Every flag of every verb; also those that a dataclass of options brings."""
+    """All flags of all verbs, including those of option dataclasses."""
     commands = (build_app()[verb] for verb in VERBS)
     collections = (command.assemble_argument_collection() for command in commands)
     return frozenset(name for arguments in collections for argument in arguments for name in argument.names)
 
 
 def _with_flags(message: str) -> str:
-    """An error of the library in the words of the command line: `max_length` becomes --max-length."""
+    """Turn argument names in an error into flags: `max_length` becomes --max-length."""
 
     def flag(match: re.Match[str]) -> str:
         name = f"--{match[1].replace('_', '-')}"
@@ -144,6 +144,6 @@ def _with_flags(message: str) -> str:
 
 
 def _fail(message: str) -> None:
-    if is_main_process():  # one of them speaks for all
+    if is_main_process():  # print once for all processes
         runs.notice(f"sailkit: error: {' '.join(message.split())}")
     sys.exit(2)

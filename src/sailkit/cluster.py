@@ -1,4 +1,4 @@
-"""Run a planned list of tasks on a Ray cluster, with the same bytes as on this machine."""
+"""Run planned tasks on a Ray cluster, with byte-identical results to this machine."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from cyclopts import Parameter
 from sailkit import __version__, runs
 from sailkit.errors import UserError, missing_extra
 
-_MAX_BLOCKS = 4096  # a longer plan has several tasks in a block, so that Ray's bookkeeping stays small
+_MAX_BLOCKS = 4096  # blocks of a Ray data set; longer plans put several tasks into a block, to limit overhead
 _CONNECT_TIMEOUT = 10.0  # seconds
 
 
 class Described(Protocol):
-    """A model or labeler that a worker loads once."""
+    """A model or labeler, which a worker loads once."""
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides its values."""
+        """Everything that affects its results."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker loads and does. Its functions are module functions, which every node imports by name.
+    """The work of a worker; its functions are module-level, so that every node can import them.
 
     Attributes:
-        what: The word for the model in errors, such as `labeler`.
+        what: Kind of model, such as `labeler`, for errors.
         load: Loads the model from `setup`.
-        setup: How to load it; JSON values.
-        work: Takes the model and a task (JSON values), and returns bytes.
+        setup: Arguments of `load`; JSON values.
+        work: Maps the model and a task (JSON values) to bytes.
     """
 
     what: str
@@ -50,14 +50,14 @@ class Job:
 
 @dataclass(frozen=True)
 class RayOptions:
-    """How to share work out on a Ray cluster, to workers that each load the model.
+    """Options to distribute work over a Ray cluster, to workers that each load the model.
 
     Attributes:
-        enabled: Share the work out on a Ray cluster, in one started here if there is no other.
-        address: A running cluster; RAY_ADDRESS by default.
-        actors: How many workers; 0 for as many as the cluster has room for.
-        cpus: CPUs of each; 0 for as many as torch uses threads here, or 1 where each has a GPU.
-        gpus: GPUs of each, or a part of one.
+        enabled: Distribute the work over a Ray cluster; a local one is started if none is running.
+        address: Address of a running cluster; RAY_ADDRESS by default.
+        actors: Number of workers; 0 for as many as fit on the cluster.
+        cpus: CPUs per worker; 0 for the number of torch threads here, or 1 if each has a GPU.
+        gpus: GPUs per worker, or a fraction of one.
     """
 
     enabled: Annotated[bool, Parameter(name="--ray")] = False
@@ -67,14 +67,14 @@ class RayOptions:
     gpus: Annotated[float, Parameter(name="--ray-gpus")] = 0.0
 
     def pool(self, *, shard: str | None, max_requests: int) -> Pool | None:
-        """The workers that are asked for, or None where the work is done here.
+        """Create the pool of workers; None if the work is done in this process.
 
         Args:
-            shard: The stage's `--shard`.
-            max_requests: Its `--max-requests`.
+            shard: The verb's `--shard`.
+            max_requests: The verb's `--max-requests`.
 
         Raises:
-            UserError: The options do not go together, or Ray is not installed.
+            UserError: The options conflict, or Ray is not installed.
         """
         if not self.enabled:
             if self != RayOptions():
@@ -89,10 +89,10 @@ class RayOptions:
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers on a cluster, each with a model of its own.
+    """Workers on a cluster, each with its own copy of the model.
 
     Attributes:
-        options: Where, how many and how large they are.
+        options: Address of the cluster, number and size of the workers.
     """
 
     options: RayOptions
@@ -111,15 +111,15 @@ class Pool:
             raise missing_extra("ray", "`ray`") from None
 
     def run(self, job: Job, here: Described, tasks: Sequence[Any]) -> Generator[bytes, None, None]:
-        """Yield the output of each task, in order; another worker repeats the tasks of one that dies.
+        """Yield the output of each task, in order; the tasks of a dead worker are repeated by another.
 
         Args:
-            job: What to do.
-            here: The model as loaded on this machine; those on the nodes must be equal.
+            job: The work.
+            here: The model as loaded on this machine; those on the nodes must have the same description.
             tasks: The remaining tasks of the plan; JSON values.
 
         Raises:
-            UserError: There is no cluster, it has no room, or a worker raised one.
+            UserError: There is no cluster, no node is large enough, or a worker raised a UserError.
         """
         if not tasks:
             return
@@ -151,7 +151,7 @@ class Pool:
                 yield row["output"]
 
     def _size(self, tasks: int, threads: int) -> tuple[int, float]:
-        """How many workers, and the CPUs of each."""
+        """Number of workers, and CPUs per worker."""
         import ray
 
         options = self.options
@@ -174,7 +174,7 @@ class Pool:
 
 
 class Worker:
-    """A model on a node, loaded once: takes tasks as JSON and gives bytes."""
+    """A Ray actor that loads the model once, and maps tasks as JSON to bytes."""
 
     def __init__(
         self, load: Callable[[dict[str, Any]], Described], work: Callable[[Any, Any], bytes], config: str
@@ -183,7 +183,7 @@ class Worker:
         self._config: dict[str, Any] = json.loads(config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Do the tasks of a batch, a column of each as Ray has them."""
+        """Run the tasks of a batch in Ray's column format."""
         outputs, messages = zip(*(self._run(json.loads(task)) for task in batch["task"]), strict=True)
         return {"output": list(outputs), "messages": list(map(json.dumps, messages))}
 
@@ -192,7 +192,7 @@ class Worker:
             with warnings.catch_warnings(record=True) as caught:
                 output = self._work(self._model, task)
         except UserError as error:
-            return b"", {"error": str(error)}  # Ray would wrap an exception in its own, with a traceback
+            return b"", {"error": str(error)}  # returned, because Ray wraps exceptions with a traceback
         return output, {"warnings": [str(item.message) for item in caught if issubclass(item.category, RuntimeWarning)]}
 
     @functools.cached_property
@@ -202,26 +202,26 @@ class Worker:
         if different := [name for name in {**expected, **local} if expected.get(name) != local.get(name)]:
             values = "; ".join(f"{name}: {local.get(name)} there, {expected.get(name)} here" for name in different)
             raise UserError(f"the {self._config['what']} on node {socket.gethostname()} is not the one here ({values})")
-        # Ray gives a worker as many threads as it has CPUs; the last bits of a sum change with their number.
+        # Ray sets the number of threads to the worker's CPUs, but the low bits of sums depend on that number.
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._config["threads"])
         return model
 
 
 def _identity(model: Described) -> dict[str, Any]:
-    """Everything that must be equal on all nodes, after a round trip through JSON (tuples become lists)."""
+    """Everything that must be equal on all nodes, normalised through JSON (tuples become lists)."""
     identity: dict[str, Any] = json.loads(json.dumps({"sailkit": __version__, **model.describe()}))
     return identity
 
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine and stop it again."""
+    """Connect to a cluster, or start a local one and stop it at the end."""
     import ray
     import ray.exceptions
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():  # by the caller, who will stop it
+    if ray.is_initialized():  # by the caller, who also stops it
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -241,7 +241,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Fail at once when nobody listens at `[ray://]host:port`; Ray itself would try for minutes."""
+    """Fail at once if nothing listens at `[ray://]host:port`; Ray itself would retry for minutes."""
     url = urlsplit(address if "://" in address else f"//{address}")
     try:
         if url.hostname and url.port:

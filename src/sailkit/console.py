@@ -1,4 +1,4 @@
-"""The terminal: everything that is printed passes through here and is cleaned of control characters."""
+"""Print to the terminal, with control characters removed from all text, and show progress."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class CleanStream:
-    """A text stream that cleans what is written to it, and otherwise behaves as the stream that it wraps."""
+    """Wraps a text stream and cleans the text that is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write clean text; a leading carriage return, with which progress bars begin, stays."""
+        """Write cleaned text; a leading carriage return, as of progress bars, is kept."""
         back = text.startswith("\r")
         self.stream.write("\r" * back + clean(text[back:], layout=True))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write several."""
+        """Write several lines."""
         for line in lines:
             self.write(line)
 
@@ -41,24 +41,24 @@ class CleanStream:
 
 @contextlib.contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean whatever is printed within the block, also by libraries."""
+    """Clean everything that is printed within the context, also by libraries."""
     streams = [cast(TextIO, CleanStream(stream)) for stream in (sys.stdout, sys.stderr)]
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         yield
 
 
 def console(stream: TextIO | None = None, *, stderr: bool = False, width: int | None = None) -> Console:
-    """A rich console that cleans the texts it is given; its own colours and cursor movements pass.
+    """Create a rich console that cleans text, but keeps its own colours and cursor movements.
 
     Args:
-        stream: Write to this; to standard output by default.
-        stderr: Write to standard error.
-        width: Characters of a line; those of the terminal by default.
+        stream: The stream to write to; standard output by default.
+        stderr: Write to standard error instead.
+        width: Characters per line; by default those of the terminal.
     """
     stream = stream or (sys.stderr if stderr else sys.stdout)
-    # A pipe or a log has no width; tables should not be squeezed there.
+    # A pipe or a log has no width: do not squeeze tables.
     width = width or (None if stream.isatty() else 140)
-    # Past CleanStream, which would remove the control sequences of rich itself.
+    # Bypass CleanStream, which would remove the control sequences of rich.
     file = getattr(stream, "stream", stream)
     return _clean_console()(file=file, highlight=False, emoji=False, soft_wrap=not stderr, width=width)
 
@@ -77,12 +77,12 @@ def _clean_console() -> type[Console]:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback, for `sys.excepthook`; it may quote text from outside, and is cleaned."""
+    """Print a cleaned traceback, as `sys.excepthook`; it may quote untrusted text."""
     sys.stderr.write(clean("".join(traceback.format_exception(kind, error, trace)), layout=True))
 
 
 def notice(text: str) -> None:
-    """Print a message to standard error, beside the results."""
+    """Print a message to standard error."""
     print(clean(text, layout=True), file=sys.stderr, flush=True)
 
 
@@ -90,7 +90,7 @@ class Ticker(Protocol):
     """The function that a stage calls as it advances."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
-        """Count steps as done; a note, such as the speed, is shown behind the count."""
+        """Advance the count; a note, such as the speed, is shown behind it."""
 
 
 @contextlib.contextmanager
@@ -98,12 +98,12 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Ticker]:
     """Show progress on standard error: a bar with the time left on a terminal, plain lines elsewhere.
 
     Args:
-        what: A word or two, such as `scoring`.
-        total: Steps in all.
-        done: Steps that an earlier run has done.
+        what: A short label, such as `scoring`.
+        total: Total number of steps.
+        done: Steps done by an earlier run.
 
     Yields:
-        A function to call with the number of steps done since the last call, and with a note where there is one.
+        A function to call with the number of steps since the last call, and optionally a note.
     """
     if os.environ.get("SAILKIT_PROGRESS") == "off" or total <= done:
         yield lambda steps=1, note="": None

@@ -1,4 +1,4 @@
-"""The journal of a pipeline: which steps have finished, by fingerprint, in `pipeline.json` of its folder."""
+"""Record in `pipeline.json` which steps of a pipeline have finished, by fingerprint."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ State = Literal["new", "finished", "interrupted", "changed", "again"]
 
 @dataclass(frozen=True)
 class StepRun:
-    """A step as it stands.
+    """The state of a step.
 
     Attributes:
-        name: Of the step.
+        name: Name of the step.
         command: The step as a command line.
-        folder: Where it writes; None where it only prints.
-        state: `new`; `finished`; `interrupted`, which continues; `changed` since it ran; or `again`, as the user wants.
-        seconds: How long it took, the last time that it finished; None where it never did.
+        folder: Its output folder; None for a stage that only prints.
+        state: `new`; `finished`; `interrupted` (continues); `changed` since it ran; `again` (requested by the user).
+        seconds: Duration of the last finished run; None if it never finished.
         bytes: Size of its folder.
-        result: What the stage returned, as JSON; None where it has not finished.
-        estimate: In a dry run, the stage's own estimate of memory and time, where it has one and its inputs exist.
+        result: The stage's result as JSON; None if it has not finished.
+        estimate: In a dry run, the stage's own estimate of memory and time, if it has one and its inputs exist.
     """
 
     name: str
@@ -47,23 +47,23 @@ class StepRun:
 
     @property
     def time(self) -> str | None:
-        """How long it took the last time, in words."""
+        """Duration in words."""
         if self.seconds is None:
             return None
         return f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
 
     @property
     def size(self) -> str | None:
-        """Size of its folder, in words."""
+        """Size of its folder in words."""
         return f"{self.bytes / 1e6:.1f} MB" if self.bytes else None
 
 
 @dataclass(frozen=True)
 class PipelineRun(Result):
-    """A pipeline that ran, or in a dry run what it would do.
+    """The result of a pipeline, or its plan in a dry run.
 
     Attributes:
-        folder: Its folder; each step's is in it, under the step's name.
+        folder: The pipeline's folder, with a subfolder for each step.
         steps: Every step with its state, command, time and result.
         dry_run: Whether this is a plan.
     """
@@ -77,7 +77,7 @@ class PipelineRun(Result):
         return {"folder": str(self.folder), "dry_run": self.dry_run, "steps": [step.to_json() for step in self.steps]}
 
     def report(self) -> Report:
-        """A row for each step, and in a dry run its command and estimate."""
+        """A table with a row for each step; in a dry run with its command and estimate."""
         rows = [Row(step.name, [Cell(step.state), Cell(step.time), Cell(step.size)]) for step in self.steps]
         blocks: list[Block] = [Table(("state", "time", "size"), [Group("", rows)])]
         if self.dry_run:
@@ -87,7 +87,7 @@ class PipelineRun(Result):
 
 
 def _needs(estimate: Mapping[str, Any]) -> str:
-    """The estimate of a step in words."""
+    """Describe the estimate of a step."""
     if "missing" in estimate and isinstance(estimate["missing"], list):
         return f"missing: {', '.join(estimate['missing'])}"
     if "not_yet" in estimate:
@@ -105,7 +105,7 @@ def _needs(estimate: Mapping[str, Any]) -> str:
 
 
 class Journal:
-    """What is known of the steps that ran in a pipeline's folder."""
+    """The record of the steps that ran in a pipeline's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -115,7 +115,7 @@ class Journal:
             raise UserError(f"{folder} exists and is no folder of a pipeline; choose another `out`")
 
     def look_up(self, step: Step, again: bool) -> StepRun:
-        """How a step stands: see `StepRun`."""
+        """Determine the state of a step."""
         entry = self.steps.get(step.name, {})
         exists = step.folder is None or step.folder.exists()
         state: State
@@ -134,7 +134,7 @@ class Journal:
         return StepRun(step.name, step.command, folder, state, entry.get("seconds"), size, result)
 
     def begin(self, step: Step, state: State) -> None:
-        """Note that a step starts; what another version of it wrote is moved to `earlier`, never deleted."""
+        """Record the start of a step; the output of an earlier version is moved to `earlier`, never deleted."""
         entry = self.steps.get(step.name)
         if entry and step.folder and step.folder.exists() and state in ("changed", "again"):
             version = f"{step.name}-{entry['fingerprint'][:8]}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -144,7 +144,7 @@ class Journal:
         self._write(step, {"fingerprint": step.fingerprint, "finished": False, "seconds": seconds})
 
     def finish(self, step: Step, seconds: float, result: Any) -> StepRun:
-        """Note that a step has finished, with what its stage returned."""
+        """Record the end of a step, with the result of its stage."""
         result = to_json(result)
         finished = not (isinstance(result, dict) and result.get("unfinished"))
         entry = {"fingerprint": step.fingerprint, "finished": finished, "seconds": round(seconds, 1), "result": result}

@@ -1,4 +1,4 @@
-"""The whole way on one page: a recipe names steps, each a stage with its arguments, and `run` runs them in order."""
+"""The verb `run`: execute a pipeline, whose recipe lists steps, each a stage with its arguments."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def run(
     until: str | None = None,
     dry_run: bool = False,
 ) -> PipelineRun:
-    """Run the steps of a recipe in order; finished ones are read, a changed one runs again with all that follow.
+    """Run the steps of a recipe in order; finished steps are skipped, changed ones and their dependents run again.
 
-    A step is known by what decides its result: its stage and arguments, the content of its input files, and the steps
-    that it reads. Stopped, the same command continues. The folder of a step that changed is kept in OUT/earlier.
+    A step is identified by everything that affects its result: stage, arguments, content of input files, and the steps
+    that it reads. The same command continues a stopped pipeline. The folder of a changed step is kept in OUT/earlier.
 
     Args:
         recipe: The pipeline, a YAML file.
-        out: Its folder.
-        set: Another value for a variable of the recipe, as NAME=VALUE; repeated for several.
-        from_: Run this step and all after it again, even if nothing changed; the earlier ones must be finished.
+        out: The folder of the pipeline.
+        set: NAME=VALUE to override a variable of the recipe; repeated.
+        from_: Rerun this step and all after it, even if unchanged; earlier steps must be finished.
         until: Stop after this step.
-        dry_run: Check every step and say what would run, how large finished steps are, and how long they took.
+        dry_run: Check all steps; show what would run, and the sizes and durations of finished steps.
 
     Raises:
-        UserError: The recipe, or what a stage refuses.
+        UserError: The recipe is invalid, or a stage fails.
     """
     steps = read_recipe(recipe, out, set or (), STAGES)
     journal = Journal(out)
@@ -84,7 +84,7 @@ def run(
             step_run = journal.finish(step, time.monotonic() - start, result)
         steps_run.append(step_run)
         if step_run.state == "interrupted" and not dry_run:
-            break  # a search that got no answer to some; the same command tries again
+            break  # some queries had no answer; the same command repeats them
     return PipelineRun(out, tuple(steps_run), dry_run)
 
 

@@ -1,4 +1,4 @@
-"""Plug-ins: a searcher, labeler, model or task of the user's own, named as `module:attribute`."""
+"""Load plug-ins: a user's searcher, labeler, model or task, named as `module:attribute`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class _Described:
-    """A plug-in whose description holds the fingerprint of its source, so that a changed one is another."""
+    """Adds the fingerprint of a plug-in's source to its description, so that changed code cannot continue a run."""
 
     def __init__(self, plugin: Any, name: str, source: str | None) -> None:
         self._plugin = plugin
@@ -35,10 +35,10 @@ def is_plugin(name: str) -> bool:
 
 
 def load_attribute(name: str) -> Any:
-    """Import what `module:attribute` names; modules in the working directory come first.
+    """Import `module:attribute`; modules in the working directory take precedence.
 
     Raises:
-        UserError: There is no such module or attribute, or the module cannot be imported.
+        UserError: The module cannot be imported, or lacks the attribute.
     """
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -58,13 +58,13 @@ def load_plugin(name: str, protocol: type) -> Any:
 
     Args:
         name: `module:attribute`.
-        protocol: Such as `Labeler`.
+        protocol: The protocol, such as `Labeler`.
 
     Returns:
         The object; its `describe` also holds the sha256 of the file that defines it.
 
     Raises:
-        UserError: It cannot be loaded, or lacks something that the protocol names.
+        UserError: The plug-in cannot be loaded, or lacks a member of the protocol.
     """
     plugin = load_attribute(name)
     plugin = plugin() if isinstance(plugin, type) else plugin

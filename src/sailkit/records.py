@@ -1,4 +1,4 @@
-"""The records that flow between stages."""
+"""The records that stages exchange: instructions, search results, judgements, examples and predictions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SearchOutcome = Literal["found", "empty", "unavailable", "left_out"]
 Verdict = Literal["informative", "distracting"]
 Method = Literal["sequence", "logits", "both"]  # of distillation
 Precision = Literal["float16", "float32"]
-# Why a search result has no score: the labeler's answer cannot be read, it refused or failed, there was no response.
+# `judged`, or why there is no score: unreadable answer, refusal, failure, or no response to judge against.
 JudgementOutcome = Literal["judged", "unreadable", "refused", "failed", "no_response"]
 
 
 def result_text(title: str, body: str) -> str:
-    """A passage or a search result as one text, for encoders, labelers and bags of words; prompts have their own form.
+    """Join title and body of a search result for encoders, labelers and bags of words; prompts have their own format.
 
-    Without a title it is the body alone.
+    Without a title, it is the body alone.
     """
     return f"{title}. {body}" if title.strip() else body
 
@@ -31,9 +31,9 @@ class SearchResult:
     Attributes:
         title: Its heading; may be empty.
         body: Its text.
-        url: Its address, without password; empty where unknown, or where the host is not public.
-        source: The engine or data set that gave it.
-        rank: Its rank among the results, from 1; 0 where unknown.
+        url: Its URL, without password; empty if unknown, or if the host is not public.
+        source: The engine or data set that it comes from.
+        rank: Its rank among the results, from 1; 0 if unknown.
         retrieved_at: ISO 8601 time, or empty.
     """
 
@@ -46,8 +46,8 @@ class SearchResult:
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # in a row, a misspelt field is an error
 
     def __post_init__(self) -> None:
-        """Keep only an address that may be shared, wherever the result comes from."""
-        # Rows that others wrote may hold null.
+        """Keep only a URL that is safe to share, whatever the source of the result."""
+        # Rows of other programs may contain null.
         object.__setattr__(self, "url", public_address(self.url) if isinstance(self.url, str) else "")
 
     @property
@@ -58,12 +58,12 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What a model is asked to do, and the response that it should learn; Alpaca's fields.
+    """An instruction with the target response, in Alpaca's fields.
 
     Attributes:
         id: Unique within the data set.
         instruction: The task in words.
-        input: What it works on; may be empty.
+        input: The input of the task; may be empty.
         output: The response; may be empty.
     """
 
@@ -78,11 +78,11 @@ class Searched:
     """An instruction with its search results; a row of `results.jsonl`.
 
     Attributes:
-        instruction: What was searched for.
+        instruction: The instruction.
         results: The search results, best first within each engine.
         searches: Engine -> how its search went: `found`, `empty` (no results), `unavailable` (the engine could not be
             reached), `left_out` (not searched, on purpose).
-        dropped_results: How many results had no text and were dropped.
+        dropped_results: Number of results dropped because they have no text.
     """
 
     instruction: Instruction
@@ -96,12 +96,11 @@ class Judgement:
     """A labeler's judgement of one search result, with respect to the response.
 
     Attributes:
-        score: How informative, in [0, 1] by the labeler's own measure; None unless judged.
+        score: How informative the result is, in [0, 1]; None unless judged.
         verdict: The score against the labeler's threshold; None unless judged.
         outcome: `judged`, or why there is no score.
-        cut_tokens: Tokens of the result that the labeler did not see.
-        raw_output: The reply of a judging model, where the judgement was read from text; or why its server gave no
-            answer.
+        cut_tokens: Tokens of the result that the labeler did not read.
+        raw_output: The reply of the judging model, if the judgement was parsed from it; or its server's error.
     """
 
     score: float | None
@@ -113,14 +112,14 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """One row of training data, structured: only the tokenizer at hand can say what fits and what must stay text.
+    """A structured row of training data; it is rendered only once the tokenizer is known.
 
     Attributes:
         id: The instruction's id.
         instruction: The task in words.
         input: What it works on; may be empty.
         results: The search results shown, in order.
-        judgements: One for each result; empty where the response has no verification sentence that can be read.
+        judgements: One for each result; empty if the response has no readable verification sentence.
         response: The response that follows the verification sentence.
         style: `sail`, `sail-fixed` or `chat`.
     """
@@ -140,11 +139,11 @@ class Example:
 
     Attributes:
         id: Unique within the data set.
-        text: What is judged: a claim, a statement.
-        label: The data set's own label, or None where it has none.
-        evidence: Search results that belong to it, best first.
-        stances: For each search result, the label that people judged it to support, or None where it supports none;
-            empty where the data set does not say.
+        text: The text to classify, such as a claim.
+        label: The data set's own label, or None if it has none.
+        evidence: Search results of the example, best first.
+        stances: For each search result, the label that it supports by human judgement, or None if it supports none;
+            empty if the data set has no such judgements.
         group: Examples of one group are on the same side of every split; by default each example is its own group.
     """
 
@@ -162,9 +161,9 @@ class AnswerScore:
 
     Attributes:
         label: The label that it stands for.
-        ids: Its token ids; empty where a server does not say.
+        ids: Its token ids; empty if a server does not return them.
         logprob: Its log-probability in nats.
-        bound: True where that is an upper bound: a server gives only the likeliest tokens.
+        bound: Whether it is an upper bound, because a server returns only the likeliest tokens.
     """
 
     label: str
@@ -182,23 +181,23 @@ class Prediction:
         index: The example's index in the data set, from 0.
         text: The example's text.
         gold: The data set's own label.
-        label: The predicted label, or None where none can be read; there is no default class.
+        label: The predicted label, or None if the answer is unreadable; there is no default class.
         outcome: `answered`, or why there is no label.
-        answered_by: `logprob` (scores decided) or `text` (the raw output was read).
-        scores: Probability of each label, summing to 1 over the labels; empty where there are none.
+        answered_by: `logprob` (from scores) or `text` (parsed from the raw output).
+        scores: Probability of each label, summing to 1 over the labels; empty without scores.
         answers: Answer wording -> its label, token ids and log-probability.
-        raw_output: The newly generated text, untouched; None where nothing was generated.
-        prompt: The prompt as the model got it.
-        prompt_fingerprint: sha256 of what was sent, 16 hex digits.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens generated.
-        cut_tokens: Tokens of search results left out so that the prompt fits.
-        turns: Earlier calls of a protocol with several: prompt and raw output of each.
-        reference: The label that a reference model gave, where there is one.
-        recorded: The label that the parser of a recording decided, where it is one.
-        group: The example's group, where the task declares one that is not its id; else empty.
-        reason: Why a server gave no answer, in its words; None where it gave one.
-        thought: The reasoning before the answer, where a server returns it separately.
+        raw_output: The generated text, unchanged; None if nothing was generated.
+        prompt: The rendered prompt.
+        prompt_fingerprint: sha256 of the request, 16 hex digits.
+        prompt_tokens: Number of prompt tokens.
+        completion_tokens: Number of generated tokens.
+        cut_tokens: Tokens cut from search results so that the prompt fits.
+        turns: Prompt and raw output of earlier calls, in a protocol with several.
+        reference: The label of a reference model, if there is one.
+        recorded: The label by the parser of a recording, if it is one.
+        group: The example's group, if the task declares one that is not its id; else empty.
+        reason: The server's reason for giving no answer; None if it answered.
+        thought: The reasoning before the answer, if a server returns it separately.
     """
 
     id: str
@@ -225,10 +224,10 @@ class Prediction:
 
     @property
     def unit(self) -> str:
-        """The unit of resampling and of paired tests: the group, or the item where it has none."""
+        """The unit of resampling and of paired tests: the group, or else the item."""
         return self.group or self.id
 
     @property
     def predicted(self) -> str:
-        """The label, or the outcome where there is none: a column of the confusion matrix."""
+        """The label, or else the outcome: a column of the confusion matrix."""
         return self.outcome if self.label is None else self.label

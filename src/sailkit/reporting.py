@@ -1,4 +1,4 @@
-"""The verb `report`: a result of any stage as one HTML file and the same as Markdown."""
+"""The verb `report`: write results of any stage as an HTML file and as Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, T
 from sailkit.rendering.result import Result
 from sailkit.training import report as training_report
 
-# Stage of a run -> what its run is called; anything else is a set of predictions.
+# Stage -> name of its runs; other inputs are sets of predictions.
 _STAGES = {"finetune": "a training run", "distill": "a distillation", "audit": "an audit"}
 
 
@@ -42,7 +42,7 @@ class WrittenReport(Result):
         return {"html": str(self.html), "markdown": str(self.markdown), "verdict": self.verdict}
 
     def report(self) -> Report:
-        """The verdict and where the files are."""
+        """The verdict and the paths of the files."""
         return short("", "", Headline(self.verdict), Text(f"report: {self.html}"), Text(f"Markdown: {self.markdown}"))
 
 
@@ -55,30 +55,30 @@ def report(
     title: str | None = None,
     seed: int = 0,
 ) -> WrittenReport:
-    """Write one HTML file about sets of predictions, audits, a training run or distillations, and Markdown beside it.
+    """Write an HTML and a Markdown report on sets of predictions, audits, a training run, or distillations.
 
-    The file loads nothing from elsewhere. It shows the verdict first, then every reason to doubt it, the figures
-    with their intervals, and each item down to its prompt and raw output. Of audits of labelers it shows which is
-    best, the figures, each two labelers side by side, and where they differ most. Of a training run it shows what was
-    learnt, the curves, recipe and data; of distillations how near each student came to its teacher, and which nearer.
+    The HTML file is self-contained. For predictions it shows the verdict, reasons to doubt it, figures with intervals,
+    and each item with prompt and raw output; for audits, the best labeler, the figures, and pairwise comparisons with
+    the largest disagreements; for a training run, the change in held-out figures, curves, recipe and data; for
+    distillations, how closely each student matches its teacher.
 
     Args:
-        sets: Run folders, or files of recorded outputs; or folders of audits; or the run folder of finetune; or
-            run folders of distill, of which the first is compared with each other.
-        out: The HTML file, or a folder for report.html; the Markdown gets the same name with .md.
+        sets: Run folders of evaluate or files of recorded outputs; or run folders of audit; or a run folder of
+            finetune; or run folders of distill, of which the first is compared with each other.
+        out: The HTML file, or a folder for report.html; the Markdown file has the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
-        task: For files: the task whose answer words are used.
-        fields: For files: what they call the fields id, text, label, output, prediction, reference, prompt, group:
+        task: For files: the task that defines the answer words.
+        fields: For files: their names of the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated, or a YAML file.
-        title: The report's title; names sets and task by default.
+        title: Title of the report; by default names of sets and task.
         seed: Seed of the bootstrap.
 
     Returns:
-        Where the HTML and the Markdown are, and the verdict in words.
+        The paths of both files, and the verdict.
 
     Raises:
-        UserError: A set cannot be read or has no such labels, sets do not fit together, or a file that is
-            no report is in the way; options that the folders do not have.
+        UserError: A set is unreadable or lacks the labels, sets do not match, an option does not apply, or a file at
+            `out` is not a report.
     """
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
@@ -97,7 +97,7 @@ def report(
 
 
 def _folder(result: Result) -> Path:
-    """The folder of a stage's result."""
+    """Return the folder of a stage's result."""
     folder: Path | None = getattr(result, "folder", None)
     if folder is None:
         raise UserError(f"a {type(result).__name__} has no folder to report on; give the results that it was made from")
@@ -105,10 +105,10 @@ def _folder(result: Result) -> Path:
 
 
 def _stage_of(sets: Sequence[Path], options: dict[str, Any]) -> str:
-    """The stage that all the sets came from; empty for sets of predictions.
+    """Return the common stage of the sets; empty for sets of predictions.
 
     Raises:
-        UserError: They are of several stages, or there are options that such folders do not have.
+        UserError: The sets come from different stages, or an option does not apply.
     """
     stages = [_stage(path) for path in sets]
     for stage, name in _STAGES.items():
@@ -126,17 +126,17 @@ def _stage_of(sets: Sequence[Path], options: dict[str, Any]) -> str:
 
 
 def _stage(path: Path) -> str:
-    if (path / AUDIT).is_file():  # an audit of before runs had manifests
+    if (path / AUDIT).is_file():  # audits of early versions have no manifest
         return "audit"
     manifest = path / runs.MANIFEST
     return str(jsonl.read_json(manifest).get("stage")) if manifest.is_file() else ""
 
 
 def _output_files(out: Path) -> tuple[Path, Path]:
-    """Where HTML and Markdown go; neither may replace what is not ours.
+    """Return the paths of HTML and Markdown; refuse to overwrite files other than reports.
 
     Raises:
-        UserError: The name is not one of an HTML file, or a file of another kind is in the way.
+        UserError: The name is not that of an HTML file, or another file exists at a path.
     """
     page = out / "report.html" if out.is_dir() or not out.suffix else out
     if page.suffix not in (".html", ".htm"):

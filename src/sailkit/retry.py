@@ -1,4 +1,4 @@
-"""One policy for failed HTTP requests: which are sent again, and after how long."""
+"""The retry policy for failed HTTP requests: which to send again, and after how long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_transient(status: int) -> bool:
 
 
 def retry_after(header: str | None) -> float:
-    """Seconds to wait by a `Retry-After` header, a number or a date: at most a minute; 0 without a readable one."""
+    """Seconds to wait by a `Retry-After` header (a number or a date), at most a minute; 0 without a valid one."""
     value = header or ""
     try:
         seconds = float(value)
@@ -31,9 +31,9 @@ def pause(failures: int, backoff: float, server_wait: float = 0.0) -> float:
     """Seconds to wait before a request is sent again.
 
     Args:
-        failures: How often it has failed.
-        backoff: Seconds to wait after the first failure, doubled for each one after.
-        server_wait: What the server asks for on top; see `retry_after`.
+        failures: Number of failures so far.
+        backoff: Seconds to wait after the first failure, doubled for each next.
+        server_wait: Additional seconds that the server requests; see `retry_after`.
     """
     # Jitter spreads out the requests that failed together.
     return server_wait + min(MAX_WAIT, backoff * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.5)  # noqa: S311

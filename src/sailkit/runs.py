@@ -1,4 +1,4 @@
-"""A run folder as every stage uses it: manifest, lock, resumable output, cache and seeds."""
+"""Open, lock, describe, list and compare run folders; cache values and derive seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.json"  # the figures of a finished run; written last
+METRICS = "metrics.json"  # figures of a finished run; written last
 LOCK = ".lock"
 _MANIFEST_KEYS = {"stage", "fingerprint", "settings", "environment"}
 _PACKAGES = (
@@ -39,7 +39,7 @@ class Run:
 
     Attributes:
         folder: The run's folder.
-        manifest: `settings` decides the values, `environment` only describes.
+        manifest: `settings` determines the results, `environment` is informative.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Run:
         self.manifest = manifest
 
     def path(self, name: str) -> Path:
-        """A file of this run."""
+        """The path of a file of this run."""
         return self.folder / name
 
     @property
@@ -56,10 +56,10 @@ class Run:
         return jsonl.fingerprint({k: v for k, v in self.manifest.items() if k in _MANIFEST_KEYS})[:16]
 
     def describe(self, key: str, value: dict[str, Any]) -> None:
-        """Add a description to the manifest that is known only once the run has started; it decides nothing.
+        """Add an informative description to the manifest that is known only after the start.
 
-        The first description stays. If a resumed run differs, such as on another machine, the differences are
-        written as `KEY_when_resumed`.
+        The first description is kept. If that of a resumed run differs, for example on another machine, the
+        differences are written as `KEY_when_resumed`.
 
         Args:
             key: The key in the manifest.
@@ -78,14 +78,14 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
     Args:
         folder: The run's folder; created if absent.
         stage: The verb that runs.
-        settings: Everything that decides the values; a run continues only if all of it is the same.
-        wait: Seconds to wait for another process that holds the folder.
+        settings: Everything that affects the results; a run is continued only with equal settings.
+        wait: Seconds to wait for another process that holds the lock.
 
     Yields:
         The locked run.
 
     Raises:
-        UserError: Another process holds the folder, it belongs to another run (the differing settings are
+        UserError: Another process holds the lock, the folder belongs to another run (differing settings are
             named), or it is not a run folder.
     """
     folder = Path(folder)
@@ -111,7 +111,7 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
 
 
 def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any]:
-    settings = json.loads(jsonl.dumps(settings))  # as it will be read back: tuples are lists
+    settings = json.loads(jsonl.dumps(settings))  # normalise through JSON: tuples become lists
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         if manifest["stage"] != stage:
@@ -130,7 +130,7 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Each value that differs between two nested dictionaries, as `a.b: 1 there, 2 now`."""
+    """The values that differ between two nested dictionaries, as `a.b: 1 there, 2 now`."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in {**there, **now}:
             yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
@@ -144,10 +144,10 @@ def _short(value: object) -> str:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a run folder.
+    """Read the manifest of a run folder.
 
     Raises:
-        UserError: The folder has none, or one that is not a run's.
+        UserError: The folder has no manifest of a run.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
@@ -159,7 +159,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def setting_of(folder: str | Path, *keys: str) -> Any:
-    """A setting of the run in a folder, by its nested keys; None where there is no run yet, or no such setting."""
+    """A setting of the run in a folder, by its nested keys; None without a run or such a setting."""
     value: Any = None
     if (Path(folder) / MANIFEST).exists():
         value = read_manifest(folder)["settings"]
@@ -180,7 +180,7 @@ def find_runs(folder: str | Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run folder in a list of runs; a field that the stage has no setting for is None."""
+    """A run in a list of runs; fields without a setting are None."""
 
     folder: str
     stage: str
@@ -194,7 +194,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunList:
-    """Run folders, sorted by name within each folder that was searched."""
+    """Runs, sorted by folder within each searched folder."""
 
     runs: tuple[RunSummary, ...]
 
@@ -209,7 +209,7 @@ class RunDifference:
 
     Attributes:
         names: The two run folders.
-        differences: Setting, or `version of PACKAGE` -> its value in each run; None where a run does not have it.
+        differences: Setting, or `version of PACKAGE` -> its value in each run; None if a run does not have it.
     """
 
     names: tuple[str, str]
@@ -225,13 +225,13 @@ def overview(*folders: Path) -> RunList | RunDifference:
     """List runs, or show how two of them differ.
 
     Args:
-        folders: Where to look (the folder `runs` by default); two run folders, to compare their settings.
+        folders: Folders to search (`runs` by default), or two run folders whose settings to compare.
 
     Returns:
-        A summary of each run; or, of two, the two values of each setting that differs.
+        A summary of each run; or the settings in which two runs differ, with both values.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: A folder does not exist.
     """
     folders = folders or (Path("runs"),)
     if len(folders) == 2 and all((folder / MANIFEST).exists() for folder in folders):
@@ -260,7 +260,7 @@ def _summary(folder: Path) -> RunSummary:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform and git revision, for the manifest; they decide nothing."""
+    """Versions, platform and git revision, as information for the manifest."""
     versions = {"sailkit": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -275,7 +275,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The git revision of the working directory, with `-dirty` where it has uncommitted changes."""
+    """The git revision of the working directory, with `-dirty` if it has uncommitted changes."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -284,20 +284,20 @@ def _git_revision() -> str | None:
 
 
 class Cache:
-    """Values by the hash of everything that decides them, each an atomic file; safe to share and to delete."""
+    """A cache of values by the hash of everything that affects them, one file each; safe to share and to delete."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def get(self, key: dict[str, Any]) -> Any:
-        """The stored value, or None; a damaged entry counts as absent."""
+        """Return the stored value, or None; damaged entries count as missing."""
         try:
             return json.loads(self._path(key).read_text("utf-8"))["value"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def put(self, key: dict[str, Any], value: object) -> None:
-        """Store a value together with its key, so that a person can read an entry."""
+        """Store a value together with its key, to make entries readable for people."""
         jsonl.write_atomic(self._path(key), json.dumps({"key": key, "value": value}, ensure_ascii=False))
 
     def _path(self, key: dict[str, Any]) -> Path:
@@ -306,7 +306,7 @@ class Cache:
 
 
 def cache_folder() -> Path:
-    """The folder for values that can be computed again: `SAILKIT_CACHE`, else in the user's cache folder."""
+    """The folder for values that can be recomputed: `SAILKIT_CACHE`, or else in the user's cache folder."""
     if folder := os.environ.get("SAILKIT_CACHE"):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -314,5 +314,5 @@ def cache_folder() -> Path:
 
 
 def seed_for(seed: int, purpose: str, item: str = "") -> int:
-    """A 64-bit seed from the run's seed, a purpose and an item's id: independent of order and of shards."""
+    """Derive a 64-bit seed from the run's seed, a purpose and an item's id, independent of order and shards."""
     return int.from_bytes(hashlib.sha256(f"{seed}\x00{purpose}\x00{item}".encode()).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""Signatures of stages as the command line and recipes see them: without what only Python can pass."""
+"""Adapt signatures of stages for the command line and recipes: remove types that only Python can pass."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-_WORDS = (str, int, float, bool, Path, types.NoneType)  # what one word on a command line can be
+_WORDS = (str, int, float, bool, Path, types.NoneType)  # types that a command-line argument can have
 
 
 def for_command_line(stage: Callable[..., Any], *more: inspect.Parameter) -> Callable[..., Any]:
-    """A stage whose parameters take only what can be written on a command line.
+    """Restrict a stage's parameters to types that a command line can pass.
 
     Args:
-        stage: It may also take models, examples or results that are already in memory; those types are left out.
-        more: Parameters to add at the end.
+        stage: The stage; types such as models or results in memory are removed from its annotations.
+        more: Parameters to append.
 
     Returns:
-        A function that calls the stage; its signature and annotations are for cyclopts.
+        A function that calls the stage, with signature and annotations for cyclopts.
     """
 
     @functools.wraps(stage)
@@ -42,7 +42,7 @@ def _writable(hint: Any) -> Any:
         return Annotated[(_writable(members[0]), *members[1:])]
     if origin in (Union, types.UnionType):
         written = [_writable(member) for member in members if _is_writable(member)]
-        # A path may also be given as text, and a name as a path: the first of the two is what the help shows.
+        # Where both Path and str are accepted, keep the first, which the help shows.
         texts = [member for member in written if member in (str, Path)]
         return Union[tuple(member for member in written if member not in texts[1:])]  # noqa: UP007
     if origin is list:

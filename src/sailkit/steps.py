@@ -1,4 +1,4 @@
-"""Steps of a pipeline: read from a recipe, checked against the stages, and known by what decides their result."""
+"""Read the steps of a pipeline from its recipe, check their arguments, and fingerprint everything they depend on."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Step:
     """One step of a pipeline: a stage with its arguments.
 
     Attributes:
-        name: Its name in the recipe, and the name of its folder.
+        name: Its name in the recipe, also that of its folder.
         verb: The stage, as on the command line.
         stage: The function that runs.
         arguments: As in the recipe, with variables and folders of earlier steps filled in.
         out: The folder of the pipeline.
-        folder: Where it writes; None for a stage that only prints.
-        fingerprint: sha256 over all that decides the result: stage, arguments, input files and the steps it reads.
+        folder: Its output folder; None for a stage that only prints.
+        fingerprint: sha256 over everything that affects the result: stage, arguments, inputs and steps it reads.
     """
 
     name: str
@@ -68,15 +68,15 @@ class Step:
 
     @property
     def command(self) -> str:
-        """The same step as one command line."""
+        """The step as a command line."""
         return shlex.join(["sailkit", self.verb, *self.words])
 
     @cached_property
     def bound(self) -> inspect.BoundArguments:
-        """The arguments in the types that the stage takes.
+        """The arguments, converted to the types of the stage's parameters.
 
         Raises:
-            UserError: An argument that the stage has not, one that is missing, or a value of another type.
+            UserError: An argument is unknown or missing, or a value has the wrong type.
         """
         app = App(name=self.verb, help_flags=(), version_flags=())
         app.default(for_command_line(self.stage))
@@ -87,16 +87,16 @@ class Step:
 
 
 def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: Mapping[str, Stage]) -> list[Step]:
-    """Read a pipeline's recipe, and check every argument of every step before any runs.
+    """Read a pipeline's recipe, and check all arguments of all steps before any runs.
 
     Args:
-        recipe: A YAML file with `steps`, and perhaps `about` and `variables`.
+        recipe: A YAML file with `steps`, and optionally `about` and `variables`.
         out: The folder of the pipeline; each step writes to the folder of its name in it.
-        settings: Other values for variables, as NAME=VALUE.
-        stages: The stages by verb.
+        settings: Values that override variables, as NAME=VALUE.
+        stages: Verb -> stage.
 
     Raises:
-        UserError: A key, stage, argument or variable that there is not, or a value of another type.
+        UserError: A key, stage, argument or variable is unknown, or a value has the wrong type.
     """
     tree = read_yaml(recipe)
     if not isinstance(tree, dict) or not isinstance(tree.get("steps"), dict):
@@ -149,7 +149,7 @@ def _settings(settings: Iterable[str], variables: Mapping[str, Any]) -> dict[str
 
 
 def estimate(step: Step) -> dict[str, Any] | None:
-    """What a step would need: input files that are missing, or the estimate of the stage's own dry run."""
+    """Estimate a step: its missing input files, or the result of the stage's own dry run."""
     values = step.bound.arguments.values()
     given = chain.from_iterable(value if isinstance(value, (list, tuple)) else [value] for value in values)
     inputs = [value for value in given if isinstance(value, Path) and not value.is_relative_to(step.out)]
@@ -159,13 +159,13 @@ def estimate(step: Step) -> dict[str, Any] | None:
         return None
     try:
         needs: dict[str, Any] = to_json(step.stage(*step.bound.args, **{**step.bound.kwargs, "dry_run": True}))
-    except UserError as error:  # what it reads is not there before the earlier steps have run
+    except UserError as error:  # its inputs do not exist before the earlier steps have run
         return {"not_yet": str(error)}
     return needs
 
 
 def _fill(value: Any, values: Mapping[str, Any], where: str) -> Any:
-    """Put variables and folders into every text; a text that is a variable alone keeps the variable's type."""
+    """Substitute variables and folders in all texts; a text that is only a variable takes the variable's type."""
     if isinstance(value, Mapping):
         return {key: _fill(entry, values, where) for key, entry in value.items()}
     if isinstance(value, list):
@@ -190,7 +190,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _content(path: Path) -> str | None:
-    """What an input holds: sha256 of a file and of the recipe that it extends; names, sizes and times of a folder."""
+    """Fingerprint of an input: sha256 of a file and of the recipe it extends; names, sizes and times in a folder."""
     try:
         if path.is_file():
             base = read_yaml(path).get("extends") if path.suffix == ".yaml" else None
@@ -200,6 +200,6 @@ def _content(path: Path) -> str | None:
             return jsonl.fingerprint(
                 [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
             )
-    except OSError:  # a text that is too long for a path, or a folder that may not be read
+    except OSError:  # not a path (too long), or an unreadable folder
         pass
     return None

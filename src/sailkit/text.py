@@ -1,23 +1,23 @@
-"""Make text from outside safe to show: no character that acts on a terminal or a page instead of being read."""
+"""Sanitise untrusted text for display: replace characters that control a terminal or the layout of a page."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# C0 and C1 control characters (a terminal takes them for commands), the marks, overrides and isolates of bidirectional
-# text (they garble the text around them), line and paragraph separators, and lone surrogates (they cannot be
-# written). Joiners are left alone: Persian, Hindi and emoji are spelt with them.
+# C0 and C1 control characters (commands to a terminal), bidirectional marks, overrides and isolates (they reorder the
+# surrounding text), line and paragraph separators, and lone surrogates (they cannot be encoded). Joiners are kept:
+# Persian, Hindi and emoji need them.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 _LAYOUT = "\n\t"
 
 
 def clean(text: str, layout: bool = False) -> str:
-    """Text in which every unsafe character has become U+FFFD.
+    """Replace every unsafe character by U+FFFD.
 
     Args:
-        text: Text from anywhere.
-        layout: Keep line breaks and tabs; a carriage return before a line break goes.
+        text: Any text.
+        layout: Keep line breaks and tabs; a carriage return before a line break is removed.
     """
     if not layout:
         return _UNSAFE.sub("\ufffd", text)
@@ -25,12 +25,12 @@ def clean(text: str, layout: bool = False) -> str:
 
 
 def without_surrogates(text: str) -> str:
-    """Text that UTF-8 can hold: half a surrogate pair, which JSON can spell, becomes a question mark."""
+    """Replace lone surrogates, which JSON can contain and UTF-8 cannot encode, by question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
 def clean_values(value: Any) -> Any:
-    """A JSON value in which every string is clean; line breaks and tabs stay."""
+    """Clean every string in a JSON value; line breaks and tabs are kept."""
     if isinstance(value, str):
         return clean(value, layout=True)
     if isinstance(value, dict):
@@ -41,9 +41,9 @@ def clean_values(value: Any) -> Any:
 
 
 def escape_json(text: str) -> str:
-    r"""Equal JSON with its unsafe characters escaped as `\uXXXX`.
+    r"""Escape unsafe characters in JSON as `\uXXXX`, which keeps its value.
 
     Args:
-        text: The output of `json.dumps`; line breaks between values stay.
+        text: The output of `json.dumps`; line breaks between values are kept.
     """
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)

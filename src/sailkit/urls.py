@@ -1,4 +1,4 @@
-"""URLs of search results as they may be shared: without passwords, and only of public hosts."""
+"""Check server URLs, and make URLs of search results safe to share: no passwords, only public hosts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from urllib.parse import unquote, urlsplit
 
 from sailkit.errors import UserError
 
-# RFC 6761 and 6762, what routers and clouds give to their own machines, and ICANN's name for private use.
+# RFC 6761 and 6762, names that routers and clouds give to machines, and ICANN's name for private use.
 _LOCAL_NAMES = re.compile(r"(.*\.)?(localhost|localdomain|local|internal|home\.arpa)")
-_OLD_NUMBERS = re.compile(r"[0-9a-fx.]+")  # 127.1, 0x7f.1, 2130706433: programs take them for addresses too
+_OLD_NUMBERS = re.compile(r"[0-9a-fx.]+")  # 127.1, 0x7f.1, 2130706433: programs accept them as addresses too
 
 
 def server_url(url: str, name: str, like: str, secrets: str = "") -> str:
-    """The base URL of a server to which requests are sent, without a final slash.
+    """Check the base URL of a server, and return it without a final slash.
 
     Args:
         url: The URL.
-        name: What errors call it.
-        like: What it should look like.
-        secrets: Where a password or key goes instead, as the end of an error.
+        name: Name of the URL, for errors.
+        like: An example, for errors.
+        secrets: Advice on where to put a password or key, appended to an error.
 
     Raises:
-        UserError: It cannot be read, or holds a password, a query or a fragment: it is written to files.
+        UserError: It is malformed, or has a password, query or fragment: the URL is written to files.
     """
     try:
         parts = urlsplit(url)
@@ -41,20 +41,20 @@ def server_url(url: str, name: str, like: str, secrets: str = "") -> str:
 
 
 def public_address(address: str) -> str:
-    """A URL as it may be kept and shared.
+    """Make a URL safe to store and share.
 
     Args:
-        address: From an engine, a corpus or a file; anything but a web address (a path, a DOI) is returned unchanged.
+        address: The URL of a search result; anything but a web address (a path, a DOI) is returned unchanged.
 
     Returns:
-        The address without user and password; empty where its host is loopback, link-local, private or otherwise not
-        on the public internet, or where it cannot be read.
+        The address without user and password; empty if its host is loopback, link-local, private or otherwise not
+        on the public internet, or if it is malformed.
     """
     address = address.strip()
     if not address.isprintable():
         return ""
     try:
-        # As browsers read it.
+        # Browsers treat a backslash as a slash.
         parts = urlsplit(address.replace("\\", "/"))
         host = parts.hostname
     except ValueError:

@@ -1,4 +1,4 @@
-"""The settings that TRL, peft and bitsandbytes take: unknown keys and wrong values are refused before anything runs."""
+"""Check settings for TRL, peft and bitsandbytes: refuse unknown keys and wrong values before anything runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _FIXED_IN_TRL = {
     "include_num_input_tokens_seen": "tokens are counted as num_tokens",
     "disable_tqdm": "progress is shown by sailkit",
 }
-# The same of peft.
+# Likewise for peft.
 _FIXED_IN_PEFT = {
     "inference_mode": "adapters are here to be trained",
     "lora_bias": "a base without biases could not take it in, and every use of a model here merges its adapters",
 }
-# Numbers that TRL would stumble over later, or take for another meaning -> the least that they can be.
+# Numbers that TRL does not validate, or gives a special meaning below some value -> their minimum.
 _LEAST = {
     "max_length": 1,
     "per_device_train_batch_size": 1,
@@ -57,7 +57,7 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
 
     Args:
         training: The settings.
-        where: What to call them in an error.
+        where: Name of the section, for errors.
 
     Raises:
         UserError: An unknown key, one that cannot be set, or a wrong value.
@@ -91,13 +91,13 @@ def check_quantization(quantization: Mapping[str, Any], where: str) -> None:
 
     defaults = {name: p.default for name, p in inspect.signature(BitsAndBytesConfig).parameters.items()}
     del defaults["kwargs"]
-    # It declares no types; those of the defaults are the best that is known.
+    # BitsAndBytesConfig declares no types; infer them from the defaults.
     types = {name: Any if value is None else type(value) for name, value in defaults.items()}
     _check_values(quantization, types, where)
 
 
 def _types_of(kind: Any) -> dict[str, Any]:
-    """The settings of a dataclass, and the type of each."""
+    """Field -> type of a dataclass."""
     types = typing.get_type_hints(kind)
     return {field.name: types[field.name] for field in dataclasses.fields(kind) if field.init}
 
@@ -105,13 +105,13 @@ def _types_of(kind: Any) -> dict[str, Any]:
 def _check_values(
     values: Mapping[str, Any], types: Mapping[str, Any], where: str, fixed: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse an unknown key, or a value of the wrong type, which the library would notice much later or never.
+    """Refuse unknown keys and values of the wrong type, which the library would notice late or never.
 
     Args:
-        values: What the recipe says.
-        types: The type of each key.
-        where: What to call them in an error.
-        fixed: Keys that cannot be set -> why.
+        values: The settings of the recipe.
+        types: Key -> type.
+        where: Name of the section, for errors.
+        fixed: Key that cannot be set -> reason.
     """
     check_keys(values, types, where)
     for key, value in values.items():
@@ -128,12 +128,12 @@ def _check_values(
 
 
 def _describe(kind: Any) -> str:
-    """A type, in words."""
+    """Describe a type in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) in (list, set, tuple, dict):
         return "a list" if typing.get_origin(kind) is not dict else "a mapping"
-    # Sorted: `typing` gives the order in which the same union was first written anywhere.
+    # Sorted, because `typing` caches unions: their order depends on what was imported first.
     return " or ".join(sorted(set(map(_describe, parts)))) if parts else words.get(kind, "one of its values")
 
 
@@ -143,7 +143,7 @@ def check_keys(keys: Iterable[str], names: Iterable[str], where: str) -> None:
     for key in keys:
         if key not in names:
             close = nearest(str(key), names)
-            # All of TRL's keys would fill a screen.
+            # TRL has too many keys to list them all.
             raise UserError(
                 f"{where} has no key {str(key)!r}: {close if len(names) < 20 else close.split('(known')[0]}"
             )

@@ -1,4 +1,4 @@
-"""The model and the adapters of a recipe, ready to be trained."""
+"""Load the model and the adapters of a recipe for training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sailkit.training.recipe import Recipe
 
 
 def load_for_training(source: Source, recipe: Recipe) -> Any:
-    """The model of a recipe: in float32, or frozen and in the recipe's number format if adapters are trained.
+    """Load the model of a recipe: in float32, or frozen in the recipe's dtype if adapters are trained.
 
     Raises:
-        UserError: It cannot be loaded, or a library that the recipe needs is not installed.
+        UserError: The model cannot be loaded, or a library is not installed.
     """
     if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("training.use_liger_kernel needs a library: run  pip install liger-kernel")
@@ -35,7 +35,7 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
         quantization = BitsAndBytesConfig(**recipe.quantization)
     model, _ = load_pretrained(source, dtype, trust_remote_code=False, quantization=quantization)
     for module in model.modules():
-        # On the CPU, bitsandbytes packs weights at the first evaluation and then trains through a kernel without
+        # On the CPU, bitsandbytes packs weights at the first evaluation, and its kernel for packed weights has no
         # gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -43,13 +43,13 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
 
 
 def number_format(args: Any, model: Any) -> str:
-    """The number format of training: that of mixed precision, or else that of the weights."""
+    """The dtype of training: that of mixed precision, or else that of the weights."""
     mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else ""
     return mixed or str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def lora_config(recipe: Recipe) -> Any:
-    """Peft's own configuration, or None.
+    """Build peft's LoraConfig, or None without adapters.
 
     Raises:
         UserError: Peft refuses a value.
@@ -68,12 +68,12 @@ def lora_config(recipe: Recipe) -> Any:
 
 
 def keep_adapters_in_float32(model: Any) -> None:
-    """Train adapters in float32, whatever the number format of their base.
+    """Cast adapters to float32, whatever the dtype of their base.
 
-    TRL casts those of a quantised base to bfloat16, where most updates of a small learning rate round to nothing.
+    TRL casts adapters of a quantised base to bfloat16, in which most updates at a small learning rate round to zero.
 
     Args:
-        model: A model with adapters; any other is left unchanged.
+        model: A model with adapters; others are unchanged.
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import cast_adapter_dtype

@@ -1,4 +1,4 @@
-"""Memory of a training step, from a model's config alone: nothing is allocated."""
+"""Estimate the memory of a training step from a model's config, without allocating it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from sailkit.errors import UserError
 from sailkit.training.recipe import Recipe
 
-# Optimizer of transformers -> bytes of its state for each trained parameter; all others are as AdamW.
+# Optimizer of transformers -> bytes of state per trained parameter; the default is AdamW's.
 _STATE = {"8bit": 2, "4bit": 1, "sgd": 0, "adafactor": 0, "lion": 4}
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of a model with the adapters of a recipe.
+    """Parameter counts of a model with the adapters of a recipe.
 
     Attributes:
-        total: Those of the model, without adapters.
-        trainable: Those that are trained: of the adapters, or all.
-        quantized: Those in linear layers that the recipe's quantization takes, which leaves the output layer as it is.
+        total: Parameters of the model, without adapters.
+        trainable: Trained parameters: those of the adapters, or all.
+        quantized: Parameters of the linear layers that are quantised; the output layer is not.
     """
 
     total: int
@@ -30,14 +30,14 @@ class ParameterCounts:
 
 
 def count_parameters(config: Any, recipe: Recipe) -> ParameterCounts:
-    """Count parameters on torch's meta device, where nothing is allocated.
+    """Count parameters on torch's meta device, without allocating them.
 
     Args:
-        config: The model's.
+        config: The model's config.
         recipe: The recipe.
 
     Raises:
-        UserError: Adapters that do not fit the model.
+        UserError: The adapters do not fit the model.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -54,7 +54,7 @@ def count_parameters(config: Any, recipe: Recipe) -> ParameterCounts:
 
         try:
             with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has deprecated
+                warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
                 trainable = get_peft_model(model, lora).get_nb_trainable_parameters()[0]
         except ValueError as error:
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
@@ -65,39 +65,39 @@ def step_memory(
     config: Any, recipe: Recipe, counts: ParameterCounts, tokens: int, scored: int, *, mixed: bool, optimizer: str,
     checkpointing: bool,
 ) -> dict[str, int]:  # fmt: skip
-    """Bytes that one training step needs, by part, without what CUDA and its allocator reserve.
+    """Estimate the bytes of a training step by part, without the overhead of CUDA and its allocator.
 
-    * Weights: 4 bytes each in float32 and 2 in 16 bits; with autocast on float32 weights 2 more for the copy it
-      computes with (Hugging Face, "Model training anatomy"). 8-bit: 1. 4-bit: 1/2 and a float32 scale for 64 weights,
+    * Weights: 4 bytes each in float32 and 2 in 16 bits; with autocast on float32 weights 2 more for the copy used in
+      computation (Hugging Face, "Model training anatomy"). 8-bit: 1. 4-bit: 1/2 and a float32 scale for 64 weights,
       or with double quantisation an 8-bit scale for 64 and a float32 one for 64 x 256 (Dettmers et al. 2023, QLoRA,
       section 3). Adapters are in float32.
     * Gradients: 4 bytes for each trained parameter. Optimizer: 8 for AdamW, 4 for Lion, 2 for 8-bit states, 0 for SGD
       and Adafactor (ibid.).
     * Activations, for each token and layer: c (6h + q + 2k + 4f) + 8h bytes, where h, q, k, f are the widths of the
-      hidden state, queries, keys and MLP, and c bytes a number of what is computed with. It is the count of Korthikanti
+      hidden state, queries, keys and MLP, and c is the size of the compute dtype. It is the count of Korthikanti
       et al. 2022 ("Reducing activation recomputation", section 4.1) for a layer with a gated MLP, fused attention
-      and no dropout; the last term are the float32 copies of the two norms. With checkpointing each layer keeps its
-      input, and one layer at a time all of it.
-    * Logits: 12 bytes for each supervised token and piece of the vocabulary: the logits in float32, their
+      and no dropout; the last term is for float32 copies of the two norms. With checkpointing all layers keep
+      their input, and a single layer at a time keeps everything.
+    * Logits: 12 bytes for each supervised token and vocabulary entry: the logits in float32, their
       probabilities and gradients. TRL's fused kernel needs less.
 
     Args:
-        config: The model's.
+        config: The model's config.
         recipe: The recipe.
         counts: See `count_parameters`.
-        tokens: Of the largest batch on one device, padding included.
-        scored: Its supervised tokens.
+        tokens: Tokens of the largest batch on one device, including padding.
+        scored: Supervised tokens of that batch.
         mixed: Whether autocast computes in 16 bits.
-        optimizer: Its name in transformers.
-        checkpointing: Whether activations are computed again in the backward pass.
+        optimizer: Name of the optimizer in transformers.
+        checkpointing: Whether activations are recomputed in the backward pass.
 
     Returns:
         `weights`, `gradients`, `optimizer`, `activations`, `logits` and their `total`.
     """
     text = config.get_text_config()
-    adapters = recipe.lora is not None  # on a frozen base
+    adapters = recipe.lora is not None  # trained on a frozen base
     base_in_16_bits = adapters and _bytes_of_base(recipe) == 2
-    # With autocast, float32 weights that are trained have a copy in 16 bits beside them.
+    # Autocast keeps a 16-bit copy of trained float32 weights.
     bytes_each = 2.0 if base_in_16_bits else 6.0 if mixed and not adapters else 4.0
     weights = (counts.total - counts.quantized) * bytes_each
     weights += counts.quantized * _bytes_quantized(recipe.quantization or {})
@@ -108,7 +108,7 @@ def step_memory(
     head = int(getattr(text, "head_dim", None) or hidden // heads)
     keys = head * int(getattr(text, "num_key_value_heads", None) or heads)
     mlp = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-    computed = 2 if mixed or base_in_16_bits else 4  # bytes of a number that a layer computes with
+    computed = 2 if mixed or base_in_16_bits else 4  # bytes of the compute dtype
     layer = computed * (6 * hidden + head * heads + 2 * keys + 4 * mlp) + 8 * hidden
     layer_input = (2 if base_in_16_bits else 4) * hidden
     activations = layers * layer_input + layer if checkpointing else layers * layer
@@ -123,7 +123,7 @@ def step_memory(
 
 
 def _bytes_of_base(recipe: Recipe) -> int:
-    """Bytes of a number of a frozen base; a quantised one is planned for a GPU, others for this machine."""
+    """Bytes of the dtype of a frozen base; planned for a GPU if quantised, else for this machine."""
     from sailkit.models.weights import pick_device, pick_dtype
 
     if recipe.dtype == "auto" and recipe.quantization is not None:

@@ -1,4 +1,4 @@
-"""The verb `merge`: adapters become part of their base, as plain safetensors that any program loads."""
+"""The verb `merge`: merge LoRA adapters into their base, and save plain safetensors that any program loads."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def merge(
     Args:
         adapter: The adapter's folder, such as RUN/model.
         out: The new model folder.
-        dtype: Number format of the merged weights; float32 loses nothing.
+        dtype: Number format of the merged weights; float32 is lossless.
 
     Raises:
-        UserError: Not adapters, or ones that do not fit their base.
+        UserError: The folder has no adapters, or they do not fit their base.
     """
-    adapter, out = Path(adapter), Path(out)  # text is as good
+    adapter, out = Path(adapter), Path(out)  # accept strings
     if out.exists():
         raise UserError(f"{out} exists; choose another `out`")
     source = resolve(str(adapter))
@@ -55,7 +55,7 @@ def merge(
 
 
 def _copy_card(card: Path, to: Path) -> None:
-    """The adapter's card, as that of a whole model."""
+    """Copy the adapter's card, changed to that of a full model."""
     from huggingface_hub import ModelCard
 
     try:

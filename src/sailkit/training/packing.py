@@ -1,7 +1,7 @@
-"""Whether rows packed into one sequence attend to each other, tried on the model itself.
+"""Test on the model itself whether rows packed into one sequence attend to each other.
 
-Packing marks the start of each row by a position id of 0 alone, without an attention mask. Attention kernels that are
-given these ids keep rows apart; an architecture that ignores them, or derives positions itself, reads them as one text.
+Packing marks the start of each row only by a position id of 0, without an attention mask. Attention kernels that use
+these ids separate the rows; an architecture that ignores them, or derives its own, reads the sequence as one text.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from sailkit.errors import UserError
 from sailkit.models.selftest import logprobs_agree
 from sailkit.models.weights import compute_dtype
 
-_TOKENS = 12  # of a row that are tried
+_TOKENS = 12  # of each row in the test
 
 
 @torch.no_grad()
 def check_packing(
     model: Any, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]], rows: Sequence[Any]
 ) -> None:
-    """Compare the logits of two rows that are packed with those of each row alone.
+    """Compare the logits of two packed rows with those of each row alone.
 
     Args:
         model: A causal language model.
         collate: Packs rows into a batch.
-        rows: Token ids of some rows.
+        rows: Token ids of rows; the first and the last are tested.
 
     Raises:
         UserError: The logits differ, or the model cannot read packed rows.
@@ -42,15 +42,15 @@ def check_packing(
     try:
         logits = model(**inputs, use_cache=False).logits[0]
         alone = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in pair]
-    except Exception as error:  # each architecture fails in its own way
+    except Exception as error:  # the type depends on the architecture
         why = " ".join(str(error).split())[:160]
         raise _unsupported(f"cannot read packed rows ({type(error).__name__}: {why})") from None
     finally:
         model.train(was_training)
     expected = torch.cat(alone).float().log_softmax(-1)
     if not bool(torch.isfinite(expected).all()):
-        return  # training will stop at the first loss, and name the rows
-    packed = logits[: len(expected)].float().log_softmax(-1)  # padding may follow
+        return  # NaN: training stops at the first loss, and names the rows
+    packed = logits[: len(expected)].float().log_softmax(-1)  # without padding behind the rows
     if packed.shape != expected.shape or not logprobs_agree(packed, expected, compute_dtype(model)):
         raise _unsupported("reads packed rows as one: they see each other")
 

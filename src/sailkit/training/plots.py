@@ -1,4 +1,4 @@
-"""The curves that a training run has values for."""
+"""Collect the curves that a training run has logged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sailkit.rendering.model import Plot, Series
 
 
 def plots_of(history: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> list[Plot]:
-    """The plots that a history has something for.
+    """Build the plots for which a history has values.
 
     Args:
         history: Rows of history.jsonl.
-        figures: Those of metrics.json; the model as it was counts as step 0.
+        figures: The figures of metrics.json; the base model counts as step 0.
 
     Returns:
         Loss, divergence from a teacher, flagging, learning rate and speed, as far as they were logged.

@@ -1,4 +1,4 @@
-"""Publishing a trained model: the model card, and the upload to the hub."""
+"""Publish a trained model: write its model card, and upload it to the hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _INTENDED_USE = (
 
 
 def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The data cards of training data, as build wrote them; `card` is None for data without one."""
+    """Read the data cards that build wrote; `card` is None for data without one."""
     files = ((path, Path(path) / CARD) for path in paths)
     return [{"data": path, "card": jsonl.read_json(file) if file.is_file() else None} for path, file in files]
 
@@ -46,14 +46,14 @@ def model_card(
     cards: Sequence[Mapping[str, Any]],
     manifest: Mapping[str, Any],
 ) -> str:
-    """The model card, with front matter for the hub. Folders of this machine are named by their last part only.
+    """Write the model card, with front matter for the hub; local folders appear by their last part only.
 
     Args:
         recipe: The recipe.
-        source: The base.
-        figures: Those of metrics.json.
+        source: The base model.
+        figures: The figures of metrics.json.
         cards: See `data_cards`.
-        manifest: That of the run.
+        manifest: The manifest of the run.
     """
     from huggingface_hub import ModelCardData
 
@@ -108,13 +108,13 @@ def _card_sections(
 
 
 def _public(name: str) -> str:
-    """A name without the folders of this machine."""
+    """A name without local folders."""
     path = Path(name)
     return path.name if path.is_absolute() or ".." in path.parts or name.startswith("~") else name
 
 
 def _license(recipe: Recipe, source: Source) -> str | None:
-    """The base's licence, where its own card names one."""
+    """The licence of the base, if its card names one."""
     from huggingface_hub import ModelCard
 
     if recipe.model == EMBEDDED:
@@ -128,10 +128,10 @@ def _license(recipe: Recipe, source: Source) -> str | None:
 
 
 def check_target(verb: str, out: str | Path | None, push: str | None) -> Path:
-    """Find out before anything is loaded that a result cannot be kept, or not be uploaded.
+    """Check, before anything is loaded, that a result can be saved and uploaded.
 
     Args:
-        verb: The command, for the error.
+        verb: The verb, for errors.
         out: The run folder, if any.
         push: OWNER/NAME of the repository on the hub, if any.
 
@@ -139,7 +139,7 @@ def check_target(verb: str, out: str | Path | None, push: str | None) -> Path:
         The run folder.
 
     Raises:
-        UserError: There is no run folder, or the hub would not take the name.
+        UserError: The run folder is missing, or the name is not valid on the hub.
     """
     if out is None:
         raise UserError(f"{verb} needs `out`, the run folder (or `dry_run`)")
@@ -149,7 +149,7 @@ def check_target(verb: str, out: str | Path | None, push: str | None) -> Path:
 
 
 def check_repository(name: str) -> None:
-    """Raise a UserError for what the hub would not take as the name of a repository."""
+    """Raise a UserError for a repository name that is not valid on the hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"`push` {name!r}: write OWNER/NAME")
     from huggingface_hub.errors import HFValidationError
@@ -162,17 +162,17 @@ def check_repository(name: str) -> None:
 
 
 def push(folder: Path, repository: str | None) -> str | None:
-    """Upload a model folder to the hub; a new repository is private. The hub's library looks up the token.
+    """Upload a model folder to the hub; a new repository is private. huggingface_hub looks up the token.
 
     Args:
-        folder: That of the model.
+        folder: The model folder.
         repository: OWNER/NAME, or None to upload nothing.
 
     Returns:
-        The repository's address; None without a repository, and in processes other than the main one.
+        The repository's URL; None without a repository, and outside of the main process.
 
     Raises:
-        UserError: The hub cannot be reached or refuses; the folder is kept as it is.
+        UserError: The hub is unreachable or refuses; the folder is kept.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -187,8 +187,8 @@ def push(folder: Path, repository: str | None) -> str | None:
         code = error.response.status_code
         mend = "; set HF_TOKEN to a token that may write there" if code in (401, 403, 404) else ""
         reason = f"the hub answers {code}{mend}"
-    except Exception as error:  # those of the library's HTTP client, which changes, have no common ancestor
-        # Messages may quote headers, and the token with them: only the type is reported.
+    except Exception as error:  # exceptions of the library's HTTP clients have no common base class
+        # Report only the type: messages may quote headers, and with them the token.
         reason = f"cannot reach the hub ({type(error).__name__})"
     else:
         return str(address)

@@ -1,4 +1,4 @@
-"""A recipe: model, data and every setting of a training run, as YAML; flags change it, unknown keys are errors."""
+"""Read a training recipe from YAML: model, data and settings; flags override it, unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, on what, and how.
+    """The model, data and settings of a training run.
 
     Attributes:
         model: As `--model` of evaluate.
         data: Run folders of build, or files of training examples.
-        held_out: The same, for evaluation; where there is none, `held_out.jsonl` beside the data.
+        held_out: The same for evaluation; by default `held_out.jsonl` of the data.
         style: Render every row in this style; None for each row's own.
         dtype: Number format of a frozen base (LoRA); `auto`, `float32`, `bfloat16` or `float16`.
         lora: Passed to peft's LoraConfig; None trains all weights.
         quantization: Passed to transformers' BitsAndBytesConfig, for a frozen base.
         patience: Evaluations without a lower held-out loss before training stops early.
         training: Passed to TRL's SFTConfig.
-        about: A sentence for people.
+        about: A description for people.
         date: The day, as YYYY-MM-DD, for chat templates that read the clock; None for today.
     """
 
@@ -64,49 +64,49 @@ class Recipe:
     date: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, for the manifest."""
+        """Everything that affects the result, for the manifest."""
         row = dataclasses.asdict(self)
         del row["about"]
         return row if self.date else {name: value for name, value in row.items() if name != "date"}
 
     @property
     def max_length(self) -> int:
-        """Tokens of a row, prompt and completion together."""
+        """Maximum tokens of a row, prompt and completion together."""
         return int(self.training.get("max_length", 1024))
 
     @property
     def step(self) -> dict[str, Any]:
-        """TRL's settings of how many rows a process takes at once, and how many times for a step.
+        """TRL's batch size per device and gradient accumulation steps.
 
-        Where the recipe gives neither, four times four; where it gives one of them, the other is 1 or 16.
+        By default 4 and 4; if the recipe sets only one of them, the other defaults to 1 or 16.
         """
         given = {name: self.training[name] for name in _STEP if name in self.training}
         return {**(_REST_OF_STEP if given else _STEP), **given}
 
 
 def read_recipe(path: str | Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and change it.
+    """Read a recipe and apply changes.
 
     Args:
         path: The YAML file, which may extend another; None for flags alone.
-        changes: Key -> value; what is None or empty changes nothing.
+        changes: Key -> value; None and empty values change nothing.
         assignments: `key=value`, such as `training.learning_rate=1e-4`; values are YAML.
 
     Raises:
-        UserError: Not found, not a recipe, or an unknown key; the nearest known one is named.
+        UserError: The file is missing or not a recipe, or a key is unknown; the nearest known key is named.
     """
     return check_recipe(read_settings(path, changes, assignments), recipe_name(path))
 
 
 def recipe_name(path: str | Path | None) -> str:
-    """How an error names a recipe."""
+    """Name of a recipe, for errors."""
     return str(path) if path is not None else "the flags"
 
 
 def read_settings(
     path: str | Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The settings of a recipe, changed as in `read_recipe` and not checked yet."""
+    """Settings of a recipe with changes as in `read_recipe`, unchecked."""
     settings = _read(Path(path), ()) if path is not None else {}
     settings = _merged(settings, {key: value for key, value in changes.items() if value not in (None, [], ())})
     for text in assignments:
@@ -132,7 +132,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings where those above win; mappings are merged, and null removes a setting."""
+    """Merge settings: `above` overrides `below`, mappings are merged, null removes a setting."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -141,11 +141,11 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
-    """Check settings, and make a recipe of them.
+    """Check settings, and turn them into a recipe.
 
     Args:
         settings: See `read_settings`.
-        where: What to call them in an error.
+        where: Name of the recipe, for errors.
 
     Raises:
         UserError: An unknown key or a wrong value.
@@ -163,7 +163,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     if patience is not None and (not isinstance(patience, int) or isinstance(patience, bool) or patience < 1):
         raise UserError(f"{where}: patience should be a number of evaluations from 1, not {patience!r}")
     if (date := settings.get("date")) is not None:
-        date = str(date)  # YAML reads a day as a date
+        date = str(date)  # YAML parses it as a date
         check_date(date)
     if (dtype := str(settings.get("dtype", _DTYPES[0]))) not in _DTYPES:
         raise UserError(f"{where}: dtype: no number format {dtype!r}: {nearest(dtype, _DTYPES)}")

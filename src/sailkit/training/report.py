@@ -1,4 +1,4 @@
-"""Training runs, plans and merged models as reports."""
+"""Reports on training runs, plans and merged models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sailkit.training import facts, plots
 from sailkit.training.finetune import DATA_CARDS
 from sailkit.training.results import HISTORY, MergedModel, TrainingPlan, TrainingRun
 
-_MOST_DROPPED = 20  # that are shown
+_MOST_DROPPED = 20  # rows that are listed
 _HEADLINE_FIGURES = {
     "loss": "Held-out loss for each token",
     "flagging_mcc": "Flagging: MCC",
@@ -54,8 +54,8 @@ def report_on(folder: Path, title: str | None = None) -> Report:
     """A report on a training run.
 
     Args:
-        folder: The run's.
-        title: Made from the model's name by default.
+        folder: The run folder.
+        title: Title of the report; derived from the model's name by default.
 
     Raises:
         UserError: The run is not finished, or its files are damaged.
@@ -103,10 +103,10 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
 
 
 def headline(figures: Mapping[str, Any]) -> str:
-    """Whether the held-out loss fell and whether flagging is better than chance, in one sentence.
+    """State whether the held-out loss fell, and whether flagging is better than chance, in one sentence.
 
     Args:
-        figures: Those of metrics.json.
+        figures: The figures of metrics.json.
     """
     before, after = figures.get("base_loss"), figures.get("tuned_loss")
     if before is None or after is None:
@@ -128,7 +128,7 @@ def headline(figures: Mapping[str, Any]) -> str:
 
 
 def _loss_sentence(figures: Mapping[str, Any], words: str) -> str:
-    """Whether the held-out loss fell, as far as its interval over rows tells."""
+    """State whether the held-out loss fell, if its interval over rows allows it."""
     gap = read_estimates(figures).get("loss_change")
     if gap is None:
         rows = figures.get("held_out_rows", 0)
@@ -147,7 +147,7 @@ def _headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Cell]]:
 
 
 def steps_of(figures: Mapping[str, Any]) -> str:
-    """How long was trained, and which step's weights were kept."""
+    """The length of the training, and the step whose weights were kept."""
     kept = f", step {figures['best_step']:,} kept" if figures.get("best_step") is not None else ""
     return f"{figures['steps']:,} steps{kept}"
 
@@ -165,7 +165,7 @@ def curves(folder: Path) -> list[Plots]:
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
-    """The data cards that a training run kept.
+    """Read the data cards that a training run kept.
 
     Args:
         folder: The folder of the training run.
@@ -185,10 +185,10 @@ def _dropped(folder: Path) -> list[Text | Facts]:
 
 
 def short_report(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
-    """What `finetune` and `merge` print.
+    """The report that `finetune` and `merge` print.
 
     Args:
-        result: What they returned.
+        result: Their result.
     """
     if isinstance(result, MergedModel):
         return model.short("", f"merged into {result.base}: {result.model}")
@@ -212,11 +212,11 @@ def short_report(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
 
 
 def plan_report(plan: TrainingPlan, *more: model.Block) -> Report:
-    """What a dry run prints: what training would take.
+    """The report that a dry run prints.
 
     Args:
         plan: The plan.
-        more: What follows the size of the data.
+        more: Blocks to append.
     """
     about = "about " if plan.tokens_estimated else ""
     blocks: list[model.Block] = [

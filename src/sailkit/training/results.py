@@ -1,4 +1,4 @@
-"""What the verbs `finetune` and `merge` return."""
+"""The results of the verbs `finetune` and `merge`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sailkit.stats.intervals import Estimate, read_estimates
 
 HISTORY = "history.jsonl"
 MODEL = "model"
-_BASE, _TUNED = "base_", "tuned_"  # before the names of held-out figures, in JSON
+_BASE, _TUNED = "base_", "tuned_"  # prefixes of held-out figures in JSON
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,29 @@ class TrainingRun(Result):
 
     Attributes:
         folder: The run folder.
-        base: The model that was trained, as the recipe names it.
-        about: The recipe's sentence for people.
-        dtype: Number format of training; None where an older run does not say.
-        device: `cpu` or `cuda`; None where an older run does not say.
-        rows: Training examples.
-        dropped: Training examples that were left out.
+        base: The base model, as named in the recipe.
+        about: The description in the recipe.
+        dtype: Number format of training; None for old runs.
+        device: `cpu` or `cuda`; None for old runs.
+        rows: Number of training examples.
+        dropped: Number of training examples left out.
         tokens: Tokens of one epoch.
-        supervised_tokens: Those of them that carry loss.
-        cut_tokens: Tokens of search results that were cut to fit.
-        headings_left: Places in text from outside that look like the prompt's own headings.
-        held_out_rows: Examples that the model was measured on.
-        processes: How many trained together.
+        supervised_tokens: Supervised tokens of one epoch.
+        cut_tokens: Tokens cut from search results to fit.
+        headings_left: Lines of search results that look like headings of the prompt.
+        held_out_rows: Number of held-out examples.
+        processes: Number of processes.
         global_batch: Rows of an optimizer step.
         steps: Optimizer steps.
-        best_step: The step whose weights were kept; None where the last one's were.
+        best_step: The step whose weights were kept; None for the last.
         epochs: Passes over the data.
-        seconds: Duration, evaluation included; of a run that was resumed, since then.
-        tokens_per_second: Throughput of training alone.
-        saved: The trained model's folder, as it was named when it was written.
+        seconds: Duration including evaluation; since the last resumption.
+        tokens_per_second: Throughput of training, without evaluation.
+        saved: The trained model's folder, as named when it was written.
         before: Held-out figures of the base: `loss`, `flagging_mcc` ...
-        after: The same of the trained model.
-        figures: Figures with an interval: `loss_change`, of a supervised token's held-out loss.
-        pushed: The hub's address of the model, where it was uploaded.
+        after: Held-out figures of the trained model.
+        figures: Figures with an interval: `loss_change`, per supervised held-out token.
+        pushed: The hub's URL of the model, if uploaded.
     """
 
     folder: Path
@@ -77,12 +77,12 @@ class TrainingRun(Result):
 
     @property
     def model(self) -> Path:
-        """The folder of the trained model; adapters where the recipe has lora."""
+        """The folder of the trained model; adapters if the recipe has lora."""
         return self.folder / MODEL
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What was logged, a row for each logged step or evaluation."""
+        """The log history: a row for each logged step or evaluation."""
         path = self.folder / HISTORY
         return [row for _, row in jsonl.read_rows(path)] if path.exists() else []
 
@@ -103,7 +103,7 @@ class TrainingRun(Result):
 
     @classmethod
     def from_json(cls, folder: Path, values: Mapping[str, Any]) -> TrainingRun:
-        """The run of a folder, from what `to_json` gave; what an older run does not have is None."""
+        """The inverse of `to_json`; fields that old runs lack are None."""
         return cls(
             folder,
             values["model"],
@@ -115,7 +115,7 @@ class TrainingRun(Result):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as metrics.json and `--json` have them, in one flat mapping."""
+        """The figures as one flat mapping, as in metrics.json and `--json`."""
         values = {"model": self.base} | {name: getattr(self, name) for name in _flat_names()}
         values = {name: value for name, value in values.items() if value is not None or name == "best_step"}
         values |= {_BASE + name: value for name, value in self.before.items()}
@@ -126,38 +126,38 @@ class TrainingRun(Result):
 
 
 def _flat_names() -> list[str]:
-    """Fields of a training run that have the same name in its JSON."""
+    """Fields that have the same name in JSON."""
     others = ("folder", "base", "before", "after", "figures", "pushed")
     return [field.name for field in dataclasses.fields(TrainingRun) if field.name not in others]
 
 
 @dataclass(frozen=True)
 class TrainingPlan(Result):
-    """What a training run would take: the result of a dry run.
+    """The result of a dry run: steps, tokens, memory and time of a training run.
 
     Attributes:
-        model: The model that would be trained, as the recipe names it.
-        rows: Training examples.
-        dropped: How many would be left out.
+        model: The base model, as named in the recipe.
+        rows: Number of training examples.
+        dropped: Number of examples that would be left out.
         dropped_rows: Their ids and reasons.
         tokens: Tokens of one epoch.
-        supervised_tokens: Those of them that carry loss.
+        supervised_tokens: Supervised tokens of one epoch.
         longest: Tokens of the longest row.
-        cut_tokens: Tokens of search results that would be cut; None where there is no tokenizer to count them with.
+        cut_tokens: Tokens that would be cut from search results; None without a tokenizer.
         tokens_estimated: Whether tokens are estimated from words, for lack of a tokenizer.
-        held_out_rows: Examples that the model would be measured on.
+        held_out_rows: Number of held-out examples.
         rows_per_step: Rows of an optimizer step.
         steps_per_epoch: Optimizer steps of an epoch.
         steps: Optimizer steps in all.
         epochs: Passes over the data.
         tokens_in_all: Tokens of all epochs.
         supervised_in_all: Supervised tokens of all epochs.
-        parameters: Of the model; this and the next three are None where its config cannot be had.
-        trainable_parameters: Those that would be trained.
+        parameters: Parameters of the model; this and the next three are None without its config.
+        trainable_parameters: Trained parameters.
         memory: Bytes of a step by part; see `sailkit.training.memory.step_memory`.
         columns: Width of the output layer.
         seconds: Duration at the given throughput, or None.
-        missing: What could not be found out or would be lacking, in sentences.
+        missing: Sentences on what is missing, for the estimate or for the run.
     """
 
     model: str
@@ -193,8 +193,8 @@ class MergedModel(Result):
     """A model with its adapters merged in.
 
     Attributes:
-        model: Its folder.
-        base: The base model, as the adapters name it.
+        model: The model folder.
+        base: The base model, as named by the adapters.
     """
 
     model: Path

@@ -1,4 +1,4 @@
-"""The folder of a trained model: weights or adapters, the tokenizer, the model card, and how it was trained."""
+"""Save a trained model: weights or adapters, tokenizer, model card, and the record of its training."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def save_model(
     base_sha256: str,
     card: str,
 ) -> None:
-    """Write a model folder whole or not at all.
+    """Write a model folder atomically.
 
     Args:
-        folder: Where to.
+        folder: The folder.
         model: The trained model, unwrapped.
         tokenizer: Its tokenizer.
         recipe: The recipe.
-        weights: Its weights in one piece, where processes share them; else None.
-        styles: Styles that it was trained in, sorted.
+        weights: The full weights if they are sharded over processes, else None.
+        styles: Styles of the training data, sorted.
         base_sha256: Fingerprint of the base's weights, kept beside adapters.
         card: The model card.
     """
@@ -43,15 +43,15 @@ def save_model(
     if recipe.date is not None:
         trained["date"] = recipe.date
     with atomic_folder(folder) as unfinished:
-        if "chat" in styles:  # other programs that load it have to stop at the end of the turn too
+        if "chat" in styles:  # other programs should stop generation at the end of the turn too
             stop_at(model, Border(tokenizer, chat=True, date=recipe.date).closing_id)
         model.save_pretrained(unfinished, state_dict=weights)
         tokenizer.save_pretrained(unfinished)
         if recipe.lora is not None:
             trained[BASE_WEIGHTS] = base_sha256
-            # Other machines can resolve the base's name as the user gave it, but not the folder that it stands for
-            # here. Written afterwards, because peft looks that name up on the hub when it saves.
+            # Store the base's name as given by the user: its local folder is useless on other machines. Written
+            # after saving, because peft looks the name up on the hub when it saves.
             adapter = jsonl.read_json(unfinished / ADAPTER)
             jsonl.write_json(unfinished / ADAPTER, {**adapter, "base_model_name_or_path": recipe.model})
         jsonl.write_json(unfinished / TRAINED, trained)
-        jsonl.write_atomic(unfinished / MODEL_CARD, card)  # in place of peft's
+        jsonl.write_atomic(unfinished / MODEL_CARD, card)  # replaces peft's card

@@ -1,4 +1,4 @@
-"""Training examples as token ids and labels; what does not fit is dropped and listed, never truncated."""
+"""Tokenise training examples; search results are shortened to fit, what still does not fit is dropped and listed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Prepared:
     """Tokenised examples.
 
     Attributes:
-        examples: Those that fit.
-        ids: Token ids of each.
-        labels: For each token its id where it is supervised, else -100; not shifted, as transformers expects.
+        examples: The examples that fit.
+        ids: Token ids of each example.
+        labels: Labels of each example: the token id if supervised, else -100; not shifted, as transformers expects.
         dropped: Examples that are left out, with the reason.
-        cut_tokens: Tokens of search results that were left out, in all.
-        headings_left: Places in text from outside that look like the prompt's own headings, in all.
+        cut_tokens: Total tokens cut from search results.
+        headings_left: Total lines of search results that look like headings of the prompt.
     """
 
     examples: tuple[TrainingExample, ...]
@@ -50,7 +50,7 @@ class Prepared:
         return sum(label != IGNORED for row in self.labels for label in row)
 
     def figures(self) -> dict[str, Any]:
-        """Counts, as they are written to metrics.json."""
+        """Counts for metrics.json."""
         return {
             "rows": len(self.examples),
             "dropped": len(self.dropped),
@@ -70,12 +70,12 @@ def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None)
     """Read the training examples of several data sets, concatenated.
 
     Args:
-        paths: Run folders of build, or files in any form that `read_examples` knows.
-        file: Which file of a run folder is read.
-        style: Give every example this style.
+        paths: Run folders of build, or files in any format of `read_examples`.
+        file: File to read from a run folder.
+        style: Style for all examples instead of their own.
 
     Raises:
-        UserError: Not there, or not training examples.
+        UserError: A file is missing, or has no training examples.
     """
     examples: list[TrainingExample] = []
     for path in map(Path, paths):
@@ -84,7 +84,7 @@ def read_data(paths: Sequence[str], file: str = TRAIN, style: str | None = None)
 
 
 def unique_ids(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """The same examples, each with an id of its own: several data sets may use one id for different rows."""
+    """Make ids unique: different data sets may use the same id for different rows."""
     seen: Counter[str] = Counter()
     renamed = []
     for example in examples:
@@ -98,18 +98,18 @@ def unique_ids(examples: Sequence[TrainingExample]) -> list[TrainingExample]:
 
 
 def held_out_of(paths: Sequence[str]) -> tuple[str, ...]:
-    """Those of some data sets that have a held-out part."""
+    """The data sets that have a held-out part."""
     files = {path: Path(path) / HELD_OUT for path in paths}
     return tuple(path for path, file in files.items() if file.is_file() and file.stat().st_size)
 
 
 def held_out_paths(recipe: Recipe) -> tuple[str, ...]:
-    """The data sets whose held-out part a recipe is evaluated on: those that it names, or else its training data."""
+    """The data sets for evaluation: those that the recipe names, or else the held-out parts of its training data."""
     return recipe.held_out or held_out_of(recipe.data)
 
 
 def no_held_out_warning(recipe: Recipe) -> str:
-    """What a run without held-out rows cannot do, for people, before it trains."""
+    """A warning about what a run without held-out rows cannot do."""
     stop = ", patience has nothing to go by" if recipe.patience else ""
     return (
         f"no rows are held out: nothing will tell what the model learns{stop}, and the last step is kept, whatever its "
@@ -122,7 +122,7 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | N
 
     Args:
         recipe: The recipe.
-        tokenizer: That of its model.
+        tokenizer: The model's tokenizer.
 
     Returns:
         The training rows, and the held-out rows if there are any.
@@ -147,18 +147,18 @@ def prepare(
     held_out: bool = False,
     may_be_empty: bool = False,
 ) -> Prepared:
-    """Render every example.
+    """Render and tokenise examples.
 
     Args:
-        examples: Each is rendered in its own style.
-        tokenizer: The model's.
-        max_length: Most tokens of one example; search results are shortened to fit, nothing else is.
+        examples: The examples; each is rendered in its own style.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum tokens of an example; only search results are shortened to fit.
         date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
         held_out: Whether they are held out, for the error.
-        may_be_empty: Whether it is all right that no example fits.
+        may_be_empty: Whether to accept that no example fits.
 
     Raises:
-        UserError: Nothing is left to train or to measure on, or the tokenizer lacks what the style needs.
+        UserError: No example is left, or the tokenizer lacks what the style needs.
     """
     renderer = ExampleRenderer(tokenizer, date)
     kept, ids, labels, dropped = [], [], [], []

@@ -1,4 +1,4 @@
-"""Experiment trackers, through Transformers' own callbacks; they write into the run folder and close with the run."""
+"""Set up experiment trackers: Transformers' callbacks write into the run folder, and are closed with the run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sailkit.errors import UserError, missing_extra, nearest
 from sailkit.training.distributed import is_main_process
 
 FOLDER = "tracking"
-EXTRA = ("tensorboard", "trackio", "wandb")  # those of the extra `track`; others that Transformers knows work too
+EXTRA = ("tensorboard", "trackio", "wandb")  # installed by the extra `track`; other trackers of Transformers work too
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out before anything is loaded that a tracker cannot be used.
+    """Check, before anything is loaded, that the trackers can be used.
 
     Args:
         names: The trackers of `report_to`.
 
     Raises:
-        UserError: Transformers does not know it, its library is not installed, or W&B has no key to send with.
+        UserError: A tracker is unknown to Transformers or not installed, or W&B has no API key.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -41,7 +41,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _wandb_can_start() -> bool:
-    """Whether W&B has a key or needs none; otherwise it would ask or fail once the weights are loaded."""
+    """Whether W&B has a key or needs none; otherwise it would prompt or fail after the weights are loaded."""
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
@@ -54,12 +54,12 @@ def _wandb_can_start() -> bool:
 
 @contextlib.contextmanager
 def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
-    """Let trackers write below a run folder, unless the user's environment says where.
+    """Direct trackers into the run folder, unless environment variables name other folders.
 
     Args:
         names: The trackers of `report_to`.
         run: The run folder.
-        id: Of the run; a run that is resumed keeps it, and continues its run in W&B.
+        id: Id of the run, kept on resumption, so that W&B continues the same run.
 
     Yields:
         Nothing.
@@ -71,7 +71,7 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
     variables = {
         "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
         "TRACKIO_DIR": str(folder / "trackio"),
-        "WANDB_DIR": str(folder),  # adds a folder of its own
+        "WANDB_DIR": str(folder),  # W&B adds a subfolder
         "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
         "WANDB_DATA_DIR": str(folder / "wandb" / "data"),
         "WANDB_PROJECT": "sailkit",
@@ -79,7 +79,7 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
         "WANDB_RESUME": "allow",
     }
     if "wandb" in names:
-        folder.mkdir(exist_ok=True)  # W&B takes another folder where this one does not exist
+        folder.mkdir(exist_ok=True)  # W&B uses another folder if this one does not exist
     unset = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(unset)
     try:
@@ -87,7 +87,7 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
         _finish_wandb(0)
     except BaseException as error:
         _finish_wandb(1)
-        if type(error).__module__.startswith("wandb."):  # such as a key that its server refuses
+        if type(error).__module__.startswith("wandb."):  # for example a rejected key
             why = " ".join(str(error).split())[:300]
             raise UserError(f"training.report_to: W&B: {why}; WANDB_MODE=offline keeps its files here") from None
         raise
@@ -97,7 +97,7 @@ def tracking(names: Sequence[str], run: Path, id: str) -> Iterator[None]:
 
 
 def _finish_wandb(code: int) -> None:
-    """Finish W&B's run, which belongs to the process: the next training run would write into it."""
+    """Finish W&B's run, which is global: the next training run in this process would write into it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on tokenised rows, with logits of supervised tokens alone on the CPU and an exact evaluation."""
+"""Train with TRL's SFTTrainer on tokenised rows, with an exact evaluation and only supervised logits on CPUs."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _LESS_MEMORY = (
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on rows that are tokenised already.
+    """SFTTrainer on tokenised rows.
 
     Attributes:
-        held_out: The rows that it is evaluated on, or None.
-        processes: Those that train together.
+        held_out: The held-out rows, or None.
+        processes: The process group.
     """
 
     control: Any
-    _total_train_tokens: int  # TRL's own count, which starts at 0 when training is resumed
+    _total_train_tokens: int  # TRL's count, which restarts at 0 on resumption
 
     def __init__(
         self,
@@ -58,19 +58,19 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         callbacks: Sequence[TrainerCallback] = (),
         processes: Processes = ALONE,
     ) -> None:
-        """Prepare to train.
+        """Initialise the trainer.
 
         Args:
             model: A causal language model.
-            tokenizer: Its tokenizer; neither its end-of-text nor its padding token is changed.
+            tokenizer: Its tokenizer; EOS and padding token stay unchanged.
             args: See `sailkit.training.arguments.sft_config`.
-            train: The rows to train on.
-            held_out: The rows to evaluate on.
-            measure: Gives further figures of the model at each evaluation.
+            train: The training rows.
+            held_out: The held-out rows.
+            measure: Computes further figures of the model at each evaluation.
             lora: A LoraConfig, or None to train all weights.
             patience: Evaluations without a lower loss before training stops.
-            callbacks: More of them.
-            processes: Those that train it together.
+            callbacks: Additional callbacks.
+            processes: The process group.
         """
         self.processes = processes
         self._speed = Speed()
@@ -92,17 +92,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                     peft_config=lora,
                     callbacks=[*callbacks, *early],
                 )
-        except (ValueError, ImportError) as error:  # such as target modules that match nothing
+        except (ValueError, ImportError) as error:  # for example target modules without a match
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # these shard weights of a single number format
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # sharding needs a uniform dtype
             keep_adapters_in_float32(self.model)
             if args.packing:
                 with self.compute_loss_context_manager():
                     check_packing(self.model, self.data_collator, train.ids)
         if not len(self.get_train_dataloader()):
             raise UserError(f"training.dataloader_drop_last: {len(self.train_dataset)} rows are no whole batch")
-        # TRL makes the end of text the padding token where there is none. Saved with the tokenizer, that would have
-        # other programs mask the end of text in training, and a model that never learns to stop.
+        # Undo TRL's default of EOS as the padding token: saved with the tokenizer, it would make other programs mask
+        # EOS in training, and the model would never learn to stop.
         tokenizer.pad_token, self.model.config.get_text_config().pad_token_id = padding
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
@@ -114,20 +114,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return steps if steps > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
 
     def train_from(self, checkpoint: Path | None) -> None:
-        """Train, from a checkpoint where there is one.
+        """Train, from a checkpoint if there is one.
 
         Raises:
-            UserError: A loss that is not finite, no more memory, or a checkpoint that cannot be written; earlier ones
-                are kept.
+            UserError: The loss is not finite, memory is exhausted, or a checkpoint cannot be written; earlier
+                checkpoints are kept.
         """
-        # Weights, optimizer, schedule, order of the data and random states all come from the checkpoint, so a run that
-        # was killed ends with the same bytes as one that was not.
+        # Weights, optimizer, schedule, data order and random states are restored from the checkpoint, so a killed and
+        # resumed run ends with the same bytes.
         if checkpoint and (steps := stopped_at(checkpoint)) is not None:
             self.args.max_steps = steps
         try:
             with memory_for("training", _LESS_MEMORY):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except Exception as error:  # those of safetensors, torch and the system have no common ancestor
+        except Exception as error:  # exceptions of safetensors, torch and the system have no common base class
             if failure := writing_failed(Path(self.args.output_dir), self.state.global_step, error):
                 raise failure from None
             raise
@@ -140,27 +140,27 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return sampler
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The batches of a step, regrouped by length; rows that fill up the last batch of an epoch count only once."""
-        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint, within an epoch
+        """The batches of a step, regrouped by length; rows repeated to fill an epoch's last batch are masked."""
+        if self.state.global_step >= self.state.max_steps:  # resumed from the final checkpoint, within an epoch
             self.control.should_training_stop = True
             return [], None
-        self._total_train_tokens = self._total_train_tokens or self.state.num_input_tokens_seen  # of a checkpoint
+        self._total_train_tokens = self._total_train_tokens or self.state.num_input_tokens_seen  # from a checkpoint
         self._speed.start(self._total_train_tokens)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         size = self._train_batch_size
-        # Accelerate fills the last batch up with rows from the start of the epoch, so that all processes get as many.
-        # They are masked here: in an epoch that was resumed, accelerate does not know how many they are.
+        # Accelerate fills the last batch with rows from the start of the epoch, so that all processes get the same
+        # number. Mask these rows here: in a resumed epoch, accelerate does not know how many they are.
         remaining = 0 if self.args.dataloader_drop_last else len(self.train_dataset) % (size * self.processes.count)
         if self.processes.count > 1 and batches and self.accelerator.gradient_state.end_of_dataloader and remaining:
             in_this_process = remaining - self.processes.rank * size
             batches[-1]["labels"][max(in_this_process, 0) :] = IGNORED
             items = self._get_num_items_in_batch(batches, device)
-        # The load-balancing loss of a mixture of experts is a mean over each batch: other batches, other loss.
+        # The load-balancing loss of a mixture of experts is a mean over each batch, so regrouping would change it.
         fixed = self.args.pad_to_multiple_of or self.aux_loss_enabled
         return (batches if fixed else regroup_by_length(batches)), items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the throughput since the last logged loss."""
+        """Log the throughput since the last logged loss too."""
         if "loss" in logs:
             logs["tokens_per_second"] = self._speed.since_last(self._total_train_tokens)
         super().log(logs, start_time)
@@ -172,7 +172,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return self._speed.overall(self._total_train_tokens)
 
     def full_weights(self) -> dict[str, Any] | None:
-        """The whole weights where they are sharded, else None; a collective call, which every process has to make."""
+        """The full weights if they are sharded, else None; a collective call."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
 
@@ -182,16 +182,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write none: `sailkit.training.publish.model_card` does."""
+        """Do nothing: `sailkit.training.publish.model_card` writes the card."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of a batch, divided by the supervised tokens of the whole step; NaN or infinity stops the run."""
+        """The loss of a batch, divided by the supervised tokens of the step; NaN or infinity stops the run."""
         loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
         value = (loss[0] if return_outputs else loss).detach()
         finite = torch.isfinite(value)
-        # Gathered, so that all processes stop here: the others would wait for this one in their next collective call.
+        # Gathered so that all processes stop here: the others would hang in their next collective call.
         if not bool(self.accelerator.gather(finite.int()).all()):
             step = self.state.global_step
             which = f"loss of step {step + 1}" if self.model.training else f"held-out loss behind step {step}"
@@ -209,7 +209,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return super().compute_loss(model, inputs, return_outputs, items)
 
     def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
-        """Cross-entropy from logits of supervised tokens alone; without CUDA, TRL computes those of every token."""
+        """Cross-entropy from logits of supervised tokens only; without CUDA, TRL computes logits of all tokens."""
         next_labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
         supervised = next_labels != IGNORED
         targets = next_labels[supervised]
@@ -222,10 +222,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return self._for_each_token(total, count, items)
 
     def _note(self, inputs: Any, next_labels: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
-        """Add a batch of training to what is logged; `figures` are sums, `predicted` and `correct` among them."""
+        """Add a training batch to the logged metrics; `figures` are sums, including `predicted` and `correct`."""
         if not self.model.training:
             return
-        counted = (next_labels != IGNORED).any(1, keepdim=True)  # not rows that fill up an epoch's last batch
+        counted = (next_labels != IGNORED).any(1, keepdim=True)  # excludes masked rows; see `get_batch_samples`
         tokens = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * counted).sum()
         sums = torch.stack([tokens.double(), *(figure.double() for figure in figures.values())])
         all_tokens, *totals = self.accelerator.gather(sums[None]).sum(0).tolist()
@@ -235,20 +235,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     def _for_each_token(self, total: torch.Tensor, count: torch.Tensor, items: Any) -> torch.Tensor:
-        """A summed loss over the supervised tokens of the step, or of the batch where those are not known.
+        """Divide a summed loss by the supervised tokens of the step, or of the batch if those are unknown.
 
-        Gradients add up over the batches of a step. Divided by the count of the whole step, they are the gradient of
-        its mean loss, however it was cut into batches; means over batches would weigh short completions more.
+        Gradients accumulate over the batches of a step. Divided by the count of the step, they are the gradient of its
+        mean loss, however it is split into batches; means over batches would overweight short completions.
         """
         loss = total / torch.as_tensor(count if items is None else items).clamp(min=1)
         if self.args.average_tokens_across_devices and items is not None:
-            loss = loss * self.accelerator.num_processes  # DDP divides the sum of gradients by as much
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients
         return loss
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Loss for each supervised token of the held-out rows, and what else is measured of the model.
+        """Mean loss per supervised held-out token, and further figures of the model.
 
-        The mean is over tokens; Transformers takes one over batches, which weighs short completions more.
+        The mean is over tokens; Transformers averages over batches, which overweights short completions.
         """
         assert self.held_out is not None
         model = self.model
@@ -267,12 +267,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self.processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, names)}")
         self._metrics["eval"].clear()
         self.log(dict(figures))
-        if metric_key_prefix == "eval":  # early stopping sees no evaluation before or after training
+        if metric_key_prefix == "eval":  # hide the evaluations before and after training from early stopping
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def _held_out_figures(self, model: Any) -> dict[str, float]:
-        """Loss for each supervised token of the held-out rows, over all processes."""
+        """Mean loss per supervised held-out token, over all processes."""
         rows = _dataset(self.held_out)
         sums: Any = 0
         size = self.args.per_device_eval_batch_size
@@ -283,12 +283,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return self._held_out_means(self.accelerator.reduce(sums).tolist())
 
     def _held_out_sums(self, model: Any, batch: Any) -> torch.Tensor:
-        """What a batch adds to the sums behind the held-out figures; shape (sums,)."""
+        """The sums of a batch from which held-out figures are computed; shape (sums,)."""
         count = (batch["labels"][:, 1:] != IGNORED).sum()
         return torch.stack([self.compute_loss(model, batch, num_items_in_batch=None) * count, count])
 
     def _held_out_means(self, sums: list[float]) -> dict[str, float]:
-        """The held-out figures, from the sums over all batches."""
+        """The held-out figures, from sums over all batches."""
         total, count = sums
         return {"loss": total / max(count, 1)}
 
