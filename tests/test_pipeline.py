@@ -137,7 +137,7 @@ def test_a_mistake_in_any_step_is_found_before_the_first_runs(recipe, change, me
 def test_a_folder_of_something_else_is_left_alone(recipe):
     Path("out").mkdir()
     Path("out", "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is no folder of a pipeline"):
+    with pytest.raises(UserError, match="is not a pipeline folder"):
         run(recipe, out=Path("out"))
 
 

@@ -111,7 +111,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
         if is_main_process():
-            runs.notice(f"sailkit: stopped; {str(stop) or 'the same command goes on where it stopped'}")
+            runs.notice(f"sailkit: stopped; {str(stop) or 'the same command continues where it stopped'}")
         sys.exit(130)
     except BrokenPipeError:
         # The reader closed the pipe; prevent a second error when Python closes standard output.

@@ -112,7 +112,7 @@ class Journal:
         self.path = folder / "pipeline.json"
         self.steps: dict[str, dict[str, Any]] = jsonl.read_json(self.path)["steps"] if self.path.is_file() else {}
         if not self.path.is_file() and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} exists and is no folder of a pipeline; choose another `out`")
+            raise UserError(f"{folder} exists and is not a pipeline folder; choose another `out`")
 
     def look_up(self, step: Step, again: bool) -> StepRun:
         """Determine the state of a step."""

@@ -334,7 +334,7 @@ def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert said.splitlines()[-1] == "sailkit: stopped; the same command goes on where it stopped"
+    assert said.splitlines()[-1] == "sailkit: stopped; the same command continues where it stopped"
     assert "Traceback" not in said
     kept = b"".join(line + b"\n" for line in whole_lines(out / "predictions.jsonl"))
     subprocess.run(command(tiny, task, out), capture_output=True, check=True)
@@ -487,7 +487,7 @@ def test_a_disk_that_is_full_costs_one_line_and_no_rows(tiny, tmp_path):
     out = tmp_path / "run"
     words = command(tiny, task, out)
     said = refused([sys.executable, "-c", FULL, str(len(expected) // 2), *words[3:]])
-    assert "free some space and run the same command again, it goes on where it stopped" in said
+    assert "free some space and run the same command again, it continues where it stopped" in said
     kept = (out / "predictions.jsonl").read_bytes()
     assert 0 < len(kept) < len(expected)
     assert expected.startswith(kept)

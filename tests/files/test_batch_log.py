@@ -158,7 +158,7 @@ def test_a_full_disk_keeps_whole_batches_and_the_run_completes_later(tmp_path, s
             append_all(path)
         assert str(caught.value) == (
             f"cannot write {path}: No space left on device; "
-            "free some space and run the same command again, it goes on where it stopped"
+            "free some space and run the same command again, it continues where it stopped"
         )
         kept = path.read_bytes()
         assert whole.startswith(kept)
@@ -189,7 +189,7 @@ def test_a_file_that_may_not_grow_keeps_whole_batches(tmp_path):
     failed = run(tmp_path / "short", limit)
     last = failed.stderr.splitlines()[-1]
     assert last.startswith("sailkit.errors.UserError: cannot write")
-    assert last.endswith("free some space and run the same command again, it goes on where it stopped")
+    assert last.endswith("free some space and run the same command again, it continues where it stopped")
     kept = (tmp_path / "short" / "rows.jsonl").read_bytes()
     assert whole.startswith(kept)
     assert kept.count(b"\n") % 8 == 0

@@ -177,7 +177,7 @@ def test_what_a_library_cannot_write_is_one_line(tmp_path):
     tokenizer = trained("byte-level").backend_tokenizer
     weights = {"w": np.zeros(20_000, np.float32)}
     for write in (tokenizer.save, lambda path: save_file(weights, path)):
-        why = r"^cannot write .*there: File too large; free some space .*again, it goes on where it stopped; or so$"
+        why = r"^cannot write .*there: File too large; free some space .*again, it continues where it stopped; or so$"
         with little_room(5_000), pytest.raises(UserError, match=why), jsonl.writing(tmp_path / "there", "; or so"):
             write(str(tmp_path / "there"))
     with pytest.raises(ZeroDivisionError), jsonl.writing(tmp_path):

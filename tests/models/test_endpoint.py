@@ -141,7 +141,7 @@ def test_patience_ends_after_six_tries_and_says_what_happened_last(mishap, said)
         assert len(server.requests) == 6
     assert message.startswith(f"endpoint:some/model@{server.url}: gave up after 6 tries")
     assert said in message
-    assert "goes on where it stopped" in message
+    assert "continues where it stopped" in message
 
 
 def test_a_server_that_is_not_there_is_given_up_too():

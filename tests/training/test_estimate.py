@@ -206,7 +206,7 @@ def test_a_run_with_nothing_held_out_says_so_before_it_trains(shared, data, tmp_
     (tmp_path / "train.jsonl").write_text((data / "train.jsonl").read_text())
     model = str(shared / "models" / "stories260k")
     told = {"model": model, "data": [str(tmp_path)], "set": ["training.max_length=512", "patience=2"]}
-    sentence = "no rows are held out: nothing will tell what the model learns, patience has nothing to go by"
+    sentence = "no rows are held out: nothing will tell what the model learns, patience has no loss to compare"
     assert finetune(**told, dry_run=True).missing[-1].startswith(sentence)
     short = {**told, "set": ["training.max_length=4", "patience=2"]}
     with pytest.raises(UserError, match="no example is left to train on"):

@@ -61,7 +61,7 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("training: {per_device_train_batch_size: 0}\n", "should be at least 1"),
         ("training: {num_train_epochs: -1}\n", "num_train_epochs should be above 0"),
         ("training: {gradient_checkpointing: yes}\n", "should be true or false, not the text 'yes'"),
-        ("training: {save_only_model: true}\n", "save_only_model cannot be set: a stopped run could not go on"),
+        ("training: {save_only_model: true}\n", "save_only_model cannot be set: a stopped run could not continue"),
         ("training: {packing_strategy: wrapped}\n", "packing_strategy should be bfd"),
         ("training: {train_sampling_strategy: rendom}\n", "did you mean 'random'"),
         ("lora: {r: '16'}\n", "r should be a whole number, not the text '16'"),

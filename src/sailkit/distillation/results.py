@@ -70,7 +70,7 @@ class Distillation(Result):
         folder = Path(folder)
         runs.read_manifest(folder)
         if not (folder / runs.METRICS).exists():
-            raise UserError(f"{folder} is not finished; the same distill command goes on where it stopped")
+            raise UserError(f"{folder} is not finished; the same distill command continues where it stopped")
         run = cls(folder, jsonl.read_json(folder / runs.METRICS))
         _ = run.sums
         return run

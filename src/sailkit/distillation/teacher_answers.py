@@ -77,7 +77,7 @@ def teacher_answers(
     """Have a teacher answer the prompts of training data; its answers become the responses to learn.
 
     Prompts are rendered as in training. Writes train.jsonl, held_out.jsonl (where the data have one) and dropped.jsonl
-    to a run folder that finetune reads. A run that was stopped goes on where it stopped.
+    to a run folder that finetune reads. A run that was stopped continues where it stopped.
 
     Args:
         teacher: A loaded model, or a file with its answers: a list of `{prompt, response}`, which belong to the rows

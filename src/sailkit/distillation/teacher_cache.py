@@ -114,7 +114,7 @@ def teacher_cache(
 ) -> TeacherCache:
     """Cache a teacher's distributions at each token of the training data's completions, for distillation.
 
-    Writes shards of log-probabilities and their index to a run folder. A run that was stopped goes on where it stopped
+    Writes shards of log-probabilities and their index to a run folder. A run that was stopped continues where it stopped
     when the same command is given again.
 
     Args:

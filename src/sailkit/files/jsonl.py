@@ -248,7 +248,7 @@ def writing_failed(path: str | Path, error: Exception) -> UserError:
         number = errno.ENOSPC
     reason = os.strerror(number) if number else error
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    mend = "; free some space and run the same command again, it goes on where it stopped" if full else ""
+    mend = "; free some space and run the same command again, it continues where it stopped" if full else ""
     return UserError(f"cannot write {path}: {reason}{mend}")
 
 

@@ -181,7 +181,7 @@ class Audit(Result):
         path = folder / AUDIT
         if not path.exists():
             raise UserError(
-                f"{folder} is not finished; run the same  sailkit audit  again, it goes on where it stopped"
+                f"{folder} is not finished; run the same  sailkit audit  again, it continues where it stopped"
             )
         content = read_audit_file(path)
         rows = tuple(map(StratumFigures.from_json, content.pop("audits")))

@@ -58,7 +58,7 @@ def open_labels(folder: str | Path) -> tuple[dict[str, Any], list[tuple[int, jso
         raise UserError(f"{folder} holds a run of {manifest['stage']!r}; a run of 'label' is needed")
     path = folder / LABELS
     if not path.exists():
-        raise UserError(f"{folder} is not finished; run the same  sailkit label  again, it goes on where it stopped")
+        raise UserError(f"{folder} is not finished; run the same  sailkit label  again, it continues where it stopped")
     return manifest["settings"], list(jsonl.read_rows(path))
 
 

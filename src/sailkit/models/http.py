@@ -135,7 +135,7 @@ class ChatClient:
                         return self.refused(f"no answer in {failures} tries, the last: {failure}")
                     raise UserError(
                         f"{self.name}: gave up after {failures} tries, the last: {failure}; "
-                        "run the same command again, it goes on where it stopped"
+                        "run the same command again, it continues where it stopped"
                     ) from None
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), retry.pause(failures, self.backoff, failure.wait))
@@ -149,7 +149,7 @@ class ChatClient:
         if limit and self.sent >= limit:
             raise UserError(
                 f"{self.name}: the {limit} requests of `max_requests` are used up; "
-                "run the same command again, it goes on where it stopped"
+                "run the same command again, it continues where it stopped"
             )
         self.sent += 1
         try:

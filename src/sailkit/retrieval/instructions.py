@@ -162,7 +162,7 @@ def read_searched(source: str | Path) -> list[Searched]:
         raise UserError(f"{path}: no rows")
     if len(rows) < _planned_rows(path):
         raise UserError(
-            f"{path.parent} is not finished; run the same  sailkit search  again, it goes on where it stopped"
+            f"{path.parent} is not finished; run the same  sailkit search  again, it continues where it stopped"
         )
     return rows
 

@@ -152,7 +152,7 @@ class WebSearcher:
         if self._failures >= _MAX_FAILURES:
             raise UserError(
                 f"{self.name} has not answered {_MAX_FAILURES} queries in a row (the last: {why}); "
-                "the same command goes on where it stopped"
+                "the same command continues where it stopped"
             )
         return _entry(row, "")
 

@@ -49,7 +49,7 @@ def writing_failed(folder: Path, step: int, error: Exception) -> UserError | Non
     kept = newest(folder)
     return UserError(
         f"cannot write {torn}: {' '.join(str(error).split())[:200]}; "
-        f"{kept.name if kept else 'no checkpoint'} is kept, and the same command goes on from there"
+        f"{kept.name if kept else 'no checkpoint'} is kept, and the same command continues from there"
     )
 
 

@@ -15,21 +15,21 @@ from sailkit.errors import UserError, missing_extra, nearest
 
 # Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
 _FIXED_IN_TRL = {
-    "output_dir": "`out` is where everything goes",
+    "output_dir": "everything is written to `out`",
     "completion_only_loss": "the completion alone is supervised, always",
     "assistant_only_loss": "the completion alone is supervised, always",
     "dataset_text_field": "rows are structured",
     "dataset_kwargs": "rows are rendered to token ids here",
     "truncation_mode": "nothing but search results is ever cut",
     "chat_template_path": "the model's own template is used",
-    "eos_token": "the tokenizer's own is used",
-    "pad_token": "padding is masked, whatever stands there",
-    "resume_from_checkpoint": "the same command goes on where it stopped",
+    "eos_token": "the tokenizer's own EOS token is used",
+    "pad_token": "padding is masked, so its token does not matter",
+    "resume_from_checkpoint": "the same command continues where it stopped",
     "model_init_kwargs": "use the recipe's own keys",
-    "trust_remote_code": "code that a model carries is not run in training",
+    "trust_remote_code": "training does not run code from model repositories",
     "push_to_hub": "use `push`",
     "hub_token": "a recipe is copied into the run's manifest; set HF_TOKEN or log in",
-    "save_only_model": "a stopped run could not go on",
+    "save_only_model": "a stopped run could not continue",
     "ddp_timeout": "processes wait two hours for each other",
     "remove_unused_columns": "rows are rendered to token ids here",
     "include_num_input_tokens_seen": "tokens are counted as num_tokens",
@@ -37,8 +37,8 @@ _FIXED_IN_TRL = {
 }
 # Likewise for peft.
 _FIXED_IN_PEFT = {
-    "inference_mode": "adapters are here to be trained",
-    "lora_bias": "a base without biases could not take it in, and every use of a model here merges its adapters",
+    "inference_mode": "adapters are trained",
+    "lora_bias": "adapters are merged before use, and a base without biases could not hold it",
 }
 # Numbers that TRL does not validate, or gives a special meaning below some value -> their minimum.
 _LEAST = {

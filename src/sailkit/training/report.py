@@ -62,7 +62,7 @@ def report_on(folder: Path, title: str | None = None) -> Report:
     """
     manifest = runs.read_manifest(folder)
     if not (folder / runs.METRICS).exists():
-        raise UserError(f"{folder} is not finished; the same finetune command goes on where it stopped")
+        raise UserError(f"{folder} is not finished; the same finetune command continues where it stopped")
     figures = jsonl.read_json(folder / runs.METRICS)
     verdict = headline(figures)
     how = machine(figures)

@@ -110,7 +110,7 @@ def held_out_paths(recipe: Recipe) -> tuple[str, ...]:
 
 def no_held_out_warning(recipe: Recipe) -> str:
     """A warning about what a run without held-out rows cannot do."""
-    stop = ", patience has nothing to go by" if recipe.patience else ""
+    stop = ", patience has no loss to compare" if recipe.patience else ""
     return (
         f"no rows are held out: nothing will tell what the model learns{stop}, and the last step is kept, whatever its "
         "loss; give `held_out`, or build with a share that gives a row"
