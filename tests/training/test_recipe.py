@@ -65,7 +65,7 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("training: {packing_strategy: wrapped}\n", "packing_strategy should be bfd"),
         ("training: {train_sampling_strategy: rendom}\n", "did you mean 'random'"),
         ("lora: {r: '16'}\n", "r should be a whole number, not the text '16'"),
-        ("lora: {inference_mode: true}\n", "inference_mode cannot be set: adapters are here to be trained"),
+        ("lora: {inference_mode: true}\n", "inference_mode cannot be set: adapters are trained"),
         ("lora: {lora_bias: true}\n", "lora_bias cannot be set: a base without biases"),
         ("dtype: bflot16\n", "no number format 'bflot16': did you mean 'bfloat16'"),
         ("lora: {target_modules: 5}\n", "target_modules should be a list or a text, not 5"),

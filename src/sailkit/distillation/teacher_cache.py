@@ -114,8 +114,8 @@ def teacher_cache(
 ) -> TeacherCache:
     """Cache a teacher's distributions at each token of the training data's completions, for distillation.
 
-    Writes shards of log-probabilities and their index to a run folder. A run that was stopped continues where it stopped
-    when the same command is given again.
+    Writes shards of log-probabilities and their index to a run folder. The same command continues a
+    stopped run.
 
     Args:
         teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.

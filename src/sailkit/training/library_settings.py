@@ -15,7 +15,7 @@ from sailkit.errors import UserError, missing_extra, nearest
 
 # Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
 _FIXED_IN_TRL = {
-    "output_dir": "everything is written to `out`",
+    "output_dir": "`out` is the folder of all output",
     "completion_only_loss": "the completion alone is supervised, always",
     "assistant_only_loss": "the completion alone is supervised, always",
     "dataset_text_field": "rows are structured",
@@ -38,7 +38,7 @@ _FIXED_IN_TRL = {
 # Likewise for peft.
 _FIXED_IN_PEFT = {
     "inference_mode": "adapters are trained",
-    "lora_bias": "adapters are merged before use, and a base without biases could not hold it",
+    "lora_bias": "a base without biases could not hold it, and adapters are merged before use",
 }
 # Numbers that TRL does not validate, or gives a special meaning below some value -> their minimum.
 _LEAST = {
