@@ -1,1 +1,1 @@
-"""Distillation: a teacher's answers or distributions, carried over to a student with another tokenizer."""
+"""Distillation: training a student on a teacher's answers or distributions, also across tokenizers."""

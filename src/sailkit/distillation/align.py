@@ -1,4 +1,4 @@
-"""The bytes that each token stands for, by which completions in the tokens of two tokenizers are aligned.
+"""Maps tokens to bytes, by which the completions of two tokenizers are aligned.
 
 Byte ends come from the pieces themselves, never from character offsets: `▁` is a space, `<0xNN>` a byte, and the
 letters of byte-level BPE map back to bytes. (Offsets count characters, and a token may end within one.)
@@ -25,7 +25,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class NotRepresentableError(UserError):
-    """A completion that a tokenizer's tokens cannot spell."""
+    """A completion that a tokenizer cannot represent."""
 
 
 class Vocabulary:
@@ -34,7 +34,7 @@ class Vocabulary:
     Attributes:
         pieces: Bytes by token id; None for special tokens and for ids without a token.
         ids: Bytes -> token id; of several tokens with the same bytes, the one that BPE would produce.
-        fingerprint: sha256 of all that decides these, 16 hex digits.
+        fingerprint: sha256 of everything that determines these, 16 hex digits.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -69,7 +69,7 @@ class Vocabulary:
                 pieces[i] = _from_letters(piece) if self.byte_level else _from_piece(piece)
                 plain |= set() if _BYTE.fullmatch(piece) else {i}
             elif not token["special"] and not re.search(r"[<\[|]", piece):  # what `prompts.safety` takes for structure
-                # Pieces of the model's own vocabulary (runs of spaces) use its alphabet; others stand for their text.
+                # Pieces of the model's vocabulary (runs of spaces) use its alphabet; others stand for their text.
                 in_model = not self.byte_level and piece in model_pieces
                 pieces[i] = _from_piece(piece) if in_model else piece.encode()
         self.pieces = tuple(pieces)
@@ -85,7 +85,7 @@ class Vocabulary:
         self._first: dict[bytes, int] = {}
 
     def first_token(self, text: bytes) -> int:
-        """The token that a text begins with: the one with exactly these bytes, else the first of its tokenisation.
+        """The first token of a text: the token with exactly these bytes, else the first of its tokenisation.
 
         Args:
             text: At least one byte; may end within a character.
@@ -124,14 +124,14 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ByteStream:
-    """A completion in the tokens of one tokenizer, with the byte at which each begins.
+    """A completion in the tokens of one tokenizer, with the byte offset of each token.
 
     Attributes:
-        tokens: Its supervised token ids; the last one ends the text; shape (n,).
-        starts: Byte of the completion at which each token begins; negative where a token takes in what the template
-            writes before the completion (a space); the last is the position of the end of text; shape (n,).
+        tokens: The supervised token ids; the last one ends the text; shape (n,).
+        starts: Byte offset of each token within the completion; negative if the token includes a space that the
+            template writes before the completion; the last is that of the end of text; shape (n,).
         data: The bytes of all tokens but the last, from byte `starts[0]` on.
-        length: Bytes of the completion alone.
+        length: Number of bytes of the completion alone.
     """
 
     tokens: IntArray
@@ -149,9 +149,9 @@ def byte_stream(vocabulary: Vocabulary, tokens: Sequence[int] | IntArray, comple
     """Find the byte of a completion at which each of its tokens begins.
 
     Args:
-        vocabulary: That of the tokens' tokenizer.
-        tokens: The supervised ids, the end of text included.
-        completion: The text that they stand for, apart from white space around it; None for whatever they spell.
+        vocabulary: The vocabulary of the tokens' tokenizer.
+        tokens: The supervised ids, including the end of text.
+        completion: The text of the tokens, apart from surrounding white space; None to accept any text.
 
     Raises:
         NotRepresentableError: The tokens do not spell the completion, or do not end with a special token.
@@ -170,7 +170,7 @@ def byte_stream(vocabulary: Vocabulary, tokens: Sequence[int] | IntArray, comple
 
 
 def end_tokens(tokenizer: Any, streams: Iterable[ByteStream]) -> frozenset[int]:
-    """All tokens that end a text: the tokenizer's own, and those that the completions end with."""
+    """All tokens that end a text: the tokenizer's end of text, and the last tokens of the completions."""
     eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     return frozenset([*eos, *(int(stream.tokens[-1]) for stream in streams)])
 
@@ -194,14 +194,14 @@ def _from_piece(piece: str) -> bytes:
 
 
 def _contains(part: object, kind: str) -> bool:
-    """Whether a part of a tokenizer's specification is of a type, or contains a part that is."""
+    """Whether a part of a tokenizer's specification has a type, or contains a part with it."""
     if isinstance(part, dict):
         return part.get("type") == kind or any(_contains(value, kind) for key, value in part.items() if key != "vocab")
     return isinstance(part, list) and len(part) < 100 and any(_contains(value, kind) for value in part)
 
 
 def _without_additions(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer that treats a text as the middle of a longer one: no token or space is added before it."""
+    """A tokenizer that treats a text as the middle of a longer one, and adds no token or space before it."""
     plain = {**spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     plain["normalizer"] = _replacements_alone(spec["normalizer"])
     plain["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])

@@ -1,7 +1,7 @@
-"""A teacher's cache on disk: shards of its distributions along completions, their index, and how they are read.
+"""The format of a teacher's cache: shards of its distributions along completions, their index, and their reader.
 
-A shard is a safetensors file. Rows have positions and positions have entries, concatenated, each level with its
-counts or ends (CSR). An entry takes four bytes: two for a token's id and two for its log-probability.
+A shard is a safetensors file. The positions of all rows and the entries of all positions are concatenated, with counts
+or offsets (CSR). An entry usually takes four bytes: two for a token's id and two for its log-probability.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from sailkit.models.sources import Source
 from sailkit.prompts.sail import wording
 
 TEACHER_CACHE_STAGE = "teacher-cache"
-INDEX = "index.jsonl"  # a row for each shard; written last, so a cache with an index is whole
-SHARD_FORMAT = 1  # of a shard; raise it when the tensors below change
-_MOST_MASS = 1.001  # most probability of a position, beyond rounding of its entries
+INDEX = "index.jsonl"  # a row for each shard; written last, so a cache with an index is complete
+SHARD_FORMAT = 1  # version of shards; raise it when the tensors below change
+_MOST_MASS = 1.001  # most total probability of a position, apart from rounding of its entries
 _MEND = "; remove that file and run the same  sailkit teacher-cache  again, it is made again"
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard, from 0."""
+    """The file name of a shard, numbered from 0."""
     return f"teacher-{number + 1:05d}.safetensors"
 
 
 def pack(keys: Sequence[bytes], rows: Sequence[TeacherRow]) -> bytes:
-    """The bytes of a shard.
+    """Serialise a shard.
 
     Args:
         keys: The key of each row, 32 bytes.
         rows: The teacher's distributions; the log-probabilities keep their type.
 
     Returns:
-        A safetensors file with, for r rows, p positions and e entries: `keys` (r, 32); `row_positions` (r + 1,) and
-        `row_entries` (r + 1,), where the rows begin and the last one ends; `tokens`, `counts` (entries of each
-        position), `tail` and `observed` (p,); `ids` and `logprobs` (e,).
+        A safetensors file with, for r rows, p positions and e entries: `keys` (r, 32); the offsets `row_positions` and
+        `row_entries` (r + 1,); `tokens`, `counts` (entries of each position), `tail` and `observed` (p,); `ids` and
+        `logprobs` (e,).
     """
     from safetensors.numpy import save
 
@@ -78,7 +78,7 @@ class Shard:
         """Open a shard.
 
         Raises:
-            UserError: It is missing, cut off, or no shard.
+            UserError: The file is missing, truncated, or not a shard.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -104,7 +104,7 @@ class Shard:
         return TeacherRow(tokens.astype(np.int64), _ends(counts), ids.astype(np.int64), logprobs, tail, observed)
 
     def index_row(self) -> dict[str, Any]:
-        """The row of this shard in the index."""
+        """The entry of this shard in the index."""
         observed, tail = (self._file.get_tensor(name).astype(np.float64) for name in ("observed", "tail"))
         return {
             "file": self.path.name,
@@ -122,10 +122,10 @@ class Shard:
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a cache's index, one for each shard.
+    """Read the index of a cache, with one row for each shard.
 
     Raises:
-        UserError: It is not there, or damaged.
+        UserError: The index is missing or damaged.
     """
     index = []
     for line, row in jsonl.read_rows(folder / INDEX):
@@ -141,7 +141,7 @@ class CacheReader:
     Attributes:
         folder: The run folder of teacher-cache.
         settings: The settings of that run.
-        index: A row for each shard.
+        index: One row for each shard.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], index: Sequence[Mapping[str, Any]]) -> None:
@@ -167,7 +167,7 @@ class CacheReader:
             folder: The run folder of teacher-cache.
 
         Raises:
-            UserError: It is not a cache, not finished, or a shard is missing, cut off or damaged.
+            UserError: It is not a cache, not finished, or a shard is missing, truncated or damaged.
         """
         folder = Path(folder)
         manifest = runs.read_manifest(folder)
@@ -188,11 +188,11 @@ class CacheReader:
         return key in self._locations
 
     def check(self, source: Source | None = None, **expected: Any) -> None:
-        """Check that this is the cache of a given teacher and rendering; the literals of the prompt styles always are.
+        """Check the teacher and the rendering of this cache; the literals of the prompt styles are always checked.
 
         Args:
-            source: The teacher's files; of a teacher behind an endpoint, its tokenizer's.
-            expected: Further settings of the cache and their values.
+            source: The teacher's files; for an endpoint, those of its tokenizer.
+            expected: Further settings and their expected values.
 
         Raises:
             UserError: Settings differ; the message names them.
@@ -207,7 +207,7 @@ class CacheReader:
             raise UserError(f"{self.folder} is the cache of another teacher, tokenizer or template ({differences})")
 
     def find(self, prompt_ids: Sequence[int], completion: str) -> tuple[int, int]:
-        """The shard and row of a completion; no shard is read. For arguments and errors see `get`."""
+        """The shard and row of a completion, without reading the shard; for arguments and errors see `get`."""
         location = self._locations.get(completion_key(prompt_ids, completion))
         if location is None:
             raise UserError(
@@ -220,11 +220,11 @@ class CacheReader:
         """The teacher's distributions along a completion.
 
         Args:
-            prompt_ids: Token ids of its prompt, by the teacher's tokenizer.
-            completion: Its text, in the teacher's style.
+            prompt_ids: Token ids of the prompt, by the teacher's tokenizer.
+            completion: Text of the completion, in the teacher's style.
 
         Raises:
-            UserError: It is not in the cache, or its shard is damaged.
+            UserError: The completion is not in the cache, or its shard is damaged.
         """
         number, row = self.find(prompt_ids, completion)
         shard = self._shards[number]
@@ -244,7 +244,7 @@ def check_mass(row: TeacherRow, where: str) -> None:
         UserError: The listed probabilities and the tail of a position sum to more than 1.001.
     """
     listed = row.logprobs.astype(np.float64)
-    # Rounding may have added up to half the distance to the next number of this type to each log-probability.
+    # Rounding may have raised each log-probability by up to half the spacing of its number format.
     least = np.exp(listed - np.spacing(np.abs(row.logprobs)).astype(np.float64) / 2)
     sums = np.add.reduceat(np.append(least, 0.0), row.starts[:-1]) * (np.diff(row.starts) > 0) + row.tail
     if len(sums) and not float(sums.max()) <= _MOST_MASS:  # written so that NaN is refused, too

@@ -1,4 +1,4 @@
-"""The files of a teacher's cache on a Ray cluster: each is made by one worker and written here."""
+"""Computes the files of a teacher's cache on a Ray cluster, one worker for each; they are written here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def maker(pool: Pool, name: str, options: TeacherOptions) -> Maker:
-    """A function that gives the bytes of each file, in order, from a cluster, and tells what is done.
+    """A function that yields the bytes of each file, in order, from a cluster, and reports progress.
 
     Args:
-        pool: Where.
-        name: The teacher's, as every node finds it.
-        options: How to load and ask it.
+        pool: The workers.
+        name: The teacher's name, which every node must be able to load.
+        options: How to load and query it.
     """
     job = Job("teacher", _load, {"name": name, "options": asdict(options)}, _pack)
 

@@ -1,4 +1,4 @@
-"""Completions in the tokens of both teacher and student, and the rows that one of the two cannot represent.
+"""Tokenises completions for both teacher and student, and finds the rows that one of them cannot represent.
 
 The tokenizers alone decide this, so it is known before the teacher is loaded.
 """
@@ -23,7 +23,7 @@ from sailkit.records import TrainingExample
 from sailkit.training.tokenise import IGNORED, NO_TOKENS, Prepared
 
 NO_ROOM = "the teacher has no room for it"
-WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are learnt by cross-entropy alone, with the reason
+WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are trained with cross-entropy alone, with the reason
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AlignedCompletion:
     """A completion that both tokenizers represent.
 
     Attributes:
-        example: The row as the teacher reads it.
+        example: The row in the teacher's rendering.
         teacher: The completion in the teacher's tokens.
         student: The completion in the student's tokens.
     """
@@ -43,11 +43,11 @@ class AlignedCompletion:
 
 @dataclass(frozen=True)
 class WithoutTeacher:
-    """A row that is learnt by cross-entropy alone.
+    """A row that is trained with cross-entropy alone.
 
     Attributes:
         id: The example's id.
-        reason: Why the teacher gives no distributions for it.
+        reason: Why there are no teacher distributions for it.
     """
 
     id: str
@@ -55,7 +55,7 @@ class WithoutTeacher:
 
 
 class TokenizerPair:
-    """The tokenizers of teacher and student, which render the same rows."""
+    """The tokenizers of teacher and student, to tokenise the same rows with both."""
 
     def __init__(
         self,
@@ -65,17 +65,17 @@ class TokenizerPair:
         style: str | None,
         date: str | None = None,
     ) -> None:
-        """Prepare.
+        """Prepare both tokenizers.
 
         Args:
             teacher_tokenizer: The teacher's tokenizer.
             student_tokenizer: The student's tokenizer.
-            max_length: Tokens of a row as the teacher reads it.
+            max_length: Most tokens of a row in the teacher's rendering.
             style: Style of the teacher's prompts; None for each row's own style.
-            date: For a chat template of the teacher's that reads the clock; today by default.
+            date: For a teacher's chat template that reads the clock; today by default.
 
         Raises:
-            UserError: The tokens of one of them do not stand for bytes.
+            UserError: The tokens of a tokenizer do not stand for bytes.
         """
         self.teacher_tokenizer = teacher_tokenizer
         self.max_length, self.style, self.date = max_length, style, date
@@ -87,10 +87,10 @@ class TokenizerPair:
         return self.teacher.fingerprint == self.student.fingerprint
 
     def tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
-        """Each row in the tokens of both, or why the teacher is left out.
+        """Tokenise each row with both tokenizers, or give the reason to train it without the teacher.
 
         Args:
-            prepared: The rows as the student reads them.
+            prepared: The rows in the student's rendering.
         """
         max_length, style, date = self.max_length, self.style, self.date
         rendered = render_for_teacher(
@@ -105,7 +105,7 @@ class TokenizerPair:
                 rows.append(WithoutTeacher(row.id, reason))
                 continue
             tokens = tuple(label for label in labels if label != IGNORED)
-            # Where both have the very same tokens nothing is aligned, and it does not matter how they spell the text.
+            # With identical tokens nothing is aligned, so the text that they spell does not matter.
             text = None if self.same and tokens == example.tokens else example.completion
             try:
                 who = "teacher"
@@ -118,17 +118,17 @@ class TokenizerPair:
 
 
 def without_teacher(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> list[WithoutTeacher]:
-    """The rows that are learnt without the teacher."""
+    """The rows that are trained without the teacher."""
     return [row for row in rows if isinstance(row, WithoutTeacher)]
 
 
 def reasons(rows: Sequence[WithoutTeacher]) -> dict[str, int]:
-    """How many rows are without the teacher, by reason, the most frequent first."""
+    """Count the rows without the teacher by reason, the most frequent first."""
     return dict(Counter(row.reason for row in rows).most_common())
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Reasons and their counts, for people."""
+    """Reasons and their counts as text."""
     return "; ".join(f"{reason}: {count:,}" for reason, count in counts.items())
 
 
@@ -149,7 +149,7 @@ def save(files: Mapping[str, Sequence[WithoutTeacher]], folder: Path) -> None:
 
 
 def check_any_taught(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> None:
-    """Raise a UserError where there are training rows, and the teacher can teach none of them."""
+    """Raise a UserError if there are training rows, but none with teacher distributions."""
     without = without_teacher(rows)
     if rows and len(without) == len(rows):
         raise UserError(
@@ -159,17 +159,17 @@ def check_any_taught(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> None
 
 
 def with_teacher_wording(example: TrainingExample, style: str | None, teacher_style: str | None) -> TrainingExample:
-    """An example in the student's style, whose completion is the very text that the teacher's style renders.
+    """An example in the student's style, with the exact completion text of the teacher's style.
 
     Both models have to complete the same bytes; styles differ in how they word the verification sentence.
 
     Args:
-        example: As the data have it.
-        style: The student's style; None for the example's own.
-        teacher_style: The teacher's, likewise.
+        example: The example in the data.
+        style: The student's style; None for the example's style.
+        teacher_style: The teacher's style; None for the example's style.
     """
     styled = replace(example, style=style or example.style)
     text = completion(replace(example, style=teacher_style or example.style))
-    if styled.style != "sail":  # the one style that keeps white space around an answer
+    if styled.style != "sail":  # only this style keeps white space around an answer
         text = text.strip()
     return styled if completion(styled) == text else replace(styled, judgements=(), response=text)

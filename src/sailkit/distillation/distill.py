@@ -1,4 +1,4 @@
-"""The stage `distill`: a small model learns from a larger one, whose tokenizer may be another."""
+"""The verb `distill`: trains a small model on a larger one, whose tokenizer may differ."""
 
 from __future__ import annotations
 
@@ -48,32 +48,32 @@ def distill(
     tokens_per_second: float | None = None,
     push: str | None = None,
 ) -> Distillation | DistillationPlan:
-    """Teach a small model what a larger one would say, also where their tokenizers differ.
+    """Distill a larger model into a smaller one, also if their tokenizers differ.
 
-    Writes a run folder: the teacher's cache, its answers, the student's training run, and how near the student comes to
-    the teacher on held-out rows. A run that was stopped goes on when the same command is given again.
+    Writes a run folder with the teacher's cache, its answers, the student's training run, and the student's distance to
+    the teacher on held-out rows. A run that was stopped resumes when the same command is given again.
 
     Args:
-        recipe: A YAML file; flags win over it.
+        recipe: A YAML file; flags override it.
         out: The run folder.
         method: sequence (train on the teacher's answers), logits (on its distributions over the data's own words, the
             default) or both (on its distributions over its own answers).
         teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL.
         model: The student: smollm2-135m, a hub id, a local folder or a GGUF file.
-        student_layers: Make the student from the teacher by keeping so many layers, evenly spaced.
+        student_layers: Create the student from this number of the teacher's layers, evenly spaced.
         data: Run folders of build, or files of training examples; repeated.
         held_out: The same, to measure on; by default what build held out of the data.
-        style: How the student is asked, instead of each row's own style.
-        teacher_style: How the teacher is asked; by default what it was trained in, else each row's own style.
-        date: The day, as YYYY-MM-DD, for chat templates that read the clock; that of --cache by default, else today. A
-            run that goes on keeps its day.
+        style: Style of the student's prompts, instead of each row's style.
+        teacher_style: Style of the teacher's prompts; by default that of its training, else each row's style.
+        date: The date, as YYYY-MM-DD, for chat templates that read the clock; by default that of --cache, else today. A
+            resumed run keeps its date.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
         teacher_outputs: For sequence and both: a file with the teacher's answers, a list of {prompt, response}.
-        cache: A finished run folder of teacher-cache, instead of making one.
+        cache: A finished run folder of teacher-cache, to be used instead of a new cache.
         set: KEY=VALUE for any key of the recipe, such as distillation.k=32; repeated.
-        dry_run: Check recipe and data and say what the run would take, without loading or fetching weights.
-        tokens_per_second: With --dry-run: the student's throughput to reckon the time with.
-        push: OWNER/NAME on the Hugging Face hub: upload the student there when all is saved.
+        dry_run: Check recipe and data and estimate the cost of the run, without loading or downloading weights.
+        tokens_per_second: With --dry-run: the student's throughput, to estimate the time.
+        push: OWNER/NAME on the Hugging Face hub to which the student is uploaded at the end.
 
     Returns:
         The distillation; of a dry run, its plan.
@@ -100,7 +100,7 @@ def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processe
     """All steps in order; the main process writes, and each later step reads what earlier ones wrote."""
     metrics, targets, in_order = out / runs.METRICS, None, False
     with contextlib.ExitStack() as stack:
-        # One day for all processes, also where midnight passes between two of them.
+        # All processes use the same date, even if midnight passes between them.
         recipe = replace(recipe, student=replace(recipe.student, date=processes.broadcast(_date(recipe, out, cache))))
         with processes.raise_together():
             setup = set_up(recipe, out, cache)
@@ -117,7 +117,7 @@ def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processe
         if processes.broadcast(metrics.exists()):
             return Distillation(out, processes.broadcast(jsonl.read_json(metrics) if processes.is_main else {}))
         with processes.raise_together():
-            if targets is None and setup.logits:  # the main process has written them by now
+            if targets is None and setup.logits:  # the main process has written them already
                 targets = steps.align(setup, reach)
             objective = steps.objective(setup, targets or steps.StudentTargets())
         trained = train(steps.student_recipe(setup), out / STUDENT, objective)
@@ -149,7 +149,7 @@ def _figures(setup: Setup, targets: steps.StudentTargets, in_order: bool, traine
 
 
 def _date(recipe: DistillationRecipe, out: Path, cache: Path | None) -> str:
-    """The day for chat templates that read the clock, the same for teacher and student."""
+    """The date for chat templates that read the clock, the same for teacher and student."""
     earlier = runs.setting_of(out, "recipe", "student", "date") or (cache and runs.setting_of(cache, "date"))
     return str(recipe.student.date or earlier or today())
 

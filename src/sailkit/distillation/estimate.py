@@ -1,4 +1,4 @@
-"""What a distillation would take, estimated from recipe, data, configs and tokenizers: no weights are loaded."""
+"""Estimates the cost of a distillation from recipe, data, configs and tokenizers, without loading weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _POSITION = 13
 
 
 def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | None = None) -> DistillationPlan:
-    """Check a recipe and estimate what its run would take.
+    """Check a recipe and estimate the cost of its run.
 
     Args:
         recipe: The recipe.
-        tokens_per_second: The student's throughput, by which the time of its training is estimated.
+        tokens_per_second: The student's throughput, to estimate the time of its training.
 
     Raises:
-        UserError: The recipe or its data are wrong in a way that the run itself would not survive.
+        UserError: The recipe or its data have an error with which the run would fail.
     """
     from sailkit.distillation.loss import CHUNK
 
@@ -80,13 +80,13 @@ def check_student(recipe: DistillationRecipe, folder: Path) -> Any:
 
     Args:
         recipe: The recipe.
-        folder: The student's, or with `student_layers` the teacher's.
+        folder: The student's folder, or with `student_layers` the teacher's.
 
     Returns:
         The student's tokenizer.
 
     Raises:
-        UserError: It has fewer layers, no layer fits the adapters, or the model cannot be trained.
+        UserError: The model has fewer layers, none that matches the adapters, or cannot be trained.
     """
     missing: list[str] = []
     config, tokenizer = finetune_plan.config_and_tokenizer(str(folder), missing)
@@ -95,20 +95,20 @@ def check_student(recipe: DistillationRecipe, folder: Path) -> Any:
     _cut(config, recipe.student_layers)
     try:
         count_parameters(config, recipe.student)
-    except ValueError as error:  # an architecture that predicts no next token
+    except ValueError as error:  # not a causal language model
         raise UserError(f"{recipe.student.model}: {' '.join(str(error).split())[:200]}") from None
     return tokenizer
 
 
 def _cut(config: Any, layers: int | None) -> None:
-    """Give a config so many layers instead of those that it has."""
+    """Change the number of layers of a config."""
     if layers is not None:
         evenly_spaced_layers(config.get_text_config().num_hidden_layers, layers)
         config.get_text_config().num_hidden_layers = layers
 
 
 def _trained_style(teacher: str) -> str | None:
-    """The prompt style in which a teacher was trained, where sailkit trained it."""
+    """The prompt style in which sailkit trained a teacher; None for other models."""
     folder = outline(teacher)["tokenizer"]["pretrained_model_name_or_path"]
     return trained_style(Source(Path(folder)).trained())
 
@@ -121,7 +121,7 @@ def _without_teacher(
     style: str | None,
     data: Mapping[str, Sequence[TrainingExample]],
 ) -> dict[str, Any]:
-    """Rows that the teacher cannot teach, as far as the tokenizers tell: nobody knows what it will answer."""
+    """Rows without teacher distributions, as far as tokenizers show it: the teacher's answers are not known yet."""
     from sailkit.distillation.completions import (
         TokenizerPair,
         check_any_taught,

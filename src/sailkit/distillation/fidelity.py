@@ -1,4 +1,4 @@
-"""How near a student is to its teacher on held-out rows, row by row."""
+"""Measures the distance of a student to its teacher on held-out rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sailkit.stats.metrics import kappa_of
 from sailkit.training.tokenise import IGNORED, Prepared
 
 SUMS = ("kl", "aimed", "cross_entropy", "positions", "agreeing")  # columns of fidelity.jsonl; aimed: with a target
-# Of a row's search results: called distracting by teacher and student, by neither, by one of them.
+# Counts of a row's search results that are called distracting by teacher and student, by neither, or by one of them.
 FLAGS = ("both", "neither", "only_teacher", "only_student")
-_ROWS = 8  # in a pass
+_ROWS = 8  # rows of a forward pass
 
 
 def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> list[dict[str, Any]]:
@@ -24,12 +24,12 @@ def fidelity(model: Any, prepared: Prepared, targets: Targets, columns: int) -> 
 
     Args:
         model: A causal language model in evaluation mode.
-        prepared: Rows as it reads them.
+        prepared: Rows in the model's rendering.
         targets: The teacher's distributions, in the student's tokens.
         columns: Size of the student's vocabulary; the rest of its output layer is padding.
 
     Returns:
-        For each row its id and sums: `kl` (nats, over positions with a target), `aimed` (how many of them),
+        For each row its id and sums: `kl` (nats, over positions with a target), `aimed` (number of those positions),
         `cross_entropy` (nats, over all positions), `positions`, and `agreeing`: positions with a target where the
         student's likeliest token is the target's likeliest.
     """
@@ -90,15 +90,15 @@ def _likeliest(targets: Targets) -> Any:
 def add_flags(
     rows: Sequence[dict[str, Any]], teacher: Mapping[str, Sequence[bool]], student: Mapping[str, Sequence[bool]]
 ) -> list[dict[str, Any]]:
-    """Add to each row which search results both models call distracting.
+    """Add to each row the search results that each model calls distracting.
 
     Args:
-        rows: As `fidelity` gives them.
-        teacher: Row -> for each search result whether the teacher calls it distracting.
-        student: The same of the student.
+        rows: The rows that `fidelity` returned.
+        teacher: Row -> for each search result, whether the teacher calls it distracting.
+        student: The same for the student.
 
     Returns:
-        The rows, those that both have flagged with `teacher_flags` and `flags`.
+        The rows; those that both models have judged get `teacher_flags` and `flags`.
     """
     with_flags = []
     for row in rows:
@@ -111,10 +111,10 @@ def add_flags(
 
 
 def flag_counts(row: Mapping[str, Any]) -> tuple[int, ...]:
-    """How often the two agree and disagree on a row's search results, in the order of `FLAGS`.
+    """Count agreements and disagreements on a row's search results, in the order of `FLAGS`.
 
     Raises:
-        ValueError: Not equally many were flagged.
+        ValueError: The numbers of judged search results differ.
     """
     pairs = list(zip(row.get("teacher_flags", ()), row.get("flags", ()), strict=True))
     return tuple(pairs.count(kind) for kind in ((True, True), (False, False), (True, False), (False, True)))
@@ -126,12 +126,12 @@ def flags_kappa(counts: Floats) -> Floats:
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The figures over all rows: means over tokens and over search results, not over rows.
+    """Figures over all rows: means over tokens and over search results, not over rows.
 
     Returns:
         `kl` and `agreement` for each position with a target, `cross_entropy` for each supervised token;
         `verification_agreement`, the share of search results that both flag alike, and `verification_kappa`, Cohen's.
-        None where there is nothing to count.
+        None if there is nothing to count.
     """
     sums = {name: float(sum(row[name] for row in rows)) for name in SUMS}
     targeted, positions = sums["aimed"], sums["positions"]

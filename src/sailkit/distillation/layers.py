@@ -1,4 +1,4 @@
-"""A student made of its teacher's layers: the same model with fewer of them."""
+"""Creates a student from some of its teacher's layers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
 from sailkit.models.sources import Source
 
-ORIGIN = "made_of.json"  # the teacher and layers of which a folder's model is made
+ORIGIN = "made_of.json"  # the teacher and layers from which a folder's model was created
 
 
 def evenly_spaced_layers(layers: int, keep: int) -> list[int]:
-    """Indices of `keep` of the layers: the first, the last, and others at even distances between them.
+    """Indices of `keep` evenly spaced layers, including the first and the last.
 
     Raises:
-        UserError: `keep` is more than there are layers, or less than 1.
+        UserError: `keep` is not between 1 and the number of layers.
     """
     if not 1 <= keep <= layers:
         raise UserError(f"the teacher has {layers} layers; student_layers should be from 1 to {layers}, not {keep}")
@@ -28,14 +28,14 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
 
     Args:
         source: The model.
-        keep: How many layers.
-        out: The new folder; one that already holds the same model is left unchanged.
+        keep: Number of layers.
+        out: The new folder; if it already holds the same model, it is left unchanged.
 
     Returns:
         Indices of the layers that were kept, from 0.
 
     Raises:
-        UserError: There are fewer layers, or the model does not have them in a list.
+        UserError: There are fewer layers, or the model does not store them in a list.
     """
     import torch
 
@@ -54,7 +54,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     inner.layers = torch.nn.ModuleList(layers[i] for i in kept)
     for i, layer in enumerate(inner.layers):
         if hasattr(layer, "self_attn"):
-            layer.self_attn.layer_idx = i  # its index in the cache of keys and values
+            layer.self_attn.layer_idx = i  # its index in the key-value cache
     config.num_hidden_layers = keep
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in kept]

@@ -1,4 +1,4 @@
-"""A teacher by its name, and what a file of its cache holds."""
+"""Loads a teacher by its name, and computes the files of its cache."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherModelOptions(ModelOptions):
-    """How to load and run a teacher; it always reads with the template of its style.
+    """How to load and run a teacher, whose style decides whether its chat template is used.
 
     Attributes:
         dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
-        concurrency: Most requests at a time, of each worker.
+        concurrency: Most requests at a time for each worker.
         api_key_env: Environment variable with the endpoint's key.
         trust_remote_code: Run code that the teacher's repository carries.
-        date: The day, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its day.
+        date: The date, as YYYY-MM-DD, for chat templates that read the clock; today by default. A cache keeps its date.
     """
 
     chat: Annotated[Literal["auto", "on", "off"], Parameter(parse=False)] = "auto"
@@ -40,14 +40,14 @@ class TeacherModelOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """How to load and ask a teacher.
+    """How to load and query a teacher.
 
     Attributes:
         model: How to load and run it.
         tokenizer: The folder of an endpoint's tokenizer.
         k: See `sailkit.distillation.teacher.TopK`.
-        top_p: Likewise.
-        precision: Likewise.
+        top_p: See `TopK`.
+        precision: See `TopK`.
     """
 
     model: ModelOptions
@@ -58,7 +58,7 @@ class TeacherOptions:
 
 
 def check_tokenizer(name: str, tokenizer: str | Path | None) -> None:
-    """Raise a UserError for an endpoint without a tokenizer, or a model with a second one."""
+    """Raise a UserError for an endpoint without a tokenizer, or a local model with a separate one."""
     if is_endpoint(name) and tokenizer is None:
         raise UserError("an endpoint needs `teacher_tokenizer`, the folder of its model's tokenizer")
     if not is_endpoint(name) and tokenizer is not None:
@@ -66,14 +66,14 @@ def check_tokenizer(name: str, tokenizer: str | Path | None) -> None:
 
 
 def load_teacher(name: str, options: TeacherOptions) -> Teacher:
-    """A teacher, on this machine or behind a server.
+    """Load a teacher, local or behind a server.
 
     Args:
         name: A model as in evaluate, or `endpoint:MODEL@BASE_URL`.
-        options: How to load and ask it.
+        options: How to load and query it.
 
     Raises:
-        UserError: It cannot be loaded, or the options do not go with it.
+        UserError: The teacher cannot be loaded, or does not support the options.
     """
     from sailkit.distillation.teacher import LocalTeacher, TopK
 
@@ -89,12 +89,12 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
 
 
 def packed(teacher: Teacher, batches: File, tick: Done = lambda _: None) -> bytes:
-    """The bytes of a file of the cache.
+    """Compute the bytes of a file of the cache.
 
     Args:
-        teacher: Who is asked.
-        batches: What is in the file, as it was planned.
-        tick: Told each batch that is done.
+        teacher: The teacher.
+        batches: The planned batches of the file.
+        tick: Called with each finished batch.
     """
     keys, rows = [], []
     for batch in batches:

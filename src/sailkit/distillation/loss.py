@@ -1,4 +1,4 @@
-"""The loss of distillation: sparse forward KL with a tail bucket, and cross-entropy, chunk by chunk."""
+"""The distillation loss: sparse forward KL with a tail bucket plus cross-entropy, computed in chunks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from sailkit.distillation.records import NONE, IntArray, Targets
 from sailkit.errors import UserError
 
-PADDING = -1  # in place of a token id
-CHUNK = 128  # positions whose logits exist at the same time
+PADDING = -1  # marks unused entries instead of a token id
+CHUNK = 128  # positions whose logits are in memory at the same time
 INFINITY = float("inf")
 
 
@@ -24,11 +24,11 @@ class TargetBatch:
     """The targets of n positions.
 
     Attributes:
-        labels: The token of the text; int64, shape (n,).
-        ids: Tokens that the target lists, then `PADDING`; int64, shape (n, k).
+        labels: The tokens of the text; int64, shape (n,).
+        ids: Tokens that the target lists, padded with `PADDING`; int64, shape (n, k).
         probs: Their probabilities, 0 in padding; float32, shape (n, k).
         tail: Probability of all other tokens together; float32, shape (n,).
-        has: Whether there is a target at all; bool, shape (n,).
+        has: Whether the position has a target; bool, shape (n,).
     """
 
     labels: torch.Tensor
@@ -38,7 +38,7 @@ class TargetBatch:
     has: torch.Tensor
 
     def __getitem__(self, positions: slice) -> TargetBatch:
-        """Some of the positions."""
+        """Select a slice of the positions."""
         labels, ids, probs = self.labels[positions], self.ids[positions], self.probs[positions]
         return TargetBatch(labels, ids, probs, self.tail[positions], self.has[positions])
 
@@ -47,10 +47,10 @@ class TargetTable:
     """The targets of one or more data sets, whose positions are numbered consecutively."""
 
     def __init__(self, *parts: tuple[Targets, IntArray]) -> None:
-        """Hold the targets as tensors.
+        """Convert targets to tensors.
 
         Args:
-            parts: Targets of a data set, and the student's token at each of their positions.
+            parts: The targets of each data set, and the student's tokens at their positions.
 
         Raises:
             ValueError: The numbers of tokens and of positions differ.
@@ -62,7 +62,7 @@ class TargetTable:
         sizes = [np.diff(part.starts) for part in targets]
         self._starts = torch.from_numpy(np.concatenate([[0], *sizes]).cumsum().astype(np.int64))
         self._ids = torch.from_numpy(np.concatenate([part.ids for part in targets]).astype(np.int32))
-        self._probs = torch.from_numpy(np.concatenate([part.probs for part in targets]))  # in the type of the file
+        self._probs = torch.from_numpy(np.concatenate([part.probs for part in targets]))  # keeps the dtype of the file
         self._tail = torch.from_numpy(np.concatenate([part.tail for part in targets]).astype(np.float32))
         self._has = torch.from_numpy(np.concatenate([part.kind for part in targets]) != NONE)
         self._labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
@@ -71,10 +71,10 @@ class TargetTable:
         return len(self._labels)
 
     def at(self, positions: torch.Tensor) -> TargetBatch:
-        """The targets at some positions, on the device of these.
+        """Look up the targets at some positions, on their device.
 
         Args:
-            positions: Numbers of positions; integers, shape (n,).
+            positions: Indices of positions; integers, shape (n,).
         """
         device, positions = positions.device, positions.cpu()
         has = self._has[positions]
@@ -91,13 +91,13 @@ class TargetTable:
 
 @dataclass(frozen=True)
 class LossParts:
-    """Sums over the positions of a batch, without gradients; scalars.
+    """Sums over the positions of a batch: scalars without gradients.
 
     Attributes:
         kl: Forward KL in nats, over the positions with a target.
         cross_entropy: Cross-entropy of the text's own tokens in nats, over all positions.
-        targeted: Positions with a target.
-        correct: Positions whose token is the student's likeliest.
+        targeted: Number of positions with a target.
+        correct: Number of positions whose token is the student's likeliest.
     """
 
     kl: torch.Tensor
@@ -118,19 +118,19 @@ def distillation_loss(
 ) -> tuple[torch.Tensor, LossParts]:
     """The summed loss of some positions: KL(target || student) + weight x cross-entropy, or cross-entropy alone.
 
-    All tokens that a target does not list are one outcome, the tail, for teacher and student alike.
+    All tokens that a target does not list form a single outcome, the tail, for teacher and student alike.
 
     Args:
         hidden: Inputs of the student's output layer; shape (n, d).
-        weight: Its matrix; shape (rows, d).
-        bias: Its bias; shape (rows,), or None.
-        targets: Those of the same n positions.
-        ce_weight: Weight of the cross-entropy where there is a target; elsewhere it is 1.
-        columns: Size of the student's vocabulary; rows of the matrix beyond it are padding, which is never predicted.
-        chunk: Positions at a time; it changes memory and speed, not the loss.
+        weight: Weight matrix of that layer; shape (rows, d).
+        bias: Bias of that layer; shape (rows,), or None.
+        targets: Targets of the same n positions.
+        ce_weight: Weight of the cross-entropy at positions with a target; elsewhere it is 1.
+        columns: Size of the student's vocabulary; further rows of the matrix are padding, which is never predicted.
+        chunk: Positions computed at a time; affects memory and speed, not the loss.
 
     Returns:
-        The loss, a sum with gradients, computed in float32 at least; and its parts.
+        The summed loss, computed in at least float32, and its parts.
     """
     grads = torch.is_grad_enabled()
     loss, parts = _ChunkedLoss.apply(hidden, weight, bias, targets, ce_weight, columns, chunk, grads)  # type: ignore[no-untyped-call]
@@ -138,18 +138,18 @@ def distillation_loss(
 
 
 def loss_parts(logits: torch.Tensor, targets: TargetBatch, columns: int) -> LossParts:
-    """The parts of the loss from given logits, in float32 at least; the logits are overwritten.
+    """Compute the parts of the loss from given logits, in at least float32; the logits are overwritten.
 
     Args:
-        logits: Of n positions; shape (n, rows).
-        targets: Those of the same positions.
+        logits: Logits of n positions; shape (n, rows).
+        targets: Targets of the same positions.
         columns: See `distillation_loss`.
     """
     return LossParts(*_loss_of_chunk(logits, targets, 0.0, columns, False)[1].unbind())
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Loss and gradients, computed together chunk by chunk: logits of all positions never exist at the same time."""
+    """Computes loss and gradients together in chunks, so that the logits of all positions are never in memory."""
 
     @staticmethod
     def forward(
@@ -163,12 +163,12 @@ class _ChunkedLoss(torch.autograd.Function):
         chunk: int,
         grads: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the loss, and keep its gradients."""
+        """Sum the loss, and store its gradients."""
         device = hidden.device.type
-        # Autocast casts the inputs of matrix products, but not of those that write into a given buffer.
+        # Autocast casts the inputs of matrix products, except of those with a preallocated output.
         autocast = torch.is_autocast_enabled(device)
         low_precision = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        float32 = torch.promote_types(hidden.dtype, torch.float32)  # or float64, where the model is in it
+        float32 = torch.promote_types(hidden.dtype, torch.float32)  # float64 for a model in float64
         needed = [need and grads for need in ctx.needs_input_grad[:3]]
         grad_hidden = torch.empty_like(hidden) if needed[0] else None
         grad_weight = torch.zeros_like(weight, dtype=float32) if needed[1] else None
@@ -207,7 +207,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients, once: they are as large as the matrix, so they are scaled in place and not kept."""
+        """Return the gradients, only once: they are as large as the matrix, so they are scaled in place and freed."""
         if ctx.grads is None:
             raise RuntimeError("distillation_loss: a second backward pass through the same loss")
         grads, ctx.grads = ctx.grads, None
@@ -223,16 +223,16 @@ def _loss_of_chunk(
     columns: int,
     with_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Summed loss, its parts, and the gradient with respect to the logits, which are overwritten with it."""
-    logits[:, columns:] = -INFINITY  # a zero would be a token with a probability of its own
+    """Summed loss, its parts, and the gradient with respect to the logits, which overwrites the logits."""
+    logits[:, columns:] = -INFINITY  # a logit of 0 would give padding a probability
     labels, ids, has = targets.labels, targets.ids, targets.has
     probs, tail = targets.probs.to(logits.dtype), targets.tail.to(logits.dtype)
     listed, indices = ids != PADDING, ids.clamp(min=0)
     at_label = logits.gather(1, labels[:, None])[:, 0]
     at_listed = logits.gather(1, indices).masked_fill_(~listed, -INFINITY)
-    # The log-sum-exp of the tail's own logits: 1 minus the listed probabilities has no digits left where the tail is
-    # small. It is spelled out because the exponentials are needed again, for the gradient. Padding of `ids` points at
-    # column 0 and has to leave that as it is.
+    # The log-sum-exp of the tail's logits, because 1 minus the listed probabilities loses all precision if the tail is
+    # small. It is written out because the gradient needs the exponentials again. Padding of `ids` points at column 0
+    # and must leave it unchanged.
     logits.scatter_reduce_(1, indices, torch.where(listed, -INFINITY, INFINITY).to(logits.dtype), "amin")
     top = logits.amax(1)
     top_listed = at_listed.amax(1) if at_listed.shape[1] else torch.full_like(top, -INFINITY)
@@ -242,7 +242,7 @@ def _loss_of_chunk(
     log_tail = base + mass.log()
     log_all = torch.logaddexp(log_tail, at_listed.logsumexp(1)) if at_listed.shape[1] else log_tail
     log_p, log_p_tail = at_listed - log_all[:, None], log_tail - log_all
-    tail = tail * (has & (mass > 0))  # a student without a tail cannot differ in it
+    tail = tail * (has & (mass > 0))  # if the student has no tail, it does not contribute to KL
     terms = torch.where(probs > 0, torch.xlogy(probs, probs) - probs * log_p, 0).sum(1)
     kl = (terms + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * log_p_tail, 0)) * has
     ce = log_all - at_label
@@ -269,15 +269,15 @@ def _loss_of_chunk(
 
 
 def causal_lm(model: Any) -> Any:
-    """The causal language model itself, below adapters."""
+    """The causal language model without the wrapper of adapters."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def plain_head(model: Any) -> nn.Linear:
-    """The output layer of a model, if its logits are the matrix times the last hidden state and nothing else.
+    """The output layer of a model whose logits are exactly that layer's output.
 
     Raises:
-        UserError: They are something else, as where an architecture scales or caps them.
+        UserError: They are not, as in architectures that scale or cap logits.
     """
     inner = causal_lm(model)
     head = inner.get_output_embeddings()
@@ -290,7 +290,7 @@ def plain_head(model: Any) -> nn.Linear:
     ids = torch.arange(1, 5, device=inner.get_input_embeddings().weight.device)[None]
     was_training = inner.training
     inner.eval()
-    # A cap (tanh) is nearly the identity on small logits.
+    # Scale the input up, because a cap (tanh) is nearly the identity on small logits.
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 64,))
     try:
         with torch.no_grad():

@@ -1,10 +1,10 @@
-"""The projection of a teacher's distributions onto the student's tokens.
+"""Projects a teacher's distributions onto the student's tokens.
 
-At each position where the student begins a token, the teacher's distribution is one over strings: the bytes of its
-tokens. The probability of each string moves to the student's token that the string begins with. A student's token may
-span several of the teacher's: the string by which the text itself continues is followed into the teacher's next cached
-distributions (path expansion). Where the student begins within a teacher's token, the distribution is conditioned on
-the bytes already seen: teacher tokens that disagree with them are dropped.
+The teacher's distribution is taken as one over strings: the bytes of its tokens. At each position where the student
+begins a token, the probability of a string moves to the first student token of that string. A student token may span
+several teacher tokens, so the string with which the text continues is extended by the teacher's next cached
+distributions (path expansion). If the student begins within a teacher token, the distribution is conditioned on the
+bytes already seen: teacher tokens that disagree with them are dropped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sailkit.distillation.align import ByteStream, Vocabulary
 from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, Targets, TeacherRow
 from sailkit.errors import UserError
 
-_LONGEST = 256  # bytes that one student token may span
+_LONGEST = 256  # most bytes of a student token
 _MOST_TABLES = 100_000
-_LEAST = 1e-6  # probability of an entry; smaller ones go to the tail
-_PRIOR = 0.5  # pseudo-count of the student's token with a teacher token's own bytes, beside what is observed
+_LEAST = 1e-6  # least probability of an entry; smaller ones go to the tail
+_PRIOR = 0.5  # pseudo-count of the student token that equals the teacher token, added to the observed counts
 _END = -1  # in the tables of student tokens: the end of text
-_NO_TOKEN = -2  # of a teacher token without bytes, or that the student cannot spell: goes to the tail
+_NO_TOKEN = -2  # for a teacher token without bytes, or that the student cannot represent: goes to the tail
 Entries = list[tuple[int, float]]
 
 
@@ -37,10 +37,10 @@ class Projection:
     Attributes:
         teacher: The teacher's vocabulary.
         student: The student's.
-        ends: The teacher's tokens that end a text.
+        ends: The teacher tokens that end a text.
         min_mass: Least probability of the teacher's tokens that agree with the bytes already seen; below it a position
             has no target.
-        expand: Path expansion: follow the text into the teacher's next distributions; without, tokens count alone.
+        expand: Whether to follow the text into the teacher's next distributions (path expansion).
     """
 
     teacher: Vocabulary
@@ -55,11 +55,11 @@ class Projection:
         self.same = self.teacher.fingerprint == self.student.fingerprint
 
     def learn_habits(self, pairs: Iterable[tuple[ByteStream, ByteStream]]) -> None:
-        """Count which student tokens begin where each teacher token does.
+        """Count the student tokens that begin at the same byte as each teacher token.
 
-        A teacher token by which the text does not continue has no next distribution to follow: `inform` alone would
-        move to the student's `inform`, although most texts continue it to `information`. How often the student's
-        tokenizer began other tokens there, elsewhere in the same data, is a better guess.
+        If the text does not continue with a teacher token, there is no next distribution to follow: `inform` would move
+        to the student's `inform`, although most texts continue it to `information`. The student tokens that began there
+        elsewhere in the same data are a better estimate.
 
         Args:
             pairs: Completions in the teacher's and in the student's tokens.
@@ -76,7 +76,7 @@ class Projection:
             self._habits[token] = [(student_token, n / total) for student_token, n in observed.items()]
 
     def targets(self, teacher_row: TeacherRow, teacher: ByteStream, student: ByteStream) -> list[Target]:
-        """The targets of one completion, one for each supervised token of the student.
+        """Compute the targets of one completion, one for each supervised token of the student.
 
         Args:
             teacher_row: The teacher's cached distributions.
@@ -90,13 +90,13 @@ class Projection:
         return [row.target(i) for i in range(len(student.tokens))]
 
     def table(self, prefix: bytes) -> dict[int, int]:
-        """The cached results of `token` after some bytes; a look-up here is faster than a call."""
+        """The cache of `token` for a prefix of bytes; a dict look-up is faster than a call."""
         if len(self._tables) > _MOST_TABLES:  # most prefixes occur once
             self._tables.clear()
         return self._tables[prefix]
 
     def token(self, prefix: bytes, teacher_token: int) -> int:
-        """The student's token with which a string begins: some bytes, then a teacher's token."""
+        """The first student token of a string that consists of a prefix and a teacher token."""
         table = self.table(prefix)
         token = table.get(teacher_token)
         if token is None:
@@ -106,23 +106,23 @@ class Projection:
         return token
 
     def first_token(self, text: bytes) -> int:
-        """The student's token with which some bytes begin."""
+        """The first student token of some bytes."""
         try:
             return self.student.first_token(text)
         except UserError:
             return _NO_TOKEN
 
     def habits(self, prefix: bytes) -> Mapping[int, list[tuple[int, float]]]:
-        """Teacher token -> the student tokens observed to begin where it does, with their shares; none after bytes."""
+        """Teacher token -> student tokens observed to begin with it, with their shares; empty with a prefix."""
         return {} if prefix else self._habits
 
     def piece(self, teacher_token: int) -> bytes | None:
-        """The bytes of a teacher's token."""
+        """The bytes of a teacher token."""
         return self.teacher.pieces[teacher_token] if teacher_token < len(self.teacher.pieces) else None
 
 
 class Target(NamedTuple):
-    """The target at one position: token -> probability, the probability of all other tokens, and the kind."""
+    """The target at a position: token -> probability, the probability of all other tokens, and the kind."""
 
     probs: dict[int, float]
     tail: float
@@ -151,11 +151,11 @@ class _Row:
         """The target at the student's position i."""
         teacher, student = self.teacher, self.student
         start, is_last = int(student.starts[i]), i == len(student.tokens) - 1
-        # White space that the student's template writes after the completion is nothing that the teacher predicts.
+        # The teacher does not predict white space that the student's template writes after the completion.
         if start >= student.length and (self.has_trailing or not is_last or start > student.length):
             return _NO_TARGET
-        # The teacher's token j covers the byte at which the student's token begins. `seen` are the bytes of it before
-        # that byte; `before`, where the student begins earlier (the template's space), those of the student before it.
+        # Teacher token j covers the byte at which the student token begins. `seen` are its bytes before that byte;
+        # `before` are the student's bytes before the teacher token, if the student begins earlier (a template's space).
         j = max(int(np.searchsorted(teacher.starts, start, side="right")) - 1, 0)
         teacher_start = int(teacher.starts[j])
         seen = teacher.between(teacher_start, start) if teacher_start < start else b""
@@ -171,7 +171,7 @@ class _Row:
             piece = b""
             if seen:
                 piece = projection.piece(token) or b""
-                # A token that ends where the student begins leaves open what comes next.
+                # A token that ends where the student token begins does not determine the next bytes.
                 if len(piece) <= len(seen) or not piece.startswith(seen):
                     continue
                 agreeing += p
@@ -188,7 +188,7 @@ class _Row:
                 mass[projection.token(before, token) if cached is None else cached] += p
         if seen and agreeing < self.projection.min_mass:
             return _NO_TARGET
-        # Which tokens of the tail agree with the bytes seen is not known; the same share as of the listed is assumed.
+        # It is unknown which tail tokens agree with the bytes seen; assume the same share as among the listed tokens.
         scale = (1 - tail) / agreeing if seen else 1.0
         end_token = int(student.tokens[-1])
         probs = {end_token if token == _END else token: p * scale
@@ -196,19 +196,19 @@ class _Row:
         return Target(probs, max(1 - sum(probs.values()), 0.0), CONDITIONED if seen else ALIGNED)
 
     def _expand(self, mass: defaultdict[int, float], p: float, j: int, text: bytes, start: int, end: int) -> None:
-        """Distribute the probability p of a path: the text so far, then any of the teacher's tokens at position j.
+        """Distribute the probability p of a path: the text so far, followed by any teacher token at position j.
 
-        Along the observed tokens p(t1) becomes p(t1) p(t2 | t1) ..., until the text is longer than the student's own
-        token: what comes later cannot change with which student token the string begins. Strings that leave the path,
-        for which nothing is cached, count with the bytes that are known of them.
+        Along the observed tokens p(t1) becomes p(t1) p(t2 | t1) ..., until the text is longer than the student token:
+        later bytes cannot change the string's first student token. Strings that leave the path, for which nothing is
+        cached, count with their known bytes.
 
         Args:
-            mass: Student token -> probability; added to.
+            mass: Student token -> probability, updated in place.
             p: Probability of the path so far.
             j: The teacher's next position.
             text: The bytes of the path from `start` on.
-            start: Where the student's token begins.
-            end: Where it ends in the observed text.
+            start: Byte offset at which the student token begins.
+            end: Byte offset at which it ends in the observed text.
         """
         token_so_far = self.projection.first_token(text)
         if start + len(text) > end or len(text) > _LONGEST:
@@ -227,7 +227,7 @@ class _Row:
 
 
 def _with_observed(row: TeacherRow) -> list[tuple[Entries, float]]:
-    """The entries and the tail of each position, the observed token always among the entries: paths follow it."""
+    """The entries and the tail of each position; the observed token is always an entry, because paths follow it."""
     starts, tokens = row.starts.tolist(), row.tokens.tolist()
     all_ids, all_probs = row.ids.tolist(), np.exp(row.logprobs.astype(np.float64)).tolist()
     distributions = []
@@ -237,14 +237,14 @@ def _with_observed(row: TeacherRow) -> list[tuple[Entries, float]]:
         if token not in ids:
             p = min(float(np.exp(np.float64(row.observed[i]))), tail)
             ids, probs, tail = [*ids, token], [*probs, p], tail - p
-        total = sum(probs) + tail  # not exactly 1: float16 rounds
+        total = sum(probs) + tail  # not exactly 1, because of float16 rounding
         distributions.append(([(i, p / total) for i, p in zip(ids, probs, strict=True)], tail / total))
     return distributions
 
 
 def collect(rows: Iterable[Sequence[Target]]) -> Targets:
-    """Concatenate the targets of all rows of a data set; no more than one row is held as objects."""
-    # Arrays of four-byte numbers: lists of Python objects take ten times as much memory.
+    """Concatenate the targets of all rows of a data set, with only one row at a time as Python objects."""
+    # Arrays of four-byte numbers take a tenth of the memory of lists.
     lengths, sizes, ids = array("q", [0]), array("q", [0]), array("i")
     probs, tail, kind = array("f"), array("f"), array("B")
     for row in rows:

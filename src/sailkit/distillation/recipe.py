@@ -1,4 +1,4 @@
-"""The recipe of a distillation: the student's recipe of fine-tuning, the teacher, and how it teaches."""
+"""The recipe of a distillation: teacher, method, and the student's fine-tuning recipe."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outp
 
 @dataclass(frozen=True)
 class DistillationSettings:
-    """How the teacher's distributions are cached and learnt; the key `distillation` of a recipe.
+    """How the teacher's distributions are cached and trained on; the key `distillation` of a recipe.
 
     Attributes:
-        k: Most tokens to keep of the teacher's distribution at a position.
+        k: Most tokens to keep of the teacher's distribution at each position.
         top_p: Keep the smallest set of likeliest tokens whose probabilities sum to this.
         precision: Number format of the cached log-probabilities.
-        ce_weight: Weight of cross-entropy on the completion's own words beside the teacher's distribution; by default
-            0.1 for `logits` and 1 for `both`. Where a position has no target it counts in full.
+        ce_weight: Weight of the cross-entropy on the completion's tokens in addition to the KL; by default 0.1 for
+            `logits` and 1 for `both`. At positions without a target it is 1.
         min_mass: Least probability of the teacher's tokens that agree with the bytes already seen; below it a position
             has no target.
-        max_length: Tokens of a row as the teacher reads it.
+        max_length: Most tokens of a row in the teacher's rendering.
         max_new_tokens: Most tokens of a teacher's answer.
     """
 
@@ -49,14 +49,14 @@ class DistillationRecipe:
     """A checked recipe: teacher, student and method.
 
     Attributes:
-        method: `sequence` (the teacher's answers), `logits` (its distributions over the data's own words) or `both`
+        method: `sequence` (the teacher's answers), `logits` (its distributions over the data's completions) or `both`
             (its distributions over its own answers).
-        teacher: As `--model` of evaluate; empty where its answers are given in a file and nothing else of it is needed.
+        teacher: As `--model` of evaluate; may be empty if a file with its answers is enough.
         student: The student's recipe.
-        teacher_style: Style of the teacher's prompts; None for the one in which it was trained, else each row's own.
-        teacher_tokenizer: A folder; needed where the teacher is an endpoint.
+        teacher_style: Style of the teacher's prompts; None for that of its training, else each row's style.
+        teacher_tokenizer: Folder of the tokenizer; required for an endpoint.
         teacher_outputs: A file with the teacher's answers, a list of {prompt, response}.
-        student_layers: Make the student from the teacher itself by keeping so many layers, evenly spaced.
+        student_layers: Create the student from this number of the teacher's layers, evenly spaced.
         settings: See `DistillationSettings`.
     """
 
@@ -70,14 +70,14 @@ class DistillationRecipe:
     settings: DistillationSettings = field(default_factory=DistillationSettings)
 
     def settings_row(self) -> dict[str, Any]:
-        """All that decides the result, for the manifest."""
+        """Everything that determines the result, for the manifest."""
         row = dataclasses.asdict(self)
         row["student"] = self.student.settings()
         return row | {name: str(row[name]) for name in ("teacher_tokenizer", "teacher_outputs") if row[name]}
 
     @property
     def ce_weight(self) -> float:
-        """Weight of cross-entropy beside the teacher's distribution."""
+        """Weight of the cross-entropy at positions with a target."""
         if self.settings.ce_weight is not None:
             return self.settings.ce_weight
         return 1.0 if self.method == "both" else 0.1
@@ -86,10 +86,10 @@ class DistillationRecipe:
 def read_distillation_recipe(
     path: Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()
 ) -> DistillationRecipe:
-    """Read a recipe and change it; see `sailkit.training.recipe.read_recipe`.
+    """Read a recipe and apply changes; see `sailkit.training.recipe.read_recipe`.
 
     Raises:
-        UserError: No such file, not a recipe, an unknown key, or a value out of range.
+        UserError: The file is missing or not a recipe, a key is unknown, or a value is out of range.
     """
     values = read_settings(path, changes, assignments)
     where = recipe_name(path)

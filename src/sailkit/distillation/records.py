@@ -1,4 +1,4 @@
-"""What the steps of a distillation pass on: a teacher's examples, its cached distributions, and a student's targets."""
+"""The data that distillation steps exchange: teacher examples, cached distributions, and student targets."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class TeacherExample:
 
     @property
     def whole(self) -> tuple[int, ...]:
-        """The example as it would be trained on."""
+        """The whole sequence: prompt and completion."""
         return self.prompt + self.tokens
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What a model has to read to predict all of `tokens`: everything but the last of them."""
+        """The inputs from which a model predicts all of `tokens`: the sequence without its last token."""
         return self.prompt + self.tokens[:-1]
 
 
 def completion_key(prompt: Sequence[int], completion: str) -> bytes:
     """sha256 of a prompt's token ids and a completion's text, 32 bytes."""
-    # With the prompt's length in front, no two pairs of prompt and text are hashed as the same bytes.
+    # The prompt's length comes first, so that different pairs of prompt and text never hash the same bytes.
     ids = np.asarray([len(prompt), *prompt], "<u4").tobytes()
     return hashlib.sha256(ids + jsonl.encode(completion)).digest()
 
@@ -84,7 +84,7 @@ class TeacherRow:
 
     Attributes:
         tokens: The supervised tokens: the completion and the end of text; shape (n,).
-        starts: Where the entries of each position begin, and where the last ones end; shape (n + 1,).
+        starts: Offset of the first entry of each position, and the end of the last; shape (n + 1,).
         ids: The likeliest tokens of each position, likeliest first; shape (entries,).
         logprobs: Their log-probabilities in nats; shape (entries,).
         tail: Probability of all other tokens together; shape (n,).
@@ -101,13 +101,13 @@ class TeacherRow:
 
 @dataclass(frozen=True)
 class Targets:
-    """A student's target distributions at each supervised token of a data set, in its own tokens.
+    """A student's target distributions at each supervised token of a data set, in the student's tokens.
 
     Attributes:
-        rows: Where the positions of each row begin, and where the last ones end; shape (rows + 1,). A row has a
+        rows: Offset of the first position of each row, and the end of the last; shape (rows + 1,). A row has one
             position for each supervised token of the student, in order.
-        starts: Where the entries of each position begin, and where the last ones end; shape (positions + 1,).
-        ids: Student tokens, no token twice within a position; shape (entries,).
+        starts: Offset of the first entry of each position, and the end of the last; shape (positions + 1,).
+        ids: Student tokens, unique within a position; shape (entries,).
         probs: Their probabilities; shape (entries,).
         tail: Probability of all other tokens together; probs and tail sum to 1; shape (positions,).
         kind: `NONE` (no target: cross-entropy alone), `ALIGNED` (teacher and student begin a token at the same byte) or
