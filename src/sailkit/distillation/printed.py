@@ -1,4 +1,4 @@
-"""What `distill` and `teacher-cache` print."""
+"""The short reports that `distill` and `teacher-cache` print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIGURES = {
 
 
 def distillation_report(run: Distillation) -> Report:
-    """How near the student came to its teacher."""
+    """The distance of the student to its teacher."""
     metrics, training = run.metrics, run.training
     figures = training.to_json()
     layers = f", {metrics['student_layers']} layers" if metrics["student_layers"] else ""
@@ -51,7 +51,7 @@ def distillation_report(run: Distillation) -> Report:
 
 
 def plan_report(plan: DistillationPlan) -> Report:
-    """What a distillation would take."""
+    """The estimated cost of a distillation."""
     tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
     lines = [f"teacher: {plan.teacher}, {tokenizer[plan.same_tokenizer]}; {plan.teacher_tokens:,} tokens to read"]
     if plan.teacher_answers:
@@ -67,7 +67,7 @@ def plan_report(plan: DistillationPlan) -> Report:
 
 
 def cache_report(cache: TeacherCache) -> Report:
-    """How much of the teacher is kept."""
+    """The size of a teacher's cache, and the probability that it covers."""
     where = {"dtype": cache.dtype, "device": cache.device}
     how = f" in {machine(where)}" if machine(where) else ""
     lines = [f"this part is done; {len(cache.missing_files)} files are still to come from the others"]

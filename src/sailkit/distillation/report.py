@@ -1,4 +1,4 @@
-"""Distillations, their plans and teacher caches as reports: how near students came to their teacher."""
+"""Reports on distillations: the distance of students to their teacher, targets, settings and provenance."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _FACTS = {
 
 @dataclass(frozen=True)
 class _Student:
-    """A run, what it is called in the report, and its figures before, after and their change."""
+    """A run, its name in the report, and its figures before and after training with their change."""
 
     name: str
     run: Distillation
@@ -82,9 +82,9 @@ def report_on(folders: Sequence[Path], title: str | None = None, seed: int = 0) 
     """A report on one or more distillations.
 
     Args:
-        folders: Of the runs; the first is compared with each other.
-        title: Made from teacher and student, or from the runs' names, by default.
-        seed: Of the bootstrap.
+        folders: Folders of the runs; the first is compared with each of the others.
+        title: The title; by default derived from teacher and student, or from the runs' names.
+        seed: Seed of the bootstrap.
 
     Raises:
         UserError: A run is not finished, or its files are damaged.
@@ -185,7 +185,7 @@ def _row(name: str, student: _Student, title: str) -> Row:
 
 
 def _fidelity(students: Sequence[_Student]) -> list[model.Block]:
-    """Rows for each figure of one run; of several, rows for each run below each figure."""
+    """The table of figures: one row for each figure of a single run, else one row for each run and figure."""
     if len(students) == 1:
         rows = [row for name, title in FIGURES.items() if (row := _row(name, students[0], title)).known]
         groups = [Group(f"Of {len(students[0].run.ids):,} held-out rows", rows)] if rows else []
@@ -225,7 +225,7 @@ def _pairwise(first: str, pairs: Sequence[tuple[_Student, StudentComparison]]) -
 
 
 def _targets(students: Sequence[_Student]) -> list[model.Block]:
-    """How much of the teacher's distributions the targets hold."""
+    """The coverage of the teacher's distributions by the targets."""
 
     def cell(name: str, value: float | None) -> Cell:
         return Cell(f"{value:.2f}" if value is not None and name.endswith("per_token") else value)
@@ -242,7 +242,7 @@ def _targets(students: Sequence[_Student]) -> list[model.Block]:
 def _beside(
     names: Sequence[str], columns: Sequence[Sequence[tuple[str, str]]], title: Callable[[str], str] = str
 ) -> Facts:
-    """Settings of several runs beside each other; a dash where one has none."""
+    """Settings of several runs side by side; a dash if a run has none."""
     known = [dict(rows) for rows in columns]
     keys = dict.fromkeys(name for rows in columns for name, _ in rows)
     rows = [(title(key), [str(own.get(key, "–")) for own in known]) for key in keys]
@@ -257,7 +257,7 @@ def _provenance(students: Sequence[_Student]) -> Facts:
 
 
 def short_report(result: Distillation | DistillationPlan | TeacherCache) -> Report:
-    """What `distill` and `teacher-cache` print of a result."""
+    """The short report that `distill` or `teacher-cache` prints."""
     if isinstance(result, TeacherCache):
         return cache_report(result)
     return plan_report(result) if isinstance(result, DistillationPlan) else distillation_report(result)

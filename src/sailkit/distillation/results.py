@@ -26,13 +26,13 @@ from sailkit.training.results import MODEL, TrainingPlan, TrainingRun
 PROMPTS, ANSWERS = "asked", "answers"  # the rows whose prompts the teacher answers, and its answers
 DATA = "data"  # what the student reads: rows whose completions are the teacher's text, in the student's style
 CACHE = "teacher"
-CUT_MODEL = "cut"  # the student before training, where it is made of the teacher's layers
+CUT_MODEL = "cut"  # the student before training, if it is created from the teacher's layers
 STUDENT = "student"  # the training run
 TARGETS = "targets-{}.safetensors"
 FIDELITY = "fidelity.jsonl"  # a row for each held-out example, before and after training
 
-SUM_NAMES = (*SUMS, *FLAGS)  # of a held-out row, from fidelity.jsonl
-# Figure -> the sums that it is the first of, over all the others; kappa is made of the same flags.
+SUM_NAMES = (*SUMS, *FLAGS)  # columns of a held-out row in fidelity.jsonl
+# Figure -> the sums in its numerator, and those in its denominator; kappa uses the same flags.
 _SHARES = {
     "kl": (("kl",), ("aimed",)),
     "agreement": (("agreeing",), ("aimed",)),
@@ -52,8 +52,8 @@ class Distillation(Result):
 
     Attributes:
         folder: The run folder.
-        metrics: What the run's metrics.json holds.
-        pushed: The hub's address of the student, where it was uploaded.
+        metrics: The content of metrics.json.
+        pushed: URL of the student on the hub, if it was uploaded.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class Distillation(Result):
 
     @property
     def model(self) -> Path:
-        """The folder of the trained student; adapters where the recipe has lora."""
+        """The folder of the trained student; it holds adapters if the recipe has lora."""
         return self.folder / STUDENT / MODEL
 
     @property
@@ -87,7 +87,7 @@ class Distillation(Result):
 
     @functools.cached_property
     def figures(self) -> dict[str, Estimate]:
-        """The figures of the trained student that have an interval: `kl`, `agreement` ..., over held-out rows."""
+        """The figures of the trained student with an interval over held-out rows, such as `kl` and `agreement`."""
         return {name: estimate for name, estimate in estimates(self)["tuned"].items() if estimate is not None}
 
     @functools.cached_property
@@ -99,7 +99,7 @@ class Distillation(Result):
     def sums(self) -> dict[str, dict[str, tuple[float, ...]]]:
         """`base` and `tuned` -> id of a held-out row -> its sums, in the order of `SUM_NAMES`.
 
-        Empty where the student was not compared with its teacher.
+        Empty if the student was not compared with its teacher.
         """
         return _read_sums(self.folder, self.metrics) if "tuned" in self.metrics else {}
 
@@ -114,27 +114,27 @@ class Distillation(Result):
         return value
 
     def to_json(self) -> dict[str, Any]:
-        """The result as metrics.json and `--json` have it."""
+        """The result as JSON values, as in metrics.json and with `--json`."""
         return self.metrics | ({} if self.pushed is None else {"pushed": self.pushed})
 
 
 @dataclass(frozen=True)
 class DistillationPlan(Result):
-    """What a distillation would take: the result of a dry run.
+    """The estimated cost of a distillation: the result of a dry run.
 
     Attributes:
         training: The plan of the student's training, with the memory of the distillation loss.
         method: `sequence`, `logits` or `both`.
-        teacher: The teacher, as the recipe names it.
-        student_layers: How many of the teacher's layers make the student, or None.
+        teacher: The teacher's name in the recipe.
+        student_layers: Number of the teacher's layers that form the student, or None.
         teacher_tokens: Tokens that the teacher reads.
         teacher_answers: Answers that the teacher writes.
         cache_bytes: Most bytes of the teacher's cache.
-        same_tokenizer: Whether teacher and student have the same tokenizer; this and the next three are None where one
-            of them is missing.
-        rows_without_teacher: Training rows that are learnt by cross-entropy alone.
-        held_out_rows_without_teacher: Held-out rows that the teacher cannot read.
-        without_teacher: Reason -> how many of both.
+        same_tokenizer: Whether teacher and student have the same tokenizer; this and the next three are None if a
+            tokenizer is missing.
+        rows_without_teacher: Number of training rows that are trained with cross-entropy alone.
+        held_out_rows_without_teacher: Number of held-out rows that the teacher cannot read.
+        without_teacher: Reason -> number of both kinds of rows.
     """
 
     training: TrainingPlan
@@ -150,7 +150,7 @@ class DistillationPlan(Result):
     without_teacher: dict[str, int] | None
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as `--json` writes it."""
+        """The plan as JSON values, as with `--json`."""
         values = self.training.to_json()
         del values["columns"]
         own = (field.name for field in dataclasses.fields(self) if field.name != "training")
@@ -162,11 +162,11 @@ class StudentComparison:
     """Two runs on the same held-out rows.
 
     Attributes:
-        rows: How many they share.
-        unlike: Why their figures cannot be set side by side; empty where they can.
-        other_targets: Why they were not measured against the very same targets; empty where they were.
-        differences: Figure -> tuned of the first minus tuned of the other; of KL none where settings differ.
-        other_settings: Settings that decide what targets list, and differ: a coarser tail lowers KL by construction.
+        rows: Number of shared rows.
+        unlike: Why their figures cannot be compared; empty if they can.
+        other_targets: Why their targets are not identical; empty if they are.
+        differences: Figure -> the trained first student minus the trained other one; KL is None if settings differ.
+        other_settings: Settings of the targets that differ; a coarser tail lowers KL by construction.
     """
 
     rows: int
@@ -210,15 +210,15 @@ def _check(metrics: Mapping[str, Any], means_of_rows: Mapping[str, float | None]
 
 
 def estimates(run: Distillation, seed: int = 0) -> dict[str, dict[str, Estimate | None]]:
-    """The figures before and after training, and by how much they changed on the same rows.
+    """The figures before and after training, and their change on the same rows.
 
     Args:
         run: The run.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `base`, `tuned` and `change` -> figure -> value and 95 % interval; None where there is none, as with fewer
-        than `LEAST_ROWS` rows.
+        `base`, `tuned` and `change` -> figure -> value and 95 % interval; None if there is none, as with fewer than
+        `LEAST_ROWS` rows.
     """
     if len(run.ids) < LEAST_ROWS:
         return {who: dict.fromkeys(FIGURE_NAMES) for who in (*WHO, "change")}
@@ -264,7 +264,7 @@ def _each(table: Floats, seed: int) -> dict[str, dict[str, Estimate | None]]:
 
 
 def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
-    """The first minus the second, on the same draws of rows."""
+    """The first minus the second, with the same resampled rows for both."""
     drawn = resampled_sums(table, seed)
     whole = table.sum(1)
     return {
@@ -280,7 +280,7 @@ def _gap(table: Floats, seed: int) -> dict[str, Estimate | None]:
 
 
 def _figure(sums: Floats, name: str) -> Any:
-    """A figure of sums over rows; shape (..., columns) to (...); no number where it is not defined."""
+    """A figure from sums over rows, shape (..., columns) to (...); NaN if it is not defined."""
 
     def counted(columns: Sequence[str]) -> Floats:
         return np.asarray(sums[..., [SUM_NAMES.index(column) for column in columns]])
@@ -302,7 +302,7 @@ def _estimate(name: str, value: Any, drawn: Floats, rows: int, *, difference: bo
 
 
 def _held_out(run: Distillation) -> dict[str, dict[str, Any]]:
-    """The held-out rows as the student was given them, by id."""
+    """The held-out rows in the student's data, by id."""
     file = run.folder / DATA / HELD_OUT
     return {str(row.get("id")): row for _, row in jsonl.read_rows(file)} if file.exists() else {}
 
@@ -339,7 +339,7 @@ def _other_settings(first: Distillation, other: Distillation) -> str:
 
 
 def _targets(run: Distillation) -> str | None:
-    """sha256 of the held-out targets without their header, which says how they were made."""
+    """sha256 of the held-out targets without the header, which describes how they were computed."""
     file = run.folder / TARGETS.format(HELD_OUT.removesuffix(".jsonl"))
     if not file.exists():
         return None

@@ -1,7 +1,8 @@
-"""A teacher behind an OpenAI-compatible server that gives the log-probabilities of a given prompt's tokens.
+"""A teacher behind an OpenAI-compatible server that returns log-probabilities of prompt tokens.
 
-Such are vLLM (`prompt_logprobs`), and those that answer `echo` with token ids. A server that names tokens by their text
-alone cannot be used: `the` with and without a space before it look alike, and so do the bytes of a character.
+Supported are vLLM (`prompt_logprobs`) and servers that answer `echo` with token ids. A server that names tokens only by
+their text cannot be used, because different tokens may have the same text: those of `the` with and without a space, or
+of the single bytes of a character.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from sailkit.prompts.chat_template import reads_clock, today
 if TYPE_CHECKING:
     import openai
 
-_BATCHES = 4  # requests of a batch, in multiples of the concurrency
-_ENTRY = 400  # bytes that a log-probability takes in an answer, at the most: some list all in two ways
-_PREFIX = "token_id:"  # how a server spells a token's id where texts are expected
-_ROUNDING = 1e-3  # of a log-probability of nearly 0, and of a sum of probabilities
+_BATCHES = 4  # batch size in multiples of the concurrency
+_ENTRY = 400  # most bytes of a log-probability in a response; some servers list each of them twice
+_PREFIX = "token_id:"  # with which a server writes token ids in place of texts
+_ROUNDING = 1e-3  # tolerance of log-probabilities above 0, and of sums of probabilities above 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class _Echo(Answer):
 
 
 class _EchoClient(ChatClient):
-    """Asks for text completions instead of chats; `entries` is the most log-probabilities that one answer lists."""
+    """Requests text completions instead of chats; `entries` is the most log-probabilities in a response."""
 
     entries = 0
 
@@ -61,19 +62,19 @@ class _EchoClient(ChatClient):
 
 
 class ServerTeacher:
-    """A teacher behind a server, asked for the log-probabilities of given tokens.
+    """A teacher behind a server, which is queried for the log-probabilities of given tokens.
 
-    The server keeps no more than it lists: the rest of a position is one minus what it lists.
+    The tail of a position is one minus the probabilities that the server lists.
     """
 
     def __init__(self, name: str, options: ModelOptions, folder: Path, kept: TopK) -> None:
-        """Prepare to ask; nothing is sent.
+        """Prepare the client; nothing is sent.
 
         Args:
             name: `endpoint:MODEL@BASE_URL`.
-            options: Concurrency, budget, timeout, and where the key is.
-            folder: The teacher's tokenizer.
-            kept: How much is kept of each position.
+            options: Concurrency, budget, timeout, and the variable with the key.
+            folder: Folder of the teacher's tokenizer.
+            kept: How to truncate the distributions.
 
         Raises:
             UserError: The name, an option or the tokenizer cannot be used.
@@ -88,7 +89,7 @@ class ServerTeacher:
             raise UserError(f"`teacher_tokenizer` {folder}: no such folder")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # the kinds that damaged files raise have no common ancestor
+        except Exception as error:  # damaged files raise errors without a common base class
             raise UserError(f"cannot load the tokenizer in {folder}: {' '.join(str(error).split())[:200]}") from None
         self.context = max_row_tokens(None, self.tokenizer)
         self._date = (options.date or today()) if reads_clock(self.tokenizer) else None
@@ -97,7 +98,7 @@ class ServerTeacher:
         self._kept = kept
 
     def describe(self) -> dict[str, Any]:
-        """Everything that is known here and decides the values."""
+        """Everything that determines the values, as far as a client knows it."""
         return {
             "model": self.name,
             "served_model": self._model,
@@ -111,7 +112,7 @@ class ServerTeacher:
         }
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
-        """Batches in order; the server makes its own."""
+        """Batches in the order of the data; the server forms its own."""
         size = _BATCHES * self._client.options.concurrency
         return [list(range(i, min(i + size, len(pairs)))) for i in range(0, len(pairs), size)]
 
@@ -119,7 +120,7 @@ class ServerTeacher:
         """The teacher's distributions along the completions of one batch.
 
         Raises:
-            UserError: The server refuses, or does not give what is needed.
+            UserError: The server refuses, or does not return the log-probabilities.
         """
         replies: dict[str, _Echo] = {}
 
@@ -170,10 +171,10 @@ class ServerTeacher:
 
 
 def _by_id(choice: Mapping[str, Any], n: int) -> list[dict[int, float]]:
-    """Token id -> log-probability, for each of the n tokens that were sent; of the first there is none.
+    """Token id -> log-probability, for each of the n tokens that were sent; empty for the first.
 
     Raises:
-        ValueError: Tokens are named by text; a KeyError, IndexError or TypeError where there are none.
+        ValueError: Tokens are named by text; a KeyError, IndexError or TypeError if log-probabilities are missing.
     """
     if isinstance(given := choice.get("prompt_logprobs"), list):
         positions = [

@@ -1,4 +1,4 @@
-"""What a distillation starts from: recipe, data and the teacher's files, checked before anything is written."""
+"""Prepares a distillation: reads recipe, data and the teacher's files, and checks them before anything is written."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from sailkit.training.tokenise import Prepared, held_out_paths, prepare, read_da
 
 @dataclass(frozen=True)
 class Setup:
-    """What all steps of a distillation have in common.
+    """The inputs that all steps of a distillation share.
 
     Attributes:
-        recipe: The recipe, with the day for chat templates that read the clock.
+        recipe: The recipe, with the date for chat templates that read the clock.
         out: The run folder.
-        given_cache: A finished cache of the teacher; None where the run makes its own.
-        train: Rows to learn, as the data have them.
-        held_out: Held-out rows, likewise.
-        teacher_files: The teacher's files; of a teacher behind an endpoint, its tokenizer's; None where answers are all
-            that there is of it.
-        teacher_style: Style of the teacher's prompts; None for each row's own style.
+        given_cache: A finished cache of the teacher; None if the run computes it.
+        train: Training rows, unchanged from the data.
+        held_out: Held-out rows, unchanged from the data.
+        teacher_files: The teacher's files; for an endpoint, those of its tokenizer; None if only recorded answers are
+            given.
+        teacher_style: Style of the teacher's prompts; None for each row's style.
     """
 
     recipe: DistillationRecipe
@@ -50,12 +50,12 @@ class Setup:
 
     @property
     def logits(self) -> bool:
-        """Whether the student learns the teacher's distributions, not its answers alone."""
+        """Whether the student is trained on the teacher's distributions, not only on its answers."""
         return self.recipe.method != "sequence"
 
     @property
     def date(self) -> str | None:
-        """The day for chat templates that read the clock."""
+        """The date for chat templates that read the clock."""
         return self.recipe.student.date
 
     @property
@@ -65,7 +65,7 @@ class Setup:
 
     @functools.cached_property
     def measured(self) -> tuple[TrainingExample, ...]:
-        """The held-out rows with a response: with a prompt alone there is nothing to compare."""
+        """The held-out rows with a response; without one there is nothing to compare."""
         return tuple(example for example in self.held_out if example.response.strip())
 
     @functools.cached_property
@@ -79,19 +79,19 @@ class Setup:
         return pretrained(AutoTokenizer, recipe.teacher_tokenizer or resolve(recipe.teacher).tokenizer_folder)
 
     def in_student_style(self, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
-        """Rows in the student's style, with the very text that the teacher's style gives their completions."""
+        """Rows in the student's style, with the exact completion texts of the teacher's style."""
         styles = self.recipe.student.style, self.teacher_style
         return [completions.with_teacher_wording(example, *styles) for example in examples]
 
 
 @dataclass(frozen=True)
 class TeacherReach:
-    """Which rows the teacher can teach, as far as both tokenizers show.
+    """The rows that have teacher distributions, as far as both tokenizers show it.
 
     Attributes:
-        tokenizers: Those of teacher and student; None where nothing of the teacher is compared.
-        without_teacher: File of data -> its rows that are learnt by cross-entropy alone.
-        measurable: Whether the student can be compared with the teacher: on held-out rows that the teacher can read.
+        tokenizers: The tokenizers of teacher and student; None if no distributions are compared.
+        without_teacher: Data file -> its rows that are trained with cross-entropy alone.
+        measurable: Whether there are held-out rows on which student and teacher can be compared.
     """
 
     tokenizers: TokenizerPair | None
@@ -105,7 +105,7 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     Args:
         recipe: The recipe.
         out: The run folder.
-        cache: A finished cache of the teacher; None to make one.
+        cache: A finished cache of the teacher; None to compute it.
 
     Raises:
         UserError: The recipe cannot be run here, or the data or the teacher cannot be read.
@@ -138,10 +138,10 @@ def _teacher_files(recipe: DistillationRecipe) -> Source | None:
 
 
 def check_run(setup: Setup) -> TeacherReach:
-    """Refuse now, before the teacher's hours of work, what training would refuse after them; nothing is written.
+    """Check everything that training would refuse before the teacher runs for hours; nothing is written.
 
     Raises:
-        UserError: Student, cache or rows do not fit the recipe, or the teacher can teach none of the rows.
+        UserError: Student, cache or rows do not fit the recipe, or no row has teacher distributions.
     """
     recipe, measured = setup.recipe, setup.measured
     compares = setup.logits or bool(measured and recipe.teacher)
@@ -149,7 +149,7 @@ def check_run(setup: Setup) -> TeacherReach:
     source = resolve(recipe.student.model)
     tokenizer = check_student(recipe, source.folder)
     rows: Sequence[TrainingExample] = setup.train
-    if recipe.method != "logits":  # the teacher's answers are not known yet; the shortest stands for each
+    if recipe.method != "logits":  # the teacher's answers are not known yet; use a very short one instead
         rows = [replace(example, judgements=(), response="Yes.") for example in rows]
     longest = recipe.student.max_length
     prepared = {
@@ -177,14 +177,14 @@ def _teacher_reach(
     rows = {name: pair.tokenise(part) for name, part in prepared.items()}
     completions.check_any_taught(rows.get(TRAIN, ()))
     if recipe.method == "both":
-        rows.pop(TRAIN)  # their completions only stand for answers that are not known yet
+        rows.pop(TRAIN)  # their completions are placeholders for answers that are not known yet
     without = {name: completions.without_teacher(part) for name, part in rows.items()}
     readable = len(without.get(HELD_OUT, ())) < len(rows.get(HELD_OUT, ()))
     return TeacherReach(pair, without, bool(setup.measured) and (setup.logits or readable))
 
 
 def teacher_max_length(setup: Setup) -> int:
-    """Tokens of a row as the teacher reads it."""
+    """Most tokens of a row in the teacher's rendering."""
     from transformers import AutoConfig
 
     from sailkit.distillation.teacher import max_row_tokens
@@ -198,10 +198,10 @@ def teacher_max_length(setup: Setup) -> int:
 
 
 def open_cache(setup: Setup) -> Any:
-    """The teacher's cache.
+    """Open the teacher's cache.
 
     Raises:
-        UserError: It cannot be opened, or is not the one that the recipe describes.
+        UserError: The cache cannot be opened, or does not fit the recipe.
     """
     from sailkit.distillation.cache import CacheReader
 

@@ -1,4 +1,4 @@
-"""The steps of a distillation, in order: each is a function that reads what earlier ones wrote, and can be repeated."""
+"""The steps of a distillation, as repeatable functions that read the files of earlier steps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from sailkit.training.tokenise import Prepared, no_held_out_warning, prepare, re
 
 @dataclass(frozen=True)
 class StudentTargets:
-    """The teacher's distributions in the student's tokens; a part is None where the method has no use for it.
+    """The teacher's distributions in the student's tokens; attributes that the method does not need are None.
 
     Attributes:
-        compiler: What made them.
-        columns: Size of the student's vocabulary; what its output layer has beyond that is padding.
+        compiler: The compiler that computed them.
+        columns: Size of the student's vocabulary; the rest of its output layer is padding.
         train: Targets of the training rows.
         held_out: Targets of the held-out rows.
-        held_out_rows: The held-out rows as the student reads them.
+        held_out_rows: The held-out rows in the student's rendering.
     """
 
     compiler: Any = None
@@ -47,14 +47,14 @@ class StudentTargets:
 
 
 def warn(setup: Setup, reach: TeacherReach) -> None:
-    """Say at the terminal what will not be measured or taught."""
+    """Notify the user of rows without the teacher, and of figures that cannot be measured."""
     if not setup.measured:
         runs.notice(no_held_out_warning(setup.recipe.student))
     completions.notify(reach.without_teacher)
 
 
 def cut_student(setup: Setup) -> None:
-    """With `student_layers`: write the student, a model of some of the teacher's layers."""
+    """With `student_layers`, write the student, which consists of some of the teacher's layers."""
     if setup.recipe.student_layers is not None:
         from sailkit.distillation.layers import with_fewer_layers
 
@@ -62,10 +62,10 @@ def cut_student(setup: Setup) -> None:
 
 
 def write_data(setup: Setup) -> bool:
-    """Write the student's data, by `sequence` and `both` with the teacher's answers as responses.
+    """Write the student's data; with `sequence` and `both`, the responses are the teacher's answers.
 
     Returns:
-        Whether given answers were matched to rows by their order alone.
+        Whether recorded answers were matched to rows by order alone.
     """
     rows: Sequence[TrainingExample] = setup.train
     in_order = False
@@ -82,7 +82,7 @@ def write_data(setup: Setup) -> bool:
 
 
 def _answered(setup: Setup) -> tuple[list[TrainingExample], bool]:
-    """The training rows with the teacher's answers as responses, and whether these were matched by order alone."""
+    """The training rows with the teacher's answers, and whether these were matched by order alone."""
     from sailkit.models.load import load_model
 
     recipe, prompts, answers = setup.recipe, setup.out / PROMPTS, setup.out / ANSWERS
@@ -97,7 +97,7 @@ def _answered(setup: Setup) -> tuple[list[TrainingExample], bool]:
 
 
 def list_rows_without_teacher(setup: Setup, reach: TeacherReach) -> None:
-    """Write which rows are learnt by cross-entropy alone; by `both`, the rows of answers are known by now."""
+    """List the rows that are trained with cross-entropy alone; with `both`, the answers are known by now."""
     without = reach.without_teacher
     if setup.recipe.method == "both":
         assert reach.tokenizers is not None
@@ -108,7 +108,7 @@ def list_rows_without_teacher(setup: Setup, reach: TeacherReach) -> None:
 
 
 def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
-    """Write the cache of the teacher's distributions over the student's data, as far as the method reads it."""
+    """Cache the teacher's distributions over the student's data, as far as the method needs them."""
     if setup.given_cache or not setup.recipe.teacher or not (setup.logits or reach.measurable):
         return
     from sailkit.distillation.load import TeacherModelOptions
@@ -125,7 +125,7 @@ def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
 
 
 def align(setup: Setup, reach: TeacherReach) -> StudentTargets:
-    """Bring the cached distributions into the student's tokens, or read the targets that are written already."""
+    """Project the cached distributions onto the student's tokens, or read existing targets."""
     from sailkit.distillation.targets import TargetCompiler
 
     if not (setup.logits or reach.measurable):
@@ -141,17 +141,17 @@ def align(setup: Setup, reach: TeacherReach) -> StudentTargets:
         train = compiler.compile(rows(DATA, TRAIN), setup.out / TARGETS.format("train"))
     if reach.measurable:
         held_out_rows = rows(DATA, HELD_OUT)
-        # All methods are measured against the same targets: habits are learnt from the data's own responses.
+        # All methods are measured against the same targets, so habits are learnt from the responses in the data.
         prompts = setup.out / PROMPTS / TRAIN
         has_responses = prompts.exists() and any(row.response.strip() for row in read_data([str(prompts)]))
         habits = rows(PROMPTS if has_responses else DATA, TRAIN)
         held_out = compiler.compile(held_out_rows, setup.out / TARGETS.format("held_out"), habits)
-    columns = 1 + int(max(tokenizer.get_vocab().values()))  # not its length: ids may have gaps
+    columns = 1 + int(max(tokenizer.get_vocab().values()))  # not the length, because ids may have gaps
     return StudentTargets(compiler, columns, train, held_out, held_out_rows)
 
 
 def student_tokenizer(setup: Setup) -> Any:
-    """The student's tokenizer, once the student is there."""
+    """The student's tokenizer, once the student exists."""
     from transformers import AutoTokenizer
 
     from sailkit.models.weights import pretrained
@@ -160,19 +160,19 @@ def student_tokenizer(setup: Setup) -> Any:
 
 
 def _student_rows(setup: Setup, tokenizer: Any, folder: str, name: str) -> Prepared:
-    """A file of rows as the student reads them."""
+    """Read a file of rows in the student's rendering."""
     return prepare(read_data([str(setup.out / folder / name)]), tokenizer, setup.recipe.student.max_length, setup.date)
 
 
 def student_recipe(setup: Setup) -> Recipe:
-    """The recipe of the student's training, on the data that `write_data` writes."""
+    """The recipe of the student's training on the data from `write_data`."""
     student, folder = setup.recipe.student, str(setup.out / DATA)
     model = str(setup.out / CUT_MODEL) if setup.recipe.student_layers is not None else student.model
     return replace(student, model=model, data=(folder,), held_out=(folder,) if setup.measured else (), style=None)
 
 
 def objective(setup: Setup, targets: StudentTargets) -> Objective:
-    """What the student's training run minimises."""
+    """The objective of the student's training run."""
     if not setup.logits:
         return Objective()
     from sailkit.distillation.trainer import DistillTrainer
@@ -200,7 +200,7 @@ def measure(setup: Setup, targets: StudentTargets) -> dict[str, Any]:
 
     recipe = setup.recipe
     assert targets.held_out_rows is not None
-    # Verification is compared on the same rows as the data have them: with their judgements.
+    # Verification is compared on the same rows, taken from the data because these have judgements.
     ids = {example.id for example in targets.held_out_rows.examples}
     judged = [example for example in setup.held_out if example.id in ids]
     teacher_flags: dict[str, tuple[bool, ...]] | None = None
@@ -208,7 +208,7 @@ def measure(setup: Setup, targets: StudentTargets) -> dict[str, Any]:
         styled = [replace(example, style=setup.teacher_style or example.style) for example in judged]
         teacher = LocalModel.from_name(recipe.teacher, ModelOptions(chat="off", date=setup.date))
         teacher_flags = verdicts(teacher, styled, targets.compiler.cache.settings["max_length"])
-        del teacher  # a large one would leave no memory to the students
+        del teacher  # free the memory for the students
         free_memory()
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}

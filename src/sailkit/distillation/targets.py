@@ -1,4 +1,4 @@
-"""Targets: a teacher's cache projected onto a student's tokens, once for a pair of models, and kept in a file."""
+"""Compiles a teacher's cache into a file of targets: its distributions projected onto a student's tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.training.tokenise import IGNORED, Prepared
 
-ALIGNMENT_VERSION = 1  # of alignment and projection; raise it when targets change
+ALIGNMENT_VERSION = 1  # version of alignment and projection; raise it when targets change
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CompiledTargets:
 
     Attributes:
         targets: One row for each example.
-        figures: How much of the teacher's distributions the targets cover: see `_coverage`.
+        figures: Coverage of the teacher's distributions; see `_coverage`.
     """
 
     targets: Targets
@@ -37,10 +37,10 @@ class CompiledTargets:
 
 
 class TargetCompiler:
-    """Makes targets of a cache, for one pair of tokenizers."""
+    """Compiles targets from a cache, for one pair of tokenizers."""
 
     def __init__(self, cache: CacheReader, teacher_tokenizer: Any, student_tokenizer: Any, min_mass: float) -> None:
-        """Prepare.
+        """Prepare both tokenizers.
 
         Args:
             cache: The teacher's cache.
@@ -50,7 +50,7 @@ class TargetCompiler:
         """
         self.cache = cache
         settings = cache.settings
-        # Prompts are in each model's own style; the text of the completion is the same in both.
+        # Each model has its prompt style; the text of the completion is the same in both.
         self.tokenizers = TokenizerPair(
             teacher_tokenizer, student_tokenizer, settings["max_length"], settings["style"], settings.get("date")
         )
@@ -62,19 +62,19 @@ class TargetCompiler:
         return self.tokenizers.same
 
     def settings(self) -> dict[str, Any]:
-        """What decides the targets besides the data."""
+        """Everything besides the data that determines the targets."""
         cache = runs.read_manifest(self.cache.folder)["fingerprint"]
         teacher, student = self.tokenizers.teacher.fingerprint, self.tokenizers.student.fingerprint
         vocabularies = {"teacher_tokens": teacher, "student_tokens": student}
         return {"cache": cache, **vocabularies, "min_mass": self.min_mass, "rules": ALIGNMENT_VERSION}
 
     def compile(self, prepared: Prepared, file: Path, learn_from: Prepared | None = None) -> CompiledTargets:
-        """The targets of a data set: read from the file if it holds them already, else made and written to it.
+        """Read the targets of a data set from the file if it holds them already, else compute and write them.
 
         Args:
-            prepared: The rows as the student reads them.
+            prepared: The rows in the student's rendering.
             file: File of the targets.
-            learn_from: The data from which the habits of the student's tokenizer are learnt; the same by default.
+            learn_from: The data from which the habits of the student's tokenizer are learnt; by default the rows.
 
         Raises:
             UserError: A completion of the data set is not in the cache.
@@ -88,7 +88,7 @@ class TargetCompiler:
         ends = end_tokens(self.tokenizers.teacher_tokenizer, (row.teacher for row in taught))
         projection = Projection(self.tokenizers.teacher, self.tokenizers.student, ends, self.min_mass)
         if not projection.same:
-            # Rows for habits need not be in the cache, which may hold the teacher's own answers instead.
+            # Rows for habits need not be cached, because the cache may hold the teacher's answers instead.
             pairs = rows if learn_from is None else self.tokenizers.tokenise(learn_from)
             projection.learn_habits((row.teacher, row.student) for row in pairs if isinstance(row, AlignedCompletion))
         listed = array("d")  # probability of the tokens that each target lists
@@ -118,7 +118,7 @@ class TargetCompiler:
                 tick()
 
     def _tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
-        """Each example in the tokens of both models, and its place in the cache checked before hours of alignment."""
+        """Tokenise each example with both tokenizers, and check that it is cached before hours of alignment."""
         rows = self.tokenizers.tokenise(prepared)
         for row in rows:
             if isinstance(row, AlignedCompletion):
@@ -133,12 +133,12 @@ class TargetCompiler:
 
 
 def _coverage(targets: Targets, listed: array[float], taught: Sequence[AlignedCompletion]) -> dict[str, Any]:
-    """How much of the teacher's distributions the targets cover.
+    """The coverage of the teacher's distributions by the targets.
 
     Returns:
         `positions`; the shares of them that are `aligned`, `conditioned` and without a target; `captured_mass`, the
         mean probability of what the targets list; `identical_tokens`, the share of the student's tokens that are the
-        teacher's in bytes and position; and bytes of text in a token of each model.
+        teacher's in bytes and position; and the mean bytes per token of each model.
     """
     kinds = np.bincount(targets.kind, minlength=3).tolist()
     n_bytes = sum(row.student.length for row in taught)
@@ -185,4 +185,4 @@ def _read(file: Path, key: str) -> CompiledTargets | None:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return CompiledTargets(Targets(**tensors), header["figures"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return None  # damaged: made again
+        return None  # damaged, so compute it again

@@ -1,4 +1,4 @@
-"""A teacher on this machine: its distributions at each supervised token, likeliest first, in planned batches."""
+"""A local teacher that computes its distributions at each supervised token, in planned batches."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sailkit.models.checks import check_finite
 from sailkit.models.local import LocalModel
 from sailkit.models.weights import context_of
 
-# Logits in the model's own number format: of a pass, and of what is taken to float32 at once (256 MB).
+# Most logits of a forward pass in the model's number format, and of a conversion to float32 (256 MB).
 _PASS_LOGITS = 2**28
 _CHUNK_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
 class TopK:
-    """How much is kept of each position.
+    """How to truncate the distribution at each position.
 
     Attributes:
         k: Most entries.
-        top_p: The smallest set of entries whose probabilities sum to this, where that is less than k.
-        precision: Type of the entries' log-probabilities: `float16` or `float32`.
+        top_p: Keep the smallest set of entries whose probabilities sum to this, if it has fewer than k.
+        precision: Number format of the log-probabilities: `float16` or `float32`.
     """
 
     k: int
@@ -42,9 +42,9 @@ class TopK:
 
         Args:
             tokens: Its n supervised tokens.
-            ids: Likeliest tokens of each position, likeliest first; shape (n, at least k or all there are).
-            logprobs: Their log-probabilities in nats, minus infinity where there is none; the same shape.
-            rest: Probability of the tokens that are not among them; shape (n,).
+            ids: Likeliest tokens of each position, likeliest first; shape (n, at least k or the whole vocabulary).
+            logprobs: Their log-probabilities in nats, minus infinity for unused entries; the same shape.
+            rest: Total probability of all other tokens; shape (n,).
             observed: Log-probability of each of `tokens`; shape (n,).
         """
         values = logprobs.astype(np.float64)
@@ -52,7 +52,7 @@ class TopK:
         chosen = (np.arange(ids.shape[1]) < self.k) & np.isfinite(values)
         if self.top_p < 1:
             chosen &= np.cumsum(probs, 1) - probs < self.top_p
-        # The tail is summed up, never computed as one minus the sum of the kept: that would round small tails to zero.
+        # The tail is a sum, not one minus the kept probabilities, which would round small tails to zero.
         tail = rest.astype(np.float64) + np.where(chosen, 0.0, probs).sum(1)
         return TeacherRow(
             np.asarray(tokens),
@@ -65,37 +65,37 @@ class TopK:
 
 
 def max_row_tokens(config: Any, tokenizer: Any) -> int:
-    """Tokens of a row that a teacher can read.
+    """Most tokens of a row that fit into a teacher's context.
 
     Args:
-        config: The model's; None for one behind a server, which generates a token, too: some would not generate none.
-        tokenizer: The teacher's.
+        config: The model's config; None for a server, which needs room to generate a token, because some require one.
+        tokenizer: The teacher's tokenizer.
     """
     return context_of(config, tokenizer) - (config is None)
 
 
 class Teacher(Protocol):
-    """What gives its distribution at each token of a completion."""
+    """A model that returns its distribution at each token of a completion."""
 
     name: str
     tokenizer: Any
     context: int
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the teacher that decides its values, for the manifest."""
+        """Everything that determines the teacher's values, for the manifest."""
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Divide a whole data set into batches of indices, each example in exactly one batch."""
 
     def rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
-        """Its distributions along the completions of one batch."""
+        """The teacher's distributions along the completions of one batch."""
 
 
 class LocalTeacher:
-    """A model on this machine.
+    """A local teacher.
 
-    Rows are padded on the right: nothing that a causal model predicts depends on what comes later, so no mask is
-    needed. The vocabulary head sees supervised positions only, and their log-softmax is computed in float32.
+    Rows are padded on the right. The predictions of a causal model do not depend on later tokens, so no mask is needed.
+    Logits are computed at supervised positions only, and their log-softmax in float32.
     """
 
     def __init__(self, model: LocalModel, kept: TopK) -> None:
@@ -103,7 +103,7 @@ class LocalTeacher:
 
         Args:
             model: The teacher.
-            kept: How much is kept of each position.
+            kept: How to truncate the distributions.
         """
         self.name = model.name
         self.tokenizer = model.tokenizer
@@ -111,15 +111,15 @@ class LocalTeacher:
         self._model = model
         self._kept = kept
         self._padded: int = model.model.get_output_embeddings().weight.shape[0]
-        # A token that was added to the tokenizer alone has no row, and no probability.
+        # A token that was added only to the tokenizer has no row in the output layer, and so no probability.
         self._known = sorted({token for token in self.tokenizer.get_vocab().values() if token < self._padded})
 
     def describe(self) -> dict[str, Any]:
-        """Everything about the teacher that decides its values."""
+        """Everything that determines the teacher's values."""
         return {**self._model.describe(), "vocabulary": len(self._known), "pass_logits": _PASS_LOGITS}
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
-        """Batches of pairs of like length, longest first, within a budget of tokens and one of logits."""
+        """Batches of pairs of similar length, longest first, within a budget of tokens and one of logits."""
         if strange := next((pair for pair in pairs if max(pair.prompt + pair.tokens) >= self._padded), None):
             raise UserError(
                 f"{self.name}: example {strange.name!r} has a token that the model has no row for ({self._padded}); "
@@ -128,7 +128,7 @@ class LocalTeacher:
         prompts, lengths = [len(pair.prompt) for pair in pairs], [len(pair.inputs) for pair in pairs]
 
         def few_logits(batch: list[int]) -> bool:
-            # The vocabulary head sees every position from the first supervised one of the batch to the last.
+            # Logits are computed at all positions from the first supervised one of the batch to the last.
             positions = lengths[batch[0]] - (min(prompts[i] for i in batch) - 1)
             return len(batch) * positions * self._padded <= _PASS_LOGITS
 
@@ -138,7 +138,7 @@ class LocalTeacher:
         """The teacher's distributions along the completions of one batch.
 
         Raises:
-            UserError: The model's output is no number, or memory runs out with a single pair.
+            UserError: The model's output is NaN or infinite, or memory runs out with a single pair.
         """
         rows: dict[int, TeacherRow] = {}
         for group in self._model.lengths.groups([len(pair.whole) for pair in pairs]):
@@ -147,11 +147,11 @@ class LocalTeacher:
 
     def _rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
         device = self._model.device
-        # The last token is read for its position alone, where the length of a row means something.
+        # The last token is an input only if the row's length affects the RoPE frequencies.
         long = self._model.lengths.regime(len(pairs[0].whole)) > 0
         rows = [pair.whole if long else pair.inputs for pair in pairs]
         longest = max(map(len, rows))
-        # What fills up a row is never looked at; its last token is surely no padding that a library would warn of.
+        # Padding is never read. It repeats the last token, because libraries warn of padding tokens without a mask.
         inputs = [row + row[-1:] * (longest - len(row)) for row in rows]
         supervised = [range(len(pair.prompt) - 1, len(pair.inputs)) for pair in pairs]
         columns = sorted(set().union(*supervised))
@@ -171,9 +171,9 @@ class LocalTeacher:
     def _likeliest(
         self, logits: Any, wanted: Sequence[tuple[int, int]], tokens: Sequence[int]
     ) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-        """At each wanted position: the k likeliest tokens, their log-probabilities, the tail, the observed token's."""
+        """The k likeliest tokens at each position and their log-probabilities, the tail, and the observed token's."""
         device = logits.device
-        # A matrix is often padded to a round number of rows; a row without a piece is no token.
+        # A weight matrix is often padded to a round number of rows; rows without a piece are no tokens.
         no_token = torch.ones(logits.shape[-1], dtype=torch.bool, device=device)
         no_token[torch.tensor(self._known, device=device)] = False
         k = min(self._kept.k, len(self._known))

@@ -1,4 +1,4 @@
-"""A teacher's own answers as training data, for distillation of sequences: its text unchanged, without thoughts."""
+"""Collects a teacher's answers as training data for sequence distillation, unchanged but without thoughts."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class TeacherAnswers:
 
     Attributes:
         folder: The run folder, which finetune reads.
-        n: Rows that were asked.
-        n_train: Rows to learn.
-        n_held_out: Held-out rows.
-        n_dropped: Rows without a usable answer.
-        dropped: Reason -> how many.
-        unjudged: Answers that open with no sentence that judges the search results.
+        n: Number of prompts.
+        n_train: Number of training rows.
+        n_held_out: Number of held-out rows.
+        n_dropped: Number of rows without a usable answer.
+        dropped: Reason -> number of dropped rows.
+        unjudged: Number of answers without a verification sentence.
         cut_tokens: Tokens of search results that were cut to fit.
-        in_order: Whether a file's answers were matched to rows by their order alone.
+        in_order: Whether recorded answers were matched to rows by order alone.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class TeacherAnswers:
 def teacher_answers(
     teacher: Model | Path, data: Sequence[str], out: Path, *, style: str | None = None, max_new_tokens: int = 512
 ) -> TeacherAnswers:
-    """Have a teacher answer the prompts of training data; its answers become the responses to learn.
+    """Have a teacher answer the prompts of training data, to train on its answers.
 
     Prompts are rendered as in training. Writes train.jsonl, held_out.jsonl (where the data have one) and dropped.jsonl
     to a run folder that finetune reads. A run that was stopped continues where it stopped.
@@ -85,8 +85,8 @@ def teacher_answers(
             way and hold each row's instruction and input.
         data: Run folders of build, whose held-out rows are answered too, or files of training examples.
         out: The run folder.
-        style: Ask in this style; by default the one that the teacher was trained in, else each row's own.
-        max_new_tokens: Longest answer.
+        style: Style of the prompts; by default that of the teacher's training, else each row's style.
+        max_new_tokens: Most tokens of an answer.
 
     Returns:
         Counts of rows, of dropped ones by reason, and where they are.
@@ -115,7 +115,7 @@ def teacher_answers(
         "held_out": len(held_out),
     }
     in_order = False
-    if isinstance(teacher, Path):  # before there is a folder that another file could not use
+    if isinstance(teacher, Path):  # check it before creating a folder that is bound to this file
         recorded, in_order = _recorded(teacher, examples)
     else:
         _check_style(teacher, examples)
@@ -127,8 +127,8 @@ def teacher_answers(
 def with_reply(example: TrainingExample, reply: str) -> TrainingExample:
     """A training example whose completion is a teacher's reply.
 
-    Where it opens with the sentence that judges the search results, in the wording of the example's style, this is read
-    into the judgements; else there are none, and all of it is the response. Thoughts before it are left out.
+    A verification sentence at its beginning, in the wording of the example's style, is parsed into judgements; without
+    one, the whole reply is the response. Thoughts are removed.
     """
     reply = split_thoughts(reply)[0]
     text = reply.removeprefix(wording()["text"]["gap"]) if example.style == "sail" else reply.strip()
@@ -141,7 +141,7 @@ def with_reply(example: TrainingExample, reply: str) -> TrainingExample:
 
 
 def _check_style(teacher: Model, examples: Sequence[TrainingExample]) -> None:
-    """A chat template belongs to the chat style, and to no other."""
+    """Raise a UserError unless exactly the chat style is used with a chat template."""
     templated = bool(teacher.describe().get("chat_template"))
     for style in dict.fromkeys(example.style for example in examples):
         if (style == "chat") != templated:
@@ -151,7 +151,7 @@ def _check_style(teacher: Model, examples: Sequence[TrainingExample]) -> None:
 
 
 def _ask(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int) -> list[dict[str, Any]]:
-    """The teacher's reply to each example: `text`, or the `reason` why there is none."""
+    """The teacher's reply to each example: its `text`, or the `reason` why there is none."""
     prompts = [conversation(example) for example in examples]
     reasons: dict[int, str] = {}
     for i, prompt in enumerate(prompts):
@@ -189,7 +189,7 @@ def _ask(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], lim
 
 
 def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dict[str, Any]], bool]:
-    """A file's answers to the examples, in order, and whether they were matched by order instead of by prompts."""
+    """The recorded answers to the examples, and whether they were matched by order instead of by prompt."""
     rows = list(read_table(path))
     no_prompts = all(row.get("prompt") in (None, "") for _, row in rows)
     answers: dict[str, list[str]] = {}
@@ -200,7 +200,7 @@ def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dic
     prompts = [as_text(conversation(example)[0].parts).strip() for example in examples]
     unmatched = [example.id for example, prompt in zip(examples, prompts, strict=True) if prompt not in answers]
     if not unmatched:
-        # The same prompt twice takes its answers in turn.
+        # Repeated prompts use their answers in turn.
         turns = {prompt: list(texts) for prompt, texts in answers.items()}
         return [
             {"text": turns[prompt].pop(0) if len(turns[prompt]) > 1 else turns[prompt][0]} for prompt in prompts
@@ -219,13 +219,13 @@ def _recorded(path: Path, examples: Sequence[TrainingExample]) -> tuple[list[dic
 
 
 def _contains_task(prompt: str, example: TrainingExample) -> bool:
-    """Whether a prompt contains an example's instruction and input, whatever is around them."""
+    """Whether a prompt contains an example's instruction and input."""
     prompt = " ".join(prompt.split())
     return all(" ".join(text.split()) in prompt for text in (example.instruction, example.input))
 
 
 def _missing(row: Mapping[str, Any]) -> str:
-    """Why a reply cannot be learnt from; empty where it can."""
+    """Why a reply cannot be trained on; empty if it can."""
     answer, thinking = split_thoughts(row.get("text", ""))
     if row.get("refusal") is not None:
         return f"{_REFUSED}: {row['refusal']}"

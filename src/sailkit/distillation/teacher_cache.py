@@ -1,4 +1,4 @@
-"""The stage `teacher-cache`: a teacher reads each completion once, and students of any tokenizer learn from it."""
+"""The verb `teacher-cache`: caches a teacher's distributions, for students with any tokenizer."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherCache(Result):
-    """A teacher's cache as it was written; the figures are None while files of other machines are missing.
+    """A written teacher's cache; the figures are None while files of other machines are missing.
 
     Attributes:
         folder: The run folder.
         teacher: The teacher's name.
-        n: Examples.
-        pairs: Distinct completions.
-        device: Where the teacher ran; None behind a server.
-        dtype: Its number format, likewise.
-        missing_files: Files that are still to come from other machines.
-        dropped: Examples that the teacher has no room for.
+        n: Number of examples.
+        pairs: Number of distinct pairs of prompt and completion.
+        device: Device of the teacher; None for a server.
+        dtype: Number format of the teacher; None for a server.
+        missing_files: Files that other machines have not written yet.
+        dropped: Number of examples that do not fit into the teacher's context.
         cut_tokens: Tokens of search results that were cut to fit.
-        tokens: Positions with a distribution.
+        tokens: Number of positions with a distribution.
         entries_per_token: Mean number of tokens that a distribution lists.
         bytes_per_token: Bytes of the files for each position.
         tail: Mean probability that is not listed.
-        loss: The teacher's own cross-entropy for each token.
-        bytes: Bytes of all files.
-        files: How many there are.
+        loss: The teacher's cross-entropy per token.
+        bytes: Total size of the files.
+        files: Number of files.
     """
 
     folder: Path
@@ -87,7 +87,7 @@ class TeacherCache(Result):
         return CacheReader.open(self.folder)
 
     def to_json(self) -> dict[str, Any]:
-        """The result as `--json` writes it."""
+        """The result as JSON values, as with `--json`."""
         names = ("teacher", "n", "pairs", "device", "dtype", "finished")
         about = {name: getattr(self, name) for name in names}
         if not self.finished:
@@ -121,19 +121,19 @@ def teacher_cache(
         teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.
         data: Run folders of build, whose held-out rows are read too, or files of training examples; repeated.
         out: The run folder.
-        style: Render every row in this style; by default the one that the teacher was trained in, else each row's own.
-        max_length: Most tokens of a row; search results are shortened to fit. By default what the teacher can take.
+        style: Style of the prompts; by default that of the teacher's training, else each row's style.
+        max_length: Most tokens of a row; search results are shortened to fit. By default the teacher's context length.
         k: Most tokens to keep at each position.
         top_p: Keep the smallest set of tokens whose probabilities sum to this.
-        precision: Type of the log-probabilities.
-        shard: Do part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
-        shard_tokens: Tokens of completions in a file; a stopped run goes on with whole files.
-        ray: Share the files out on a Ray cluster.
+        precision: Number format of the log-probabilities.
+        shard: Write only part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
+        shard_tokens: Tokens of completions in a file; a resumed run repeats unfinished files.
+        ray: Distribute the files over a Ray cluster.
         teacher_tokenizer: For an endpoint: a folder with the teacher's tokenizer.
         options: How to load and run the teacher.
 
     Returns:
-        Counts and figures, and where the cache is.
+        Counts, figures and the folder of the cache.
 
     Raises:
         UserError: Anything that the user can mend; nothing is overwritten.
@@ -161,8 +161,8 @@ def teacher_cache(
     )
     every = teacher_examples(prepared)
     pairs = unique_completions(every)
-    # All batches are planned before files are shared out or skipped, as the low bits of a value depend on its batch: a
-    # run that is resumed, or made by several machines, writes the same bytes.
+    # All batches are planned before files are distributed or skipped, because the low bits of a value depend on its
+    # batch: a run that is resumed, or divided among machines, writes the same bytes.
     files = _files(pairs, reader.plan(pairs), shard_tokens)
     settings = {
         **described,
@@ -188,7 +188,7 @@ def teacher_cache(
                 maker = cluster.maker(pool, teacher, loading)
             written = _write_files(run.folder, reader, pairs, files, range(len(files)), maker)
             return _finish(run, prepared, files, written)
-    # Each machine locks a folder of its own, so that no two do the same part; all files are in one folder.
+    # Each machine locks the folder of its part, so that no two do the same part; all files are in a common folder.
     index, count = part
     with runs.open_run(
         out / f"shard-{index + 1}-of-{count}", f"{TEACHER_CACHE_STAGE} shard", {**settings, "shard": shard}
@@ -207,22 +207,22 @@ def render_for_teacher(
     *,
     may_be_empty: bool = False,
 ) -> Prepared:
-    """Examples as a teacher reads them.
+    """Render examples for a teacher.
 
     Args:
-        examples: As the data have them.
-        tokenizer: The teacher's.
-        max_length: As in the cache's settings.
-        style: Likewise; None for each example's own.
-        date: Likewise.
-        may_be_empty: Whether it is no error if none of them fits.
+        examples: The examples in the data.
+        tokenizer: The teacher's tokenizer.
+        max_length: Most tokens of a row, as in the cache's settings.
+        style: Style of the prompts, as in the cache's settings; None for each example's style.
+        date: The date, as in the cache's settings.
+        may_be_empty: Whether to accept that no example fits.
     """
     styled = [replace(example, style=style) for example in examples] if style else examples
     return prepare(styled, tokenizer, max_length, date, may_be_empty=may_be_empty)
 
 
 def _files(pairs: Sequence[TeacherExample], batches: Sequence[Sequence[int]], tokens: int) -> list[list[list[int]]]:
-    """The batches of each file: as many as have at most so many tokens together, at least one."""
+    """Divide batches among files of at most `tokens` tokens, with at least one batch each."""
     files: list[list[list[int]]] = []
     size = 0
     for batch in batches:
@@ -243,10 +243,10 @@ def _write_files(
     mine: Sequence[int],
     maker: Maker,
 ) -> set[str]:
-    """Write those files that do not exist yet, and return their names."""
+    """Write the files that do not exist yet, and return their names."""
     paths = {number: folder / shard_name(number) for number in mine}
     for path in paths.values():
-        for torn in folder.glob(f".{path.name}.*"):  # of a run that was killed while it wrote
+        for torn in folder.glob(f".{path.name}.*"):  # left by a run that was killed while writing
             torn.unlink(missing_ok=True)
     left = [number for number in mine if not _is_written(paths[number], [pairs[i] for b in files[number] for i in b])]
     total, todo = (sum(len(batch) for n in numbers for batch in files[n]) for numbers in (mine, left))
@@ -280,7 +280,7 @@ def _is_written(path: Path, pairs: Sequence[TeacherExample]) -> bool:
 def _finish(
     run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], written: set[str]
 ) -> TeacherCache:
-    """Write the index, once all files are there."""
+    """Write the index, once all files exist."""
     settings = run.manifest["settings"]
     about = {name: settings.get(name) for name in ("n", "pairs", "device", "dtype")} | {"teacher": settings["model"]}
     names = [shard_name(number) for number in range(len(files))]

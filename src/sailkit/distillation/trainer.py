@@ -1,4 +1,4 @@
-"""Training a student on a teacher's distributions: the trainer of fine-tuning with the loss of distillation."""
+"""The fine-tuning trainer with the distillation loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sailkit.errors import UserError
 from sailkit.training.tokenise import IGNORED, Prepared
 from sailkit.training.trainer import Trainer
 
-# From the inputs, matrix and bias of an output layer to a summed loss and its parts.
+# Takes the inputs, weight and bias of an output layer, and returns a summed loss and its parts.
 LossOfHead = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, LossParts]]
 
 
@@ -39,8 +39,8 @@ class LossOutput(ModelOutput):  # type: ignore[misc]
 class DistillTrainer(Trainer):
     """Trainer whose loss at a position is the divergence from its target.
 
-    TRL collates, packs and shuffles token ids and labels alone. So the labels given to it are numbers of positions in
-    the target table, by which the loss looks up token and target; no position can get another one's target.
+    TRL collates, packs and shuffles only token ids and labels. So the labels are indices of positions in the target
+    table, by which the loss looks up token and target; no position can get the target of another.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class DistillTrainer(Trainer):
 
         Args:
             model: The student.
-            train: Rows to learn.
+            train: Training rows.
             held_out: Rows to evaluate on.
-            targets: The targets of `train`: a position for each supervised token.
-            held_out_targets: Those of `held_out`.
+            targets: Targets of `train`, one for each supervised token.
+            held_out_targets: Targets of `held_out`.
             ce_weight: Weight of the cross-entropy at positions with a target.
             columns: Size of the student's vocabulary; the rest of its output layer is padding.
             more: See `Trainer`.
 
         Raises:
-            UserError: The model's logits are not those of a plain output layer, or the recipe asks for another loss.
+            UserError: The model's logits are not those of a plain output layer, or the recipe sets another loss.
             ValueError: Targets do not fit their rows.
         """
         check_loss(more["args"])
@@ -91,7 +91,7 @@ class DistillTrainer(Trainer):
         keep = following != IGNORED
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
         loss_of = functools.partial(self._loss_of, targets=self._table.at(following[keep]))
-        # The loss is computed within one forward pass of the wrapped model, since DDP, FSDP and DeepSpeed hook into
+        # The loss is computed within the forward pass of the wrapped model, because DDP, FSDP and DeepSpeed hook into
         # that pass: parameters used outside of it would be neither gathered nor averaged.
         output = model(**model_inputs, use_cache=False, keep=keep, loss_of=loss_of)
         count = keep.sum()
@@ -116,7 +116,7 @@ class DistillTrainer(Trainer):
 
 
 def check_loss(args: Any) -> None:
-    """Refuse settings of another loss than that of distillation.
+    """Refuse settings of a loss other than that of distillation.
 
     Args:
         args: See `sailkit.training.arguments.sft_config`.
@@ -129,7 +129,7 @@ def check_loss(args: Any) -> None:
 
 
 def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[IntArray, tuple[tuple[int, ...], ...]]:
-    """The supervised tokens of all rows, and rows of labels that number their positions, from `begin` on."""
+    """The supervised tokens of all rows, and rows of labels that index their positions, starting at `begin`."""
     tokens = [[token for token in row if token != IGNORED] for row in prepared.labels]
     if [len(row) for row in tokens] != np.diff(targets.rows).tolist():
         raise ValueError("the targets were not made for these rows")
@@ -139,12 +139,12 @@ def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[IntArra
 
 
 def _add_loss(model: Any) -> None:
-    """Let a causal language model compute a loss at some positions instead of logits, where it is given `loss_of`.
+    """Make a causal language model return a loss at some positions instead of logits if `loss_of` is given.
 
     The loss is computed within the output layer's own forward pass, where FSDP and DeepSpeed have gathered its matrix.
     """
     head: Any = model.get_output_embeddings()
-    if hasattr(head, "modules_to_save"):  # a copy that is trained beside adapters
+    if hasattr(head, "modules_to_save"):  # a trained copy next to adapters
         head = head.modules_to_save[head.active_adapter]
     is_linear = isinstance(head, torch.nn.Linear)
     if not is_linear:  # an adapter adds to what its matrix gives
