@@ -28,7 +28,7 @@ class TeacherModelOptions(ModelOptions):
     """How to load and run a teacher, whose style decides whether its chat template is used.
 
     Attributes:
-        dtype: Number format of the teacher; auto takes bfloat16 where the machine is faster in it.
+        dtype: Number format of the teacher; auto selects bfloat16 if the machine is faster in it.
         concurrency: Most requests at a time for each worker.
         api_key_env: Environment variable with the endpoint's key.
         trust_remote_code: Run code that the teacher's repository carries.

@@ -1,4 +1,4 @@
-"""What the figures of distillations allow to say, in sentences, and what they do not show."""
+"""Sentences on what the figures of distillations show, and on their limits."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def ranking_headline(first: str, other: str, pair: StudentComparison) -> str:
     """Which of two students is nearer to the teacher, in one sentence.
 
     Args:
-        first: The name of one run.
-        other: Of the other.
-        pair: What their comparison gave.
+        first: Name of one run.
+        other: Name of the other run.
+        pair: Their comparison.
     """
     gap = pair.differences["kl"]
     if pair.other_settings:
@@ -60,11 +60,11 @@ def ranking_headline(first: str, other: str, pair: StudentComparison) -> str:
 
 
 def limits(distillations: Sequence[Distillation], seed: int) -> list[str]:
-    """What the figures do not show, in sentences.
+    """Sentences on the limits of the figures.
 
     Args:
         distillations: The runs.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     measured = [run for run in distillations if run.ids]
     always = [

@@ -45,7 +45,7 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval excludes 0, else 0."""
+        """1 or -1 if the interval excludes 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
 
@@ -105,8 +105,8 @@ class Units:
 
         Args:
             cells: Shape (items, dimensions of a table).
-            shape: Of a table.
-            groups: The group of each item; None where each is a unit of its own.
+            shape: Shape of a table.
+            groups: The group of each item; None if each item is a separate unit.
         """
         if groups is None:
             counts = np.zeros(shape, dtype=np.int64)

@@ -124,7 +124,7 @@ def confusion_estimates(counts: Counts | Units, labels: Sequence[str], seed: int
     """All statistics of a confusion table with their intervals.
 
     Args:
-        counts: Shape (K, K + 2); or resampling units, where items are in groups.
+        counts: Shape (K, K + 2); or resampling units, if items are in groups.
         labels: Names of the K classes.
         seed: The run's seed.
 
