@@ -132,7 +132,7 @@ class ModelOptions(DeviceOptions):
     `Annotated[..., Parameter(parse=False)]` is no flag, and a text under `Attributes` replaces the one here.
 
     Attributes:
-        chat: Use the model's chat template: auto (if it has one), on, off.
+        chat: Use the model's chat template: auto (where it has one), on, off.
         batch_tokens: Most tokens in a batch; 0 chooses.
         max_requests: Most requests to an endpoint, retries included; 0 for no limit.
         concurrency: Most requests at a time.
