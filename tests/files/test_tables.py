@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sailkit.errors import UserError
-from sailkit.evaluation.predictions import field_names, load_recording
+from sailkit.evaluation.predictions import field_names
 from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
 from sailkit.files.tables import read_table, with_nested
@@ -125,7 +125,7 @@ def test_an_empty_id_of_an_instruction_or_recording_is_refused(tmp_path):
         read_instructions(tmp_path / "t.csv")
     (tmp_path / "r.csv").write_text("id,output\n1,Correct\n,Wrong\n")
     with pytest.raises(UserError, match="line 3: field 'id' is empty"):
-        load_recording(tmp_path / "r.csv", "climate-fever")
+        load_table(tmp_path / "r.csv", "climate-fever")
 
 
 def test_rows_without_an_id_get_their_number_and_one_line_says_so(tmp_path, capsys):
@@ -171,7 +171,7 @@ def test_nested_fields_and_lists_of_texts(tmp_path):
         "a.b": 1, "a": {"b": 2, "c": None}, "a.c": None,
     }  # fmt: skip
     (tmp_path / "r.jsonl").write_text(json.dumps({"doc": {"id": 3}, "said": {"text": "Wrong."}}) + "\n")
-    recording = load_recording(tmp_path / "r.jsonl", "climate-fever", ["id=doc.id,output=said.text"])
+    recording = load_table(tmp_path / "r.jsonl", "climate-fever", ["id=doc.id,output=said.text"])
     assert [(p.id, p.label) for p in recording.predictions] == [("3", "REFUTES")]
 
 

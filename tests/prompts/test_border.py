@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from chat_families import CLOSING, TEMPLATES, TRAINABLE, network, save, tokenizer
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
-from sailkit.evaluation.evidence import Form
+from sailkit.evaluation.evidence import EvidenceStyle
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.models.local import LocalModel
@@ -168,7 +168,7 @@ def test_the_first_token_of_an_answer_is_not_lost_behind_a_space(llama):
 def test_an_answer_that_has_begun_is_scored_as_alone_beside_one_that_has_not():
     made = tokenizer("chatml")
     model = LocalModel("chatml", network(made), made, ModelOptions(dtype="float32"), {})
-    prompts = [ask(), Form.behind(ask(), "Search result (1) is informative."), ask("Snow is white.")]
+    prompts = [ask(), EvidenceStyle.behind(ask(), "Search result (1) is informative."), ask("Snow is white.")]
     answers = {"A": "Supported", "B": "Refuted"}
     alone = [model.score([prompt], answers)[0] for prompt in prompts]
     assert [made.decode(reply.answers["Refuted"].ids) for reply in alone] == ["Refuted", " Refuted", "Refuted"]

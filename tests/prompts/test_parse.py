@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sailkit.evaluation.predictions import load_recording
+from sailkit.evaluation.predictions import load_table
 from sailkit.prompts.parse import read_answer
 from sailkit.prompts.render import step_prompt
 from sailkit.prompts.thoughts import split_thoughts, thought_is_open
@@ -317,7 +317,7 @@ def test_a_prompt_repeated_before_the_answer_is_not_read(tmp_path, answer, label
     row = {"id": "1", "text": "Ice floats.", "label": "SUPPORTS", "prompt": prompt, "output": prompt + answer}
     path = tmp_path / "recorded.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    (read,) = load_recording(path).predictions
+    (read,) = load_table(path).predictions
     assert (read.label, read.raw_output) == (label, prompt + answer)
 
 

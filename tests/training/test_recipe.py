@@ -138,7 +138,7 @@ def test_the_recommended_recipes_have_room_and_a_rate_for_adapters():
     for labeler in ("deberta", "mistral"):
         before = read_recipe(RECIPES / f"sail-7b-{labeler}.yaml", {})
         after = read_recipe(RECIPES / f"sail-7b-{labeler}-recommended.yaml", {})
-        assert "learning rate 2e-5, length 512" in before.about
+        assert "learning rate 2e-5, 512 tokens" in before.about
         assert (before.training["learning_rate"], before.max_length) == (2e-5, 512)
         assert 1e-4 <= after.training["learning_rate"] <= 2e-4
         assert after.max_length >= 1024
