@@ -82,7 +82,7 @@ def test_other_files_are_refused(tmp_path):
     ("fields", "entry", "message"),
     [
         ({"claim": None}, {}, "line 1: field 'claim' should be text"),
-        ({"claim": "half \ud800"}, {}, "line 1: field 'claim' should be text"),
+        ({"claim": "half \ud800"}, {}, "line 1: field 'claim' holds half a surrogate pair"),
         ({}, {"votes": ["SUPPORTS", "maybe"]}, r"line 1: evidences\[0\]: 'maybe' is no vote; there are SUPPORTS"),
         ({}, {"evidence_label": 2}, r"evidences\[0\]: 2 is no vote"),
         ({}, {"evidence": None}, r"evidences\[0\]: field 'evidence' should be text"),
