@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sailkit.errors import UserError
-from sailkit.evaluation.predictions import field_names
+from sailkit.evaluation.predictions import field_names, load_table
 from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
 from sailkit.files.tables import read_table, with_nested
