@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from sailkit.data.results import BuiltTask as BuiltTask
     from sailkit.data.results import TrainingData as TrainingData
     from sailkit.distillation.distill import distill as distill
+    from sailkit.distillation.load import TeacherModelOptions as TeacherModelOptions
     from sailkit.distillation.results import Distillation as Distillation
+    from sailkit.distillation.results import DistillationPlan as DistillationPlan
+    from sailkit.distillation.teacher_cache import TeacherCache as TeacherCache
     from sailkit.distillation.teacher_cache import teacher_cache as teacher_cache
     from sailkit.errors import UserError as UserError
     from sailkit.evaluation.compare import compare as compare
@@ -65,8 +68,9 @@ _MODULES = {
     "data.build_task": "build_task",
     "data.results": "BuiltTask TrainingData",
     "distillation.distill": "distill",
-    "distillation.results": "Distillation",
-    "distillation.teacher_cache": "teacher_cache",
+    "distillation.results": "Distillation DistillationPlan",
+    "distillation.teacher_cache": "teacher_cache TeacherCache",
+    "distillation.load": "TeacherModelOptions",
     "errors": "UserError",
     "evaluation.compare": "compare",
     "evaluation.evaluate": "evaluate",
