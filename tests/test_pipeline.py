@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
 import signal
@@ -10,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from sailkit import pipeline
@@ -153,6 +156,156 @@ def test_a_step_is_the_command_that_it_shows(recipe):
 
 def test_the_file_stays_one_page():
     assert len(Path(pipeline.__file__).read_text().splitlines()) < 100
+
+
+def after_change(name: str) -> str:
+    """The state of the first step once it has run and `name`, one of its inputs, has changed."""
+    assert states(run("recipe.yaml", out="out", dry_run=True))["first"] == "new"
+    run("recipe.yaml", out="out", until="first")
+    assert states(run("recipe.yaml", out="out", until="first"))["first"] == "finished"
+    Path(name).write_text(Path(name).read_text().replace("FALSE", "TRUE", 1) + "\n")
+    return states(run("recipe.yaml", out="out", until="first", dry_run=True))["first"]
+
+
+SEARCH = "{instructions: questions.jsonl, engine: bm25, corpus: corpus}"
+PAGE_MODEL = re.search(r"```python\n# my_model.py\n(.*?)```", (RECIPES.parent / "docs/plugins.md").read_text(), re.S)[1]
+TASK = """
+name: claims
+data: {file: claims.jsonl, fields: {text: text, label: label}}
+labels: {"TRUE": {answer: Correct}, "FALSE": {answer: Wrong}}
+protocols: {direct: {wordings: {plain: "Is this correct? {answers}\\n\\nClaim: {text}"}}}
+"""
+
+
+def test_variables_may_hold_the_folder_of_the_recipe_and_each_other(recipe):
+    Path("deep").mkdir()
+    Path("questions.jsonl").rename("deep/my questions.jsonl")
+    Path("deep/recipe.yaml").write_text(
+        "variables: {file: my questions.jsonl, asked: $here/$file, k: 2}\n"
+        "steps: {first: {search: {instructions: $asked, engine: bm25, corpus: corpus, k: $k}}}"
+    )
+    run("deep/recipe.yaml", out="out")
+    (step,) = run("deep/recipe.yaml", out="out", dry_run=True).steps
+    assert step.state == "finished"
+    assert "'deep/my questions.jsonl'" in step.command
+    Path("deep").rename("moved")  # where a recipe lies does not decide a result
+    assert states(run("moved/recipe.yaml", out="out", dry_run=True)) == {"first": "finished"}
+
+
+def test_null_is_the_default(recipe):
+    recipe.write_text(f"steps: {{first: {{search: {SEARCH[:-1]}, limit: null, snapshot: null}}}}}}")
+    (step,) = run(recipe, out=Path("out")).steps
+    assert "None" not in step.command
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"steps: {{first: {{search: {SEARCH}}}, first: {{search: {SEARCH}}}}}", "key 'first' is given twice"),
+        (f"steps: {{earlier: {{search: {SEARCH}}}}}", "step earlier: that folder is for earlier versions of steps"),
+        (
+            f"steps: {{first: {{search: {SEARCH[:-1]}, out: there}}}}}}",
+            "a step writes to out/first; leave out .* 'out'",
+        ),
+        ("steps: {first: {search: {1: x}}}", "step first: write the arguments of search as  {NAME: VALUE}"),
+        ("steps: {first: {search: [x]}}", "step first: write the arguments of search as  {NAME: VALUE}"),
+        (f"variables: [a]\nsteps: {{first: {{search: {SEARCH}}}}}", "write  variables:  as  NAME: VALUE"),
+        ("steps: {first: {search: {instructions: costs 5$}}}", r"'costs 5\$': write \$\$ for a dollar sign"),
+    ],
+)
+def test_a_recipe_that_cannot_mean_anything_is_refused(recipe, text, message):
+    recipe.write_text(text)
+    with pytest.raises(UserError, match=message):
+        run(recipe, out=Path("out"))
+    assert not Path("out").exists()
+
+
+def test_the_data_of_a_task_count(recipe):
+    claims = [{"text": f"Claim {i}.", "label": ("TRUE", "FALSE")[i % 2]} for i in range(4)]
+    Path("claims.jsonl").write_text("".join(json.dumps(claim) + "\n" for claim in claims))
+    Path("task.yaml").write_text(TASK)
+    Path("yes.py").write_text(PAGE_MODEL)
+    recipe.write_text("steps: {first: {evaluate: {model: 'yes:Yes', task: task.yaml, answer: generate}}}")
+    assert after_change("claims.jsonl") == "changed"
+    run(recipe, out="out")
+    assert states(run(recipe, out="out", dry_run=True)) == {"first": "finished"}
+    Path("yes.py").write_text(PAGE_MODEL + "# another version\n")
+    assert states(run(recipe, out="out", dry_run=True)) == {"first": "changed"}
+
+
+def test_a_file_that_a_step_writes_is_no_input(recipe):
+    claims = [{"text": f"Claim {i}.", "label": ("TRUE", "FALSE")[i % 2]} for i in range(4)]
+    Path("claims.jsonl").write_text("".join(json.dumps(claim) + "\n" for claim in claims))
+    Path("task.yaml").write_text(TASK)
+    Path("yes.py").write_text(PAGE_MODEL)
+    arguments = "{model: 'yes:Yes', task: task.yaml, answer: generate, csv_out: table.csv}"
+    recipe.write_text(f"steps: {{first: {{evaluate: {arguments}}}}}")
+    run(recipe, out="out")
+    assert Path("table.csv").is_file()
+    assert states(run(recipe, out="out", dry_run=True)) == {"first": "finished"}
+
+
+def test_a_folder_of_inputs_may_hold_the_pipeline(recipe):
+    recipe.write_text(f"steps: {{first: {{search: {SEARCH}}}}}")
+    run(recipe, out="corpus/out")
+    assert states(run(recipe, out="corpus/out", dry_run=True)) == {"first": "finished"}
+
+
+def test_inputs_count_where_the_pipeline_is_the_working_directory(recipe, monkeypatch):
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    Path("../recipe.yaml").write_text(
+        "steps: {first: {search: {instructions: $here/questions.jsonl, engine: bm25, corpus: $here/corpus}}}"
+    )
+    run("../recipe.yaml", out=".")
+    Path("../questions.jsonl").write_text(Path("../questions.jsonl").read_text().replace("bees", "wasps"))
+    assert states(run("../recipe.yaml", out=".", dry_run=True)) == {"first": "changed"}
+
+
+def test_two_inputs_that_change_places_are_a_change(recipe):
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "text.txt").write_text(f"Text {name}.")
+    recipe.write_text("steps: {first: {search: {instructions: questions.jsonl, engine: bm25, corpus: [a, b]}}}")
+    run(recipe, out="out")
+    Path("a").rename("c")
+    Path("b").rename("a")
+    Path("c").rename("b")
+    assert states(run(recipe, out="out", dry_run=True)) == {"first": "changed"}
+
+
+def test_all_after_from_run_again_also_if_it_was_stopped(recipe, monkeypatch):
+    run(recipe, out="out")
+
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    stage = pipeline.STAGES["label"]
+    stop.__signature__, stop.__annotations__ = inspect.signature(stage), stage.__annotations__
+    monkeypatch.setitem(pipeline.STAGES, "label", functools.wraps(stage)(stop))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out="out", from_="labels")
+    monkeypatch.setitem(pipeline.STAGES, "label", stage)
+    plan = run(recipe, out="out", dry_run=True)
+    assert states(plan) == {"results": "finished", "labels": "new", "examples": "again", "other": "again"}
+    assert set(states(run(recipe, out="out")).values()) == {"finished"}
+    assert set(states(run(recipe, out="out", dry_run=True)).values()) == {"finished"}
+
+
+def test_a_pipeline_is_run_by_one_process_at_a_time(recipe):
+    run(recipe, out="out", until="results")
+    with filelock.FileLock("out/.lock"), pytest.raises(UserError, match="out is in use by another sailkit process"):
+        run(recipe, out="out")
+    run(recipe, out="out")
+
+
+def test_a_step_that_got_no_answer_shows_in_the_exit_status(recipe):
+    arguments = "{instructions: questions.jsonl, engine: searxng, searxng_url: 'http://127.0.0.1:9', tries: 1}"
+    recipe.write_text(f"steps: {{first: {{search: {arguments}}}}}")
+    words = [sys.executable, "-m", "sailkit", "run", str(recipe), "--out", "out"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "sailkit: unfinished: step first; the same command continues it" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["laptop", "reproduce"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -87,12 +88,26 @@ def test_a_changed_plug_in_is_another_run(folder):
         ("my_labeler:Mention", "module my_labeler has no 'Mention'; did you mean 'Mentions'?"),
         ("my_search:Glossary", "is no Labeler: it lacks threshold, plan, score"),
         ("broken:Thing", "broken:Thing: No module named 'not_installed'"),
+        ("raises:Thing", "raises:Thing: ZeroDivisionError: division by zero (raises.py, line 2)"),
+        ("unclosed:Thing", "unclosed:Thing: SyntaxError: '(' was never closed (unclosed.py, line 1)"),
+        ("needs:Thing", "needs:Thing: a class is called without arguments: missing a required argument: 'size'"),
+        ("statistics:Thing", "module statistics has no 'Thing'"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(folder, name, message):
     Path("broken.py").write_text("import not_installed\n")
-    with pytest.raises(UserError, match=re.escape(message)):
+    Path("raises.py").write_text("import json\n1 / 0\n")
+    Path("unclosed.py").write_text("Thing = (\n")
+    Path("needs.py").write_text("class Thing:\n    def __init__(self, size): ...\n")
+    with pytest.raises(UserError) as caught:
         load_plugin(name, Labeler)
+    assert message in str(caught.value).replace(f"{folder}/", "")
+
+
+def test_a_name_of_the_standard_library_is_recognised_in_the_error(folder):
+    Path("statistics.py").write_text("class Thing: ...\n")  # sailkit has imported Python's own by now
+    with pytest.raises(UserError, match=f"no 'Thing'.* in {re.escape(statistics.__file__)}"):
+        load_attribute("statistics:Thing")
 
 
 def test_names_of_models_and_hub_ids_are_no_plug_ins():

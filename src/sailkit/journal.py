@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
+
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering.model import Block, Bullets, Cell, Group, Report, Row, Table, Text, short
@@ -74,7 +77,16 @@ class PipelineRun(Result):
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {"folder": str(self.folder), "dry_run": self.dry_run, "steps": [step.to_json() for step in self.steps]}
+        steps = [step.to_json() for step in self.steps]
+        unfinished = {} if self.unfinished is None else {"unfinished": self.unfinished}
+        return {"folder": str(self.folder), "dry_run": self.dry_run, "steps": steps, **unfinished}
+
+    @property
+    def unfinished(self) -> str | None:
+        """The step that did not finish, in words; None if all did."""
+        last = self.steps[-1] if self.steps and not self.dry_run else None
+        stopped = last is not None and last.state == "interrupted"
+        return f"step {last.name}; the same command continues it" if last and stopped else None
 
     def report(self) -> Report:
         """A table with a row for each step; in a dry run with its command and estimate."""
@@ -105,21 +117,39 @@ def _needs(estimate: Mapping[str, Any]) -> str:
 
 
 class Journal:
-    """The record of the steps that ran in a pipeline's folder."""
+    """The record of the steps that ran in a pipeline's folder, locked against a second process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
         self.path = folder / "pipeline.json"
-        self.steps: dict[str, dict[str, Any]] = jsonl.read_json(self.path)["steps"] if self.path.is_file() else {}
-        if not self.path.is_file() and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} exists and is not a pipeline folder; choose another `out`")
+        self.steps: dict[str, dict[str, Any]] = {}
+        self._lock = None if read_only else filelock.FileLock(folder / runs.LOCK)
+
+    def __enter__(self) -> Journal:
+        foreign = self.folder.is_dir() and not self.path.is_file()
+        if foreign and any(entry.name != runs.LOCK for entry in self.folder.iterdir()):
+            raise UserError(f"{self.folder} exists and is not a pipeline folder; choose another `out`")
+        try:
+            if self._lock:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(f"{self.folder} is in use by another sailkit process; wait for it") from None
+        except OSError as error:
+            raise jsonl.writing_failed(self.folder, error) from None
+        self.steps = jsonl.read_json(self.path).get("steps", {}) if self.path.is_file() else {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.release()
 
     def look_up(self, step: Step, again: bool) -> StepRun:
         """Determine the state of a step."""
         entry = self.steps.get(step.name, {})
         exists = step.folder is None or step.folder.exists()
         state: State
-        if again:
+        if again or entry.get("again"):
             state = "again"
         elif not entry or not exists:
             state = "new"
@@ -132,6 +162,13 @@ class Journal:
         result = entry.get("result") if state == "finished" else None
         folder = str(step.folder) if step.folder else None
         return StepRun(step.name, step.command, folder, state, entry.get("seconds"), size, result)
+
+    def run_again(self, steps: Sequence[Step]) -> None:
+        """Record that all these steps must run again, even if the pipeline stops before it reaches them."""
+        for step in steps:
+            if entry := self.steps.get(step.name):
+                entry["again"] = True
+        jsonl.write_json(self.path, {"steps": self.steps})
 
     def begin(self, step: Step, state: State) -> None:
         """Record the start of a step; the output of an earlier version is moved to `earlier`, never deleted."""

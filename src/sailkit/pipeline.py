@@ -40,9 +40,9 @@ STAGES = {
 
 
 def run(
-    recipe: Path,
+    recipe: Path | str,
     *,
-    out: Path,
+    out: Path | str,
     set: list[str] | None = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     until: str | None = None,
@@ -64,27 +64,30 @@ def run(
     Raises:
         UserError: The recipe is invalid, or a stage fails.
     """
+    out = Path(out)
     steps = read_recipe(recipe, out, set or (), STAGES)
-    journal = Journal(out)
     first, last = (_position(steps, name) for name in (from_, until))
     steps_run: list[StepRun] = []
-    for number, step in enumerate(steps[: None if last is None else last + 1]):
-        step_run = journal.look_up(step, again=first is not None and number >= first)
-        if first is not None and number < first and step_run.state != "finished":
-            raise UserError(f"step {step.name} has not finished; leave out `from`")
-        if step_run.state == "finished":
-            pass
-        elif dry_run:
-            step_run = replace(step_run, estimate=estimate(step))
-        else:
-            runs.notice(f"sailkit: step {number + 1} of {len(steps)}, {step.name} ({step_run.state}): {step.command}")
-            journal.begin(step, step_run.state)
-            start = time.monotonic()
-            result = step.stage(*step.bound.args, **step.bound.kwargs)
-            step_run = journal.finish(step, time.monotonic() - start, result)
-        steps_run.append(step_run)
-        if step_run.state == "interrupted" and not dry_run:
-            break  # some queries had no answer; the same command repeats them
+    with Journal(out, read_only=dry_run) as journal:
+        for number, step in enumerate(steps[: None if last is None else last + 1]):
+            step_run = journal.look_up(step, again=first is not None and number >= first)
+            if first is not None and number < first and step_run.state != "finished":
+                raise UserError(f"step {step.name} has not finished; leave out `from`")
+            if number == first and not dry_run:
+                journal.run_again(steps[number:])
+            if dry_run and step_run.state != "finished":
+                step_run = replace(step_run, estimate=estimate(step))
+            elif step_run.state != "finished":
+                runs.notice(
+                    f"sailkit: step {number + 1} of {len(steps)}, {step.name} ({step_run.state}): {step.command}"
+                )
+                journal.begin(step, step_run.state)
+                start = time.monotonic()
+                result = step.stage(*step.bound.args, **step.bound.kwargs)
+                step_run = journal.finish(step, time.monotonic() - start, result)
+            steps_run.append(step_run)
+            if step_run.state == "interrupted" and not dry_run:
+                break  # some queries had no answer; the same command repeats them
     return PipelineRun(out, tuple(steps_run), dry_run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def is_plugin(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def source_file(name: str) -> Path | None:
+    """The file in the working directory that `module:attribute` is imported from, if there is one."""
+    if not is_plugin(name):
+        return None
+    module = Path(*name.partition(":")[0].split("."))
+    return next((file for file in (module / "__init__.py", module.with_suffix(".py")) if file.is_file()), None)
+
+
 def load_attribute(name: str) -> Any:
     """Import `module:attribute`; modules in the working directory take precedence.
 
@@ -47,9 +56,14 @@ def load_attribute(name: str) -> Any:
         module = import_module(module_name)
     except ImportError as error:
         raise UserError(f"{name}: {error}; modules are looked for in the working directory first") from None
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+        raise UserError(f"{name}: {type(error).__name__}: {error} ({file}, line {line})") from error
     if not hasattr(module, attribute):
         known = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(f"{name}: module {module_name} has no {attribute!r}; {nearest(attribute, known)}")
+        where = getattr(module, "__file__", None) or "built into Python"
+        raise UserError(f"{name}: module {module_name} has no {attribute!r}; {nearest(attribute, known)} in {where}")
     return getattr(module, attribute)
 
 
@@ -67,7 +81,12 @@ def load_plugin(name: str, protocol: type) -> Any:
         UserError: The plug-in cannot be loaded, or lacks a member of the protocol.
     """
     plugin = load_attribute(name)
-    plugin = plugin() if isinstance(plugin, type) else plugin
+    if isinstance(plugin, type):
+        try:
+            inspect.signature(plugin).bind()
+        except TypeError as error:
+            raise UserError(f"{name}: a class is called without arguments: {error}") from None
+        plugin = plugin()
     members = [*getattr(protocol, "__annotations__", ()), *(key for key in vars(protocol) if not key.startswith("_"))]
     if missing := [member for member in members if not hasattr(plugin, member)]:
         raise UserError(f"{name} is no {protocol.__name__}: it lacks {', '.join(missing)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +19,14 @@ from cyclopts import App, CycloptsError
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.files.yaml_files import parse_yaml, read_yaml
+from sailkit.plugins import source_file
 from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
 
 Stage = Callable[..., Any]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("about", "variables", "steps")
+_OUTPUTS = ("csv_out", "snapshot")  # arguments that name files the stage writes
 
 
 @dataclass(frozen=True)
@@ -103,38 +106,51 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
         raise UserError(f"{recipe}: not a pipeline; write  steps:  with one  NAME: {{STAGE: {{...}}}}  for each step")
     for key in tree.keys() - {*_KEYS}:
         raise UserError(f"{recipe}: unknown key {key!r}; {nearest(str(key), _KEYS)}")
-    values = {**(tree.get("variables") or {}), **_settings(settings, tree.get("variables") or {})}
-    values["here"] = str(Path(recipe).parent)
+    variables = tree.get("variables") or {}
+    if not isinstance(variables, dict) or "here" in variables:
+        raise UserError(f"{recipe}: write  variables:  as  NAME: VALUE; $here is always the folder of the recipe")
+    chosen = _settings(settings, variables)
+    # The location of the recipe does not affect any result.
+    values, decisive = ({"here": here} for here in (str(Path(recipe).parent), ""))
+    for name, value in variables.items():
+        for known in (values, decisive):
+            known[name] = chosen[name] if name in chosen else _fill(value, known, f"{recipe}: variable {name}")
     steps: list[Step] = []
     for name, body in tree["steps"].items():
         where = f"{recipe}: step {name}"
         if not _NAME.fullmatch(str(name)) or name in values:
             raise UserError(f"{where}: a name is small letters, digits and _, and no variable's name")
+        if name == "earlier":
+            raise UserError(f"{where}: that folder is for earlier versions of steps; choose another name")
         if not isinstance(body, dict) or len(body) != 1:
             raise UserError(f"{where}: write one stage with its arguments, as  {name}: {{evaluate: {{task: ...}}}}")
         ((verb, written),) = body.items()
         if verb not in stages:
             raise UserError(f"{where}: no stage {verb!r}; {nearest(str(verb), stages)}")
-        steps.append(_step(name, verb, stages[verb], written or {}, values, out, steps, where))
+        if not isinstance(written or {}, dict) or not all(isinstance(key, str) for key in written or {}):
+            raise UserError(f"{where}: write the arguments of {verb} as  {{NAME: VALUE}}")
+        steps.append(_step(name, verb, stages[verb], written or {}, values, decisive, out, steps, where))
     for step in steps:
         step.bound  # noqa: B018 - what cannot be bound is an error now, not after hours
     return steps
 
 
 def _step(
-    name: str, verb: str, stage: Stage, written: Mapping[str, Any], values: Mapping[str, Any], out: Path,
-    earlier: list[Step], where: str,
+    name: str, verb: str, stage: Stage, written: Mapping[str, Any], values: Mapping[str, Any],
+    decisive: Mapping[str, Any], out: Path, earlier: list[Step], where: str,
 ) -> Step:  # fmt: skip
     folders = {step.name: str(step.folder) for step in earlier if step.folder}
     fingerprints = {step.name: step.fingerprint for step in earlier}
-    arguments = _fill(written, {**values, **folders}, where)
-    decides = _fill(written, {**values, **fingerprints, "here": ""}, where)
-    inputs = {text: _content(Path(text)) for text in _texts(arguments) if not Path(text).is_relative_to(out)}
+    arguments = _arguments(written, {**values, **folders}, where)
+    decides = _arguments(written, {**decisive, **fingerprints}, where)
+    inputs = {key: value for key, value in arguments.items() if key not in _OUTPUTS or arguments.get("offline")}
+    contents = [_content(text, out) for _, value in sorted(inputs.items()) for text in _texts(value)]
     folder = None
     if "out" in inspect.signature(stage).parameters:
+        if "out" in arguments:
+            raise UserError(f"{where}: a step writes to {out / name}; leave out the argument 'out'")
         folder = out / name
-        arguments.setdefault("out", str(folder))
-    contents = sorted(content for content in inputs.values() if content)
+        arguments["out"] = str(folder)
     return Step(name, verb, stage, arguments, out, folder, jsonl.fingerprint([verb, decides, contents]))
 
 
@@ -152,7 +168,7 @@ def estimate(step: Step) -> dict[str, Any] | None:
     """Estimate a step: its missing input files, or the result of the stage's own dry run."""
     values = step.bound.arguments.values()
     given = chain.from_iterable(value if isinstance(value, (list, tuple)) else [value] for value in values)
-    inputs = [value for value in given if isinstance(value, Path) and not value.is_relative_to(step.out)]
+    inputs = [value for value in given if isinstance(value, Path) and not _is_within(value, step.out)]
     if missing := [str(path) for path in inputs if not path.exists()]:
         return {"missing": missing}
     if "dry_run" not in step.bound.signature.parameters:
@@ -162,6 +178,12 @@ def estimate(step: Step) -> dict[str, Any] | None:
     except UserError as error:  # its inputs do not exist before the earlier steps have run
         return {"not_yet": str(error)}
     return needs
+
+
+def _arguments(written: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of a stage by parameter name; a null is dropped, so the default applies."""
+    filled = {key.replace("-", "_"): _fill(value, values, where) for key, value in written.items()}
+    return {key: value for key, value in filled.items() if value is not None}
 
 
 def _fill(value: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -176,7 +198,9 @@ def _fill(value: Any, values: Mapping[str, Any], where: str) -> Any:
         return values[value[1:]]
     try:
         return Template(value).substitute(values)
-    except (KeyError, ValueError) as error:
+    except ValueError:
+        raise UserError(f"{where}: {value!r}: write $$ for a dollar sign, and $NAME for a variable or step") from None
+    except KeyError as error:
         name = str(error.args[0])
         raise UserError(f"{where}: {value!r}: no such variable or earlier step; {nearest(name, values)}") from None
 
@@ -189,17 +213,44 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(entry)
 
 
-def _content(path: Path) -> str | None:
-    """Fingerprint of an input: sha256 of a file and of the recipe it extends; names, sizes and times in a folder."""
+def _content(text: str, out: Path) -> str | None:
+    """Fingerprint of an input outside the pipeline's folder; None if the text does not name one.
+
+    It covers the bytes of a file or of a plug-in's source, and the names, sizes and times of the files in a folder.
+    """
+    if not text:
+        return None
+    sources = [source for name in text.split(",") if (source := source_file(name))]
+    path = Path(text)
     try:
+        if sources:
+            return jsonl.file_fingerprint(sources)
+        if _is_within(path, out):
+            return None
         if path.is_file():
-            base = read_yaml(path).get("extends") if path.suffix == ".yaml" else None
-            return jsonl.file_fingerprint([path]) + (_content(path.parent / base) or "" if base else "")
+            return jsonl.file_fingerprint(_with_named_files(path))
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
+            files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_within(file, out))
             return jsonl.fingerprint(
                 [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
             )
     except OSError:  # not a path (too long), or an unreadable folder
         pass
     return None
+
+
+def _with_named_files(path: Path) -> list[Path]:
+    """A file; if it is YAML, also the recipe that it extends and the data of its task."""
+    files = [path]
+    for file in files:  # grows while it is read
+        tree = read_yaml(file) if file.suffix in (".yaml", ".yml") else None
+        if isinstance(tree, dict):
+            data = tree.get("data")
+            names = (tree.get("extends"), data.get("file") if isinstance(data, dict) else None)
+            named = [file.parent / name for name in names if isinstance(name, str)]
+            files += [other for other in named if other.is_file() and other not in files]
+    return files
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.error import MarkedYAMLError
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -15,7 +16,17 @@ _BOOL, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float"
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader as in YAML 1.2: only true and false are booleans, `no` and dates are text, 1e-5 is a number."""
+    """As in YAML 1.2: booleans are only true and false, `no` and dates are text, 1e-5 is a number, keys are unique."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                keys.add(key.value)
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
