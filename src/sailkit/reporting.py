@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sailkit import runs
 from sailkit.distillation import report as distillation_report
-from sailkit.errors import UserError
+from sailkit.errors import UserError, check_choices
 from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
@@ -80,6 +80,7 @@ def report(
         UserError: A set is unreadable or lacks the labels, sets do not match, an option does not apply, or a file at
             `out` is not a report.
     """
+    check_choices(report, locals())
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
     folders = [Path(_folder(result) if isinstance(result, Result) else result) for result in sets]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import subprocess
@@ -111,7 +112,8 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
 
 
 def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any]:
-    settings = json.loads(jsonl.dumps(settings))  # normalise through JSON: tuples become lists
+    # As it will be read back: tuples are lists, and numpy's integers are Python's.
+    settings = json.loads(json.dumps(settings, allow_nan=False, default=operator.index))
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         if manifest["stage"] != stage:

@@ -7,6 +7,7 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -178,3 +179,41 @@ def test_the_command_line_knows_only_what_can_be_written():
     parameters = inspect.signature(for_command_line(evaluate)).parameters
     assert parameters["model"].annotation is str
     assert sailkit.evaluate is evaluate
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"answer": "generat"}, "`answer` takes logprob, generate, not 'generat'"),
+        ({"half": "1"}, "`half` takes first, second, not '1'"),
+        ({"search": "none "}, "`search` takes evidence, random, none, not 'none '"),
+        ({"verify": "no"}, "`verify` takes auto, on, off, not 'no'"),
+    ],
+)
+def test_a_choice_that_python_does_not_check_is_refused(model, task, choice, message):
+    with pytest.raises(UserError) as caught:
+        evaluate(model=model, task=task, **choice)
+    assert str(caught.value) == message
+
+
+def test_compare_and_report_refuse_other_labels_to_compare_against(model, task, tmp_path):
+    for number in (1, 2):
+        evaluate(model=model, task=task, out=tmp_path / f"run{number}", seed=number)
+    folders = tmp_path / "run1", tmp_path / "run2"
+    with pytest.raises(UserError, match="`against` takes human, reference, not 'gold'"):
+        compare(*folders, against="gold")
+    with pytest.raises(UserError, match="`against` takes human, reference, not 'gold'"):
+        report(*folders, against="gold", out=tmp_path / "report.html")
+
+
+def test_paths_numpy_seeds_and_labels_in_one_text_are_accepted(path, task, tmp_path):
+    plain = evaluate(model=path, task=task, out=tmp_path / "plain", options=OPTIONS, seed=3, labels=["good", "bad"])
+    other = evaluate(
+        model=Path(path), task=task, out=tmp_path / "other", options=OPTIONS, seed=np.int64(3), labels="good,bad"
+    )
+    assert files(plain.folder) == files(other.folder)
+
+
+def test_examples_that_can_be_read_only_once_are_refused(model, task):
+    with pytest.raises(UserError, match="`examples` should be a list or a pandas data frame, not a generator"):
+        evaluate(model=model, task=task, examples=(row for row in ROWS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 from sailkit.errors import UserError
@@ -10,7 +11,7 @@ from sailkit.plugins import is_plugin, load_plugin
 from sailkit.prompts.chat_template import check_date
 
 
-def load_model(name: str, options: ModelOptions | None = None) -> Model:
+def load_model(name: str | Path, options: ModelOptions | None = None) -> Model:
     """Load a model by name.
 
     Args:
@@ -21,7 +22,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Model:
     Raises:
         UserError: There is no such model, or it cannot be read or run with these options.
     """
-    options = options or ModelOptions()
+    name, options = str(name), options or ModelOptions()
     if options.chat not in ("auto", "on", "off"):
         raise UserError(f"`chat` takes auto, on or off, not {options.chat!r}")
     check_date(options.date)

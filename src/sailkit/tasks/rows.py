@@ -47,6 +47,9 @@ def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]
             optionally `id`, `group` and `evidence` (a list of texts).
         spec: The layout of the task's data.
     """
+    if not isinstance(rows, Sequence) and not hasattr(rows, "iloc"):
+        kind = type(rows).__name__
+        raise UserError(f"`examples` should be a list or a pandas data frame, not a {kind}; write  list(...)")
     if not isinstance(rows, Sequence):
         rows = [
             {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in row.items()}
