@@ -144,6 +144,15 @@ def test_a_folder_of_something_else_is_left_alone(recipe):
         run(recipe, out=Path("out"))
 
 
+@pytest.mark.parametrize("text", ['{"steps": ["build", "deploy"]}', '{"stages": {}}'])
+def test_the_pipeline_file_of_another_program_is_left_alone(recipe, text):
+    Path("out").mkdir()
+    Path("out", "pipeline.json").write_text(text)
+    with pytest.raises(UserError, match=r"out/pipeline\.json was not written by sailkit"):
+        run(recipe, out=Path("out"))
+    assert contents(Path("out")) == {"pipeline.json": text.encode()}
+
+
 def test_a_step_is_the_command_that_it_shows(recipe):
     (step,) = run(recipe, out=Path("out"), until="results").steps
     words = step.command.split()

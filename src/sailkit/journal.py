@@ -126,6 +126,7 @@ class Journal:
         self._lock = None if read_only else filelock.FileLock(folder / runs.LOCK)
 
     def __enter__(self) -> Journal:
+        self._read()  # fails before anything is locked or written
         foreign = self.folder.is_dir() and not self.path.is_file()
         if foreign and any(entry.name != runs.LOCK for entry in self.folder.iterdir()):
             raise UserError(f"{self.folder} exists and is not a pipeline folder; choose another `out`")
@@ -137,12 +138,18 @@ class Journal:
             raise UserError(f"{self.folder} is in use by another sailkit process; wait for it") from None
         except OSError as error:
             raise jsonl.writing_failed(self.folder, error) from None
-        self.steps = jsonl.read_json(self.path).get("steps", {}) if self.path.is_file() else {}
+        self.steps = self._read()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock:
             self._lock.release()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        steps = jsonl.read_json(self.path).get("steps") if self.path.is_file() else {}
+        if not isinstance(steps, dict):
+            raise UserError(f"{self.path} was not written by sailkit; choose another `out`")
+        return steps
 
     def look_up(self, step: Step, again: bool) -> StepRun:
         """Determine the state of a step."""
