@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -42,23 +41,6 @@ def at_least_one(**options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < 1:
             raise UserError(f"`{name}` should be at least 1, not {value}")
-
-
-def check_choices(stage: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Refuse values that a `Literal` annotation excludes; the command line checks them, a Python call does not.
-
-    Args:
-        stage: The function with the annotations.
-        values: The values of its parameters; None passes.
-
-    Raises:
-        UserError: A value is not one of its parameter's choices.
-    """
-    for name, hint in get_type_hints(stage).items():
-        literals = [member for member in (hint, *get_args(hint)) if get_origin(member) is Literal]
-        choices = [choice for literal in literals for choice in get_args(literal)]
-        if choices and (value := values.get(name)) is not None and value not in choices:
-            raise UserError(f"`{name}` takes {', '.join(choices)}, not {value!r}")
 
 
 def missing_extra(extra: str, needed_for: str) -> UserError:

@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.data.build import build
 from sailkit.data.build_task import build_task
 from sailkit.distillation.distill import distill
@@ -39,6 +40,7 @@ STAGES = {
 }
 
 
+@checked
 def run(
     recipe: Path | str,
     *,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.distillation import report as distillation_report
-from sailkit.errors import UserError, check_choices
+from sailkit.errors import UserError
 from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
@@ -46,6 +47,7 @@ class WrittenReport(Result):
         return short("", "", Headline(self.verdict), Text(f"report: {self.html}"), Text(f"Markdown: {self.markdown}"))
 
 
+@checked
 def report(
     *sets: Path | str | Result,
     out: Path | str = Path("report.html"),
@@ -80,7 +82,6 @@ def report(
         UserError: A set is unreadable or lacks the labels, sets do not match, an option does not apply, or a file at
             `out` is not a report.
     """
-    check_choices(report, locals())
     if not sets:
         raise UserError("report needs one or more run folders or files of recorded outputs")
     folders = [Path(_folder(result) if isinstance(result, Result) else result) for result in sets]

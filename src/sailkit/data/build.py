@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.data import exports
 from sailkit.data.card import CARD, audit_figures, card_of, write_card
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
@@ -26,6 +27,7 @@ ExportFormat = Literal["trl", "trl-parquet", "sail"]
 Mix = Literal["mean", "all", "any"]
 
 
+@checked
 def build(
     *,
     results: Path,

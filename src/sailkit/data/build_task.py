@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
@@ -27,6 +28,7 @@ from sailkit.tasks.task import Half, Task, in_half, load_task
 _VERSION = 2  # of the rules by which rows are drawn
 
 
+@checked
 def build_task(
     task: str,
     *,

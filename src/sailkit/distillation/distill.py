@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.data.exports import example_row
 from sailkit.distillation import steps
 from sailkit.distillation.estimate import plan_distillation
@@ -27,6 +28,7 @@ from sailkit.training.publish import check_target
 from sailkit.training.publish import push as push_to_hub
 
 
+@checked
 def distill(
     recipe: Path | None = None,
     *,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.cluster import RayOptions
 from sailkit.data.exports import DROPPED, HELD_OUT
 from sailkit.distillation.cache import (
@@ -96,6 +97,7 @@ class TeacherCache(Result):
         return {**about, **figures, "cache": str(self.folder)}
 
 
+@checked
 def teacher_cache(
     *,
     teacher: str,

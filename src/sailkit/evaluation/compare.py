@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sailkit.errors import UserError, check_choices
+from sailkit.arguments import checked
+from sailkit.errors import UserError
 from sailkit.evaluation.figures import Flag, Truth
 from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet
 from sailkit.evaluation.recordings import load_predictions
@@ -55,6 +56,7 @@ class JoinedItems:
     groups: list[str] | None
 
 
+@checked
 def compare(
     *sets: Path | str | Evaluation,
     against: Truth = "human",
@@ -78,7 +80,6 @@ def compare(
     Raises:
         UserError: Items, labels or reading rules differ, or there is nothing to compare.
     """
-    check_choices(compare, locals())
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
     return compare_sets([load_predictions(path, task, fields) for path in sets], against, seed)

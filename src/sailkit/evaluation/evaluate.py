@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from sailkit import runs
-from sailkit.errors import UserError, check_choices
+from sailkit.arguments import checked
+from sailkit.errors import UserError
 from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
 from sailkit.evaluation.evidence import EvidenceStyle, Search, evidence_style_for, with_search_results
@@ -39,6 +40,7 @@ from sailkit.tasks.task import Half, Question, Task, in_half, load_task
 CALIBRATION = "calibration.json"  # log-probability of each label on an empty input
 
 
+@checked
 def evaluate(
     *,
     model: str | Path | Model,
@@ -113,7 +115,6 @@ def evaluate(
     Raises:
         UserError: The input cannot be used; nothing is overwritten.
     """
-    check_choices(evaluate, locals())
     model = str(model) if isinstance(model, Path) else model
     chosen = load_task(task, _split(labels))
     question = _question(chosen, protocol, wording, max_new_tokens)
@@ -309,7 +310,6 @@ def _finish(run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path
 
 
 def _split(labels: Sequence[str] | None) -> list[str] | None:
-    labels = [labels] if isinstance(labels, str) else labels
     return [part.strip() for label in labels for part in label.split(",")] if labels else None
 
 

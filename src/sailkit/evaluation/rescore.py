@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sailkit.arguments import checked
 from sailkit.errors import UserError, nearest
 from sailkit.evaluation.figures import Flag, LabelFigures
 from sailkit.evaluation.predictions import PredictionSet
@@ -22,6 +23,7 @@ _TOLERANCE = 6e-4  # published figures have three or four digits
 _F1_KINDS = ("macro_f1", "weighted_f1")
 
 
+@checked
 def rescore(
     *files: Path | str,
     task: str | Path | Task | None = None,

@@ -12,6 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
@@ -30,6 +31,7 @@ from sailkit.tasks.task import in_first_half
 STRATA = {"climate-fever": ("unanimous", "majority", "official"), "factcheck-gpt": ("official",)}
 
 
+@checked
 def audit(
     *,
     data: Path,

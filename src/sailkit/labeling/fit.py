@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.errors import UserError, at_least_one, missing_extra
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
@@ -25,6 +26,7 @@ _POOL = 16  # batches in a pool; shuffled rows are sorted by length within each 
 _LEAST_LENGTH = 16  # tokens; less would leave hardly any of either text
 
 
+@checked
 def fit(
     *,
     data: Path,

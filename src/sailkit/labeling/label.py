@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.cluster import RayOptions
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -32,6 +33,7 @@ SHARD_WAIT = 60.0  # seconds that a finished shard waits for one that holds the 
 Scorer = Callable[[Labeler, Sequence[Sequence[ResultPair]]], Generator[list[Score], None, None]]
 
 
+@checked
 def label(
     *,
     results: Path,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
@@ -22,6 +23,7 @@ from sailkit.retrieval.results import SearchRun
 EngineName = Literal["bm25", "dense", "hybrid", "web", "searxng", "recorded"]
 
 
+@checked
 def search(
     *,
     instructions: str,

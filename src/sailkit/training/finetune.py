@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sailkit import runs
+from sailkit.arguments import checked
 from sailkit.data.exports import DROPPED
 from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve
@@ -45,6 +46,7 @@ class Objective:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+@checked
 def finetune(
     recipe: Path | None = None,
     *,

@@ -8,6 +8,7 @@ from typing import Literal
 
 import yaml
 
+from sailkit.arguments import checked
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
@@ -17,6 +18,7 @@ from sailkit.training.publish import MODEL_CARD
 from sailkit.training.results import MergedModel
 
 
+@checked
 def merge(
     adapter: Path,
     *,

@@ -1,0 +1,82 @@
+"""Check the arguments of a stage, so that a call from Python is as safe as one from the command line."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
+
+from sailkit.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check and convert the arguments of a stage before it runs.
+
+    A path may be text, and a list of one entry may be the entry. Choices and numbers are checked, in options too.
+
+    Raises:
+        UserError: An argument is none of the choices, or of the wrong type.
+    """
+    hints: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not hints:
+            hints.update(typing.get_type_hints(function, include_extras=True))
+        try:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python says it best
+        for name, value in bound.arguments.items():
+            if bound.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                bound.arguments[name] = tuple(_convert(name, each, hints[name]) for each in value)
+            else:
+                bound.arguments[name] = _convert(name, value, hints[name])
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    members = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    origins = {typing.get_origin(member): member for member in members}
+    if value is None and types.NoneType in members:
+        return None
+    if list in origins and isinstance(value, (str, Path)) and not {str, Path} & {*members}:
+        value = [value]
+    if isinstance(value, list) and list in origins:
+        return [_convert(name, entry, typing.get_args(origins[list])[0]) for entry in value]
+    if isinstance(value, str) and Path in members and str not in members:
+        return Path(value)
+    if Literal in origins:
+        choices = typing.get_args(origins[Literal])
+        if value not in choices:
+            raise UserError(f"`{name}` takes {' or '.join(map(str, choices))}, not {value!r}")
+    elif len(members) == 1 or types.NoneType in members:
+        _check_scalar(name, value, members)
+    if is_dataclass(value) and not isinstance(value, type):
+        own = typing.get_type_hints(type(value), include_extras=True)
+        for field in fields(value) if is_dataclass(hint) else ():
+            _convert(field.name, getattr(value, field.name), own[field.name])
+    return value
+
+
+def _check_scalar(name: str, value: Any, members: tuple[Any, ...]) -> None:
+    wanted = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number")}
+    for member in members:
+        kind, words = wanted.get(member, (object, ""))
+        if not isinstance(value, kind) or (member is not bool and kind is not object and isinstance(value, bool)):
+            raise UserError(f"`{name}` should be {words}, not {value!r}")
+        if isinstance(member, type) and is_dataclass(member) and not isinstance(value, member):
+            raise UserError(f"`{name}` should be a {member.__name__}, not {value!r}")
