@@ -58,14 +58,14 @@ def test_what_is_right_passes_unchanged():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"half": "firts"}, "`half` takes first or second, not 'firts'"),
+        ({"half": "firts"}, "`half` takes first, second, not 'firts'"),
         ({"limit": "5"}, "`limit` should be a whole number, not '5'"),
         ({"limit": 2.5}, "`limit` should be a whole number, not 2.5"),
         ({"limit": True}, "`limit` should be a whole number, not True"),
         ({"share": "half"}, "`share` should be a number, not 'half'"),
         ({"verify": "no"}, "`verify` should be true or false, not 'no'"),
         ({"options": {"dtype": "float32"}}, "`options` should be a Options, not"),
-        ({"options": Options(dtype="float23")}, "`dtype` takes auto or float32, not 'float23'"),
+        ({"options": Options(dtype="float23")}, "`dtype` takes auto, float32, not 'float23'"),
         ({"options": Options(batch="many")}, "`batch` should be a whole number, not 'many'"),
     ],
 )

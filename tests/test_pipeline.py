@@ -76,6 +76,18 @@ def contents_of(files: dict[str, bytes], step: str) -> dict[str, bytes]:
     return {name.removeprefix(f"{step}/"): data for name, data in files.items() if name.startswith(f"{step}/")}
 
 
+def test_the_verdict_of_a_comparison_is_shown_and_it_has_no_folder_for_later_steps(tmp_path, shared):
+    logs = [str(shared / "recorded" / f"climate-fever.{name}.jsonl") for name in ("llama2-7b-chat", "sail-7b")]
+    text = f"steps:\n  facts: {{compare: {{sets: {logs}}}}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    result = run(tmp_path / "recipe.yaml", out=tmp_path / "out")
+    assert "climate-fever.llama2-7b-chat is better than climate-fever.sail-7b" in str(result)
+    assert run(tmp_path / "recipe.yaml", out=tmp_path / "out").steps[0].verdict == result.steps[0].verdict
+    (tmp_path / "recipe.yaml").write_text(text + "  page: {report: {sets: $facts}}\n")
+    with pytest.raises(UserError, match=r"step facts \(compare\) writes no folder"):
+        run(tmp_path / "recipe.yaml", out=tmp_path / "out")
+
+
 def test_the_content_of_an_input_file_counts_and_its_time_does_not(recipe):
     run(recipe, out=Path("out"), until="results")
     Path("questions.jsonl").touch()
@@ -125,9 +137,9 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_files(recipe):
         (("labeler: similarity", "labeller: similarity"), "step labels: label: .*--labeller. Did you mean --labeler"),
         (("$results, labeler", "$result, labeler"), "no such variable or earlier step; did you mean 'results'?"),
         (("k: 1", "k: many"), "step other: search: .*--k"),
-        (("other: {search", "k: {search"), "step k: a name is small letters, digits and _, and no variable's name"),
+        (("other: {search", "k: {search"), "step k: choose a name of small letters, digits and _ that is no variable"),
         (("about:", "aboot:"), "unknown key 'aboot'; did you mean 'about'?"),
-        (("steps:", "stages:"), "not a pipeline"),
+        (("steps:", "stages:"), "is no pipeline: it has no steps"),
     ],
 )
 def test_a_mistake_in_any_step_is_found_before_the_first_runs(recipe, change, message):

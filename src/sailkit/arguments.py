@@ -62,7 +62,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if Literal in origins:
         choices = typing.get_args(origins[Literal])
         if value not in choices:
-            raise UserError(f"`{name}` takes {' or '.join(map(str, choices))}, not {value!r}")
+            raise UserError(f"`{name}` takes {', '.join(map(str, choices))}, not {value!r}")
     elif len(members) == 1 or types.NoneType in members:
         _check_scalar(name, value, members)
     if is_dataclass(value) and not isinstance(value, type):

@@ -13,7 +13,7 @@ import filelock
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.rendering.model import Block, Bullets, Cell, Group, Report, Row, Table, Text, short
+from sailkit.rendering.model import Block, Bullets, Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result, to_json
 from sailkit.steps import Step
 
@@ -31,6 +31,7 @@ class StepRun:
         state: `new`; `finished`; `interrupted` (continues); `changed` since it ran; `again` (requested by the user).
         seconds: Duration of the last finished run; None if it never finished.
         bytes: Size of its folder.
+        verdict: What the result says in one line, if it has a verdict.
         result: The stage's result as JSON; None if it has not finished.
         estimate: In a dry run, the stage's own estimate of memory and time, if it has one and its inputs exist.
     """
@@ -41,6 +42,7 @@ class StepRun:
     state: State
     seconds: float | None = None
     bytes: int = 0
+    verdict: str = ""
     result: Any = None
     estimate: Any = None
 
@@ -58,7 +60,9 @@ class StepRun:
     @property
     def size(self) -> str | None:
         """Size of its folder in words."""
-        return f"{self.bytes / 1e6:.1f} MB" if self.bytes else None
+        if not self.bytes:
+            return None
+        return f"{self.bytes / 1e6:.1f} MB" if self.bytes >= 1e5 else f"{self.bytes / 1e3:.1f} kB"
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,17 @@ class PipelineRun(Result):
         """A table with a row for each step; in a dry run with its command and estimate."""
         rows = [Row(step.name, [Cell(step.state), Cell(step.time), Cell(step.size)]) for step in self.steps]
         blocks: list[Block] = [Table(("state", "time", "size"), [Group("", rows)])]
+        blocks.append(Bullets([(step.name, f" {step.verdict}") for step in self.steps if step.verdict]))
         if self.dry_run:
             blocks.append(Bullets([(step.name, " " + step.command) for step in self.steps]))
             blocks += [Text(f"{step.name}: {_needs(step.estimate)}") for step in self.steps if step.estimate]
         return short(str(self.folder), "what would run" if self.dry_run else "a pipeline", *blocks)
+
+
+def _verdict(result: Result) -> str:
+    """The sentences in which a result's report states a verdict."""
+    blocks = (block for section in result.report().sections for block in section.blocks)
+    return "; ".join(block.text for block in blocks if isinstance(block, Headline))
 
 
 def _needs(estimate: Mapping[str, Any]) -> str:
@@ -166,9 +177,9 @@ class Journal:
             state = "finished" if entry["finished"] else "interrupted"
         files = step.folder.rglob("*") if step.folder else ()
         size = sum(file.stat().st_size for file in files if file.is_file())
-        result = entry.get("result") if state == "finished" else None
+        result, verdict = (entry.get("result"), entry.get("verdict", "")) if state == "finished" else (None, "")
         folder = str(step.folder) if step.folder else None
-        return StepRun(step.name, step.command, folder, state, entry.get("seconds"), size, result)
+        return StepRun(step.name, step.command, folder, state, entry.get("seconds"), size, verdict, result)
 
     def run_again(self, steps: Sequence[Step]) -> None:
         """Record that all these steps must run again, even if the pipeline stops before it reaches them."""
@@ -189,10 +200,11 @@ class Journal:
 
     def finish(self, step: Step, seconds: float, result: Any) -> StepRun:
         """Record the end of a step, with the result of its stage."""
+        verdict = _verdict(result) if isinstance(result, Result) else ""
         result = to_json(result)
         finished = not (isinstance(result, dict) and result.get("unfinished"))
-        entry = {"fingerprint": step.fingerprint, "finished": finished, "seconds": round(seconds, 1), "result": result}
-        self._write(step, entry)
+        ran = {"fingerprint": step.fingerprint, "finished": finished, "seconds": round(seconds, 1)}
+        self._write(step, {**ran, "verdict": verdict, "result": result})
         return self.look_up(step, again=False)
 
     def _write(self, step: Step, entry: dict[str, Any]) -> None:

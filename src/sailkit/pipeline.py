@@ -80,9 +80,8 @@ def run(
             if dry_run and step_run.state != "finished":
                 step_run = replace(step_run, estimate=estimate(step))
             elif step_run.state != "finished":
-                runs.notice(
-                    f"sailkit: step {number + 1} of {len(steps)}, {step.name} ({step_run.state}): {step.command}"
-                )
+                position = f"step {number + 1} of {len(steps)}"
+                runs.notice(f"sailkit: {position}, {step.name} ({step_run.state}): {step.command}")
                 journal.begin(step, step_run.state)
                 start = time.monotonic()
                 result = step.stage(*step.bound.args, **step.bound.kwargs)

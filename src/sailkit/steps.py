@@ -103,7 +103,10 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
     """
     tree = read_yaml(recipe)
     if not isinstance(tree, dict) or not isinstance(tree.get("steps"), dict):
-        raise UserError(f"{recipe}: not a pipeline; write  steps:  with one  NAME: {{STAGE: {{...}}}}  for each step")
+        raise UserError(
+            f"{recipe} is no pipeline: it has no steps, as  steps: {{NAME: {{STAGE: {{...}}}}}}; a training recipe is "
+            "for sailkit finetune or sailkit distill"
+        )
     for key in tree.keys() - {*_KEYS}:
         raise UserError(f"{recipe}: unknown key {key!r}; {nearest(str(key), _KEYS)}")
     variables = tree.get("variables") or {}
@@ -119,7 +122,7 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
     for name, body in tree["steps"].items():
         where = f"{recipe}: step {name}"
         if not _NAME.fullmatch(str(name)) or name in values:
-            raise UserError(f"{where}: a name is small letters, digits and _, and no variable's name")
+            raise UserError(f"{where}: choose a name of small letters, digits and _ that is no variable")
         if name == "earlier":
             raise UserError(f"{where}: that folder is for earlier versions of steps; choose another name")
         if not isinstance(body, dict) or len(body) != 1:
@@ -139,6 +142,9 @@ def _step(
     name: str, verb: str, stage: Stage, written: Mapping[str, Any], values: Mapping[str, Any],
     decisive: Mapping[str, Any], out: Path, earlier: list[Step], where: str,
 ) -> Step:  # fmt: skip
+    for step in earlier:
+        if step.folder is None and re.search(rf"\${{?{step.name}\b", str(written)):
+            raise UserError(f"{where}: step {step.name} ({step.verb}) writes no folder; name a step that does")
     folders = {step.name: str(step.folder) for step in earlier if step.folder}
     fingerprints = {step.name: step.fingerprint for step in earlier}
     arguments = _arguments(written, {**values, **folders}, where)
@@ -159,7 +165,9 @@ def _settings(settings: Iterable[str], variables: Mapping[str, Any]) -> dict[str
     for text in settings:
         name, separator, value = text.partition("=")
         if not separator or name not in variables:
-            raise UserError(f"`set` {text!r}: write NAME=VALUE; {nearest(name, variables)}")
+            raise UserError(
+                f"`set` {text!r}: write NAME=VALUE, NAME a variable of the recipe; {nearest(name, variables)}"
+            )
         chosen[name] = parse_yaml(value, f"`set` {text}")
     return chosen
 
