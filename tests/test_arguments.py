@@ -31,6 +31,7 @@ def stage(
     data: list[Path] | None = None,
     names: list[str] | None = None,
     model: str | Loaded | None = None,
+    task: str | Path | Options | None = None,
     half: Literal["first", "second"] | None = None,
     limit: int | None = None,
     share: float = 0.5,
@@ -53,6 +54,7 @@ def test_what_is_right_passes_unchanged():
     given = {"out": Path("a"), "model": model, "half": "first", "limit": 3, "share": 1, "options": Options(batch=2)}
     assert {name: stage(**given)[name] for name in given} == given
     assert stage(out=Path("a"), half=None)["half"] is None
+    assert stage(out=Path("a"), task="own.yaml")["task"] == "own.yaml"
 
 
 @pytest.mark.parametrize(

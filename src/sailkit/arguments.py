@@ -63,8 +63,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         choices = typing.get_args(origins[Literal])
         if value not in choices:
             raise UserError(f"`{name}` takes {', '.join(map(str, choices))}, not {value!r}")
-    elif len(members) == 1 or types.NoneType in members:
-        _check_scalar(name, value, members)
+    elif len(kinds := [member for member in members if member is not types.NoneType]) == 1:
+        _check_scalar(name, value, kinds[0])
     if is_dataclass(value) and not isinstance(value, type):
         own = typing.get_type_hints(type(value), include_extras=True)
         for field in fields(value) if is_dataclass(hint) else ():
@@ -72,11 +72,11 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _check_scalar(name: str, value: Any, members: tuple[Any, ...]) -> None:
-    wanted = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number")}
-    for member in members:
-        kind, words = wanted.get(member, (object, ""))
-        if not isinstance(value, kind) or (member is not bool and kind is not object and isinstance(value, bool)):
+def _check_scalar(name: str, value: Any, kind: Any) -> None:
+    numbers = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number")}
+    if kind in numbers:
+        accepted, words = numbers[kind]
+        if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
             raise UserError(f"`{name}` should be {words}, not {value!r}")
-        if isinstance(member, type) and is_dataclass(member) and not isinstance(value, member):
-            raise UserError(f"`{name}` should be a {member.__name__}, not {value!r}")
+    elif isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
+        raise UserError(f"`{name}` should be a {kind.__name__}, not {value!r}")

@@ -295,10 +295,10 @@ def test_unreadable_answers_are_wrong_and_stay(tmp_path):
 def test_sets_that_cannot_be_compared_are_refused(tmp_path):
     rows = answers([True] * 6)
     a = run(tmp_path / "a", rows)
-    assert "have other items: 6 and 5, 1 in only one of them, such as '5'" in complaint(
+    assert "have different items: 6 and 5, 1 in only one of them, such as '5'" in complaint(
         a, run(tmp_path / "b", rows[:5])
     )
-    assert "have other items" in complaint(tmp_path / "b", a)
+    assert "have different items" in complaint(tmp_path / "b", a)
     flipped = [Prediction(p.id, p.index, p.text, "SUPPORTS", p.label, "answered", "text") for p in rows]
     assert "differ in the gold label of 3 items, such as '0'" in complaint(a, run(tmp_path / "c", flipped))
     texts = [Prediction(p.id, p.index, "Another", p.gold, p.label, "answered", "text") for p in rows]

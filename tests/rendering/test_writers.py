@@ -156,4 +156,4 @@ def test_a_result_shows_itself_in_a_notebook_and_in_print():
     result = Measured(GAP)
     assert str(result) == "\nmeasured: one share\nshare: 0.1234 [0.050, 0.200]\n"
     assert "0.123 0.050 to 0.200" in Tags(result._repr_html_()).text
-    assert repr(result) == "Measured(share=Estimate(value=0.1234, low=0.05, high=0.2))"
+    assert repr(result) == "<Measured>"

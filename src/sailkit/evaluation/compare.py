@@ -123,7 +123,7 @@ def _check_comparable(a: PredictionSet, b: PredictionSet) -> None:
     ours, theirs = {p.id: p for p in a.predictions}, {p.id: p for p in b.predictions}
     if alone := [*(i for i in ours if i not in theirs), *(i for i in theirs if i not in ours)]:
         raise UserError(
-            f"{a.name} and {b.name} have other items: {len(ours)} and {len(theirs)}, "
+            f"{a.name} and {b.name} have different items: {len(ours)} and {len(theirs)}, "
             f"{len(alone)} in only one of them, such as {alone[0]!r}"
         )
     for what, name in (("text", "text"), ("gold label", "gold")):

@@ -76,8 +76,10 @@ def evaluate(
     stopped when the same command is given again.
 
     Args:
-        model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, or endpoint:MODEL@BASE_URL.
-        task: A built-in task (climate-fever, hsd, sample-claims, sample-statements) or your own YAML file.
+        model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, endpoint:MODEL@BASE_URL,
+            or module:attribute.
+        task: A built-in task (climate-fever, hsd, sample-claims, sample-statements) your own YAML file, or
+            module:attribute.
         out: The run folder.
         data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         examples: Examples instead of data: a list of mappings with the fields of the task's data or with `text`,

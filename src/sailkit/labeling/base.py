@@ -100,9 +100,11 @@ def score_batch(labeler: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:
     """Score one batch, whether in this process, in a shard or on a cluster.
 
     Raises:
-        UserError: The labeler returned a score outside [0, 1].
+        UserError: The labeler returned a score outside [0, 1], or not one score for each pair.
     """
     scores = labeler.score(pairs)
+    if len(scores) != len(pairs):
+        raise UserError(f"{labeler.name} gave {len(scores)} scores for {len(pairs)} search results")
     for score, pair in zip(scores, pairs, strict=True):
         if score.score is not None and not (math.isfinite(score.score) and 0 <= score.score <= 1):
             raise UserError(f"{labeler.name} gave the score {score.score} for a result of {pair.instruction.id}")

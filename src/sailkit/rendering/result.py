@@ -26,6 +26,13 @@ class Result:
         report: Report = import_module(f"{folder}.report").short_report(self)
         return report
 
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # or the dataclass lists every field
+
+    def __repr__(self) -> str:
+        folder = getattr(self, "folder", None)
+        return f"<{type(self).__name__}{f' in {folder}' if folder else ''}>"
+
     def __str__(self) -> str:
         return terminal.text(self.report())
 
