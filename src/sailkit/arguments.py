@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import types
@@ -62,7 +63,9 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if Literal in origins:
         choices = typing.get_args(origins[Literal])
         if value not in choices:
-            raise UserError(f"`{name}` takes {', '.join(map(str, choices))}, not {value!r}")
+            close = difflib.get_close_matches(str(value), map(str, choices), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"`{name}` takes {', '.join(map(str, choices))}, not {value!r}{hint}")
     elif len(kinds := [member for member in members if member is not types.NoneType]) == 1:
         _check_scalar(name, value, kinds[0])
     if is_dataclass(value) and not isinstance(value, type):

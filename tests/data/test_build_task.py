@@ -211,7 +211,7 @@ def test_a_single_label_is_nothing_to_balance(task, tmp_path):
     ("options", "message"),
     [
         ({"supported": 1.5}, "`supported` should be between 0 and 1"),
-        ({"distractors": ["far"]}, "no distractors 'far'"),
+        ({"distractors": ["far"]}, "`distractors` takes random, near, own, not 'far'"),
         ({"shares": "0.5,0.1"}, "`shares`"),
         ({"protocol": "fair"}, "has no protocol 'fair'"),
         ({"held_out": 1.0}, "use a smaller `held_out`"),

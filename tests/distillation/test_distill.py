@@ -201,7 +201,7 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
 @pytest.mark.parametrize(
     ("options", "more", "why"),
     [
-        ({"model": "m", "method": "osmosis"}, (), "no method 'osmosis'"),
+        ({"model": "m", "method": "osmosis"}, (), "`method` takes sequence, logits, both, not 'osmosis'"),
         ({"model": "m", "student_layers": 3}, (), "leave out model"),
         ({"student_layers": 99}, (), "from 1 to 5"),
         ({"student_layers": 2}, ("training.optim=bogus",), "training: "),
