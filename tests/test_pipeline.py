@@ -351,7 +351,7 @@ def test_the_recipe_of_the_page_works_as_it_stands(tmp_path):
 @pytest.mark.long
 def test_the_laptop_recipe_runs_from_search_to_report(shared, tmp_path):
     """Everything real and small: a few questions, a few claims, two training steps."""
-    few = ["questions=12", "pairs=300", "rows=60", "claims=20", "steps=2", f"data={shared}"]
+    few = ["questions=12", "judged=60", "rows=60", "claims=20", "steps=2", f"data={shared}"]
     result = run(RECIPES / "laptop.yaml", out=tmp_path / "out", set=few)
     assert set(states(result).values()) == {"finished"}
     assert list((tmp_path / "out" / "report").glob("*.html"))
