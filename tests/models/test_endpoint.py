@@ -432,7 +432,8 @@ def test_an_error_is_read_up_to_the_limit_too_and_a_packed_answer_is_read(monkey
     monkeypatch.setattr(MisbehavingServer, "_send", send)
     for encoding, said in (("br", "packed as 'br'"), ("gzip", "cannot be unpacked")):
         with MisbehavingServer(headers={"Content-Encoding": encoding}) as server:
-            assert said in failure(at(server), claims(1))
+            # An earlier server may have had this port, and its answers are kept: the second claim is new.
+            assert said in failure(at(server), claims(2))
 
 
 class _Bytes(str):
