@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import types
@@ -13,7 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
-from sailkit.errors import UserError
+from sailkit.errors import UserError, did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,14 +62,13 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if Literal in origins:
         choices = typing.get_args(origins[Literal])
         if value not in choices:
-            close = difflib.get_close_matches(str(value), map(str, choices), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"`{name}` takes {', '.join(map(str, choices))}, not {value!r}{hint}")
+            meant = did_you_mean(str(value), choices)
+            raise UserError(f"`{name}` takes {', '.join(choices)}, not {value!r}{meant and '; ' + meant}")
     elif len(kinds := [member for member in members if member is not types.NoneType]) == 1:
         _check_scalar(name, value, kinds[0])
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(hint):  # options; their fields are checked, and stay as they are
         own = typing.get_type_hints(type(value), include_extras=True)
-        for field in fields(value) if is_dataclass(hint) else ():
+        for field in fields(value):
             _convert(field.name, getattr(value, field.name), own[field.name])
     return value
 

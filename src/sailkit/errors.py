@@ -24,9 +24,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
         The end of an error line, such as `did you mean 'direct'? (known: direct, fair)`.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}(known: {', '.join(names)})"
+    hint = did_you_mean(word, names)
+    return f"{hint and hint + ' '}(known: {', '.join(names)})"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Ask whether the known name that is closest to a word was meant; empty if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def at_least_one(**options: int | None) -> None:

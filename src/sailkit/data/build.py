@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sailkit import runs
 from sailkit.arguments import checked
@@ -16,10 +16,10 @@ from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import LEAK_RULES_VERSION, REMOVED, LeakCheck
 from sailkit.data.results import TrainingData
 from sailkit.data.rows import RowBuilder
-from sailkit.errors import UserError, at_least_one, nearest
+from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.labels_file import LABELS, read_labels
-from sailkit.prompts.sail import check_style, wording
+from sailkit.prompts.sail import wording
 from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.tasks.task import load_task
 
@@ -70,10 +70,9 @@ def build(
     Raises:
         UserError: Bad options, or labels that belong to other data.
     """
-    check_style(style)
     result_shares = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
-    _check_options(top, threshold, mix, held_out, forms, limit, labels)
+    _check_options(top, threshold, held_out, limit, labels)
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
     quoted = audit_figures(audit, [str(item.labeler.get("labeler")) for item in loaded]) if audit else None
@@ -129,9 +128,7 @@ def read_shares(text: str) -> list[float]:
 def _check_options(
     top: int,
     threshold: float | None,
-    mix: str,
     held_out: float,
-    forms: Sequence[str],
     limit: int | None,
     labels: Sequence[Path],
 ) -> None:
@@ -140,11 +137,6 @@ def _check_options(
         raise UserError(f"`threshold` should be between 0 and 1, not {threshold}")
     if not 0 <= held_out < 1:
         raise UserError(f"`held_out` should be at least 0 and below 1, not {held_out}")
-    if mix not in get_args(Mix):
-        raise UserError(f"no mix {mix!r}: {nearest(mix, get_args(Mix))}")
-    for form in forms:
-        if form not in get_args(ExportFormat):
-            raise UserError(f"no export {form!r}: {nearest(form, get_args(ExportFormat))}")
     if not labels:
         raise UserError("no `labels`; give the run folder of  sailkit label")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from sailkit import runs
 from sailkit.arguments import checked
@@ -19,9 +19,9 @@ from sailkit.data.draw import Distractor, ExampleDrawer
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row
 from sailkit.data.results import BuiltTask
-from sailkit.errors import UserError, at_least_one, nearest
+from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
-from sailkit.prompts.sail import check_style, wording
+from sailkit.prompts.sail import wording
 from sailkit.records import Example, Instruction, TrainingExample
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
@@ -75,12 +75,8 @@ def build_task(
         UserError: Bad options, or a task without judged evidence.
     """
     at_least_one(limit=limit)
-    check_style(style)
     result_shares = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
-    for kind in kinds:
-        if kind not in get_args(Distractor):
-            raise UserError(f"no distractors {kind!r}: {nearest(kind, get_args(Distractor))}")
     for name, share in (("`supported`", supported), ("`held_out`", held_out)):
         if not 0 <= share <= 1:
             raise UserError(f"{name} should be between 0 and 1, not {share}")

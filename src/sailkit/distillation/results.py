@@ -176,11 +176,6 @@ class StudentComparison:
     other_settings: str = ""
 
 
-def is_distillation(folder: Path) -> bool:
-    """Whether a folder is a run of distill."""
-    return (folder / runs.MANIFEST).is_file() and jsonl.read_json(folder / runs.MANIFEST).get("stage") == "distill"
-
-
 def _read_sums(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, ...]]]:
     sums: dict[str, dict[str, tuple[float, ...]]] = {}
     rows = [row for _, row in jsonl.read_rows(folder / FIDELITY)]

@@ -144,8 +144,6 @@ def teacher_cache(
     at_least_one(k=k, shard_tokens=shard_tokens, max_length=max_length)
     if not 0 < top_p <= 1:
         raise UserError(f"`top_p` should be above 0 and at most 1, not {top_p}")
-    if precision not in ("float16", "float32"):
-        raise UserError(f"`precision` takes float16 or float32, not {precision!r}")
     pool = ray.pool(shard=shard, max_requests=options.max_requests)
     examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
     kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.arguments import checked
-from sailkit.errors import UserError
+from sailkit.errors import UserError, at_least_one
 from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
 from sailkit.evaluation.evidence import EvidenceStyle, Search, evidence_style_for, with_search_results
@@ -117,6 +117,7 @@ def evaluate(
     Raises:
         UserError: The input cannot be used; nothing is overwritten.
     """
+    at_least_one(limit=limit, results=results if search else None, shots=shots, max_new_tokens=max_new_tokens)
     model = str(model) if isinstance(model, Path) else model
     chosen = load_task(task, _split(labels))
     question = _question(chosen, protocol, wording, max_new_tokens)
@@ -127,12 +128,12 @@ def evaluate(
         raise UserError("give either `data` or `examples`, not both")
     dataset = chosen.load(data if examples is None else examples)
     pool = [example for example in dataset.examples if half is None or in_half(example, half)]
-    selected = pool[: _positive("`limit`", limit) if limit is not None else None]
+    selected = pool[:limit]
     if not selected:
         raise UserError(f"task {chosen.name}: no examples in the {half} half")
-    items = with_search_results(selected, search, _positive("`results`", results), seed, pool) if search else selected
+    items = with_search_results(selected, search, results, seed, pool) if search else selected
     _check_csv(csv_out)
-    worked = worked_examples(chosen, question, few_shot, _positive("`shots`", shots), items)
+    worked = worked_examples(chosen, question, few_shot, shots, items)
     if not isinstance(model, str) and reference is None and options != ModelOptions():
         raise UserError("`options` say how to load a model, and this one is loaded; give them to `load_model`")
     if out is not None:
@@ -194,7 +195,7 @@ def _question(task: Task, protocol: str, wording: str | None, max_new_tokens: in
     question = task.question(protocol, wording)
     if max_new_tokens is None:
         return question
-    return replace(question, new_tokens=(_positive("`max_new_tokens`", max_new_tokens),) * len(question.steps))
+    return replace(question, new_tokens=(max_new_tokens,) * len(question.steps))
 
 
 def _check_csv(path: str | Path | None) -> None:
@@ -313,9 +314,3 @@ def _finish(run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path
 
 def _split(labels: Sequence[str] | None) -> list[str] | None:
     return [part.strip() for label in labels for part in label.split(",")] if labels else None
-
-
-def _positive(argument: str, value: int) -> int:
-    if value < 1:
-        raise UserError(f"{argument} should be at least 1, not {value}")
-    return value

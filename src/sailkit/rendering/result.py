@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import Any
 
@@ -9,16 +10,16 @@ from sailkit.rendering import html, terminal
 from sailkit.rendering.model import Report
 
 
-class Result:
+class Result(ABC):
     """Base class of the frozen dataclasses that stages return.
 
     A subclass defines `to_json`. Its report is made by `short_report` in the `report` module of its folder, so results
     do not import reports.
     """
 
+    @abstractmethod
     def to_json(self) -> Any:
         """The result as JSON values, as in files and with `--json`."""
-        raise NotImplementedError
 
     def report(self) -> Report:
         """The result as a report."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import importlib
 import json
 import math
 import re
@@ -72,7 +73,7 @@ def search_searxng(server: str, query: str, timeout: float) -> list[SearchResult
 
 def _get(address: str, timeout: float) -> bytes:
     """Return the body of a GET request, read up to a limit of bytes and of time."""
-    httpx = require_httpx()
+    httpx = require("httpx2", "searxng")
     # The limit counts raw bytes, and iter_raw does not decode: ask for an uncompressed body.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"sailkit/{__version__}"}
     deadline = time.monotonic() + timeout
@@ -109,30 +110,16 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def require_httpx() -> Any:
-    """Import the HTTP client.
+def require(library: str, engine: str) -> Any:
+    """Import the library that an engine needs.
 
     Raises:
         UserError: It is not installed.
     """
     try:
-        import httpx2
+        return importlib.import_module(library)
     except ImportError:
-        raise missing_extra("web", "`engine='searxng'`") from None
-    return httpx2
-
-
-def require_ddgs() -> Any:
-    """Import the library that searches with public engines.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import ddgs
-    except ImportError:
-        raise missing_extra("web", "`engine='web'`") from None
-    return ddgs
+        raise missing_extra("web", f"`engine='{engine}'`") from None
 
 
 def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
@@ -149,7 +136,7 @@ def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
     Raises:
         SearchFailedError: No engine returned results.
     """
-    library = require_ddgs()
+    library = require("ddgs", "web")
     try:
         rows = library.DDGS(timeout=math.ceil(timeout)).text(query, max_results=k)
     except library.exceptions.DDGSException as error:

@@ -19,8 +19,7 @@ from sailkit.records import Instruction, SearchOutcome, SearchResult
 from sailkit.retrieval.base import EngineResults
 from sailkit.retrieval.engines import (
     SearchFailedError,
-    require_ddgs,
-    require_httpx,
+    require,
     search_ddgs,
     search_searxng,
     searxng_server,
@@ -29,7 +28,6 @@ from sailkit.retrieval.instructions import make_result
 from sailkit.retrieval.local import query
 
 WebEngine = Literal["web", "searxng"]
-SNAPSHOT = "snapshot.jsonl"
 QUERY_CHARACTERS = 400  # engines refuse longer queries; cut at a word boundary
 _MAX_FAILURES = 10  # consecutive queries without an answer: the engine is down or blocks us
 
@@ -86,12 +84,12 @@ class WebSearcher:
         if engine == "searxng":
             server = searxng_server(url)
             if not offline:
-                require_httpx()
+                require("httpx2", engine)
             self._facts["searxng_url"] = server
             self._search_once = lambda query, _, timeout: search_searxng(server, query, timeout)
         else:
             if not offline:
-                require_ddgs()
+                require("ddgs", engine)
             self._search_once = search_ddgs
         if offline:
             self._facts["snapshot_sha256"] = jsonl.file_fingerprint([snapshot])
