@@ -145,11 +145,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path, stage: str | None = None) -> dict[str, Any]:
     """Read the manifest of a run folder.
 
+    Args:
+        folder: The run folder.
+        stage: The stage that the run must be of; None accepts all.
+
     Raises:
-        UserError: The folder has no manifest of a run.
+        UserError: The folder has no manifest of a run, or one of another stage.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
@@ -157,6 +161,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = jsonl.read_json(path)
     if not manifest.keys() >= _MANIFEST_KEYS:
         raise UserError(f"{folder} is not a run folder: its {MANIFEST} is another program's")
+    if stage is not None and manifest["stage"] != stage:
+        raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of {stage!r}")
     return manifest
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from little_room import little_room
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.records import Instruction
 from sailkit.retrieval.base import EngineResults
@@ -175,6 +176,13 @@ def test_a_run_is_read_again_and_written_under_the_names_of_its_files(tmp_path, 
         "unfinished": None,
     }
     assert "2 instructions: found 1, empty 0, unavailable 0, left_out 1" in str(run)
+
+
+def test_a_run_of_another_stage_is_not_read_as_a_search(tmp_path):
+    with runs.open_run(tmp_path / "run", "label", {}):
+        pass
+    with pytest.raises(UserError, match="holds a run of 'label', not of 'search'"):
+        SearchRun.load(tmp_path / "run")
 
 
 def test_an_index_is_built_once_and_never_used_for_another_corpus(tmp_path, corpus, capsys):

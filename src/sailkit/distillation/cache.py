@@ -170,9 +170,7 @@ class CacheReader:
             UserError: It is not a cache, not finished, or a shard is missing, truncated or damaged.
         """
         folder = Path(folder)
-        manifest = runs.read_manifest(folder)
-        if manifest["stage"] != TEACHER_CACHE_STAGE:
-            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of {TEACHER_CACHE_STAGE}")
+        manifest = runs.read_manifest(folder, TEACHER_CACHE_STAGE)
         if not (folder / INDEX).exists():
             raise UserError(
                 f"{folder}: the teacher's cache is not finished; run the same  sailkit {TEACHER_CACHE_STAGE}  again"

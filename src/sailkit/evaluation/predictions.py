@@ -139,10 +139,8 @@ def load_run(folder: str | Path) -> PredictionSet:
         UserError: Not an evaluation's folder, or the evaluation is not finished.
     """
     folder = Path(folder)
-    manifest = runs.read_manifest(folder)
+    manifest = runs.read_manifest(folder, "evaluate")
     settings = manifest["settings"]
-    if manifest["stage"] != "evaluate":
-        raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
     reference_file = folder / REFERENCE_FOLDER / PREDICTIONS
     has_reference = reference_file.exists()
     reference = {row["id"]: row["label"] for _, row in jsonl.read_rows(reference_file)} if has_reference else {}

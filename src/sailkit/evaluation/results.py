@@ -93,9 +93,8 @@ class Evaluation(Summary, Result):
             UserError: The folder holds no finished evaluation.
         """
         folder = Path(folder)
-        manifest, path = runs.read_manifest(folder), folder / runs.METRICS
-        if manifest["stage"] != "evaluate":
-            raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of 'evaluate'")
+        runs.read_manifest(folder, "evaluate")
+        path = folder / runs.METRICS
         if not path.exists():
             raise UserError(f"{folder} is not finished; run the same evaluate command again")
         flat = jsonl.read_json(path)

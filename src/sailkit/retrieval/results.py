@@ -53,9 +53,9 @@ class SearchRun(Result):
         """Read the result of a finished run.
 
         Raises:
-            UserError: The folder is not a run of `search`, or unfinished.
+            UserError: The folder is not a run of `search`, or its results cannot be read.
         """
-        settings = runs.read_manifest(folder)["settings"]
+        settings = runs.read_manifest(folder, "search")["settings"]
         engines: Mapping[str, Mapping[str, Any]] = settings.get("engines") or {settings["engine"]: settings}
         live = any(name in _ON_THE_WEB and "snapshot_sha256" not in each for name, each in engines.items())
         return cls.from_folder(folder, live=live)
