@@ -145,12 +145,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def read_manifest(folder: str | Path, stage: str | None = None) -> dict[str, Any]:
+def read_manifest(folder: str | Path, *stages: str) -> dict[str, Any]:
     """Read the manifest of a run folder.
 
     Args:
         folder: The run folder.
-        stage: The stage that the run must be of; None accepts all.
+        stages: The stages that the run may be of; none accepts all.
 
     Raises:
         UserError: The folder has no manifest of a run, or one of another stage.
@@ -161,9 +161,33 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> dict[str, Any
     manifest = jsonl.read_json(path)
     if not manifest.keys() >= _MANIFEST_KEYS:
         raise UserError(f"{folder} is not a run folder: its {MANIFEST} is another program's")
-    if stage is not None and manifest["stage"] != stage:
-        raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of {stage!r}")
+    if stages and manifest["stage"] not in stages:
+        raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not of {' or '.join(map(repr, stages))}")
     return manifest
+
+
+def read_finished(folder: str | Path, file: str, *stages: str) -> dict[str, Any]:
+    """Read the manifest of a finished run; see `read_manifest`.
+
+    Args:
+        folder: The run folder.
+        file: The file that the stage writes last.
+        stages: The stages that the run may be of; none accepts all.
+
+    Raises:
+        UserError: The folder has no manifest of a run, one of another stage, or no such file.
+    """
+    manifest = read_manifest(folder, *stages)
+    if not (Path(folder) / file).exists():
+        raise not_finished(folder, manifest["stage"])
+    return manifest
+
+
+def not_finished(folder: str | Path, stage: str, missing: str = "") -> UserError:
+    """The error for a run that has not finished; `missing` says in parentheses what it lacks."""
+    return UserError(
+        f"{folder} is not finished{missing}; run the same  sailkit {stage}  again, it continues where it stopped"
+    )
 
 
 def setting_of(folder: str | Path, *keys: str) -> Any:

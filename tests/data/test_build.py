@@ -221,7 +221,7 @@ def test_training_data_are_read_back_from_their_folder(data, tmp_path):
     frame = read.to_frame()
     assert list(frame["held_out"]) == [False] * read.n_train + [True] * read.n_held_out
     assert sum(read.judgements.values()) == sum(len(one.results) for one in read.examples())
-    with pytest.raises(UserError, match=r"labels-a holds a run of 'label'; a run of 'build' or 'build-task' is needed"):
+    with pytest.raises(UserError, match=r"labels-a holds a run of 'label', not of 'build' or 'build-task'"):
         TrainingData.load(tmp_path / "labels-a")
     (tmp_path / "built" / "card.json").unlink()
     with pytest.raises(UserError, match="built is not finished"):

@@ -317,7 +317,7 @@ def test_runs_that_are_not_finished_are_refused(tmp_path):
     rows = answers([True] * 6)
     a = run(tmp_path / "a", rows)
     half = run(tmp_path / "half", rows[:3], n=6)
-    assert f"{half} is not finished (3 of 6 items); run the same evaluate command again" in complaint(a, half)
+    assert f"{half} is not finished (3 of 6 items); run the same  sailkit evaluate  again" in complaint(a, half)
     asked = run(tmp_path / "asked", rows, reference=["SUPPORTS"] * 4)
     assert f"{asked} is not finished (4 of 6 reference labels)" in complaint(a, asked)
     whole = run(tmp_path / "whole", rows, reference=["SUPPORTS"] * 6)

@@ -62,7 +62,7 @@ def test_a_folder_without_figures_is_no_evaluation(arguments, tmp_path):
     with pytest.raises(UserError, match=r"metrics.json: not the figures of an evaluation .*; evaluate again"):
         Evaluation.load(tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
-    with pytest.raises(UserError, match="is not finished; run the same evaluate command again"):
+    with pytest.raises(UserError, match=r"is not finished; run the same +sailkit evaluate"):
         Evaluation.load(tmp_path / "run")
     with pytest.raises(UserError, match="is not a run folder"):
         Evaluation.load(tmp_path)

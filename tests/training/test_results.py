@@ -57,7 +57,7 @@ def test_what_a_run_does_not_have_is_not_written(tmp_path):
 
 
 def test_a_run_that_is_not_finished_or_damaged_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="not a finished training run"):
+    with pytest.raises(UserError, match=r"is not finished; run the same +sailkit finetune"):
         TrainingRun.load(tmp_path)
     with pytest.raises(UserError, match="does not hold what finetune writes"):
         TrainingRun.load(written(tmp_path / "run", {"rows": 1}))

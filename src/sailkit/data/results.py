@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 from sailkit import runs
 from sailkit.data.card import CARD
 from sailkit.data.exports import HELD_OUT, TRAIN, read_row
-from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.tables import to_frame
 from sailkit.records import TrainingExample, Verdict
@@ -62,11 +61,7 @@ class TrainingData(Result):
             UserError: The folder holds no such run, or it has not finished.
         """
         folder = Path(folder)
-        stage = runs.read_manifest(folder)["stage"]
-        if stage not in ("build", "build-task"):
-            raise UserError(f"{folder} holds a run of {stage!r}; a run of 'build' or 'build-task' is needed")
-        if not (folder / CARD).exists():
-            raise UserError(f"{folder} is not finished; run the same  sailkit {stage}  again")
+        runs.read_finished(folder, CARD, "build", "build-task")
         return cls.from_card(folder, jsonl.read_json(folder / CARD))
 
     @property

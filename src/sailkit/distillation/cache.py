@@ -170,11 +170,7 @@ class CacheReader:
             UserError: It is not a cache, not finished, or a shard is missing, truncated or damaged.
         """
         folder = Path(folder)
-        manifest = runs.read_manifest(folder, TEACHER_CACHE_STAGE)
-        if not (folder / INDEX).exists():
-            raise UserError(
-                f"{folder}: the teacher's cache is not finished; run the same  sailkit {TEACHER_CACHE_STAGE}  again"
-            )
+        manifest = runs.read_finished(folder, INDEX, TEACHER_CACHE_STAGE)
         return cls(folder, manifest["settings"], read_index(folder))
 
     def __len__(self) -> int:

@@ -68,9 +68,7 @@ class Distillation(Result):
             UserError: The run is not finished, or its files do not fit together.
         """
         folder = Path(folder)
-        runs.read_manifest(folder)
-        if not (folder / runs.METRICS).exists():
-            raise UserError(f"{folder} is not finished; the same distill command continues where it stopped")
+        runs.read_finished(folder, runs.METRICS)
         run = cls(folder, jsonl.read_json(folder / runs.METRICS))
         _ = run.sums
         return run

@@ -142,9 +142,8 @@ def align(setup: Setup, reach: TeacherReach) -> StudentTargets:
     if reach.measurable:
         held_out_rows = rows(DATA, HELD_OUT)
         # All methods are measured against the same targets, so habits are learnt from the responses in the data.
-        prompts = setup.out / PROMPTS / TRAIN
-        has_responses = prompts.exists() and any(row.response.strip() for row in read_data([str(prompts)]))
-        habits = rows(PROMPTS if has_responses else DATA, TRAIN)
+        prompts = setup.in_student_style(setup.train) if setup.recipe.method != "logits" else []
+        habits = rows(PROMPTS if any(row.response.strip() for row in prompts) else DATA, TRAIN)
         held_out = compiler.compile(held_out_rows, setup.out / TARGETS.format("held_out"), habits)
     columns = 1 + int(max(tokenizer.get_vocab().values()))  # not the length, because ids may have gaps
     return StudentTargets(compiler, columns, train, held_out, held_out_rows)

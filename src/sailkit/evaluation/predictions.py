@@ -148,9 +148,7 @@ def load_run(folder: str | Path) -> PredictionSet:
     rows = [from_row(row, f"{path}, line {n}", reference.get(row.get("id"))) for n, row in jsonl.read_rows(path)]
     for what, count in (("items", len(rows)), ("reference labels", len(reference) if has_reference else len(rows))):
         if count != settings["n"]:
-            raise UserError(
-                f"{folder} is not finished ({count} of {settings['n']} {what}); run the same evaluate command again"
-            )
+            raise runs.not_finished(folder, "evaluate", f" ({count} of {settings['n']} {what})")
     return PredictionSet(
         name=folder.name,
         labels=tuple(settings["labels"]),

@@ -93,10 +93,8 @@ class Evaluation(Summary, Result):
             UserError: The folder holds no finished evaluation.
         """
         folder = Path(folder)
-        runs.read_manifest(folder, "evaluate")
         path = folder / runs.METRICS
-        if not path.exists():
-            raise UserError(f"{folder} is not finished; run the same evaluate command again")
+        runs.read_finished(folder, path.name, "evaluate")
         flat = jsonl.read_json(path)
         settings: dict[str, Any] = {name: flat.get(name) for name in SETTINGS}
         try:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sailkit.errors import UserError
+from sailkit import runs
 from sailkit.files.tables import to_frame
 from sailkit.labeling.audit_file import AUDIT, read_audit_file
 from sailkit.rendering.result import Result
@@ -180,9 +180,7 @@ class Audit(Result):
         folder = Path(folder)
         path = folder / AUDIT
         if not path.exists():
-            raise UserError(
-                f"{folder} is not finished; run the same  sailkit audit  again, it continues where it stopped"
-            )
+            raise runs.not_finished(folder, "audit")
         content = read_audit_file(path)
         rows = tuple(map(StratumFigures.from_json, content.pop("audits")))
         differences = tuple(map(LabelerDifference.from_json, content.pop("differences")))

@@ -52,14 +52,8 @@ def open_labels(folder: str | Path) -> tuple[dict[str, Any], list[tuple[int, jso
     Raises:
         UserError: The folder holds no such run, or it has not finished.
     """
-    folder = Path(folder)
-    manifest = runs.read_manifest(folder)
-    if manifest["stage"] != "label":
-        raise UserError(f"{folder} holds a run of {manifest['stage']!r}; a run of 'label' is needed")
-    path = folder / LABELS
-    if not path.exists():
-        raise UserError(f"{folder} is not finished; run the same  sailkit label  again, it continues where it stopped")
-    return manifest["settings"], list(jsonl.read_rows(path))
+    settings = runs.read_finished(folder, LABELS, "label")["settings"]
+    return settings, list(jsonl.read_rows(Path(folder) / LABELS))
 
 
 def read_labels(folder: str | Path, searched: Sequence[Searched]) -> Labels:

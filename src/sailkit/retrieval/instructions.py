@@ -161,9 +161,7 @@ def read_searched(source: str | Path) -> list[Searched]:
     if not rows:
         raise UserError(f"{path}: no rows")
     if len(rows) < _planned_rows(path):
-        raise UserError(
-            f"{path.parent} is not finished; run the same  sailkit search  again, it continues where it stopped"
-        )
+        raise runs.not_finished(path.parent, "search")
     return rows
 
 

@@ -60,9 +60,7 @@ def report_on(folder: Path, title: str | None = None) -> Report:
     Raises:
         UserError: The run is not finished, or its files are damaged.
     """
-    manifest = runs.read_manifest(folder)
-    if not (folder / runs.METRICS).exists():
-        raise UserError(f"{folder} is not finished; the same finetune command continues where it stopped")
+    manifest = runs.read_finished(folder, runs.METRICS)
     figures = jsonl.read_json(folder / runs.METRICS)
     verdict = headline(figures)
     how = machine(figures)

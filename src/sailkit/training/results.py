@@ -95,7 +95,7 @@ class TrainingRun(Result):
         """
         folder = Path(folder)
         if not (folder / runs.METRICS).exists():
-            raise UserError(f"{folder} is not a finished training run; the same finetune command resumes it")
+            raise runs.not_finished(folder, "finetune")
         try:
             return cls.from_json(folder, jsonl.read_json(folder / runs.METRICS))
         except (KeyError, TypeError) as error:
