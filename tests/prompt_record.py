@@ -35,7 +35,7 @@ from sailkit.records import SearchResult, TrainingExample
 from sailkit.retrieval.instructions import read_instructions
 from sailkit.retrieval.local import query
 from sailkit.retrieval.web import web_query
-from sailkit.tasks.task import builtin_tasks, in_first_half, load_task
+from sailkit.tasks.task import in_first_half, load_task
 from sailkit.training.tokenise import prepare
 from small_models import TRAINED, trained
 
@@ -58,6 +58,7 @@ EXAMPLES = [
 ]  # fmt: skip
 ANSWERS = ["Correct.", "It is not correct", "**Wrong**", "correct or wrong", "", "I cannot say", "Answer: Correct"]
 _ROOMY = 100_000
+TASKS = ("climate-fever", "hsd", "sample-claims", "sample-statements")  # the built-in tasks of that version
 
 
 def _prompts(task: Any) -> Iterator[tuple[str, Any]]:
@@ -93,7 +94,7 @@ def _row(renderer: ExampleRenderer, example: TrainingExample, most: int | None =
 def tasks() -> dict[str, Any]:
     """Of each built-in task its fingerprint, its questions and their texts."""
     found = {}
-    for name in builtin_tasks():
+    for name in TASKS:
         task = load_task(name)
         whole = load_task(name, ["all"])
         questions = {p: {w: task.question(p, w) for w in s.wordings} for p, s in task.spec.protocols.items()}
@@ -197,7 +198,7 @@ def embedded() -> dict[str, Any]:
         begun[style] = (*conversation(example), Message("assistant", (Part(sentence, trusted=False),), begun=True))
     everything = [
         _rendered(renderer, one)["ids"]
-        for name in builtin_tasks() for _, one in _prompts(load_task(name)) for renderer in (plain, chat)
+        for name in TASKS for _, one in _prompts(load_task(name)) for renderer in (plain, chat)
     ]  # fmt: skip
     teach = ExampleRenderer(tokenizer, DAY)
     rendered = plain.render(prompt, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from sailkit.errors import UserError
 from sailkit.files.tables import read_table
 from sailkit.files.yaml_files import parse_yaml
 from sailkit.tasks.spec import DataSpec
-from sailkit.tasks.task import builtin_tasks, load_task
+from sailkit.tasks.task import builtin_tasks, in_half, load_task
 
 OWN = {
     "name": "fruit",
@@ -79,6 +80,90 @@ def test_climate_fever(shared):
     assert first.text == "Global warming is driving polar bears toward extinction"
     assert [e.rank for e in first.evidence] == [1, 2, 3, 4, 5]
     assert first.evidence[0].title == "Extinction risk from global warming"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "labels", "left_out", "stances"),
+    [
+        ("fever", "stance/fever.jsonl", {"SUPPORTS": 5993, "REFUTES": 6007}, 0, {"SUPPORTS": 6033, "REFUTES": 6041}),
+        ("scifact", "stance/scifact.jsonl", {"SUPPORTS": 455, "REFUTES": 237}, 0, {"SUPPORTS": 506, "REFUTES": 265}),
+        (
+            "factcheck", "factcheckgpt", {"SUPPORTS": 472, "REFUTES": 159}, 30,
+            {"SUPPORTS": 1082, "REFUTES": 159, None: 1914},
+        ),
+    ],
+)  # fmt: skip
+def test_claims_with_the_stance_of_each_passage(shared, name, data, labels, left_out, stances):
+    task = load_task(name)
+    dataset = task.load(shared / data)
+    assert Counter(example.label for example in dataset.examples) == labels
+    assert dataset.left_out == left_out
+    assert Counter(stance for example in dataset.examples for stance in example.stances) == stances
+    of_passage = defaultdict(set)
+    for example in dataset.examples:
+        assert len(example.stances) == len(example.evidence) > 0
+        for result in example.evidence:
+            of_passage[result.body].add(example.group)
+    assert {len(groups) for groups in of_passage.values()} == {1}
+    halves = Counter(in_half(example, "first") for example in dataset.examples)
+    assert 0.4 < halves[True] / halves.total() < 0.6
+
+
+def test_the_tasks_of_claims_ask_what_climate_fever_asks():
+    of_climate, *others = (load_task(name, ["all"]) for name in ("climate-fever", "fever", "scifact", "factcheck"))
+    for task in others:
+        assert "climate" not in json.dumps(task.spec.model_dump()["protocols"]).lower()
+        assert task.spec.protocols == others[0].spec.protocols
+        assert load_task(task.name).labels == load_task("climate-fever").labels
+        assert task.spec.labels == {label: of_climate.spec.labels[label] for label in task.labels}
+        for protocol, spec in task.spec.protocols.items():
+            published = of_climate.spec.protocols[protocol]
+            assert (spec.answers, spec.also) == (published.answers, published.also)
+            assert list(spec.wordings) == [name for name, wording in published.wordings.items() if wording.train]
+
+
+def test_a_task_extends_another(tmp_path):
+    base = own(tmp_path)
+    (tmp_path / "fruit.csv").write_text("no,what,kind\n1,lemon,sour\n")
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "kiwi.yaml"
+    path.write_text("extends: ../fruit.yaml\nname: kiwi\nlabels: {sweet: {answer: Nice}, sour: {answer: Harsh}}\n")
+    task = load_task(path)
+    assert task.name == "kiwi"
+    assert task.question("direct").answers == {"sweet": "Nice", "sour": "Harsh"}
+    assert task.spec.protocols == load_task(base).spec.protocols
+    assert [example.text for example in task.load().examples] == ["lemon"]  # beside the YAML that names them
+    path.write_text("extends: sample-claims\nname: mine\n")
+    assert len(load_task(path).load().examples) == 150
+    for text, expected in (
+        ("extends: fewer\n", "no task 'fewer': did you mean 'fever'?"),
+        ("extends: 1\n", f"{path}: extends: should be the name of a task or the path of a .yaml file, not 1"),
+        ("extends: kiwi.yaml\n", "extends: the tasks extend each other in a circle"),
+        ("extends: none.yaml\n", f"cannot read {tmp_path / 'sub' / 'none.yaml'}: No such file"),
+        ("extends: ../fruit.yaml\nlables: {}\n", f"{path}: lables: unknown key; did you mean 'labels'?"),
+    ):
+        path.write_text(text)
+        assert expected in complaint(load_task, path)
+
+
+def test_search_results_in_a_second_table(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "claims.csv").write_text("no,what,kind\n1,lemon,sour\n2,apple,sweet\n3,plum,sweet\n")
+    (tmp_path / "data" / "passages.csv").write_text("of,text\napple,A\nlemon,B\nlemon,A\n")
+    evidence = {"list": "passages", "table": {"path": "passages.csv", "key": "of"}, "body": "text"}
+    fields = {"id": "no", "text": "what", "label": "kind", "evidence": evidence, "group": "passages"}
+    task = load_task(own(tmp_path, data={"table": "claims.csv", "fields": fields}))
+    lemon, apple, plum = task.load(tmp_path / "data").examples
+    assert [result.body for result in lemon.evidence] == ["B", "A"]
+    assert [result.body for result in apple.evidence] == ["A"]
+    assert plum.evidence == ()
+    assert [lemon.group, apple.group, plum.group] == ["1", "1", "3"]
+    file = tmp_path / "data" / "claims.csv"
+    assert complaint(task.load, file) == f"{file} is a file; this task reads claims.csv in a folder"
+    (tmp_path / "data" / "passages.csv").unlink()
+    assert complaint(task.load, tmp_path / "data").startswith(f"cannot read {tmp_path / 'data' / 'passages.csv'}: ")
+    message = complaint(load_task, own(tmp_path, data={"fields": fields}))
+    assert "data: fields.evidence.table: give the `table` of the rows too" in message
 
 
 @pytest.mark.parametrize("kind", [int, str])

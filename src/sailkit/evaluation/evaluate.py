@@ -78,8 +78,8 @@ def evaluate(
     Args:
         model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, endpoint:MODEL@BASE_URL,
             or module:attribute.
-        task: A built-in task (climate-fever, hsd, sample-claims, sample-statements) your own YAML file, or
-            module:attribute.
+        task: A built-in task (climate-fever, factcheck, fever, hsd, sample-claims, sample-statements, scifact), your
+            own YAML file, or module:attribute.
         out: The run folder.
         data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         examples: Examples instead of data: a list of mappings with the fields of the task's data or with `text`,

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
@@ -32,11 +34,33 @@ def table_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
     """Read the examples of a file or of a data set on the hub, each with its file and line for errors."""
     fields = spec.fields
     assert fields is not None
-    if path.is_dir():
+    if spec.table:
+        rows = _joined_rows(path, spec)
+        path /= spec.table
+    elif path.is_dir():
         raise UserError(f"{path} is a folder; this task reads one .jsonl, .csv or .parquet file")
-    rows = hub_rows(str(path), ("test", "validation", "train")) if is_hub_name(path) else read_table(path)
+    else:
+        rows = hub_rows(str(path), ("test", "validation", "train")) if is_hub_name(path) else read_table(path)
     text_of = jsonl.filled_field if has_cells(path) else jsonl.text_field
-    yield from _examples(rows, fields, spec, path, text_of)
+    yield from _with_groups(_examples(rows, fields, spec, path, text_of), fields)
+
+
+def _joined_rows(folder: Path, spec: DataSpec) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a folder's table, each with the search results that a second table has for its text."""
+    assert spec.table is not None
+    assert spec.fields is not None
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; this task reads {spec.table} in a folder")
+    evidence = spec.fields.evidence
+    if evidence is None or evidence.table is None:
+        yield from read_table(folder / spec.table)
+        return
+    path, key = folder / evidence.table.path, evidence.table.key
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for line, entry in read_table(path):
+        entries.setdefault(jsonl.text_field(entry, key, path, line), []).append(entry)
+    for line, row in read_table(folder / spec.table):
+        yield line, {**row, str(evidence.list): entries.get(str(row.get(spec.fields.text)), [])}
 
 
 def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]:
@@ -74,7 +98,7 @@ def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]
             group="group" if "group" in names else None,
             evidence=EvidenceFields(list="evidence") if "evidence" in names else None,
         )
-    yield from _examples(numbered, fields, spec, _MEMORY, jsonl.text_field)
+    yield from _with_groups(_examples(numbered, fields, spec, _MEMORY, jsonl.text_field), fields)
 
 
 def _examples(
@@ -84,8 +108,9 @@ def _examples(
     path: Path,
     text_of: Callable[[dict[str, Any], str, Path, int], str],
 ) -> Iterator[tuple[Example, str]]:
-    named = [(line, with_nested(row, fields.names())) for line, row in rows]
-    for line, row in with_ids(named, fields.id, path):
+    named = with_ids([(line, with_nested(row, fields.names())) for line, row in rows], fields.id, path)
+    by_evidence = _groups_by_evidence(fields)
+    for line, row in named:
         label = row.get(fields.label)
         if fields.label not in row:
             jsonl.text_field(row, fields.label, path, line)
@@ -95,9 +120,43 @@ def _examples(
             label=spec.label_values.get(str(label), None if label is None else str(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
             stances=_stances(row, fields.evidence) if fields.evidence else (),
-            group=jsonl.text_field(row, fields.group or fields.id, path, line),
+            group=jsonl.text_field(row, fields.id if by_evidence else fields.group or fields.id, path, line),
         )
         yield example, f"{path}, line {line}"
+
+
+def _groups_by_evidence(fields: Fields) -> bool:
+    return fields.evidence is not None and fields.group is not None and fields.group == fields.evidence.list
+
+
+def _with_groups(rows: Iterable[tuple[Example, str]], fields: Fields) -> Iterable[tuple[Example, str]]:
+    """Put examples that share the text of a search result into one group, if the group is the list of results.
+
+    A group is a connected component of the graph of examples and texts; its name is the smallest id in it.
+    """
+    if not _groups_by_evidence(fields):
+        return rows
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows = list(rows)
+    nodes: dict[str, int] = {}
+    edges = [
+        (index, len(rows) + nodes.setdefault(result.body, len(nodes)))
+        for index, (example, _) in enumerate(rows)
+        for result in example.evidence
+    ]
+    size = len(rows) + len(nodes)
+    ends = np.array(edges, dtype=np.intp).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    components = connected_components(graph, directed=False)[1]
+    names: dict[int, str] = {}
+    for component, (example, _) in zip(components, rows, strict=False):
+        names[component] = min(example.id, names.get(component, example.id))
+    return [
+        (replace(example, group=names[component]), where)
+        for component, (example, where) in zip(components, rows, strict=False)
+    ]
 
 
 def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:

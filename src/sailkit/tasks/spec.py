@@ -23,13 +23,23 @@ Word = Annotated[
 ]
 
 
+class EvidenceTable(_Spec):
+    """A second table in the folder of the data, with a row for each search result and the text that it belongs to."""
+
+    path: str
+    key: str
+
+
 class EvidenceFields(_Spec):
     """The fields of a row that hold its search results: a list with the fields of its entries, or columns of text.
 
     Without `body` the entries of the list are texts. `stance` is the field with the human judgement of what a result
-    supports, and `stances` maps its values to labels; other values support no label.
+    supports, and `stances` maps its values to labels; other values support no label. With `table`, the entries are the
+    rows of a second table whose `key` is the text of the row.
     """
 
+    # Left out of the task's fingerprint: runs of earlier versions resume, and the fingerprint of the data covers it.
+    table: EvidenceTable | None = Field(default=None, exclude=True)
     list: str | None = None
     columns: tuple[str, ...] = ()
     body: str | None = None
@@ -42,6 +52,8 @@ class EvidenceFields(_Spec):
     def _one_form(self) -> EvidenceFields:
         if (self.list is None) == (not self.columns):
             raise ValueError("give either `list`, or one or several `columns`")
+        if self.table and self.body is None:
+            raise ValueError("`table` needs a `list` with the field of its text, `body`")
         if (self.columns or self.body is None) and (self.body or self.title or self.url or self.stance):
             raise ValueError("`title`, `url` and `stance` are fields of the entries of a `list` that have a `body`")
         return self
@@ -55,7 +67,8 @@ def _as_evidence(value: object) -> object:
 class Fields(_Spec):
     """Names of a task's fields in the data; dots denote nested fields, such as `doc.claim`.
 
-    Without an `id`, rows are numbered from 1.
+    Without an `id`, rows are numbered from 1. If `group` is the list of search results, rows that share the text of a
+    search result are one group.
     """
 
     id: str = "id"
@@ -81,11 +94,13 @@ class LabelFile(_Spec):
 class DataSpec(_Spec):
     """The layout of a data set: one table with fields, or a folder of text files with a label file.
 
-    `source` states where to get data that do not come with the task.
+    `source` states where to get data that do not come with the task. With `table`, the data are a folder, and this is
+    its table of rows.
     """
 
     source: str | None = None
     file: str | None = None
+    table: str | None = Field(default=None, exclude=True)  # as EvidenceFields.table
     fields: Fields | None = None
     folder: str | None = None
     label_file: LabelFile | None = None
@@ -95,6 +110,9 @@ class DataSpec(_Spec):
     def _one_layout(self) -> DataSpec:
         if len({self.fields is None, self.folder is not None, self.label_file is not None}) > 1:
             raise ValueError("give either fields, or folder with label_file")
+        evidence = self.fields.evidence if self.fields else None
+        if evidence and evidence.table and not self.table:
+            raise ValueError("fields.evidence.table: give the `table` of the rows too")
         return self
 
 

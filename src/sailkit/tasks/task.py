@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from sailkit.tasks.rows import Examples, folder_rows, memory_rows, table_rows
 from sailkit.tasks.spec import TaskSpec, explain
 
 Half = Literal["first", "second"]
+_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -222,19 +223,42 @@ def load_task(name: str | Path | Task, labels: Sequence[str] | None = None) -> T
     """
     if isinstance(name, Task):
         return name if labels is None else replace(name, labels=_chosen_labels(name.spec, labels))
-    own = str(name).endswith((".yaml", ".yml"))
-    plugin = is_plugin(str(name))
-    if not own and not plugin and str(name) not in builtin_tasks():
+    content, folder = _read(str(name))
+    try:
+        spec = TaskSpec.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{_path_of(str(name))}: {explain(error)}") from None
+    return Task(spec, _chosen_labels(spec, labels), folder)
+
+
+def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[Any, Path]:
+    """The content of a task with that of the task it extends, and the folder that its data are relative to."""
+    path = _path_of(name)
+    content = load_attribute(name) if is_plugin(name) else read_yaml(path)
+    if not isinstance(content, Mapping) or "extends" not in content:
+        return content, path.parent
+    base = content["extends"]
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}: extends: should be the name of a task or the path of a .yaml file, not {base!r}")
+    base = str(path.parent / base) if base.endswith(_SUFFIXES) else base
+    if str(path) in extending:
+        raise UserError(f"{path}: extends: the tasks extend each other in a circle")
+    inherited, folder = _read(base, (*extending, str(path)))
+    if not isinstance(inherited, Mapping):
+        raise UserError(f"{_path_of(base)}: the file: expected the keys of a task")
+    changed = {key: value for key, value in content.items() if key != "extends"}
+    return {**inherited, **changed}, path.parent if "data" in changed else folder
+
+
+def _path_of(name: str) -> Path:
+    if name.endswith(_SUFFIXES) or is_plugin(name):
+        return Path(name)
+    if name not in builtin_tasks():
         raise UserError(
-            f"no task {str(name)!r}: {nearest(str(name), builtin_tasks())}; your own is a path to a .yaml file, or "
+            f"no task {name!r}: {nearest(name, builtin_tasks())}; your own is a path to a .yaml file, or "
             "module:attribute"
         )
-    path = Path(name) if own or plugin else _builtin_folder() / f"{name}.yaml"
-    try:
-        spec = TaskSpec.model_validate(load_attribute(str(name)) if plugin else read_yaml(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error)}") from None
-    return Task(spec, _chosen_labels(spec, labels), path.parent)
+    return _builtin_folder() / f"{name}.yaml"
 
 
 def _chosen_labels(spec: TaskSpec, labels: Sequence[str] | None) -> tuple[str, ...]:
