@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from cyclopts import Parameter
 
 from sailkit import __version__, runs
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, required_extra
 
 _MAX_BLOCKS = 4096  # blocks of a Ray data set; longer plans put several tasks into a block, to limit overhead
 _CONNECT_TIMEOUT = 10.0  # seconds
@@ -105,10 +105,8 @@ class Pool:
             raise UserError(f"`ray_gpus` {options.gpus:g}: a part of one GPU, or whole ones")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read when ray is imported
-        try:
+        with required_extra("ray", "`ray`"):
             import ray.data  # noqa: F401
-        except ImportError:
-            raise missing_extra("ray", "`ray`") from None
 
     def run(self, job: Job, here: Described, tasks: Sequence[Any]) -> Generator[bytes, None, None]:
         """Yield the output of each task, in order; the tasks of a dead worker are repeated by another.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -51,3 +52,20 @@ def at_least_one(**options: int | None) -> None:
 def missing_extra(extra: str, needed_for: str) -> UserError:
     """The error for an optional dependency that is not installed, with the command that installs it."""
     return UserError(f"{needed_for} needs an extra: run  pip install 'sailkit[{extra}]'")
+
+
+@contextlib.contextmanager
+def required_extra(extra: str, needed_for: str) -> Iterator[None]:
+    """Import libraries of an extra within this context.
+
+    Args:
+        extra: The extra of the package that installs them.
+        needed_for: The feature that needs them.
+
+    Raises:
+        UserError: A library is not installed.
+    """
+    try:
+        yield
+    except ImportError:
+        raise missing_extra(extra, needed_for) from None

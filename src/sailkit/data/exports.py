@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.files.rows import parse_row
 from sailkit.files.tables import read_table
@@ -112,11 +112,9 @@ def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[s
 
 
 def _parquet(rows: Sequence[jsonl.JsonObject]) -> bytes:
-    try:
+    with required_extra("parquet", "writing parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise missing_extra("parquet", "writing parquet") from None
     stream = io.BytesIO()
     names = {name: None for row in rows for name in row}  # pyarrow infers columns from the first row alone
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**names, **row} for row in rows]), stream)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl, unpacking
 from sailkit.files.tables import read_table, table_kind
 
@@ -194,10 +194,8 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> byte
         raise UserError(f"{path}: {info.filename!r} takes {info.file_size:,} bytes, and {MAX_SAMPLE_BYTES:,} are read")
     if info.compress_type != _ZSTANDARD:
         return archive.read(info)
-    try:
+    with required_extra("parquet", f"reading {path}, which is compressed with Zstandard,"):
         import pyarrow
-    except ImportError:
-        raise missing_extra("parquet", f"reading {path}, which is compressed with Zstandard,") from None
     assert archive.fp is not None  # it is open
     archive.fp.seek(info.header_offset)
     # The local header has 30 bytes and ends with the lengths of the name and the extra field that follow it.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.errors import UserError, nearest, required_extra
 
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[\w.-]+))?")
 _FILE = re.compile(r".*\.(jsonl?|ndjson|csv|tsv|tab|txt|parquet|yaml|xlsx?|gz)", re.IGNORECASE)
@@ -30,10 +30,8 @@ def hub_rows(source: str, preferred: Sequence[str]) -> Iterator[tuple[int, dict[
         UserError: The data set or the split does not exist.
     """
     name, _, split = source.partition(":")
-    try:
+    with required_extra("hub", f"reading {name} from the hub"):
         import datasets
-    except ImportError:
-        raise missing_extra("hub", f"reading {name} from the hub") from None
     try:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sailkit import runs
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl, unpacking
 from sailkit.files.unpacking import Limit, open_gzip
 
@@ -132,10 +132,8 @@ def _long_rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
+    with required_extra("parquet", f"reading {path}"):
         import pyarrow.parquet
-    except ImportError:
-        raise missing_extra("parquet", f"reading {path}") from None
     try:
         limit, size, number = Limit(path), 0, 0
         with path.open("rb") as stream:
@@ -177,8 +175,6 @@ def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         UserError: pandas is not installed.
     """
-    try:
+    with required_extra("pandas", "a data frame"):
         import pandas as pd
-    except ImportError:
-        raise missing_extra("pandas", "a data frame") from None
     return pd.DataFrame(list(rows))

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.arguments import checked
-from sailkit.errors import UserError, at_least_one, missing_extra
+from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.labeling.audit_figures import claim_weights, labeler_differences, stratum_figures
@@ -166,10 +166,8 @@ def _scores(run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair]) -> Flo
 
 def _bm25(pairs: Sequence[ResultPair]) -> Floats:
     """BM25 scores x of the results for their claims, as x / (1 + x): the baseline of a plain search engine."""
-    try:
+    with required_extra("search", "the BM25 baseline"):
         import bm25s
-    except ImportError:
-        raise missing_extra("search", "the BM25 baseline") from None
     words = bm25s.tokenize([pair.result.text for pair in pairs], show_progress=False)
     if not any(words.ids):
         return np.zeros(len(pairs))

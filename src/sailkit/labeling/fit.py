@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sailkit import runs
 from sailkit.arguments import checked
-from sailkit.errors import UserError, at_least_one, missing_extra
+from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
 from sailkit.labeling.base import statement
@@ -64,12 +64,10 @@ def fit(
     """
     at_least_one(batch_size=batch_size, limit=limit)
     _check_numbers(epochs, learning_rate, max_length)
-    try:
+    with required_extra("label", "fitting a labeler"):
         import datasets
         from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
         from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-    except ImportError:
-        raise missing_extra("label", "fitting a labeler") from None
     import torch
     from transformers import set_seed
     from transformers.utils import logging

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve_encoder
 from sailkit.prompts.safety import for_texts
@@ -24,11 +24,9 @@ def load_encoder(name: str, needed_for: str, device: str = "auto") -> tuple[Any,
     Raises:
         UserError: The library is not installed, the device or the model does not exist, or it is a language model.
     """
-    try:
+    with required_extra("label", needed_for):
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
-    except ImportError:
-        raise missing_extra("label", needed_for) from None
     from sailkit.models.weights import pick_device
 
     logging.disable_progress_bar()  # sailkit shows its own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import importlib
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sailkit import __version__, retry
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError
 from sailkit.records import SearchResult
 from sailkit.retrieval.instructions import make_result
 from sailkit.urls import server_url
@@ -73,7 +72,8 @@ def search_searxng(server: str, query: str, timeout: float) -> list[SearchResult
 
 def _get(address: str, timeout: float) -> bytes:
     """Return the body of a GET request, read up to a limit of bytes and of time."""
-    httpx = require("httpx2", "searxng")
+    import httpx2 as httpx
+
     # The limit counts raw bytes, and iter_raw does not decode: ask for an uncompressed body.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"sailkit/{__version__}"}
     deadline = time.monotonic() + timeout
@@ -110,18 +110,6 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def require(library: str, engine: str) -> Any:
-    """Import the library that an engine needs.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return importlib.import_module(library)
-    except ImportError:
-        raise missing_extra("web", f"`engine='{engine}'`") from None
-
-
 def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
     """Send a query through ddgs.
 
@@ -136,10 +124,11 @@ def search_ddgs(query: str, k: int, timeout: float) -> list[SearchResult]:
     Raises:
         SearchFailedError: No engine returned results.
     """
-    library = require("ddgs", "web")
+    import ddgs
+
     try:
-        rows = library.DDGS(timeout=math.ceil(timeout)).text(query, max_results=k)
-    except library.exceptions.DDGSException as error:
+        rows = ddgs.DDGS(timeout=math.ceil(timeout)).text(query, max_results=k)
+    except ddgs.exceptions.DDGSException as error:
         raise SearchFailedError(str(error) or type(error).__name__) from None
     return _results("web", rows, "body", "href")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sailkit import runs
-from sailkit.errors import UserError, missing_extra
+from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.files.folders import cache_once
 from sailkit.models.encoder import load_encoder
@@ -47,10 +47,8 @@ class LocalSearcher:
         Raises:
             UserError: A library is not installed, or the corpus cannot be read.
         """
-        try:
+        with required_extra("search", "searching a corpus"):
             import bm25s
-        except ImportError:
-            raise missing_extra("search", "searching a corpus") from None
         self.name: str = engine
         self._facts = {"corpus_sha256": corpus_fingerprint(corpus), "passage_words": words, "passage_overlap": overlap}
         settings = {**self._facts, "bm25s": bm25s.__version__, "version": _RULES}
@@ -122,10 +120,8 @@ class LocalSearcher:
         return ranked
 
     def _open_embeddings(self, index: Path) -> None:
-        try:
+        with required_extra("label", f"`engine` {self.name}"):
             from safetensors.numpy import load_file
-        except ImportError:
-            raise missing_extra("label", f"`engine` {self.name}") from None
         self._encoder, source = load_encoder(ENCODER, f"`engine` {self.name}")
         self._facts["encoder_sha256"] = weights = jsonl.file_fingerprint(source.files()["weights"])
         self._facts["embedded_text"] = _EMBEDDED_TEXT

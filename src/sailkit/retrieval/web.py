@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
@@ -13,17 +14,11 @@ from typing import Any, Literal
 import filelock
 
 from sailkit import retry, runs
-from sailkit.errors import UserError
+from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.records import Instruction, SearchOutcome, SearchResult
 from sailkit.retrieval.base import EngineResults
-from sailkit.retrieval.engines import (
-    SearchFailedError,
-    require,
-    search_ddgs,
-    search_searxng,
-    searxng_server,
-)
+from sailkit.retrieval.engines import SearchFailedError, search_ddgs, search_searxng, searxng_server
 from sailkit.retrieval.instructions import make_result
 from sailkit.retrieval.local import query
 
@@ -83,15 +78,14 @@ class WebSearcher:
         self._search_once: Callable[[str, int, float], list[SearchResult]]
         if engine == "searxng":
             server = searxng_server(url)
-            if not offline:
-                require("httpx2", engine)
             self._facts["searxng_url"] = server
             self._search_once = lambda query, _, timeout: search_searxng(server, query, timeout)
         else:
-            if not offline:
-                require("ddgs", engine)
             self._search_once = search_ddgs
-        if offline:
+        if not offline:
+            with required_extra("web", f"`engine='{engine}'`"):
+                importlib.import_module("httpx2" if engine == "searxng" else "ddgs")
+        else:
             self._facts["snapshot_sha256"] = jsonl.file_fingerprint([snapshot])
         self._path, self._offline = snapshot, offline
         self.live = not offline

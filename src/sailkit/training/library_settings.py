@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sailkit.errors import UserError, missing_extra, nearest
+from sailkit.errors import UserError, nearest, required_extra
 
 # Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
 _FIXED_IN_TRL = {
@@ -62,10 +62,8 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: An unknown key, one that cannot be set, or a wrong value.
     """
-    try:
+    with required_extra("finetune", "fine-tuning"):
         from trl import SFTConfig
-    except ImportError:
-        raise missing_extra("finetune", "fine-tuning") from None
     _check_values(training, _types_of(SFTConfig) | {"max_length": int}, where, _FIXED_IN_TRL)
     for key, least in _LEAST.items():
         if training.get(key, least) < least:
@@ -78,10 +76,8 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
 
 def check_lora(lora: Mapping[str, Any], where: str) -> None:
     """Check settings for peft's LoraConfig; see `check_training`."""
-    try:
+    with required_extra("finetune", "fine-tuning with LoRA"):
         from peft import LoraConfig
-    except ImportError:
-        raise missing_extra("finetune", "fine-tuning with LoRA") from None
     _check_values(lora, _types_of(LoraConfig), where, _FIXED_IN_PEFT)
 
 
