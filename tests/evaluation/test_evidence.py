@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sailkit.errors import UserError
-from sailkit.evaluation.evidence import EvidenceStyle, evidence_style_for, with_search_results
+from sailkit.evaluation.evidence import (
+    EvidenceStyle,
+    evidence_style_for,
+    with_results_of,
+    with_search_results,
+)
 from sailkit.prompts.render import Renderer
 from sailkit.prompts.sail import STYLES, render, verification
 from sailkit.records import Example, SearchResult, TrainingExample
@@ -66,6 +73,19 @@ def test_a_draw_hangs_on_id_and_seed_alone():
     assert forward == backward[::-1]
     assert with_search_results(ITEMS[3:5], "random", 3, 0, ITEMS) == forward[3:5]
     assert with_search_results(ITEMS, "random", 3, 1, ITEMS) != forward
+
+
+def test_results_of_a_search_replace_those_of_the_data(tmp_path):
+    file = tmp_path / "results.jsonl"
+    rows = [{"id": str(n), "instruction": "?", "results": [{"title": "t", "body": f"hit {n}"}]} for n in (2, 1, 0)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    searched = with_results_of(tmp_path, ITEMS[:3])
+    assert [(e.id, [r.body for r in e.evidence], e.stances) for e in searched] == [
+        ("0", ["hit 0"], ()), ("1", ["hit 1"], ()), ("2", ["hit 2"], ()),
+    ]  # fmt: skip
+    assert with_results_of(file, ITEMS[:3]) == searched
+    with pytest.raises(UserError, match="no results for 1 of 4 items, such as '3'"):
+        with_results_of(file, ITEMS[:4])
 
 
 def test_none_is_none():

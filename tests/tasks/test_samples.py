@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -19,10 +20,14 @@ from sklearn.preprocessing import StandardScaler
 
 import sailkit
 from sailkit.files import jsonl
+from sailkit.retrieval.instructions import read_instructions
+from sailkit.retrieval.local import LocalSearcher
+from sailkit.tasks.task import load_task
 
 SAMPLES = Path(sailkit.__file__).parent / "tasks" / "samples"
 CLAIMS = [row for _, row in jsonl.read_rows(SAMPLES / "claims.jsonl")]
 STATEMENTS = [row for _, row in jsonl.read_rows(SAMPLES / "statements.jsonl")]
+FACTS = {name: [row for _, row in jsonl.read_rows(SAMPLES / f"{name}.jsonl")] for name in ("facts", "facts-train")}
 PASSAGES = [(claim, passage) for claim in CLAIMS for passage in claim["passages"]]
 STANCE = {"SUPPORTS": "supports", "REFUTES": "refutes"}
 
@@ -136,3 +141,59 @@ def test_a_place_in_the_list_gives_nothing_away():
         expected = [sum(p["stance"] != "distracting" for p in c["passages"]) / len(c["passages"]) for c in CLAIMS]
         spread = math.sqrt(sum(e * (1 - e) for e in expected))
         assert abs(hits - sum(expected)) < 2.6 * spread
+
+
+@pytest.mark.parametrize(("name", "passages"), [("facts", 52), ("facts-train", 26)])
+def test_every_fact_has_a_right_and_a_wrong_claim_on_one_passage(name, passages):
+    rows = FACTS[name]
+    assert len(rows) == 4 * passages
+    for group in {row["group"] for row in rows}:
+        claims = [row for row in rows if row["group"] == group]
+        assert Counter(row["label"] for row in claims) == {"SUPPORTS": 2, "REFUTES": 2}
+        judged = [p for row in claims for p in row["ctxs"] if p["stance"] == STANCE[row["label"]]]
+        assert len(judged) == 4
+        assert len({p["text"] for p in judged}) == 1
+        assert all(Counter(p["stance"] for p in row["ctxs"])["distracting"] == 2 for row in claims)
+
+
+def test_no_passage_is_in_both_sets_of_facts():
+    texts = [{p["text"] for row in rows for p in row["ctxs"]} for rows in FACTS.values()]
+    assert not texts[0] & texts[1]
+    assert not {row["group"] for row in FACTS["facts"]} & {row["group"] for row in FACTS["facts-train"]}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_wording_of_a_fact_does_not_give_its_label_away(name):
+    rows = FACTS[name]
+    labels, groups = [row["label"] == "SUPPORTS" for row in rows], [row["group"] for row in rows]
+    words_alone = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression())
+    probabilities = cross_val_predict(
+        words_alone, [row["claim"] for row in rows], labels, groups=groups, cv=GroupKFold(10), method="predict_proba"
+    )
+    assert roc_auc_score(labels, probabilities[:, 1]) < 0.5 + margin(labels)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_are_instructions_in_the_words_of_the_task(name):
+    task = load_task("sample-facts")
+    question = task.question("direct")
+    rows = {row["id"]: row for row in FACTS[name]}
+    for instruction in read_instructions(SAMPLES / f"{name}.jsonl"):
+        row = rows[instruction.id]
+        prompt = question.steps[0].format(text=row["claim"], answers=" or ".join(question.answers.values()))
+        assert (instruction.instruction, instruction.input) == (prompt, "")
+        assert instruction.output == question.answers[row["label"]]
+
+
+def test_a_search_finds_the_passage_of_a_fact():
+    searcher = LocalSearcher("bm25", [SAMPLES / "facts.jsonl", SAMPLES / "facts-train.jsonl"])
+    instructions = read_instructions(SAMPLES / "facts.jsonl")
+    passage = {
+        row["id"]: next(p["text"] for p in row["ctxs"] if p["stance"] != "distracting") for row in FACTS["facts"]
+    }
+    searched = searcher.search(instructions, 3)
+    hits = [
+        passage[instruction.id] in [result.body for result in engine.results]
+        for instruction, (engine,) in zip(instructions, searched, strict=True)
+    ]
+    assert sum(hits) >= 0.97 * len(hits)

@@ -18,7 +18,14 @@ from sailkit.arguments import checked
 from sailkit.errors import UserError, at_least_one
 from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
-from sailkit.evaluation.evidence import EvidenceStyle, Search, evidence_style_for, with_search_results
+from sailkit.evaluation.evidence import (
+    EvidenceStyle,
+    Search,
+    evidence_style_for,
+    results_fingerprint,
+    with_results_of,
+    with_search_results,
+)
 from sailkit.evaluation.few_shot import worked_examples
 from sailkit.evaluation.figures import Flag
 from sailkit.evaluation.noise import MEASURED, measured_noise
@@ -35,7 +42,7 @@ from sailkit.prompts.render import Prompt, frames
 from sailkit.prompts.sail import wording as styles
 from sailkit.records import Example
 from sailkit.tasks.rows import Examples
-from sailkit.tasks.task import Half, Question, Task, in_half, load_task
+from sailkit.tasks.task import Dataset, Half, Question, Task, in_half, load_task
 
 CALIBRATION = "calibration.json"  # log-probability of each label on an empty input
 
@@ -55,6 +62,7 @@ def evaluate(
     limit: int | None = None,
     half: Half | None = None,
     search: Search | None = None,
+    search_run: Path | str | None = None,
     results: int = 3,
     style: Literal["auto", "sail", "sail-fixed", "chat"] = "auto",
     verify: Literal["auto", "on", "off"] = "auto",
@@ -78,8 +86,8 @@ def evaluate(
     Args:
         model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, endpoint:MODEL@BASE_URL,
             or module:attribute.
-        task: A built-in task (climate-fever, factcheck, fever, hsd, sample-claims, sample-statements, scifact), your
-            own YAML file, or module:attribute.
+        task: A built-in task (climate-fever, factcheck, fever, hsd, sample-claims, sample-facts, sample-statements,
+            scifact), your own YAML file, or module:attribute.
         out: The run folder.
         data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         examples: Examples instead of data: a list of mappings with the fields of the task's data or with `text`,
@@ -92,6 +100,8 @@ def evaluate(
         half: Evaluate one half of the examples; build-task trains on the other.
         search: Which search results to show, as in training: the item's own (evidence), those of other items (random),
             or none. A wording with {evidence} shows them there. By default the wording decides.
+        search_run: A run folder of search, or its results file: its results, joined by id, replace the search results
+            of the data.
         results: Most search results of an item, with --search.
         style: The style in which search results are shown: by default that of the model's training, else chat if it has
             a template, else sail-fixed.
@@ -126,7 +136,7 @@ def evaluate(
         raise UserError("`calibrate` needs `answer='logprob'`")
     if data is not None and examples is not None:
         raise UserError("give either `data` or `examples`, not both")
-    dataset = chosen.load(data if examples is None else examples)
+    dataset = _loaded(chosen, data if examples is None else examples, search_run)
     pool = [example for example in dataset.examples if half is None or in_half(example, half)]
     selected = pool[:limit]
     if not selected:
@@ -162,6 +172,7 @@ def evaluate(
         "answer": answer,
         "search": search or ("evidence" if shows_evidence(question) else "none"),
         "results": results if search in ("evidence", "random") else None,
+        **({} if search_run is None else {"searched_sha256": results_fingerprint(search_run)}),
         "style": evidence_style.style if evidence_style else None,
         "verify": bool(evidence_style and evidence_style.verify),
         "half": half,
@@ -189,6 +200,13 @@ def evaluate(
         if out is None:
             weakref.finalize(evaluation, temporary.pop_all().close)
         return evaluation
+
+
+def _loaded(task: Task, data: str | Path | Examples | None, search_run: str | Path | None) -> Dataset:
+    dataset = task.load(data)
+    if search_run is None:
+        return dataset
+    return replace(dataset, examples=with_results_of(search_run, dataset.examples))
 
 
 def _question(task: Task, protocol: str, wording: str | None, max_new_tokens: int | None) -> Question:

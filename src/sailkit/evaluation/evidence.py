@@ -6,10 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.models.base import Model
 from sailkit.prompts.render import Message, Part, Prompt
 from sailkit.prompts.sail import (
@@ -22,6 +24,7 @@ from sailkit.prompts.sail import (
     verification,
 )
 from sailkit.records import Example, SearchResult, TrainingExample, Verdict
+from sailkit.retrieval.instructions import RESULTS, read_searched
 
 Search = Literal["evidence", "random", "none"]
 
@@ -106,6 +109,31 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
     # Counted after a space, which is a separate token for some tokenizers, and with room for the token that ends it.
     lengths = [model.count_tokens(f" {sentence}") for sentence in evidence_style.sentences]
     return replace(evidence_style, bound=max(lengths) + 2)
+
+
+def with_results_of(search_run: str | Path, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Examples with the results of a search instead of those of the data.
+
+    Args:
+        search_run: A run folder of `search`, or its results file; its ids are those of the examples.
+        examples: The examples.
+
+    Raises:
+        UserError: The file cannot be read, or an example was not searched for.
+    """
+    results = {searched.instruction.id: searched.results for searched in read_searched(search_run)}
+    if missing := [example.id for example in examples if example.id not in results]:
+        raise UserError(
+            f"`search_run` {search_run}: no results for {len(missing)} of {len(examples)} items, such as "
+            f"{missing[0]!r}; search for the task's own data, with their ids"
+        )
+    return tuple(replace(example, evidence=results[example.id], stances=()) for example in examples)
+
+
+def results_fingerprint(search_run: str | Path) -> str:
+    """sha256 of the results of a search."""
+    path = Path(search_run)
+    return jsonl.file_fingerprint([path / RESULTS if path.is_dir() else path])
 
 
 def with_search_results(

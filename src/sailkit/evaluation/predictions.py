@@ -30,8 +30,8 @@ FACTORS = (
     "search", "results", "style", "verify", "shots", "calibrate", "data_sha256", "prompts_sha256", "tokenizer_sha256",
     "max_new_tokens",
 )  # fmt: skip
-# Settings that only some runs have: `date`, if the chat template contains the date.
-RARE_FACTORS = ("date",)
+# Settings that only some runs have: `date`, if the chat template contains the date; the results of a separate search.
+RARE_FACTORS = ("date", "searched_sha256")
 _NEEDED = ("id", "output")
 _OPTIONAL = ("group", "reason", "thought")  # left out of a row if they are empty
 
