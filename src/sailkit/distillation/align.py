@@ -18,7 +18,7 @@ import numpy as np
 from sailkit.distillation.records import IntArray
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.prompts.safety import rename_pieces
+from sailkit.prompts.safety import fast_backend, rename_pieces
 
 _MOST_CACHED = 500_000  # texts whose first token is cached
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -46,11 +46,9 @@ class Vocabulary:
         Raises:
             UserError: Its tokens do not stand for bytes.
         """
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; sailkit needs a tokenizer.json")
         import tokenizers
 
+        backend = fast_backend(tokenizer)
         spec = json.loads(backend.to_str())
         if spec["model"]["type"] not in ("BPE", "Unigram"):
             raise UserError(

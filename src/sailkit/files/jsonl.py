@@ -204,6 +204,12 @@ def read_json(path: str | Path) -> JsonObject:
     Raises:
         UserError: The file is missing, not JSON, or not an object.
     """
+    value: JsonObject = read_value(path, dict, "object")
+    return value
+
+
+def read_value(path: str | Path, kind: type, name: str) -> Any:
+    """Read a JSON value of one kind from a file; `name` is the kind's name in the error."""
     path = Path(path)
     try:
         value = json.loads(path.read_text("utf-8-sig"), parse_constant=refuse_constant)
@@ -211,8 +217,8 @@ def read_json(path: str | Path) -> JsonObject:
         raise reading_failed(path, error) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: expected a JSON {name}, found {type(value).__name__}")
     return value
 
 

@@ -205,16 +205,21 @@ def is_about_item(text: str, most_tokens: int = 0) -> bool:
         text: The error's body.
         most_tokens: Token limit of the answer; if it alone fills the context, the content is not the reason.
     """
-    try:
-        data = json.loads(text)
-        error = data.get("error") or data.get("detail") or data
-    except (ValueError, AttributeError, RecursionError):
-        error = text[:_MAX_BODY]
+    error = _error_of(text)
     message = " ".join(_words(error)).casefold()
     context = _CONTEXT.search(message)
     if _ABOUT_LIMIT.search(message) or (context and most_tokens >= int(context[1])):
         return False
     return bool(_ABOUT_ITEM.search(message))
+
+
+def _error_of(text: str) -> Any:
+    """The error in a JSON body; else the beginning of the text."""
+    try:
+        data = json.loads(text)
+        return data.get("error") or data.get("detail") or data
+    except (ValueError, AttributeError, RecursionError):
+        return text[:_MAX_BODY]
 
 
 def _words(error: object) -> Iterator[str]:
@@ -231,11 +236,7 @@ def _words(error: object) -> Iterator[str]:
 
 def is_unsupported(text: str, parameter: str) -> bool:
     """Whether an error is about a parameter that the server does not support, or not with this value."""
-    try:
-        data = json.loads(text)
-        error = data.get("error") or data.get("detail") or data
-    except (ValueError, AttributeError, RecursionError):
-        error = text[:_MAX_BODY]
+    error = _error_of(text)
     if isinstance(error, dict) and error.get("param") == parameter:
         return True
     message = " ".join(_words(error)).casefold()

@@ -32,11 +32,9 @@ class GuardedTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; sailkit needs a tokenizer.json")
         import tokenizers
 
+        backend = fast_backend(tokenizer)
         spec = json.loads(backend.to_str())
         nonce = uuid.uuid4().hex
         # Added tokens that are white space or words are vocabulary, not markup.
@@ -132,6 +130,13 @@ class GuardedTokenizer:
 
     def _secret(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._names[match.group()], text)
+
+
+def fast_backend(tokenizer: Any) -> Any:
+    """The backend of a fast tokenizer; other tokenizers are refused."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; sailkit needs a tokenizer.json")
+    return backend
 
 
 def guarded(tokenizer: Any) -> GuardedTokenizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +31,7 @@ class RecordedSearcher:
         Raises:
             UserError: The file has another format or length.
         """
-        try:
-            entries = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=jsonl.refuse_constant)
-        except OSError as error:
-            raise jsonl.reading_failed(path, error) from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: expected a JSON list, found {type(entries).__name__}")
+        entries = jsonl.read_value(path, list, "list")
         if len(entries) != len(instructions):
             raise UserError(
                 f"{path} has {len(entries)} entries and there are {len(instructions)} instructions; "
