@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sailkit.cluster import RayOptions
 from sailkit.errors import UserError
 from sailkit.labeling.base import Labeler
+from sailkit.labeling.label import label
 from sailkit.plugins import is_plugin, load_attribute, load_plugin
 
 PAGE = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text("utf-8")
@@ -102,6 +104,59 @@ def test_what_cannot_be_used_is_one_line(folder, name, message):
     with pytest.raises(UserError) as caught:
         load_plugin(name, Labeler)
     assert message in str(caught.value).replace(f"{folder}/", "")
+
+
+GOOD = """
+from sailkit.labeling.base import Score
+class Thing:
+    name, threshold = "thing", 0.5
+    def describe(self): return {"version": 1}
+    def plan(self, pairs): return [[i] for i in range(len(pairs))]
+    def score(self, pairs): return [Score(1.0) for pair in pairs]
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("0.5", "'half'", "is no Labeler: threshold should be float, not 'half'"),
+        ('{"version": 1}', "None", "breaks the protocol Labeler: describe() should return dict[str, Any]: None"),
+        ('{"version": 1}', '{"words": {1, 2}}', "describe() should return JSON values: 'set' object"),
+        ("[[i] for", "[i for", "plan() should return list[list[int]]: [0, 1]"),
+        ("range(len(pairs))", "range(1)", "plan() should put each index below 2 into exactly one batch"),
+        ("Score(1.0) for", "1.0 for", "score() should return list[Score]: [1.0]"),
+        ("[Score(1.0) for pair in pairs]", "[]", "score() should return 1 values: it returned 0"),
+        (
+            "return [Score(1.0) for pair in pairs]",
+            "raise NotImplementedError('later')",
+            "does not implement score(): later",
+        ),
+    ],
+)
+def test_a_plug_in_that_breaks_its_protocol_is_one_line(folder, monkeypatch, right, wrong, message):
+    rows = [{"id": str(i), "instruction": "Why?", "output": "So.", "results": [{"body": "ice"}]} for i in range(2)]
+    Path("results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("partial.py").write_text(GOOD.replace(right, wrong))
+    monkeypatch.delitem(sys.modules, "partial", raising=False)
+    with pytest.raises(UserError) as caught:
+        label(results=Path("results.jsonl"), out=Path("labels"), labeler="partial:Thing")
+    assert str(caught.value).startswith("partial:Thing ")
+    assert message in str(caught.value)
+
+
+def test_a_labeler_in_memory_labels_as_the_same_by_name(folder):
+    rows = [{"id": "a", "instruction": "Why?", "output": "ice", "results": [{"body": "ice"}, {"body": "sun"}]}]
+    Path("results.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    labeler = load_attribute("my_labeler:Mentions")()
+    results = Path("results.jsonl")
+    label(results=results, out=Path("named"), labeler="my_labeler:Mentions")
+    labeling = label(results=results, out=Path("given"), labeler=labeler)
+    assert labeling.labeler == "mentions"
+    assert lines("given/labels.jsonl") == lines("named/labels.jsonl")
+    with pytest.raises(UserError, match="`ray` loads the labeler on every node"):
+        label(results=results, out=Path("ray"), labeler=labeler, ray=RayOptions(True))
+    with pytest.raises(UserError, match="object is no Labeler: it lacks name, threshold"):
+        label(results=results, out=Path("other"), labeler=object())
 
 
 def test_a_name_of_the_standard_library_is_recognised_in_the_error(folder):

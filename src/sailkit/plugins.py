@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
+import operator
 import re
+import reprlib
 import sys
 import traceback
+import types
+import typing
+from collections.abc import Collection, Mapping
+from functools import wraps
 from importlib import import_module
+from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +25,59 @@ from sailkit.files import jsonl
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-class _Described:
-    """Adds the fingerprint of a plug-in's source to its description, so that changed code cannot continue a run."""
+class _Checked:
+    """Checks the values of a plug-in against its protocol."""
 
-    def __init__(self, plugin: Any, name: str, source: str | None) -> None:
-        self._plugin = plugin
-        self._source = {"plugin": name, "plugin_source_sha256": source}
+    def __init__(self, plugin: Any, protocol: type, name: str, source: Mapping[str, Any]) -> None:
+        self._plugin, self._protocol, self._name, self._source = plugin, protocol, name, source
 
     def describe(self) -> dict[str, Any]:
-        return {**self._plugin.describe(), **self._source}
+        described = self._call("describe", self._plugin.describe)
+        try:
+            json.dumps(described, allow_nan=False, default=operator.index)
+        except (TypeError, ValueError) as error:
+            raise self._broken("describe() should return JSON values", error) from None
+        return {**described, **self._source}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plugin, name)
+    def __getattr__(self, member: str) -> Any:
+        value = getattr(self._plugin, member)
+        if member not in vars(self._protocol) or not callable(value):
+            return value
+        return wraps(value)(lambda *args, **kwargs: self._call(member, value, *args, **kwargs))
+
+    def _call(self, member: str, method: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            returned = method(*args, **kwargs)
+        except NotImplementedError as error:
+            raise UserError(f"{self._name} does not implement {member}(): {error}") from None
+        hint = typing.get_type_hints(getattr(self._protocol, member)).get("return", Any)
+        if not _fits(returned, hint):
+            text = re.sub(r"[\w.]+\.", "", str(hint) if typing.get_origin(hint) else hint.__name__)
+            raise self._broken(f"{member}() should return {text}", reprlib.repr(returned))
+        if typing.get_origin(hint) is list and args:
+            expected, number = len(args[0]), len(returned)
+            if member == "plan":
+                if sorted(chain.from_iterable(returned)) != list(range(expected)):
+                    raise self._broken(f"plan() should put each index below {expected} into exactly one batch")
+            elif number != expected:
+                raise self._broken(f"{member}() should return {expected} values", f"it returned {number}")
+        return returned
+
+    def _broken(self, rule: str, detail: object = "") -> UserError:
+        broken = f"{self._name} breaks the protocol {self._protocol.__name__}: {rule}"
+        return UserError(f"{broken}: {detail}" if detail else broken)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a type; items of lists are checked, those of mappings are not."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        has_items = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+        return has_items and all(_fits(item, members[0]) for item in value)
+    if hint is Any or hint is types.NoneType:
+        return True
+    abstract: dict[Any, Any] = {int: Integral, float: Real, dict: Mapping}
+    return isinstance(value, abstract.get(origin or hint, origin or hint))
 
 
 def is_plugin(name: str) -> bool:
@@ -87,11 +137,31 @@ def load_plugin(name: str, protocol: type) -> Any:
         except TypeError as error:
             raise UserError(f"{name}: a class is called without arguments: {error}") from None
         plugin = plugin()
-    members = [*getattr(protocol, "__annotations__", ()), *(key for key in vars(protocol) if not key.startswith("_"))]
-    if missing := [member for member in members if not hasattr(plugin, member)]:
-        raise UserError(f"{name} is no {protocol.__name__}: it lacks {', '.join(missing)}")
     try:
         source = jsonl.file_fingerprint([inspect.getfile(type(plugin))])
     except (OSError, TypeError):
         source = None
-    return _Described(plugin, name, source)
+    # The description holds the source, so that changed code cannot continue a run.
+    return checked_plugin(plugin, protocol, name, {"plugin": name, "plugin_source_sha256": source})
+
+
+def checked_plugin(plugin: Any, protocol: type, name: str, source: Mapping[str, Any] | None = None) -> Any:
+    """An object whose attributes, and what its methods return, are checked against a protocol.
+
+    Args:
+        plugin: The object.
+        protocol: The protocol.
+        name: Name of the object, for errors.
+        source: What to add to its description.
+
+    Raises:
+        UserError: It lacks a member of the protocol, or an attribute has another type.
+    """
+    attributes = typing.get_type_hints(protocol)
+    members = [*attributes, *(key for key in vars(protocol) if not key.startswith("_"))]
+    if missing := [member for member in members if not hasattr(plugin, member)]:
+        raise UserError(f"{name} is no {protocol.__name__}: it lacks {', '.join(missing)}")
+    for member, hint in attributes.items():
+        if not _fits(value := getattr(plugin, member), hint):
+            raise UserError(f"{name} is no {protocol.__name__}: {member} should be {hint.__name__}, not {value!r}")
+    return _Checked(plugin, protocol, name, source or {})

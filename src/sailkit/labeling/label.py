@@ -38,7 +38,7 @@ def label(
     *,
     results: Path,
     out: Path,
-    labeler: str = "similarity",
+    labeler: str | Labeler = "similarity",
     threshold: float | None = None,
     shard: str | None = None,
     ray: Annotated[RayOptions, Parameter(name="*")] = RayOptions(),
@@ -52,7 +52,7 @@ def label(
     Args:
         results: A run folder of search, or its results.jsonl.
         out: The run folder.
-        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute.
+        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute; in Python also an object.
         threshold: Least score of an informative result; the labeler's own by default.
         shard: Score part I of N of the batches, as I/N from 1/N to N/N; the last to finish writes labels.jsonl.
         ray: Distribute the batches over a Ray cluster.
@@ -71,11 +71,13 @@ def label(
     pool = ray.pool(shard=shard, max_requests=options.max_requests)
     rows = read_searched(results)
     loaded = load_labeler(labeler, options)
-    description = loaded.describe()
+    description = {"labeler": loaded.name, **loaded.describe()}
     scorer: Scorer = _score_here
     if pool is not None:
         from sailkit.labeling import cluster
 
+        if not isinstance(labeler, str):
+            raise UserError("`ray` loads the labeler on every node: give its name as `labeler`, not an object")
         scorer = cluster.scorer(pool, labeler, replace(options, date=description.get("date")))  # one date on all nodes
     pairs = [ResultPair(row.instruction, result) for row in rows for result in row.results]
     # All batches are planned before they are divided among machines: the low bits of a score depend on its batch.

@@ -8,22 +8,24 @@ from sailkit.errors import UserError, nearest
 from sailkit.labeling.base import Labeler
 from sailkit.labeling.options import LabelerOptions
 from sailkit.models.sources import ENCODER
-from sailkit.plugins import is_plugin, load_plugin
+from sailkit.plugins import checked_plugin, is_plugin, load_plugin
 
 KINDS = ("similarity", "overlap", "entailment", "judge")
 
 
-def load_labeler(name: str, options: LabelerOptions | None = None) -> Labeler:
+def load_labeler(name: str | Labeler, options: LabelerOptions | None = None) -> Labeler:
     """Load a labeler by name.
 
     Args:
         name: `similarity` or `similarity:ENCODER`, `overlap`, `entailment:MODEL`, `judge:MODEL`, or `module:attribute`
-            for a plug-in.
+            for a plug-in; or a labeler.
         options: How to load and run it.
 
     Raises:
         UserError: The labeler is unknown, or its model is unusable.
     """
+    if not isinstance(name, str):
+        return cast(Labeler, checked_plugin(name, Labeler, type(name).__name__))
     options = options or LabelerOptions()
     kind, _, model = name.partition(":")
     if kind not in KINDS and is_plugin(name):

@@ -93,6 +93,7 @@ def search(
         tries=tries,
     )
     settings = {
+        "engine": searcher.name,
         **searcher.describe(),
         "k": k,
         "n": len(searched_for),
