@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -152,6 +153,39 @@ def test_own_distractors_are_those_that_people_found_to_say_nothing(task, tmp_pa
     ]
     assert shown
     assert all(body == f"Passage {number} on {SUBJECTS[int(number) % 10]} says nothing." for number, body in shown)
+
+
+def test_rows_that_nothing_decides_are_undecided_on_request(task, tmp_path):
+    """Every row offers the third answer, and those with an informative result do not give it."""
+    yaml = TASK.replace("no_: {answer: Wrong}", "no_: {answer: Wrong}, open: {answer: Unclear}")
+    (tmp_path / "own.yaml").write_text(yaml + "default_labels: [yes_, no_]\nundecided_label: open\n")
+    card = build_task(**task, out=tmp_path / "out", unsupported="undecided", supported=0.5).to_json()
+    counts = Counter()
+    for one in rows_of(tmp_path / "out"):
+        label = one.id.split("/")[1] if "informative" in one.judgements else "open"
+        assert one.response == {"yes_": "Right", "no_": "Wrong", "open": "Unclear"}[label]
+        assert "Right or Wrong or Unclear" in one.instruction or "Right, Wrong or Unclear" in one.instruction
+        counts[label] += 1
+    assert card["labels"] == dict(sorted(counts.items()))
+    assert min(counts.values()) > 10
+    assert card["unsupported"] == "undecided"
+
+
+def test_undecided_rows_need_a_label_of_the_task(task, tmp_path):
+    with pytest.raises(UserError, match=r"`unsupported='undecided'`: give task own an `undecided_label` in its YAML"):
+        build_task(**task, out=tmp_path / "out", unsupported="undecided")
+
+
+def test_near_distractors_are_about_the_subject(task, tmp_path):
+    build_task(**task, out=tmp_path / "out", distractors=["near"], shares="0,0,1", supported=1.0)
+    subjects = []
+    for one in rows_of(tmp_path / "out"):
+        number = int(one.id.split("/")[0])
+        for result, verdict in zip(one.results, one.judgements, strict=True):
+            if verdict == "distracting":
+                subjects.append(result.title == SUBJECTS[number % len(SUBJECTS)])
+                assert f"assage {number} " not in result.body
+    assert sum(subjects) > 0.9 * len(subjects) > 20
 
 
 def test_no_search_result_is_shown_twice(task, tmp_path):

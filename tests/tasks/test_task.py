@@ -14,6 +14,7 @@ import yaml
 from sailkit.errors import UserError
 from sailkit.files.tables import read_table
 from sailkit.files.yaml_files import parse_yaml
+from sailkit.tasks.groups import passage_parts
 from sailkit.tasks.spec import DataSpec
 from sailkit.tasks.task import builtin_tasks, in_half, load_task
 
@@ -99,12 +100,15 @@ def test_claims_with_the_stance_of_each_passage(shared, name, data, labels, left
     assert Counter(example.label for example in dataset.examples) == labels
     assert dataset.left_out == left_out
     assert Counter(stance for example in dataset.examples for stance in example.stances) == stances
-    of_passage = defaultdict(set)
+    of_sentence = defaultdict(set)
     for example in dataset.examples:
         assert len(example.stances) == len(example.evidence) > 0
-        for result in example.evidence:
-            of_passage[result.body].add(example.group)
-    assert {len(groups) for groups in of_passage.values()} == {1}
+        for part in set().union(*(passage_parts(result.body) for result in example.evidence)):
+            of_sentence[part].add(example.group)
+    assert {len(groups) for groups in of_sentence.values()} == {1}
+    sizes = Counter(example.group for example in dataset.examples)
+    assert len(sizes) > 200
+    assert max(sizes.values()) < 100
     halves = Counter(in_half(example, "first") for example in dataset.examples)
     assert 0.4 < halves[True] / halves.total() < 0.6
 
@@ -369,6 +373,7 @@ def test_bad_csv_is_named(tmp_path, content, expected):
         ({"labels": {"a": {"answer": "Yes"}, "b": {"answer": "yes"}}}, "labels: 'yes' stands for both a and b"),
         ({"labels": {"a": {"answer": "A"}, "b": {"answer": "B", "also": ["a"]}}}, "'a' stands for both a and b"),
         ({"labels": {"refused": {"answer": "A"}, "b": {"answer": "B"}}}, "'refused' is what an answer without a label"),
+        ({"undecided_label": "sower"}, "undecided_label: 'sower' is no label; did you mean 'sour'?"),
         ({"default_labels": ["sweat"]}, "default_labels: 'sweat' is no label; did you mean 'sweet'?"),
         ({"data": {**OWN["data"], "label_values": {1: "sauer"}}}, "data.label_values: 'sauer' is no label"),
         ({"data": {"file": "fruit.csv"}}, "data: give either fields, or folder with label_file"),

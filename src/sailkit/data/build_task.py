@@ -15,7 +15,7 @@ from sailkit.arguments import checked
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
-from sailkit.data.draw import Distractor, ExampleDrawer
+from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row
 from sailkit.data.results import BuiltTask
@@ -26,6 +26,7 @@ from sailkit.records import Example, Instruction, TrainingExample
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
 _VERSION = 2  # of the rules by which rows are drawn
+_NEAR_VERSION = 3  # of the same with near misses by BM25, which were TF-IDF neighbours before
 
 
 @checked
@@ -39,6 +40,7 @@ def build_task(
     shares: str = "0.1,0.3,0.4,0.2",
     supported: float = 0.75,
     distractors: list[Distractor] | None = None,
+    unsupported: Unsupported = "label",
     match_wording: bool = True,
     protocol: str = "direct",
     held_out: float = 0.1,
@@ -59,9 +61,11 @@ def build_task(
         style: Prompt format of the rows; see build.
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
         supported: Of the rows with search results, the share with at least one informative result.
-        distractors: Where distracting results come from: random (other examples), near (similar examples), own
-            (this example's evidence that supports no label, filled up with random results); random and near by
-            default.
+        distractors: Where distracting results come from: random (other examples), near (results of other examples on
+            the same subject, by BM25, that do not decide this one), own (this example's evidence that supports no
+            label); random results fill up near and own; random and near by default.
+        unsupported: The answer of rows without an informative result: the label of the claim (label), or the task's
+            label for claims that nothing decides (undecided); then all rows offer it as an answer.
         match_wording: Balance labels among claims of similar wording, not only overall.
         protocol: Protocol of the task from which wordings are drawn.
         held_out: Share of examples to hold out.
@@ -83,7 +87,7 @@ def build_task(
     chosen = load_task(task)
     dataset = load_task(task, ["all"]).load(data)
     settings = {
-        "version": _VERSION,
+        "version": _version(out, kinds),
         "task": chosen.name,
         "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
         "data_sha256": dataset.fingerprint,
@@ -98,6 +102,7 @@ def build_task(
         "held_out": held_out,
         "limit": limit,
         "seed": seed,
+        **({} if unsupported == "label" else {"unsupported": unsupported}),
     }
     with runs.open_run(out, "build-task", settings) as run:
         if run.path(CARD).exists():  # the card is written last, so the run is finished
@@ -114,6 +119,7 @@ def build_task(
             shares=result_shares,
             supported=supported,
             distractors=kinds,
+            unsupported=unsupported,
             style=style,
             seed=seed,
         )
@@ -143,12 +149,22 @@ def build_task(
             "n_dropped": len(dropped),
             "n_removed": len(removed),
             "claims": len({item.group for item in trained}),
-            "labels": dict(sorted(Counter(item.label for item in trained).items())),
+            "labels": dict(sorted(Counter(drawer.label(item, _is_supported(row)) for item, row in train).items())),
             "wording_auroc": {"of the claims": _auroc(items, seed), "of the training rows": _auroc(trained, seed)},
         }
         card = card_of([row for _, row in train], counts, settings)
         write_card(run.folder, card)
         return BuiltTask.from_card(out, card)
+
+
+def _version(out: Path, kinds: Sequence[Distractor]) -> int:
+    """The version of the rules; a finished run keeps its own and is read."""
+    version = runs.setting_of(out, "version") if (out / CARD).exists() else None
+    return int(version or (_NEAR_VERSION if "near" in kinds else _VERSION))
+
+
+def _is_supported(row: TrainingExample) -> bool:
+    return "informative" in row.judgements
 
 
 def _without_leaks(

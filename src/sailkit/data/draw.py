@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal
-
-import numpy as np
 
 from sailkit import runs
 from sailkit.data.balance import SupportedLabel
@@ -17,10 +14,11 @@ from sailkit.errors import UserError
 from sailkit.prompts.render import fill, frames
 from sailkit.prompts.sail import as_text
 from sailkit.records import Example, SearchResult, TrainingExample, Verdict
-from sailkit.tasks.task import Question, Task
+from sailkit.retrieval.near_misses import near_misses
+from sailkit.tasks.task import Question, Task, load_task
 
 Distractor = Literal["random", "near", "own"]
-_NEAR = slice(2, 20)  # ranks of near distractors: the two most similar results may be informative
+Unsupported = Literal["label", "undecided"]
 _ATTEMPTS = 100
 
 
@@ -36,6 +34,7 @@ class ExampleDrawer:
         shares: Sequence[float],
         supported: float,
         distractors: Sequence[str],
+        unsupported: Unsupported,
         style: str,
         seed: int,
     ) -> None:
@@ -48,12 +47,20 @@ class ExampleDrawer:
             shares: Shares of rows with no, one, two ... search results.
             supported: Of the rows with search results, the share with at least one informative result.
             distractors: Where distracting results come from.
+            unsupported: The answer of a row without an informative result: the example's label, or the task's label for
+                claims that nothing decides.
             style: Style of the training examples.
             seed: The run's seed.
 
         Raises:
-            UserError: No wording of the protocol is usable for a training example.
+            UserError: No wording of the protocol is usable for a training example, or the task has no label for claims
+                that nothing decides.
         """
+        self._undecided = task.spec.undecided_label if unsupported == "undecided" else None
+        if unsupported == "undecided":
+            if self._undecided is None:
+                raise UserError(f"`unsupported='undecided'`: give task {task.name} an `undecided_label` in its YAML")
+            task = load_task(task, [*task.labels, self._undecided])
         names = task.spec.protocols.get(protocol)
         questions = [task.question(protocol, name) for name in (names.wordings if names else [None])]
         self._questions = [question for question in questions if _is_trainable(question)]
@@ -62,7 +69,9 @@ class ExampleDrawer:
         self._ends = list(accumulate(shares))[:-1]
         self._supported, self._distractors, self._style, self._seed = supported, distractors, style, seed
         self._pool = [(example.group, result) for example in examples for result in example.evidence]
-        self._nearest = _nearest(examples, self._pool) if "near" in distractors else {}
+        fields = task.spec.data.fields
+        by_evidence = fields is not None and fields.groups_by_evidence
+        self._near = near_misses(examples, same_group=by_evidence) if "near" in distractors else {}
 
     def draw(self, item: SupportedLabel, copy: int) -> TrainingExample:
         """Draw a training example.
@@ -94,9 +103,13 @@ class ExampleDrawer:
             input="",
             results=tuple(result for result, _ in shown),
             judgements=tuple(verdict for _, verdict in shown),
-            response=question.answers[item.label],
+            response=question.answers[self.label(item, bool(informative))],
             style=self._style,
         )
+
+    def label(self, item: SupportedLabel, informative: bool) -> str:
+        """The label that a row answers with, by whether it shows an informative result."""
+        return item.label if informative else self._undecided or item.label
 
     def _distracting(self, example: Example, rng: random.Random, shown: set[str]) -> SearchResult:
         kind = rng.choice(self._distractors)
@@ -104,11 +117,11 @@ class ExampleDrawer:
             neutral = (r for r, stance in zip(example.evidence, example.stances, strict=True) if stance is None)
             if candidates := [result for result in neutral if result.body not in shown]:
                 return rng.choice(candidates)
+        if kind == "near" and (candidates := [r for r in self._near[example.id] if r.body not in shown]):
+            return rng.choice(candidates)
         excluded = shown | {result.body for result in example.evidence}
-        near = self._nearest.get(example.id, ())
         for _ in range(_ATTEMPTS):
-            index = rng.choice(near) if kind == "near" and len(near) else rng.randrange(len(self._pool))
-            group, result = self._pool[index]
+            group, result = rng.choice(self._pool)
             if group != example.group and result.body not in excluded:
                 return result
         raise UserError(f"example {example.id!r}: no other example has a search result that could distract")
@@ -118,22 +131,3 @@ def _is_trainable(question: Question) -> bool:
     """Whether a wording is usable for training: a single call, without text besides its prompt."""
     beside = question.systems[0] or question.shows_examples or "{evidence}" in question.steps[0]
     return question.train and len(question.steps) == 1 and not beside
-
-
-def _nearest(examples: Sequence[Example], pool: Sequence[tuple[str, SearchResult]]) -> dict[str, list[int]]:
-    """For each example, positions in the pool of the most similar results of other groups (TF-IDF cosine)."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-    results = words.fit_transform(result.text for _, result in pool)
-    of_group: defaultdict[str, set[int]] = defaultdict(set)
-    for position, (group, _) in enumerate(pool):
-        of_group[group].add(position)
-    nearest = {}
-    for start in range(0, len(examples), 256):
-        part = examples[start : start + 256]
-        similarities = (words.transform([example.text for example in part]) @ results.T).toarray()
-        for example, row in zip(part, similarities, strict=True):
-            order = [int(i) for i in np.argsort(-row, kind="stable")[:100] if i not in of_group[example.group]]
-            nearest[example.id] = order[_NEAR]
-    return nearest

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
 from sailkit.files.tables import has_cells, read_table, with_ids, with_nested
 from sailkit.records import Example, SearchResult
+from sailkit.tasks.groups import grouped_by_evidence
 from sailkit.tasks.spec import DataSpec, EvidenceFields, Fields
 
 _MEMORY = Path("`examples`")  # stands for the file in errors about rows from memory
@@ -109,7 +108,6 @@ def _examples(
     text_of: Callable[[dict[str, Any], str, Path, int], str],
 ) -> Iterator[tuple[Example, str]]:
     named = with_ids([(line, with_nested(row, fields.names())) for line, row in rows], fields.id, path)
-    by_evidence = _groups_by_evidence(fields)
     for line, row in named:
         label = row.get(fields.label)
         if fields.label not in row:
@@ -120,43 +118,18 @@ def _examples(
             label=spec.label_values.get(str(label), None if label is None else str(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
             stances=_stances(row, fields.evidence) if fields.evidence else (),
-            group=jsonl.text_field(row, fields.id if by_evidence else fields.group or fields.id, path, line),
+            group=jsonl.text_field(
+                row, fields.id if fields.groups_by_evidence else fields.group or fields.id, path, line
+            ),
         )
         yield example, f"{path}, line {line}"
 
 
-def _groups_by_evidence(fields: Fields) -> bool:
-    return fields.evidence is not None and fields.group is not None and fields.group == fields.evidence.list
-
-
 def _with_groups(rows: Iterable[tuple[Example, str]], fields: Fields) -> Iterable[tuple[Example, str]]:
-    """Put examples that share the text of a search result into one group, if the group is the list of results.
-
-    A group is a connected component of the graph of examples and texts; its name is the smallest id in it.
-    """
-    if not _groups_by_evidence(fields):
+    if not fields.groups_by_evidence:
         return rows
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    rows = list(rows)
-    nodes: dict[str, int] = {}
-    edges = [
-        (index, len(rows) + nodes.setdefault(result.body, len(nodes)))
-        for index, (example, _) in enumerate(rows)
-        for result in example.evidence
-    ]
-    size = len(rows) + len(nodes)
-    ends = np.array(edges, dtype=np.intp).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
-    components = connected_components(graph, directed=False)[1]
-    names: dict[int, str] = {}
-    for component, (example, _) in zip(components, rows, strict=False):
-        names[component] = min(example.id, names.get(component, example.id))
-    return [
-        (replace(example, group=names[component]), where)
-        for component, (example, where) in zip(components, rows, strict=False)
-    ]
+    examples, wheres = zip(*rows, strict=True) if (rows := list(rows)) else ((), ())
+    return zip(grouped_by_evidence(examples), wheres, strict=True)
 
 
 def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:

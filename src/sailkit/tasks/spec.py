@@ -67,8 +67,8 @@ def _as_evidence(value: object) -> object:
 class Fields(_Spec):
     """Names of a task's fields in the data; dots denote nested fields, such as `doc.claim`.
 
-    Without an `id`, rows are numbered from 1. If `group` is the list of search results, rows that share the text of a
-    search result are one group.
+    Without an `id`, rows are numbered from 1. If `group` is the list of search results, rows whose search results
+    share a sentence are one group.
     """
 
     id: str = "id"
@@ -76,6 +76,11 @@ class Fields(_Spec):
     label: str
     group: str | None = None
     evidence: Annotated[EvidenceFields | None, BeforeValidator(_as_evidence)] = None
+
+    @property
+    def groups_by_evidence(self) -> bool:
+        """Whether rows whose search results overlap are one group."""
+        return self.evidence is not None and self.group is not None and self.group == self.evidence.list
 
     def names(self) -> list[str | None]:
         """All fields that are read from a row."""
@@ -180,6 +185,8 @@ class TaskSpec(_Spec):
     data: DataSpec
     labels: dict[str, LabelSpec]
     default_labels: tuple[str, ...] = ()
+    # The label of a claim that no search result decides; left out of the fingerprint as EvidenceFields.table is.
+    undecided_label: str | None = Field(default=None, exclude=True)
     protocols: dict[str, ProtocolSpec]
 
     @model_validator(mode="after")
@@ -191,6 +198,7 @@ class TaskSpec(_Spec):
         _check_words([(label, (spec.answer, *spec.also)) for label, spec in self.labels.items()], "labels")
         uses: dict[str, Iterable[str]] = {
             "default_labels": self.default_labels,
+            "undecided_label": filter(None, [self.undecided_label]),
             "data.label_values": self.data.label_values.values(),
         }
         if self.data.fields and self.data.fields.evidence:
