@@ -103,6 +103,17 @@ def test_a_dry_run_names_input_files_that_are_missing(recipe):
     assert steps["labels"].estimate is None
 
 
+def test_a_run_names_all_missing_inputs_before_its_first_step(recipe):
+    text = RECIPE.replace(
+        "questions.jsonl, engine: bm25, corpus: corpus, k: 1", "OWNER/NAME, engine: bm25, corpus: gone"
+    )
+    recipe.write_text(text + "  last: {audit: {data: judged.jsonl, labeler: overlap}}\n")
+    with pytest.raises(UserError, match=r"^missing inputs: step other: gone; step last: judged\.jsonl; paths are"):
+        run(recipe, out=Path("out"))
+    assert not Path("out").exists()
+    assert run(recipe, out=Path("out"), until="results").steps[0].state == "finished"
+
+
 def test_from_runs_a_step_and_all_after_it_again(recipe):
     with pytest.raises(UserError, match="step results has not finished"):
         run(recipe, out=Path("out"), from_="labels")

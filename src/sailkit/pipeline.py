@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from sailkit.data.build import build
 from sailkit.data.build_task import build_task
 from sailkit.distillation.distill import distill
 from sailkit.distillation.teacher_cache import teacher_cache
-from sailkit.errors import UserError, nearest
+from sailkit.errors import UserError
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.evaluation.rescore import rescore
@@ -26,7 +25,7 @@ from sailkit.labeling.fit import fit
 from sailkit.labeling.label import label
 from sailkit.reporting import report
 from sailkit.retrieval.search import search
-from sailkit.steps import Step, estimate, read_recipe
+from sailkit.steps import check_inputs, estimate, position_of, read_recipe
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
 
@@ -68,10 +67,13 @@ def run(
     """
     out = Path(out)
     steps = read_recipe(recipe, out, set or (), STAGES)
-    first, last = (_position(steps, name) for name in (from_, until))
+    first, last = (position_of(steps, name) for name in (from_, until))
+    chosen = steps[: None if last is None else last + 1]
+    if not dry_run:
+        check_inputs(chosen)
     steps_run: list[StepRun] = []
     with Journal(out, read_only=dry_run) as journal:
-        for number, step in enumerate(steps[: None if last is None else last + 1]):
+        for number, step in enumerate(chosen):
             step_run = journal.look_up(step, again=first is not None and number >= first)
             if first is not None and number < first and step_run.state != "finished":
                 raise UserError(f"step {step.name} has not finished; leave out `from`")
@@ -90,10 +92,3 @@ def run(
             if step_run.state == "interrupted" and not dry_run:
                 break  # some queries had no answer; the same command repeats them
     return PipelineRun(out, tuple(steps_run), dry_run)
-
-
-def _position(steps: Sequence[Step], name: str | None) -> int | None:
-    names = [step.name for step in steps]
-    if name is not None and name not in names:
-        raise UserError(f"no step {name!r}; {nearest(name, names)}")
-    return None if name is None else names.index(name)

@@ -6,10 +6,9 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,6 +17,7 @@ from cyclopts import App, CycloptsError
 
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
+from sailkit.files.hub import is_hub_name
 from sailkit.files.yaml_files import parse_yaml, read_yaml
 from sailkit.plugins import source_file
 from sailkit.rendering.result import to_json
@@ -27,6 +27,7 @@ Stage = Callable[..., Any]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("about", "variables", "steps")
 _OUTPUTS = ("csv_out", "snapshot")  # arguments that name files the stage writes
+_ON_THE_HUB = ("data", "instructions")  # arguments that may name a data set of the hub
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,17 @@ def _settings(settings: Iterable[str], variables: Mapping[str, Any]) -> dict[str
     return chosen
 
 
+def position_of(steps: Sequence[Step], name: str | None) -> int | None:
+    """The position of the step with a name; None without a name."""
+    names = [step.name for step in steps]
+    if name is not None and name not in names:
+        raise UserError(f"no step {name!r}; {nearest(name, names)}")
+    return None if name is None else names.index(name)
+
+
 def estimate(step: Step) -> dict[str, Any] | None:
     """Estimate a step: its missing input files, or the result of the stage's own dry run."""
-    values = step.bound.arguments.values()
-    given = chain.from_iterable(value if isinstance(value, (list, tuple)) else [value] for value in values)
-    inputs = [value for value in given if isinstance(value, Path) and not _is_within(value, step.out)]
-    if missing := [str(path) for path in inputs if not path.exists()]:
+    if missing := _missing_inputs(step):
         return {"missing": missing}
     if "dry_run" not in step.bound.signature.parameters:
         return None
@@ -186,6 +192,27 @@ def estimate(step: Step) -> dict[str, Any] | None:
     except UserError as error:  # its inputs do not exist before the earlier steps have run
         return {"not_yet": str(error)}
     return needs
+
+
+def check_inputs(steps: Sequence[Step]) -> None:
+    """Raise a UserError if an input of any step is missing, so that no step runs for hours before it shows."""
+    written = {str(step.arguments[name]) for step in steps for name in _OUTPUTS if name in step.arguments}
+    missing = {step.name: [path for path in _missing_inputs(step) if path not in written] for step in steps}
+    if named := [f"step {name}: {', '.join(paths)}" for name, paths in missing.items() if paths]:
+        raise UserError(f"missing inputs: {'; '.join(named)}; paths are relative to the working directory")
+
+
+def _missing_inputs(step: Step) -> list[str]:
+    """Input files and folders of a step that do not exist, apart from those in the pipeline's folder."""
+    arguments = step.bound.arguments
+    names = [name for name in arguments if name not in _OUTPUTS or arguments.get("offline")]
+    given = ((name, path) for name in names for path in _listed(arguments[name]) if isinstance(path, Path))
+    inputs = [path for name, path in given if not (name in _ON_THE_HUB and is_hub_name(path))]
+    return [str(path) for path in inputs if not path.exists() and not _is_within(path, step.out)]
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _arguments(written: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -148,8 +148,14 @@ def test_the_verdict_turns_at_five_percent(tmp_path, better, verdict):
 
 def test_three_sets_are_adjusted_together(tmp_path):
     hits = {"a": [True] * 80, "b": [n >= 7 for n in range(80)], "c": [n % 10 >= 3 for n in range(80)]}
-    found = compare(*(run(tmp_path / name, answers(right)) for name, right in hits.items())).to_json()
+    comparison = compare(*(run(tmp_path / name, answers(right)) for name, right in hits.items()))
+    found = comparison.to_json()
     pairs = {(p["a"], p["b"]): p for p in found["comparisons"]}
+    frame = comparison.to_frame().set_index(["a", "b"])
+    assert frame["verdict"].to_dict() == {pair: p["verdict"] for pair, p in pairs.items()}
+    assert frame["accuracy_difference_low"].to_dict() == {
+        pair: p["accuracy_difference_low"] for pair, p in pairs.items()
+    }
     raw = {}
     for (x, one), (y, other) in combinations(hits.items(), 2):
         only = [sum(p and not q for p, q in zip(*sides, strict=True)) for sides in ((one, other), (other, one))]

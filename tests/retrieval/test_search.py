@@ -163,6 +163,9 @@ def test_a_run_is_read_again_and_written_under_the_names_of_its_files(tmp_path, 
     run = search(instructions=asked, out=tmp_path / "run", corpus=[corpus], k=1)
     assert SearchRun.load(tmp_path / "run") == run
     assert [len(row.results) for row in run.rows()] == [1, 0]
+    (frame_row,) = run.to_frame().to_dict("records")
+    assert frame_row["instruction"] == "seals"
+    assert (frame_row["body"], frame_row["rank"]) == (run.rows()[0].results[0].body, 1)
     assert run.to_json() == {
         "engine": "bm25",
         "n": 2,

@@ -246,3 +246,7 @@ class Comparison(Result):
         first = pairs[0] if len(pairs) == 1 else {}
         about = {"names": list(self.names), "against": self.against, "comparisons": pairs, "machines": self.machines}
         return {**first, **about, **flags_to_json(self.flags)}
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each pair: verdict, test, and a column for each figure and both ends of its interval."""
+        return to_frame(pair.to_json() for pair in self.pairs)

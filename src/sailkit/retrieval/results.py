@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from sailkit import runs
+from sailkit.files.tables import to_frame
 from sailkit.records import Searched, SearchOutcome
 from sailkit.rendering.model import Report, Text, short
 from sailkit.rendering.result import Result
 from sailkit.retrieval.instructions import RESULTS, read_searched
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ON_THE_WEB = ("web", "searxng")
 
@@ -47,6 +51,14 @@ class SearchRun(Result):
     def rows(self) -> list[Searched]:
         """The instructions with their search results."""
         return read_searched(self.folder)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each search result, with `id` and text of its instruction."""
+        return to_frame(
+            {"id": row.instruction.id, "instruction": row.instruction.instruction, **asdict(result)}
+            for row in self.rows()
+            for result in row.results
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
