@@ -193,7 +193,7 @@ def teacher_max_length(setup: Setup) -> int:
     config = None
     if not is_endpoint(setup.recipe.teacher):
         assert setup.teacher_files is not None
-        config = pretrained(AutoConfig, (setup.teacher_files.base or setup.teacher_files).folder)
+        config = pretrained(AutoConfig, setup.teacher_files.model.folder)
     return min(setup.recipe.settings.max_length, max_row_tokens(config, setup.teacher_tokenizer))
 
 

@@ -17,6 +17,7 @@ from sailkit.evaluation.printed import (
     rescored_report,
 )
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
+from sailkit.evaluation.search_effect import one_list, search_effects, section, verdict
 from sailkit.evaluation.views import View, read_view, worth_of
 from sailkit.rendering.model import (
     Bullets,
@@ -84,19 +85,22 @@ def report_on(
         doubts = [flags_block("The comparison", comparison.flags)] if comparison.flags else []
     names, labels = [view.name for view in views], views[0].data.labels
     worth = [worth_of(view) for view in views]
-    doubts = [*(flags_block(view.name, view.flags) for view in views if view.flags), *doubts]
+    of_sets = [flags_block(view.name, view.flags) for view in views if view.flags]
+    doubts = [*of_sets, *doubts]
+    effects = search_effects(views, against, seed)
     return Report(
         title or f"{listed(names)} on {listed(sorted({str(v.facts['task']) for v in views}))}",
         _about(views, against),
         [
-            Section("Verdict", _verdict(pairs, worth, against)),
+            *([section(effects, one_list(of_sets))] if effects else []),
+            Section("Each pair" if effects else "Verdict", _verdict(pairs, worth, against)),
             Section("Reasons for doubt", doubts or [Text("None of the checks raised a flag.")]),
             Section("Intervals", [_intervals(views)]),
             Section("Figures", [Text("Figures with their 95 % intervals."), Table(names, _groups(views, against))]),
             Section("Answers by label", _confusion(views, against)),
             Section("Provenance", _provenance(views)),
         ],
-        "; ".join(pair.verdict_text for pair in pairs) or worth[0][0],
+        verdict(effects) if effects else "; ".join(pair.verdict_text for pair in pairs) or worth[0][0],
         collect_items(names, [v.data.predictions for v in views], [v.truth for v in views], labels),
     )
 

@@ -57,7 +57,7 @@ def _check(name: str, source: Source) -> None:
     """Refuse language models and warn of models without a pooling config, because the library loads any model."""
     if (source.folder / "modules.json").exists():
         return
-    config = (source.base or source).folder / "config.json"
+    config = source.model.folder / "config.json"
     settings = jsonl.read_json(config) if config.is_file() else {}
     if any(kind.endswith(_LANGUAGE_MODELS) for kind in settings.get("architectures") or ()):
         raise UserError(f"{name} is a language model, not a sentence encoder; as a judge it is judge:{name}")

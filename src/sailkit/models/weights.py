@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,14 @@ def load_pretrained(
     Raises:
         UserError: The files cannot be loaded, do not belong together, or need code or pickles to be executed.
     """
-    _check_base(source)
+    for adapter in source.adapters:
+        _check_base(adapter)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    weights = source.base or source
-    unmatched: Iterable[str] = ()
+    weights = source.model
+    unmatched: set[str] = set()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             weights.folder,
@@ -119,8 +120,9 @@ def load_pretrained(
             output_loading_info=True,
             quantization_config=quantization,
         )
-        if source.base:
-            model, unmatched = _merged(model, source.folder)
+        for adapter in source.adapters:
+            model, names = _merged(model, adapter.folder)
+            unmatched |= names
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files raise errors without a common base class
         raise _not_loaded(source.folder, error) from None
@@ -129,8 +131,8 @@ def load_pretrained(
         raise UserError(
             f"{weights.folder}: {len(missing)} weights of its config are not in its files ({missing[0]}...)"
         )
-    if unmatched := sorted(unmatched):
-        raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({unmatched[0]}...)")
+    if unmatched:
+        raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({min(unmatched)}...)")
     if tokenizer.vocab_size > (rows := model.get_input_embeddings().num_embeddings):
         raise UserError(
             f"{source.folder}: a tokenizer of {tokenizer.vocab_size} pieces does not belong to a model of {rows}"

@@ -65,7 +65,7 @@ def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]
 
     from sailkit.models.weights import pretrained
 
-    config = pretrained(AutoConfig, (source.base or source).folder).get_text_config()
+    config = pretrained(AutoConfig, source.model.folder).get_text_config()
     rows = [
         (example.id, ids) for split in splits if split for example, ids in zip(split.examples, split.ids, strict=True)
     ]

@@ -13,7 +13,7 @@ from sailkit import __version__
 from sailkit.data.card import CARD
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source
+from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source, shipped
 from sailkit.rendering import markdown
 from sailkit.rendering.model import Block, Group, Report, Section, Table, Text
 from sailkit.rendering.numbers import fact
@@ -117,9 +117,9 @@ def _license(recipe: Recipe, source: Source) -> str | None:
     """The licence of the base, if its card names one."""
     from huggingface_hub import ModelCard
 
-    if recipe.model == EMBEDDED:
+    if recipe.model == EMBEDDED or recipe.model in shipped():
         return "apache-2.0"
-    card = (source.base or source).folder / MODEL_CARD
+    card = source.model.folder / MODEL_CARD
     try:
         name = ModelCard.load(card, ignore_metadata_errors=True).data.license if card.is_file() else None
     except (yaml.YAMLError, ValueError, OSError, RecursionError):

@@ -1,0 +1,151 @@
+"""What search gives each model of a report: its own search results against those of other items, and none."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sailkit.evaluation.compare import compare_sets
+from sailkit.evaluation.figures import Truth
+from sailkit.evaluation.views import View
+from sailkit.rendering.model import (
+    Block,
+    Cell,
+    Flags,
+    Group,
+    Headline,
+    Interval,
+    Intervals,
+    Row,
+    Section,
+    Table,
+)
+from sailkit.rendering.numbers import listed
+from sailkit.stats.intervals import LEAST_UNITS, Estimate
+
+_MEASURE = "macro_f1"
+_SEARCHES = {"evidence": "own results", "random": "other items' results", "none": "no results"}
+_MODEL = ("model", "weights_sha256", "answer", "protocol", "wording")  # facts that tell one model from another
+_REMARK = "Macro-F1 with an item's own search results minus that with as many results of other items"
+
+
+@dataclass(frozen=True)
+class SearchEffect:
+    """What search gives a model.
+
+    Attributes:
+        name: What the names of its sets have in common, or else the model.
+        views: `evidence`, `random` and perhaps `none` -> the set of predictions.
+        effect: Macro-F1 with own search results minus that with those of other items, paired by item.
+        units: Number of items, or of groups where items are grouped.
+    """
+
+    name: str
+    views: Mapping[str, View]
+    effect: Estimate
+    units: int
+
+
+def search_effects(views: Sequence[View], against: Truth, seed: int) -> list[SearchEffect]:
+    """What search gives each model, in the order of the sets.
+
+    Args:
+        views: The sets of the report.
+        against: The labels.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One entry for each model; empty unless every set belongs to a model that was measured both with own search
+        results and with those of other items, once each.
+    """
+    by_model: dict[tuple[str, ...], dict[str, View]] = {}
+    for view in views:
+        model = tuple(str(view.facts.get(name)) for name in _MODEL)
+        search = str(view.facts.get("search"))
+        if search not in _SEARCHES or search in by_model.setdefault(model, {}):
+            return []
+        by_model[model][search] = view
+    if not all({"evidence", "random"} <= sets.keys() for sets in by_model.values()):
+        return []
+    return [_effect(sets, against, seed) for sets in by_model.values()]
+
+
+def _effect(sets: Mapping[str, View], against: Truth, seed: int) -> SearchEffect:
+    (pair,) = compare_sets([sets["evidence"].data, sets["random"].data], against, seed).pairs
+    units = pair.n if pair.groups is None else pair.groups
+    shared = os.path.commonprefix([view.name for view in sets.values()]).rstrip("_-. ")  # noqa: RUF071
+    name = shared or os.path.basename(str(sets["evidence"].facts["model"]))
+    return SearchEffect(name, sets, pair.differences[_MEASURE], units)
+
+
+def verdict(effects: Sequence[SearchEffect]) -> str:
+    """What search gives the first model, and the others beside it, in one sentence."""
+    first, *others = effects
+    if first.units < LEAST_UNITS:
+        return f"{first.units} items or groups of items are too few to tell what search gives {first.name}"
+    beside = "".join(f", {other.name} {_in_words(other.effect)}" for other in others)
+    if first.effect.sign > 0:
+        return f"An item's own search results give {first.name} {_in_words(first.effect)} macro-F1{beside}"
+    if first.effect.sign < 0:
+        return f"An item's own search results cost {first.name} macro-F1: {_in_words(first.effect)}{beside}"
+    return f"Cannot tell whether search helps {first.name}: macro-F1 {_in_words(first.effect)}{beside}"
+
+
+def _in_words(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def section(effects: Sequence[SearchEffect], flags: Flags) -> Section:
+    """A section with the verdict, a table, a plot and a list of flags.
+
+    Args:
+        effects: See `search_effects`.
+        flags: The reasons to doubt the figures of the sets, see `one_list`.
+    """
+    blocks: list[Block] = [Headline(verdict(effects), _REMARK), _table(effects), _plot(effects)]
+    return Section("What search gives", [*blocks, flags] if flags.messages else blocks)
+
+
+def _table(effects: Sequence[SearchEffect]) -> Table:
+    searches = {search: title for search, title in _SEARCHES.items() if any(search in e.views for e in effects)}
+    rows = [
+        Row(effect.name, [*(Cell(_macro_f1(effect, search)) for search in searches), Cell(effect.effect, signed=True)])
+        for effect in effects
+    ]
+    view = effects[0].views["evidence"]
+    constant = [*(Cell(view.baseline(_MEASURE)) for _ in searches), Cell(0.0, signed=True)]
+    rows.append(Row(f"always {view.majority}", constant))
+    columns = [*searches.values(), "own minus other items'"]
+    return Table(columns, [Group("Macro-F1", rows)])
+
+
+def _plot(effects: Sequence[SearchEffect]) -> Intervals:
+    view = effects[0].views["evidence"]
+    rows = [
+        Interval(f"{effect.name}, {title}", figure, f"always {view.majority}", view.baseline(_MEASURE))
+        for effect in effects
+        for search, title in _SEARCHES.items()
+        if (figure := _macro_f1(effect, search)) is not None
+    ]
+    return Intervals({"Macro-F1": rows})
+
+
+def _macro_f1(effect: SearchEffect, search: str) -> Estimate | None:
+    view = effect.views.get(search)
+    return view.main.figures[_MEASURE] if view is not None and view.main is not None else None
+
+
+def one_list(flags: Sequence[Flags]) -> Flags:
+    """The flags of several sets in one list: one line for each code, with the sets that have it.
+
+    Args:
+        flags: The flags of each set, with its name.
+    """
+    names: dict[str, list[str]] = {}
+    messages: dict[str, str] = {}
+    for block in flags:
+        for code, sentences in block.messages.items():
+            names.setdefault(code, []).append(block.name)
+            messages.setdefault(code, sentences[0])
+    return Flags("", {code: [f"{listed(sets)}: {messages[code]}"] for code, sets in names.items()})

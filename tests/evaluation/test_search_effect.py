@@ -1,0 +1,86 @@
+"""What search gives: one verdict, one table, one plot and one list of flags, before everything else."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sailkit.evaluation.report import report_on
+from sailkit.rendering.model import Flags, Headline, Intervals, Table
+from test_reporting import LABELS, prediction, run_folder
+
+N = 80
+SEARCHES = {"own": "evidence", "others": "random", "none": "none"}
+
+
+def answers(right: int, group: int = 1):
+    """`right` of N answers are right, over both labels alike."""
+    rows = []
+    for i in range(N):
+        gold = i % 2
+        label = LABELS[gold if (i // 2) % (N // 2) < right // 2 else 1 - gold]
+        rows.append(prediction(i, label=label, group=f"group {i // group}" if group > 1 else ""))
+    return rows
+
+
+def constant():
+    return [prediction(i, label=LABELS[0]) for i in range(N)]
+
+
+def folder(tmp_path, name, rows, search, model="tuned", **more):
+    return run_folder(tmp_path / name, rows, search=search, model=model, weights_sha256=model * 8, **more)
+
+
+def six(tmp_path, own):
+    tuned = {"own": answers(own), "others": answers(40), "none": answers(40)}
+    return [
+        *(folder(tmp_path, f"tuned_{name}", rows, SEARCHES[name]) for name, rows in tuned.items()),
+        *(folder(tmp_path, f"base_{name}", constant(), SEARCHES[name], "base") for name in tuned),
+    ]
+
+
+def test_it_is_the_first_of_a_report_and_its_verdict(tmp_path):
+    made = report_on(six(tmp_path, 70))
+    first = made.sections[0]
+    assert first.heading == "What search gives"
+    assert [type(block) for block in first.blocks] == [Headline, Table, Intervals, Flags]
+    headline, table, plot, flags = first.blocks
+    assert made.verdict == headline.text
+    given = re.fullmatch(
+        r"An item's own search results give tuned \+(0\.\d\d) \[\+(0\.\d\d), \+(0\.\d\d)\] macro-F1, "
+        r"base \+0\.00 \[-0\.\d\d, \+0\.\d\d\]",
+        headline.text,
+    )
+    assert float(given[1]) == pytest.approx(70 / N - 0.5, abs=0.02)
+    assert float(given[2]) < float(given[1]) < float(given[3])
+    assert [row.name for row in table.groups[0].rows] == ["tuned", "base", "always SUPPORTS"]
+    assert [cell.point for cell in table.groups[0].rows[0].cells] == pytest.approx([70 / N, 0.5, 0.5, 70 / N - 0.5])
+    assert [row.name.split(", ")[0] for row in plot.figures["Macro-F1"]] == ["tuned"] * 3 + ["base"] * 3
+    assert flags.messages["constant-predictor"][0].startswith("base_own, base_others and base_none: ")
+    assert [section.heading for section in made.sections[1:3]] == ["Each pair", "Reasons for doubt"]
+
+
+@pytest.mark.parametrize(("own", "words"), [(44, "Cannot tell whether search helps tuned: macro-F1 +0."),
+                                            (10, "An item's own search results cost tuned macro-F1: -0.")])  # fmt: skip
+def test_a_missing_effect_is_said(tmp_path, own, words):
+    assert report_on(six(tmp_path, own)).verdict.startswith(words)
+
+
+def test_items_in_few_groups_are_too_few(tmp_path):
+    sets = [
+        folder(tmp_path, f"tuned_{name}", answers(right, group=8), SEARCHES[name])
+        for name, right in (("own", 70), ("others", 40))
+    ]
+    assert report_on(sets).verdict.startswith("10 items or groups of items are too few to tell what search gives tuned")
+
+
+@pytest.mark.parametrize("left_out", ["tuned_others", "base_own"])
+def test_without_both_searches_of_each_model_there_is_none(tmp_path, left_out):
+    made = report_on([path for path in six(tmp_path, 70) if path.name != left_out])
+    assert made.sections[0].heading == "Verdict"
+
+
+def test_two_measurements_of_one_kind_are_pairs_and_no_more(tmp_path):
+    again = folder(tmp_path, "tuned_again", answers(60), "evidence")
+    assert report_on([*six(tmp_path, 70), again]).sections[0].heading == "Verdict"
