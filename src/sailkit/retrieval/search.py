@@ -78,20 +78,32 @@ def search(
     # A recording is parallel to the whole file of instructions, so `limit` applies only after both are read.
     in_file = read_instructions(instructions, fields, None if "recorded" in engine else limit)
     searched_for = in_file[:limit]
-    searcher = load_searcher(
-        engine,
-        in_file,
-        corpus=corpus,
-        recorded=recorded,
-        passage_words=passage_words,
-        passage_overlap=passage_overlap,
-        searxng_url=searxng_url,
-        snapshot=snapshot or out / "snapshot.jsonl",
-        offline=offline,
-        interval=interval,
-        timeout=timeout,
-        tries=tries,
-    )
+
+    def load(name: str) -> Searcher:
+        """Load an engine; only its libraries are imported."""
+        if is_plugin(name):
+            return cast(Searcher, load_plugin(name, Searcher))
+        if name == "recorded":
+            from sailkit.retrieval.recorded import RecordedSearcher
+
+            if recorded is None:
+                raise UserError("`engine='recorded'` needs `recorded` FILE")
+            return RecordedSearcher(recorded, in_file)
+        if name == "web" or name == "searxng":  # noqa: PLR1714 - mypy narrows only this
+            from sailkit.retrieval.web import WebSearcher
+
+            file = snapshot or out / "snapshot.jsonl"
+            return WebSearcher(
+                cast(Any, name), file, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
+            )
+        from sailkit.retrieval.local import LocalSearcher
+
+        if not corpus:
+            raise UserError(f"`engine` {name} needs `corpus`")
+        return LocalSearcher(cast(Any, name), corpus, passage_words, passage_overlap)
+
+    names = _engines(engine)
+    searcher = load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
     settings = {
         "engine": searcher.name,
         **searcher.describe(),
@@ -111,52 +123,6 @@ def search(
         if searcher.live:
             _search_again(run.path(RESULTS), searcher, searched_for[:rows_before], k)
         return SearchRun.from_folder(run.folder, live=searcher.live)
-
-
-def load_searcher(
-    engine: str,
-    instructions: Sequence[Instruction],
-    *,
-    snapshot: Path,
-    corpus: Sequence[Path] | None = None,
-    recorded: Path | None = None,
-    passage_words: int = 120,
-    passage_overlap: int = 20,
-    searxng_url: str | None = None,
-    offline: bool = False,
-    interval: float = 1.0,
-    timeout: float = 10.0,
-    tries: int = 4,
-) -> Searcher:
-    """Create the searcher for the flags of `search`; only libraries of the chosen engines are imported.
-
-    Raises:
-        UserError: The engine is unknown, or an argument, file or library that it needs is missing or invalid.
-    """
-
-    def load(name: str) -> Searcher:
-        if is_plugin(name):
-            return cast(Searcher, load_plugin(name, Searcher))
-        if name == "recorded":
-            from sailkit.retrieval.recorded import RecordedSearcher
-
-            if recorded is None:
-                raise UserError("`engine='recorded'` needs `recorded` FILE")
-            return RecordedSearcher(recorded, instructions)
-        if name == "web" or name == "searxng":  # noqa: PLR1714 - mypy narrows only this
-            from sailkit.retrieval.web import WebSearcher
-
-            return WebSearcher(
-                cast(Any, name), snapshot, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
-            )
-        from sailkit.retrieval.local import LocalSearcher
-
-        if not corpus:
-            raise UserError(f"`engine` {name} needs `corpus`")
-        return LocalSearcher(cast(Any, name), corpus, passage_words, passage_overlap)
-
-    names = _engines(engine)
-    return load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
 
 
 def _engines(text: str) -> list[str]:
