@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ def parse_yaml(text: str, where: str | Path) -> Any:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: YAML nested too deeply") from None
+
+
+@cache
+def packaged_yaml(name: str) -> dict[str, Any]:
+    """The content of a YAML file of the package, by its path in it."""
+    content: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
+    return content
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from sailkit.errors import UserError, nearest
-from sailkit.files.yaml_files import parse_yaml
+from sailkit.files.yaml_files import packaged_yaml
 from sailkit.records import SearchResult
 
 
@@ -55,12 +53,9 @@ class Message:
 Prompt = tuple[Message, ...]
 
 
-@cache
 def frames() -> dict[str, Any]:
-    """The literals around the wording of a task, from `prompts/prompts.yaml`."""
-    name = "prompts/prompts.yaml"
-    loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
-    return loaded
+    """The literals around the wording of a task."""
+    return packaged_yaml("prompts/prompts.yaml")
 
 
 _FIELD = re.compile(r"\{(\w+)\}")

@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from importlib import resources
 from itertools import product
 from typing import Any, get_args
 
 from sailkit.errors import UserError, nearest
-from sailkit.files.yaml_files import parse_yaml
+from sailkit.files.yaml_files import packaged_yaml
 from sailkit.prompts.render import Message, Part, Prompt, Renderer, fill
 from sailkit.records import TrainingExample, Verdict
 
@@ -35,12 +34,9 @@ _NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
 _BEGINNING = 32  # leading characters of a completion that could share a token with the end of the prompt
 
 
-@cache
 def wording() -> dict[str, Any]:
-    """All literals, from `prompts/styles.yaml`."""
-    name = "prompts/styles.yaml"
-    loaded: dict[str, Any] = parse_yaml((resources.files("sailkit") / name).read_text("utf-8"), name)
-    return loaded
+    """All literals."""
+    return packaged_yaml("prompts/styles.yaml")
 
 
 def check_style(style: str) -> None:
