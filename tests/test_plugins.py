@@ -16,6 +16,7 @@ from sailkit.cluster import RayOptions
 from sailkit.errors import UserError
 from sailkit.labeling.base import Labeler
 from sailkit.labeling.label import label
+from sailkit.models.load import load_model
 from sailkit.plugins import is_plugin, load_attribute, load_plugin
 
 PAGE = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text("utf-8")
@@ -157,6 +158,8 @@ def test_a_labeler_in_memory_labels_as_the_same_by_name(folder):
         label(results=results, out=Path("ray"), labeler=labeler, ray=RayOptions(True))
     with pytest.raises(UserError, match="object is no Labeler: it lacks name, threshold"):
         label(results=results, out=Path("other"), labeler=object())
+    with pytest.raises(UserError, match="object is no Model: it lacks name, describe"):
+        load_model(object())
 
 
 def test_a_name_of_the_standard_library_is_recognised_in_the_error(folder):

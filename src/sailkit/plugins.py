@@ -157,6 +157,12 @@ def checked_plugin(plugin: Any, protocol: type, name: str, source: Mapping[str, 
     Raises:
         UserError: It lacks a member of the protocol, or an attribute has another type.
     """
+    check_members(plugin, protocol, name)
+    return _Checked(plugin, protocol, name, source or {})
+
+
+def check_members(plugin: Any, protocol: type, name: str) -> None:
+    """Raise a UserError if an object lacks a member of a protocol, or an attribute has another type."""
     attributes = typing.get_type_hints(protocol)
     members = [*attributes, *(key for key in vars(protocol) if not key.startswith("_"))]
     if missing := [member for member in members if not hasattr(plugin, member)]:
@@ -164,4 +170,3 @@ def checked_plugin(plugin: Any, protocol: type, name: str, source: Mapping[str, 
     for member, hint in attributes.items():
         if not _fits(value := getattr(plugin, member), hint):
             raise UserError(f"{name} is no {protocol.__name__}: {member} should be {hint.__name__}, not {value!r}")
-    return _Checked(plugin, protocol, name, source or {})

@@ -149,7 +149,7 @@ def evaluate(
     if out is not None:
         first_date = runs.setting_of(out, "date") or runs.setting_of(Path(out, predictions.REFERENCE_FOLDER), "date")
         options = replace(options, date=options.date or first_date)
-    loaded, evidence_style = load_model(model, options) if isinstance(model, str) else model, None
+    loaded, evidence_style = load_model(model, options), None
     if styled:
         evidence_style = evidence_style_for(loaded, style, verify, max(len(item.evidence) for item in items))
         loaded = _with_matching_template(loaded, evidence_style, model, options)

@@ -82,7 +82,7 @@ def load_reference(reference: str | Model, options: ModelOptions, repeats: int) 
     """
     if repeats < 1:
         raise UserError(f"`repeats` should be at least 1, not {repeats}")
-    model = load_model(reference, options) if isinstance(reference, str) else reference
+    model = load_model(reference, options)
     if repeats > 1 and not isinstance(model, Paid):
         raise UserError(f"`repeats` asks an endpoint again; {model.name} runs here and always answers the same")
     return model

@@ -7,21 +7,24 @@ from typing import cast
 
 from sailkit.errors import UserError
 from sailkit.models.base import Model, ModelOptions, is_endpoint
-from sailkit.plugins import is_plugin, load_plugin
+from sailkit.plugins import check_members, is_plugin, load_plugin
 from sailkit.prompts.chat_template import check_date
 
 
-def load_model(name: str | Path, options: ModelOptions | None = None) -> Model:
+def load_model(name: str | Path | Model, options: ModelOptions | None = None) -> Model:
     """Load a model by name.
 
     Args:
         name: `smollm2-135m`, `smollm2-135m-sail`, a hub id, a local folder, a GGUF file, a LoRA adapter folder,
-            `endpoint:MODEL@BASE_URL`, or `module:attribute` for a model of your own.
+            `endpoint:MODEL@BASE_URL`, or `module:attribute` for a model of your own; or a model.
         options: How to load and run it.
 
     Raises:
         UserError: There is no such model, or it cannot be read or run with these options.
     """
+    if not isinstance(name, (str, Path)):
+        check_members(name, Model, type(name).__name__)
+        return name
     name, options = str(name), options or ModelOptions()
     if options.chat not in ("auto", "on", "off"):
         raise UserError(f"`chat` takes auto, on or off, not {options.chat!r}")
