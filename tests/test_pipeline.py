@@ -107,8 +107,10 @@ def test_a_run_names_all_missing_inputs_before_its_first_step(recipe):
     text = RECIPE.replace(
         "questions.jsonl, engine: bm25, corpus: corpus, k: 1", "OWNER/NAME, engine: bm25, corpus: gone"
     )
+    text += "  tuned: {finetune: {model: any, data: [$examples, runs/none]}}\n"
     recipe.write_text(text + "  last: {audit: {data: judged.jsonl, labeler: overlap}}\n")
-    with pytest.raises(UserError, match=r"^missing inputs: step other: gone; step last: judged\.jsonl; paths are"):
+    message = r"^missing inputs: step other: gone; step tuned: runs/none; step last: judged\.jsonl; paths are"
+    with pytest.raises(UserError, match=message):
         run(recipe, out=Path("out"))
     assert not Path("out").exists()
     assert run(recipe, out=Path("out"), until="results").steps[0].state == "finished"

@@ -27,7 +27,8 @@ Stage = Callable[..., Any]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("about", "variables", "steps")
 _OUTPUTS = ("csv_out", "snapshot")  # arguments that name files the stage writes
-_ON_THE_HUB = ("data", "instructions")  # arguments that may name a data set of the hub
+_ON_THE_HUB = ("data", "instructions")  # arguments that may name a data set of the hub, if they are paths
+_TRAINING_DATA = ("data", "held_out")  # arguments that list paths as texts
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,11 @@ def _missing_inputs(step: Step) -> list[str]:
     """Input files and folders of a step that do not exist, apart from those in the pipeline's folder."""
     arguments = step.bound.arguments
     names = [name for name in arguments if name not in _OUTPUTS or arguments.get("offline")]
-    given = ((name, path) for name in names for path in _listed(arguments[name]) if isinstance(path, Path))
-    inputs = [path for name, path in given if not (name in _ON_THE_HUB and is_hub_name(path))]
+    given = [(name, value) for name in names for value in _listed(arguments[name])]
+    inputs = [
+        path for name, path in given if isinstance(path, Path) and not (name in _ON_THE_HUB and is_hub_name(path))
+    ]
+    inputs += [Path(text) for name, text in given if isinstance(text, str) and name in _TRAINING_DATA]
     return [str(path) for path in inputs if not path.exists() and not _is_within(path, step.out)]
 
 
