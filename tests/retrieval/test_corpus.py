@@ -116,3 +116,16 @@ def test_instructions_and_corpora_as_spreadsheets_save_them(tmp_path, monkeypatc
     (row,) = read_searched(tmp_path / "run")
     assert row.instruction == Instruction("7", "Where do polar bears hunt?")
     assert [(one.title, one.body) for one in row.results] == [("Bears", "Polar bears hunt seals.")]
+
+
+def test_claims_with_their_evidence_are_a_corpus(tmp_path):
+    file = tmp_path / "claims.jsonl"
+    rows = [
+        {"claim": "a", "evidence": [{"title": "T", "text": "one"}, {"text": "two"}]},
+        {"claim": "b", "evidence": [{"title": "T", "text": "one"}]},
+        {"claim": "c", "text": "a document that has evidence", "evidence": [{"text": "three"}]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(p.title, p.body) for p in read_passages([file])] == [
+        ("T", "one"), ("", "two"), ("", "a document that has evidence"),
+    ]  # fmt: skip

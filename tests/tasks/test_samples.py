@@ -36,6 +36,12 @@ def words(text: str) -> list[str]:
     return re.findall(r"[\w']+", text.casefold())
 
 
+def passage_of(row: dict) -> str:
+    """The passage of a fact."""
+    (passage,) = row["evidence"]
+    return passage["text"]
+
+
 def size(text: str) -> list[int]:
     return [len(text), len(words(text))]
 
@@ -146,26 +152,29 @@ def test_a_place_in_the_list_gives_nothing_away():
 @pytest.mark.parametrize(("name", "passages"), [("facts", 52), ("facts-train", 26)])
 def test_every_fact_has_a_right_and_a_wrong_claim_on_one_passage(name, passages):
     rows = FACTS[name]
-    assert len(rows) == 4 * passages
-    for group in {row["group"] for row in rows}:
-        claims = [row for row in rows if row["group"] == group]
+    assert len({passage_of(row) for row in rows}) == passages
+    for passage in {passage_of(row) for row in rows}:
+        claims = [row for row in rows if passage_of(row) == passage]
         assert Counter(row["label"] for row in claims) == {"SUPPORTS": 2, "REFUTES": 2}
-        judged = [p for row in claims for p in row["ctxs"] if p["stance"] == STANCE[row["label"]]]
-        assert len(judged) == 4
-        assert len({p["text"] for p in judged}) == 1
-        assert all(Counter(p["stance"] for p in row["ctxs"])["distracting"] == 2 for row in claims)
+        assert all(row["evidence"][0]["stance"] == STANCE[row["label"]] for row in claims)
+
+
+def test_claims_on_one_passage_form_a_group():
+    task = load_task("sample-facts")
+    examples = task.load().examples
+    assert len({example.group for example in examples}) == 52
+    assert len({(example.group, example.evidence) for example in examples}) == 52
 
 
 def test_no_passage_is_in_both_sets_of_facts():
-    texts = [{p["text"] for row in rows for p in row["ctxs"]} for rows in FACTS.values()]
-    assert not texts[0] & texts[1]
-    assert not {row["group"] for row in FACTS["facts"]} & {row["group"] for row in FACTS["facts-train"]}
+    test, train = ({passage_of(row) for row in rows} for rows in FACTS.values())
+    assert not test & train
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_the_wording_of_a_fact_does_not_give_its_label_away(name):
     rows = FACTS[name]
-    labels, groups = [row["label"] == "SUPPORTS" for row in rows], [row["group"] for row in rows]
+    labels, groups = [row["label"] == "SUPPORTS" for row in rows], [passage_of(row) for row in rows]
     words_alone = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression())
     probabilities = cross_val_predict(
         words_alone, [row["claim"] for row in rows], labels, groups=groups, cv=GroupKFold(10), method="predict_proba"
@@ -188,9 +197,7 @@ def test_facts_are_instructions_in_the_words_of_the_task(name):
 def test_a_search_finds_the_passage_of_a_fact():
     searcher = LocalSearcher("bm25", [SAMPLES / "facts.jsonl", SAMPLES / "facts-train.jsonl"])
     instructions = read_instructions(SAMPLES / "facts.jsonl")
-    passage = {
-        row["id"]: next(p["text"] for p in row["ctxs"] if p["stance"] != "distracting") for row in FACTS["facts"]
-    }
+    passage = {row["id"]: passage_of(row) for row in FACTS["facts"]}
     searched = searcher.search(instructions, 3)
     hits = [
         passage[instruction.id] in [result.body for result in engine.results]

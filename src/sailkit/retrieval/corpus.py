@@ -49,8 +49,9 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
     """Read documents and split them into passages.
 
     Args:
-        paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}` or of questions with `ctxs`; folders
-            of .txt, .md, .json or .jsonl files, or WikiExtractor's; .tar.gz archives of .txt, .md or .json files.
+        paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}`, of questions with `ctxs`, or of
+            claims with `evidence`; folders of .txt, .md, .json or .jsonl files, or WikiExtractor's; .tar.gz archives of
+            .txt, .md or .json files.
         words: Maximum words in a passage.
         overlap: Words shared by consecutive passages.
 
@@ -162,12 +163,13 @@ def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:
 
 
 def _row_documents(row: dict[str, Any], where: str) -> Iterator[Passage]:
-    if isinstance(row.get("ctxs"), list):  # questions with their passages
-        for entry in row["ctxs"]:
+    body = next((row[name] for name in _BODIES if isinstance(row.get(name), str)), None)
+    passages = row.get("ctxs", row.get("evidence") if body is None else None)
+    if isinstance(passages, list):  # of a question, or of a claim
+        for entry in passages:
             if isinstance(entry, dict):
                 yield from _row_documents(entry, where)
         return
-    body = next((row[name] for name in _BODIES if isinstance(row.get(name), str)), None)
     if body is None:
         raise UserError(f"{where}: no text field (one of {', '.join(_BODIES)}; found: {', '.join(sorted(row))})")
     title, url = (row.get(name) for name in ("title", "url"))
