@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sailkit.errors import UserError as UserError
     from sailkit.evaluation.compare import compare as compare
     from sailkit.evaluation.evaluate import evaluate as evaluate
+    from sailkit.evaluation.group_results import GroupComparison as GroupComparison
     from sailkit.evaluation.rescore import rescore as rescore
     from sailkit.evaluation.results import Comparison as Comparison
     from sailkit.evaluation.results import Evaluation as Evaluation
@@ -75,6 +76,7 @@ _MODULES = {
     "evaluation.compare": "compare",
     "evaluation.evaluate": "evaluate",
     "evaluation.rescore": "rescore",
+    "evaluation.group_results": "GroupComparison",
     "evaluation.results": "Comparison Evaluation Rescored",
     "journal": "PipelineRun",
     "labeling.audit": "audit",

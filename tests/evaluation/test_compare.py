@@ -328,7 +328,8 @@ def test_runs_that_are_not_finished_are_refused(tmp_path):
     assert f"{asked} is not finished (4 of 6 reference labels)" in complaint(a, asked)
     whole = run(tmp_path / "whole", rows, reference=["SUPPORTS"] * 6)
     assert compare(a, whole, against="reference").to_json()["a_accuracy"] == 0.5
-    assert "is not a run folder" in complaint(a, tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "is not a run folder" in complaint(a, tmp_path / "empty")
     with runs.open_run(tmp_path / "other", "reference", {}):
         assert "holds a run of 'reference', not of 'evaluate'" in complaint(a, tmp_path / "other")
     (half / PREDICTIONS).write_text('{"id": "0"}\n')

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sailkit.arguments import checked
 from sailkit.errors import UserError
+from sailkit.evaluation.comparable import (
+    check_comparable,
+    differing_factors,
+    distinct_names,
+    independent_factors,
+    isolates,
+)
+from sailkit.evaluation.compare_groups import compare_groups
 from sailkit.evaluation.figures import Flag, Truth
-from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet
+from sailkit.evaluation.group_results import GroupComparison, Measure
+from sailkit.evaluation.groups import RunGroup, is_group, load_group, single_run
+from sailkit.evaluation.predictions import FACTORS, PredictionSet
 from sailkit.evaluation.recordings import load_predictions
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison
 from sailkit.evaluation.summary import baseline_figures, counted, few_items, label_figures
@@ -28,17 +37,6 @@ ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over groups"
 _MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
-# Factor -> other factors that change it; if one of those differs, this one does not count as well.
-_IMPLIED = {
-    "weights_sha256": {"model"},
-    "tokenizer_sha256": {"model"},
-    "chat_template": {"model"},
-    "max_new_tokens": {"answer", "protocol", "wording"},
-    "prompts_sha256": {"protocol", "wording", "task", "style"},
-    "results": {"search"},
-    "style": {"model"},
-    "verify": {"model"},
-}
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,22 @@ def compare(
     against: Truth = "human",
     task: str | Path | Task | None = None,
     fields: list[str] | None = None,
+    measure: Measure = "accuracy",
     seed: int = 0,
-) -> Comparison:
+) -> Comparison | GroupComparison:
     """Compare two or more sets of predictions, item by item.
 
+    A group of runs is the same evaluation of models trained with different seeds. Groups, and single runs beside them,
+    are compared with tests and intervals over seeds and items.
+
     Args:
-        sets: Run folders, or files of recorded outputs.
+        sets: Run folders, or files of recorded outputs; or groups of runs: a folder with a run folder for each seed, or
+            run folders separated by commas.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
         fields: For files: the names of the fields id, text, label, output, prediction, reference, prompt, group, as
             KEY=NAME, repeated or separated by commas, or a YAML file.
+        measure: For groups: the figure that decides the verdicts. Single runs are compared by accuracy.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -82,15 +86,21 @@ def compare(
     """
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
-    return compare_sets([load_predictions(path, task, fields) for path in sets], against, seed)
+    loaded = [load_group(source) if is_group(source) else load_predictions(source, task, fields) for source in sets]
+    if any(isinstance(each, RunGroup) for each in loaded):
+        groups = [each if isinstance(each, RunGroup) else single_run(each) for each in loaded]
+        return compare_groups(groups, against, measure)
+    if measure != "accuracy":
+        raise UserError(f"`measure='{measure}'` is for groups of runs; single runs are compared by accuracy")
+    return compare_sets([each for each in loaded if isinstance(each, PredictionSet)], against, seed)
 
 
 def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: int = 0) -> Comparison:
     """Compare loaded sets of predictions; see `compare`."""
-    sets = _distinct_names(sets)
+    sets = distinct_names(sets)
     both = list(combinations(sets, 2))
     for a, b in both:
-        _check_comparable(a, b)
+        check_comparable(a, b)
     pairs = [_compare_pair(a, b, against, seed, ALPHA / len(both)) for a, b in both]
     adjusted = metrics.holm([pair.p_value for pair in pairs])
     pairs = [_with_verdict(replace(pair, p_value_holm=p)) for pair, p in zip(pairs, adjusted, strict=True)]
@@ -103,35 +113,6 @@ def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: 
     )
 
 
-def _distinct_names(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
-    """Make the names of sets distinct, because folders may have the same name."""
-    names = [s.name for s in sets]
-    return [
-        s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({number})")
-        for number, s in enumerate(sets, start=1)
-    ]
-
-
-def _check_comparable(a: PredictionSet, b: PredictionSet) -> None:
-    if a.labels != b.labels:
-        raise UserError(f"{a.name} and {b.name} have other labels: {', '.join(a.labels)} against {', '.join(b.labels)}")
-    if a.rules_version != b.rules_version:
-        versions = f"{a.rules_version} against {b.rules_version}"
-        raise UserError(
-            f"{a.name} and {b.name} were read by other rules (version {versions}); evaluate again with one sailkit"
-        )
-    ours, theirs = {p.id: p for p in a.predictions}, {p.id: p for p in b.predictions}
-    if alone := [*(i for i in ours if i not in theirs), *(i for i in theirs if i not in ours)]:
-        raise UserError(
-            f"{a.name} and {b.name} have different items: {len(ours)} and {len(theirs)}, "
-            f"{len(alone)} in only one of them, such as {alone[0]!r}"
-        )
-    for what, name in (("text", "text"), ("gold label", "gold")):
-        values = [(i, getattr(p, name), getattr(theirs[i], name)) for i, p in ours.items()]
-        if differ := [i for i, x, y in values if x and y and x != y]:
-            raise UserError(f"{a.name} and {b.name} differ in the {what} of {len(differ)} items, such as {differ[0]!r}")
-
-
 def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, level: float) -> PairComparison:
     """Compare two sets without a verdict, which depends on the p-values of the other pairs."""
     joined = _join(a, b, truth)
@@ -140,11 +121,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, l
     only_a, only_b = sum(x and not y for x, y in right), sum(y and not x for x, y in right)
     answers_a, answers_b = [(t, x) for t, x, _ in rows], [(t, y) for t, _, y in rows]
     test, p_value, least = _tested(right, joined.groups, level)
-    factors = {
-        name: [a.provenance[name], b.provenance[name]]
-        for name in (*FACTORS, *RARE_FACTORS)
-        if name in a.provenance and name in b.provenance and a.provenance[name] != b.provenance[name]
-    }
+    factors = differing_factors(a, b)
     references = {p.id: p.reference for p in b.predictions}
     return PairComparison(
         a=a.name,
@@ -166,7 +143,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, l
         minimum_detectable_difference=least,
         factors=factors,
         unknown_provenance={s.name: s.missing for s in (a, b) if s.missing},
-        isolates=_isolates(factors, a.provenance.get("search")),
+        isolates=isolates(factors, a.provenance.get("search")),
         reference_disagreements=sum(
             bool(p.reference and references[p.id] and p.reference != references[p.id]) for p in a.predictions
         ),
@@ -237,25 +214,6 @@ def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable
     return lambda tables: np.asarray(statistic(tables.sum(-1)) - statistic(tables.sum(-2)))
 
 
-def _independent_factors(factors: Mapping[str, Any]) -> list[str]:
-    """Factors that do not follow from another factor."""
-    return [name for name in factors if not _IMPLIED.get(name, set()) & factors.keys()]
-
-
-def _isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:
-    """What the difference measures if the two sets differ in a single factor; else empty."""
-    independent = _independent_factors(factors)
-    if independent == ["search"]:
-        values = set(factors["search"])
-        if values == {"evidence", "random"}:
-            return "the difference is what the search results give, apart from their mere presence"
-        if values == {"random", "none"}:
-            return "the difference is what the mere presence of search results does"
-    if independent == ["model"] and search == "random":
-        return "the difference is what training taught by itself: the search results shown help neither"
-    return ""
-
-
 def _with_verdict(pair: PairComparison) -> PairComparison:
     """Add the verdict on a against b, by accuracy after Holm's adjustment: better, worse or cannot tell."""
     a, b, difference = pair.a, pair.b, pair.differences["accuracy"].value
@@ -301,7 +259,7 @@ def _flags(sets: Sequence[PredictionSet], pairs: Sequence[PairComparison], truth
             why = "as where one of them answers most items with the more frequent label"
             flags.append(Flag("measures-disagree", f"{pair.a} minus {pair.b}: {gaps}; {why}"))
         flags += few_items(pair.n, pair.groups, f" of {who}" if len(pairs) > 1 else "")
-        if len(_independent_factors(pair.factors)) > 1:
+        if len(independent_factors(pair.factors)) > 1:
             text = f"{who} differ in {', '.join(pair.factors)}: the verdict is about all of these together"
             flags.append(Flag("several-factors", text))
     for s in sets:

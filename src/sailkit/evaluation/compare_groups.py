@@ -1,0 +1,261 @@
+"""Compares groups of runs; intervals and tests are over training seeds and items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from sailkit.errors import UserError
+from sailkit.evaluation.comparable import (
+    check_comparable,
+    differing_factors,
+    distinct_names,
+    independent_factors,
+    isolates,
+)
+from sailkit.evaluation.figures import Flag, Truth
+from sailkit.evaluation.group_results import GroupComparison, GroupDifference, GroupFigures, Measure, Verdict
+from sailkit.evaluation.groups import RunGroup
+from sailkit.evaluation.summary import baseline_figures, counted, few_items
+from sailkit.rendering.numbers import signed
+from sailkit.stats import metrics
+from sailkit.stats.intervals import LEAST_UNITS, LEVEL, Counts
+from sailkit.stats.seeds import MOST_SEEDS, SeedFigures, over_seeds, seed_figures
+
+MEASURES = {
+    "accuracy": metrics.accuracy,
+    "macro_f1": metrics.macro_f1,
+    "balanced_accuracy": metrics.balanced_accuracy,
+}
+ALPHA = 1 - LEVEL
+_NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """The items on which all runs are judged: id -> true label, and id -> its unit of resampling."""
+
+    labels: dict[str, str]
+    units: dict[str, str]
+    grouped: bool
+
+    @property
+    def number(self) -> int:
+        """Number of units."""
+        return len({*self.units.values()})
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """A difference before the verdict, with the groups of figures whose sum it is."""
+
+    result: GroupDifference
+    terms: dict[str, tuple[SeedFigures, ...]]
+
+
+def compare_groups(
+    groups: Sequence[RunGroup], against: Truth = "human", measure: Measure = "accuracy"
+) -> GroupComparison:
+    """Compare groups of runs, or groups with single runs.
+
+    Args:
+        groups: The groups; a single run is a group of one.
+        against: The data set's own labels (human), or those of a reference model.
+        measure: The figure that decides the verdicts.
+
+    Raises:
+        UserError: Items, labels or parsing rules differ, or no items have labels.
+    """
+    groups = distinct_names(groups)
+    runs = [run for group in groups for run in group.runs.values()]
+    for run in runs[1:]:
+        check_comparable(runs[0], run)
+    truth = _truth(groups, against)
+    labels = runs[0].labels
+    figures = [_figures(group, truth, labels) for group in groups]
+    both = list(combinations(range(len(groups)), 2))
+    level = ALPHA / len(both)
+    pairs = [_pair(groups[i], groups[j], figures[i], figures[j], level) for i, j in both]
+    effects = [effect for pair in pairs if (effect := _search_effect(pair))]
+    interactions = [_minus(first, second, level) for first, second in combinations(effects, 2)]
+    differences = [difference.result for difference in (*pairs, *interactions)]
+    adjusted = metrics.holm([difference.differences[measure].p_value for difference in differences])
+    units = truth.number if truth.grouped else None
+    size = counted(len(truth.labels), units)
+    results = [
+        _with_verdict(replace(difference, p_value_holm=p), measure, size, truth.number < LEAST_UNITS, n >= len(pairs))
+        for n, (difference, p) in enumerate(zip(differences, adjusted, strict=True))
+    ]
+    comparison = GroupComparison(
+        against=against,
+        measure=measure,
+        n=len(truth.labels),
+        units=units,
+        left_out=len(runs[0].predictions) - len(truth.labels),
+        groups=tuple(_group_figures(group, of) for group, of in zip(groups, figures, strict=True)),
+        baselines=baseline_figures([(label, label) for label in truth.labels.values()], labels),
+        pairs=tuple(results[: len(pairs)]),
+        interactions=tuple(results[len(pairs) :]),
+    )
+    return replace(comparison, flags=tuple(_flags(comparison, groups)))
+
+
+def _truth(groups: Sequence[RunGroup], against: Truth) -> _Truth:
+    """The true label of each item; a reference label counts if it is the same in all runs that have one."""
+    by_run = [{p.id: p for p in run.predictions} for group in groups for run in group.runs.values()]
+    labels, units = {}, {}
+    for item, first in by_run[0].items():
+        given = {p.gold if against == "human" else p.reference for p in (rows[item] for rows in by_run)} - {None}
+        if len(given) == 1:
+            labels[item] = str(given.pop())
+            units[item] = next((rows[item].group for rows in by_run if rows[item].group), first.id)
+    if not labels:
+        raise UserError(f"{groups[0].name} and {groups[1].name} share no {against} labels; see `against`")
+    return _Truth(labels, units, any(p.group for rows in by_run for p in rows.values()))
+
+
+def _figures(group: RunGroup, truth: _Truth, labels: Sequence[str]) -> dict[str, SeedFigures]:
+    row = {unit: i for i, unit in enumerate(dict.fromkeys(truth.units.values()))}
+    column = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
+    units = [row[truth.units[item]] for item in truth.labels]
+    golds = [column[label] for label in truth.labels.values()]
+    tables: list[Counts] = []
+    for run in group.runs.values():
+        answers = {p.id: p.predicted for p in run.predictions}
+        table = np.zeros((len(row), len(labels), len(column)), dtype=np.int64)
+        np.add.at(table, (units, golds, [column[answers[item]] for item in truth.labels]), 1)
+        tables.append(table)
+    return {name: seed_figures(tables, statistic) for name, statistic in MEASURES.items()}
+
+
+def _group_figures(group: RunGroup, figures: Mapping[str, SeedFigures]) -> GroupFigures:
+    return GroupFigures(
+        name=group.name,
+        runs=tuple(group.runs),
+        by_run={name: tuple(map(float, of.figures)) for name, of in figures.items()},
+        figures={name: over_seeds(of, least=0.0).estimate for name, of in figures.items()},
+    )
+
+
+def _pair(
+    a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mapping[str, SeedFigures], level: float
+) -> _Difference:
+    terms: dict[str, tuple[SeedFigures, ...]]
+    paired = {*a.models} == {*b.models}
+    if paired:
+        order = [b.models.index(model) for model in a.models]
+        terms = {name: (figures - of_b[name].in_order(order),) for name, figures in of_a.items()}
+    elif 1 in (len(a.runs), len(b.runs)):  # a single run is compared with each run of the other group
+        terms = {name: (figures - of_b[name],) for name, figures in of_a.items()}
+    else:
+        terms = {name: (figures, -of_b[name]) for name, figures in of_a.items()}
+    factors = differing_factors(a.first, b.first)
+    if paired:  # the first runs may be of different models
+        factors = {name: values for name, values in factors.items() if name not in ("model", "weights_sha256")}
+    result = GroupDifference(
+        a=a.name,
+        b=b.name,
+        seeds=(len(a.runs), len(b.runs)),
+        paired=paired,
+        differences={name: over_seeds(*groups, level=level) for name, groups in terms.items()},
+        by_run={name: tuple(map(float, groups[0].figures)) for name, groups in terms.items() if len(groups) == 1},
+        factors=factors,
+        isolates=isolates(factors, a.first.provenance.get("search")),
+    )
+    return _Difference(result, terms)
+
+
+def _search_effect(pair: _Difference) -> _Difference | None:
+    """Evidence minus random of the same models; None if the pair differs in anything else."""
+    result = pair.result
+    searches = result.factors.get("search", [])
+    if not result.paired or independent_factors(result.factors) != ["search"] or {*searches} != {"evidence", "random"}:
+        return None
+    if searches[0] == "evidence":
+        return pair
+    terms = {name: tuple(-group for group in groups) for name, groups in pair.terms.items()}
+    return _Difference(replace(result, a=result.b, b=result.a), terms)
+
+
+def _minus(first: _Difference, second: _Difference, level: float) -> _Difference:
+    """The difference between what search results give two groups of models."""
+    terms = {name: (*groups, *(-group for group in second.terms[name])) for name, groups in first.terms.items()}
+    result = GroupDifference(
+        a=f"{first.result.a} - {first.result.b}",
+        b=f"{second.result.a} - {second.result.b}",
+        seeds=(first.result.seeds[0], second.result.seeds[0]),
+        paired=False,
+        differences={name: over_seeds(*groups, level=level, least=-2.0, most=2.0) for name, groups in terms.items()},
+        by_run={},
+        factors={},
+        isolates="the difference is what search results give the first models beyond what they give the second",
+    )
+    return _Difference(result, terms)
+
+
+def _with_verdict(pair: GroupDifference, measure: Measure, size: str, few: bool, interaction: bool) -> GroupDifference:
+    """Add the verdict on a against b, by the deciding figure after Holm's adjustment."""
+    difference = pair.differences[measure]
+    estimate = difference.estimate
+    ends = ", ".join(map(signed, (estimate.low, estimate.high)))
+    remarks = [f"{_NAMES[measure]} {signed(estimate.value)} [{ends}], {_seeds(pair)}"]
+    verdict: Verdict = "cannot tell"
+    if few:
+        remarks.append(f"{size} are too few")
+    elif pair.p_value_holm >= ALPHA:
+        remarks.append(_needed(pair, measure))
+    else:
+        verdict = "better" if estimate.value > 0 else "worse"
+    remarks += [f"they differ in {', '.join(pair.factors)}"] if pair.factors else []
+    remarks += [pair.isolates] if pair.isolates else []
+    words = ("larger", "smaller") if interaction else ("better", "worse")
+    text = f"cannot tell whether {pair.a} or {pair.b} is {words[0]}"
+    if verdict != "cannot tell":
+        text = f"{pair.a} is {words[verdict == 'worse']} than {pair.b}"
+    return replace(pair, verdict=verdict, verdict_text=text, remark="; ".join(remarks))
+
+
+def _seeds(pair: GroupDifference) -> str:
+    first, second = pair.seeds
+    if first == second == 1:
+        return "one run a side, which says nothing about other seeds"
+    if pair.paired:
+        return f"{first} seeds"
+    return " against ".join("a single run" if runs == 1 else f"{runs} seeds" for runs in pair.seeds)
+
+
+def _needed(pair: GroupDifference, measure: Measure) -> str:
+    """How large a difference these seeds detect, and how many seeds would detect the one observed."""
+    difference = pair.differences[measure]
+    detectable = f"a difference of {difference.detectable:.3f} would have been found 4 times in 5"
+    if max(pair.seeds) == 1:
+        return detectable
+    if difference.seeds_needed is None:
+        return f"{detectable}; to find the one observed, more than {MOST_SEEDS} seeds would be needed, or more items"
+    return f"{detectable}; to find the one observed, about {difference.seeds_needed} seeds would be needed"
+
+
+def _flags(comparison: GroupComparison, groups: Sequence[RunGroup]) -> list[Flag]:
+    flags = []
+    base = comparison.baselines
+    for group in comparison.groups:
+        if (value := group.figures["accuracy"].value) < base.majority_accuracy:
+            always = f"always answering {base.majority_label} ({base.majority_accuracy:.4f})"
+            flags.append(Flag("below-majority", f"{group.name} ({value:.4f}) is below {always}"))
+    flags += few_items(comparison.n, comparison.units)
+    for pair in comparison.pairs:
+        accuracy, macro_f1 = (pair.differences[name].estimate for name in ("accuracy", "macro_f1"))
+        if accuracy.sign * macro_f1.sign < 0:
+            gaps = f"accuracy {accuracy.value:+.4f}, macro-F1 {macro_f1.value:+.4f}"
+            flags.append(Flag("measures-disagree", f"{pair.a} minus {pair.b}: {gaps}"))
+        if len(independent_factors(pair.factors)) > 1:
+            text = f"{pair.a} and {pair.b} differ in {', '.join(pair.factors)}"
+            flags.append(Flag("several-factors", f"{text}: the verdict is about all of these together"))
+    for run_group in groups:
+        if run_group.missing:
+            text = f"{run_group.name} does not say its {', '.join(run_group.missing)}"
+            flags.append(Flag("missing-provenance", text))
+    return flags

@@ -1,0 +1,115 @@
+"""Groups of runs: the same evaluation of models that were trained with different seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from sailkit import runs
+from sailkit.errors import UserError
+from sailkit.evaluation.predictions import FACTORS, PredictionSet, load_run
+
+# Settings in which the runs of a group may differ: those of the training run, and the machine.
+_OF_A_RUN = ("model", "weights_sha256", "tokenizer_sha256", "dtype", "device")
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """The predictions of several training runs on the same items.
+
+    Attributes:
+        name: The folder's name.
+        runs: Name of each run -> its predictions.
+    """
+
+    name: str
+    runs: dict[str, PredictionSet]
+
+    @property
+    def first(self) -> PredictionSet:
+        """The first run."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def models(self) -> list[str]:
+        """What identifies the model of each run: the hash of its weights, or else a name."""
+        return [str(run.provenance.get("weights_sha256") or run.provenance.get("model") or name)
+                for name, run in self.runs.items()]  # fmt: skip
+
+    @property
+    def missing(self) -> list[str]:
+        """Factors that are not known of some run."""
+        return [name for name in FACTORS if any(name in run.missing for run in self.runs.values())]
+
+
+def is_group(source: object) -> TypeGuard[str | Path]:
+    """Whether a source of predictions is a folder of run folders, or a list of run folders separated by commas."""
+    if not isinstance(source, (str, Path)):
+        return False
+    if Path(source).exists():
+        return Path(source).is_dir() and not (Path(source) / runs.MANIFEST).exists() and bool(_folders(Path(source)))
+    return "," in str(source)
+
+
+def load_group(source: str | Path) -> RunGroup:
+    """Read the runs of a group.
+
+    Args:
+        source: A folder with a run folder of `evaluate` for each seed, or run folders separated by commas.
+
+    Raises:
+        UserError: A run is not finished, two runs are of the same model, or they differ in more than the model.
+    """
+    path = Path(source)
+    listed = not path.exists()
+    folders = [Path(part.strip()) for part in str(source).split(",") if part.strip()] if listed else _folders(path)
+    names = _names(folders)
+    common = {folder.name for folder in folders}
+    name = path.resolve().name if not listed else common.pop() if len(common) == 1 else " + ".join(names)
+    group = RunGroup(name, dict(zip(names, map(load_run, folders), strict=True)))
+    _check(group, str(source))
+    return group
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(
+        (run for run in path.iterdir() if (run / runs.MANIFEST).is_file()),
+        key=lambda run: (len(run.name), run.name),  # seed-10 comes after seed-9
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Names of runs: of their folders, or of the folders above if these have the same name, as in seed-0/evidence."""
+    names = [folder.name for folder in folders]
+    above = [folder.resolve().parent.name for folder in folders]
+    if len({*names}) == len(names):
+        return names
+    return above if len({*above}) == len(above) else [str(folder) for folder in folders]
+
+
+def _check(group: RunGroup, source: str) -> None:
+    """Refuse runs that are not repetitions of one evaluation with different models."""
+    (first, provenance), *others = ((name, run.provenance) for name, run in group.runs.items())
+    for name, other in others:
+        differ = [factor for factor in FACTORS if factor not in _OF_A_RUN
+                  and provenance.get(factor) != other.get(factor)]  # fmt: skip
+        if differ:
+            raise UserError(
+                f"{source} is not a group of seeds: {first} and {name} differ in {', '.join(differ)}; give them as "
+                "separate sets"
+            )
+    models: dict[str, str] = {}
+    for name, model in zip(group.runs, group.models, strict=True):
+        if model in models:
+            raise UserError(
+                f"{source}: {models[model]} and {name} are runs of the same model; a group holds models that were "
+                "trained with different seeds"
+            )
+        models[model] = name
+
+
+def single_run(run: PredictionSet) -> RunGroup:
+    """A run as a group of its own."""
+    return RunGroup(run.name, {run.name: run})

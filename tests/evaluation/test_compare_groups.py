@@ -1,0 +1,173 @@
+"""Groups of runs side by side: several training seeds, each measured on the same items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sailkit import runs
+from sailkit.cli import main
+from sailkit.errors import UserError
+from sailkit.evaluation.compare import compare
+from sailkit.evaluation.group_results import GroupComparison
+from sailkit.evaluation.predictions import PREDICTIONS, to_row
+from sailkit.files import jsonl
+from sailkit.prompts.parse import ANSWER_RULES_VERSION
+from sailkit.records import Prediction
+from sailkit.stats import metrics
+
+LABELS = ["SUPPORTS", "REFUTES"]
+ITEMS = 440
+
+
+def run(folder: Path, accuracy: float, model: str, search: str, seed: int, **changes: object) -> Path:
+    """A finished evaluation whose share of right answers is `accuracy`, at random items."""
+    right = np.random.default_rng(seed).permutation(ITEMS) < round(accuracy * ITEMS)
+    rows = []
+    for n, hit in enumerate(right):
+        gold, other = LABELS if n % 10 < 7 else LABELS[::-1]
+        rows.append(Prediction(str(n), n, f"Claim {n}", gold, gold if hit else other, "answered", "text"))
+    settings = {
+        "labels": LABELS, "rules_version": ANSWER_RULES_VERSION, "task": "climate-fever", "protocol": "direct",
+        "model": f"runs/{model}", "weights_sha256": model, "search": search, "n": ITEMS, **changes,
+    }  # fmt: skip
+    with runs.open_run(folder, "evaluate", settings) as opened:
+        jsonl.write_atomic(opened.path(PREDICTIONS), "".join(jsonl.dumps(to_row(p)) + "\n" for p in rows))
+    return folder
+
+
+def group(folder: Path, accuracies: list[float], model: str, search: str, **changes: object) -> Path:
+    for seed, accuracy in enumerate(accuracies):
+        number = 100 * seed + 10 * (search == "random") + len(model)
+        run(folder / f"seed-{seed}", accuracy, f"{model}-{seed}", search, number, **changes)
+    return folder
+
+
+def complaint(*sets: object, **settings: object) -> str:
+    with pytest.raises(UserError) as caught:
+        compare(*sets, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def old(tmp_path):
+    """Three seeds of which the first alone uses its search results, as a recipe of ours once gave."""
+    return (
+        group(tmp_path / "evidence", [0.646, 0.405, 0.448], "tuned", "evidence"),
+        group(tmp_path / "random", [0.48, 0.459, 0.486], "tuned", "random"),
+    )
+
+
+def test_a_lucky_seed_among_three_tells_nothing(old):
+    result = compare(*old)
+    assert isinstance(result, GroupComparison)
+    (pair,) = result.pairs
+    assert pair.by_run["accuracy"] == pytest.approx((0.166, -0.054, -0.038), abs=3e-3)
+    assert (pair.paired, pair.seeds, pair.verdict) == (True, (3, 3), "cannot tell")
+    assert pair.verdict_text == "cannot tell whether evidence or random is better"
+    assert "seeds would be needed" in pair.remark
+    assert "3 seeds" in pair.remark
+    assert "what the search results give" in pair.remark
+    # The first run alone would have been "better", and so would a test over items that ignores the seeds.
+    single = compare(old[0] / "seed-0", old[1] / "seed-0")
+    assert single.pairs[0].verdict == "better"
+
+
+def test_an_effect_in_every_seed_is_a_verdict(tmp_path):
+    sets = (
+        group(tmp_path / "evidence", [0.80, 0.83, 0.82], "tuned", "evidence"),
+        group(tmp_path / "random", [0.55, 0.57, 0.54], "tuned", "random"),
+    )
+    (pair,) = compare(*sets).pairs
+    assert (pair.verdict, pair.verdict_text) == ("better", "evidence is better than random")
+    assert pair.differences["accuracy"].estimate.low > 0.15
+    assert pair.differences["accuracy"].seeds_needed <= 3
+    turned = compare(*sets[::-1]).pairs[0]
+    assert turned.verdict == "worse"
+    assert turned.p_value_holm == pytest.approx(pair.p_value_holm)
+
+
+def test_figures_are_those_of_the_runs(old):
+    result = compare(*old, measure="macro_f1")
+    for path, figures in zip(old, result.groups, strict=True):
+        for name, value in zip(figures.runs, figures.by_run["macro_f1"], strict=True):
+            rows = [row for _, row in jsonl.read_rows(path / name / PREDICTIONS)]
+            counts = metrics.confusion([row["gold"] for row in rows], [row["label"] for row in rows], LABELS)
+            assert value == pytest.approx(float(metrics.macro_f1(counts)))
+        mean = figures.figures["macro_f1"]
+        assert mean.value == pytest.approx(np.mean(figures.by_run["macro_f1"]))
+        assert mean.low < mean.value < mean.high
+    assert "macro-F1" in result.pairs[0].remark
+
+
+def test_runs_are_paired_by_their_weights_whatever_their_names(old):
+    for number, name in enumerate(("c", "a", "b")):
+        (old[1] / f"seed-{number}").rename(old[1] / name)
+    (pair,) = compare(*old).pairs
+    assert pair.paired
+    assert pair.by_run["accuracy"] == pytest.approx((0.166, -0.054, -0.038), abs=3e-3)
+
+
+def test_groups_of_other_models_are_independent(tmp_path):
+    first = group(tmp_path / "first", [0.7, 0.71, 0.69], "first", "evidence")
+    second = group(tmp_path / "second", [0.5, 0.52, 0.49, 0.51], "second", "evidence")
+    (pair,) = compare(first, second).pairs
+    assert (pair.paired, pair.seeds, pair.by_run, pair.verdict) == (False, (3, 4), {}, "better")
+    assert pair.differences["accuracy"].degrees_of_freedom > 2
+
+
+def test_what_search_gives_one_group_beyond_another(tmp_path):
+    tuned = [
+        group(tmp_path / "tuned-evidence", [0.80, 0.83, 0.82], "tuned", "evidence"),
+        group(tmp_path / "tuned-random", [0.55, 0.57, 0.54], "tuned", "random"),
+    ]
+    base = [run(tmp_path / f"base-{s}", 0.6, "base", s, seed=7) for s in ("random", "evidence")]
+    result = compare(*tuned, *base)
+    assert len(result.pairs) == 6
+    (interaction,) = result.interactions
+    assert interaction.a == "tuned-evidence - tuned-random"
+    assert interaction.b == "base-evidence - base-random"
+    assert interaction.differences["accuracy"].estimate.value == pytest.approx(0.263, abs=5e-3)
+    assert interaction.verdict == "better"
+    assert "larger" in interaction.verdict_text
+    assert interaction.seeds == (3, 1)
+    values = result.to_json()
+    assert values["interactions"][0]["accuracy_difference_low"] > 0.1
+    assert [g["runs"] for g in values["run_groups"]][2:] == [["base-random"], ["base-evidence"]]
+
+
+def test_groups_may_be_listed(tmp_path):
+    folders = {search: [] for search in ("evidence", "random")}
+    for seed in range(3):
+        for search, paths in folders.items():
+            accuracy = 0.8 if search == "evidence" else 0.6
+            paths.append(run(tmp_path / f"seed-{seed}" / search, accuracy, f"m{seed}", search, seed))
+    evidence, random = (",".join(map(str, paths)) for paths in folders.values())
+    result = compare(evidence, random)
+    assert result.names == ("evidence", "random")
+    assert result.groups[0].runs == ("seed-0", "seed-1", "seed-2")
+    assert result.pairs[0].paired
+    assert result.pairs[0].verdict == "better"
+
+
+def test_a_folder_of_unlike_runs_is_no_group(tmp_path, old):
+    run(tmp_path / "mixed" / "a", 0.5, "m1", "evidence", 1)
+    run(tmp_path / "mixed" / "b", 0.5, "m2", "random", 2)
+    assert "a and b differ in search" in complaint(tmp_path / "mixed", old[0])
+    run(tmp_path / "twice" / "a", 0.5, "m1", "evidence", 1)
+    run(tmp_path / "twice" / "b", 0.5, "m1", "evidence", 2)
+    assert "a and b are runs of the same model" in complaint(tmp_path / "twice", old[0])
+    assert "for groups of runs" in complaint(old[0] / "seed-0", old[1] / "seed-0", measure="macro_f1")
+    (old[1] / "seed-2" / PREDICTIONS).write_text("")
+    assert "not finished" in complaint(*old)
+
+
+def test_the_command_prints_verdict_and_seeds(old, capsys):
+    main(["compare", *map(str, old), "--measure", "macro_f1"])
+    printed = capsys.readouterr().out
+    assert "cannot tell whether evidence or random is better" in printed
+    for text in ("seeds needed", "run 3", "mean over seeds", "evidence minus random"):
+        assert text in printed
