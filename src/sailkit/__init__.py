@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sailkit.labeling.options import LabelerOptions as LabelerOptions
     from sailkit.labeling.results import FittedLabeler as FittedLabeler
     from sailkit.labeling.results import Labeling as Labeling
+    from sailkit.labeling.shortcuts import ShortcutAudit as ShortcutAudit
     from sailkit.models.base import ModelOptions as ModelOptions
     from sailkit.models.load import load_model as load_model
     from sailkit.pipeline import run as run
@@ -85,6 +86,7 @@ _MODULES = {
     "labeling.label": "label",
     "labeling.options": "AuditedLabelerOptions LabelerOptions",
     "labeling.results": "FittedLabeler Labeling",
+    "labeling.shortcuts": "ShortcutAudit",
     "models.base": "ModelOptions",
     "models.load": "load_model",
     "pipeline": "run",

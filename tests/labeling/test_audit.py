@@ -22,7 +22,7 @@ from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit import audit
-from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures, weighted_auroc
+from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures
 from sailkit.labeling.audit_results import Audit
 from sailkit.labeling.fit import _batches, fit
 from sailkit.labeling.human import gold_labels, read_judgements, votes_against_majorities
@@ -32,7 +32,7 @@ from sailkit.labeling.results import FittedLabeler
 from sailkit.rendering import terminal
 from sailkit.rendering.numbers import short_names
 from sailkit.stats.intervals import proportion
-from sailkit.stats.metrics import kappa
+from sailkit.stats.metrics import kappa, weighted_auroc
 from sailkit.tasks.task import in_first_half
 
 

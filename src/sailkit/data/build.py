@@ -21,6 +21,7 @@ from sailkit.files import jsonl
 from sailkit.labeling.labels_file import LABELS, read_labels
 from sailkit.prompts.sail import wording
 from sailkit.retrieval.instructions import RESULTS, read_searched
+from sailkit.stats.shortcut_items import training_baselines
 from sailkit.tasks.task import load_task
 
 ExportFormat = Literal["trl", "trl-parquet", "sail"]
@@ -177,6 +178,7 @@ def _write(run: runs.Run, built: RowBuilder, forms: Sequence[str]) -> dict[str, 
         "cut_tokens_in_labelling": built.cut_tokens,
         "exports": exported,
     }
-    card = card_of(built.train, counts, run.manifest["settings"])
+    baselines = training_baselines([(row.id, row) for row in built.train], built.seed)
+    card = card_of(built.train, counts, run.manifest["settings"], baselines, constructed=False)
     write_card(run.folder, card)
     return card

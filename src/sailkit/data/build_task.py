@@ -23,6 +23,7 @@ from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.prompts.sail import wording
 from sailkit.records import Example, Instruction, TrainingExample
+from sailkit.stats.shortcut_items import training_baselines
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
 _VERSION = 2  # of the rules by which rows are drawn
@@ -73,7 +74,8 @@ def build_task(
         seed: Random seed; each row is drawn from the seed and its id.
 
     Returns:
-        The data card; `wording_auroc` is how well words alone predict the label, before and after balancing.
+        The data card; `wording_auroc` is how well words alone predict the label, before and after balancing, and
+        `shortcuts` how well claims, search results, lengths or sources alone predict answers and judgements.
 
     Raises:
         UserError: Bad options, or a task without judged evidence.
@@ -152,7 +154,8 @@ def build_task(
             "labels": dict(sorted(Counter(drawer.label(item, _is_supported(row)) for item, row in train).items())),
             "wording_auroc": {"of the claims": _auroc(items, seed), "of the training rows": _auroc(trained, seed)},
         }
-        card = card_of([row for _, row in train], counts, settings)
+        baselines = training_baselines([(item.group, row) for item, row in train], seed)
+        card = card_of([row for _, row in train], counts, settings, baselines, constructed=True)
         write_card(run.folder, card)
         return BuiltTask.from_card(out, card)
 

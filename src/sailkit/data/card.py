@@ -11,19 +11,30 @@ from typing import Any, get_args
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.records import TrainingExample, Verdict
+from sailkit.stats.shortcut_items import as_table
+from sailkit.stats.shortcuts import ShortcutBaseline, telling_views
 
 CARD, CARD_PAGE = "card.json", "card.md"
 LEAST_SHARE = 0.2
 _AUDITED = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "kappa": "kappa"}
 
 
-def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def card_of(
+    train: Sequence[TrainingExample],
+    counts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    baselines: Mapping[str, Sequence[ShortcutBaseline]],
+    *,
+    constructed: bool,
+) -> dict[str, Any]:
     """The data card: counts, shares, lengths, flags, and the settings.
 
     Args:
         train: The training set.
         counts: Row counts of each file, and similar counts; copied as they are.
         settings: The settings of the run.
+        baselines: The shortcut baselines of the training set.
+        constructed: Whether the rows were constructed, so that a shortcut is a fault of the data.
 
     Returns:
         The card as JSON; shares refer to the judgements of the training set, lengths are in words.
@@ -49,8 +60,13 @@ def card_of(train: Sequence[TrainingExample], counts: Mapping[str, Any], setting
             messages.setdefault("unaudited-labeler", []).append(f"the audit that is quoted does not measure {name}")
     if total == 0:
         messages["no-judgements"] = ["no training row has a search result; a model cannot learn to verify from these"]
+    if constructed:
+        messages |= telling_views(baselines)
+    answers = {f"{row.view}_auroc": row.auroc for row in baselines.get("answer", ()) if row.features == "tf-idf"}
     return {
         **counts,
+        **{key: round(value, 4) for name, auroc in answers.items() for key, value in auroc.flat(name).items()},
+        **({"shortcuts": as_table(baselines)} if baselines else {}),
         "judgement_shares": shares,
         "judgements": {name: verdicts[name] for name in get_args(Verdict)},
         "rows_by_results": {str(number): count for number, count in sorted(numbers.items())},
@@ -121,12 +137,19 @@ def page_of(card: Mapping[str, Any]) -> str:
     audit = card.get("audit") or {}
     rows = audit.get("audits", ())
     for name, value in {**card, "audit": {k: v for k, v in audit.items() if k != "audits"}}.items():
-        if name in ("flags", "flag_messages"):
+        if name in ("flags", "flag_messages", "shortcuts"):
             continue
         if isinstance(value, dict):
             lines += [f"| {name.replace('_', ' ')}: {key} | {_cell(entry)} |" for key, entry in value.items()]
         else:
             lines.append(f"| {name.replace('_', ' ')} | {_cell(value)} |")
+    if shortcuts := card.get("shortcuts"):
+        lines += ["", "How well parts of a row predict its answer and its judgements:", ""]
+        lines += ["| target | part | rows | AUROC | macro-F1 |", "|---|---|---|---|---|"]
+        for entry in shortcuts:
+            part = f"{entry['view']} alone ({entry['features']})"
+            numbers = " | ".join(_estimate(entry, name) for name in ("auroc", "macro_f1"))
+            lines.append(f"| {entry['target']} | {part} | {entry['n']} | {numbers} |")
     if rows:
         lines += ["", "The labelers against people:", "", f"| | stratum | pairs | {' | '.join(_AUDITED)} |"]
         lines.append("|---" * (len(_AUDITED) + 3) + "|")

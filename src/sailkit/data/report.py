@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sailkit.data.results import TrainingData
+from sailkit.labeling.shortcuts import baseline_table
 from sailkit.rendering import model
 from sailkit.rendering.model import Flags, Report, Text
 
@@ -19,9 +20,11 @@ def short_report(result: TrainingData) -> Report:
     shares = ", ".join(
         f"{name} {'-' if share is None else format(share, '.3f')}" for name, share in result.judgement_shares.items()
     )
+    shortcuts = result.card.get("shortcuts")  # absent from cards of earlier versions
     return model.short(
         "",
         ", ".join(f"{title} {count}" for title, count in counts.items()),
         Text(f"judgements in train: {shares}"),
+        *([baseline_table(shortcuts)] if shortcuts else []),
         Flags("", result.flag_messages),
     )

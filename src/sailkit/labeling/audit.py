@@ -25,6 +25,7 @@ from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.options import AuditedLabelerOptions
 from sailkit.labeling.results import FITTED
+from sailkit.labeling.shortcuts import ShortcutAudit, audit_shortcuts
 from sailkit.stats.intervals import Floats
 from sailkit.tasks.task import in_first_half
 
@@ -34,35 +35,47 @@ STRATA = {"climate-fever": ("unanimous", "majority", "official"), "factcheck-gpt
 @checked
 def audit(
     *,
-    data: Path,
-    labeler: list[str],
+    data: Path | None = None,
+    labeler: list[str] | None = None,
     out: Path,
+    task: str | None = None,
+    model_runs: list[Path] | None = None,
     seed: int = 0,
     limit: int | None = None,
     scores: Path | None = None,
     options: Annotated[AuditedLabelerOptions, Parameter(name="*")] = AuditedLabelerOptions(),
-) -> Audit:
-    """Measure labelers against human judgements.
+) -> Audit | ShortcutAudit:
+    """Measure labelers against human judgements, or look for shortcuts in a task or in training data.
 
-    The threshold of each labeler is chosen on one half of the claims; all figures are computed on the other half, with
-    95 % intervals over claims.
+    With labelers, the threshold of each is chosen on one half of the claims; all figures are computed on the other
+    half, with 95 % intervals over claims.
+
+    Without labelers, baselines that cannot have checked a claim (claim alone, search results alone, lengths, sources)
+    predict the labels of a task or of a built folder, out of fold, beside models that were measured on the task.
 
     Args:
-        data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL.
+        data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL. Without labelers: the task's data,
+            or a run folder of build or build-task.
         labeler: similarity, overlap, entailment:MODEL, judge:MODEL; repeated for several.
         out: The run folder; a stopped run is continued.
+        task: Without labelers: a built-in task or a YAML file, unless data is a run folder.
+        model_runs: Run folders of evaluate on the task, to compare with the baselines.
         seed: Seed of the halves and the bootstrap.
         limit: Use only the first LIMIT claims.
         scores: An earlier audit; its scores are reused where labeler and data are the same.
         options: How to load and run the labelers.
 
     Returns:
-        The figures of each labeler and of each pair of labelers, by stratum.
+        The figures of each labeler and of each pair of labelers, by stratum; or those of each baseline.
 
     Raises:
         UserError: Any error that the user can fix.
     """
     at_least_one(limit=limit)
+    if not labeler:
+        return audit_shortcuts(data=data, task=task, models=model_runs or (), out=out, seed=seed, limit=limit)
+    if data is None or task or model_runs:
+        raise UserError("with `labeler`, give human judgements as `data`, and neither `task` nor `model_runs`")
     human = read_judgements(data)
     people = _first_claims(human.pairs, limit)
     choosing = np.array([in_first_half(pair.claim, seed) for pair in people])

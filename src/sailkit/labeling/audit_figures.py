@@ -73,7 +73,7 @@ def stratum_figures(
     threshold = best_threshold(gold[known & choosing], scores[known & choosing])
     test = known & ~choosing
     y, s, w = gold[test], scores[test], _with_sample(weights[:, test])
-    values = {**threshold_figures(threshold, y, s, w), "auroc": weighted_auroc(y, s, w), **calibration(y, s, w)}
+    values = {**threshold_figures(threshold, y, s, w), "auroc": metrics.weighted_auroc(y, s, w), **calibration(y, s, w)}
     if default_threshold is not None:
         default = threshold_figures(default_threshold, y, s, w)
         values |= {f"default_{name}": default[name] for name in ("balanced_accuracy", "kappa")}
@@ -115,7 +115,7 @@ def labeler_differences(
             gold = np.array([bool(label) for label in labels])
             test, choice = known & ~choosing, known & choosing
             w = _with_sample(weights[:, test])
-            gaps = weighted_auroc(gold[test], b[test], w) - weighted_auroc(gold[test], a[test], w)
+            gaps = metrics.weighted_auroc(gold[test], b[test], w) - metrics.weighted_auroc(gold[test], a[test], w)
             verdicts = [
                 (column[test] >= best_threshold(gold[choice], column[choice])).astype(str).tolist() for column in (a, b)
             ]
@@ -171,21 +171,6 @@ def threshold_figures(threshold: float, gold: Mask, scores: Floats, weights: Flo
             "precision_distracting": tn / (tn + fn),
             "recall_distracting": tn / (tn + fp),
         }
-
-
-def weighted_auroc(gold: Mask, scores: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve for each row of weights, ties counted half (Mann-Whitney)."""
-    # Weights are summed for each distinct score, so all resamples share one sort.
-    values, rank = np.unique(scores, return_inverse=True)
-    positive, negative = (np.zeros((len(weights), len(values))) for _ in range(2))
-    for table, kind in ((positive, gold), (negative, ~gold)):
-        order = np.argsort(rank[kind], kind="stable")
-        ranks, starts = np.unique(rank[kind][order], return_index=True)
-        table[:, ranks] = np.add.reduceat(weights[:, kind][:, order], starts, axis=1)
-    below = np.cumsum(negative, 1) - negative / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        areas: Floats = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
-    return areas
 
 
 def calibration(gold: Mask, scores: Floats, weights: Floats) -> dict[str, Floats]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sailkit.stats.intervals import LEVEL, Counts, Estimate, Floats, Units, proportion, resample
 
@@ -212,6 +212,27 @@ def auroc(gold: Sequence[str], scores: Sequence[Mapping[str, float]], labels: Se
         for label in (present if len(labels) > 2 else present[1:])
     ]
     return float(np.mean(areas))
+
+
+def weighted_auroc(gold: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
+    """Area under the ROC curve for each row of weights, ties counted half (Mann-Whitney).
+
+    Args:
+        gold: Whether each item is positive, n.
+        scores: Its score, n.
+        weights: Weights of the items, shape (resamples, n).
+    """
+    # Weights are summed for each distinct score, so all resamples share one sort.
+    values, rank = np.unique(scores, return_inverse=True)
+    positive, negative = (np.zeros((len(weights), len(values))) for _ in range(2))
+    for table, kind in ((positive, gold), (negative, ~gold)):
+        order = np.argsort(rank[kind], kind="stable")
+        ranks, starts = np.unique(rank[kind][order], return_index=True)
+        table[:, ranks] = np.add.reduceat(weights[:, kind][:, order], starts, axis=1)
+    below = np.cumsum(negative, 1) - negative / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        areas: Floats = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+    return areas
 
 
 def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:

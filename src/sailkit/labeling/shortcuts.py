@@ -1,0 +1,279 @@
+"""The shortcut audit: what baselines that do not read the search results know of the labels, beside a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sailkit import runs
+from sailkit.errors import UserError
+from sailkit.files import jsonl
+from sailkit.files.rows import parse_row
+from sailkit.models.encoder import load_encoder
+from sailkit.models.sources import ENCODER
+from sailkit.records import Prediction, TrainingExample
+from sailkit.rendering.model import Cell, Flags, Group, Report, Row, Table, Text, short
+from sailkit.rendering.result import Result
+from sailkit.stats import metrics
+from sailkit.stats.intervals import Estimate, resample
+from sailkit.stats.shortcut_items import as_table, example_items, training_baselines
+from sailkit.stats.shortcuts import (
+    NEAR,
+    Encode,
+    ShortcutBaseline,
+    lead,
+    sampled,
+    shortcut_baselines,
+    telling_views,
+)
+from sailkit.tasks.task import load_task
+
+SHORTCUTS = "shortcuts.json"
+_TRAIN, _CARD = "train.jsonl", "card.json"  # of `build` and `build-task`
+_PREDICTIONS = "predictions.jsonl"  # of `evaluate`
+
+
+@dataclass(frozen=True)
+class ModelLead:
+    """A model beside a baseline, on the items that the model answered.
+
+    Attributes:
+        model: The run's folder.
+        baseline: The baseline's name.
+        n: Number of items.
+        model_macro_f1: Macro-F1 of the model.
+        baseline_macro_f1: Macro-F1 of the baseline.
+        difference: The model's minus the baseline's.
+    """
+
+    model: str
+    baseline: str
+    n: int
+    model_macro_f1: Estimate
+    baseline_macro_f1: Estimate
+    difference: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """As a row of `shortcuts.json`."""
+        figures = ("model_macro_f1", "baseline_macro_f1", "difference")
+        flat = {name: value for figure in figures for name, value in getattr(self, figure).flat(figure).items()}
+        return {"model": self.model, "baseline": self.baseline, "n": self.n, **flat}
+
+
+@dataclass(frozen=True)
+class ShortcutAudit(Result):
+    """Baselines that cannot have read the search results of a claim, on a task or on built training data.
+
+    Attributes:
+        folder: The run's folder.
+        data: The task, or the folder of the built data.
+        n: Number of items.
+        labels: Label -> number of items.
+        baselines: Target -> its baselines. The target is `label` for a task; `answer` and `judgement` for built data.
+        leads: Each model beside each baseline.
+        flag_messages: Name of a flag -> sentences that give reasons to doubt the data or a model.
+    """
+
+    folder: Path
+    data: str
+    n: int
+    labels: Mapping[str, int]
+    baselines: Mapping[str, Sequence[ShortcutBaseline]]
+    leads: Sequence[ModelLead]
+    flag_messages: Mapping[str, Sequence[str]]
+
+    @property
+    def flags(self) -> list[str]:
+        """Names of the reasons to doubt the data or a model."""
+        return list(self.flag_messages)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `shortcuts.json`."""
+        return {
+            "data": self.data,
+            "n": self.n,
+            "labels": dict(self.labels),
+            "baselines": as_table(self.baselines),
+            "leads": [row.to_json() for row in self.leads],
+            "flags": self.flags,
+            "flag_messages": {name: list(messages) for name, messages in self.flag_messages.items()},
+        }
+
+    def report(self) -> Report:
+        """A table of the baselines, one of the models beside them, and the flags."""
+        blocks: list[Text | Table | Flags] = [baseline_table(as_table(self.baselines))]
+        if not any(self.baselines.values()):
+            blocks = [Text("too few items or labels for a baseline")]
+        if self.leads:
+            columns = ["model macro-F1", "baseline macro-F1", "difference"]
+            groups = [
+                Group(
+                    model,
+                    [
+                        Row(
+                            row.baseline,
+                            [
+                                Cell(row.model_macro_f1),
+                                Cell(row.baseline_macro_f1),
+                                Cell(row.difference, signed=True),
+                            ],
+                        )
+                        for row in self.leads
+                        if row.model == model
+                    ],
+                )
+                for model in dict.fromkeys(row.model for row in self.leads)
+            ]
+            blocks.append(Table(columns, groups))
+        counts = ", ".join(f"{label} {count}" for label, count in self.labels.items())
+        return short(f"shortcuts in {self.data}", f"{self.n:,} items: {counts}", *blocks, Flags("", self.flag_messages))
+
+
+def baseline_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of `as_table` as a table of a report."""
+
+    def cell(row: Mapping[str, Any], name: str) -> Cell:
+        return Cell(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]))
+
+    groups = [
+        Group(
+            f"{target}, predicted from",
+            [
+                Row(f"{row['view']} ({row['features']})", [cell(row, "auroc"), cell(row, "macro_f1")])
+                for row in rows
+                if row["target"] == target
+            ],
+        )
+        for target in dict.fromkeys(row["target"] for row in rows)
+    ]
+    return Table(["AUROC", "macro-F1"], groups)
+
+
+def audit_shortcuts(
+    *, data: Path | None, task: str | None, models: Sequence[Path], out: Path, seed: int, limit: int | None
+) -> ShortcutAudit:
+    """Audit a task's data, or a folder of `build` or `build-task`.
+
+    Args:
+        data: The task's data, or the folder.
+        task: The task; None for a folder.
+        models: Run folders of `evaluate` on the task, to compare with the baselines.
+        out: The run folder.
+        seed: Seed of sample, folds and bootstrap.
+        limit: Use only the first LIMIT examples.
+
+    Raises:
+        UserError: Data or a run cannot be read, or do not belong together.
+    """
+    encode = _encoder()
+    settings: dict[str, Any]
+    if task is None:
+        rows = _built_rows(data, models)[:limit]
+        settings = {"data_sha256": jsonl.file_fingerprint([Path(str(data)) / _TRAIN])}
+    else:
+        chosen = load_task(task)
+        dataset = chosen.load(data)
+        examples = dataset.examples[:limit]
+        settings = {"task": chosen.name, "data_sha256": dataset.fingerprint}
+    settings |= {"seed": seed, "limit": limit, "minilm": encode is not None, "models": [str(path) for path in models]}
+    with runs.open_run(out, "shortcut audit", settings) as run:
+        if task is None:
+            baselines = training_baselines(rows, seed, encode)
+            labels = dict(sorted(Counter(row.response for _, row in rows).items())) if "answer" in baselines else {}
+            result = ShortcutAudit(out, str(data), len(rows), labels, baselines, (), _flags(baselines, ()))
+        else:
+            predictions = {str(path): _predictions(path, chosen.name) for path in models}
+            needed = {prediction.id for rows_of in predictions.values() for prediction in rows_of}
+            items = sampled(example_items(examples), seed, first=needed)
+            baselines = {"label": shortcut_baselines(items, seed, encode)}
+            groups = {item.id: item.group for item in items}
+            leads = [
+                _lead(name, rows_of, baseline, groups, seed)
+                for name, rows_of in predictions.items()
+                for baseline in baselines["label"]
+            ]
+            labels = dict(sorted(Counter(item.label for item in items).items()))
+            result = ShortcutAudit(out, chosen.name, len(items), labels, baselines, leads, _flags(baselines, leads))
+        jsonl.write_json(run.path(SHORTCUTS), result.to_json())
+    return result
+
+
+def _encoder() -> Encode | None:
+    """The embedded sentence encoder; None, with a notice, if it is not installed."""
+    try:
+        model, _ = load_encoder(ENCODER, "baselines on MiniLM embeddings")
+    except UserError as error:
+        runs.notice(f"without baselines on MiniLM embeddings: {error}")
+        return None
+
+    def encode(texts: Sequence[str]) -> Any:
+        unique = list(dict.fromkeys(texts))
+        row = {text: index for index, text in enumerate(unique)}
+        vectors = model.encode(unique, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        return vectors[[row[text] for text in texts]]
+
+    return encode
+
+
+def _built_rows(folder: Path | None, models: Sequence[Path]) -> list[tuple[str, TrainingExample]]:
+    """The training examples of a built folder, each with its group."""
+    if folder is None or not (folder / _CARD).is_file():
+        raise UserError(
+            "`data` should be a run folder of build or build-task, or the data of a `task`; to measure labelers, name "
+            "them with `labeler`" + ("" if folder is None else f" ({folder} is no such folder)")
+        )
+    if models:
+        raise UserError("`model_runs` are compared on the data of a `task`")
+    of_task = runs.read_manifest(folder)["stage"] == "build-task"
+    path = folder / _TRAIN
+    rows = (parse_row(TrainingExample, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path))
+    # build-task names its rows EXAMPLE/LABEL/COPY.
+    return [(row.id.rsplit("/", 2)[0] if of_task else row.id, row) for row in rows]
+
+
+def _predictions(folder: Path, task: str) -> list[Prediction]:
+    other = runs.setting_of(folder, "task")
+    if other != task:
+        raise UserError(
+            f"`model_runs` {folder} is no run of evaluate on {task}" + (f", but on {other}" if other else "")
+        )
+    path = folder / _PREDICTIONS
+    return [parse_row(Prediction, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path)]
+
+
+def _lead(
+    model: str, predictions: Sequence[Prediction], baseline: ShortcutBaseline, groups: Mapping[str, str], seed: int
+) -> ModelLead:
+    rows = [row for row in predictions if row.id in baseline.predicted and row.gold is not None]
+    if not rows:
+        raise UserError(
+            f"`model_runs` {model}: none of its items is in the data; give the data that it was measured on"
+        )
+    gold = [str(row.gold) for row in rows]
+    answers = [row.label or row.outcome for row in rows]
+    guesses = [baseline.predicted[row.id] for row in rows]
+    of_rows = [groups[row.id] for row in rows]
+    labels = sorted({*gold, *guesses, *(row.label for row in rows if row.label)})
+    model_f1, baseline_f1 = (
+        resample(metrics.confusion_units(gold, column, labels, of_rows), seed).estimate(metrics.macro_f1)
+        for column in (answers, guesses)
+    )
+    difference = lead(gold, answers, guesses, of_rows, seed)
+    return ModelLead(model, baseline.name, len(rows), model_f1, baseline_f1, difference)
+
+
+def _flags(baselines: Mapping[str, Sequence[ShortcutBaseline]], leads: Sequence[ModelLead]) -> dict[str, list[str]]:
+    flags = telling_views(baselines)
+    for model in dict.fromkeys(row.model for row in leads):
+        best = max((row for row in leads if row.model == model), key=lambda row: row.baseline_macro_f1.value)
+        if best.difference.low <= NEAR:
+            difference = best.difference
+            flags.setdefault("shortcut-near-model", []).append(
+                f"{model}: macro-F1 {best.model_macro_f1.value:.3f} leads {best.baseline}, "
+                f"{best.baseline_macro_f1.value:.3f}, by {difference.value:+.3f} [{difference.low:+.3f}, "
+                f"{difference.high:+.3f}]: the model may not have read the search results"
+            )
+    return flags

@@ -1,0 +1,65 @@
+"""The items of a shortcut audit: a task's examples, or the answers and judgements of training examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sailkit.records import Example, TrainingExample
+from sailkit.stats.shortcuts import Encode, ShortcutBaseline, ShortcutItem, sampled, shortcut_baselines
+
+_CLOSED = 0.9  # share of rows whose answer is frequent, from which the answers are labels rather than texts
+
+
+def example_items(examples: Iterable[Example]) -> list[ShortcutItem]:
+    """The label of each example that has one."""
+    return [
+        ShortcutItem(example.id, example.label, example.group, example.text, example.evidence)
+        for example in examples
+        if example.label is not None
+    ]
+
+
+def training_baselines(
+    rows: Sequence[tuple[str, TrainingExample]], seed: int, encode: Encode | None = None
+) -> dict[str, list[ShortcutBaseline]]:
+    """Baselines for the answers of training examples, if they are labels, and for the judgements of their results.
+
+    Args:
+        rows: The group of each example, and the example.
+        seed: Seed of the folds and the bootstrap.
+        encode: Embeds texts; None to leave out baselines on sentence embeddings.
+
+    Returns:
+        `answer` and `judgement` -> the baselines; without those that the rows do not allow.
+    """
+    targets = {"answer": _answers(rows, seed), "judgement": sampled(_judgements(rows), seed)}
+    baselines = {target: shortcut_baselines(items, seed, encode) for target, items in targets.items()}
+    return {target: rows_of for target, rows_of in baselines.items() if rows_of}
+
+
+def as_table(baselines: Mapping[str, Sequence[ShortcutBaseline]]) -> list[dict[str, Any]]:
+    """The baselines as rows of JSON."""
+    return [{"target": target, **row.to_json()} for target, rows_of in baselines.items() for row in rows_of]
+
+
+def _answers(rows: Sequence[tuple[str, TrainingExample]], seed: int) -> list[ShortcutItem]:
+    items = sampled(
+        [ShortcutItem(row.id, row.response, group, _question(row), row.results) for group, row in rows], seed
+    )
+    counts = Counter(row.response for _, row in rows)
+    labels = {item.label for item in items}
+    return items if sum(counts[label] for label in labels) >= _CLOSED * len(rows) else []
+
+
+def _judgements(rows: Sequence[tuple[str, TrainingExample]]) -> list[ShortcutItem]:
+    return [
+        ShortcutItem(f"{row.id}/{index}", verdict, group, _question(row), (result,))
+        for group, row in rows
+        for index, (result, verdict) in enumerate(zip(row.results, row.judgements, strict=bool(row.judgements)))
+    ]
+
+
+def _question(row: TrainingExample) -> str:
+    return "\n".join(filter(None, (row.instruction, row.input)))
