@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sailkit.errors import UserError as UserError
     from sailkit.evaluation.compare import compare as compare
     from sailkit.evaluation.evaluate import evaluate as evaluate
+    from sailkit.evaluation.group_results import EvaluationGroup as EvaluationGroup
     from sailkit.evaluation.group_results import GroupComparison as GroupComparison
     from sailkit.evaluation.rescore import rescore as rescore
     from sailkit.evaluation.results import Comparison as Comparison
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from sailkit.training.results import MergedModel as MergedModel
     from sailkit.training.results import TrainingPlan as TrainingPlan
     from sailkit.training.results import TrainingRun as TrainingRun
+    from sailkit.training.seeds import TrainingGroup as TrainingGroup
 
 __version__ = "0.1.0"
 
@@ -77,7 +79,7 @@ _MODULES = {
     "evaluation.compare": "compare",
     "evaluation.evaluate": "evaluate",
     "evaluation.rescore": "rescore",
-    "evaluation.group_results": "GroupComparison",
+    "evaluation.group_results": "EvaluationGroup GroupComparison",
     "evaluation.results": "Comparison Evaluation Rescored",
     "journal": "PipelineRun",
     "labeling.audit": "audit",
@@ -99,6 +101,7 @@ _MODULES = {
     "training.finetune": "finetune",
     "training.merge": "merge",
     "training.results": "MergedModel TrainingPlan TrainingRun",
+    "training.seeds": "TrainingGroup",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - names are those of the table

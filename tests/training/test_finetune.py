@@ -24,6 +24,7 @@ from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
+from sailkit.training.seeds import TrainingGroup
 from small_rows import example, write
 
 pytest.importorskip("trl")
@@ -261,3 +262,34 @@ def test_a_full_disk_keeps_the_checkpoint_before(folder, data, tmp_path):
             tune(folder, data, out, *steps)
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["checkpoint-2"]
     assert tune(folder, data, out, *steps)["steps"] == 4
+
+
+def test_several_seeds_are_several_runs_each_as_if_alone(folder, data, tmp_path):
+    call = {"model": str(folder), "data": [str(data)], "set": [*SET, *STEPS]}
+    group = finetune(out=tmp_path / "group", seeds=2, **call)
+    alone = finetune(out=tmp_path / "alone", **{**call, "set": [*call["set"], "training.seed=1"]})
+    first, second = (load_file(path / "adapter_model.safetensors") for path in group.models)
+    expected = load_file(alone.model / "adapter_model.safetensors")
+    assert all(torch.equal(second[name], expected[name]) for name in expected)
+    assert not all(torch.equal(first[name], second[name]) for name in expected)
+    assert [path.parent.name for path in group.models] == ["seed-0", "seed-1"]
+    losses = [run.after["loss"] for run in group.runs]
+    loss = group.after["loss"]
+    assert loss.value == pytest.approx(sum(losses) / 2)
+    assert loss.high - loss.value == pytest.approx(12.706 * abs(losses[0] - losses[1]) / 2, rel=1e-3)  # t of one degree
+    values = group.to_json()
+    assert (values["seeds"], values["tuned_loss_low"]) == (["seed-0", "seed-1"], loss.low)
+    assert "2 seeds: 3 steps on 24 examples each" in str(group)
+    assert TrainingGroup.load(tmp_path / "group").to_json() == values
+    # A third seed is added to the two, which are not trained again.
+    before = (tmp_path / "group" / "seed-1" / "metrics.json").stat().st_mtime_ns
+    assert len(finetune(out=tmp_path / "group", seeds=3, **call).runs) == 3
+    assert (tmp_path / "group" / "seed-1" / "metrics.json").stat().st_mtime_ns == before
+    for out, more, message in (
+        ("alone", {}, "has no runs of several seeds"),
+        ("group", {"push": "me/model"}, "`push` uploads a single model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            finetune(out=tmp_path / out, seeds=2, **call, **more)
+    with pytest.raises(UserError, match="is not a run folder"):
+        finetune(out=tmp_path / "group", **call)

@@ -21,8 +21,8 @@ from sailkit.evaluation.comparable import (
 )
 from sailkit.evaluation.compare_groups import compare_groups
 from sailkit.evaluation.figures import Flag, Truth
-from sailkit.evaluation.group_results import GroupComparison, Measure
-from sailkit.evaluation.groups import RunGroup, is_group, load_group, single_run
+from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison, Measure
+from sailkit.evaluation.groups import RunGroup, evaluated_group, is_group, load_group, single_run
 from sailkit.evaluation.predictions import FACTORS, PredictionSet
 from sailkit.evaluation.recordings import load_predictions
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison
@@ -56,7 +56,7 @@ class JoinedItems:
 
 @checked
 def compare(
-    *sets: Path | str | Evaluation,
+    *sets: Path | str | Evaluation | EvaluationGroup,
     against: Truth = "human",
     task: str | Path | Task | None = None,
     fields: list[str] | None = None,
@@ -86,13 +86,21 @@ def compare(
     """
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
-    loaded = [load_group(source) if is_group(source) else load_predictions(source, task, fields) for source in sets]
+    loaded = [_load(source, task, fields) for source in sets]
     if any(isinstance(each, RunGroup) for each in loaded):
         groups = [each if isinstance(each, RunGroup) else single_run(each) for each in loaded]
         return compare_groups(groups, against, measure)
     if measure != "accuracy":
         raise UserError(f"`measure='{measure}'` is for groups of runs; single runs are compared by accuracy")
     return compare_sets([each for each in loaded if isinstance(each, PredictionSet)], against, seed)
+
+
+def _load(
+    source: Path | str | Evaluation | EvaluationGroup, task: str | Path | Task | None, fields: list[str] | None
+) -> PredictionSet | RunGroup:
+    if isinstance(source, EvaluationGroup):
+        return evaluated_group(source)
+    return load_group(source) if is_group(source) else load_predictions(source, task, fields)
 
 
 def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: int = 0) -> Comparison:

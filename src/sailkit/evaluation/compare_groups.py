@@ -103,6 +103,16 @@ def compare_groups(
     return replace(comparison, flags=tuple(_flags(comparison, groups)))
 
 
+def group_figures(group: RunGroup, against: Truth = "human") -> GroupFigures:
+    """The mean figures of a group of runs with their intervals over seeds and items.
+
+    Args:
+        group: The runs.
+        against: The data set's own labels (human), or those of a reference model.
+    """
+    return _group_figures(group, _figures(group, _truth([group], against), group.first.labels))
+
+
 def _truth(groups: Sequence[RunGroup], against: Truth) -> _Truth:
     """The true label of each item; a reference label counts if it is the same in all runs that have one."""
     by_run = [{p.id: p for p in run.predictions} for group in groups for run in group.runs.values()]
@@ -113,7 +123,8 @@ def _truth(groups: Sequence[RunGroup], against: Truth) -> _Truth:
             labels[item] = str(given.pop())
             units[item] = next((rows[item].group for rows in by_run if rows[item].group), first.id)
     if not labels:
-        raise UserError(f"{groups[0].name} and {groups[1].name} share no {against} labels; see `against`")
+        names = " and ".join(group.name for group in groups)
+        raise UserError(f"{names} share no {against} labels; see `against`")
     return _Truth(labels, units, any(p.group for rows in by_run for p in rows.values()))
 
 

@@ -32,6 +32,7 @@ from sailkit.evaluation.noise import MEASURED, measured_noise
 from sailkit.evaluation.predictions import NOISE_FILE, PREDICTIONS
 from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
 from sailkit.evaluation.results import SETTINGS, Evaluation
+from sailkit.evaluation.seeds import for_each_seed
 from sailkit.evaluation.summary import summarise_predictions
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
@@ -48,6 +49,7 @@ CALIBRATION = "calibration.json"  # log-probability of each label on an empty in
 
 
 @checked
+@for_each_seed
 def evaluate(
     *,
     model: str | Path | Model,
@@ -81,11 +83,12 @@ def evaluate(
     """Measure a model on a task.
 
     Writes predictions.jsonl, metrics.json and manifest.json to a run folder. A run that was stopped continues where it
-    stopped when the same command is given again.
+    stopped when the same command is given again. The models of a folder of finetune --seeds are each measured in a run
+    folder of OUT, and give a group, for compare.
 
     Args:
-        model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, endpoint:MODEL@BASE_URL,
-            or module:attribute.
+        model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, the run folder of
+            finetune, with or without seeds, endpoint:MODEL@BASE_URL, or module:attribute.
         task: A built-in task (climate-fever, factcheck, fever, hsd, sample-claims, sample-facts, sample-statements,
             scifact), your own YAML file, or module:attribute.
         out: The run folder.

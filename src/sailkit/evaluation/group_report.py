@@ -1,11 +1,11 @@
-"""The report on a comparison of groups of runs."""
+"""The reports on groups of runs that `evaluate` and `compare` print."""
 
 from __future__ import annotations
 
-from sailkit.evaluation.group_results import GroupComparison, GroupDifference
+from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison, GroupDifference
 from sailkit.evaluation.printed import FIGURES, flags_block
 from sailkit.rendering import model
-from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, Text
+from sailkit.rendering.model import Block, Cell, Group, Headline, Report, Row, Table, Text
 from sailkit.rendering.numbers import listed
 
 
@@ -22,6 +22,23 @@ def group_comparison_report(comparison: GroupComparison) -> Report:
         *(block for pair in (*comparison.pairs, *comparison.interactions) for block in _difference(pair)),
         flags_block("", comparison.flags),
     )
+
+
+def evaluation_group_report(group: EvaluationGroup) -> Report:
+    """The mean figures of the models with their intervals, the figures of each, and their flags."""
+    first = group.evaluations[0]
+    names = group.means.runs if group.means else [evaluation.folder.name for evaluation in group.evaluations]
+    blocks: list[Block] = []
+    if group.means:
+        rows = [
+            Row(FIGURES[name], [Cell(estimate), *map(Cell, group.means.by_run[name])])
+            for name, estimate in group.means.figures.items()
+        ]
+        blocks.append(Table(["mean", *names], [Group("95 % intervals over seeds and items", rows)]))
+    flags = [flags_block(name, e.flags) for name, e in zip(names, group.evaluations, strict=True) if e.flags]
+    shown = f", search {first.search}" if first.search != "none" else ""
+    title = f"{group.model} on {first.task} ({first.protocol}{shown})"
+    return model.short(title, f"{first.n} items, {len(names)} models", *blocks, *flags)
 
 
 def figures_table(comparison: GroupComparison) -> Table:

@@ -1,11 +1,13 @@
-"""The results of comparing groups of runs."""
+"""The results of evaluating and comparing groups of runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sailkit.evaluation.figures import Baselines, Flag, Truth, flags_to_json
+from sailkit.evaluation.results import Evaluation
 from sailkit.rendering.result import Result
 from sailkit.stats.intervals import Estimate
 from sailkit.stats.seeds import SeedEstimate
@@ -36,6 +38,34 @@ class GroupFigures:
         for name, estimate in self.figures.items():
             flat |= estimate.flat(name) | {f"{name}_by_run": list(self.by_run[name])}
         return flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationGroup(Result):
+    """The models of several training seeds, each measured on the same task.
+
+    Attributes:
+        folder: The folder of the run folders; None if they are temporary.
+        model: The name of the folder of the models.
+        evaluations: The evaluation of each model.
+        means: Mean figures with intervals over seeds and items; None without labels.
+    """
+
+    folder: Path | None
+    model: str
+    evaluations: tuple[Evaluation, ...]
+    means: GroupFigures | None
+
+    @property
+    def figures(self) -> dict[str, Estimate]:
+        """The mean figures with their intervals over seeds and items."""
+        return self.means.figures if self.means else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The mean figures, flat, and the figures of each run."""
+        means = self.means.to_json() if self.means else {}
+        return {"model": self.model, "folder": self.folder and str(self.folder), **means,
+                "evaluations": [evaluation.to_json() for evaluation in self.evaluations]}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@ from typing import TypeGuard
 
 from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.evaluation.group_results import EvaluationGroup
 from sailkit.evaluation.predictions import FACTORS, PredictionSet, load_run
+from sailkit.files import jsonl
 
 # Settings in which the runs of a group may differ: those of the training run, and the machine.
 _OF_A_RUN = ("model", "weights_sha256", "tokenizer_sha256", "dtype", "device")
@@ -49,7 +51,7 @@ def is_group(source: object) -> TypeGuard[str | Path]:
     if not isinstance(source, (str, Path)):
         return False
     if Path(source).exists():
-        return Path(source).is_dir() and not (Path(source) / runs.MANIFEST).exists() and bool(_folders(Path(source)))
+        return Path(source).is_dir() and not (Path(source) / runs.MANIFEST).exists() and bool(run_folders(Path(source)))
     return "," in str(source)
 
 
@@ -64,7 +66,7 @@ def load_group(source: str | Path) -> RunGroup:
     """
     path = Path(source)
     listed = not path.exists()
-    folders = [Path(part.strip()) for part in str(source).split(",") if part.strip()] if listed else _folders(path)
+    folders = [Path(part.strip()) for part in str(source).split(",") if part.strip()] if listed else run_folders(path)
     names = _names(folders)
     common = {folder.name for folder in folders}
     name = path.resolve().name if not listed else common.pop() if len(common) == 1 else " + ".join(names)
@@ -73,11 +75,12 @@ def load_group(source: str | Path) -> RunGroup:
     return group
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(
-        (run for run in path.iterdir() if (run / runs.MANIFEST).is_file()),
-        key=lambda run: (len(run.name), run.name),  # seed-10 comes after seed-9
-    )
+def run_folders(path: Path, *stages: str) -> list[Path]:
+    """The run folders directly in a folder, in natural order; with `stages`, only runs of these."""
+    folders = [run for run in path.iterdir() if (run / runs.MANIFEST).is_file()]
+    if stages:
+        folders = [run for run in folders if jsonl.read_json(run / runs.MANIFEST).get("stage") in stages]
+    return sorted(folders, key=lambda run: (len(run.name), run.name))  # seed-10 comes after seed-9
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -113,3 +116,10 @@ def _check(group: RunGroup, source: str) -> None:
 def single_run(run: PredictionSet) -> RunGroup:
     """A run as a group of its own."""
     return RunGroup(run.name, {run.name: run})
+
+
+def evaluated_group(group: EvaluationGroup) -> RunGroup:
+    """The predictions of a group of evaluations."""
+    names = group.means.runs if group.means else [e.folder.name for e in group.evaluations]
+    predictions = {name: load_run(e.folder) for name, e in zip(names, group.evaluations, strict=True)}
+    return RunGroup(group.folder.name if group.folder else group.model, predictions)

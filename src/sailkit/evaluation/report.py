@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.figures import LabelFigures, Truth
-from sailkit.evaluation.group_report import group_comparison_report
-from sailkit.evaluation.group_results import GroupComparison
+from sailkit.evaluation.group_report import evaluation_group_report, group_comparison_report
+from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison
 from sailkit.evaluation.items import collect_items
 from sailkit.evaluation.printed import (
     FIGURES,
@@ -243,8 +243,10 @@ def _provenance(views: Sequence[View]) -> list[Facts | Text]:
     return [table, Text(f"Not recorded for any set: {', '.join(unknown)}.")] if unknown else [table]
 
 
-def short_report(result: Evaluation | Rescored | Comparison | GroupComparison) -> Report:
+def short_report(result: Evaluation | EvaluationGroup | Rescored | Comparison | GroupComparison) -> Report:
     """The short report that `evaluate`, `rescore` or `compare` prints."""
+    if isinstance(result, EvaluationGroup):
+        return evaluation_group_report(result)
     if isinstance(result, GroupComparison):
         return group_comparison_report(result)
     if isinstance(result, Evaluation):

@@ -98,6 +98,21 @@ def seed_figures(tables: Sequence[Counts], statistic: Callable[[Floats], Floats]
     return SeedFigures(np.array(figures), np.stack(deviations, -1))
 
 
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean of a figure over seeds with its t interval, which does not include the noise of the items.
+
+    Args:
+        values: The figure of each run; with a single one, both ends are the figure.
+    """
+    from scipy.special import stdtrit
+
+    mean, runs = float(np.mean(values)), len(values)
+    if runs == 1:
+        return Estimate(mean, mean, mean)
+    half = float(stdtrit(runs - 1, (1 + LEVEL) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(runs)
+    return Estimate(mean, mean - half, mean + half)
+
+
 def over_seeds(*groups: SeedFigures, level: float = 1 - LEVEL, least: float = -1.0, most: float = 1.0) -> SeedEstimate:
     """The sum of the means of independent groups of runs, with its interval over seeds and items.
 

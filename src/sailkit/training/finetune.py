@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.data.exports import DROPPED
+from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.chat_template import reads_clock, today
@@ -25,6 +26,7 @@ from sailkit.training.held_out import loss_change
 from sailkit.training.recipe import Recipe, read_recipe
 from sailkit.training.results import HISTORY, MODEL, TrainingPlan, TrainingRun
 from sailkit.training.saving import save_model
+from sailkit.training.seeds import TrainingGroup, seed_folders
 from sailkit.training.tokenise import Prepared, held_out_paths, no_held_out_warning, prepare_data
 from sailkit.training.tracking import tracking
 
@@ -59,12 +61,15 @@ def finetune(
     set: list[str] | None = None,
     dry_run: bool = False,
     tokens_per_second: float | None = None,
+    seeds: int | None = None,
     push: str | None = None,
-) -> TrainingRun | TrainingPlan:
+) -> TrainingRun | TrainingGroup | TrainingPlan:
     """Fine-tune a model on the training data of build.
 
     The best checkpoint by held-out loss is written to OUT/model, as adapters if the recipe has lora, else as full
     weights. The same command continues a stopped run from its last checkpoint.
+
+    A single run can be lucky: `seeds` trains several models, and evaluate and compare take their folder.
 
     Args:
         recipe: A YAML file; flags override it.
@@ -78,23 +83,41 @@ def finetune(
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
         dry_run: Check recipe and data, and estimate steps and memory, without loading or fetching weights.
         tokens_per_second: With --dry-run: throughput from which to estimate the time.
+        seeds: Train that many models, with seeds 0, 1 ... (or from training.seed on), in OUT/seed-0, OUT/seed-1 ...
         push: Upload OUT/model to this repository (OWNER/NAME) on the Hugging Face hub; a new one is private.
 
     Returns:
-        The training run; with dry_run, its plan.
+        The training run; with seeds, all of them; with dry_run, the plan (with seeds, of each run).
 
     Raises:
         UserError: Any error that the user can fix; nothing is overwritten.
     """
     changes = {"model": model, "data": data, "held_out": held_out, "style": style, "date": date}
     settings = read_recipe(recipe, changes, set or ())
+    at_least_one(seeds=seeds)
+    if seeds is not None and push is not None:
+        raise UserError("`push` uploads a single model: leave out `seeds`, or upload one of the models later")
     if dry_run:
         return plan_training(settings, tokens_per_second)
     out = publish.check_target("finetune", out, push)
     if not held_out_paths(settings) and is_main_process() and not (out / runs.METRICS).exists():
         runs.notice(no_held_out_warning(settings))
+    if seeds is not None:
+        return _train_seeds(settings, out, seeds)
     run = train(settings, out)
     return replace(run, pushed=publish.push(run.model, push))
+
+
+def _train_seeds(recipe: Recipe, out: Path, seeds: int) -> TrainingGroup:
+    """Train models that differ only in their seed, one after the other."""
+    if out.is_dir() and any(out.iterdir()) and not seed_folders(out):
+        raise UserError(f"{out} exists and has no runs of several seeds; choose another `out`")
+    first = int(recipe.training.get("seed", 0))
+    trained = []
+    for seed in range(first, first + seeds):
+        of_seed = replace(recipe, training={**recipe.training, "seed": seed})
+        trained.append(train(of_seed, out / f"seed-{seed}"))
+    return TrainingGroup(out, tuple(trained))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""The result of training with several seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sailkit.errors import UserError
+from sailkit.rendering import model
+from sailkit.rendering.model import Cell, Group, Report, Row, Table, Text
+from sailkit.rendering.result import Result
+from sailkit.stats.intervals import Estimate
+from sailkit.stats.seeds import mean_over_seeds
+from sailkit.training.facts import FIGURE_TITLES
+from sailkit.training.results import TrainingRun
+
+
+@dataclass(frozen=True)
+class TrainingGroup(Result):
+    """Training runs that differ only in their seed.
+
+    Attributes:
+        folder: The folder of the run folders.
+        runs: The finished runs, by seed.
+    """
+
+    folder: Path
+    runs: tuple[TrainingRun, ...]
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The folders of the trained models."""
+        return tuple(run.model for run in self.runs)
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Held-out figures of the base, the same for every seed."""
+        return dict(self.runs[0].before)
+
+    @property
+    def after(self) -> dict[str, Estimate]:
+        """Held-out figures of the trained models: the mean over the seeds; the interval is over seeds alone."""
+        names = [name for name in self.runs[0].after if all(run.after.get(name) is not None for run in self.runs)]
+        return {name: mean_over_seeds([run.after[name] for run in self.runs]) for name in names}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingGroup:
+        """Read the folder of a group.
+
+        Raises:
+            UserError: It holds no runs, or one is not finished.
+        """
+        folders = seed_folders(Path(folder))
+        if not folders:
+            raise UserError(f"{folder} has no runs of  sailkit finetune --seeds  (folders seed-0, seed-1 ...)")
+        return cls(Path(folder), tuple(map(TrainingRun.load, folders)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The mean figures, and the figures of each run."""
+        flat: dict[str, Any] = {"folder": str(self.folder), "seeds": [run.folder.name for run in self.runs]}
+        flat |= {f"base_{name}": value for name, value in self.before.items()}
+        for name, estimate in self.after.items():
+            flat |= estimate.flat(f"tuned_{name}") if len(self.runs) > 1 else {f"tuned_{name}": estimate.value}
+        return flat | {"runs": [run.to_json() for run in self.runs]}
+
+    def report(self) -> Report:
+        """Held-out figures before and after training: the mean over seeds, and each seed."""
+        names = [run.folder.name for run in self.runs]
+        rows = [
+            Row(
+                title,
+                [
+                    Cell(self.before.get(name)),
+                    Cell(self.after[name] if len(self.runs) > 1 else self.after[name].value),
+                    *(Cell(run.after.get(name)) for run in self.runs),
+                ],
+            )
+            for name, title in FIGURE_TITLES.items()
+            if name in self.after
+        ]
+        table = Table(["before", "after (mean)", *names], [Group("held out, 95 % interval over seeds", rows)])
+        return model.short(
+            f"{self.runs[0].base}, {len(self.runs)} seeds",
+            f"{self.runs[0].steps} steps on {self.runs[0].rows} examples each",
+            *([table] if rows else []),
+            Text(f"models: {', '.join(str(path) for path in self.models)}"),
+        )
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The run folders of a group, by seed."""
+    folders = [path for path in folder.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("seed-")))
