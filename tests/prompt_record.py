@@ -88,7 +88,8 @@ def _rendered(renderer: Renderer, prompt: Any, reserve: int = 8) -> dict[str, An
 
 def _row(renderer: ExampleRenderer, example: TrainingExample, most: int | None = None) -> dict[str, Any]:
     made = renderer.render(example, most)
-    return {**asdict(made), "completion_mask": "".join("01"[bit] for bit in made.completion_mask)}
+    row = {name: value for name, value in asdict(made).items() if name != "verification"}  # not yet recorded then
+    return {**row, "completion_mask": "".join("01"[bit] for bit in made.completion_mask)}
 
 
 def tasks() -> dict[str, Any]:

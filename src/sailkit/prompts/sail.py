@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from itertools import product
 from typing import Any, get_args
 
@@ -173,10 +173,16 @@ def user_turn(example: TrainingExample) -> tuple[Part, ...]:
 
 def completion(example: TrainingExample) -> str:
     """The completion: the verification sentence, then the response; the field `gpt` of SAIL's files."""
+    return as_text(completion_parts(example))
+
+
+def completion_parts(example: TrainingExample) -> tuple[Part, Part]:
+    """The segments of the completion: the verification sentence with the space behind it, and the response."""
     sentence = verification(example.judgements, example.style)
     # Leading white space could merge with the last token of the template; only the byte-exact style keeps it.
     response = example.response if example.style == "sail" else example.response.strip()
-    return sentence + (wording()["behind_verification"] if sentence else "") + response
+    sentence += wording()["behind_verification"] if sentence else ""
+    return Part(sentence, trusted=False), Part(response, trusted=False)
 
 
 def trained_style(described: Mapping[str, Any]) -> str | None:
@@ -212,6 +218,7 @@ class RenderedExample:
     Attributes:
         ids: Token ids of prompt and completion, tokenised at once.
         completion_mask: For each id, whether it is supervised: the completion and the end of text.
+        verification: Start and end of the tokens of the verification sentence; equal if there is none.
         cut_tokens: Tokens of search results that were left out.
         headings_left: Number of headings in untrusted text that were not escaped (`sail` escapes none).
         text: The text that was tokenised.
@@ -222,6 +229,7 @@ class RenderedExample:
     cut_tokens: int
     headings_left: int
     text: str
+    verification: tuple[int, int] = (0, 0)
 
     @property
     def supervised(self) -> tuple[int, ...]:
@@ -274,14 +282,13 @@ class ExampleRenderer:
                 f"example {example.id!r}: the tokenizer merges the end of the prompt with the beginning of the "
                 "completion, so that the prompt could not be given to a model without it"
             )
-        ids, starts = self._encode(renderer, parts, first)
-        cut = 0
-        if max_length is not None and len(ids) > max_length:
-            whole = len(ids)
+        encode = partial(renderer.guard.encode_with_starts, border=first, add_special_tokens=not renderer.chat)
+        ids, starts = encode(parts)
+        whole = len(ids)
+        if max_length is not None and whole > max_length:
             # Empty parts stay in the sequence, so that the border is still between the same two parts.
             parts, _ = renderer.shorten(parts, ids, max_length)
-            ids, starts = self._encode(renderer, parts, first)
-            cut = whole - len(ids)
+            ids, starts = encode(parts)
             if len(ids) > max_length:
                 raise TooLongError(
                     f"example {example.id!r} has {len(ids)} tokens without its search results, and "
@@ -289,18 +296,15 @@ class ExampleRenderer:
                 )
         end = starts[behind] if behind < len(parts) else len(ids)
         mask = tuple(starts[first] <= position < end for position in range(len(ids)))
-        untrusted = (part.text for part in parts[:first] if not part.trusted)
-        return RenderedExample(ids, mask, cut, sum(map(count_headings, untrusted)), as_text(parts))
-
-    @staticmethod
-    def _encode(renderer: Renderer, parts: Sequence[Part], border: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return renderer.guard.encode_with_starts(parts, border, add_special_tokens=not renderer.chat)
+        headings = sum(count_headings(part.text) for part in parts[:first] if not part.trusted)
+        # The sentence is the part behind the gap. A token that extends into the response belongs to the response.
+        sentence = starts[first], starts[first + 2] if parts[first + 1].text else starts[first]
+        return RenderedExample(ids, mask, whole - len(ids), headings, as_text(parts), sentence)
 
     def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
-        """All parts, the index of the first part of the completion, and that of the first part after it."""
+        """All parts, the index of the first part of the completion (the gap), and that of the first part after it."""
         prompt = prompt_parts(example)
-        supervised = [Part(wording()["text"]["gap"]), Part(completion(example), trusted=False), Part(self._end())]
-        parts = (*prompt, *supervised)
+        parts = (*prompt, Part(wording()["text"]["gap"]), *completion_parts(example), Part(self._end()))
         return parts, len(prompt), len(parts)
 
     def _end(self) -> str:
@@ -327,7 +331,7 @@ class ExampleRenderer:
         end = self._chat.guard.special_end(tail)
         closing = tail[:end] if end else tail + self._end()
         rest = tail[end:] if end else ""
-        whole = (*prompt, Part(gap), reply, Part(closing), Part(rest))
+        whole = (*prompt, Part(gap), *completion_parts(example), Part(closing), Part(rest))
         return whole, len(prompt), len(whole) - 1 if rest else len(whole)
 
 

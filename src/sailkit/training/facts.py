@@ -14,6 +14,7 @@ from sailkit.training.effective import EFFECTIVE, main_settings
 # Figure of an evaluation -> its label.
 FIGURE_TITLES = {
     "loss": "Loss for each supervised token",
+    "weighted_loss": "Loss with the weights of training",
     "flagging_mcc": "Flagging: Matthews correlation",
     "flagging_auroc": "Flagging: AUROC of P(distracting)",
     "flagging_accuracy": "Flagging: accuracy",

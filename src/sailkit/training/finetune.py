@@ -265,6 +265,7 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
         held_out=held_out,
         measure=measure,
         lora=loading.lora_config(recipe),
+        loss_weights=recipe.loss_weights,
         patience=recipe.patience,
         callbacks=[callbacks.History(run.path(HISTORY))],
         processes=processes,

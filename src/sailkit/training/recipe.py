@@ -13,7 +13,9 @@ from sailkit.files.yaml_files import parse_yaml, read_yaml
 from sailkit.prompts.chat_template import check_date
 from sailkit.prompts.sail import check_style
 from sailkit.training.library_settings import check_keys, check_lora, check_quantization, check_training
+from sailkit.training.loss_weights import LossWeights, read_loss_weights
 
+_MAPPINGS = ("training", "lora", "quantization", "loss_weights")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _STEP = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 _REST_OF_STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
@@ -29,6 +31,7 @@ _KEYS = (
     "lora",
     "quantization",
     "patience",
+    "loss_weights",
     "training",
 )
 
@@ -49,6 +52,7 @@ class Recipe:
         training: Passed to TRL's SFTConfig.
         about: A description for people.
         date: The day, as YYYY-MM-DD, for chat templates that read the clock; None for today.
+        loss_weights: Weights of the completion's segments in the training loss; None if they are equal.
     """
 
     model: str
@@ -62,12 +66,14 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     about: str = ""
     date: str | None = None
+    loss_weights: LossWeights | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that affects the result, for the manifest."""
         row = dataclasses.asdict(self)
         del row["about"]
-        return row if self.date else {name: value for name, value in row.items() if name != "date"}
+        # Left out if unset, as in older manifests.
+        return {name: value for name, value in row.items() if value or name not in ("date", "loss_weights")}
 
     @property
     def max_length(self) -> int:
@@ -152,7 +158,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     """
     check_keys(settings, _KEYS, where)
     lists = {name: _texts(settings.get(name), f"{where}: {name}") for name in ("data", "held_out")}
-    parts = {name: _mapping(settings.get(name), f"{where}: {name}") for name in ("training", "lora", "quantization")}
+    parts = {name: _mapping(settings.get(name), f"{where}: {name}") for name in _MAPPINGS}
     if not isinstance(settings.get("model"), str):
         raise UserError(f"{where}: no model; write  model: smollm2-135m  or give `model`")
     if not lists["data"]:
@@ -186,6 +192,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         training=parts["training"] or {},
         about=str(settings.get("about", "")),
         date=date,
+        loss_weights=read_loss_weights(parts["loss_weights"], f"{where}: loss_weights"),
     )
 
 

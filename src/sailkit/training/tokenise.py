@@ -30,6 +30,7 @@ class Prepared:
         dropped: Examples that are left out, with the reason.
         cut_tokens: Total tokens cut from search results.
         headings_left: Total lines of search results that look like headings of the prompt.
+        verification: Start and end of the tokens of each example's verification sentence.
     """
 
     examples: tuple[TrainingExample, ...]
@@ -38,6 +39,7 @@ class Prepared:
     dropped: tuple[dict[str, str], ...]
     cut_tokens: int
     headings_left: int
+    verification: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -161,7 +163,7 @@ def prepare(
         UserError: No example is left, or the tokenizer lacks what the style needs.
     """
     renderer = ExampleRenderer(tokenizer, date)
-    kept, ids, labels, dropped = [], [], [], []
+    kept, ids, labels, verification, dropped = [], [], [], [], []
     cut_tokens = headings_left = 0
     for example in examples:
         if not example.response.strip():
@@ -179,10 +181,12 @@ def prepare(
         ids.append(rendered.ids)
         masked = zip(rendered.ids, rendered.completion_mask, strict=True)
         labels.append(tuple(token if supervised else IGNORED for token, supervised in masked))
+        verification.append(rendered.verification)
         cut_tokens += rendered.cut_tokens
         headings_left += rendered.headings_left
     if not kept and not may_be_empty:
         reason = f": {dropped[0]['reason']}" if dropped else ""
         purpose = "held-out example is left to measure on" if held_out else "example is left to train on"
         raise UserError(f"no {purpose}{reason}")
-    return Prepared(tuple(kept), tuple(ids), tuple(labels), tuple(dropped), cut_tokens, headings_left)
+    rows = tuple(kept), tuple(ids), tuple(labels), tuple(dropped)
+    return Prepared(*rows, cut_tokens, headings_left, tuple(verification))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.distributed import Processes
 from sailkit.training.loading import keep_adapters_in_float32
+from sailkit.training.loss_weights import LossWeights
 from sailkit.training.packing import check_packing
+from sailkit.training.segments import check_loss, mark_verification, unmark
 from sailkit.training.tokenise import IGNORED, Prepared
 
 ALONE = Processes()
@@ -54,6 +57,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         held_out: Prepared | None,
         measure: Callable[[Any], Mapping[str, float | None]] | None = None,
         lora: Any = None,
+        loss_weights: LossWeights | None = None,
         patience: int | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         processes: Processes = ALONE,
@@ -68,6 +72,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             held_out: The held-out rows.
             measure: Computes further figures of the model at each evaluation.
             lora: A LoraConfig, or None to train all weights.
+            loss_weights: Weights of the completion's segments in the training loss; None for the plain mean.
             patience: Evaluations without a lower loss before training stops.
             callbacks: Additional callbacks.
             processes: The process group.
@@ -77,6 +82,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._sums: Counter[str] = Counter()  # over all processes, since the last logged loss
         splits = [split for split in (held_out, train) if split]
         self._id_of = {ids: row.id for split in splits for row, ids in zip(split.examples, split.ids, strict=True)}
+        self._weights = loss_weights
+        if loss_weights is not None:
+            check_loss(args, "loss_weights")
+            train = replace(train, labels=mark_verification(train))
+            held_out = replace(held_out, labels=mark_verification(held_out)) if held_out else None
         self.held_out = held_out
         self._measure = measure
         padding = tokenizer.pad_token, model.config.get_text_config().pad_token_id
@@ -94,6 +104,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 )
         except (ValueError, ImportError) as error:  # for example target modules without a match
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
+        if loss_weights is not None and self.aux_loss_enabled:
+            raise UserError("loss_weights: not for a mixture of experts that balances its router by a loss of its own")
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # sharding needs a uniform dtype
             keep_adapters_in_float32(self.model)
             if args.packing:
@@ -159,6 +171,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         fixed = self.args.pad_to_multiple_of or self.aux_loss_enabled
         return (batches if fixed else regroup_by_length(batches)), items
 
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
+        """The supervised tokens of a step, over all processes; with loss weights, the sum of their weights."""
+        items = super()._get_num_items_in_batch(batch_samples, device)
+        if self._weights is None or items is None:
+            return items
+        sums = [unmark(batch["labels"][:, 1:], self._weights)[1].sum() for batch in batch_samples]
+        items = torch.stack(sums).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return items
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the throughput since the last logged loss too."""
         if "loss" in logs:
@@ -204,22 +227,38 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
         cross_entropy = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
-        if cross_entropy and not return_outputs and inputs["input_ids"].device.type == "cpu":
+        on_cpu = inputs["input_ids"].device.type == "cpu"
+        if self._weights is not None or (cross_entropy and not return_outputs and on_cpu):
             return self._supervised_only(model, inputs, items)
         return super().compute_loss(model, inputs, return_outputs, items)
 
     def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
-        """Cross-entropy from logits of supervised tokens only; without CUDA, TRL computes logits of all tokens."""
+        """Cross-entropy from logits of supervised tokens only; without CUDA, TRL computes logits of all tokens.
+
+        With loss weights, it is weighted in training; on held-out rows it is the plain mean.
+        """
         next_labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
         supervised = next_labels != IGNORED
-        targets = next_labels[supervised]
+        targets, weights = self._unmarked(next_labels[supervised])
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**inputs, use_cache=False, logits_to_keep=supervised).logits.float()
-        total = functional.cross_entropy(logits, targets, reduction="sum")
+        if weights is None:
+            total = functional.cross_entropy(logits, targets, reduction="sum")
+        else:
+            losses = functional.cross_entropy(logits, targets, reduction="none")
+            total = losses.sum()
+            weighted = torch.stack([(losses * weights).sum(), weights.sum()])
         count = supervised.sum()
         correct = (logits.detach().argmax(-1) == targets).sum()
         self._note(inputs, next_labels, {"predicted": count, "correct": correct})
+        if weights is not None:
+            self._weighted_sums = weighted.detach()
+            total, count = weighted if self.model.training else (total, count)
         return self._for_each_token(total, count, items)
+
+    def _unmarked(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Labels without the marks of their segments, and the loss weight of each, or None without loss weights."""
+        return (labels, None) if self._weights is None else unmark(labels, self._weights)
 
     def _note(self, inputs: Any, next_labels: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
         """Add a training batch to the logged metrics; `figures` are sums, including `predicted` and `correct`."""
@@ -249,6 +288,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """Mean loss per supervised held-out token, and further figures of the model.
 
         The mean is over tokens; Transformers averages over batches, which overweights short completions.
+        With loss weights, the weighted mean is another figure.
         """
         assert self.held_out is not None
         model = self.model
@@ -285,12 +325,14 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _held_out_sums(self, model: Any, batch: Any) -> torch.Tensor:
         """The sums of a batch from which held-out figures are computed; shape (sums,)."""
         count = (batch["labels"][:, 1:] != IGNORED).sum()
-        return torch.stack([self.compute_loss(model, batch, num_items_in_batch=None) * count, count])
+        sums = torch.stack([self.compute_loss(model, batch, num_items_in_batch=None) * count, count])
+        return sums if self._weights is None else torch.cat([sums, self._weighted_sums])
 
     def _held_out_means(self, sums: list[float]) -> dict[str, float]:
         """The held-out figures, from sums over all batches."""
-        total, count = sums
-        return {"loss": total / max(count, 1)}
+        total, count, *weighted = sums
+        figures = {"loss": total / max(count, 1)}
+        return figures | ({"weighted_loss": weighted[0] / max(weighted[1], 1)} if weighted else {})
 
 
 def _dataset(prepared: Prepared | None) -> Any:
