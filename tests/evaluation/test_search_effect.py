@@ -24,7 +24,7 @@ def answers(right: int, group: int = 1):
     return rows
 
 
-def constant():
+def supports_everything():
     return [prediction(i, label=LABELS[0]) for i in range(N)]
 
 
@@ -36,7 +36,7 @@ def six(tmp_path, own):
     tuned = {"own": answers(own), "others": answers(40), "none": answers(40)}
     return [
         *(folder(tmp_path, f"tuned_{name}", rows, SEARCHES[name]) for name, rows in tuned.items()),
-        *(folder(tmp_path, f"base_{name}", constant(), SEARCHES[name], "base") for name in tuned),
+        *(folder(tmp_path, f"base_{name}", supports_everything(), SEARCHES[name], "base") for name in tuned),
     ]
 
 
@@ -57,7 +57,9 @@ def test_it_is_the_first_of_a_report_and_its_verdict(tmp_path):
     assert [row.name for row in table.groups[0].rows] == ["tuned", "base", "always SUPPORTS"]
     assert [cell.point for cell in table.groups[0].rows[0].cells] == pytest.approx([70 / N, 0.5, 0.5, 70 / N - 0.5])
     assert [row.name.split(", ")[0] for row in plot.figures["Macro-F1"]] == ["tuned"] * 3 + ["base"] * 3
-    assert flags.messages["constant-predictor"][0].startswith("base_own, base_others and base_none: ")
+    (constant,) = flags.messages["constant-predictor"]
+    assert constant.startswith("base_own: the answers are SUPPORTS for 80 of 80 items")
+    assert constant.endswith("; likewise base_others and base_none")
     assert [section.heading for section in made.sections[1:3]] == ["Each pair", "Reasons for doubt"]
 
 

@@ -137,7 +137,7 @@ def _macro_f1(effect: SearchEffect, search: str) -> Estimate | None:
 
 
 def one_list(flags: Sequence[Flags]) -> Flags:
-    """The flags of several sets in one list: one line for each code, with the sets that have it.
+    """The flags of several sets in one list: for each code the message of the first set, and the others that have it.
 
     Args:
         flags: The flags of each set, with its name.
@@ -147,5 +147,6 @@ def one_list(flags: Sequence[Flags]) -> Flags:
     for block in flags:
         for code, sentences in block.messages.items():
             names.setdefault(code, []).append(block.name)
-            messages.setdefault(code, sentences[0])
-    return Flags("", {code: [f"{listed(sets)}: {messages[code]}"] for code, sets in names.items()})
+            messages.setdefault(code, f"{block.name}: {sentences[0]}")
+    likewise = {code: f"; likewise {listed(others)}" if others else "" for code, (_, *others) in names.items()}
+    return Flags("", {code: [f"{message}{likewise[code]}"] for code, message in messages.items()})
