@@ -18,6 +18,7 @@ import pytest
 from sailkit import pipeline
 from sailkit.errors import UserError
 from sailkit.pipeline import run
+from small_rows import example, write
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECIPE = """
@@ -368,3 +369,29 @@ def test_the_laptop_recipe_runs_from_search_to_report(shared, tmp_path):
     result = run(RECIPES / "laptop.yaml", out=tmp_path / "out", set=few)
     assert set(states(result).values()) == {"finished"}
     assert list((tmp_path / "out" / "report").glob("*.html"))
+
+
+def test_a_recipe_trains_several_seeds_and_compares_them_as_groups(tmp_path, shared):
+    pytest.importorskip("trl")
+    write(tmp_path / "data", map(example, range(16)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""
+variables: {{seeds: 2}}
+steps:
+  tuned:
+    finetune:
+      model: {shared / "models" / "stories260k"}
+      data: {tmp_path / "data"}
+      seeds: $seeds
+      set: {{training.bf16: false, training.max_steps: 2, training.learning_rate: 2e-3}}
+  own: {{evaluate: &measure {{model: $tuned, task: sample-claims, limit: 24, dtype: float32, search: evidence}}}}
+  random: {{evaluate: {{<<: *measure, search: random}}}}
+  difference: {{compare: {{sets: [$own, $random]}}}}
+  page: {{report: {{sets: [$own, $random]}}}}
+""")
+    result = run(recipe, out=tmp_path / "out")
+    assert set(states(result).values()) == {"finished"}
+    comparison = next(step.result for step in result.steps if step.name == "difference")
+    assert (comparison["seeds"], comparison["paired"], comparison["n"]) == ([2, 2], True, 24)
+    assert [group["runs"] for group in comparison["run_groups"]] == [["seed-0", "seed-1"]] * 2
+    assert set(states(run(recipe, out=tmp_path / "out")).values()) == {"finished"}

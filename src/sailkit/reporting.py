@@ -65,8 +65,9 @@ def report(
     distillations, how closely each student matches its teacher.
 
     Args:
-        sets: Run folders of evaluate or files of recorded outputs; or run folders of audit; or a run folder of
-            finetune; or run folders of distill, of which the first is compared with each other.
+        sets: Run folders of evaluate, folders with a run for each seed, or files of recorded outputs; or run folders of
+            audit; or a run folder of finetune; or run folders of distill, of which the first is compared with each
+            other.
         out: The HTML file, or a folder for report.html; the Markdown file has the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task that defines the answer words.

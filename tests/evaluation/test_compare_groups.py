@@ -16,6 +16,7 @@ from sailkit.evaluation.predictions import PREDICTIONS, to_row
 from sailkit.files import jsonl
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.records import Prediction
+from sailkit.reporting import report
 from sailkit.stats import metrics
 
 LABELS = ["SUPPORTS", "REFUTES"]
@@ -125,7 +126,7 @@ def test_what_search_gives_one_group_beyond_another(tmp_path):
         group(tmp_path / "tuned-random", [0.55, 0.57, 0.54], "tuned", "random"),
     ]
     base = [run(tmp_path / f"base-{s}", 0.6, "base", s, seed=7) for s in ("random", "evidence")]
-    result = compare(*tuned, *base)
+    result = compare(*tuned, *base, measure="accuracy")
     assert len(result.pairs) == 6
     (interaction,) = result.interactions
     assert interaction.a == "tuned-evidence - tuned-random"
@@ -171,3 +172,29 @@ def test_the_command_prints_verdict_and_seeds(old, capsys):
     assert "cannot tell whether evidence or random is better" in printed
     for text in ("seeds needed", "run 3", "mean over seeds", "evidence minus random"):
         assert text in printed
+
+
+def test_a_page_on_groups_opens_with_what_search_gives(tmp_path):
+    random = group(tmp_path / "random", [0.55, 0.57, 0.54], "tuned", "random")
+    evidence = group(tmp_path / "evidence", [0.80, 0.83, 0.82], "tuned", "evidence")
+    base = run(tmp_path / "base", 0.6, "base", "random", seed=7)
+    written = report(random, base, evidence, out=tmp_path / "page.html")
+    assert written.verdict == "random is worse than evidence"
+    page = written.markdown.read_text()
+    for text in ("440 items, 7 runs", "random is worse than evidence", "over seeds and items", "tuned-0, tuned-1"):
+        assert text in page
+    single = report(evidence, out=tmp_path / "single.html")
+    assert single.verdict == "evidence, 440 items, 3 runs"
+
+
+def test_a_run_that_always_answers_the_same_is_flagged(tmp_path, old):
+    constant = tmp_path / "constant"
+    for seed, path in enumerate(sorted(old[0].iterdir())):
+        rows = [{**row, "label": LABELS[0]} for _, row in jsonl.read_rows(path / PREDICTIONS)]
+        settings = jsonl.read_json(path / "manifest.json")["settings"]
+        with runs.open_run(constant / f"seed-{seed}", "evaluate", settings) as opened:
+            jsonl.write_atomic(opened.path(PREDICTIONS), "".join(jsonl.dumps(row) + "\n" for row in rows))
+    messages = compare(constant, old[1]).to_json()["flag_messages"]["constant-predictor"]
+    assert [message.split(" are ")[0] for message in messages] == [
+        f"the answers of constant, seed-{i}" for i in range(3)
+    ]

@@ -60,7 +60,7 @@ def compare(
     against: Truth = "human",
     task: str | Path | Task | None = None,
     fields: list[str] | None = None,
-    measure: Measure = "accuracy",
+    measure: Measure | None = None,
     seed: int = 0,
 ) -> Comparison | GroupComparison:
     """Compare two or more sets of predictions, item by item.
@@ -75,7 +75,8 @@ def compare(
         task: For files: the task whose answer words are used.
         fields: For files: the names of the fields id, text, label, output, prediction, reference, prompt, group, as
             KEY=NAME, repeated or separated by commas, or a YAML file.
-        measure: For groups: the figure that decides the verdicts. Single runs are compared by accuracy.
+        measure: For groups: the figure that decides the verdicts; by default macro-F1, which a constant answer does not
+            win. Single runs are compared by accuracy.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -89,8 +90,8 @@ def compare(
     loaded = [_load(source, task, fields) for source in sets]
     if any(isinstance(each, RunGroup) for each in loaded):
         groups = [each if isinstance(each, RunGroup) else single_run(each) for each in loaded]
-        return compare_groups(groups, against, measure)
-    if measure != "accuracy":
+        return compare_groups(groups, against, measure or "macro_f1")
+    if measure not in (None, "accuracy"):
         raise UserError(f"`measure='{measure}'` is for groups of runs; single runs are compared by accuracy")
     return compare_sets([each for each in loaded if isinstance(each, PredictionSet)], against, seed)
 

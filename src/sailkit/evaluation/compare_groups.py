@@ -19,7 +19,7 @@ from sailkit.evaluation.comparable import (
 from sailkit.evaluation.figures import Flag, Truth
 from sailkit.evaluation.group_results import GroupComparison, GroupDifference, GroupFigures, Measure, Verdict
 from sailkit.evaluation.groups import RunGroup
-from sailkit.evaluation.summary import baseline_figures, counted, few_items
+from sailkit.evaluation.summary import baseline_figures, constant_flags, counted, few_items
 from sailkit.rendering.numbers import signed
 from sailkit.stats import metrics
 from sailkit.stats.intervals import LEAST_UNITS, LEVEL, Counts
@@ -57,9 +57,9 @@ class _Difference:
 
 
 def compare_groups(
-    groups: Sequence[RunGroup], against: Truth = "human", measure: Measure = "accuracy"
+    groups: Sequence[RunGroup], against: Truth = "human", measure: Measure = "macro_f1"
 ) -> GroupComparison:
-    """Compare groups of runs, or groups with single runs.
+    """Compare groups of runs, or groups with single runs; for a single group, only its figures are computed.
 
     Args:
         groups: The groups; a single run is a group of one.
@@ -77,7 +77,7 @@ def compare_groups(
     labels = runs[0].labels
     figures = [_figures(group, truth, labels) for group in groups]
     both = list(combinations(range(len(groups)), 2))
-    level = ALPHA / len(both)
+    level = ALPHA / max(len(both), 1)
     pairs = [_pair(groups[i], groups[j], figures[i], figures[j], level) for i, j in both]
     effects = [effect for pair in pairs if (effect := _search_effect(pair))]
     interactions = [_minus(first, second, level) for first, second in combinations(effects, 2)]
@@ -266,6 +266,9 @@ def _flags(comparison: GroupComparison, groups: Sequence[RunGroup]) -> list[Flag
             text = f"{pair.a} and {pair.b} differ in {', '.join(pair.factors)}"
             flags.append(Flag("several-factors", f"{text}: the verdict is about all of these together"))
     for run_group in groups:
+        for name, run in run_group.runs.items():
+            what = f"the answers of {name if name == run_group.name else f'{run_group.name}, {name}'}"
+            flags += constant_flags([p.predicted for p in run.predictions], run.labels, what)
         if run_group.missing:
             text = f"{run_group.name} does not say its {', '.join(run_group.missing)}"
             flags.append(Flag("missing-provenance", text))

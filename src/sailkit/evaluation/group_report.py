@@ -1,22 +1,40 @@
-"""The reports on groups of runs that `evaluate` and `compare` print."""
+"""The reports on groups of runs that `evaluate` and `compare` print and `report` writes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sailkit.evaluation.compare_groups import compare_groups
+from sailkit.evaluation.figures import Truth
 from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison, GroupDifference
+from sailkit.evaluation.groups import RunGroup
+from sailkit.evaluation.predictions import FACTORS
 from sailkit.evaluation.printed import FIGURES, flags_block
 from sailkit.rendering import model
-from sailkit.rendering.model import Block, Cell, Group, Headline, Report, Row, Table, Text
-from sailkit.rendering.numbers import listed
+from sailkit.rendering.model import (
+    Block,
+    Cell,
+    Facts,
+    Group,
+    Headline,
+    Interval,
+    Intervals,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+)
+from sailkit.rendering.numbers import capitalised, fact, listed
 
 
 def group_comparison_report(comparison: GroupComparison) -> Report:
     """Figures of each group, and the difference, test and verdict of each pair."""
-    size = f"{comparison.n} items" + (f" in {comparison.units} groups" if comparison.units else "")
     base = comparison.baselines
     always = f"always answering {base.majority_label}: accuracy {base.majority_accuracy:.4f}"
     return model.short(
         listed(comparison.names),
-        f"{size}, {comparison.against} labels",
+        f"{_counted(comparison)}, {comparison.against} labels",
         figures_table(comparison),
         Text(f"{always}, macro-F1 {base.majority_macro_f1:.4f}"),
         *(block for pair in (*comparison.pairs, *comparison.interactions) for block in _difference(pair)),
@@ -39,6 +57,68 @@ def evaluation_group_report(group: EvaluationGroup) -> Report:
     shown = f", search {first.search}" if first.search != "none" else ""
     title = f"{group.model} on {first.task} ({first.protocol}{shown})"
     return model.short(title, f"{first.n} items, {len(names)} models", *blocks, *flags)
+
+
+def group_page(groups: Sequence[RunGroup], against: Truth, title: str | None) -> Report:
+    """The page on one or more groups of runs: verdicts, reasons for doubt, figures of groups and runs.
+
+    Args:
+        groups: The groups; a single run is a group of one.
+        against: The data set's own labels (human), or those of a reference model.
+        title: The title; by default derived from groups and task.
+    """
+    comparison = compare_groups(groups, against)
+    # What search gives comes first: it is the question of most reports.
+    pairs = sorted(comparison.pairs, key=lambda pair: "what the search results give" not in pair.isolates)
+    differences = [*pairs, *comparison.interactions]
+    headlines = [Headline(capitalised(difference.verdict_text) if difference.verdict == "cannot tell"
+                          else difference.verdict_text, capitalised(difference.remark))
+                 for difference in differences]  # fmt: skip
+    seeds = Text("Tests and intervals are over seeds and items: a verdict is about training, not about single models.")
+    tables: list[Block] = [table for difference in differences for table in _difference(difference)[:1]]
+    tasks = sorted({str(group.first.provenance.get("task")) for group in groups})
+    first = differences[0].verdict_text if differences else f"{listed(comparison.names)}, {_counted(comparison)}"
+    return Report(
+        title or f"{listed(comparison.names)} on {listed(tasks)}",
+        f"{_counted(comparison)}, judged against the {against} labels",
+        [
+            *([Section("Verdict", [*headlines, seeds])] if differences else []),
+            Section("Reasons for doubt", [flags_block("", comparison.flags)] if comparison.flags
+                    else [Text("None of the checks raised a flag.")]),
+            Section("Intervals", [_plot(comparison)]),
+            Section("Figures", [figures_table(comparison), *tables]),
+            Section("Provenance", [_provenance(comparison.names, groups)]),
+        ],
+        first,
+    )  # fmt: skip
+
+
+def _counted(comparison: GroupComparison) -> str:
+    runs = sum(len(group.runs) for group in comparison.groups)
+    return f"{comparison.n} items" + (f" in {comparison.units} groups" if comparison.units else "") + f", {runs} runs"
+
+
+def _plot(comparison: GroupComparison) -> Intervals:
+    base = comparison.baselines
+    constant = {"accuracy": base.majority_accuracy, "macro_f1": base.majority_macro_f1}
+    always = f"always answering {base.majority_label}"
+    figures = {
+        FIGURES[name]: [Interval(group.name, group.figures[name], always, at) for group in comparison.groups]
+        for name, at in constant.items()
+    }
+    note = "A dot is the mean of the runs, its whisker the 95 % interval over seeds and items; the dashed line is what "
+    return Intervals(figures, note + "one constant answer gives.")
+
+
+def _provenance(names: Sequence[str], groups: Sequence[RunGroup]) -> Facts:
+    """The settings of each group; where its runs differ, those of each run."""
+    rows = []
+    for factor in FACTORS:
+        values = [list(dict.fromkeys(fact(factor, run.provenance) for run in group.runs.values())) for group in groups]
+        cells = [", ".join(str(value) for value in of_group if value is not None) or None for of_group in values]
+        if any(cells):
+            rows.append((capitalised(factor.replace("_", " ")), cells))
+    return Facts(names, rows, compared=[title for title, _ in rows])
 
 
 def figures_table(comparison: GroupComparison) -> Table:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.figures import LabelFigures, Truth
-from sailkit.evaluation.group_report import evaluation_group_report, group_comparison_report
+from sailkit.evaluation.group_report import evaluation_group_report, group_comparison_report, group_page
 from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison
+from sailkit.evaluation.groups import is_group, load_group, single_run
 from sailkit.evaluation.items import collect_items
 from sailkit.evaluation.printed import (
     FIGURES,
@@ -18,6 +19,7 @@ from sailkit.evaluation.printed import (
     flags_block,
     rescored_report,
 )
+from sailkit.evaluation.recordings import load_predictions
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.evaluation.search_effect import one_list, search_effects, section, verdict
 from sailkit.evaluation.views import View, read_view, worth_of
@@ -67,7 +69,7 @@ def report_on(
     """A report on one or more sets of predictions, which are compared in pairs.
 
     Args:
-        paths: Run folders, or files of recorded outputs.
+        paths: Run folders, or files of recorded outputs; or groups of runs, see `sailkit.evaluation.groups`.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task whose answer words are used.
         fields: For files: the names of their fields.
@@ -77,6 +79,9 @@ def report_on(
     Raises:
         UserError: A set cannot be read or has no such labels, or the sets cannot be compared.
     """
+    if any(map(is_group, paths)):
+        loaded = [load_group(p) if is_group(p) else single_run(load_predictions(p, task, fields)) for p in paths]
+        return group_page(loaded, against, title)
     views = [read_view(path, against, task, fields, seed) for path in paths]
     pairs: tuple[PairComparison, ...] = ()
     doubts = []
