@@ -204,3 +204,10 @@ def test_a_search_finds_the_passage_of_a_fact():
         for instruction, (engine,) in zip(instructions, searched, strict=True)
     ]
     assert sum(hits) >= 0.97 * len(hits)
+
+
+def test_a_search_with_the_whole_question_is_a_search_for_its_claim():
+    question = {*words(FACTS["facts"][0]["instruction"].split("Claim:")[0])} - {"is", "the", "with", "or"}
+    for rows in FACTS.values():
+        for row in rows:
+            assert not question & {*words(passage_of(row))}, row["id"]
