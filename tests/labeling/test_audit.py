@@ -24,7 +24,8 @@ from sailkit.files import jsonl
 from sailkit.labeling.audit import audit
 from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures
 from sailkit.labeling.audit_results import Audit
-from sailkit.labeling.fit import _batches, fit
+from sailkit.labeling.fit import fit
+from sailkit.labeling.fit_trainer import LengthBatches
 from sailkit.labeling.human import gold_labels, read_judgements, votes_against_majorities
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
@@ -49,7 +50,11 @@ def test_climate_fever_is_read_with_its_votes(climate):
     assert sum(one.share > 0.5 for one in nei) == 685
     assert gold_labels(climate.pairs, "majority").count(None) == sum(one.share == 0.5 for one in climate.pairs)
     unanimous = gold_labels(climate.pairs, "unanimous")
-    assert all(len(set(one.votes)) == 1 for one, said in zip(climate.pairs, unanimous, strict=True) if said is not None)
+    assert all(
+        len({v == "neither" for v in one.votes}) == 1
+        for one, said in zip(climate.pairs, unanimous, strict=True)
+        if said is not None
+    )
 
 
 def test_one_person_against_the_rest_agrees_as_was_published(climate):
@@ -140,9 +145,12 @@ def test_fit_reads_special_tokens_as_text_and_saves_them_by_their_names(votes, t
     seen = []
     train = CrossEncoderTrainer.train
 
-    def spied(trainer):
-        trainer.model[0].register_forward_pre_hook(lambda _, given: seen.extend(given[0]["input_ids"].tolist()))
-        return train(trainer)
+    def spied(trainer, **options):
+        def see(module, given):
+            seen.extend(given[0]["input_ids"].tolist() if module.training else ())
+
+        trainer.model[0].register_forward_pre_hook(see)
+        return train(trainer, **options)
 
     monkeypatch.setattr(CrossEncoderTrainer, "train", spied)
     votes.write_text(votes.read_text().replace("rises", "[SEP] rises").replace("The sea", "[CLS] sea [MASK]"))
@@ -161,7 +169,7 @@ def test_fit_reads_special_tokens_as_text_and_saves_them_by_their_names(votes, t
 
 
 def test_batches_of_fit_hold_each_row_once_and_like_lengths(votes):
-    sampler = _batches()(range(1000), batch_size=32, drop_last=False, seed=0)
+    sampler = LengthBatches(range(1000), batch_size=32, drop_last=False, seed=0)
     first = list(sampler)
     assert len(first) == len(sampler)
     assert sorted(row for batch in first for row in batch) == list(range(1000))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,19 +17,18 @@ from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.labeling.audit_figures import claim_weights, labeler_differences, stratum_figures
-from sailkit.labeling.audit_file import AUDIT, BM25
+from sailkit.labeling.audit_file import AUDIT, BM25, JUDGEMENTS
 from sailkit.labeling.audit_results import Audit
-from sailkit.labeling.base import Labeler, ResultPair, machine_of, score_batch, statement
+from sailkit.labeling.base import Labeler, ResultPair, Score, machine_of, score_batch, statement
 from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import load_labeler
-from sailkit.labeling.options import AuditedLabelerOptions
-from sailkit.labeling.results import FITTED
+from sailkit.labeling.negatives import with_negatives
+from sailkit.labeling.options import AuditedLabelerOptions, JudgementColumns
+from sailkit.labeling.results import FITTED, is_fitted_on
 from sailkit.labeling.shortcuts import ShortcutAudit, audit_shortcuts
 from sailkit.stats.intervals import Floats
 from sailkit.tasks.task import in_first_half
-
-STRATA = {"climate-fever": ("unanimous", "majority", "official"), "factcheck-gpt": ("official",)}
 
 
 @checked
@@ -44,18 +43,21 @@ def audit(
     limit: int | None = None,
     scores: Path | None = None,
     options: Annotated[AuditedLabelerOptions, Parameter(name="*")] = AuditedLabelerOptions(),
+    columns: Annotated[JudgementColumns, Parameter(name="*")] = JudgementColumns(),
 ) -> Audit | ShortcutAudit:
     """Measure labelers against human judgements, or look for shortcuts in a task or in training data.
 
     With labelers, the threshold of each is chosen on one half of the claims; all figures are computed on the other
-    half, with 95 % intervals over claims.
+    half, with 95 % intervals over claims. If every judged result is informative (FEVER), passages of other claims are
+    added as distracting: near misses by BM25, and random ones.
 
     Without labelers, baselines that cannot have checked a claim (claim alone, search results alone, lengths, sources)
     predict the labels of a task or of a built folder, out of fold, beside models that were measured on the task.
 
     Args:
-        data: Climate-FEVER's JSONL, or Factcheck-GPT's claim-evidence-stance JSONL. Without labelers: the task's data,
-            or a run folder of build or build-task.
+        data: Climate-FEVER's JSONL, Factcheck-GPT's claim-evidence-stance JSONL, claims in the form of the task fever,
+            or any table (see judgement-column). Without labelers: the task's data, or a run folder of build or
+            build-task.
         labeler: similarity, overlap, entailment:MODEL, judge:MODEL; repeated for several.
         out: The run folder; a stopped run is continued.
         task: Without labelers: a built-in task or a YAML file, unless data is a run folder.
@@ -64,6 +66,7 @@ def audit(
         limit: Use only the first LIMIT claims.
         scores: An earlier audit; its scores are reused where labeler and data are the same.
         options: How to load and run the labelers.
+        columns: The columns of another table.
 
     Returns:
         The figures of each labeler and of each pair of labelers, by stratum; or those of each baseline.
@@ -76,23 +79,36 @@ def audit(
         return audit_shortcuts(data=data, task=task, models=model_runs or (), out=out, seed=seed, limit=limit)
     if data is None or task or model_runs:
         raise UserError("with `labeler`, give human judgements as `data`, and neither `task` nor `model_runs`")
-    human = read_judgements(data)
-    people = _first_claims(human.pairs, limit)
+    human = read_judgements(data, columns)
+    names = list(dict.fromkeys(labeler))
+    share = max([0.5, *(_fitted_share(name, human, seed) for name in names)])
+    people = _unseen(_first_claims(human.pairs, limit), seed, share)
+    if human.needs_negatives:
+        halves = [[pair for pair in people if in_first_half(pair.claim, seed) == first] for first in (True, False)]
+        people = [pair for half in halves for pair in with_negatives(half, seed)]
     choosing = np.array([in_first_half(pair.claim, seed) for pair in people])
     if choosing.all() or not choosing.any():
         raise UserError(f"{data}: too few claims to choose a threshold on one half and report on the other")
-    names = list(dict.fromkeys(labeler))
     dates = (runs.setting_of(out / _score_folder(name), "labeler", "date") for name in names)
     options = replace(options, date=options.date or next(filter(None, dates), None))
     for name in names:
-        _check_halves(name, human, seed)
         load_labeler(name, options)  # fail early: an error in the last name shows before any scoring
     if scores is not None:
         runs.read_manifest(scores)
-    settings = {"data": human.name, "data_sha256": human.sha256, "limit": limit, "seed": seed, "labelers": names}
-    settings |= {name: getattr(options, name) for name in ("direction", "measure", "form", "chat", "dtype", "device")}
+    settings: dict[str, Any] = {
+        "data": human.name,
+        "data_sha256": human.sha256,
+        "limit": limit,
+        "seed": seed,
+        "labelers": names,
+    }
+    settings |= {name: getattr(options, name) for name in ("direction", "form", "chat", "dtype", "device")}
+    settings["measure"] = "entailment" if options.measure == "auto" else options.measure  # the default of old folders
+    if columns.judgement:
+        settings |= {"columns": asdict(columns)}
     pairs = [pair.pair for pair in people]
-    columns = {BM25: _bm25(pairs)}
+    score_columns = {BM25: _bm25(pairs)}
+    stances: dict[str, Floats] = {}
     thresholds: dict[str, float | None] = {BM25: None}
     descriptions: dict[str, dict[str, Any]] = {}
     machines: dict[str, dict[str, Any]] = {}
@@ -106,9 +122,11 @@ def audit(
             with runs.open_run(run.path(folder), "labeler scores", scored) as scores_run:
                 if scores is not None:
                     _take_over(scores_run, scores / folder)
-                columns[name] = _scores(scores_run, loaded, pairs)
+                score_columns[name], stances[name] = _scores(scores_run, loaded, pairs)
         weights = claim_weights(people, ~choosing, seed)
-        strata = STRATA[human.name]
+        strata = _strata(people)
+        if not run.path(AUDIT).exists():  # nothing is added to a finished audit
+            jsonl.write_rows(run.path(JUDGEMENTS), map(_judgement_row, people))
         result = Audit(
             folder=out,
             data=human.name,
@@ -118,11 +136,11 @@ def audit(
             claims_reported=len({pair.claim for pair, first in zip(people, choosing, strict=True) if not first}),
             left_out=human.left_out,
             rows=tuple(
-                stratum_figures(name, people, column, stratum, choosing, weights, thresholds[name])
-                for name, column in columns.items()
+                stratum_figures(name, people, column, stratum, choosing, weights, thresholds[name], stances.get(name))
+                for name, column in score_columns.items()
                 for stratum in strata
             ),
-            differences=tuple(labeler_differences(people, columns, strata, choosing, weights)),
+            differences=tuple(labeler_differences(people, score_columns, strata, choosing, weights)),
             human_kappa=human_kappa(people),
             labelers=descriptions,
             machines=machines,
@@ -152,29 +170,54 @@ def _first_claims(pairs: Sequence[HumanPair], limit: int | None) -> list[HumanPa
     return [pair for pair in pairs if pair.claim in claims]
 
 
-def _check_halves(name: str, human: HumanJudgements, seed: int) -> None:
-    """Refuse a labeler fitted with another seed: it would be measured on its own training claims."""
+def _fitted_share(name: str, human: HumanJudgements, seed: int) -> float:
+    """The share of these claims that a labeler was fitted on, 0 for none; the same seed is needed to know which."""
     path = Path(name.partition(":")[2]) / FITTED
-    if name.startswith("entailment:") and path.exists():
-        record = jsonl.read_json(path)
-        if record["data_sha256"] == human.sha256 and record["seed"] != seed:
-            raise UserError(f"{name} was fitted with `seed` {record['seed']}: other halves; give the same `seed`")
+    if not name.startswith("entailment:") or not path.exists():
+        return 0.0
+    record = jsonl.read_json(path)
+    if human.sha256 not in record["data_sha256"]:
+        return 0.0
+    if record["seed"] != seed:
+        raise UserError(f"{name} was fitted with `seed` {record['seed']}: other halves; give the same `seed`")
+    return float(record.get("share", 0.5))
 
 
-def _scores(run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair]) -> Floats:
-    """Scores of all pairs, NaN where there is none; written to the run folder."""
+def _unseen(pairs: Sequence[HumanPair], seed: int, share: float) -> list[HumanPair]:
+    """The pairs of the half that chooses thresholds, and those of the other half that no labeler was fitted on."""
+    return [pair for pair in pairs if in_first_half(pair.claim, seed) or not is_fitted_on(pair.claim, seed, share)]
+
+
+def _strata(people: Sequence[HumanPair]) -> tuple[str, ...]:
+    if any(pair.origin != "judged" for pair in people):
+        return ("near", "random")
+    return ("unanimous", "majority", "official") if any(len(pair.votes) > 1 for pair in people) else ("official",)
+
+
+def _judgement_row(pair: HumanPair) -> jsonl.JsonObject:
+    return {"claim": pair.claim, "share": pair.share, "stance": pair.stance, "origin": pair.origin}
+
+
+def _scores(run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair]) -> tuple[Floats, Floats]:
+    """Scores and stances of all pairs, NaN where there is none; written to the run folder."""
     batches = labeler.plan(pairs)
 
     def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
         for batch in remaining:
             batch_scores = zip(batch, score_batch(labeler, [pairs[i] for i in batch]), strict=True)
-            yield [{"id": str(i), "score": score.score, "outcome": score.outcome} for i, score in batch_scores]
+            yield [_score_row(i, score) for i, score in batch_scores]
 
     write_batches(run.path(SCORES), batches, str, compute, f"auditing {labeler.name}")
-    scores = np.full(len(pairs), np.nan)
+    scores, stances = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
     for _, row in jsonl.read_rows(run.path(SCORES)):
         scores[int(row["id"])] = np.nan if row["score"] is None else row["score"]
-    return scores
+        stances[int(row["id"])] = row.get("stance", np.nan)
+    return scores, stances
+
+
+def _score_row(index: int, score: Score) -> jsonl.JsonObject:
+    row: jsonl.JsonObject = {"id": str(index), "score": score.score, "outcome": score.outcome}
+    return row if score.stance is None else {**row, "stance": score.stance}
 
 
 def _bm25(pairs: Sequence[ResultPair]) -> Floats:

@@ -49,6 +49,7 @@ def stratum_figures(
     choosing: Mask,
     weights: Floats,
     default_threshold: float | None,
+    stances: Floats | None = None,
 ) -> StratumFigures:
     """The figures of one labeler in one stratum.
 
@@ -60,6 +61,7 @@ def stratum_figures(
         choosing: Whether each pair's claim is in the half on which the threshold is chosen.
         weights: See `claim_weights`.
         default_threshold: The labeler's default threshold.
+        stances: The labeler's P(supports) against P(refutes) for each pair, NaN where unknown.
 
     Raises:
         UserError: One half has only one kind of judgement.
@@ -78,6 +80,9 @@ def stratum_figures(
         default = threshold_figures(default_threshold, y, s, w)
         values |= {f"default_{name}": default[name] for name in ("balanced_accuracy", "kappa")}
     claims = len({pair.claim for pair, use in zip(pairs, test, strict=True) if use})
+    figures = {name: _estimate(draws, claims, _LEAST.get(name, 0.0)) for name, draws in values.items()}
+    if stances is not None and not np.isnan(stances).all():
+        figures["stance_auroc"] = _stance_auroc(pairs, stances, test, weights)
     return StratumFigures(
         labeler=labeler,
         stratum=stratum,
@@ -87,8 +92,18 @@ def stratum_figures(
         threshold=threshold,
         default_threshold=default_threshold,
         majority_accuracy=float(max(y.mean(), 1 - y.mean())),
-        figures={name: _estimate(draws, claims, _LEAST.get(name, 0.0)) for name, draws in values.items()},
+        figures=figures,
     )
+
+
+def _stance_auroc(pairs: Sequence[HumanPair], stances: Floats, test: Mask, weights: Floats) -> Estimate | None:
+    """AUROC of supports against refutes, on the pairs of a stratum that do one or the other."""
+    decided = np.array([pair.stance in ("supports", "refutes") for pair in pairs]) & test & ~np.isnan(stances)
+    supports = np.array([pair.stance == "supports" for pair in pairs])[decided]
+    claims = len({pair.claim for pair, use in zip(pairs, decided, strict=True) if use})
+    if not claims:
+        return None
+    return _estimate(metrics.weighted_auroc(supports, stances[decided], _with_sample(weights[:, decided])), claims, 0.0)
 
 
 def labeler_differences(

@@ -12,6 +12,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 
 AUDIT = "audit.json"
+JUDGEMENTS = "judgements.jsonl"  # the human judgement of each pair, in the order of the scores
 BM25 = "bm25 score"  # name of the baseline, next to the labelers
 AUDIT_FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",

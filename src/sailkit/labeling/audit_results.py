@@ -31,8 +31,8 @@ class StratumFigures:
         default_threshold: The labeler's own threshold; None for the baseline.
         majority_accuracy: Accuracy of always giving the more frequent judgement.
         figures: `auroc`, `balanced_accuracy`, `kappa`, `mcc`, `precision_distracting`, `recall_distracting`, `brier`,
-            `ece`; and at the default threshold `default_balanced_accuracy` and `default_kappa`. None where a figure
-            is undefined.
+            `ece`; at the default threshold `default_balanced_accuracy` and `default_kappa`; and `stance_auroc` (results
+            that support against those that refute), of labelers that tell the two apart. None where undefined.
     """
 
     labeler: str

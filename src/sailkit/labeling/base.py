@@ -28,12 +28,14 @@ class Score:
         outcome: `judged`, or why there is no score.
         cut_tokens: Tokens of the result that the labeler did not read.
         raw_output: The reply of the judging model, if the score was parsed from it; or its server's error.
+        stance: P(supports) / (P(supports) + P(refutes)), of labelers that tell the two apart; only audits keep it.
     """
 
     score: float | None
     outcome: JudgementOutcome = "judged"
     cut_tokens: int = 0
     raw_output: str | None = None
+    stance: float | None = None
 
 
 class Labeler(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sailkit.prompts.render import Part
@@ -39,6 +40,10 @@ class Windows:
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an untrusted text, without special tokens."""
         return self._guard.encode([Part(text, trusted=False)], add_special_tokens=False)
+
+    def encode(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Token ids of a text with trusted and untrusted parts, without those that the tokenizer adds."""
+        return self._guard.encode(parts, add_special_tokens=False)
 
     def ends(self, text: str) -> list[int]:
         """The end of each token of a text, as an offset in characters."""

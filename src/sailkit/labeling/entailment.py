@@ -1,10 +1,11 @@
-"""A labeler that scores with an NLI model the probability that the result entails the response."""
+"""A labeler that scores with an NLI model or a fact checker the probability that the result entails the response."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -13,6 +14,8 @@ from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.labeling.base import ResultPair, Score, statement
 from sailkit.labeling.chunks import Windows, max_positions
+from sailkit.labeling.human import STANCES
+from sailkit.labeling.input_forms import FIRST_TOKEN, Template, first_token_logits, template_of
 from sailkit.labeling.options import Direction, InputForm, Measure
 from sailkit.models.batching import batch_by_length
 from sailkit.models.deberta import LeanDeberta, lean_forward
@@ -22,11 +25,10 @@ from sailkit.models.weights import pick_device, pick_dtype
 _Text = TypeVar("_Text", str, tuple[int, ...])
 _BATCH_TOKENS = {"cpu": 1024}  # 4096 took up to 30 % longer (DeBERTa-v3-small)
 _BATCH_TOKENS_DEFAULT = 4096
-_ESP = " is entailed by "
 _SLACK = 8  # spare tokens: a piece of text may tokenise into more tokens than it had within the whole text
 _MEANINGS = {
     "entailment": re.compile(r"^(entail(s|ed|ment)?|supports?|informative|true)$"),
-    "neutral": re.compile(r"^(neutral|not[_ -]?enough[_ -]?info|unrelated|irrelevant)$"),
+    "neutral": re.compile(r"^(neutral|neither|not[_ -]?enough[_ -]?info|unrelated|irrelevant)$"),
     "contradiction": re.compile(r"^(contradict(s|ion|ory)?|refutes?|false)$"),
     "distracting": re.compile(r"^(distracting|not[_ -]?entail(ed|ment))$"),
 }
@@ -45,7 +47,7 @@ class Entailment:
         self,
         model: str,
         direction: Direction = "result-first",
-        measure: Measure = "entailment",
+        measure: Measure = "auto",
         form: InputForm = "pair",
         dtype: str = "auto",
         device: str = "auto",
@@ -55,15 +57,16 @@ class Entailment:
         Args:
             model: A folder or a hub id.
             direction: Which text is the premise; `both` takes the maximum of the two scores.
-            measure: P(entailment), or `relevance`: 1 - P(neutral).
-            form: The two texts as a pair, or as ESP's sentence "{result} is entailed by {response}".
+            measure: P(entailment), or `relevance`: 1 - P(neutral); `auto` takes relevance for a model of `fit`.
+            form: The two texts as a `pair`; as one text: ESP's sentence "{result} is entailed by {response}" (`esp`),
+                or the input of `minicheck` or `factcg`, whose outputs are: not supported, supported.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
             device: `auto` or a torch device.
 
         Raises:
             UserError: The model cannot be loaded, or its config does not say what its outputs mean.
         """
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
 
         for value, kind in ((direction, Direction), (measure, Measure), (form, InputForm)):
@@ -73,7 +76,10 @@ class Entailment:
         source = resolve_encoder(model)
         where = pick_device(device)
         try:
-            self._model, report = AutoModelForSequenceClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(source.folder)
+            answers = form in FIRST_TOKEN and config.is_encoder_decoder
+            kind = AutoModelForSeq2SeqLM if answers else AutoModelForSequenceClassification
+            self._model, report = kind.from_pretrained(
                 source.folder, dtype=pick_dtype(dtype, where), use_safetensors=True, output_loading_info=True
             )
             self._tokenizer = AutoTokenizer.from_pretrained(source.folder)
@@ -82,15 +88,18 @@ class Entailment:
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{model} is no sequence classification model: it has no weights {missing[0]}")
         self._model.to(where).eval()
-        self._logits = lean_forward(self._model)
+        self._logits = first_token_logits(self._model, self._tokenizer, form) if answers else lean_forward(self._model)
         self._batch_tokens = _BATCH_TOKENS.get(where.type, _BATCH_TOKENS_DEFAULT)
         config = self._model.config
-        self._columns = meanings(config.id2label, model)
+        self._columns = _columns(config, model, form)
+        if measure == "auto":
+            measure = "relevance" if tuple(config.id2label.values()) == STANCES else "entailment"
         if measure == "relevance" and "neutral" not in self._columns:
             raise UserError(f"`measure='relevance'` needs a model with a neutral class; {model} has none")
         self.name = f"entailment:{model}"
         self._direction, self._measure, self._form = direction, measure, form
         self._frame = _frame(self._tokenizer, pair=form == "pair")
+        self._template = template_of(form, self._tokenizer.eos_token, answers=answers)
         self._room = min(self._tokenizer.model_max_length, max_positions(config)) - sum(map(len, self._frame[0]))
         self._windows = Windows(self._tokenizer, self._room)
         self._sequences = lru_cache(maxsize=65536)(self._make_sequences)
@@ -129,12 +138,14 @@ class Entailment:
         values = iter(self._forward([sequence for sequences, _ in encoded for sequence in sequences]))
         scores = []
         for pair, (sequences, cut) in zip(pairs, encoded, strict=True):
-            best = max((next(values) for _ in sequences), default=0.0)
+            # The window that is the most informative decides the stance too.
+            best, stance = max((next(values) for _ in sequences), key=itemgetter(0), default=(0.0, None))
             answered = bool(pair.instruction.output.strip())
-            scores.append(Score(best, cut_tokens=cut) if answered else Score(None, "no_response", cut))
+            scores.append(Score(best, cut_tokens=cut, stance=stance) if answered else Score(None, "no_response", cut))
         return scores
 
-    def _forward(self, sequences: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
+    def _forward(self, sequences: Sequence[tuple[tuple[int, ...], int]]) -> list[tuple[float, float | None]]:
+        """The score and the stance of each sequence."""
         if not sequences:
             return []
         longest = max(len(ids) for ids, _ in sequences)
@@ -153,19 +164,22 @@ class Entailment:
         if not bool(torch.isfinite(logits).all()):
             raise UserError(f"{self.name}: the scores are not numbers (NaN or infinite); try `dtype='float32'`")
         if logits.shape[1] == 1:
-            return list(logits[:, 0].sigmoid().tolist())
+            return [(score, None) for score in logits[:, 0].sigmoid().tolist()]
         shares = logits.softmax(-1)
-        if self._measure == "relevance":
-            return list((1 - shares[:, self._columns["neutral"]]).tolist())
-        return list(shares[:, self._columns["entailment"]].tolist())
+        supports = shares[:, self._columns["entailment"]]
+        scores = 1 - shares[:, self._columns["neutral"]] if self._measure == "relevance" else supports
+        if "contradiction" not in self._columns:
+            return [(score, None) for score in scores.tolist()]
+        stances = torch.sigmoid(logits[:, self._columns["entailment"]] - logits[:, self._columns["contradiction"]])
+        return list(zip(scores.tolist(), stances.tolist(), strict=True))
 
     def _make_sequences(self, pair: ResultPair) -> tuple[list[tuple[tuple[int, ...], int]], int]:
         """Sequences of a pair, each with the start of its second text, and the number of tokens cut from the result."""
         if not pair.instruction.output.strip():
             return [], 0
         texts = pair.result.text, statement(pair.instruction)
-        if self._form == "esp":
-            return self._esp_sequences(*texts)
+        if self._template:
+            return self._text_sequences(self._template, *texts)
         result, response = map(self._windows.ids, texts)
         parts, spans = self._spans(len(result), len(response), self._room)
         sequences = []
@@ -188,24 +202,35 @@ class Entailment:
         head = before + first + between
         return head + second + after, len(head)
 
-    def _esp_sequences(self, result: str, response: str) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """Sequences of ESP's sentences, each tokenised as a whole: tokens may span the border between its parts."""
+    def _text_sequences(
+        self, template: Template, result: str, response: str
+    ) -> tuple[list[tuple[tuple[int, ...], int]], int]:
+        """Sequences of one text, tokenised as a whole: tokens may span the border between its parts."""
         before, _, after = self._frame[0]
 
         def encode(texts: list[tuple[str, str]]) -> list[tuple[tuple[int, ...], int]]:
-            return [(before + self._windows.ids(first + _ESP + second) + after, 0) for first, second in texts]
+            return [(before + self._windows.encode(template.parts(*pair)) + after, 0) for pair in texts]
 
         whole = encode(self._ordered(result, response))
         if all(len(ids) <= self._room + len(before) + len(after) for ids, _ in whole):
             return whole, 0
         ends = [[0, *self._windows.ends(text)] for text in (result, response)]
-        room = self._room - len(self._windows.ids(_ESP)) - _SLACK
+        room = self._room - len(self._windows.encode(template.parts("", ""))) - _SLACK
         parts, spans = self._spans(len(ends[0]) - 1, len(ends[1]) - 1, room)
         pieces = []
         for a, b in parts:
             for c, d in spans:
                 pieces += self._ordered(result[ends[0][c] : ends[0][d]], response[ends[1][a] : ends[1][b]])
         return encode(pieces), len(ends[0]) - 1 - spans[-1][1]
+
+
+def _columns(config: Any, name: str, form: InputForm) -> dict[str, int]:
+    """Meaning -> index of the model's output; those of published fact checkers have no names in their configs."""
+    if form not in FIRST_TOKEN:
+        return meanings(config.id2label, name)
+    if not config.is_encoder_decoder and config.num_labels != 2:
+        raise UserError(f"`form` {form} needs a model with 2 outputs; {name} has {config.num_labels}")
+    return {"distracting": 0, "entailment": 1}
 
 
 def meanings(id2label: dict[int, str], name: str) -> dict[str, int]:

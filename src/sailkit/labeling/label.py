@@ -130,7 +130,7 @@ def _score_all(
     def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
         with contextlib.closing(scorer(labeler, [[pairs[i] for i in batch] for batch in remaining])) as scored:
             for batch, scores in zip(remaining, scored, strict=True):
-                yield [{"id": names[i], **asdict(score)} for i, score in zip(batch, scores, strict=True)]
+                yield [{"id": names[i], **_score_row(score)} for i, score in zip(batch, scores, strict=True)]
 
     write_batches(run.path(SCORES), batches, names.__getitem__, compute, f"labelling with {labeler.name}")
 
@@ -168,6 +168,12 @@ def _finish(
     judgements = [[next(ordered) for _ in row.results] for row in rows]
     jsonl.write_rows(run.path(LABELS), map(labels_row, rows, judgements))
     return Labeling.of_judgements(run.folder, settings, chain.from_iterable(judgements), machine_of(labeler))
+
+
+def _score_row(score: Score) -> jsonl.JsonObject:
+    row = asdict(score)
+    del row["stance"]
+    return row
 
 
 def _judgement(score: Score, threshold: float) -> Judgement:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from sailkit.models.base import ModelOptions
 
 Direction = Literal["result-first", "response-first", "both"]
-Measure = Literal["entailment", "relevance"]
-InputForm = Literal["pair", "esp"]
+Measure = Literal["auto", "entailment", "relevance"]
+InputForm = Literal["pair", "esp", "minicheck", "factcg"]
 _NO_FLAG = Parameter(parse=False)
 
 
@@ -21,8 +21,8 @@ class LabelerOptions(ModelOptions):
 
     Attributes:
         direction: For entailment: the premise is the result (result-first), the response, or each in turn.
-        measure: For entailment: P(entailment), or relevance, 1 - P(neutral).
-        form: For entailment: input as a pair of texts, or as ESP's single sentence.
+        measure: For entailment: P(entailment), or relevance, 1 - P(neutral); auto takes relevance for a model of fit.
+        form: For entailment: input as a pair of texts, as ESP's single sentence, or as MiniCheck or FactCG read it.
         chat: For judge: use the model's chat template: auto (where it has one), on, off.
         dtype: Number format; auto takes bfloat16 where the machine has it.
         batch_tokens: For judge: maximum tokens in a batch; 0 chooses.
@@ -32,7 +32,7 @@ class LabelerOptions(ModelOptions):
     """
 
     direction: Direction = "result-first"
-    measure: Measure = "entailment"
+    measure: Measure = "auto"
     form: InputForm = "pair"
     trust_remote_code: Annotated[bool, _NO_FLAG] = False
 
@@ -57,3 +57,45 @@ class AuditedLabelerOptions(LabelerOptions):
     max_response_mb: Annotated[float, _NO_FLAG] = 32.0
     api_key_env: Annotated[str, _NO_FLAG] = "OPENAI_API_KEY"
     date: Annotated[str | None, _NO_FLAG] = None
+
+
+_WORDS = {
+    "supports": ("supports", "support", "supported", "entailment", "entails"),
+    "refutes": ("refutes", "refute", "refuted", "contradiction", "contradicts"),
+    "informative": ("informative", "relevant", "true", "yes", "1"),
+    "neither": ("neither", "neutral", "irrelevant", "distracting", "not_enough_info", "not enough info", "nei",
+                "false", "no", "0"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgementColumns:
+    """The columns of a table of claims, search results and human judgements.
+
+    Common words for judgements, such as SUPPORTS, entailment, irrelevant or 1, are known.
+
+    Attributes:
+        judgement: Column with the judgements; the other columns are only read if it is given.
+        claim: Column with the claims.
+        result: Column with the texts of the results.
+        title: Column with the titles of the results, if there is one.
+        supports: Judgements that mean: the result supports the claim.
+        refutes: Judgements that mean: the result refutes the claim.
+        informative: Judgements that mean: it does one or the other.
+        distracting: Judgements that mean: it does neither.
+    """
+
+    judgement: Annotated[str, Parameter(name="--judgement-column")] = ""
+    claim: Annotated[str, Parameter(name="--claim-column")] = "claim"
+    result: Annotated[str, Parameter(name="--result-column")] = "evidence"
+    title: Annotated[str, Parameter(name="--title-column")] = ""
+    supports: tuple[str, ...] = ()
+    refutes: tuple[str, ...] = ()
+    informative: tuple[str, ...] = ()
+    distracting: tuple[str, ...] = ()
+
+    def words(self) -> dict[str, Any]:
+        """Judgement in lower case -> stance; the given words take precedence over the common ones."""
+        given = {"supports": self.supports, "refutes": self.refutes, "informative": self.informative}
+        given["neither"] = self.distracting
+        return {word.lower(): stance for kinds in (_WORDS, given) for stance in kinds for word in kinds[stance]}

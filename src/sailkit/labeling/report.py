@@ -30,6 +30,7 @@ from sailkit.rendering.numbers import capitalised, fact, machine
 
 _FIGURES = {
     "auroc": "AUROC",
+    "stance_auroc": "AUROC, supports against refutes",
     "balanced_accuracy": "Balanced accuracy",
     "kappa": "Cohen's kappa",
     "mcc": "Matthews correlation",
@@ -38,7 +39,7 @@ _FIGURES = {
     "brier": "Brier score (0 is best)",
     "ece": "Expected calibration error (0 is best)",
 }
-_WITH_INTERVAL = ("auroc", "balanced_accuracy", "kappa")
+_WITH_INTERVAL = ("auroc", "stance_auroc", "balanced_accuracy", "kappa")
 _PLOTTED = {"auroc": ("chance", 0.5), "balanced_accuracy": ("always the same judgement", 0.5)}
 _AT_DEFAULT = {
     "default_balanced_accuracy": "Balanced accuracy at that default",
@@ -48,6 +49,8 @@ _STRATA = {
     "unanimous": "all votes agree",
     "majority": "more than half of the votes agree",
     "official": "the data set's own verdict",
+    "near": "judged results, and near misses of other claims",
+    "random": "judged results, and random ones of other claims",
 }
 
 
@@ -221,7 +224,7 @@ def _short_group(audit: Audit, stratum: str) -> Group:
     values = {
         name: cells if name in _WITH_INTERVAL else [Cell(cell.point) for cell in cells] for name, cells in known.items()
     }
-    short = [Row(_FIGURES[name], cells) for name, cells in values.items()]
+    short = [row for row in (Row(_FIGURES[name], cells) for name, cells in values.items()) if row.known]
     return Group(f"{stratum}, {rows[-1].n:,} pairs", short)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.tables import to_frame
@@ -15,11 +16,13 @@ from sailkit.labeling.labels_file import LABELS, open_labels, parse_judgements
 from sailkit.prompts.thoughts import thought_is_open
 from sailkit.records import Judgement, JudgementOutcome, Verdict
 from sailkit.rendering.result import Result
+from sailkit.tasks.task import in_first_half
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FITTED = "fitted.json"
+_UNIT = 2**64  # of seed_for
 NO_SCORE = tuple(outcome for outcome in get_args(JudgementOutcome) if outcome != "judged")
 
 
@@ -146,6 +149,12 @@ class Labeling(Result):
         )
 
 
+def is_fitted_on(claim: str, seed: int, share: float = 0.5) -> bool:
+    """Whether `fit` with that seed and share uses a claim: the first half of them, and some of the others."""
+    more = runs.seed_for(seed, "claims to fit on", claim) / _UNIT < 2 * share - 1
+    return in_first_half(claim, seed) or more
+
+
 def _flag_messages(pairs: int, read_from_text: int, open_thoughts: int) -> dict[str, list[str]]:
     messages: dict[str, list[str]] = {}
     if read_from_text:
@@ -168,6 +177,7 @@ class FittedLabeler(Result):
         pairs: Number of training pairs.
         claims: Number of their claims.
         train_loss: Mean training loss.
+        held_out_f1_macro: Macro-F1 of the three classes on the held-out claims, by which the checkpoint was chosen.
         device: The device of the training.
         dtype: Number format of the forward pass.
     """
@@ -179,6 +189,7 @@ class FittedLabeler(Result):
     train_loss: float
     device: str
     dtype: str
+    held_out_f1_macro: float | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> FittedLabeler:
@@ -191,7 +202,7 @@ class FittedLabeler(Result):
         if not (folder / FITTED).exists():
             raise UserError(f"{folder} is no model that  sailkit fit  wrote: it has no {FITTED}")
         record = jsonl.read_json(folder / FITTED)
-        return cls(folder, **{item.name: record[item.name] for item in fields(cls) if item.name != "folder"})
+        return cls(folder, **{item.name: record[item.name] for item in fields(cls) if item.name in record})
 
     @property
     def name(self) -> str:
