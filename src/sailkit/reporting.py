@@ -19,6 +19,8 @@ from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
 from sailkit.training import report as training_report
+from sailkit.training import seed_report
+from sailkit.training.seeds import is_group as is_training_group
 
 # Stage -> name of its runs; other inputs are sets of predictions.
 _STAGES = {"finetune": "a training run", "distill": "a distillation", "audit": "an audit"}
@@ -66,8 +68,8 @@ def report(
 
     Args:
         sets: Run folders of evaluate, folders with a run for each seed, or files of recorded outputs; or run folders of
-            audit; or a run folder of finetune; or run folders of distill, of which the first is compared with each
-            other.
+            audit; or a folder of finetune, of one run or of several seeds; or run folders of distill, of which the
+            first is compared with each other.
         out: The HTML file, or a folder for report.html; the Markdown file has the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task that defines the answer words.
@@ -88,7 +90,9 @@ def report(
     folders = [Path(_folder(result) if isinstance(result, Result) else result) for result in sets]
     stage = _stage_of(folders, {"against": against != "human", "task": task, "fields": fields})
     files = _output_files(Path(out))
-    if stage == "finetune":
+    if len(folders) == 1 and is_training_group(folders[0]):
+        content = seed_report.page(folders[0], title)
+    elif stage == "finetune":
         content = training_report.report_on(folders[0], title)
     elif stage == "distill":
         content = distillation_report.report_on(folders, title, seed)

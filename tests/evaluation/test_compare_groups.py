@@ -102,6 +102,8 @@ def test_figures_are_those_of_the_runs(old):
         assert mean.value == pytest.approx(np.mean(figures.by_run["macro_f1"]))
         assert mean.low < mean.value < mean.high
     assert "macro-F1" in result.pairs[0].remark
+    (row,) = result.to_frame().to_dict("records")
+    assert row["macro_f1_difference"] == result.pairs[0].differences["macro_f1"].estimate.value
 
 
 def test_runs_are_paired_by_their_weights_whatever_their_names(old):

@@ -22,6 +22,7 @@ from little_room import little_room
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
+from sailkit.reporting import report
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
 from sailkit.training.seeds import TrainingGroup
@@ -160,6 +161,7 @@ def test_a_token_that_the_model_has_no_row_for_is_an_error(folder, data, tmp_pat
 
 COMMAND = """
 import pathlib, sys
+from sailkit.reporting import report
 from sailkit.training.finetune import finetune
 finetune(out=pathlib.Path(sys.argv[1]), model=sys.argv[2], data=[sys.argv[3]], set=sys.argv[4:])
 """
@@ -281,6 +283,8 @@ def test_several_seeds_are_several_runs_each_as_if_alone(folder, data, tmp_path)
     assert (values["seeds"], values["tuned_loss_low"]) == (["seed-0", "seed-1"], loss.low)
     assert "2 seeds: 3 steps on 24 examples each" in str(group)
     assert TrainingGroup.load(tmp_path / "group").to_json() == values
+    page = report(tmp_path / "group", out=tmp_path / "page.html").markdown.read_text()
+    assert all(text in page for text in ("2 seeds", "seed-1", "95 % interval over seeds", "Curves of seed-0"))
     # A third seed is added to the two, which are not trained again.
     before = (tmp_path / "group" / "seed-1" / "metrics.json").stat().st_mtime_ns
     assert len(finetune(out=tmp_path / "group", seeds=3, **call).runs) == 3

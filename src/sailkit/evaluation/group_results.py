@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sailkit.evaluation.figures import Baselines, Flag, Truth, flags_to_json
 from sailkit.evaluation.results import Evaluation
+from sailkit.files.tables import to_frame
 from sailkit.rendering.result import Result
 from sailkit.stats.intervals import Estimate
 from sailkit.stats.seeds import SeedEstimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Measure = Literal["accuracy", "macro_f1", "balanced_accuracy"]
@@ -167,3 +171,7 @@ class GroupComparison(Result):
             "interactions": [difference.to_json() for difference in self.interactions],
             **flags_to_json(self.flags),
         }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each pair: verdict, and a column for each figure and both ends of its interval."""
+        return to_frame(pair.to_json() for pair in self.pairs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.rendering import model
 from sailkit.rendering.model import Cell, Group, Report, Row, Table, Text
@@ -66,29 +67,40 @@ class TrainingGroup(Result):
 
     def report(self) -> Report:
         """Held-out figures before and after training: the mean over seeds, and each seed."""
-        names = [run.folder.name for run in self.runs]
+        table = self.table()
+        return model.short(
+            f"{self.runs[0].base}, {len(self.runs)} seeds",
+            f"{self.runs[0].steps} steps on {self.runs[0].rows} examples each",
+            *([table] if table else []),
+            Text(f"models: {', '.join(str(path) for path in self.models)}"),
+        )
+
+    def table(self) -> Table | None:
+        """Held-out figures before and after training; None without held-out rows."""
+        after = self.after
         rows = [
             Row(
                 title,
                 [
                     Cell(self.before.get(name)),
-                    Cell(self.after[name] if len(self.runs) > 1 else self.after[name].value),
+                    Cell(after[name] if len(self.runs) > 1 else after[name].value),
                     *(Cell(run.after.get(name)) for run in self.runs),
                 ],
             )
             for name, title in FIGURE_TITLES.items()
-            if name in self.after
+            if name in after
         ]
-        table = Table(["before", "after (mean)", *names], [Group("held out, 95 % interval over seeds", rows)])
-        return model.short(
-            f"{self.runs[0].base}, {len(self.runs)} seeds",
-            f"{self.runs[0].steps} steps on {self.runs[0].rows} examples each",
-            *([table] if rows else []),
-            Text(f"models: {', '.join(str(path) for path in self.models)}"),
-        )
+        names = [run.folder.name for run in self.runs]
+        columns = ["before", "after (mean)", *names]
+        return Table(columns, [Group("held out, 95 % interval over seeds", rows)]) if rows else None
 
 
 def seed_folders(folder: Path) -> list[Path]:
     """The run folders of a group, by seed."""
     folders = [path for path in folder.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def is_group(folder: Path) -> bool:
+    """Whether a folder holds training runs of several seeds."""
+    return any(runs.setting_of(path, "recipe") is not None for path in seed_folders(folder))
