@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from sailkit.data.balance import wording_auroc
+from sailkit.data.balance import match_frequencies, wording_auroc
 from sailkit.data.build_task import build_task
 from sailkit.data.exports import read_examples
 from sailkit.data.results import BuiltTask
@@ -186,6 +186,32 @@ def test_near_distractors_are_about_the_subject(task, tmp_path):
                 subjects.append(result.title == SUBJECTS[number % len(SUBJECTS)])
                 assert f"assage {number} " not in result.body
     assert sum(subjects) > 0.9 * len(subjects) > 20
+
+
+def test_candidates_are_drawn_as_often_as_they_should_be():
+    """Without weights, the text that is a candidate of every draw would be drawn far more often than the others."""
+    candidates = [["common", f"rare{i % 4}"] for i in range(400)]
+    targets = {"common": 100.0, **{f"rare{i}": 75.0 for i in range(4)}}
+    weights = match_frequencies(candidates, targets)
+    drawn = sum(weights["common"] / sum(weights[text] for text in texts) for texts in candidates)
+    assert drawn == pytest.approx(100, rel=0.05)
+    assert match_frequencies([["a", "b"], []], {"a": 1.0}) == {"a": 1.0, "b": 0.0}
+    assert match_frequencies([[]], {}) == {}
+
+
+def test_neither_a_passage_nor_a_claim_of_built_data_tells_anything(shared, tmp_path):
+    """Near misses would be longer passages, and claims are worded by their label, were neither balanced."""
+    data = shared / "stance" / "fever.jsonl"
+    card = build_task("fever", data=data, half="first", limit=3000, out=tmp_path / "out").to_json()
+    tables = {(row["target"], row["view"]): row["auroc"] for row in card["shortcuts"]}
+    assert tables.keys() == {(t, v) for t in ("answer", "judgement") for v in ("claim", "evidence", "length")} - {
+        ("judgement", "claim")
+    }
+    assert all(0.45 < auroc < 0.55 for auroc in tables.values()), tables
+    assert card["claim_auroc"] == pytest.approx(tables["answer", "claim"], abs=1e-4)
+    assert card["evidence_auroc_low"] < card["evidence_auroc"] < card["evidence_auroc_high"]
+    assert "shortcut" not in card["flags"]
+    assert "| judgement | evidence alone (tf-idf) |" in (tmp_path / "out" / "card.md").read_text("utf-8")
 
 
 def test_no_search_result_is_shown_twice(task, tmp_path):

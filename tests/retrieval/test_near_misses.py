@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sailkit.records import Example, SearchResult
 from sailkit.retrieval.near_misses import near_misses
-from sailkit.tasks.groups import passage_parts
+from sailkit.stats.overlap import passage_parts
 from sailkit.tasks.task import load_task
 
 BRIDGE = "The bridge over the Tamar was opened in May 1859 by Prince Albert."

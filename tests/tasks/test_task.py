@@ -14,7 +14,7 @@ import yaml
 from sailkit.errors import UserError
 from sailkit.files.tables import read_table
 from sailkit.files.yaml_files import parse_yaml
-from sailkit.tasks.groups import passage_parts
+from sailkit.stats.overlap import passage_parts
 from sailkit.tasks.spec import DataSpec
 from sailkit.tasks.task import builtin_tasks, in_half, load_task
 

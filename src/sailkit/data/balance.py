@@ -6,7 +6,7 @@ The wording of a claim often gives its label away: a model can learn to answer w
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from sailkit.stats.intervals import Floats
 
 _BINS = 8  # quantile bins of claims, by the label score of their wording
 _MOST_COPIES = 3  # of one claim and label: a rare label is oversampled at most this often
+_FITTING_STEPS, _DAMPING = 20, 0.7  # of `match_frequencies`
 _FEWEST = 10  # claims of each label, without which the wording is not scored
 
 
@@ -71,6 +72,37 @@ def balance_labels(
             drawn += [(pool[i % len(pool)], i // len(pool)) for i in range(count if pool else 0)]
     random.Random(runs.seed_for(seed, "order")).shuffle(drawn)  # noqa: S311
     return drawn
+
+
+def match_frequencies(candidates: Sequence[Sequence[str]], targets: Mapping[str, float]) -> dict[str, float]:
+    """Weights with which texts are drawn from lists of candidates about as often as their target frequencies say.
+
+    Iterative proportional fitting (Deming and Stephan 1940), damped because a list rarely allows an exact fit.
+
+    Args:
+        candidates: The candidates of each draw.
+        targets: Text -> its frequency; other texts are not drawn.
+
+    Returns:
+        Text -> its weight among the candidates of a draw.
+    """
+    from scipy.sparse import csr_array
+
+    column = {text: index for index, text in enumerate(sorted({text for texts in candidates for text in texts}))}
+    if not column:
+        return {}
+    rows = [(index, column[text]) for index, texts in enumerate(candidates) for text in texts]
+    ends = np.array(rows, dtype=np.intp).reshape(-1, 2)
+    lists = csr_array((np.ones(len(rows)), (ends[:, 0], ends[:, 1])), shape=(len(candidates), len(column)))
+    target = np.array([targets.get(text, 0.0) for text in column])
+    weights = (target > 0).astype(float)
+    for _ in range(_FITTING_STEPS):
+        totals = lists @ weights
+        expected = weights * (lists.T @ np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0))
+        ratio = np.divide(target, expected, out=np.zeros_like(target), where=expected > 0)
+        weights = weights * ratio**_DAMPING
+        weights = weights / (weights.max() or 1.0)
+    return dict(zip(column, weights.tolist(), strict=True))
 
 
 def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_], seed: int) -> Floats | None:

@@ -26,8 +26,7 @@ from sailkit.records import Example, Instruction, TrainingExample
 from sailkit.stats.shortcut_items import training_baselines
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
-_VERSION = 2  # of the rules by which rows are drawn
-_NEAR_VERSION = 3  # of the same with near misses by BM25, which were TF-IDF neighbours before
+_VERSION = 3  # of the rules by which rows are drawn
 
 
 @checked
@@ -89,7 +88,7 @@ def build_task(
     chosen = load_task(task)
     dataset = load_task(task, ["all"]).load(data)
     settings = {
-        "version": _version(out, kinds),
+        "version": _version(out),
         "task": chosen.name,
         "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
         "data_sha256": dataset.fingerprint,
@@ -118,6 +117,7 @@ def build_task(
             chosen,
             protocol,
             examples,
+            [item for item, _ in drawn],
             shares=result_shares,
             supported=supported,
             distractors=kinds,
@@ -160,10 +160,10 @@ def build_task(
         return BuiltTask.from_card(out, card)
 
 
-def _version(out: Path, kinds: Sequence[Distractor]) -> int:
-    """The version of the rules; a finished run keeps its own and is read."""
+def _version(out: Path) -> int:
+    """The version of the rules; a finished run of earlier rules keeps its own."""
     version = runs.setting_of(out, "version") if (out / CARD).exists() else None
-    return int(version or (_NEAR_VERSION if "near" in kinds else _VERSION))
+    return int(version or _VERSION)
 
 
 def _is_supported(row: TrainingExample) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal
 
 from sailkit import runs
-from sailkit.data.balance import SupportedLabel
+from sailkit.data.balance import SupportedLabel, match_frequencies
 from sailkit.errors import UserError
 from sailkit.prompts.render import fill, frames
 from sailkit.prompts.sail import as_text
@@ -30,6 +31,7 @@ class ExampleDrawer:
         task: Task,
         protocol: str,
         examples: Sequence[Example],
+        items: Sequence[SupportedLabel],
         *,
         shares: Sequence[float],
         supported: float,
@@ -44,6 +46,8 @@ class ExampleDrawer:
             task: The task.
             protocol: The protocol from which wordings are drawn.
             examples: The examples whose evidence can be shown.
+            items: The items to be drawn. Their results are shown about as often as distracting as they are as
+                informative; otherwise a passage alone would tell its judgement.
             shares: Shares of rows with no, one, two ... search results.
             supported: Of the rows with search results, the share with at least one informative result.
             distractors: Where distracting results come from.
@@ -68,10 +72,21 @@ class ExampleDrawer:
             raise UserError(f"{task.name}/{protocol} has no wording of one step without {{evidence}} to train on")
         self._ends = list(accumulate(shares))[:-1]
         self._supported, self._distractors, self._style, self._seed = supported, distractors, style, seed
-        self._pool = [(example.group, result) for example in examples for result in example.evidence]
+        # Results of the drawn items first: each is then as often distracting as informative.
+        self._pools = (
+            [(item.group, result) for item in items for result in _supporting(item)],
+            [(example.group, result) for example in examples for result in example.evidence],
+        )
         fields = task.spec.data.fields
         by_evidence = fields is not None and fields.groups_by_evidence
         self._near = near_misses(examples, same_group=by_evidence) if "near" in distractors else {}
+        informative: defaultdict[str, float] = defaultdict(float)
+        for item in items:
+            supporting = _supporting(item)
+            for result in supporting:
+                informative[result.body] += 1 / len(supporting)
+        near = [[result.body for result in self._near[item.example.id]] for item in items] if self._near else []
+        self._weights = match_frequencies(near, informative)
 
     def draw(self, item: SupportedLabel, copy: int) -> TrainingExample:
         """Draw a training example.
@@ -84,12 +99,10 @@ class ExampleDrawer:
         name = f"{example.id}/{item.label}/{copy}"
         rng = random.Random(runs.seed_for(self._seed, "draw", name))  # noqa: S311 - not for cryptography
         number = bisect_right(self._ends, rng.random())
-        supporting = dict.fromkeys(
-            result for result, stance in zip(example.evidence, example.stances, strict=True) if stance == item.label
-        )
+        supporting = _supporting(item)
         informative: list[SearchResult] = []
         if number and rng.random() < self._supported:
-            informative = rng.sample(list(supporting), rng.randint(1, min(number, len(supporting))))
+            informative = rng.sample(supporting, rng.randint(1, min(number, len(supporting))))
         shown: list[tuple[SearchResult, Verdict]] = [(result, "informative") for result in informative]
         while len(shown) < number:
             result = self._distracting(example, rng, {result.body for result, _ in shown})
@@ -117,14 +130,29 @@ class ExampleDrawer:
             neutral = (r for r, stance in zip(example.evidence, example.stances, strict=True) if stance is None)
             if candidates := [result for result in neutral if result.body not in shown]:
                 return rng.choice(candidates)
-        if kind == "near" and (candidates := [r for r in self._near[example.id] if r.body not in shown]):
-            return rng.choice(candidates)
+        if kind == "near":
+            weights = {
+                result: self._weights[result.body] for result in self._near[example.id] if result.body not in shown
+            }
+            if any(weights.values()):
+                return rng.choices([*weights], [*weights.values()])[0]
         excluded = shown | {result.body for result in example.evidence}
-        for _ in range(_ATTEMPTS):
-            group, result = rng.choice(self._pool)
-            if group != example.group and result.body not in excluded:
-                return result
+        for pool in self._pools:
+            for _ in range(_ATTEMPTS):
+                group, result = rng.choice(pool)
+                if group != example.group and result.body not in excluded:
+                    return result
         raise UserError(f"example {example.id!r}: no other example has a search result that could distract")
+
+
+def _supporting(item: SupportedLabel) -> list[SearchResult]:
+    """The different results of an item that support its label."""
+    example = item.example
+    return list(
+        dict.fromkeys(
+            result for result, stance in zip(example.evidence, example.stances, strict=True) if stance == item.label
+        )
+    )
 
 
 def _is_trainable(question: Question) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sailkit.errors import required_extra
 from sailkit.records import Example, SearchResult, result_text
-from sailkit.tasks.groups import passage_parts
+from sailkit.stats.overlap import passage_parts
 
 _DEPTH = 100  # BM25 results of an example that are considered
 _MOST = 8  # near misses of an example

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sailkit.records import Example, TrainingExample
+from sailkit.stats.overlap import overlap_groups
 from sailkit.stats.shortcuts import Encode, ShortcutBaseline, ShortcutItem, sampled, shortcut_baselines
 
 _CLOSED = 0.9  # share of rows whose answer is frequent, from which the answers are labels rather than texts
@@ -54,10 +55,20 @@ def _answers(rows: Sequence[tuple[str, TrainingExample]], seed: int) -> list[Sho
 
 
 def _judgements(rows: Sequence[tuple[str, TrainingExample]]) -> list[ShortcutItem]:
-    return [
-        ShortcutItem(f"{row.id}/{index}", verdict, group, _question(row), (result,))
-        for group, row in rows
+    """The judgement of each search result, without its question.
+
+    Groups are passages that overlap: a passage is informative for its own claims and distracting for others, and both
+    have to be in the same fold and in the same sample.
+    """
+    judged = [
+        (f"{row.id}/{index}", verdict, result)
+        for _, row in rows
         for index, (result, verdict) in enumerate(zip(row.results, row.judgements, strict=bool(row.judgements)))
+    ]
+    groups = overlap_groups([[result.body] for *_, result in judged])
+    return [
+        ShortcutItem(name, verdict, str(group), "", (result,))
+        for (name, verdict, result), group in zip(judged, groups, strict=True)
     ]
 
 

@@ -130,7 +130,7 @@ def shortcut_baselines(
         return []
     texts = {
         "claim": [item.claim for item in items],
-        "evidence": ["\n".join(result.text for result in item.results) for item in items],
+        "evidence": [_text(item) for item in items],
     }
     baselines = []
     for view, column in texts.items():
@@ -199,7 +199,7 @@ def _baseline(
     from sklearn.pipeline import make_pipeline
 
     gold, groups = [item.label for item in items], [item.group for item in items]
-    spread = Counter(label for label, _ in {(item.label, item.group) for item in items})
+    spread = Counter(label for label, _ in {*zip(gold, groups, strict=True)})
     folds = StratifiedGroupKFold(min(_FOLDS, *spread.values()), shuffle=True, random_state=seed)
     # Balanced classes: a shortcut should not be hidden by a frequent label that macro-F1 does not reward.
     classifier = LogisticRegression(C=10 if features == "tf-idf" else 1, class_weight="balanced", max_iter=1000)
@@ -232,6 +232,10 @@ def _auroc(
     areas = [metrics.weighted_auroc(truth == labels[i], probabilities[:, i], weights) for i in columns]
     values = np.mean(areas, axis=0)
     return bounded(float(values[0]), values[1:], number)
+
+
+def _text(item: ShortcutItem) -> str:
+    return "\n".join(result.text for result in item.results)
 
 
 def _lengths(item: ShortcutItem) -> list[float]:
