@@ -142,6 +142,12 @@ def test_what_search_gives_one_group_beyond_another(tmp_path):
     assert [g["runs"] for g in values["run_groups"]][2:] == [["base-random"], ["base-evidence"]]
 
 
+def test_two_draws_of_random_results_have_no_interaction(tmp_path, old):
+    again = group(tmp_path / "again", [0.5, 0.5, 0.5], "tuned", "random")
+    result = compare(*old, again)
+    assert (len(result.pairs), result.interactions) == (3, ())
+
+
 def test_groups_may_be_listed(tmp_path):
     folders = {search: [] for search in ("evidence", "random")}
     for seed in range(3):

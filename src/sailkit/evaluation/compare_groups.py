@@ -50,9 +50,10 @@ class _Truth:
 
 @dataclass(frozen=True)
 class _Difference:
-    """A difference before the verdict, with the groups of figures whose sum it is."""
+    """A difference before the verdict, with the models of the first group and the figures whose sum it is."""
 
     result: GroupDifference
+    models: frozenset[str]
     terms: dict[str, tuple[SeedFigures, ...]]
 
 
@@ -80,7 +81,11 @@ def compare_groups(
     level = ALPHA / max(len(both), 1)
     pairs = [_pair(groups[i], groups[j], figures[i], figures[j], level) for i, j in both]
     effects = [effect for pair in pairs if (effect := _search_effect(pair))]
-    interactions = [_minus(first, second, level) for first, second in combinations(effects, 2)]
+    interactions = [
+        _minus(first, second, level)
+        for first, second in combinations(effects, 2)
+        if first.models.isdisjoint(second.models)  # else they are not independent
+    ]
     differences = [difference.result for difference in (*pairs, *interactions)]
     adjusted = metrics.holm([difference.differences[measure].p_value for difference in differences])
     units = truth.number if truth.grouped else None
@@ -176,7 +181,7 @@ def _pair(
         factors=factors,
         isolates=isolates(factors, a.first.provenance.get("search")),
     )
-    return _Difference(result, terms)
+    return _Difference(result, frozenset(a.models), terms)
 
 
 def _search_effect(pair: _Difference) -> _Difference | None:
@@ -188,7 +193,7 @@ def _search_effect(pair: _Difference) -> _Difference | None:
     if searches[0] == "evidence":
         return pair
     terms = {name: tuple(-group for group in groups) for name, groups in pair.terms.items()}
-    return _Difference(replace(result, a=result.b, b=result.a), terms)
+    return _Difference(replace(result, a=result.b, b=result.a), pair.models, terms)
 
 
 def _minus(first: _Difference, second: _Difference, level: float) -> _Difference:
@@ -204,7 +209,7 @@ def _minus(first: _Difference, second: _Difference, level: float) -> _Difference
         factors={},
         isolates="the difference is what search results give the first models beyond what they give the second",
     )
-    return _Difference(result, terms)
+    return _Difference(result, first.models, terms)
 
 
 def _with_verdict(pair: GroupDifference, measure: Measure, size: str, few: bool, interaction: bool) -> GroupDifference:

@@ -69,7 +69,7 @@ def group_page(groups: Sequence[RunGroup], against: Truth, title: str | None) ->
     """
     comparison = compare_groups(groups, against)
     # What search gives comes first: it is the question of most reports.
-    pairs = sorted(comparison.pairs, key=lambda pair: "what the search results give" not in pair.isolates)
+    pairs = sorted(comparison.pairs, key=lambda pair: not _is_search_effect(pair))
     differences = [*pairs, *comparison.interactions]
     headlines = [Headline(capitalised(difference.verdict_text) if difference.verdict == "cannot tell"
                           else difference.verdict_text, capitalised(difference.remark))
@@ -91,6 +91,10 @@ def group_page(groups: Sequence[RunGroup], against: Truth, title: str | None) ->
         ],
         first,
     )  # fmt: skip
+
+
+def _is_search_effect(pair: GroupDifference) -> bool:
+    return bool(pair.isolates) and {*pair.factors.get("search", ())} == {"evidence", "random"}
 
 
 def _counted(comparison: GroupComparison) -> str:
