@@ -272,8 +272,8 @@ def _flags(baselines: Mapping[str, Sequence[ShortcutBaseline]], leads: Sequence[
         if best.difference.low <= NEAR:
             difference = best.difference
             flags.setdefault("shortcut-near-model", []).append(
-                f"{model}: macro-F1 {best.model_macro_f1.value:.3f} leads {best.baseline}, "
-                f"{best.baseline_macro_f1.value:.3f}, by {difference.value:+.3f} [{difference.low:+.3f}, "
-                f"{difference.high:+.3f}]: the model may not have read the search results"
+                f"{model}: macro-F1 {best.model_macro_f1.value:.3f} against {best.baseline_macro_f1.value:.3f} of the "
+                f"{best.baseline}, a difference of {difference.value:+.3f} [{difference.low:+.3f}, "
+                f"{difference.high:+.3f}]; the model may not have read the search results"
             )
     return flags

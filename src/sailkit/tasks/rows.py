@@ -128,8 +128,8 @@ def _examples(
 def _with_groups(rows: Iterable[tuple[Example, str]], fields: Fields) -> Iterable[tuple[Example, str]]:
     if not fields.groups_by_evidence:
         return rows
-    examples, wheres = zip(*rows, strict=True) if (rows := list(rows)) else ((), ())
-    return zip(grouped_by_evidence(examples), wheres, strict=True)
+    examples, lines = zip(*rows, strict=True) if (rows := list(rows)) else ((), ())
+    return zip(grouped_by_evidence(examples), lines, strict=True)
 
 
 def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: int) -> tuple[SearchResult, ...]:
