@@ -207,6 +207,7 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
         ({"student_layers": 2}, ("training.optim=bogus",), "training: "),
         ({"student_layers": 2}, ("training.max_length=4",), "no example is left to train on"),
         ({"student_layers": 2}, ("training.label_smoothing_factor=0.1",), "not for distillation"),
+        ({"student_layers": 2}, ("loss_weights={answer: 2}",), "not for the distillation of logits"),
         ({"student_layers": 2}, ("lora={target_modules: [nothing]}",), "does not fit the model"),
         ({"student_layers": 2, "method": "both"}, ("training.max_length=4",), "no example is left to train on"),
         ({"model": "m", "teacher_outputs": Path("said.json")}, (), "methods sequence and both"),

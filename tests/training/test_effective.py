@@ -9,10 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from sailkit import runs
+from sailkit.errors import UserError
 from sailkit.reporting import report
 from sailkit.training.finetune import finetune
+from sailkit.training.library_settings import check_training
+from sailkit.training.recipe import Recipe
 from small_rows import example, write
 
 pytest.importorskip("trl")
@@ -96,3 +100,24 @@ def test_a_quantised_base_is_told_as_it_was_loaded(command, tmp_path):
     assert (found["load_in_4bit"], found["bnb_4bit_quant_type"]) == (True, "fp4")  # the library's default
     assert manifest["effective"]["trained_dtype"] == "float32"
     assert manifest["environment"]["versions"]["bitsandbytes"] == version("bitsandbytes")
+
+
+@pytest.mark.parametrize(("amx", "avx512_bf16", "expected"), [(True, True, True), (False, True, True),
+                                                              (False, False, False)])  # fmt: skip
+def test_training_on_a_cpu_is_in_bfloat16_where_it_has_instructions_for_it(
+    monkeypatch, tmp_path, amx, avx512_bf16, expected
+):
+    from sailkit.training.arguments import sft_config
+
+    monkeypatch.setattr("sailkit.training.arguments.pick_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+
+    def in_bfloat16(**training: object) -> bool:
+        return sft_config(Recipe("m", ("d",), training=training), tmp_path, held_out=False).bf16
+
+    assert in_bfloat16(bf16="auto") is in_bfloat16() is expected
+    assert in_bfloat16(bf16=False) is False
+    assert in_bfloat16(bf16=True) is True
+    with pytest.raises(UserError, match=r"training.bf16 should be auto or true or false, not the text 'yes'"):
+        check_training({"bf16": "yes"}, "training")

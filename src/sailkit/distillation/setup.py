@@ -110,8 +110,8 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     Raises:
         UserError: The recipe cannot be run here, or the data or the teacher cannot be read.
     """
-    from sailkit.distillation.trainer import check_loss
     from sailkit.training.arguments import sft_config
+    from sailkit.training.segments import check_loss
 
     student = recipe.student
     require_gpu(student)
@@ -120,7 +120,9 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     held_out = read_data(paths, HELD_OUT, student.style) if paths else []
     args = sft_config(student, out / STUDENT, held_out=any(example.response.strip() for example in held_out))
     if recipe.method != "sequence":
-        check_loss(args)
+        check_loss(args, "distillation")
+        if student.loss_weights is not None:
+            raise UserError("loss_weights are not for the distillation of logits; leave them out")
     files = _teacher_files(recipe)
     style = recipe.teacher_style or (trained_style(files.trained()) if files else None)
     return Setup(recipe, out, cache, tuple(train), tuple(held_out), files, style)

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from sailkit.distillation.loss import LossParts, TargetTable, causal_lm, distillation_loss, plain_head
 from sailkit.distillation.records import IntArray, Targets
 from sailkit.errors import UserError
+from sailkit.training.segments import check_loss
 from sailkit.training.tokenise import IGNORED, Prepared
 from sailkit.training.trainer import Trainer
 
@@ -71,7 +72,7 @@ class DistillTrainer(Trainer):
             UserError: The model's logits are not those of a plain output layer, or the recipe sets another loss.
             ValueError: Targets do not fit their rows.
         """
-        check_loss(more["args"])
+        check_loss(more["args"], "distillation")
         plain_head(model)
         parts = [(targets, *_numbered(train, targets, 0))]
         if held_out is not None:
@@ -113,19 +114,6 @@ class DistillTrainer(Trainer):
         """Mean loss and cross-entropy over supervised tokens, mean divergence over those with a target."""
         total, count, kl, targeted, ce = sums
         return {"loss": total / max(count, 1), "kl": kl / max(targeted, 1), "cross_entropy": ce / max(count, 1)}
-
-
-def check_loss(args: Any) -> None:
-    """Refuse settings of a loss other than that of distillation.
-
-    Args:
-        args: See `sailkit.training.arguments.sft_config`.
-
-    Raises:
-        UserError: The arguments have such settings.
-    """
-    if args.loss_type != "nll" or args.label_smoothing_factor:
-        raise UserError("training: loss_type and label_smoothing_factor are not for distillation; leave them out")
 
 
 def _numbered(prepared: Prepared, targets: Targets, begin: int) -> tuple[IntArray, tuple[tuple[int, ...], ...]]:

@@ -76,6 +76,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
 
 
+def fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether training under autocast to bfloat16 is faster than in float32 on a device.
+
+    On CPUs, AVX-512's instructions for bfloat16 suffice: a step of many rows spends its time in matrix products.
+    """
+    if device.type == "cpu":
+        return cpu_has_fast_bf16() or bool(torch.cpu._is_avx512_bf16_supported())
+    return pick_dtype("auto", device) is torch.bfloat16
+
+
 def cpu_has_fast_bf16() -> bool:
     """Whether the CPU has bfloat16 matrix tiles (AMX); with AVX-512 alone float32 is faster."""
     return bool(torch.cpu._is_amx_tile_supported())

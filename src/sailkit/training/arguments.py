@@ -12,7 +12,7 @@ from transformers import get_scheduler
 from trl import SFTConfig
 
 from sailkit.errors import UserError
-from sailkit.models.weights import pick_device, pick_dtype
+from sailkit.models.weights import fast_in_bfloat16, pick_device
 from sailkit.training.checkpoints import CHECKPOINTS
 from sailkit.training.recipe import Recipe
 from sailkit.training.tracking import check_trackers
@@ -56,8 +56,8 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         settings.setdefault("greater_is_better", not metric.endswith(("loss", "kl", "cross_entropy")))
     if not settings.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
         settings["activation_checkpointing"] = False
-    if "fp16" not in settings and "bf16" not in settings:
-        settings["bf16"] = pick_dtype("auto", pick_device("auto")) is torch.bfloat16
+    if settings.get("bf16", "auto") == "auto":
+        settings["bf16"] = not settings.get("fp16") and fast_in_bfloat16(pick_device("auto"))
     settings["report_to"] = settings["report_to"] or "none"
     settings.setdefault("run_name", folder.resolve().name)
     settings.setdefault("project", "sailkit")

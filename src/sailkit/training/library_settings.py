@@ -7,7 +7,7 @@ import inspect
 import math
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -64,7 +64,8 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
     """
     with required_extra("finetune", "fine-tuning"):
         from trl import SFTConfig
-    _check_values(training, _types_of(SFTConfig) | {"max_length": int}, where, _FIXED_IN_TRL)
+    types = _types_of(SFTConfig) | {"max_length": int, "bf16": bool | Literal["auto"]}
+    _check_values(training, types, where, _FIXED_IN_TRL)
     for key, least in _LEAST.items():
         if training.get(key, least) < least:
             raise UserError(f"{where}.{key} should be {'above 0' if 0 < least < 1 else f'at least {least}'}")
@@ -125,6 +126,8 @@ def _check_values(
 
 def _describe(kind: Any) -> str:
     """Describe a type in words."""
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) in (list, set, tuple, dict):
