@@ -17,6 +17,7 @@ from sailkit.data.results import TrainingData
 from sailkit.data.rows import candidate_positions
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.labeling.audit_file import score_folder
 from sailkit.labeling.base import verdict_for
 from sailkit.labeling.labels_file import LABELS, labels_row
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
@@ -250,6 +251,20 @@ def test_the_card_quotes_the_figures_of_its_labelers_only(data, tmp_path):
     assert "| a | official | 9 | 0.700 [0.600, 0.800] | - [-, -] | - [-, -] |" in page
     other = data.build("other", audit=tmp_path / "audit.json", labels=[data.label("c")], threshold=0.7)
     assert other["flag_messages"]["unaudited-labeler"] == ["the audit that is quoted does not measure c"]
+
+
+def test_the_card_corrects_the_informative_share_by_the_audit(data, tmp_path):
+    rows = [{"labeler": "a", "stratum": "official", "n": 9, "auroc": 0.7, "auroc_low": 0.6, "auroc_high": 0.8}]
+    (tmp_path / "audit.json").write_text(json.dumps({"data": "pairs", "audits": rows, "seed": 0}))
+    people = [{"claim": str(i), "share": 1.0, "stance": "informative", "origin": "judged"} for i in range(40)]
+    (tmp_path / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
+    scores = tmp_path / score_folder("a") / "scores.jsonl"
+    scores.parent.mkdir()
+    scores.write_text("".join(json.dumps({"id": str(i), "score": 0.0}) + "\n" for i in range(40)))
+    card = data.build(audit=tmp_path / "audit.json", threshold=0.7)
+    corrected = card["audit"]["informative share by a, corrected (PPI)"]
+    assert corrected[0] == corrected[2] == 1.0, "people call all informative that the labeler rejects"
+    assert "| audit: informative share by a, corrected (PPI) |" in (tmp_path / "built" / "card.md").read_text()
 
 
 @pytest.mark.parametrize(

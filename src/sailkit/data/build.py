@@ -19,6 +19,7 @@ from sailkit.data.rows import RowBuilder
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.labels_file import LABELS, read_labels
+from sailkit.labeling.ppi import corrected_share
 from sailkit.prompts.sail import wording
 from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.stats.shortcut_items import training_baselines
@@ -77,6 +78,15 @@ def build(
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
     quoted = audit_figures(audit, [str(item.labeler.get("labeler")) for item in loaded]) if audit else None
+    if audit and quoted:
+        shares_of = [
+            (item, corrected_share(audit, item, item.threshold if threshold is None else threshold)) for item in loaded
+        ]
+        quoted |= {
+            f"informative share by {item.labeler['labeler']}, corrected (PPI)": [share.value, share.low, share.high]
+            for item, share in shares_of
+            if share
+        }
     check, tasks = _leak_check(exclude_task or ())
     results_file = results / RESULTS if results.is_dir() else results
     settings = {

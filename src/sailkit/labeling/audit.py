@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.labeling.audit_figures import claim_weights, labeler_differences, stratum_figures
-from sailkit.labeling.audit_file import AUDIT, BM25, JUDGEMENTS
+from sailkit.labeling.audit_file import AUDIT, BM25, JUDGEMENTS, score_folder
 from sailkit.labeling.audit_results import Audit
 from sailkit.labeling.base import Labeler, ResultPair, Score, machine_of, score_batch, statement
 from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements
@@ -89,7 +88,7 @@ def audit(
     choosing = np.array([in_first_half(pair.claim, seed) for pair in people])
     if choosing.all() or not choosing.any():
         raise UserError(f"{data}: too few claims to choose a threshold on one half and report on the other")
-    dates = (runs.setting_of(out / _score_folder(name), "labeler", "date") for name in names)
+    dates = (runs.setting_of(out / score_folder(name), "labeler", "date") for name in names)
     options = replace(options, date=options.date or next(filter(None, dates), None))
     for name in names:
         load_labeler(name, options)  # fail early: an error in the last name shows before any scoring
@@ -118,7 +117,7 @@ def audit(
             thresholds[name], descriptions[name] = loaded.threshold, loaded.describe()
             machines[name] = machine_of(loaded)
             scored = {"labeler": descriptions[name], "data_sha256": human.sha256, "n": len(people)}
-            folder = _score_folder(name)
+            folder = score_folder(name)
             with runs.open_run(run.path(folder), "labeler scores", scored) as scores_run:
                 if scores is not None:
                     _take_over(scores_run, scores / folder)
@@ -151,11 +150,6 @@ def audit(
         del content["audit"]
         jsonl.write_json(run.path(AUDIT), content)
     return result
-
-
-def _score_folder(name: str) -> str:
-    """The subfolder with a labeler's scores; it has the same name in every audit."""
-    return f"{re.sub('[^a-z0-9]+', '-', name.lower())[-40:].strip('-')}-{jsonl.fingerprint(name)[:6]}"
 
 
 def _take_over(run: runs.Run, earlier: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ AUDIT_FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
 )  # fmt: skip
 _Number = FiniteFloat | None
+
+
+def score_folder(name: str) -> str:
+    """The subfolder with a labeler's scores; it has the same name in every audit."""
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower())[-40:].strip('-')}-{jsonl.fingerprint(name)[:6]}"
 
 
 class _Record(BaseModel):

@@ -1,0 +1,83 @@
+"""Correct the share of informative results that a labeler reports by its audit: prediction-powered inference.
+
+The estimator of a mean of Angelopoulos et al. 2023 (Science 382): the labeler's mean on the unlabelled data, plus the
+mean difference of human and labeler where both are known. It holds if the audited pairs are drawn like the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sailkit.files import jsonl
+from sailkit.labeling.audit_file import JUDGEMENTS, score_folder
+from sailkit.labeling.label import SCORES
+from sailkit.labeling.labels_file import Labels
+from sailkit.stats.intervals import Estimate, Floats
+from sailkit.tasks.task import in_first_half
+
+_Z = 1.959963984540054  # of a 95 % interval
+
+
+def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate | None:
+    """The share of informative results in labelled data, corrected by the claims that an audit reports on.
+
+    Args:
+        audit: The `audit.json`.
+        labels: The labeler's judgements of data without human judgements.
+        threshold: Least score of an informative result.
+
+    Returns:
+        The share with its interval; None if the audit does not hold what it takes, or added results of its own.
+    """
+    name = str(labels.labeler.get("labeler"))
+    judged, scored = audit.parent / JUDGEMENTS, audit.parent / score_folder(name) / SCORES
+    if not judged.exists() or not scored.exists():
+        return None
+    people = [row for _, row in jsonl.read_rows(judged)]
+    if any(row["origin"] != "judged" for row in people):
+        return None
+    seed = int(jsonl.read_json(audit)["seed"])
+    scores = {int(row["id"]): row["score"] for _, row in jsonl.read_rows(scored)}
+    known = [
+        (row["share"] - (scores[i] >= threshold), str(row["claim"]))
+        for i, row in enumerate(people)
+        if scores[i] is not None and not in_first_half(row["claim"], seed)
+    ]
+    given = [
+        (float(judgement.score >= threshold), str(number))
+        for number, row in enumerate(labels.judgements)
+        for judgement in row
+        if judgement.score is not None
+    ]
+    if not known or not given:
+        return None
+    return ppi_mean(*map(_columns, (given, known)))
+
+
+def ppi_mean(predictions: tuple[Floats, Sequence[str]], differences: tuple[Floats, Sequence[str]]) -> Estimate:
+    """A mean in [0, 1] by prediction-powered inference, with a normal interval over groups.
+
+    Args:
+        predictions: The labeler's values on the unlabelled data, and the group of each.
+        differences: Human value minus the labeler's on the audited data, and the group of each.
+    """
+    (mean, variance), (shift, more) = (_mean(*each) for each in (predictions, differences))
+    half = _Z * math.sqrt(variance + more)
+    value = mean + shift
+    return Estimate(*(min(max(each, 0.0), 1.0) for each in (value, value - half, value + half)))
+
+
+def _mean(values: Floats, groups: Sequence[str]) -> tuple[float, float]:
+    """The mean and its variance, robust to dependence within groups."""
+    _, index = np.unique(np.array(groups), return_inverse=True)
+    mean = float(values.mean())
+    sums = np.bincount(index, values - mean)
+    return mean, float((sums**2).sum()) / len(values) ** 2
+
+
+def _columns(rows: Sequence[tuple[float, str]]) -> tuple[Floats, list[str]]:
+    return np.array([value for value, _ in rows]), [group for _, group in rows]
