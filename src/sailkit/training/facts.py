@@ -20,6 +20,11 @@ FIGURE_TITLES = {
     "flagging_accuracy": "Flagging: accuracy",
     "flagging_precision": "Flagging: precision for distracting",
     "flagging_recall": "Flagging: recall for distracting",
+    "answer_accuracy": "Answers: accuracy",
+    "answer_macro_f1": "Answers: macro-F1",
+    "answer_auroc": "Answers: AUROC",
+    "answer_macro_f1_informative": "Answers: macro-F1, with an informative result",
+    "answer_macro_f1_distracting": "Answers: macro-F1, without an informative result",
 }
 _TRAINED = {
     "rows": "training rows",

@@ -244,18 +244,21 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
     from sailkit.models.base import ModelOptions
     from sailkit.models.local import LocalModel
     from sailkit.training import callbacks, loading
+    from sailkit.training.answering import answering
     from sailkit.training.flagging import flagging
     from sailkit.training.trainer import Trainer
 
     recipe, processes, held_out = setup.recipe, setup.processes, setup.held_out
 
     def measure(model: Any) -> dict[str, float | None]:
-        """Flagging metrics of the model in training, for an evaluation."""
+        """Metrics of flagging and of the answers of the model in training, for an evaluation."""
         assert held_out is not None
         options = ModelOptions(chat="off", date=recipe.date)
         wrapped = LocalModel(recipe.model, model, setup.tokenizer, options, {})
         figures = flagging(wrapped, held_out.examples, recipe.max_length, processes)
-        return {f"flagging_{name}": value for name, value in figures.items()}
+        answers = answering(wrapped, held_out.examples, recipe.max_length, processes)
+        named = {"flagging": figures, "answer": answers}
+        return {f"{kind}_{name}": value for kind, values in named.items() for name, value in values.items()}
 
     return (setup.objective.trainer or Trainer)(
         model=loading.load_for_training(setup.source, recipe),

@@ -1,0 +1,39 @@
+"""Answers of held-out rows are scored against their responses, with and without an informative search result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sailkit.models.base import ModelOptions
+from sailkit.models.load import load_model
+from sailkit.training.answering import answering
+from sailkit.training.distributed import Processes
+from small_rows import example
+
+
+@pytest.fixture(scope="module")
+def model(shared):
+    return load_model(str(shared / "models" / "stories260k"), options=ModelOptions(chat="off"))
+
+
+def test_the_answer_that_the_model_scores_highest_is_its_answer(model):
+    rows = [replace(example(i), response=("yes", "no")[i // 2 % 2]) for i in range(12)]
+    figures = answering(model, rows, 512, Processes())
+    always = {a: answering(model, [replace(r, response=a) for r in rows[1:]] + [replace(rows[0], response=b)], 512,
+                           Processes())["accuracy"] for a, b in (("yes", "no"), ("no", "yes"))}  # fmt: skip
+    assert {"accuracy", "macro_f1", "auroc"} <= figures.keys()
+    assert sum(always.values()) == pytest.approx(1, abs=2 / 12)  # the scores do not depend on the label
+    assert 0 <= figures["auroc"] <= 1
+    informative = [row for row in rows if "informative" in row.judgements]
+    parts = answering(model, informative, 512, Processes())
+    assert [figures[f"{name}_informative"] for name in parts if "_inf" not in name] == [
+        parts[name] for name in parts if "_inf" not in name
+    ]
+    assert 0 < len(informative) < len(rows)
+
+
+def test_free_text_is_not_scored(model):
+    assert answering(model, [replace(example(i), response=f"answer {i}") for i in range(11)], 512, Processes()) == {}
+    assert answering(model, [replace(example(i), response="same") for i in range(3)], 512, Processes()) == {}
