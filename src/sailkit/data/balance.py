@@ -117,7 +117,9 @@ def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_]
     if fewest < 2 or min(positive.sum(), (~positive).sum()) < _FEWEST:
         return None
     folds = StratifiedGroupKFold(min(5, fewest), shuffle=True, random_state=seed)
-    words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10))
+    words = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
     texts = [example.text for example in examples]
     scores: Floats = cross_val_predict(words, texts, positive, groups=groups, cv=folds, method="decision_function")
     return scores

@@ -15,6 +15,7 @@ from sailkit.arguments import checked
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
+from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples
 from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row
@@ -41,6 +42,7 @@ def build_task(
     supported: float = 0.75,
     distractors: list[Distractor] | None = None,
     unsupported: Unsupported = "label",
+    counterfactuals: bool = False,
     match_wording: bool = True,
     protocol: str = "direct",
     held_out: float = 0.1,
@@ -66,6 +68,8 @@ def build_task(
             label); random results fill up near and own; random and near by default.
         unsupported: The answer of rows without an informative result: the label of the claim (label), or the task's
             label for claims that nothing decides (undecided); then all rows offer it as an answer.
+        counterfactuals: Also draw from supported claims in which a name, number or year that the claim shares with its
+            passage is replaced, in the claim, in the passage, or in both: neither alone tells the label.
         match_wording: Balance labels among claims of similar wording, not only overall.
         protocol: Protocol of the task from which wordings are drawn.
         held_out: Share of examples to hold out.
@@ -104,6 +108,7 @@ def build_task(
         "limit": limit,
         "seed": seed,
         **({} if unsupported == "label" else {"unsupported": unsupported}),
+        **({"counterfactuals": COUNTERFACTUALS_VERSION} if counterfactuals else {}),
     }
     with runs.open_run(out, "build-task", settings) as run:
         if run.path(CARD).exists():  # the card is written last, so the run is finished
@@ -112,6 +117,8 @@ def build_task(
         outside = [example for example in dataset.examples if half is not None and not in_half(example, half)]
         examples, removed = _without_leaks(chosen, inside, outside)
         items = _supported_labels(chosen, examples)
+        if counterfactuals:
+            items += _supported_labels(chosen, _counterfactuals(chosen, examples, seed))
         drawn = balance_labels(items, chosen.labels, match_wording, seed)[:limit]
         drawer = ExampleDrawer(
             chosen,
@@ -183,6 +190,18 @@ def _without_leaks(
         else:
             removed.append(removed_row(example.id, leak))
     return kept, removed
+
+
+def _counterfactuals(task: Task, examples: Sequence[Example], seed: int) -> list[Example]:
+    """The counterfactual examples of a task with two labels."""
+    if len(task.labels) != 2:
+        raise UserError(f"`counterfactuals` needs a task with two labels, and {task.name} has {len(task.labels)}")
+    rewritten = counterfactual_examples(examples, *task.labels, seed=seed)
+    if not rewritten:
+        raise UserError(
+            f"task {task.name}: no claim shares a name, number or year with its passage; omit `counterfactuals`"
+        )
+    return rewritten
 
 
 def _supported_labels(task: Task, examples: Sequence[Example]) -> list[SupportedLabel]:

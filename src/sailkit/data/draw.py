@@ -11,6 +11,7 @@ from typing import Literal
 
 from sailkit import runs
 from sailkit.data.balance import SupportedLabel, match_frequencies
+from sailkit.data.counterfactuals import original_id
 from sailkit.errors import UserError
 from sailkit.prompts.render import fill, frames
 from sailkit.prompts.sail import as_text
@@ -85,7 +86,11 @@ class ExampleDrawer:
             supporting = _supporting(item)
             for result in supporting:
                 informative[result.body] += 1 / len(supporting)
-        near = [[result.body for result in self._near[item.example.id]] for item in items] if self._near else []
+        near = (
+            [[result.body for result in self._near[original_id(item.example.id)]] for item in items]
+            if self._near
+            else []
+        )
         self._weights = match_frequencies(near, informative)
 
     def draw(self, item: SupportedLabel, copy: int) -> TrainingExample:
@@ -132,7 +137,9 @@ class ExampleDrawer:
                 return rng.choice(candidates)
         if kind == "near":
             weights = {
-                result: self._weights[result.body] for result in self._near[example.id] if result.body not in shown
+                result: self._weights[result.body]
+                for result in self._near[original_id(example.id)]
+                if result.body not in shown
             }
             if any(weights.values()):
                 return rng.choices([*weights], [*weights.values()])[0]

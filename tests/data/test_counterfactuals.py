@@ -1,0 +1,129 @@
+"""Counterfactual pairs: neither the claim nor the passage alone tells the label."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sailkit.data.build_task import build_task
+from sailkit.data.counterfactuals import counterfactual_examples, original_id
+from sailkit.data.exports import read_examples
+from sailkit.errors import UserError
+from sailkit.records import Example, SearchResult
+
+TOWNS = ["Arles", "Bergen", "Cadiz", "Delft", "Esbjerg", "Faro", "Ghent", "Hamm", "Ulm"]
+
+
+def example(number: int, claim: str, passage: str, label: str = "yes") -> Example:
+    return Example(str(number), claim, label, (SearchResult(passage, title="Chapel"),), (label,), f"group {number}")
+
+
+def chapels(years: list[int]) -> list[Example]:
+    return [
+        example(n, f"Chapel number {n} was built in {year}.", f"Masons finished it in {year}; in {year} it opened.")
+        for n, year in enumerate(years)
+    ]
+
+
+def labels_by(pairs: list[tuple[str, str, str | None]], column: int) -> dict[str, set[str | None]]:
+    labels = defaultdict(set)
+    for pair in pairs:
+        labels[pair[column]].add(pair[2])
+    return labels
+
+
+def triples(made: list[Example]) -> list[list[Example]]:
+    return [made[start : start + 3] for start in range(0, len(made), 3)]
+
+
+def pairs_of(examples: list[Example]) -> list[tuple[str, str, str | None]]:
+    return [(item.text, item.evidence[0].body, item.label) for item in examples]
+
+
+@given(st.lists(st.integers(1000, 2029), min_size=1, max_size=8))
+def test_each_claim_is_true_with_one_passage_and_false_with_another(years):
+    originals = chapels(years)
+    made = counterfactual_examples(originals, "yes", "no", seed=0)
+    assert len(made) == 3 * len(originals)
+    for original, others in zip(originals, triples(made), strict=True):
+        square = pairs_of([original, *others])
+        for column in (0, 1):
+            assert [*labels_by(square, column).values()] == [{"yes", "no"}, {"yes", "no"}]
+        assert {item.group for item in others} == {original.group}
+        assert {original_id(item.id) for item in others} == {original.id}
+
+
+def test_the_label_follows_from_the_replaced_span():
+    (original,) = chapels([1650])
+    claim, passage, both = counterfactual_examples([original], "yes", "no", seed=0)
+    year = claim.text.split()[-1].rstrip(".")
+    assert 1 <= abs(int(year) - 1650) <= 30
+    assert (claim.evidence[0].body, claim.label) == (original.evidence[0].body, "no")
+    assert (passage.text, passage.label) == (original.text, "no")
+    assert (both.text, both.label) == (claim.text, "yes")
+    assert both.evidence == passage.evidence
+    assert passage.evidence[0].body == f"Masons finished it in {year}; in {year} it opened."
+    assert all(item.stances == (item.label,) for item in (claim, passage, both))
+
+
+def test_a_name_is_replaced_by_one_seen_after_the_same_word():
+    originals = [example(n, f"Her chapel stands in {t}.", f"It is found in {t} today.") for n, t in enumerate(TOWNS)]
+    for claim, _, _ in triples(counterfactual_examples(originals, "yes", "no", seed=0)):
+        assert claim.text.removeprefix("Her chapel stands in ").rstrip(".") in TOWNS
+    assert not counterfactual_examples(originals[:3], "yes", "no", seed=0)  # too few to choose from
+
+
+def test_claims_without_a_shared_span_and_refuted_claims_are_left_out():
+    originals = [
+        example(1, "Chapel bells rang in 1650.", "Masons finished it in 1651."),
+        example(2, "Chapel bells rang in 1650.", "Bells rang in 1650.", label="no"),
+        example(3, "Chapel bells rang in 165.", "Bells rang in 1650."),  # a part of a number is no match
+        example(4, "1650 is a year.", "A year: 1650."),  # the subject of a claim stays
+    ]
+    assert not counterfactual_examples(originals, "yes", "no", seed=0)
+
+
+def test_replacements_depend_on_the_seed_and_the_id_alone():
+    originals = chapels(list(range(1600, 1630)))
+    made = counterfactual_examples(originals, "yes", "no", seed=0)
+    again = counterfactual_examples(originals[::-1], "yes", "no", seed=0)
+    assert sorted(made, key=lambda item: item.id) == sorted(again, key=lambda item: item.id)
+    assert made != counterfactual_examples(originals, "yes", "no", seed=1)
+
+
+def test_fever_gives_claims_that_need_their_passage(shared: Path, tmp_path: Path):
+    built = build_task(
+        "fever",
+        data=shared / "stance/fever.jsonl",
+        out=tmp_path / "rows",
+        shares="0,1",
+        supported=1,
+        counterfactuals=True,
+        limit=1500,
+    )
+    assert built.card["claim_auroc"] < 0.6
+    rows = read_examples(tmp_path / "rows" / "train.jsonl")
+    made = [row for row in rows if "counterfactual" in row.id]
+    assert 0.2 < len(made) / len(rows) < 0.7
+    assert {row.judgements for row in made} == {("informative",)}
+
+
+def test_a_task_without_such_claims_is_refused(tmp_path: Path):
+    data = tmp_path / "fever.jsonl"
+    rows = [
+        {
+            "id": stance,
+            "claim": f"Otters {verb}.",
+            "label": stance.upper(),
+            "evidence": [{"text": "x", "stance": stance}],
+        }
+        for verb, stance in (("swim", "supports"), ("fly", "refutes"))
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(UserError, match="no claim shares a name, number or year"):
+        build_task("fever", data=data, out=tmp_path / "rows", counterfactuals=True)
