@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,7 @@ def test_fever_gives_claims_that_need_their_passage(shared: Path, tmp_path: Path
         out=tmp_path / "rows",
         shares="0,1",
         supported=1,
-        counterfactuals=True,
+        counterfactuals="added",
         limit=1500,
     )
     assert built.card["claim_auroc"] < 0.6
@@ -111,6 +111,18 @@ def test_fever_gives_claims_that_need_their_passage(shared: Path, tmp_path: Path
     made = [row for row in rows if "counterfactual" in row.id]
     assert 0.2 < len(made) / len(rows) < 0.7
     assert {row.judgements for row in made} == {("informative",)}
+
+
+def test_counterfactuals_alone_need_no_balancing(shared: Path, tmp_path: Path):
+    data = tmp_path / "fever.jsonl"
+    rows = (shared / "stance/fever.jsonl").read_text("utf-8").splitlines(keepends=True)
+    data.write_text("".join(rows[:1500]), "utf-8")
+    options = {"shares": "0,1", "supported": 1.0, "match_wording": False, "held_out": 0.0}
+    built = build_task("fever", data=data, out=tmp_path / "rows", counterfactuals="only", **options)
+    kinds = Counter(row.id.split("/")[1] for row in read_examples(tmp_path / "rows" / "train.jsonl"))
+    assert kinds["SUPPORTS"] > 50
+    assert len(set(kinds.values())) == 1, kinds  # each original with its three counterfactuals
+    assert len(set(built.card["labels"].values())) == 1
 
 
 def test_a_task_without_such_claims_is_refused(tmp_path: Path):
@@ -126,4 +138,4 @@ def test_a_task_without_such_claims_is_refused(tmp_path: Path):
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with pytest.raises(UserError, match="no claim shares a name, number or year"):
-        build_task("fever", data=data, out=tmp_path / "rows", counterfactuals=True)
+        build_task("fever", data=data, out=tmp_path / "rows", counterfactuals="added")

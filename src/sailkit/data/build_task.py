@@ -15,7 +15,7 @@ from sailkit.arguments import checked
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
-from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples
+from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples, original_id
 from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row
@@ -42,7 +42,7 @@ def build_task(
     supported: float = 0.75,
     distractors: list[Distractor] | None = None,
     unsupported: Unsupported = "label",
-    counterfactuals: bool = False,
+    counterfactuals: Literal["none", "added", "only"] = "none",
     match_wording: bool = True,
     protocol: str = "direct",
     held_out: float = 0.1,
@@ -68,8 +68,9 @@ def build_task(
             label); random results fill up near and own; random and near by default.
         unsupported: The answer of rows without an informative result: the label of the claim (label), or the task's
             label for claims that nothing decides (undecided); then all rows offer it as an answer.
-        counterfactuals: Also draw from supported claims in which a name, number or year that the claim shares with its
-            passage is replaced, in the claim, in the passage, or in both: neither alone tells the label.
+        counterfactuals: Draw from counterfactual pairs too (added), or from these and their originals alone (only):
+            in a supported claim, a name, number or year that it shares with its passage is replaced in the claim, in
+            the passage, or in both, so that neither alone tells the label.
         match_wording: Balance labels among claims of similar wording, not only overall.
         protocol: Protocol of the task from which wordings are drawn.
         held_out: Share of examples to hold out.
@@ -108,7 +109,7 @@ def build_task(
         "limit": limit,
         "seed": seed,
         **({} if unsupported == "label" else {"unsupported": unsupported}),
-        **({"counterfactuals": COUNTERFACTUALS_VERSION} if counterfactuals else {}),
+        **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
     }
     with runs.open_run(out, "build-task", settings) as run:
         if run.path(CARD).exists():  # the card is written last, so the run is finished
@@ -117,8 +118,11 @@ def build_task(
         outside = [example for example in dataset.examples if half is not None and not in_half(example, half)]
         examples, removed = _without_leaks(chosen, inside, outside)
         items = _supported_labels(chosen, examples)
-        if counterfactuals:
-            items += _supported_labels(chosen, _counterfactuals(chosen, examples, seed))
+        if counterfactuals != "none":
+            added = _counterfactuals(chosen, examples, seed)
+            originals = {original_id(example.id) for example in added}
+            items = [item for item in items if counterfactuals == "added" or item.example.id in originals]
+            items += _supported_labels(chosen, added)
         drawn = balance_labels(items, chosen.labels, match_wording, seed)[:limit]
         drawer = ExampleDrawer(
             chosen,
