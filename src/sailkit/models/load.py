@@ -15,8 +15,8 @@ def load_model(name: str | Path | Model, options: ModelOptions | None = None) ->
     """Load a model by name.
 
     Args:
-        name: `smollm2-135m`, `smollm2-135m-sail`, a hub id, a local folder, a GGUF file, a LoRA adapter folder,
-            `endpoint:MODEL@BASE_URL`, or `module:attribute` for a model of your own; or a model.
+        name: `smollm2-135m`, an adapter that the package ships, a hub id, a local folder, a GGUF file, a LoRA adapter
+            folder, `endpoint:MODEL@BASE_URL`, or `module:attribute` for a model of your own; or a model.
         options: How to load and run it.
 
     Raises:

@@ -94,8 +94,8 @@ def resolve(name: str) -> Source:
     """Find the folder of a model; a hub model is downloaded, and a GGUF file dequantised.
 
     Args:
-        name: `smollm2-135m`, an adapter of the package such as `smollm2-135m-sail`, a local folder, a GGUF file, a
-            LoRA adapter folder, or a hub id.
+        name: `smollm2-135m`, an adapter that the package ships, a local folder, a GGUF file, a LoRA
+            adapter folder, or a hub id.
 
     Raises:
         UserError: There is no such model, or it is not in a form that is safe to load.
