@@ -174,6 +174,17 @@ def test_a_folder_of_unlike_runs_is_no_group(tmp_path, old):
     assert "not finished" in complaint(*old)
 
 
+def test_results_of_a_search_are_not_taken_for_those_of_the_data(tmp_path):
+    own = run(tmp_path / "own", 0.6, "tuned", "evidence", 1, searched_sha256="a")
+    data = run(tmp_path / "data", 0.6, "tuned", "evidence", 2)
+    random = run(tmp_path / "random", 0.5, "tuned", "random", 3)
+    assert compare(own, data).pairs[0].factors == {"searched_sha256": ["a", None]}
+    assert "what the search results give" not in compare(own, random).pairs[0].remark
+    assert "what the search results give" in compare(data, random).pairs[0].remark
+    other = run(tmp_path / "other", 0.6, "tuned-1", "evidence", 4, searched_sha256="b")
+    assert "searched_sha256" in complaint(f"{own},{other}", random)
+
+
 def test_the_command_prints_verdict_and_seeds(old, capsys):
     main(["compare", *map(str, old), "--measure", "macro_f1"])
     printed = capsys.readouterr().out

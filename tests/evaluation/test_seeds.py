@@ -55,6 +55,10 @@ def test_each_seed_has_a_run_as_if_it_were_measured_alone(tuned, group, tmp_path
 def test_the_run_folder_of_a_single_seed_stands_for_its_model(tuned, group, tmp_path):
     result = evaluate(model=tuned / "seed-0", out=tmp_path / "out", search="evidence", **CALL)
     assert result.to_json() == group.evaluations[0].to_json()
+    with runs.open_run(tmp_path / "distilled", "distill", {}) as run:
+        shutil.copytree(tuned / "seed-0" / "model", run.path("student") / "model")
+    student = evaluate(model=tmp_path / "distilled", out=tmp_path / "student", search="evidence", **CALL)
+    assert student.predictions == group.evaluations[0].predictions
 
 
 def test_groups_are_compared_from_the_results_and_from_their_folders(tuned, group, capsys, tmp_path):

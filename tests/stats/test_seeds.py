@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from sailkit.stats.metrics import macro_f1
-from sailkit.stats.seeds import SeedFigures, over_seeds, seed_figures
+from sailkit.stats.seeds import SeedFigures, mean_over_seeds, over_seeds, seed_figures
 
 
 def share(counts):
@@ -131,3 +133,9 @@ def test_the_jackknife_of_macro_f1_agrees_with_the_bootstrap():
     figures = seed_figures([counts], macro_f1)
     drawn = [float(macro_f1(counts[rng.integers(0, 400, 400)].sum(0).astype(float))) for _ in range(2000)]
     assert float((figures.deviations**2).sum()) ** 0.5 == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_the_interval_of_a_mean_stays_within_the_range_of_its_figure():
+    figures = mean_over_seeds([0.9, 0.95, 1.0])
+    assert figures.high > 1
+    assert mean_over_seeds([0.9, 0.95, 1.0], 0.0, 1.0) == replace(figures, high=1.0)

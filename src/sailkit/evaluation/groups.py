@@ -10,7 +10,7 @@ from typing import TypeGuard
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation.group_results import EvaluationGroup
-from sailkit.evaluation.predictions import FACTORS, PredictionSet, load_run
+from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet, load_run
 from sailkit.files import jsonl
 
 # Settings in which the runs of a group may differ: those of the training run, and the machine.
@@ -96,8 +96,8 @@ def _check(group: RunGroup, source: str) -> None:
     """Refuse runs that are not repetitions of one evaluation with different models."""
     (first, provenance), *others = ((name, run.provenance) for name, run in group.runs.items())
     for name, other in others:
-        differ = [factor for factor in FACTORS if factor not in _OF_A_RUN
-                  and provenance.get(factor) != other.get(factor)]  # fmt: skip
+        factors = [factor for factor in (*FACTORS, *RARE_FACTORS) if factor not in _OF_A_RUN]
+        differ = [factor for factor in factors if provenance.get(factor) != other.get(factor)]
         if differ:
             raise UserError(
                 f"{source} is not a group of seeds: {first} and {name} differ in {', '.join(differ)}; give them as "

@@ -48,15 +48,21 @@ def for_each_seed(evaluate: Callable[P, Evaluation]) -> Callable[P, Evaluation |
 def _models(folder: Path) -> Path | dict[str, Path] | None:
     """The model of a training run, the models of several seeds by name, or None for any other folder."""
     if (folder / runs.MANIFEST).exists():
-        model = folder / _MODEL
+        model = _model_of(folder)
         return model if model.is_dir() else None
     if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         return None
     below = {run.name: run for run in run_folders(folder, "finetune", "distill")}
     for run in below.values():
-        if not (run / _MODEL).is_dir():
+        if not _model_of(run).is_dir():
             raise runs.not_finished(run, runs.read_manifest(run)["stage"])
-    return {name: run / _MODEL for name, run in below.items()} or None
+    return {name: _model_of(run) for name, run in below.items()} or None
+
+
+def _model_of(run: Path) -> Path:
+    """The model that a run of finetune or distill has written, or will write."""
+    student = run / "student" / _MODEL
+    return student if student.is_dir() else run / _MODEL
 
 
 def _group(folder: Path | None, name: str, evaluations: dict[str, Evaluation]) -> EvaluationGroup:

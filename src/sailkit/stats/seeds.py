@@ -98,11 +98,13 @@ def seed_figures(tables: Sequence[Counts], statistic: Callable[[Floats], Floats]
     return SeedFigures(np.array(figures), np.stack(deviations, -1))
 
 
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
+def mean_over_seeds(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Estimate:
     """The mean of a figure over seeds with its t interval, which does not include the noise of the items.
 
     Args:
         values: The figure of each run; with a single one, both ends are the figure.
+        least: The least possible value of the figure.
+        most: The largest.
     """
     from scipy.special import stdtrit
 
@@ -110,7 +112,7 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     if runs == 1:
         return Estimate(mean, mean, mean)
     half = float(stdtrit(runs - 1, (1 + LEVEL) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(runs)
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, max(least, mean - half), min(most, mean + half))
 
 
 def over_seeds(*groups: SeedFigures, level: float = 1 - LEVEL, least: float = -1.0, most: float = 1.0) -> SeedEstimate:

@@ -114,9 +114,12 @@ def _train_seeds(recipe: Recipe, out: Path, seeds: int) -> TrainingGroup:
         raise UserError(f"{out} exists and has no runs of several seeds; choose another `out`")
     first = int(recipe.training.get("seed", 0))
     trained = []
-    for seed in range(first, first + seeds):
-        of_seed = replace(recipe, training={**recipe.training, "seed": seed})
-        trained.append(train(of_seed, out / f"seed-{seed}"))
+    with process_group() as processes:  # one for all seeds: accelerate does not connect twice
+        dates = (runs.setting_of(folder, "recipe", "date") for folder in seed_folders(out))
+        date = processes.broadcast(recipe.date or next(filter(None, dates), None) or today())
+        for seed in range(first, first + seeds):
+            of_seed = replace(recipe, date=date, training={**recipe.training, "seed": seed})
+            trained.append(train(of_seed, out / f"seed-{seed}"))
     return TrainingGroup(out, tuple(trained))
 
 
@@ -176,8 +179,18 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
     recipe = replace(recipe, date=date if reads_clock(tokenizer) else None)
     train, held_out = prepare_data(recipe, tokenizer)
     check_rows(recipe, source, (train, held_out))
-    args = sft_config(recipe, out, held_out=held_out is not None)
+    args = sft_config(_with_format_as_begun(recipe, out), out, held_out=held_out is not None)
     return _Setup(recipe, objective, processes, source, tokenizer, train, held_out, args)
+
+
+def _with_format_as_begun(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the number format of the run that it continues, where the recipe leaves it to the machine."""
+    manifest = out / runs.MANIFEST
+    effective = (jsonl.read_json(manifest).get(EFFECTIVE) or {}) if manifest.exists() else {}
+    begun = effective.get("training", {}).get("bf16")
+    if begun is None or recipe.training.get("bf16", "auto") != "auto" or recipe.training.get("fp16"):
+        return recipe
+    return replace(recipe, training={**recipe.training, "bf16": begun})
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class TrainingGroup(Result):
     def after(self) -> dict[str, Estimate]:
         """Held-out figures of the trained models: the mean over the seeds; the interval is over seeds alone."""
         names = [name for name in self.runs[0].after if all(run.after.get(name) is not None for run in self.runs)]
-        return {name: mean_over_seeds([run.after[name] for run in self.runs]) for name in names}
+        return {name: mean_over_seeds([run.after[name] for run in self.runs], *_range(name)) for name in names}
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingGroup:
@@ -104,3 +105,13 @@ def seed_folders(folder: Path) -> list[Path]:
 def is_group(folder: Path) -> bool:
     """Whether a folder holds training runs of several seeds."""
     return any(runs.setting_of(path, "recipe") is not None for path in seed_folders(folder))
+
+
+def _range(figure: str) -> tuple[float, float]:
+    """The least and the largest value of a held-out figure."""
+    if figure.endswith("loss"):
+        return 0.0, math.inf
+    if figure.endswith("_mcc"):
+        return -1.0, 1.0
+    shares = ("_accuracy", "_macro_f1", "_auroc", "_precision", "_recall", "_informative", "_distracting")
+    return (0.0, 1.0) if figure.endswith(shares) else (-math.inf, math.inf)
