@@ -24,6 +24,9 @@ def result_text(title: str, body: str) -> str:
     return f"{title}. {body}" if title.strip() else body
 
 
+COUNTERFACTUAL = "/counterfactual-"  # in the ids of counterfactual examples, before what is replaced
+
+
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """One search result.
@@ -231,3 +234,8 @@ class Prediction:
     def predicted(self) -> str:
         """The label, or else the outcome: a column of the confusion matrix."""
         return self.outcome if self.label is None else self.label
+
+
+def original_id(example_id: str) -> str:
+    """The id of the example from which a counterfactual one was rewritten; others are their own original."""
+    return example_id.partition(COUNTERFACTUAL)[0]

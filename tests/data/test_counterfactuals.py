@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sailkit.data.build_task import build_task
-from sailkit.data.counterfactuals import counterfactual_examples, original_id
+from sailkit.data.counterfactuals import counterfactual_examples
 from sailkit.data.exports import read_examples
 from sailkit.errors import UserError
-from sailkit.records import Example, SearchResult
+from sailkit.records import Example, SearchResult, original_id
 
 TOWNS = ["Arles", "Bergen", "Cadiz", "Delft", "Esbjerg", "Faro", "Ghent", "Hamm", "Ulm"]
 

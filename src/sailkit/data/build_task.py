@@ -15,7 +15,7 @@ from sailkit.arguments import checked
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
-from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples, original_id
+from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples
 from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row
@@ -23,7 +23,7 @@ from sailkit.data.results import BuiltTask
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.prompts.sail import wording
-from sailkit.records import Example, Instruction, TrainingExample
+from sailkit.records import Example, Instruction, TrainingExample, original_id
 from sailkit.stats.shortcut_items import training_baselines
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
@@ -119,7 +119,8 @@ def build_task(
         examples, removed = _without_leaks(chosen, inside, outside)
         items = _supported_labels(chosen, examples)
         if counterfactuals != "none":
-            added = _counterfactuals(chosen, examples, seed)
+            added, leaked = _without_leaks(chosen, _counterfactuals(chosen, examples, seed), outside)
+            removed += leaked
             originals = {original_id(example.id) for example in added}
             items = [item for item in items if counterfactuals == "added" or item.example.id in originals]
             items += _supported_labels(chosen, added)

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sailkit import runs
-from sailkit.records import Example
+from sailkit.records import COUNTERFACTUAL, Example
 
 COUNTERFACTUALS_VERSION = 1  # of the rules by which spans are found and replaced
-_MARK = "/counterfactual-"  # in ids, before what is replaced
 _NAME = re.compile(r"\b[A-Z][a-zA-Z'’-]+(?: (?:(?:of|the|and|de|von) )?[A-Z][a-zA-Z'’-]+)*")
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?![\w,.-]*\w)")
 _YEAR = re.compile(r"1[0-9]{3}|20[0-9]{2}")
@@ -51,10 +50,12 @@ def counterfactual_examples(examples: Sequence[Example], supports: str, refutes:
             pools[kind, before].append(span)
     rewritten = []
     for example, of_claim in spans:
+        if example.label != supports or not example.stances:
+            continue
         results = [r for r, stance in zip(example.evidence, example.stances, strict=True) if stance == supports]
         rng = random.Random(runs.seed_for(seed, "counterfactual", example.id))  # noqa: S311 - not for cryptography
         shared = [(result, *span) for result in results for span in of_claim if _occurs(span[0], result.body)]
-        if example.label != supports or not shared:
+        if not shared:
             continue
         result, old, kind, before = rng.choice(shared)
         new = _replacement(old, kind, pools[kind, before], f"{example.text} {result.text}", rng)
@@ -70,7 +71,7 @@ def counterfactual_examples(examples: Sequence[Example], supports: str, refutes:
             rewritten.append(
                 replace(
                     example,
-                    id=f"{example.id}{_MARK}{name}",
+                    id=f"{example.id}{COUNTERFACTUAL}{name}",
                     text=text,
                     label=label,
                     evidence=(shown,),
@@ -78,11 +79,6 @@ def counterfactual_examples(examples: Sequence[Example], supports: str, refutes:
                 )
             )
     return rewritten
-
-
-def original_id(example_id: str) -> str:
-    """The id of the example from which a counterfactual one was rewritten; others are their own original."""
-    return example_id.partition(_MARK)[0]
 
 
 def _spans(claim: str) -> Iterator[tuple[str, str, str]]:

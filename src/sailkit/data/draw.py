@@ -11,11 +11,10 @@ from typing import Literal
 
 from sailkit import runs
 from sailkit.data.balance import SupportedLabel, match_frequencies
-from sailkit.data.counterfactuals import original_id
 from sailkit.errors import UserError
 from sailkit.prompts.render import fill, frames
 from sailkit.prompts.sail import as_text
-from sailkit.records import Example, SearchResult, TrainingExample, Verdict
+from sailkit.records import Example, SearchResult, TrainingExample, Verdict, original_id
 from sailkit.retrieval.near_misses import near_misses
 from sailkit.tasks.task import Question, Task, load_task
 

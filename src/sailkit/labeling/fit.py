@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,15 +86,18 @@ def fit(
     from sailkit.labeling.fit_trainer import train
 
     judged = [read_judgements(path, columns) for path in data]
-    used: list[HumanPair] = []
+    parts: tuple[list[HumanPair], list[HumanPair]] = [], []  # to train on, held out
     for each in judged:
         part = _used(each.pairs, seed, share, limit)
-        used += with_negatives(part, seed, "half") if each.needs_negatives else part
+        for pairs, is_held_out in zip(parts, (False, True), strict=True):
+            of_claims = [pair for pair in part if _is_held_out(pair, seed) == is_held_out]
+            mined = each.needs_negatives and of_claims
+            pairs.extend(with_negatives(of_claims, seed, "half") if mined else of_claims)
+    used, held_out = [*parts[0], *parts[1]], parts[1]
     if len({pair.official for pair in used}) < 2:
         what = "only one kind of judgement" if used else "no evidence with text"
         raise UserError(f"{', '.join(map(str, data))}: {what} to learn from; use more data")
-    held_out = [pair for pair in used if runs.seed_for(seed, "held-out claims", pair.claim) % _HELD_OUT == 0]
-    rows = _rows([pair for pair in used if pair not in set(held_out)])
+    rows = _rows(parts[0])
     cuda = torch.cuda.is_available()
     precision = _precision(dtype, cuda)
     source = resolve_encoder(base)
@@ -110,6 +114,7 @@ def fit(
         "max_length": max_length,
         "device": "cuda" if cuda else "cpu",
         "dtype": str(precision).removeprefix("torch."),
+        **({"columns": asdict(columns)} if columns.judgement else {}),
     }
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -150,6 +155,10 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     tokenizer.save_pretrained(folder)
+
+
+def _is_held_out(pair: HumanPair, seed: int) -> bool:
+    return runs.seed_for(seed, "held-out claims", pair.claim) % _HELD_OUT == 0
 
 
 def _used(pairs: Sequence[HumanPair], seed: int, share: float, limit: int | None) -> list[HumanPair]:

@@ -166,7 +166,9 @@ def _factcheck(row: Mapping[str, Any], where: str) -> Iterator[HumanPair]:
 
 def _stance_data(path: Path) -> Iterator[HumanPair]:
     """Pairs of a file in the form of the task `fever`; claims about one passage are one group."""
-    for example in load_task("fever").load(path).examples:
+    for example in load_task("fever", ["all"]).load(path).examples:
+        if len(example.stances) != len(example.evidence):
+            raise UserError(f"{path}: example {example.id!r}: a search result has no stance")
         for result, stance in zip(example.evidence, example.stances, strict=True):
             yield _judged(example.text, result, _VOTES[stance or "NOT_ENOUGH_INFO"], example.group)
 

@@ -63,7 +63,7 @@ def template_of(form: InputForm, end_of_text: str | None, *, answers: bool) -> T
 
 def first_token_logits(model: Any, tokenizer: Any, form: InputForm) -> Callable[..., torch.Tensor]:
     """A function like a classifier: the logits of the two answers as the first token that the decoder generates."""
-    answers = [tokenizer(word, add_special_tokens=False).input_ids[-1:] for word in FIRST_TOKEN[form]]
+    answers = [tokenizer(word, add_special_tokens=False).input_ids[:1] for word in FIRST_TOKEN[form]]
     ids = [i for answer in answers for i in answer]
     if len(set(ids)) != 2 or tokenizer.unk_token_id in ids:
         raise UserError(f"`form` {form}: the tokenizer has no tokens for {' and '.join(FIRST_TOKEN[form])}")

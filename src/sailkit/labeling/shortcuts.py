@@ -14,7 +14,7 @@ from sailkit.files import jsonl
 from sailkit.files.rows import parse_row
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
-from sailkit.records import Prediction, TrainingExample
+from sailkit.records import Prediction, TrainingExample, original_id
 from sailkit.rendering.model import Cell, Flags, Group, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
 from sailkit.stats import metrics
@@ -231,7 +231,7 @@ def _built_rows(folder: Path | None, models: Sequence[Path]) -> list[tuple[str, 
     path = folder / _TRAIN
     rows = (parse_row(TrainingExample, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path))
     # build-task names its rows EXAMPLE/LABEL/COPY.
-    return [(row.id.rsplit("/", 2)[0] if of_task else row.id, row) for row in rows]
+    return [(original_id(row.id.rsplit("/", 2)[0]) if of_task else row.id, row) for row in rows]
 
 
 def _predictions(folder: Path, task: str) -> list[Prediction]:

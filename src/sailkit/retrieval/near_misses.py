@@ -54,7 +54,8 @@ def near_misses(examples: Sequence[Example], *, same_group: bool) -> dict[str, l
         supporting = {
             position[result.body] for result, stance in zip(example.evidence, example.stances, strict=False) if stance
         }
-        best = next((rank for rank, passage in enumerate(ranked) if passage in supporting), 0)
+        unmatched = len(ranked) if supporting else 0  # every match may then decide the claim
+        best = next((rank for rank, passage in enumerate(ranked) if passage in supporting), unmatched)
         rest = (i for i in ranked[best:] if i not in excluded and not parts[i] & own)
         nearest[example.id] = [passages[i] for i, _ in zip(rest, range(_MOST), strict=False)]
     return nearest

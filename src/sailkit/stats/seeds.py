@@ -135,7 +135,7 @@ def over_seeds(*groups: SeedFigures, level: float = 1 - LEVEL, least: float = -1
     shared = max(float(item_effects @ item_effects) - sum(g.unshared_variance / g.runs for g in several), 0.0)
     between = [max(float(g.figures.var(ddof=1)), g.unshared_variance) for g in several]
     if shared + sum(between) < 1e-15:
-        margin = proportion(0, units).high * (most - least) / 2
+        margin = proportion(0, units).high * max(-least, most)
         estimate = Estimate(value, max(least, value - margin), min(most, value + margin))
         return SeedEstimate(estimate, float(value == 0), math.inf, margin, None)
 
