@@ -24,16 +24,6 @@ WEIGHTS = LossWeights(verification=0.5, answer=4.0)
 
 
 @pytest.fixture(scope="module")
-def folder(shared):
-    return shared / "models" / "stories260k"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
 def rows(tokenizer):
     return prepare([example(i) for i in range(9)], tokenizer, 512)
 

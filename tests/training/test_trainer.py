@@ -23,16 +23,6 @@ QUICK = {"bf16": False, "eval_strategy": "no", "save_strategy": "no", "learning_
 
 
 @pytest.fixture(scope="module")
-def folder(shared):
-    return shared / "models" / "stories260k"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
 def rows(tokenizer):
     return prepare([example(i) for i in range(16)], tokenizer, 512)
 

@@ -116,10 +116,11 @@ def build_task(
             return BuiltTask.load(out)
         inside = [example for example in dataset.examples if half is None or in_half(example, half)]
         outside = [example for example in dataset.examples if half is not None and not in_half(example, half)]
-        examples, removed = _without_leaks(chosen, inside, outside)
+        check = LeakCheck((chosen.name, example.id, example.text) for example in outside)
+        examples, removed = _without_leaks(inside, check)
         items = _supported_labels(chosen, examples)
         if counterfactuals != "none":
-            added, leaked = _without_leaks(chosen, _counterfactuals(chosen, examples, seed), outside)
+            added, leaked = _without_leaks(_counterfactuals(chosen, examples, seed), check)
             removed += leaked
             originals = {original_id(example.id) for example in added}
             items = [item for item in items if counterfactuals == "added" or item.example.id in originals]
@@ -182,11 +183,8 @@ def _is_supported(row: TrainingExample) -> bool:
     return "informative" in row.judgements
 
 
-def _without_leaks(
-    task: Task, inside: Sequence[Example], outside: Sequence[Example]
-) -> tuple[list[Example], list[jsonl.JsonObject]]:
+def _without_leaks(inside: Sequence[Example], check: LeakCheck) -> tuple[list[Example], list[jsonl.JsonObject]]:
     """Split examples into those whose text is not in the other half, and a row of `removed.jsonl` for each that is."""
-    check = LeakCheck((task.name, example.id, example.text) for example in outside)
     kept, removed = [], []
     for example in inside:
         leak = check.find(Instruction(example.id, example.text))
