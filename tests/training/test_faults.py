@@ -11,7 +11,7 @@ from sailkit.prompts.sail import ExampleRenderer
 from sailkit.training import callbacks, checkpoints
 from training import test_finetune, test_tokenise, test_trainer
 from training.test_finetune import data, folder  # noqa: F401
-from training.test_trainer import rows, tokenizer  # noqa: F401
+from training.test_trainer import rows  # noqa: F401
 
 trl = pytest.importorskip("sailkit.training.trainer")
 render = ExampleRenderer.render
