@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -13,7 +14,7 @@ from sailkit.data.exports import read_examples
 from sailkit.data.results import BuiltTask
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.records import Example
+from sailkit.records import Example, original_id
 from sailkit.tasks.task import in_half, load_task
 
 TASK = """
@@ -249,6 +250,25 @@ def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
     card = build_task(**task, out=tmp_path / "out", limit=5, held_out=0.001).to_json()
     assert card["n_held_out"] == 0
     assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 5 rows")
+
+
+def test_results_with_many_words_are_left_out(task, tmp_path):
+    out = tmp_path / "out"
+    build_task(**task, out=out, max_words=8)  # with its title, the second of each claim has nine words
+    lengths = {len(result.text.split()) for example in rows_of(out) for result in example.results}
+    assert (
+        max(lengths)
+        <= 8
+        < max(len(result.text.split()) for result in load_task(task["task"]).load(task["data"]).examples[0].evidence)
+    )
+
+
+def test_counterfactual_claims_stand_beside_their_original(shared, tmp_path):
+    settings = {"counterfactuals": "only", "match_wording": False, "shares": "0,1", "supported": 1, "held_out": 0.1}
+    build_task("fever", data=shared / "stance" / "fever.jsonl", out=tmp_path / "out", max_words=12, **settings)
+    originals = [original_id(example.id).split("/")[0] for example in rows_of(tmp_path / "out")]
+    assert len(originals) > 20
+    assert [len(list(rows)) for _, rows in itertools.groupby(originals)] == [4] * (len(originals) // 4)
 
 
 @pytest.mark.parametrize("labels", [["yes_", "no_"], ["yes_", "no_", "no_"], ["yes_"] * 30 + ["no_"]])

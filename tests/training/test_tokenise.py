@@ -10,8 +10,11 @@ from transformers import AutoTokenizer
 
 from sailkit.data.exports import example_row
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.records import SearchResult, TrainingExample
-from sailkit.training.tokenise import IGNORED, held_out_of, prepare, read_data
+from sailkit.training.arguments import sft_config
+from sailkit.training.recipe import read_recipe
+from sailkit.training.tokenise import IGNORED, held_out_of, prepare, prepare_data, read_data
 
 SEALS = TrainingExample(
     id="1",
@@ -55,6 +58,24 @@ def test_results_are_shortened_and_the_answer_never(tokenizer):
     assert short.cut_tokens >= 12
     assert len(short.ids[0]) <= length - 12
     assert [x for x in short.labels[0] if x != IGNORED] == [x for x in whole.labels[0] if x != IGNORED]
+
+
+def test_a_curriculum_comes_first_in_its_order_and_the_rest_in_that_of_the_seed(tokenizer, tmp_path):
+    for name, ids in {"easy": "abcd", "rest": "efghijklmnop"}.items():
+        jsonl.write_rows(tmp_path / f"{name}.jsonl", (example_row(replace(SEALS, id=letter)) for letter in ids))
+    settings = {"model": "m", "data": str(tmp_path / "rest.jsonl"), "training": {"num_train_epochs": 1}}
+
+    def order(**changes):
+        rows, _ = prepare_data(read_recipe(None, settings | changes), tokenizer)
+        return "".join(example.id for example in rows.examples)
+
+    assert order() == "efghijklmnop"  # the sampler shuffles it
+    easy = {"curriculum": str(tmp_path / "easy.jsonl")}
+    orders = {order(**easy, training={"num_train_epochs": 1, "seed": seed}) for seed in range(3)}
+    assert len(orders) == 3
+    assert {(rows[:4], "".join(sorted(rows[4:]))) for rows in orders} == {("abcd", "efghijklmnop")}
+    recipe = read_recipe(None, settings | easy)
+    assert sft_config(recipe, tmp_path, held_out=False).train_sampling_strategy == "sequential"
 
 
 def test_what_does_not_fit_or_says_nothing_is_dropped_and_listed(tokenizer):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ def build_task(
     counterfactuals: Literal["none", "added", "only"] = "none",
     match_wording: bool = True,
     protocol: str = "direct",
+    max_words: int | None = None,
     held_out: float = 0.1,
     limit: int | None = None,
     seed: int = 0,
@@ -73,6 +75,7 @@ def build_task(
             the passage, or in both, so that neither alone tells the label.
         match_wording: Balance labels among claims of similar wording, not only overall.
         protocol: Protocol of the task from which wordings are drawn.
+        max_words: Leave out search results with more words.
         held_out: Share of examples to hold out.
         limit: Use only the first LIMIT rows.
         seed: Random seed; each row is drawn from the seed and its id.
@@ -84,7 +87,7 @@ def build_task(
     Raises:
         UserError: Bad options, or a task without judged evidence.
     """
-    at_least_one(limit=limit)
+    at_least_one(limit=limit, max_words=max_words)
     result_shares = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
     for name, share in (("`supported`", supported), ("`held_out`", held_out)):
@@ -108,13 +111,14 @@ def build_task(
         "held_out": held_out,
         "limit": limit,
         "seed": seed,
+        **({} if max_words is None else {"max_words": max_words}),
         **({} if unsupported == "label" else {"unsupported": unsupported}),
         **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
     }
     with runs.open_run(out, "build-task", settings) as run:
         if run.path(CARD).exists():  # the card is written last, so the run is finished
             return BuiltTask.load(out)
-        inside = [example for example in dataset.examples if half is None or in_half(example, half)]
+        inside = [_shortened(e, max_words) for e in dataset.examples if half is None or in_half(e, half)]
         outside = [example for example in dataset.examples if half is not None and not in_half(example, half)]
         check = LeakCheck((chosen.name, example.id, example.text) for example in outside)
         examples, removed = _without_leaks(inside, check)
@@ -125,7 +129,10 @@ def build_task(
             originals = {original_id(example.id) for example in added}
             items = [item for item in items if counterfactuals == "added" or item.example.id in originals]
             items += _supported_labels(chosen, added)
-        drawn = balance_labels(items, chosen.labels, match_wording, seed)[:limit]
+        drawn = balance_labels(items, chosen.labels, match_wording, seed)
+        if counterfactuals != "none":
+            drawn = _families(drawn)
+        drawn = drawn[:limit]
         drawer = ExampleDrawer(
             chosen,
             protocol,
@@ -181,6 +188,26 @@ def _version(out: Path) -> int:
 
 def _is_supported(row: TrainingExample) -> bool:
     return "informative" in row.judgements
+
+
+def _shortened(example: Example, max_words: int | None) -> Example:
+    """The example without search results of more words."""
+    if max_words is None:
+        return example
+    short = [index for index, result in enumerate(example.evidence) if len(result.text.split()) <= max_words]
+    return replace(
+        example,
+        evidence=tuple(example.evidence[index] for index in short),
+        stances=tuple(example.stances[index] for index in short if example.stances),
+    )
+
+
+def _families(drawn: Sequence[tuple[SupportedLabel, int]]) -> list[tuple[SupportedLabel, int]]:
+    """Items with each claim's counterfactual ones beside it: in one batch, what they share cancels out."""
+    families: dict[str, list[tuple[SupportedLabel, int]]] = {}
+    for item, copy in drawn:
+        families.setdefault(original_id(item.example.id), []).append((item, copy))
+    return [pair for family in families.values() for pair in family]
 
 
 def _without_leaks(inside: Sequence[Example], check: LeakCheck) -> tuple[list[Example], list[jsonl.JsonObject]]:

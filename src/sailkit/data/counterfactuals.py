@@ -17,7 +17,7 @@ from dataclasses import replace
 from sailkit import runs
 from sailkit.records import COUNTERFACTUAL, Example
 
-COUNTERFACTUALS_VERSION = 1  # of the rules by which spans are found and replaced
+COUNTERFACTUALS_VERSION = 2  # of the rules by which spans are found and replaced, and pairs ordered
 _NAME = re.compile(r"\b[A-Z][a-zA-Z'’-]+(?: (?:(?:of|the|and|de|von) )?[A-Z][a-zA-Z'’-]+)*")
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?![\w,.-]*\w)")
 _YEAR = re.compile(r"1[0-9]{3}|20[0-9]{2}")

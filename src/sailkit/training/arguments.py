@@ -58,6 +58,8 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         settings["activation_checkpointing"] = False
     if settings.get("bf16", "auto") == "auto":
         settings["bf16"] = not settings.get("fp16") and fast_in_bfloat16(pick_device("auto"))
+    if recipe.curriculum:
+        settings["train_sampling_strategy"] = "sequential"
     settings["report_to"] = settings["report_to"] or "none"
     settings.setdefault("run_name", folder.resolve().name)
     settings.setdefault("project", "sailkit")

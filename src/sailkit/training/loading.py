@@ -13,6 +13,8 @@ from sailkit.models.sources import Source
 from sailkit.models.weights import load_pretrained, pick_device, pick_dtype, saveable
 from sailkit.training.recipe import Recipe
 
+_LONG = 1024  # tokens of a row
+
 
 def load_for_training(source: Source, recipe: Recipe) -> Any:
     """Load the model of a recipe: in float32, or frozen in the recipe's dtype if adapters are trained.
@@ -81,6 +83,18 @@ def add_adapters_in_float32(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.get_base_layer().register_forward_hook(lambda _module, _inputs, output: output.float())
+
+
+def use_fast_attention(model: Any, args: Any) -> None:
+    """Use plain attention for short rows in bfloat16 on a CPU, where torch's fused kernel is slower.
+
+    Args:
+        model: The model.
+        args: The SFTConfig.
+    """
+    if not args.packing and (args.max_length or _LONG) < _LONG:  # memory grows with the square of the length
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.set_attn_implementation("eager")
 
 
 def keep_adapters_in_float32(model: Any) -> None:

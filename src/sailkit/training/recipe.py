@@ -24,6 +24,7 @@ _KEYS = (
     "about",
     "model",
     "data",
+    "curriculum",
     "held_out",
     "style",
     "dtype",
@@ -43,6 +44,8 @@ class Recipe:
     Attributes:
         model: As `--model` of evaluate.
         data: Run folders of build, or files of training examples.
+        curriculum: The same for the start of training: these rows come first, in the order of their file, and `data`
+            follows in random order (curriculum learning, Bengio et al. 2009).
         held_out: The same for evaluation; by default `held_out.jsonl` of the data.
         style: Render every row in this style; None for each row's own.
         dtype: Number format of a frozen base (LoRA); `auto`, `float32`, `bfloat16` or `float16`.
@@ -57,6 +60,7 @@ class Recipe:
 
     model: str
     data: tuple[str, ...]
+    curriculum: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     style: str | None = None
     dtype: str = "auto"
@@ -73,7 +77,8 @@ class Recipe:
         row = dataclasses.asdict(self)
         del row["about"]
         # Left out if unset, as in older manifests.
-        return {name: value for name, value in row.items() if value or name not in ("date", "loss_weights")}
+        optional = ("date", "loss_weights", "curriculum")
+        return {name: value for name, value in row.items() if value or name not in optional}
 
     @property
     def max_length(self) -> int:
@@ -157,7 +162,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         UserError: An unknown key or a wrong value.
     """
     check_keys(settings, _KEYS, where)
-    lists = {name: _texts(settings.get(name), f"{where}: {name}") for name in ("data", "held_out")}
+    lists = {name: _texts(settings.get(name), f"{where}: {name}") for name in ("data", "curriculum", "held_out")}
     parts = {name: _mapping(settings.get(name), f"{where}: {name}") for name in _MAPPINGS}
     if not isinstance(settings.get("model"), str):
         raise UserError(f"{where}: no model; write  model: smollm2-135m  or give `model`")
@@ -176,6 +181,8 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     if parts["quantization"] is not None and parts["lora"] is None:
         raise UserError(f"{where}: quantization freezes the base; add lora to train adapters on it")
     check_training(parts["training"] or {}, f"{where}: training")
+    if lists["curriculum"]:
+        _check_curriculum(parts["training"] or {}, where)
     if parts["lora"] is not None:
         check_lora(parts["lora"], f"{where}: lora")
     if parts["quantization"] is not None:
@@ -183,6 +190,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     return Recipe(
         model=settings["model"],
         data=lists["data"],
+        curriculum=lists["curriculum"],
         held_out=lists["held_out"],
         style=style,
         dtype=dtype,
@@ -194,6 +202,16 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         date=date,
         loss_weights=read_loss_weights(parts["loss_weights"], f"{where}: loss_weights"),
     )
+
+
+def _check_curriculum(training: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that contradict training on some rows before others, once."""
+    if training.get("train_sampling_strategy", "sequential") != "sequential":
+        raise UserError(f"{where}: curriculum decides the order; leave out training.train_sampling_strategy")
+    if training.get("num_train_epochs") != 1 and training.get("max_steps", -1) <= 0:
+        raise UserError(f"{where}: curriculum is trained on once; set training.num_train_epochs: 1")
+    if training.get("packing"):
+        raise UserError(f"{where}: packing mixes the rows of curriculum with others; leave one of them out")
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,12 +133,23 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | N
     Raises:
         UserError: See `read_data` and `prepare`.
     """
-    train = prepare(read_data(recipe.data, style=recipe.style), tokenizer, recipe.max_length, recipe.date)
+    train = prepare(_training_rows(recipe), tokenizer, recipe.max_length, recipe.date)
     paths = held_out_paths(recipe)
     if not paths:
         return train, None
     examples = read_data(paths, HELD_OUT, recipe.style)
     return train, prepare(examples, tokenizer, recipe.max_length, recipe.date, held_out=True)
+
+
+def _training_rows(recipe: Recipe) -> list[TrainingExample]:
+    """The training rows; after those of a curriculum, the others in an order that depends on the seed."""
+    rows = read_data(recipe.data, style=recipe.style)
+    if not recipe.curriculum:
+        return rows
+    training = recipe.training
+    seed = training.get("data_seed", training.get("seed", 0))
+    random.Random(seed).shuffle(rows)  # noqa: S311 - not for cryptography
+    return unique_ids([*read_data(recipe.curriculum, style=recipe.style), *rows])
 
 
 def prepare(

@@ -23,7 +23,7 @@ from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_leng
 from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.distributed import Processes
-from sailkit.training.loading import add_adapters_in_float32, keep_adapters_in_float32
+from sailkit.training.loading import add_adapters_in_float32, keep_adapters_in_float32, use_fast_attention
 from sailkit.training.loss_weights import LossWeights
 from sailkit.training.packing import check_packing
 from sailkit.training.segments import check_loss, mark_verification, unmark
@@ -110,6 +110,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             keep_adapters_in_float32(self.model)
             if args.bf16 and args.device.type == "cpu":
                 add_adapters_in_float32(self.model)
+                use_fast_attention(self.model, args)
             if args.packing:
                 with self.compute_loss_context_manager():
                     check_packing(self.model, self.data_collator, train.ids)
