@@ -23,7 +23,9 @@ FINISHED, READ = COMMANDS["finished"], COMMANDS["read"]
 KILLED = sorted(path.name for path in (KEPT / "killed").iterdir())
 TRAINED = {"finetune", "distill-logits", "distill-sequence"}
 _TIMES = re.compile(r'"(seconds|started_at|\w*per_second\w*|\w*runtime)": ?[^,}\]]+')
-_NEW_FIGURE = re.compile(r"(?:(?:base|eval|tuned)_)?answer_\w+")
+_NEW_FIGURE = re.compile(
+    r"(?:(?:base|eval|tuned)_)?answer_\w+|flag_(?:results|informative|distracting|mcc)\w*|judgements"
+)
 _SHARD_HASH = re.compile(r'"sha256": ?"[0-9a-f]{64}"')
 _FLOAT = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e-\d+")
 _LONG_AGO = 1_000_000_000
@@ -76,7 +78,7 @@ def speeds(history: bytes) -> list[float]:
 
 
 def of_before(value: Any) -> Any:
-    """Figures without those that an evaluation in training had not yet when the folders were written."""
+    """A record without the figures and labels that did not exist yet when the folders were written."""
     if isinstance(value, dict):
         return {key: of_before(item) for key, item in value.items() if not _NEW_FIGURE.fullmatch(key)}
     return [of_before(item) for item in value] if isinstance(value, list) else value
@@ -110,6 +112,14 @@ def assert_same_file(now: bytes, before: bytes, where: str) -> None:
         assert_same_text(*(json.dumps(of_before(plain(data)), sort_keys=True) for data in (now, before)), where)
     elif where.endswith(("metrics.json", "base.json")):
         assert_same_text(*(json.dumps(of_before(json.loads(data))) for data in (now, before)), where)
+    elif where.endswith("predictions.jsonl"):
+        assert_same_text(
+            *(
+                "\n".join(json.dumps(of_before(json.loads(line))) for line in data.splitlines())
+                for data in (now, before)
+            ),
+            where,
+        )
     elif where.endswith("teacher/index.jsonl"):  # hashes of shards, whose tensors are compared with a tolerance
         assert_same_text(*(_SHARD_HASH.sub('"sha256": ""', data.decode()) for data in (now, before)), where)
     else:

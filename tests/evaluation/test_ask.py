@@ -103,6 +103,8 @@ def test_it_verifies_before_it_answers_and_both_are_kept(place):
         if turn["verdicts"] is not None:
             assert said == verification(turn["verdicts"], "sail-fixed")
             read += 1
+        stances = {"for": "informative", "against": "informative", "nothing": "distracting"}
+        assert turn["judgements"] == [stances[result["says"]] for result in row(int(one["id"]))["found"]]
         assert set(one["scores"]) == {"good", "bad"}
     assert read > 30  # it did learn to say the sentence
 
@@ -121,7 +123,12 @@ def test_random_results_are_of_other_items_and_none_are_none(place):
 def test_what_search_gives_is_told_apart_from_what_training_taught(place):
     measure(place, "evidence", search="evidence", results=2)
     measure(place, "random", search="random", results=2)
-    found = compare(place / "evidence", place / "random").to_json()
+    evaluation = measure(place, "evidence", search="evidence", results=2)
+    assert -1 <= evaluation["flag_mcc_low"] <= evaluation["flag_mcc"] <= evaluation["flag_mcc_high"] <= 1
+    comparison = compare(place / "evidence", place / "random")
+    assert "search results with labels, the model calls" in str(comparison)
+    found = comparison.to_json()
+    assert found["flag_results"] == 2 * evaluation["flag_results"]
     assert list(found["factors"]) == ["search"]
     assert "what the search results give" in found["remark"]
     assert found["macro_f1_difference_low"] <= found["macro_f1_difference"] <= found["macro_f1_difference_high"]

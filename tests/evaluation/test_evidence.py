@@ -62,7 +62,23 @@ def test_random_results_are_as_many_and_of_other_groups():
         assert len({result.body for result in one.evidence}) == len(one.evidence)
         for result in one.evidence:
             assert int(result.title.split()[1]) // 2 != int(one.id) // 2
-        assert one.stances == ()
+        assert one.stances == (None,) * len(one.evidence)  # known to be distracting
+
+
+def test_near_results_share_words_and_random_ones_fill_up():
+    subjects = ["otters swim in cold rivers", "comets orbit the sun", "violins have four strings"]
+    texts = [f"{subject} as the {paper} says" for paper in ("daily", "weekly", "monthly") for subject in subjects]
+    items = [
+        Example(str(n), text, "yes", (SearchResult(f"It is said that {text}."),), ("yes",), str(n))
+        for n, text in enumerate(texts)
+    ]
+    near = with_search_results(items, "near", 1, 0, items)
+    for example, shown in zip(items, near, strict=True):
+        assert [result.body for result in shown.evidence] != [result.body for result in example.evidence]
+        assert example.text.split()[0] in shown.evidence[0].body
+        assert shown.stances == (None,)
+    alone = [*items[:3], item(7, results=1)]
+    assert [len(example.evidence) for example in with_search_results(alone, "near", 1, 0, alone)] == [1, 1, 1, 1]
 
 
 def test_a_draw_hangs_on_id_and_seed_alone():

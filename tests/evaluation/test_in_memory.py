@@ -186,7 +186,7 @@ def test_the_command_line_knows_only_what_can_be_written():
     [
         ({"answer": "generat"}, "`answer` takes logprob, generate, not 'generat'; did you mean 'generate'?"),
         ({"half": "1"}, "`half` takes first, second, not '1'"),
-        ({"search": "none "}, "`search` takes evidence, random, none, not 'none '; did you mean 'none'?"),
+        ({"search": "none "}, "`search` takes evidence, near, random, none, not 'none '; did you mean 'none'?"),
         ({"verify": "no"}, "`verify` takes auto, on, off, not 'no'"),
     ],
 )

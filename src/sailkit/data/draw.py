@@ -77,9 +77,7 @@ class ExampleDrawer:
             [(item.group, result) for item in items for result in _supporting(item)],
             [(example.group, result) for example in examples for result in example.evidence],
         )
-        fields = task.spec.data.fields
-        by_evidence = fields is not None and fields.groups_by_evidence
-        self._near = near_misses(examples, same_group=by_evidence) if "near" in distractors else {}
+        self._near = near_misses(examples, same_group=task.groups_share_subject) if "near" in distractors else {}
         informative: defaultdict[str, float] = defaultdict(float)
         for item in items:
             supporting = _supporting(item)

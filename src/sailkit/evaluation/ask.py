@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sailkit.errors import UserError
-from sailkit.evaluation.evidence import EvidenceStyle
+from sailkit.evaluation.evidence import EvidenceStyle, judgements_of
 from sailkit.models.base import Model, Reply
 from sailkit.prompts.parse import read_answer
 from sailkit.prompts.render import Message, Part, Prompt, frames, step_prompt
@@ -119,7 +119,8 @@ def _verified(
         for i, reply in _without_refusals(with_results, replies, last_replies):
             sentence, verdicts = style.sentence(split_thoughts(reply.text or "")[0], len(examples[i].evidence))
             prompt_of[i] = style.behind(prompt_of[i], sentence)
-            turns[i].append({**_turn(reply), "verdicts": verdicts})
+            judged = judgements_of(examples[i])
+            turns[i].append({**_turn(reply), "verdicts": verdicts, **({"judgements": judged} if judged else {})})
     remaining = [i for i in indices if i not in last_replies]
     return remaining, [prompt_of[i] for i in remaining]
 

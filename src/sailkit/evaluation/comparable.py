@@ -69,7 +69,7 @@ def differing_factors(a: PredictionSet, b: PredictionSet) -> dict[str, list[Any]
         if name in ours and name in theirs and ours[name] != theirs[name]
     }
     searched = [run.get(_SEARCHED) for run in (ours, theirs)]  # absent where the data's own results are shown
-    if searched[0] != searched[1] and all(run.get("search") in ("evidence", "random") for run in (ours, theirs)):
+    if searched[0] != searched[1] and all(run.get("search") not in (None, "none") for run in (ours, theirs)):
         differ[_SEARCHED] = searched
     return differ
 
@@ -86,6 +86,8 @@ def isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:
         values = set(factors["search"])
         if values == {"evidence", "random"}:
             return "the difference is what the search results give, apart from their mere presence"
+        if values == {"evidence", "near"}:
+            return "the difference is what the search results give over others on the same subject"
         if values == {"random", "none"}:
             return "the difference is what the mere presence of search results does"
     if independent == ["model"] and search == "random":

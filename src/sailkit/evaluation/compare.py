@@ -21,6 +21,7 @@ from sailkit.evaluation.comparable import (
 )
 from sailkit.evaluation.compare_groups import compare_groups
 from sailkit.evaluation.figures import Flag, Truth
+from sailkit.evaluation.flagging import flagging
 from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison, Measure
 from sailkit.evaluation.groups import RunGroup, evaluated_group, is_group, load_group, single_run
 from sailkit.evaluation.predictions import FACTORS, PredictionSet
@@ -131,6 +132,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, l
     answers_a, answers_b = [(t, x) for t, x, _ in rows], [(t, y) for t, _, y in rows]
     test, p_value, least = _tested(right, joined.groups, level)
     factors = differing_factors(a, b)
+    one_model = independent_factors(factors) == ["search"]
     references = {p.id: p.reference for p in b.predictions}
     return PairComparison(
         a=a.name,
@@ -152,6 +154,7 @@ def _compare_pair(a: PredictionSet, b: PredictionSet, truth: Truth, seed: int, l
         minimum_detectable_difference=least,
         factors=factors,
         unknown_provenance={s.name: s.missing for s in (a, b) if s.missing},
+        flagging=flagging([*a.predictions, *b.predictions], seed) if one_model else None,
         isolates=isolates(factors, a.provenance.get("search")),
         reference_disagreements=sum(
             bool(p.reference and references[p.id] and p.reference != references[p.id]) for p in a.predictions

@@ -144,7 +144,9 @@ def evaluate(
     selected = pool[:limit]
     if not selected:
         raise UserError(f"task {chosen.name}: no examples in the {half} half")
-    items = with_search_results(selected, search, results, seed, pool) if search else selected
+    items = (
+        with_search_results(selected, search, results, seed, pool, chosen.groups_share_subject) if search else selected
+    )
     _check_csv(csv_out)
     worked = worked_examples(chosen, question, few_shot, shots, items)
     if not isinstance(model, str) and reference is None and options != ModelOptions():
@@ -174,7 +176,7 @@ def evaluate(
         "wording": question.wording,
         "answer": answer,
         "search": search or ("evidence" if shows_evidence(question) else "none"),
-        "results": results if search in ("evidence", "random") else None,
+        "results": results if search not in (None, "none") else None,
         **({} if search_run is None else {"searched_sha256": results_fingerprint(search_run)}),
         "style": evidence_style.style if evidence_style else None,
         "verify": bool(evidence_style and evidence_style.verify),

@@ -25,8 +25,9 @@ from sailkit.prompts.sail import (
 )
 from sailkit.records import Example, SearchResult, TrainingExample, Verdict
 from sailkit.retrieval.instructions import RESULTS, read_searched
+from sailkit.retrieval.near_misses import near_misses
 
-Search = Literal["evidence", "random", "none"]
+Search = Literal["evidence", "near", "random", "none"]
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,23 @@ def results_fingerprint(search_run: str | Path) -> str:
 
 
 def with_search_results(
-    examples: Sequence[Example], search: Search, results: int, seed: int, pool: Sequence[Example]
+    examples: Sequence[Example],
+    search: Search,
+    results: int,
+    seed: int,
+    pool: Sequence[Example],
+    groups_share_subject: bool = False,
 ) -> list[Example]:
     """Examples with the search results that the model is shown.
 
     Args:
         examples: The examples to be evaluated.
-        search: `evidence` (their own), `random` (as many, each of another example) or `none`.
+        search: `evidence` (their own), `near` (as many of other examples, on the same subject by BM25, that do not
+            decide this one; random ones fill up), `random` (as many, each of another example) or `none`.
         results: Most search results of an example.
         seed: Seeds the random draw, together with the example's id.
-        pool: The examples from which random search results are drawn.
+        pool: The examples from which the search results of others are drawn.
+        groups_share_subject: Whether `near` may take results of an example's own group, see `near_misses`.
 
     Raises:
         UserError: There are no search results to show.
@@ -157,18 +165,33 @@ def with_search_results(
         raise UserError(f"`search` {search}: the data have no search results; give the task an `evidence` field")
     if search == "evidence":
         return [replace(e, evidence=e.evidence[:results], stances=e.stances[:results]) for e in examples]
+    near = near_misses(pool, same_group=groups_share_subject) if search == "near" else {}
     candidates = [(example.group, result) for example in pool for result in example.evidence]
-    return [replace(e, evidence=_random_results(e, candidates, results, seed), stances=()) for e in examples]
+    shown = []
+    for example in examples:
+        nearest = near.get(example.id, [])[:results]
+        drawn = _random_results(example, candidates, results, seed, nearest)
+        shown.append(replace(example, evidence=drawn, stances=(None,) * len(drawn)))
+    return shown
+
+
+def judgements_of(example: Example) -> tuple[Verdict, ...]:
+    """Whether each search result shown is informative, as people judged; empty if nobody did."""
+    return tuple("distracting" if stance is None else "informative" for stance in example.stances)
 
 
 def _random_results(
-    example: Example, candidates: Sequence[tuple[str, SearchResult]], results: int, seed: int
+    example: Example,
+    candidates: Sequence[tuple[str, SearchResult]],
+    results: int,
+    seed: int,
+    first: Sequence[SearchResult],
 ) -> tuple[SearchResult, ...]:
-    """Draw as many search results as the example has, from other groups and with other texts."""
+    """As many search results as the example has, of others: some that are given, then random ones of other groups."""
     rng = random.Random(runs.seed_for(seed, "random results", example.id))  # noqa: S311 - a draw, not a secret
-    seen = {result.body for result in example.evidence}
     number = len(example.evidence[:results])
-    drawn: list[SearchResult] = []
+    drawn = list(first[:number])
+    seen = {result.body for result in (*example.evidence, *drawn)}
     for _ in range(200):
         if len(drawn) == number:
             break

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from sailkit.evaluation.flagging import Flagging
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Estimate, read_estimates
 
@@ -147,6 +148,7 @@ class Summary:
         ece: Expected calibration error; None unless every item has scores.
         unreadable: Answers without a label.
         refused: Items without an answer.
+        flagging: Agreement of the model's verdicts on search results with their labels; None without both.
         near_ties: Answers whose margin is within the numerical noise.
         noise: That noise in nats, if it was measured.
         flags: Reasons to doubt the figures.
@@ -167,6 +169,7 @@ class Summary:
     refused: int = 0
     near_ties: int = 0
     noise: float | None = None
+    flagging: Flagging | None = None
     flags: tuple[Flag, ...] = ()
 
     @property
@@ -179,6 +182,7 @@ class Summary:
             **main,
             **{f"human_{name}": estimate for name, estimate in human.items()},
             **({"reference_agreement": agreement} if agreement else {}),
+            **({"flag_mcc": self.flagging.mcc} if self.flagging and self.flagging.mcc else {}),
         }
 
     def flat(self) -> dict[str, Any]:
@@ -196,6 +200,8 @@ class Summary:
             if self.reference.agreement:
                 flat |= {"reference_kappa": self.reference.kappa}
                 flat |= self.reference.agreement.flat("reference_agreement")
+        if self.flagging:
+            flat |= self.flagging.flat()
         flat |= {"unreadable": self.unreadable, "refused": self.refused, "near_ties": self.near_ties}
         return flat if self.noise is None else {**flat, "noise": self.noise}
 
@@ -223,5 +229,6 @@ class Summary:
             "confusion": ConfusionTable.from_json(flat["confusion"]) if "confusion" in flat else None,
             **{name: flat.get(name) for name in ("auroc", "ece", "noise")},
             **{name: flat[name] for name in ("unreadable", "refused", "near_ties")},
+            "flagging": Flagging.from_flat(flat),
             "flags": flags_from_json(flat),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sailkit.evaluation.figures import Flag, LabelFigures, Summary, flags_to_json
+from sailkit.evaluation.flagging import Flagging
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.rendering import model
 from sailkit.rendering.model import Cell, Flags, Group, Headline, Matrix, Report, Row, Table, Text
@@ -68,8 +69,21 @@ def _pair(pair: PairComparison, against: str) -> list[Table | Text | Headline]:
     return [
         Table([pair.a, pair.b, "difference (95 % interval)"], [Group(heading, rows)]),
         Text(f"right alone: {pair.a} {pair.only_a}, {pair.b} {pair.only_b}; {test}"),
+        *([Text(flagging_line(pair.flagging))] if pair.flagging else []),
         Headline(pair.verdict_text, pair.remark),
     ]
+
+
+def flagging_line(figures: Flagging) -> str:
+    """One line on the model's verdicts on search results."""
+    called = [
+        f"calls {share.value:.1%} of the {label} so"
+        for label, share in (("informative", figures.informative), ("distracting", figures.distracting))
+        if share is not None
+    ]
+    mcc = figures.mcc
+    correlation = f", MCC {mcc.value:.3f} [{mcc.low:.3f}, {mcc.high:.3f}]" if mcc else ""
+    return f"of {figures.results} search results with labels, the model {' and '.join(called)}{correlation}"
 
 
 def _counted(items: int, groups: int | None, what: str = "items") -> str:
@@ -104,6 +118,8 @@ def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> li
     ]
     if summary.auroc is not None:
         lines.append(f"AUROC {summary.auroc:.4f}, expected calibration error {summary.ece:.4f}")
+    if summary.flagging is not None:
+        lines.append(flagging_line(summary.flagging))
     table = summary.confusion
     return [
         Table(list(columns), [Group("95 % intervals", rows)]),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation.figures import Baselines, Flag, LabelFigures, Summary, Truth, flags_to_json
+from sailkit.evaluation.flagging import Flagging
 from sailkit.evaluation.predictions import load_run
 from sailkit.files import jsonl
 from sailkit.files.tables import to_frame
@@ -170,6 +171,8 @@ class PairComparison:
         minimum_detectable_difference: The difference in accuracy that is detected with a power of 0.8.
         factors: Settings in which the runs differ, with both values.
         unknown_provenance: Set -> settings that it does not record.
+        flagging: Verdicts on the search results of both sets against their labels; None without verdicts and labels, or
+            if the sets are of different models.
         isolates: What the difference measures, if the runs differ in a single factor; else empty.
         reference_disagreements: Items on which the two sets have different reference labels.
         verdict: `better`, `worse` (the first against the second) or `cannot tell`.
@@ -198,6 +201,7 @@ class PairComparison:
     unknown_provenance: dict[str, list[str]]
     isolates: str
     reference_disagreements: int
+    flagging: Flagging | None = None
     verdict: Literal["better", "worse", "cannot tell"] = "cannot tell"
     verdict_text: str = ""
     remark: str = ""
@@ -218,6 +222,7 @@ class PairComparison:
             **self.a_figures.flat("a_"),
             **self.b_figures.flat("b_"),
             **self.baselines.flat(""),
+            **(self.flagging.flat() if self.flagging else {}),
             **{name: getattr(self, name) for name in after},
         }
 

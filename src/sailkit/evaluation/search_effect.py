@@ -25,7 +25,12 @@ from sailkit.rendering.numbers import listed
 from sailkit.stats.intervals import LEAST_UNITS, Estimate
 
 _MEASURE = "macro_f1"
-_SEARCHES = {"evidence": "own results", "random": "other items' results", "none": "no results"}
+_SEARCHES = {
+    "evidence": "own results",
+    "near": "others' results on the subject",
+    "random": "other items' results",
+    "none": "no results",
+}
 _MODEL = ("model", "weights_sha256", "answer", "protocol", "wording")  # facts that tell one model from another
 _REMARK = "Macro-F1 with an item's own search results minus that with as many results of other items"
 

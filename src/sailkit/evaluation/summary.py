@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sailkit.evaluation.figures import Baselines, ConfusionTable, Flag, LabelFigures, ReferenceLabels, Summary, Truth
+from sailkit.evaluation.flagging import flagging
 from sailkit.prompts.thoughts import thought_is_open
 from sailkit.records import Prediction
 from sailkit.stats import metrics
@@ -86,6 +87,7 @@ def summarise_predictions(
         refused=sum(p.outcome == "refused" for p in predictions),
         near_ties=ties,
         noise=noise,
+        flagging=flagging(predictions, seed),
         flags=tuple(flags),
     )
 

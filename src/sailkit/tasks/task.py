@@ -78,6 +78,12 @@ class Task:
         """The task's name."""
         return self.spec.name
 
+    @property
+    def groups_share_subject(self) -> bool:
+        """Whether the examples of a group are about one subject: those whose search results overlap."""
+        fields = self.spec.data.fields
+        return fields is not None and fields.groups_by_evidence
+
     def question(self, protocol: str, wording: str | None = None) -> Question:
         """Pick a protocol and a wording (the first by default).
 

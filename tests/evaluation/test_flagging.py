@@ -1,0 +1,61 @@
+"""Verdicts on search results against their labels, pooled over items and over runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import matthews_corrcoef, recall_score
+
+from sailkit.evaluation.flagging import Flagging, flagging
+from sailkit.records import Prediction
+
+VERDICTS = ("informative", "distracting")
+RESULTS = st.lists(st.tuples(st.sampled_from(VERDICTS), st.sampled_from(VERDICTS)), min_size=1, max_size=3)
+
+
+def prediction(number: int, results: list[tuple[str, str]], verdicts: bool = True) -> Prediction:
+    turn = {"judgements": [label for label, _ in results], "verdicts": [v for _, v in results] if verdicts else None}
+    return Prediction(str(number), number, "claim", "yes", "yes", "answered", "logprob", turns=(turn,))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(RESULTS, min_size=1, max_size=12))
+def test_the_figures_are_those_of_scikit_learn(items):
+    figures = flagging([prediction(number, results) for number, results in enumerate(items)])
+    labels, verdicts = zip(*[pair for results in items for pair in results], strict=True)
+    assert figures.results == len(labels)
+    for label, share in zip(VERDICTS, (figures.informative, figures.distracting), strict=True):
+        if label not in labels:
+            assert share is None
+            continue
+        assert share.value == pytest.approx(recall_score(labels, verdicts, labels=[label], average="macro"))
+        assert share.low <= share.value <= share.high
+    assert (figures.mcc is None) == (len(set(labels)) == 1)
+    if figures.mcc:
+        assert figures.mcc.value == pytest.approx(matthews_corrcoef(labels, verdicts))
+        assert figures.mcc.low <= figures.mcc.value <= figures.mcc.high
+    assert Flagging.from_flat(json.loads(json.dumps(figures.flat()))) == figures
+
+
+def test_a_missing_verdict_is_never_right():
+    both = [prediction(0, [("informative", "informative")]), prediction(1, [("distracting", "distracting")], False)]
+    figures = flagging(both)
+    assert (figures.informative.value, figures.distracting.value) == (1, 0)
+
+
+def test_without_verdicts_or_labels_there_are_no_figures():
+    assert flagging([Prediction("0", 0, "claim", "yes", "yes", "answered", "logprob")]) is None
+    unlabelled = {"verdicts": ["informative"], "raw_output": ""}
+    assert flagging([Prediction("0", 0, "claim", "yes", "yes", "answered", "logprob", turns=(unlabelled,))]) is None
+    assert Flagging.from_flat({"accuracy": 1.0}) is None
+
+
+def test_results_of_one_item_in_two_runs_are_one_unit():
+    alone = [prediction(number, [("informative", "informative")]) for number in range(30)]
+    alone += [prediction(100 + number, [("distracting", VERDICTS[number % 2])]) for number in range(30)]
+    paired = alone[:30] + [prediction(number, [("distracting", VERDICTS[number % 2])]) for number in range(30)]
+    assert flagging(alone).mcc.value == flagging(paired).mcc.value
+    assert flagging(alone).mcc != flagging(paired).mcc
