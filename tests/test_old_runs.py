@@ -84,6 +84,11 @@ def of_before(value: Any) -> Any:
     return [of_before(item) for item in value] if isinstance(value, list) else value
 
 
+def rows_of_before(data: bytes) -> str:
+    """`of_before` for each row of a file."""
+    return "\n".join(json.dumps(of_before(json.loads(line))) for line in data.splitlines())
+
+
 def plain(data: bytes) -> list[dict[str, Any]]:
     """Rows without what depends on how often training was stopped, or on the order of a set."""
     rows = [json.loads(line) for line in data.splitlines()] if data.count(b"\n{") else [json.loads(data)]
@@ -165,7 +170,10 @@ def test_a_killed_run_goes_on_to_the_same_end(name, old, capsys):
             assert speeds(now[file])[: len(speeds(data))] == speeds(data)
         elif not file.endswith("manifest.json"):
             whole = data[: data.rfind(b"\n") + 1] if file.endswith(".jsonl") else data
-            assert now[file].startswith(whole), file
+            if file.endswith("predictions.jsonl"):  # a batch that was written in part is asked again
+                assert rows_of_before(now[file]).startswith(rows_of_before(whole))
+            else:
+                assert now[file].startswith(whole), file
 
 
 @pytest.mark.parametrize(
