@@ -22,7 +22,7 @@ sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "$
 sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" 0.05,0.65,0.3 \
   --held-out 0.03 --limit 1000 --out data/answers
 
-sailkit finetune "$here/../recipes/smollm2-sail.yaml" --out tuned
+sailkit finetune "$here/../recipes/smollm2-flags.yaml" --out tuned
 
 # The other half: with its evidence, with that of other claims, with none. Evidence minus random is what search gives.
 for search in evidence random none; do

@@ -30,7 +30,8 @@ LICENCES = """## Licences
 
 - These weights, and those of the base, SmolLM2-135M-Instruct: Apache-2.0.
 - Training data: claims of FEVER (Thorne et al. 2018, https://fever.ai), with the passages of Wikipedia that they were
-  checked against: CC BY-SA 3.0.
+  checked against: CC BY-SA 3.0; claims of Climate-FEVER (Diggelmann et al. 2020, to be cited), with
+  sentences of Wikipedia: CC BY-SA 3.0.
 """
 
 
@@ -99,7 +100,7 @@ def _without_folders(value: Any) -> Any:
 
 def _card(path: Path, name: str) -> str:
     card = ModelCard.load(path)
-    card.data.datasets = ["fever/fever"]
+    card.data.datasets = ["fever/fever", "tdiggelm/climate_fever"]
     heading, about = re.subn(r"^# .*$", f"# {name}", card.text, count=1, flags=re.MULTILINE)
     assert about == 1
     note = f"These adapters come with sailkit in bfloat16; `sailkit evaluate --model {name}` loads them."

@@ -363,12 +363,12 @@ def test_the_recipe_of_the_page_works_as_it_stands(tmp_path):
 
 
 @pytest.mark.long
-def test_the_laptop_recipe_runs_from_search_to_report(shared, tmp_path):
-    """Everything real and small: a few questions, a few claims, two training steps."""
-    few = ["questions=12", "judged=60", "rows=60", "claims=20", "steps=2", f"data={shared}"]
-    result = run(RECIPES / "laptop.yaml", out=tmp_path / "out", set=few)
+def test_the_laptop_recipe_runs_from_claims_to_reports(shared, tmp_path):
+    """Everything real and small: a few claims, two training steps."""
+    few = [f"{kind}_rows=24" for kind in ("pair", "claim", "undecided", "climate")]
+    result = run(RECIPES / "laptop.yaml", out=tmp_path / "out", set=[*few, "items=10", "steps=2", f"data={shared}"])
     assert set(states(result).values()) == {"finished"}
-    assert list((tmp_path / "out" / "report").glob("*.html"))
+    assert list((tmp_path / "out" / "fever_report").glob("*.html"))
 
 
 def test_a_recipe_trains_several_seeds_and_compares_them_as_groups(tmp_path, shared):
