@@ -18,7 +18,7 @@ ROOT = Path(sailkit.__file__).parent
 MOST_LINES = 350
 # Data flows downward: a module imports from its own folder, without a circle, or from a layer above it.
 LAYERS = (
-    "errors arguments plugins text urls retry console records files runs stats cluster",
+    "errors arguments packaged plugins text urls retry console records files runs stats cluster",
     "prompts",
     "tasks models",
     "rendering",
@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "training",
     "distillation",
-    "signatures reporting steps journal pipeline cli testing __main__",
+    "signatures catalog reporting steps journal pipeline cli testing __main__",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 

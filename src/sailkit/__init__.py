@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sailkit.catalog import Catalog as Catalog
+    from sailkit.catalog import recipes as recipes
+    from sailkit.catalog import samples as samples
     from sailkit.cluster import RayOptions as RayOptions
     from sailkit.data.build import build as build
     from sailkit.data.build_task import build_task as build_task
@@ -67,6 +70,7 @@ __version__ = "0.1.0"
 
 # Module -> the public names that it defines.
 _MODULES = {
+    "catalog": "Catalog recipes samples",
     "cluster": "RayOptions",
     "data.build": "build",
     "data.build_task": "build_task",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
 from sailkit.errors import UserError, did_you_mean
+from sailkit.packaged import is_sample, sample_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,7 +22,8 @@ R = TypeVar("R")
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check and convert the arguments of a stage before it runs.
 
-    A path may be text, and a list of one entry may be the entry. Choices and numbers are checked, in options too.
+    A path may be text or `sample:NAME`, and a list of one entry may be the entry. Choices and numbers are checked, in
+    options too.
 
     Raises:
         UserError: An argument is none of the choices, or of the wrong type.
@@ -57,6 +59,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         value = [value]
     if isinstance(value, list) and list in origins:
         return [_convert(name, entry, typing.get_args(origins[list])[0]) for entry in value]
+    if isinstance(value, (str, Path)) and is_sample(value) and {str, Path} & {*members}:
+        value = sample_path(value) if Path in members else str(sample_path(value))
     if isinstance(value, str) and Path in members and str not in members:
         return Path(value)
     if Literal in origins:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, reporting, runs
+from sailkit.catalog import recipes, samples
 from sailkit.console import clean_streams, console, show_traceback
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -39,7 +40,13 @@ JsonFlag = Annotated[
     ),
 ]
 
-VERBS: dict[str, Callable[..., Any]] = {**STAGES, "run": run, "runs": runs.overview}
+VERBS: dict[str, Callable[..., Any]] = {
+    **STAGES,
+    "run": run,
+    "runs": runs.overview,
+    "recipes": recipes,
+    "samples": samples,
+}
 
 
 def _command(stage: Callable[..., Any]) -> Callable[..., None]:

@@ -55,7 +55,7 @@ def run(
     that it reads. The same command continues a stopped pipeline. The folder of a changed step is kept in OUT/earlier.
 
     Args:
-        recipe: The pipeline, a YAML file.
+        recipe: The pipeline, a YAML file; or the name of one that comes with the package (see `sailkit recipes`).
         out: The folder of the pipeline.
         set: NAME=VALUE to override a variable of the recipe; repeated.
         from_: Rerun this step and all after it, even if unchanged; earlier steps must be finished.

@@ -19,13 +19,14 @@ from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.files.hub import is_hub_name
 from sailkit.files.yaml_files import parse_yaml, read_yaml
+from sailkit.packaged import recipe_path, sample_path
 from sailkit.plugins import source_file
 from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
 
 Stage = Callable[..., Any]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_KEYS = ("about", "variables", "steps")
+_KEYS = ("about", "needs", "variables", "steps")
 _OUTPUTS = ("csv_out", "snapshot")  # arguments that name files the stage writes
 _ON_THE_HUB = ("data", "instructions")  # arguments that may name a data set of the hub, if they are paths
 _TRAINING_DATA = ("data", "held_out")  # arguments that list paths as texts
@@ -95,7 +96,8 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
     """Read a pipeline's recipe, and check all arguments of all steps before any runs.
 
     Args:
-        recipe: A YAML file with `steps`, and optionally `about` and `variables`.
+        recipe: A YAML file with `steps`, and optionally `about`, `needs` and `variables`; or the name of one that comes
+            with the package.
         out: The folder of the pipeline; each step writes to the folder of its name in it.
         settings: Values that override variables, as NAME=VALUE.
         stages: Verb -> stage.
@@ -103,6 +105,7 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
     Raises:
         UserError: A key, stage, argument or variable is unknown, or a value has the wrong type.
     """
+    recipe = recipe_path(recipe)
     tree = read_yaml(recipe)
     if not isinstance(tree, dict) or not isinstance(tree.get("steps"), dict):
         raise UserError(
@@ -212,7 +215,7 @@ def _missing_inputs(step: Step) -> list[str]:
         path for name, path in given if isinstance(path, Path) and not (name in _ON_THE_HUB and is_hub_name(path))
     ]
     inputs += [Path(text) for name, text in given if isinstance(text, str) and name in _TRAINING_DATA]
-    return [str(path) for path in inputs if not path.exists() and not _is_within(path, step.out)]
+    return [str(path) for path in inputs if not sample_path(path).exists() and not _is_within(path, step.out)]
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -260,7 +263,7 @@ def _content(text: str, out: Path) -> str | None:
     if not text:
         return None
     sources = [source for name in text.split(",") if (source := source_file(name))]
-    path = Path(text)
+    path = sample_path(text)
     try:
         if sources:
             return jsonl.file_fingerprint(sources)

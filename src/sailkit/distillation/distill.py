@@ -56,7 +56,7 @@ def distill(
     the teacher on held-out rows. A run that was stopped resumes when the same command is given again.
 
     Args:
-        recipe: A YAML file; flags override it.
+        recipe: A YAML file, or the name of a recipe that comes with the package; flags override it.
         out: The run folder.
         method: sequence (train on the teacher's answers), logits (on its distributions over the data's own words, the
             default) or both (on its distributions over its own answers).

@@ -72,7 +72,7 @@ def finetune(
     A single run can be lucky: `seeds` trains several models, and evaluate and compare take their folder.
 
     Args:
-        recipe: A YAML file; flags override it.
+        recipe: A YAML file, or the name of a recipe that comes with the package; flags override it.
         out: The run folder.
         model: smollm2-135m, a hub id, a local folder or a GGUF file.
         data: Run folders of build, or files of training examples; repeated.

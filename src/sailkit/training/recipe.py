@@ -10,6 +10,7 @@ from typing import Any
 
 from sailkit.errors import UserError, nearest
 from sailkit.files.yaml_files import parse_yaml, read_yaml
+from sailkit.packaged import recipe_path
 from sailkit.prompts.chat_template import check_date
 from sailkit.prompts.sail import check_style
 from sailkit.training.library_settings import check_keys, check_lora, check_quantization, check_training
@@ -22,6 +23,7 @@ _REST_OF_STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps"
 _KEYS = (
     "extends",
     "about",
+    "needs",
     "model",
     "data",
     "curriculum",
@@ -54,6 +56,7 @@ class Recipe:
         patience: Evaluations without a lower held-out loss before training stops early.
         training: Passed to TRL's SFTConfig.
         about: A description for people.
+        needs: Data and hardware that it needs, for people.
         date: The day, as YYYY-MM-DD, for chat templates that read the clock; None for today.
         loss_weights: Weights of the completion's segments in the training loss; None if they are equal.
     """
@@ -69,13 +72,14 @@ class Recipe:
     patience: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
     about: str = ""
+    needs: str = ""
     date: str | None = None
     loss_weights: LossWeights | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that affects the result, for the manifest."""
         row = dataclasses.asdict(self)
-        del row["about"]
+        del row["about"], row["needs"]
         # Left out if unset, as in older manifests.
         optional = ("date", "loss_weights", "curriculum")
         return {name: value for name, value in row.items() if value or name not in optional}
@@ -118,7 +122,7 @@ def read_settings(
     path: str | Path | None, changes: Mapping[str, Any], assignments: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Settings of a recipe with changes as in `read_recipe`, unchecked."""
-    settings = _read(Path(path), ()) if path is not None else {}
+    settings = _read(recipe_path(path), ()) if path is not None else {}
     settings = _merged(settings, {key: value for key, value in changes.items() if value not in (None, [], ())})
     for text in assignments:
         name, equals, value = text.partition("=")
@@ -199,6 +203,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         patience=patience,
         training=parts["training"] or {},
         about=str(settings.get("about", "")),
+        needs=str(settings.get("needs", "")),
         date=date,
         loss_weights=read_loss_weights(parts["loss_weights"], f"{where}: loss_weights"),
     )
