@@ -26,7 +26,7 @@ LAYERS = (
     "labeling evaluation",
     "data",
     "training",
-    "distillation",
+    "distillation asking",
     "signatures catalog reporting steps journal pipeline cli testing __main__",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}

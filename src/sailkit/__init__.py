@@ -14,6 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sailkit.asking.ask import ask as ask
+    from sailkit.asking.results import Answer as Answer
+    from sailkit.asking.serve import ServerRun as ServerRun
+    from sailkit.asking.serve import serve as serve
     from sailkit.catalog import Catalog as Catalog
     from sailkit.catalog import recipes as recipes
     from sailkit.catalog import samples as samples
@@ -70,6 +74,9 @@ __version__ = "0.1.0"
 
 # Module -> the public names that it defines.
 _MODULES = {
+    "asking.ask": "ask",
+    "asking.results": "Answer",
+    "asking.serve": "ServerRun serve",
     "catalog": "Catalog recipes samples",
     "cluster": "RayOptions",
     "data.build": "build",

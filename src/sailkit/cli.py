@@ -18,6 +18,9 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, reporting, runs
+from sailkit.asking.ask import ask
+from sailkit.asking.live import LiveAnswer
+from sailkit.asking.serve import serve
 from sailkit.catalog import recipes, samples
 from sailkit.console import clean_streams, console, show_traceback
 from sailkit.errors import UserError
@@ -42,6 +45,8 @@ JsonFlag = Annotated[
 
 VERBS: dict[str, Callable[..., Any]] = {
     **STAGES,
+    "ask": ask,
+    "serve": serve,
     "run": run,
     "runs": runs.overview,
     "recipes": recipes,
@@ -53,8 +58,9 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
     """Wrap a stage function as a command with `--json` that prints its result."""
 
     def command(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
-        with contextlib.redirect_stdout(sys.stderr):  # output of libraries is not part of the result
-            returned = stage(*args, **kwargs)
+        live = LiveAnswer() if stage is ask and str(json) != "-" and sys.stdout.isatty() else None
+        with contextlib.redirect_stdout(sys.stderr), live or contextlib.nullcontext():  # libraries print, too
+            returned = stage(*args, **kwargs, **({"stream": live} if live else {}))
         if not is_main_process():  # all processes have the same result
             return
         result = to_json(returned)
@@ -64,7 +70,7 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
             print(escape_json(jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False)), flush=True)
         else:
             for each in returned if isinstance(returned, list) else [returned]:
-                terminal.write(reporting.report_of(each))
+                terminal.write(live.finish(each) if live else reporting.report_of(each))
         if json is not None and str(json) != "-":
             jsonl.write_atomic(json, jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
         if isinstance(result, dict) and (remaining := result.get("unfinished")):

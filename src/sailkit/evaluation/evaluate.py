@@ -19,10 +19,10 @@ from sailkit.errors import UserError, at_least_one
 from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
 from sailkit.evaluation.evidence import (
-    EvidenceStyle,
     Search,
     evidence_style_for,
     results_fingerprint,
+    with_matching_template,
     with_results_of,
     with_search_results,
 )
@@ -157,7 +157,7 @@ def evaluate(
     loaded, evidence_style = load_model(model, options), None
     if styled:
         evidence_style = evidence_style_for(loaded, style, verify, max(len(item.evidence) for item in items))
-        loaded = _with_matching_template(loaded, evidence_style, model, options)
+        loaded = with_matching_template(loaded, evidence_style, model, options)
         if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
             what = "`few_shot`" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
             raise UserError(f"{what} does not go with `search`, which asks as in training; leave one of them out")
@@ -290,22 +290,6 @@ def _judge(reference: str | Model, loaded: Model, options: ModelOptions, key_env
         raise UserError("two endpoints, and a key goes to the server it is for: give `reference_api_key_env` as well")
     day = options.date or described.get("date")
     return load_reference(reference, replace(options, api_key_env=key_env or options.api_key_env, date=day), repeats)
-
-
-def _with_matching_template(
-    loaded: Model, evidence_style: EvidenceStyle, model: str | Model, options: ModelOptions
-) -> Model:
-    """The model as the style requires it: without its chat template for plain-text styles."""
-    templated = bool(loaded.describe().get("chat_template"))
-    style = evidence_style.style
-    if style != "chat" and templated and options.chat == "auto" and isinstance(model, str):
-        return load_model(model, replace(options, chat="off"))
-    if style == "chat" and not templated and options.chat != "off":
-        raise UserError(f"`style='chat'`: {loaded.name} has no chat template; use `style='sail-fixed'`")
-    if (style == "chat") != templated:
-        mend = "`chat='on'`" if style == "chat" else "`chat='off'`"
-        raise UserError(f"`style` {style} needs {mend}, or another `style`")
-    return loaded
 
 
 def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:

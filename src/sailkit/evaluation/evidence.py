@@ -12,7 +12,8 @@ from typing import Literal
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.models.base import Model
+from sailkit.models.base import Model, ModelOptions
+from sailkit.models.load import load_model
 from sailkit.prompts.render import Message, Part, Prompt
 from sailkit.prompts.sail import (
     MOST_VERIFIED,
@@ -110,6 +111,32 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
     # Counted after a space, which is a separate token for some tokenizers, and with room for the token that ends it.
     lengths = [model.count_tokens(f" {sentence}") for sentence in evidence_style.sentences]
     return replace(evidence_style, bound=max(lengths) + 2)
+
+
+def with_matching_template(
+    loaded: Model, evidence_style: EvidenceStyle, model: str | Model, options: ModelOptions
+) -> Model:
+    """The model as the style requires it: without its chat template for plain-text styles.
+
+    Args:
+        loaded: The model.
+        evidence_style: How search results are shown.
+        model: The name that it was loaded by, or the model itself.
+        options: How it was loaded.
+
+    Raises:
+        UserError: The style does not go with `chat`, or with the model.
+    """
+    templated = bool(loaded.describe().get("chat_template"))
+    style = evidence_style.style
+    if style != "chat" and templated and options.chat == "auto" and isinstance(model, str):
+        return load_model(model, replace(options, chat="off"))
+    if style == "chat" and not templated and options.chat != "off":
+        raise UserError(f"`style='chat'`: {loaded.name} has no chat template; use `style='sail-fixed'`")
+    if (style == "chat") != templated:
+        mend = "`chat='on'`" if style == "chat" else "`chat='off'`"
+        raise UserError(f"`style` {style} needs {mend}, or another `style`")
+    return loaded
 
 
 def with_results_of(search_run: str | Path, examples: Sequence[Example]) -> tuple[Example, ...]:

@@ -167,6 +167,10 @@ class LocalModel:
         rendered = [Rendered(ids, (), 0, 0) for ids in prompts]
         return self.halving(rendered, lambda part: self._score_batch(part, answers))
 
+    def forget_prompts(self) -> None:
+        """Drop the cached prompts; a server calls it after each request."""
+        self._rendered.cache_clear()
+
     @torch.inference_mode()
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()

@@ -126,6 +126,12 @@ def shipped() -> list[str]:
     return sorted(file.parent.name for file in _SHIPPED.glob(f"*/{ADAPTER}"))
 
 
+def default_model() -> str:
+    """The best model that is there without a download: the fine-tuned one if the package ships it, else its base."""
+    tuned = f"{EMBEDDED}-sail"
+    return tuned if tuned in shipped() else EMBEDDED
+
+
 def resolve_encoder(name: str) -> Source:
     """Find the folder of a sentence encoder or classifier.
 

@@ -58,6 +58,8 @@ def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for e
             yield escape(text)
         case model.Headline(text, remark):
             yield f"**{escape(text)}**." + (remark and f" {escape(remark)}.")
+        case model.SideBySide(texts):
+            yield from (f"**{escape(name)}**: {escape(text)}" for name, text in texts)
         case model.Bullets(entries):
             yield _list(f"**{escape(name)}**: {escape(rest)}" if name else escape(rest) for name, rest in entries)
         case model.Figures(entries):

@@ -123,6 +123,13 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class SideBySide:
+    """Texts in columns of equal width, each with its heading."""
+
+    texts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Bullets:
     """A list; each entry has a bold beginning (which may be empty) and the rest of its text."""
 
@@ -232,7 +239,20 @@ class Cases:
 
 
 Block = (
-    Bullets | Cases | Facts | Figures | Flags | Heading | Intervals | Matrix | Plots | Split | Table | Text | Headline
+    Bullets
+    | Cases
+    | Facts
+    | Figures
+    | Flags
+    | Heading
+    | Headline
+    | Intervals
+    | Matrix
+    | Plots
+    | SideBySide
+    | Split
+    | Table
+    | Text
 )
 
 

@@ -23,9 +23,9 @@ _INTERVAL = len("[0.000, 0.000]")
 _LONG = 32  # characters; a longer heading gets a separate line
 
 
-def write(report: model.Report) -> None:
-    """Print a report on standard output."""
-    _write(report, console())
+def write(report: model.Report, out: Console | None = None) -> None:
+    """Print a report on a console; on standard output by default."""
+    _write(report, out or console())
 
 
 def text(report: model.Report, width: int = 80) -> str:
@@ -61,6 +61,12 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
             yield escape(text)
         case model.Headline(text, remark):
             yield f"[bold]{escape(text)}[/]{escape(remark and f' ({remark})')}"
+        case model.SideBySide(texts):
+            table = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), expand=True)
+            for name, _ in texts:
+                table.add_column(escape(name), ratio=1, overflow="fold")
+            table.add_row(*(escape(text) for _, text in texts))
+            yield table
         case model.Bullets(entries):
             yield from (escape(f"{name}: {rest}" if name else rest) for name, rest in entries)
         case model.Figures(entries):

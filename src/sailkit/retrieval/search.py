@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -79,31 +79,18 @@ def search(
     in_file = read_instructions(instructions, fields, None if "recorded" in engine else limit)
     searched_for = in_file[:limit]
 
-    def load(name: str) -> Searcher:
-        """Load an engine; only its libraries are imported."""
-        if is_plugin(name):
-            return cast(Searcher, load_plugin(name, Searcher))
-        if name == "recorded":
-            from sailkit.retrieval.recorded import RecordedSearcher
+    def recording() -> Searcher:
+        from sailkit.retrieval.recorded import RecordedSearcher
 
-            if recorded is None:
-                raise UserError("`engine='recorded'` needs `recorded` FILE")
-            return RecordedSearcher(recorded, in_file)
-        if name == "web" or name == "searxng":  # noqa: PLR1714 - mypy narrows only this
-            from sailkit.retrieval.web import WebSearcher
+        if recorded is None:
+            raise UserError("`engine='recorded'` needs `recorded` FILE")
+        return RecordedSearcher(recorded, in_file)
 
-            file = snapshot or out / "snapshot.jsonl"
-            return WebSearcher(
-                cast(Any, name), file, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
-            )
-        from sailkit.retrieval.local import LocalSearcher
-
-        if not corpus:
-            raise UserError(f"`engine` {name} needs `corpus`")
-        return LocalSearcher(cast(Any, name), corpus, passage_words, passage_overlap)
-
-    names = _engines(engine)
-    searcher = load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
+    searcher = open_searcher(
+        engine, corpus, snapshot or out / "snapshot.jsonl", passage_words=passage_words,
+        passage_overlap=passage_overlap, searxng_url=searxng_url, offline=offline, interval=interval, timeout=timeout,
+        tries=tries, recording=recording,
+    )  # fmt: skip
     settings = {
         "engine": searcher.name,
         **searcher.describe(),
@@ -123,6 +110,62 @@ def search(
         if searcher.live:
             _search_again(run.path(RESULTS), searcher, searched_for[:rows_before], k)
         return SearchRun.from_folder(run.folder, live=searcher.live)
+
+
+def open_searcher(
+    engine: str,
+    corpus: Sequence[Path] | None,
+    snapshot: Path,
+    *,
+    passage_words: int = 120,
+    passage_overlap: int = 20,
+    searxng_url: str | None = None,
+    offline: bool = False,
+    interval: float = 1.0,
+    timeout: float = 10.0,
+    tries: int = 4,
+    recording: Callable[[], Searcher] | None = None,
+) -> Searcher:
+    """Open one engine, or several separated by commas; only their libraries are imported.
+
+    Args:
+        engine: The engines, as in `search`.
+        corpus: The corpus of bm25, dense and hybrid.
+        snapshot: File that stores every answer of the web.
+        passage_words: Maximum words in a passage.
+        passage_overlap: Words shared by consecutive passages.
+        searxng_url: The server of searxng.
+        offline: Read the snapshot instead of the web.
+        interval: Minimum seconds between two requests to the web.
+        timeout: Timeout of a request in seconds.
+        tries: Attempts before a query counts as unavailable.
+        recording: Opens the engine `recorded`; without it, there is no such engine.
+
+    Raises:
+        UserError: There is no such engine, or it lacks what it needs.
+    """
+
+    def load(name: str) -> Searcher:
+        if is_plugin(name):
+            return cast(Searcher, load_plugin(name, Searcher))
+        if name == "recorded":
+            if recording is None:
+                raise UserError("`engine='recorded'` is for  sailkit search; give its run folder as `search_run`")
+            return recording()
+        if name == "web" or name == "searxng":  # noqa: PLR1714 - mypy narrows only this
+            from sailkit.retrieval.web import WebSearcher
+
+            return WebSearcher(
+                cast(Any, name), snapshot, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
+            )
+        from sailkit.retrieval.local import LocalSearcher
+
+        if not corpus:
+            raise UserError(f"`engine` {name} needs `corpus`")
+        return LocalSearcher(cast(Any, name), corpus, passage_words, passage_overlap)
+
+    names = _engines(engine)
+    return load(names[0]) if len(names) == 1 else _Joined([load(name) for name in names])
 
 
 def _engines(text: str) -> list[str]:

@@ -73,7 +73,7 @@ def _flags_of(
         prompts.setdefault((example.style, len(example.results)), []).append((example, prompt))
     batches = []
     for (style, n), rows in prompts.items():
-        sentences = distinct_prefixes(_sentences(renderer, style, n))
+        sentences = sentence_ids(renderer, style, n)
         longest = max(map(len, sentences))
         plan = batch_by_length([len(ids) + longest for _, ids in rows], model.batch_tokens)
         batches += [(sentences, n, [rows[i] for i in indices]) for indices in plan]
@@ -87,15 +87,26 @@ def _flags_of(
 
 def _read_scores(n: int, examples: Sequence[TrainingExample], scores: Sequence[Sequence[float]]) -> Iterator[_Flag]:
     """Marginalise the scores of all verification sentences of n results into a flag for each result."""
-    judgements = every_judgement(n)
     for example, row in zip(examples, scores, strict=True):
-        best_score = max(row)
-        weights = [math.exp(score - best_score) for score in row]
-        best = judgements[row.index(best_score)]
-        for i, label in enumerate(example.judgements):
-            distracting = sum(weight for weight, j in zip(weights, judgements, strict=True) if j[i] == "distracting")
-            probability = distracting / sum(weights)
-            yield _Flag(example.id, label == "distracting", best[i] == "distracting", probability)
+        for label, verdict, probability in zip(example.judgements, *marginals(n, row), strict=True):
+            yield _Flag(example.id, label == "distracting", verdict == "distracting", probability)
+
+
+def marginals(n: int, scores: Sequence[float]) -> tuple[tuple[Verdict, ...], tuple[float, ...]]:
+    """The verdicts of the likeliest verification sentence of n results, and P(distracting) of each result.
+
+    Args:
+        n: Number of search results.
+        scores: Log-probability of each sentence, in the order of `every_judgement`.
+    """
+    judgements = every_judgement(n)
+    best = max(scores)
+    weights = [math.exp(score - best) for score in scores]
+    distracting = (
+        sum(weight for weight, verdicts in zip(weights, judgements, strict=True) if verdicts[i] == "distracting")
+        for i in range(n)
+    )
+    return judgements[scores.index(best)], tuple(weight / sum(weights) for weight in distracting)
 
 
 def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -119,11 +130,14 @@ def _blank(style: str, n: int) -> TrainingExample:
     return TrainingExample("", "do", "", results, (judgement,) * n, "done", style)
 
 
-def _sentences(renderer: ExampleRenderer, style: str, n: int) -> list[tuple[int, ...]]:
-    """Token ids of every verification sentence of n results, in the order of `every_judgement`."""
+def sentence_ids(renderer: ExampleRenderer, style: str, n: int) -> list[tuple[int, ...]]:
+    """Token ids of every verification sentence of n results, in the order of `every_judgement`.
+
+    Each is truncated after the first token that distinguishes it from all others.
+    """
     blank = _blank(style, n)
     variants = (replace(blank, judgements=judgements) for judgements in every_judgement(n))
-    return [renderer.render(variant).supervised for variant in variants]
+    return distinct_prefixes([renderer.render(variant).supervised for variant in variants])
 
 
 def _figures(flags: Sequence[_Flag]) -> dict[str, float | None]:

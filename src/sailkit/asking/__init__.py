@@ -1,0 +1,1 @@
+"""Answer one question with search: in the terminal, from Python and as a server."""

@@ -1,0 +1,200 @@
+"""The verb `serve`: an OpenAI-compatible server that answers with search."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from sailkit import runs
+from sailkit.arguments import checked
+from sailkit.asking.model import SearchAugmentedModel
+from sailkit.asking.results import Answer
+from sailkit.asking.retrieve import open_retrieval
+from sailkit.errors import UserError, at_least_one, required_extra
+from sailkit.models.base import Model, ModelOptions
+from sailkit.models.sources import default_model
+from sailkit.prompts.sail import MOST_VERIFIED
+from sailkit.records import Instruction, Searched, SearchResult
+from sailkit.rendering.model import Report, Text, short
+from sailkit.rendering.result import Result
+
+_GRACE = 10  # seconds for answers in progress when the server stops
+
+
+@dataclass(frozen=True)
+class ServerRun(Result):
+    """A server that has stopped.
+
+    Attributes:
+        url: Its base URL.
+        model: The model's name for clients.
+        answered: Number of answers.
+        seconds: Time from its start to its end.
+    """
+
+    url: str
+    model: str
+    answered: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as `--json` writes them."""
+        return dict(vars(self))
+
+    def report(self) -> Report:
+        """Number of answers and time."""
+        return short("", "", Text(f"stopped after {self.answered} answers in {self.seconds:.0f} s"))
+
+
+@checked
+def serve(
+    *,
+    model: str | Path | Model | None = None,
+    corpus: list[Path] | None = None,
+    engine: str = "bm25",
+    search_run: Path | str | None = None,
+    k: int = 3,
+    searxng_url: str | None = None,
+    style: Literal["auto", "sail", "sail-fixed", "chat"] = "auto",
+    verify: Literal["auto", "on", "off"] = "auto",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key_env: str | None = None,
+    max_new_tokens: int = 512,
+    max_request_kb: int = 256,
+    queue: int = 16,
+    time_limit: float = 120.0,
+    options: Annotated[ModelOptions, Parameter(name="*")] = ModelOptions(),
+) -> ServerRun:
+    """Serve a model with search through an OpenAI-compatible endpoint, until ctrl-C or SIGTERM.
+
+    Clients use `/v1/models` and `/v1/chat/completions`, also streamed. The last message of the user is the question;
+    it is searched for, unless the request has `search_results` of its own. The response has the results with the
+    model's flags in `search_results`. Answers are greedy, and requests are answered one at a time.
+
+    Args:
+        model: A model, as in evaluate; by default the fine-tuned model that the package ships, else smollm2-135m.
+        corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
+        engine: bm25, dense, hybrid, searxng, web, or none to answer without search; see search.
+        search_run: A run folder of search, or its results file: recorded results, for its questions only.
+        k: Maximum results of each engine, at most 6 together.
+        searxng_url: For searxng: the server, such as http://localhost:8080.
+        style: The style in which search results are shown: by default that of the model's training, else chat if it has
+            a template, else sail-fixed.
+        verify: Have the model judge the search results before it answers; auto for models that were trained to.
+        host: The address to listen on; one that other machines can reach needs a key.
+        port: The port; 0 for any that is free.
+        key_env: Environment variable with the key that clients must send; without it, no key is needed.
+        max_new_tokens: Longest answer that a client may ask for, and the default.
+        max_request_kb: Largest request, in kilobytes.
+        queue: Most requests that wait or run; more are refused with status 429.
+        time_limit: Seconds for a request, its wait included; then the answer is cut off.
+        options: How to load and run the model.
+
+    Returns:
+        The number of answers, after the server has stopped.
+
+    Raises:
+        UserError: An option cannot be used, or the port is taken.
+    """
+    at_least_one(k=k, max_new_tokens=max_new_tokens, max_request_kb=max_request_kb, queue=queue)
+    if k > MOST_VERIFIED:
+        raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
+    if not time_limit > 0:
+        raise UserError(f"`time_limit` should be above 0, not {time_limit}")
+    if not 0 <= port <= 65535:
+        raise UserError(f"`port` should be from 0 to 65535, not {port}")
+    key = _key(key_env)
+    if key is None and not _is_loopback(host):
+        raise UserError(f"`host` {host} can be reached from other machines: name a variable with a key in `key_env`")
+    with required_extra("serve", "serving a model"):
+        import uvicorn
+
+        from sailkit.asking.server import Limits, Worker, create_app
+    limits = Limits(max_request_kb * 1000, queue, time_limit, max_new_tokens)
+    with (
+        contextlib.closing(_listen(host, port)) as listener,
+        open_retrieval(engine, k, corpus, search_run, searxng_url) as retrieve,
+    ):
+        name = default_model() if model is None else model
+        augmented = SearchAugmentedModel.load(name, options, MOST_VERIFIED, style=style, verify=verify)
+
+        def answer(
+            question: str,
+            results: Sequence[SearchResult] | None,
+            new_tokens: int,
+            stream: Callable[[Answer], None],
+            stop: Callable[[], bool],
+        ) -> Answer:
+            given = None if results is None else Searched(Instruction("question", question), tuple(results))
+            try:
+                return augmented.answer(given or retrieve(question), new_tokens, stream, stop)
+            finally:
+                augmented.forget_prompts()
+
+        worker = Worker(answer, limits, lambda: server.should_exit)
+        model_id = Path(augmented.model.name).name
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(model_id, worker, limits, key), log_config=None, access_log=False, lifespan="off", ws="none",
+                server_header=False, proxy_headers=False, limit_concurrency=4 * queue + 16,
+                timeout_graceful_shutdown=_GRACE,
+            )
+        )  # fmt: skip
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+        runs.notice(f"sailkit: serving {model_id} at {url}; ctrl-C stops it")
+        start = time.monotonic()
+        with _quiet_signals():
+            server.run(sockets=[listener])
+        worker.close()
+        return ServerRun(url, model_id, worker.answered, time.monotonic() - start)
+
+
+def _key(variable: str | None) -> str | None:
+    key = os.environ.get(variable, "").strip() if variable else None
+    if variable and not key:
+        raise UserError(f"`key_env` {variable}: this environment variable is empty; set it to the key of the clients")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another `port` or `host`") from None
+
+
+@contextlib.contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Let uvicorn stop on SIGINT and SIGTERM without ending the process by the signal, which it raises again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ignore(number: int, frame: FrameType | None) -> None: ...
+
+    previous = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
