@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import sailkit
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.packaged import project_folder, recipe_path, sample_files, sample_path
+from sailkit.packaged import recipe_path, sample_files, sample_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,8 +74,14 @@ def test_the_recordings_say_how_they_were_made_and_hold_what_they_should():
         ]
         evaluation = sailkit.Evaluation.load(folder)
         assert {flag.code for flag in evaluation.flags} == {"below-baseline", "unreadable-answers"}
-    size = sum(file.stat().st_size for file in (project_folder("src").parent / "src").rglob("recordings/**/*.jsonl"))
-    assert 0 < size < 220_000
+    assert sum(file.stat().st_size for file in folder.parent.rglob("*") if file.is_file()) < 220_000
+
+
+def test_the_labelled_recording_is_what_its_script_makes_of_the_run():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "recordings.py"))
+    rows = [row for _, row in jsonl.read_rows(sample_files()["base-own"] / "predictions.jsonl")]
+    expected = [script["labelled"](row) for row in sorted(rows, key=lambda row: row["index"])]
+    assert [row for _, row in jsonl.read_rows(sample_files()["keyword-parser.jsonl"])] == expected
 
 
 def test_the_recordings_are_compared_and_scored_again_by_name():
