@@ -52,7 +52,7 @@ DATA = {
 SEARCH = "sailkit search --instructions alpaca.jsonl --corpus nq-open-oracle.jsonl.gz --out runs/search"
 CLAIMS = "sailkit build-task climate-fever --data climate-fever.jsonl --half first --held-out 0.2 --out"
 TUNED = "sailkit finetune smollm2-sail --data runs/nq/build-chat --out runs/tuned"
-JUDGED = "sailkit evaluate --model smollm2-135m --task fever --data fever.jsonl --search evidence --limit 8"
+JUDGED = "sailkit evaluate --model smollm2-135m --task fever --data fever.jsonl --search evidence --limit 4"
 # What other pages make, for each page.
 BEFORE = {
     "docs/build.md": [SEARCH, "sailkit label --results runs/search --labeler similarity --out runs/label"],
@@ -66,9 +66,9 @@ BEFORE = {
 }
 # Verb -> arguments that keep it short, where the page does not give them.
 SHORT = {
-    "evaluate": ["--limit", "8"],
-    "build-task": ["--limit", "24"],
-    "audit": ["--limit", "24"],
+    "evaluate": ["--limit", "4"],
+    "build-task": ["--limit", "16"],
+    "audit": ["--limit", "12"],
     "fit": ["--limit", "24", "--epochs", "1"],
     "finetune": ["--set", "training.max_steps=1"],
     "distill": ["--set", "training.max_steps=1"],
