@@ -38,7 +38,7 @@ quickstart: .venv/.quickstart  ## what search gives a small model: from search t
 	@echo "report: $(OUT)/report/report.html"
 
 test: check  ## everything that takes seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 check: $(DEV)  ## style and types
 	$(BIN)/ruff check .
@@ -46,7 +46,7 @@ check: $(DEV)  ## style and types
 	$(BIN)/mypy
 
 long: $(DEV)  ## everything that takes minutes
-	OMP_NUM_THREADS=2 $(BIN)/pytest -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n 2 --dist worksteal
 
 bench: $(DEV)  ## the measurements that the README quotes
 	$(BIN)/python benchmarks/evaluate.py

@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from forked import run as sailkit
 from sailkit import cli
 from sailkit.cli import VERBS
 from sailkit.data.build import build
 from sailkit.errors import UserError
 
 RECORDED = "climate-fever.{}.jsonl"
-
-
-def sailkit(*words: object, **how) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sailkit", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **how)
 
 
 @pytest.fixture
@@ -38,9 +34,14 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def overview() -> str:
+    return sailkit("--help").stdout
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_with_flags_from_its_function(verb):
-    assert verb in sailkit("--help").stdout
+def test_every_verb_explains_itself_with_flags_from_its_function(verb, overview):
+    assert verb in overview
     done = sailkit(verb, "--help")
     assert done.returncode == 0
     assert "--json" in done.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from sailkit.testing import MisbehavingServer
 
 # Clipboard (OSC 52), title, clear screen, bell, backspace, C1 forms of CSI and OSC, direction overrides, marks.
@@ -25,8 +26,7 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def sailkit(*words: object, **more) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "sailkit", *map(str, words)]
-    return subprocess.run(command, capture_output=True, check=False, **more)
+    return forked.Command(*words, **more).wait()
 
 
 def on_a_terminal(*words: object, cwd: Path, program: tuple[str, ...] = ("-m", "sailkit")) -> tuple[int, str]:
@@ -145,7 +145,7 @@ def run_inside(code: str, *, terminal: bool, cwd: Path) -> str:
     program = f"import sys; from sailkit import cli, runs; HOSTILE = {HOSTILE!r}\n{code}"
     (cwd / "program.py").write_text(program, "utf-8")
     if not terminal:
-        done = subprocess.run([sys.executable, "program.py"], capture_output=True, cwd=cwd, check=False)
+        done = forked.Command("program.py", cwd=cwd).wait()
         return (done.stdout + done.stderr).decode()
     return on_a_terminal(cwd=cwd, program=("program.py",))[1]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from sailkit.cluster import RayOptions
 from sailkit.errors import UserError
 from sailkit.labeling.base import Labeler
@@ -39,8 +40,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def sailkit(command: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", *shlex.split(command)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    return forked.run(*shlex.split(command)[1:])
 
 
 def lines(path: str) -> list[dict]:
