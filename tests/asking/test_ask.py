@@ -148,6 +148,12 @@ def test_mistakes_are_one_line_with_the_mend(model, arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_engine_that_does_not_answer_is_an_error(capsys):
+    with pytest.raises(sailkit.UserError, match="searxng gave no answer; try again later, or search a `corpus`"):
+        sailkit.ask("Who makes honey?", engine="searxng", searxng_url="http://127.0.0.1:1")
+    assert "searxng: no answer:" in capsys.readouterr().err
+
+
 def test_two_models_side_by_side_as_text_and_html(model, shared):
     path = shared / "models" / "stories260k"
     how = {"results": ["Bees make <b>honey</b>."], "model": model, "compare_with": path, "verify": "off"}
@@ -156,6 +162,8 @@ def test_two_models_side_by_side_as_text_and_html(model, shared):
     assert answer.to_json()["compared_with"]["labels"] == answer.labels
     text, page = str(answer), answer._repr_html_()
     assert text.count("informative, ") + text.count("distracting, ") == 2
+    assert text.count("models/stories260k ") >= 2
+    assert str(path) not in text
     assert f"{answer.labels['SUPPORTS']:.4f}" in text
     assert "&lt;b&gt;" in page
     assert "<b>honey" not in page

@@ -20,6 +20,7 @@ import pytest
 
 import sailkit
 from sailkit.asking.results import Answer
+from sailkit.asking.retrieve import SearchUnavailableError
 from sailkit.asking.server import ChatRequest, Limits, Worker, create_app
 from sailkit.records import Judgement, SearchResult
 
@@ -248,6 +249,14 @@ def test_an_answer_stops_when_its_client_goes_and_the_queue_is_free_again():
 
     asyncio.run(leave())
     assert worker.answered == 0
+
+
+def test_a_search_that_fails_is_not_the_clients_fault():
+    def unanswered(*_):
+        raise SearchUnavailableError("searxng gave no answer")
+
+    (reply,) = post(application(unanswered))
+    assert (reply.status_code, reply.json()["error"]["message"]) == (502, "searxng gave no answer")
 
 
 def test_a_bug_is_a_500_without_its_text():

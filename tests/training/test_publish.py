@@ -88,6 +88,7 @@ def test_a_reader_is_told_figures_data_and_limits():
     assert "## Settings in effect" not in blind
     assert "no held-out rows: nothing is known" in blind
     assert "a has no data card." in blind
+    assert 'sailkit.ask("' in blind[blind.index("\n## Use\n") :]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

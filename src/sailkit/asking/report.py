@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 from sailkit.asking.results import Answer
+from sailkit.models.base import is_endpoint
 from sailkit.rendering.model import Block, Bullets, Cell, Flags, Group, Report, Row, SideBySide, Table, Text, short
 
 _SHOWN = 300  # characters of a search result
@@ -31,8 +33,13 @@ def _flags(answer: Answer, index: int) -> str:
         if each.judgements:
             judgement = each.judgements[index]
             flag = f"{judgement.verdict}, {judgement.score:.2f}"
-        words.append(f"{each.model} {flag}" if answer.compared_with else flag)
+        words.append(f"{_name(each)} {flag}" if answer.compared_with else flag)
     return f"({index + 1}) [{'; '.join(words)}]"
+
+
+def _name(answer: Answer) -> str:
+    """The model's name; of a folder's path, the last two parts."""
+    return answer.model if is_endpoint(answer.model) else "/".join(Path(answer.model).parts[-2:])
 
 
 def _text(answer: Answer, index: int) -> str:
@@ -45,9 +52,9 @@ def _answers(answer: Answer) -> Iterator[Block]:
     if answer.is_claim and any(each.labels for each in answer.both):
         labels = dict.fromkeys(label for each in answer.both for label in each.labels)
         rows = [Row(label, [Cell(each.labels.get(label)) for each in answer.both]) for label in labels]
-        yield Table([each.model for each in answer.both], [Group("probability of", rows)])
+        yield Table([_name(each) for each in answer.both], [Group("probability of", rows)])
     if answer.compared_with:
-        yield SideBySide([(each.model, _shown(each)) for each in answer.both])
+        yield SideBySide([(_name(each), _shown(each)) for each in answer.both])
     else:
         yield Text(f"Answer: {_shown(answer)}")
 
@@ -62,7 +69,7 @@ def tail(answer: Answer) -> Iterator[Block]:
     """What limits the answers, in sentences."""
     notes = []
     for each in answer.both:
-        name = f"{each.model}: " if answer.compared_with else ""
+        name = f"{_name(each)}: " if answer.compared_with else ""
         if each.judgements and not each.verification:
             notes.append(f"{name}the flags are scores alone; the model answered without judging the results first")
         if each.results and not each.judgements:

@@ -17,6 +17,11 @@ from sailkit.retrieval.base import Searcher
 from sailkit.retrieval.instructions import make_result, read_searched, with_text
 from sailkit.retrieval.search import open_searcher, search_batch
 
+
+class SearchUnavailableError(UserError):
+    """An engine that gave no answer, although it may answer later."""
+
+
 Retrieve = Callable[[str], Searched]  # takes a question, and returns it with its search results
 GivenResults = Sequence[SearchResult | Mapping[str, Any] | str]
 
@@ -80,7 +85,9 @@ def _recorded(rows: Sequence[Searched], question: str, search_run: str | Path, k
 def _search(searcher: Searcher, k: int, question: str) -> Searched:
     searched = search_batch(searcher, [Instruction("question", question)], k)[0]
     if not searched.results and "unavailable" in searched.searches.values():
-        raise UserError(f"{searcher.name} gave no answer; try again later, or search a `corpus` of your own")
+        raise SearchUnavailableError(
+            f"{searcher.name} gave no answer; try again later, or search a `corpus` of your own"
+        )
     check_number(searched.results)
     return searched
 

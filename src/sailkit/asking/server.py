@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sailkit.asking.live import GrowingText
 from sailkit.asking.results import Answer, judged_results
+from sailkit.asking.retrieve import SearchUnavailableError
 from sailkit.errors import UserError
 from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import SearchResult
@@ -334,4 +335,4 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _user_error(_: Request, error: Exception) -> JSONResponse:
-    return _error(400, str(error))
+    return _error(502 if isinstance(error, SearchUnavailableError) else 400, str(error))

@@ -31,6 +31,16 @@ _INTENDED_USE = (
     "sailkit, or exactly as its documentation says; in another form the verification is not to be expected. Search "
     "results are untrusted text, and a model of this kind can be misled by them."
 )
+_USE = """
+## Use
+
+```python
+import sailkit
+
+answer = sailkit.ask("Who makes honey?", model="FOLDER OR OWNER/NAME OF THIS MODEL", corpus="YOUR FILES")
+print(answer)  # the search results with the model's flags and their probabilities, then its answer
+```
+"""
 
 
 def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -79,7 +89,7 @@ def model_card(
         recipe.about,
         [Section("", list(map(Text, texts))), *_card_sections(figures, cards, manifest)],
     )
-    return f"---\n{front.to_yaml()}\n---\n\n{markdown.body(report)}"
+    return f"---\n{front.to_yaml()}\n---\n\n{markdown.body(report)}{_USE}"
 
 
 def _card_sections(
