@@ -15,20 +15,20 @@ claims=$shared/climate-fever/climate-fever.jsonl
 # answer or that of another question, which only the passage can decide.
 [ -f claims/answers.jsonl ] || python "$here/claims.py" "$shared" claims
 judged=(--distractors random --supported 0.75 --shares)
-sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.35,0.3,0.3 --held-out 0.05 \
+sailkit build-task climate-fever --data "$claims" --half first "${judged[@]}" 0.05,0.35,0.3,0.3 --held-out-share 0.05 \
   --no-match-wording --out data/climate-fever
 sailkit build-task "$here/tasks/factcheck.yaml" --data claims/factcheck.jsonl "${judged[@]}" 0.05,0.65,0.3 \
-  --held-out 0.05 --no-match-wording --out data/factcheck
+  --held-out-share 0.05 --no-match-wording --out data/factcheck
 sailkit build-task "$here/tasks/answers.yaml" --data claims/answers.jsonl "${judged[@]}" 0.05,0.65,0.3 \
-  --held-out 0.03 --limit 1000 --out data/answers
+  --held-out-share 0.03 --limit 1000 --out data/answers
 
 sailkit finetune "$here/../recipes/smollm2-flags.yaml" --out tuned
 
 # The other half: with its evidence, with that of other claims, with none. Evidence minus random is what search gives.
 for search in evidence random none; do
-  sailkit evaluate --model smollm2-135m --task climate-fever --data "$claims" --half second --search $search --results 3 \
+  sailkit evaluate --model smollm2-135m --task climate-fever --data "$claims" --half second --search $search --max-results 3 \
     --dtype float32 --out "base-$search"
-  sailkit evaluate --model tuned/model --task climate-fever --data "$claims" --half second --search $search --results 3 \
+  sailkit evaluate --model tuned/model --task climate-fever --data "$claims" --half second --search $search --max-results 3 \
     --dtype float32 --out "tuned-$search"
 done
 sailkit compare tuned-evidence tuned-random base-random base-evidence

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Protocol
 import pytest
 
 import sailkit
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError
 from sailkit.pipeline import STAGES
 
@@ -81,6 +81,19 @@ def test_a_missing_or_unknown_argument_stays_pythons_own_error():
         stage()
     with pytest.raises(TypeError, match="unexpected keyword argument 'outt'"):
         stage(outt="a")
+
+
+@checked
+def later(*, out: Path, max_results: Annotated[int, renamed("results")] = 3) -> int:
+    return max_results
+
+
+def test_an_earlier_name_of_an_argument_still_works():
+    assert later(out="x", results=5) == 5
+    with pytest.raises(UserError, match="`max_results` should be a whole number"):
+        later(out="x", results="5")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'results'"):
+        later(out="x", max_results=4, results=5)
 
 
 @pytest.mark.parametrize("name", [*STAGES, "run"])

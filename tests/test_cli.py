@@ -147,10 +147,10 @@ def test_runs_are_listed_and_held_against_each_other(shared, tmp_path):
 def test_an_error_names_the_argument_in_python_and_the_flag_on_the_command_line(tmp_path, capsys):
     with pytest.raises(UserError) as error:
         build(results=tmp_path, labels=[tmp_path], out=tmp_path / "out", held_out=1.0)
-    assert str(error.value).startswith("`held_out` should be at least 0 and below 1")
+    assert str(error.value).startswith("`held_out_share` should be at least 0 and below 1")
     with pytest.raises(SystemExit):
         cli.main(["build", "--results", str(tmp_path), "--labels", str(tmp_path), "--out", "o", "--held-out", "1.0"])
-    assert "error: --held-out should be at least 0 and below 1" in capsys.readouterr().err
+    assert "error: --held-out-share should be at least 0 and below 1" in capsys.readouterr().err
 
 
 def test_a_value_of_an_argument_is_written_as_on_the_command_line():

@@ -12,6 +12,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
+from cyclopts import Parameter
+
 from sailkit.errors import UserError, did_you_mean
 from sailkit.packaged import is_sample, sample_path
 
@@ -19,23 +21,35 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def renamed(old: str) -> Parameter:
+    """An annotation for an argument that had another name, which is still accepted.
+
+    Args:
+        old: The earlier name: in Python and recipes an argument, on the command line a flag that the help leaves out.
+    """
+    return Parameter(alias=f"--{old.replace('_', '-')}")
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check and convert the arguments of a stage before it runs.
 
     A path may be text or `sample:NAME`, and a list of one entry may be the entry. Choices and numbers are checked, in
-    options too.
+    options too. Arguments may have their earlier names (see `renamed`).
 
     Raises:
         UserError: An argument is none of the choices, or of the wrong type.
     """
     hints: dict[str, Any] = {}
+    names: dict[str, str] = {}  # earlier name -> name
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not hints:
             hints.update(typing.get_type_hints(function, include_extras=True))
+            names.update(_earlier_names(hints))
+        given = {_current(name, names, kwargs): value for name, value in kwargs.items()}
         try:
-            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound = inspect.signature(function).bind(*args, **given)
         except TypeError:
             return function(*args, **kwargs)  # Python says it best
         for name, value in bound.arguments.items():
@@ -46,6 +60,17 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _current(name: str, names: dict[str, str], given: dict[str, Any]) -> str:
+    current = names.get(name, name)
+    return name if current in given else current  # both names: Python refuses the earlier one
+
+
+def _earlier_names(hints: dict[str, Any]) -> dict[str, str]:
+    annotations = ((name, getattr(hint, "__metadata__", ())) for name, hint in hints.items())
+    parameters = ((name, each) for name, metadata in annotations for each in metadata if isinstance(each, Parameter))
+    return {flag[2:].replace("-", "_"): name for name, each in parameters for flag in each.alias or ()}
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:

@@ -82,7 +82,7 @@ def _described(file: PackagedFile) -> str:
 
 @checked
 def recipes(*names: str, to: Path | str | None = None) -> Catalog:
-    """List the recipes and examples that come with the package, or copy them to change them.
+    """List or copy the recipes and examples of the package.
 
     `sailkit run quickstart --out DIR` runs a recipe without copying it.
 
@@ -104,7 +104,7 @@ def recipes(*names: str, to: Path | str | None = None) -> Catalog:
 
 @checked
 def samples(*names: str, to: Path | str | None = None) -> Catalog:
-    """List the sample data and recordings that come with the package, or copy them.
+    """List or copy the sample data and recordings of the package.
 
     Every command reads `sample:NAME` as a path: `sailkit compare sample:base-own sample:base-random`.
 

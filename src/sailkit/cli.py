@@ -25,6 +25,7 @@ from sailkit.catalog import recipes, samples
 from sailkit.console import clean_streams, console, show_traceback
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.help import FLAGS, GroupedFlags, example, verb_group, verb_number
 from sailkit.pipeline import STAGES, run
 from sailkit.rendering import terminal
 from sailkit.rendering.result import to_json
@@ -90,9 +91,20 @@ def build_app() -> App:
         version=__version__,
         suppress_keyboard_interrupt=False,
         console=console(),
+        help_formatter=GroupedFlags(),
+        default_parameter=Parameter(negative_iterable=()),
     )
     for name, stage in VERBS.items():
-        app.command(_command(stage), name=name)
+        app.command(
+            _command(stage),
+            name=name,
+            group=verb_group(name),
+            sort_key=verb_number(name),
+            help_epilogue=example(name),
+        )
+    app.register_install_completion_command(help="Install completion for your shell.")
+    for flag in ("--help", "--version", "--install-completion"):
+        app[flag].group = FLAGS
     return app
 
 

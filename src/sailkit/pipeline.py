@@ -49,10 +49,11 @@ def run(
     until: str | None = None,
     dry_run: bool = False,
 ) -> PipelineRun:
-    """Run the steps of a recipe in order; finished steps are skipped, changed ones and their dependents run again.
+    """Run the steps of a recipe in order.
 
-    A step is identified by everything that affects its result: stage, arguments, content of input files, and the steps
-    that it reads. The same command continues a stopped pipeline. The folder of a changed step is kept in OUT/earlier.
+    Finished steps are skipped, changed ones and their dependents run again. A step is identified by everything that
+    affects its result: stage, arguments, content of input files, and the steps that it reads. The same command
+    continues a stopped pipeline. The folder of a changed step is kept in OUT/earlier.
 
     Args:
         recipe: The pipeline, a YAML file; or the name of one that comes with the package (see `sailkit recipes`).

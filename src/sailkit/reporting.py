@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sailkit import runs
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.distillation import report as distillation_report
 from sailkit.errors import UserError
 from sailkit.evaluation import report as evaluation_report
@@ -57,14 +57,14 @@ def report(
     task: str | None = None,
     fields: list[str] | None = None,
     title: str | None = None,
-    seed: int = 0,
+    bootstrap_seed: Annotated[int, renamed("seed")] = 0,
 ) -> WrittenReport:
-    """Write an HTML and a Markdown report on sets of predictions, audits, a training run, or distillations.
+    """Write a report on results as an HTML and a Markdown file.
 
-    The HTML file is self-contained. For predictions it shows the verdict, reasons to doubt it, figures with intervals,
-    and each item with prompt and raw output; for audits, the best labeler, the figures, and pairwise comparisons with
-    the largest disagreements; for a training run, the change in held-out figures, curves, recipe and data; for
-    distillations, how closely each student matches its teacher.
+    The HTML file is self-contained. For sets of predictions it shows the verdict, reasons to doubt it, figures with
+    intervals, and each item with prompt and raw output; for audits, the best labeler, the figures, and pairwise
+    comparisons with the largest disagreements; for a training run, the change in held-out figures, curves, recipe and
+    data; for distillations, how closely each student matches its teacher.
 
     Args:
         sets: Run folders of evaluate, folders with a run for each seed, or files of recorded outputs; or run folders of
@@ -76,7 +76,7 @@ def report(
         fields: For files: their names of the fields id, text, label, output, prediction, reference, prompt, group:
             KEY=NAME, repeated, or a YAML file.
         title: Title of the report; by default names of sets and task.
-        seed: Seed of the bootstrap.
+        bootstrap_seed: Seed of the bootstrap.
 
     Returns:
         The paths of both files, and the verdict.
@@ -95,11 +95,11 @@ def report(
     elif stage == "finetune":
         content = training_report.report_on(folders[0], title)
     elif stage == "distill":
-        content = distillation_report.report_on(folders, title, seed)
+        content = distillation_report.report_on(folders, title, bootstrap_seed)
     elif stage == "audit":
         content = labeling_report.report_on(folders, title)
     else:
-        content = evaluation_report.report_on(folders, against, task, fields, title, seed)
+        content = evaluation_report.report_on(folders, against, task, fields, title, bootstrap_seed)
     return _write(content, files)
 
 

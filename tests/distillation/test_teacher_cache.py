@@ -470,7 +470,7 @@ def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
 @pytest.mark.parametrize(
     ("echo", "message"),
     [
-        (("prompt_logprobs", 19), r"gives (19|20) log-probabilities at a position, and 30 were asked for; use `k`"),
+        (("prompt_logprobs", 19), r"gives (19|20) log-probabilities at a position, and 30 were asked for; use `top_k`"),
         (("text", 30), "no log-probabilities of a prompt's tokens by token id"),
         (None, "no log-probabilities of a prompt's tokens by token id"),
         ("refuses", "refuses to give log-probabilities: Parameter top_logprobs is not supported"),

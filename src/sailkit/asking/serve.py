@@ -78,7 +78,9 @@ def serve(
     time_limit: float = 120.0,
     options: Annotated[ModelOptions, Parameter(name="*")] = ModelOptions(),
 ) -> ServerRun:
-    """Serve a model with search through an OpenAI-compatible endpoint, until ctrl-C or SIGTERM.
+    """Serve a model with search as an OpenAI-compatible endpoint.
+
+    It serves until ctrl-C or SIGTERM.
 
     Clients use `/v1/models` and `/v1/chat/completions`, also streamed. The last message of the user is the question;
     it is searched for, unless the request has `search_results` of its own. The response has the results with the

@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sailkit import runs
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.data import exports
 from sailkit.data.card import CARD, audit_figures, card_of, write_card
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
@@ -40,7 +40,7 @@ def build(
     top: int = 5,
     threshold: float | None = None,
     mix: Mix = "mean",
-    held_out: float = 0.05,
+    held_out_share: Annotated[float, renamed("held_out")] = 0.05,
     exclude_task: list[str] | None = None,
     export: list[ExportFormat] | None = None,
     audit: Path | None = None,
@@ -58,7 +58,7 @@ def build(
         top: How many of the best-ranked results to draw from; with several engines, the best BM25 result is added.
         threshold: Least score of an informative result; by default each labeler's own threshold.
         mix: How to combine several labelers: the mean of their scores, or informative by all or any of them.
-        held_out: Share of instructions to hold out; rows with the same instruction and input stay together.
+        held_out_share: Share of instructions to hold out; rows with the same instruction and input stay together.
         exclude_task: Remove rows that contain an item of this task, exactly or nearly; NAME, or NAME=PATH where the
             task does not include its data.
         export: Also write train and held_out in these formats.
@@ -74,7 +74,7 @@ def build(
     """
     result_shares = read_shares(shares)
     forms = list(dict.fromkeys(export or ()))
-    _check_options(top, threshold, held_out, limit, labels)
+    _check_options(top, threshold, held_out_share, limit, labels)
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
     quoted = audit_figures(audit, [str(item.labeler.get("labeler")) for item in loaded]) if audit else None
@@ -100,7 +100,7 @@ def build(
         "top": top,
         "threshold": threshold,
         "mix": mix if len(labels) > 1 else None,
-        "held_out": held_out,
+        "held_out": held_out_share,
         "exclude_task": tasks,
         "leak_rules": LEAK_RULES_VERSION if tasks else None,
         "export": forms,
@@ -117,7 +117,7 @@ def build(
             top=top,
             threshold=threshold,
             mix=mix,
-            held_out_share=held_out,
+            held_out_share=held_out_share,
             seed=seed,
             check=check,
         )
@@ -139,15 +139,15 @@ def read_shares(text: str) -> list[float]:
 def _check_options(
     top: int,
     threshold: float | None,
-    held_out: float,
+    held_out_share: float,
     limit: int | None,
     labels: Sequence[Path],
 ) -> None:
     at_least_one(top=top, limit=limit)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"`threshold` should be between 0 and 1, not {threshold}")
-    if not 0 <= held_out < 1:
-        raise UserError(f"`held_out` should be at least 0 and below 1, not {held_out}")
+    if not 0 <= held_out_share < 1:
+        raise UserError(f"`held_out_share` should be at least 0 and below 1, not {held_out_share}")
     if not labels:
         raise UserError("no `labels`; give the run folder of  sailkit label")
 

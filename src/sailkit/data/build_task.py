@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from sailkit import runs
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
@@ -47,11 +47,11 @@ def build_task(
     match_wording: bool = True,
     protocol: str = "direct",
     max_words: int | None = None,
-    held_out: float = 0.1,
+    held_out_share: Annotated[float, renamed("held_out")] = 0.1,
     limit: int | None = None,
     seed: int = 0,
 ) -> BuiltTask:
-    """Build training data from a task's examples and their human-judged evidence.
+    """Build training data from a task's human-judged evidence.
 
     Each row asks the task's question in one of its wordings, shows search results, and answers with the label that the
     informative results support.
@@ -76,7 +76,7 @@ def build_task(
         match_wording: Balance labels among claims of similar wording, not only overall.
         protocol: Protocol of the task from which wordings are drawn.
         max_words: Leave out search results with more words.
-        held_out: Share of examples to hold out.
+        held_out_share: Share of examples to hold out.
         limit: Use only the first LIMIT rows.
         seed: Random seed; each row is drawn from the seed and its id.
 
@@ -90,7 +90,7 @@ def build_task(
     at_least_one(limit=limit, max_words=max_words)
     result_shares = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
-    for name, share in (("`supported`", supported), ("`held_out`", held_out)):
+    for name, share in (("`supported`", supported), ("`held_out_share`", held_out_share)):
         if not 0 <= share <= 1:
             raise UserError(f"{name} should be between 0 and 1, not {share}")
     chosen = load_task(task)
@@ -108,7 +108,7 @@ def build_task(
         "distractors": kinds,
         "match_wording": match_wording,
         "protocol": protocol,
-        "held_out": held_out,
+        "held_out": held_out_share,
         "limit": limit,
         "seed": seed,
         **({} if max_words is None else {"max_words": max_words}),
@@ -149,10 +149,10 @@ def build_task(
         train: list[tuple[SupportedLabel, TrainingExample]] = []
         held: list[tuple[SupportedLabel, TrainingExample]] = []
         for item, row in rows:
-            side = held if runs.seed_for(seed, "held out", item.group) < held_out * 2**64 else train
+            side = held if runs.seed_for(seed, "held out", item.group) < held_out_share * 2**64 else train
             side.append((item, row))
         if not train:
-            raise UserError(f"no row is left to train on; use a smaller `held_out` than {held_out}")
+            raise UserError(f"no row is left to train on; use a smaller `held_out_share` than {held_out_share}")
         judged, used = ({item.example.id for item in kind} for kind in (items, [item for item, _ in rows]))
         dropped = [
             {"id": example.id, "reason": "not drawn" if example.id in judged else "no judged evidence"}

@@ -50,7 +50,7 @@ def distill(
     tokens_per_second: float | None = None,
     push: str | None = None,
 ) -> Distillation | DistillationPlan:
-    """Distill a larger model into a smaller one, also if their tokenizers differ.
+    """Distill a model into a smaller one, also across tokenizers.
 
     Writes a run folder with the teacher's cache, its answers, the student's training run, and the student's distance to
     the teacher on held-out rows. A run that was stopped resumes when the same command is given again.

@@ -58,7 +58,7 @@ class _EchoClient(ChatClient):
         return _Echo("", refusal=reason)
 
     def refused_logprobs(self, message: str) -> Exception:
-        return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower `k`")
+        return UserError(f"{self.name} refuses to give log-probabilities: {message}; try a lower `top_k`")
 
 
 class ServerTeacher:
@@ -158,7 +158,7 @@ class ServerTeacher:
             if len(position) < wanted:
                 raise UserError(
                     f"{self.name} gives {len(position)} log-probabilities at a position, and {wanted} were asked for; "
-                    f"use `k` {len(position)}, or raise the server's limit (vLLM: --max-logprobs)"
+                    f"use `top_k` {len(position)}, or raise the server's limit (vLLM: --max-logprobs)"
                 )
             best = itertools.islice(sorted(position.items(), key=lambda item: (-item[1], item[0])), wanted)
             ids[i], logprobs[i] = zip(*best, strict=True)

@@ -118,7 +118,7 @@ def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
     teacher_cache(
         teacher=recipe.teacher, data=[str(data if setup.logits else data / HELD_OUT)], out=setup.cache,
         style=setup.teacher_style,  # type: ignore[arg-type]
-        max_length=teacher_max_length(setup), k=recipe.settings.k, top_p=recipe.settings.top_p,
+        max_length=teacher_max_length(setup), top_k=recipe.settings.k, top_p=recipe.settings.top_p,
         precision=recipe.settings.precision, teacher_tokenizer=recipe.teacher_tokenizer,
         options=TeacherModelOptions(date=setup.date),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sailkit import runs
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.cluster import RayOptions
 from sailkit.data.exports import DROPPED, HELD_OUT
 from sailkit.distillation.cache import (
@@ -105,7 +105,7 @@ def teacher_cache(
     out: Path,
     style: Literal["sail", "sail-fixed", "chat"] | None = None,
     max_length: int | None = None,
-    k: int = 64,
+    top_k: Annotated[int, renamed("k")] = 64,
     top_p: float = 0.999,
     precision: Literal["float16", "float32"] = "float16",
     shard: str | None = None,
@@ -114,10 +114,10 @@ def teacher_cache(
     teacher_tokenizer: Path | None = None,
     options: Annotated[TeacherModelOptions, Parameter(name="*")] = TeacherModelOptions(),
 ) -> TeacherCache:
-    """Cache a teacher's distributions at each token of the training data's completions, for distillation.
+    """Cache a teacher's distributions over training data.
 
-    Writes shards of log-probabilities and their index to a run folder. The same command continues a
-    stopped run.
+    Writes shards of log-probabilities, at each token of the data's completions, and their index to a run folder. The
+    same command continues a stopped run.
 
     Args:
         teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.
@@ -125,7 +125,7 @@ def teacher_cache(
         out: The run folder.
         style: Style of the prompts; by default that of the teacher's training, else each row's style.
         max_length: Most tokens of a row; search results are shortened to fit. By default the teacher's context length.
-        k: Most tokens to keep at each position.
+        top_k: Most tokens to keep at each position.
         top_p: Keep the smallest set of tokens whose probabilities sum to this.
         precision: Number format of the log-probabilities.
         shard: Write only part I of N of the files, as I/N from 1/N to N/N; the last to finish writes the index.
@@ -141,7 +141,7 @@ def teacher_cache(
         UserError: Anything that the user can mend; nothing is overwritten.
     """
     part = read_shard(shard)
-    at_least_one(k=k, shard_tokens=shard_tokens, max_length=max_length)
+    at_least_one(top_k=top_k, shard_tokens=shard_tokens, max_length=max_length)
     if not 0 < top_p <= 1:
         raise UserError(f"`top_p` should be above 0 and at most 1, not {top_p}")
     pool = ray.pool(shard=shard, max_requests=options.max_requests)
@@ -149,7 +149,7 @@ def teacher_cache(
     kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
     model = replace(options, date=options.date or next(filter(None, kept), None))
     tokenizer = str(teacher_tokenizer) if teacher_tokenizer else None
-    loading = TeacherOptions(model, tokenizer, k, top_p, precision)
+    loading = TeacherOptions(model, tokenizer, top_k, top_p, precision)
     reader = load_teacher(teacher, loading)
     described = reader.describe()
     shown = style or trained_style(described)
@@ -169,7 +169,7 @@ def teacher_cache(
         "style": shown,
         "styles_sha256": jsonl.fingerprint(wording()),
         "max_length": max_length or reader.context,
-        "k": k,
+        "k": top_k,
         "top_p": top_p,
         "precision": precision,
         "format": SHARD_FORMAT,

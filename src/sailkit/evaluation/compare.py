@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError
 from sailkit.evaluation.comparable import (
     check_comparable,
@@ -61,8 +62,8 @@ def compare(
     against: Truth = "human",
     task: str | Path | Task | None = None,
     fields: list[str] | None = None,
-    measure: Measure | None = None,
-    seed: int = 0,
+    metric: Annotated[Measure | None, renamed("measure")] = None,
+    bootstrap_seed: Annotated[int, renamed("seed")] = 0,
 ) -> Comparison | GroupComparison:
     """Compare two or more sets of predictions, item by item.
 
@@ -76,9 +77,9 @@ def compare(
         task: For files: the task whose answer words are used.
         fields: For files: the names of the fields id, text, label, output, prediction, reference, prompt, group, as
             KEY=NAME, repeated or separated by commas, or a YAML file.
-        measure: For groups: the figure that decides the verdicts; by default macro-F1, which a constant answer does not
+        metric: For groups: the figure that decides the verdicts; by default macro-F1, which a constant answer does not
             win. Single runs are compared by accuracy.
-        seed: Seed of the bootstrap.
+        bootstrap_seed: Seed of the bootstrap.
 
     Returns:
         The verdict of each pair of sets, and the figures that support it.
@@ -91,10 +92,10 @@ def compare(
     loaded = [_load(source, task, fields) for source in sets]
     if any(isinstance(each, RunGroup) for each in loaded):
         groups = [each if isinstance(each, RunGroup) else single_run(each) for each in loaded]
-        return compare_groups(groups, against, measure or "macro_f1")
-    if measure not in (None, "accuracy"):
-        raise UserError(f"`measure='{measure}'` is for groups of runs; single runs are compared by accuracy")
-    return compare_sets([each for each in loaded if isinstance(each, PredictionSet)], against, seed)
+        return compare_groups(groups, against, metric or "macro_f1")
+    if metric not in (None, "accuracy"):
+        raise UserError(f"`metric='{metric}'` is for groups of runs; single runs are compared by accuracy")
+    return compare_sets([each for each in loaded if isinstance(each, PredictionSet)], against, bootstrap_seed)
 
 
 def _load(

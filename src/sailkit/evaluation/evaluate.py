@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from sailkit import runs
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError, at_least_one
 from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
@@ -60,12 +60,12 @@ def evaluate(
     answer: AnswerMode = "logprob",
     protocol: str = "direct",
     wording: str | None = None,
-    labels: list[str] | None = None,
+    label_set: Annotated[list[str] | None, renamed("labels")] = None,
     limit: int | None = None,
     half: Half | None = None,
     search: Search | None = None,
     search_run: Path | str | None = None,
-    results: int = 3,
+    max_results: Annotated[int, renamed("results")] = 3,
     style: Literal["auto", "sail", "sail-fixed", "chat"] = "auto",
     verify: Literal["auto", "on", "off"] = "auto",
     few_shot: Path | str | None = None,
@@ -98,14 +98,14 @@ def evaluate(
         answer: Score the labels' answer words (logprob), or generate an answer and read it (generate).
         protocol: direct (one question), fair ("is it fair to say"), think-twice (several calls).
         wording: One of the protocol's wordings; the first by default. climate-fever and hsd have the published ones.
-        labels: Labels to use, repeated or separated by commas; "all" for all of the task.
+        label_set: Labels to use, repeated or separated by commas; "all" for all of the task.
         limit: Evaluate at most this many examples, the first ones.
         half: Evaluate one half of the examples; build-task trains on the other.
         search: Which search results to show, as in training: the item's own (evidence), those of other items (random),
             or none. A wording with {evidence} shows them there. By default the wording decides.
         search_run: A run folder of search, or its results file: its results, joined by id, replace the search results
             of the data.
-        results: Most search results of an item, with --search.
+        max_results: Most search results of an item, with --search.
         style: The style in which search results are shown: by default that of the model's training, else chat if it has
             a template, else sail-fixed.
         verify: Have the model judge the search results before it answers; auto for models that were trained to.
@@ -115,7 +115,7 @@ def evaluate(
         calibrate: Subtract each label's score on an empty input (Zhao et al. 2021).
         options: How to load and run the model.
         max_new_tokens: Longest generated answer; the protocol's own by default.
-        seed: Seed of the bootstrap.
+        seed: Random seed of the bootstrap and of --search random.
         reference: A second model whose answers serve as ground truth beside the data set's labels.
         repeats: Number of reference answers for each item, to measure how often the label changes.
         price: USD per million tokens of an endpoint, as IN/OUT, for the estimate of cost.
@@ -130,9 +130,9 @@ def evaluate(
     Raises:
         UserError: The input cannot be used; nothing is overwritten.
     """
-    at_least_one(limit=limit, results=results if search else None, shots=shots, max_new_tokens=max_new_tokens)
+    at_least_one(limit=limit, max_results=max_results if search else None, shots=shots, max_new_tokens=max_new_tokens)
     model = str(model) if isinstance(model, Path) else model
-    chosen = load_task(task, _split(labels))
+    chosen = load_task(task, _split(label_set))
     question = _question(chosen, protocol, wording, max_new_tokens)
     styled = _shows_results_as_in_training(question, search, style, verify)
     if calibrate and answer != "logprob":
@@ -145,7 +145,9 @@ def evaluate(
     if not selected:
         raise UserError(f"task {chosen.name}: no examples in the {half} half")
     items = (
-        with_search_results(selected, search, results, seed, pool, chosen.groups_share_subject) if search else selected
+        with_search_results(selected, search, max_results, seed, pool, chosen.groups_share_subject)
+        if search
+        else selected
     )
     _check_csv(csv_out)
     worked = worked_examples(chosen, question, few_shot, shots, items)
@@ -176,7 +178,7 @@ def evaluate(
         "wording": question.wording,
         "answer": answer,
         "search": search or ("evidence" if shows_evidence(question) else "none"),
-        "results": results if search not in (None, "none") else None,
+        "results": max_results if search not in (None, "none") else None,
         **({} if search_run is None else {"searched_sha256": results_fingerprint(search_run)}),
         "style": evidence_style.style if evidence_style else None,
         "verify": bool(evidence_style and evidence_style.verify),

@@ -104,7 +104,7 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
     if verifies and (thought := described.get("open_thought")):
         raise UserError(f"`verify='on'`: {model.name}'s chat template opens a thought, {thought.strip()}; leave it out")
     if verifies and most > MOST_VERIFIED:
-        raise UserError(f"`results` {most}: at most {MOST_VERIFIED} search results are verified")
+        raise UserError(f"`max_results` {most}: at most {MOST_VERIFIED} search results are verified")
     evidence_style = EvidenceStyle(style, verifies and most > 0, most)
     if not evidence_style.verify:
         return evidence_style

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError, nearest
 from sailkit.evaluation.figures import Flag, LabelFigures
 from sailkit.evaluation.predictions import PredictionSet
@@ -29,9 +30,9 @@ def rescore(
     task: str | Path | Task | None = None,
     fields: list[str] | None = None,
     published: list[str] | None = None,
-    seed: int = 0,
+    bootstrap_seed: Annotated[int, renamed("seed")] = 0,
 ) -> list[Rescored]:
-    """Parse recorded outputs again, and report the labels of the raw answers next to the recorded ones.
+    """Parse recorded outputs again, and check the recorded labels.
 
     Args:
         files: Recorded outputs: JSON Lines, CSV or parquet, or sample logs of lm-evaluation-harness, inspect_ai or
@@ -40,7 +41,7 @@ def rescore(
         fields: Names of the fields id, text, label, output, prediction, reference, prompt, group in the files, as
             KEY=NAME, repeated or separated by commas, or a YAML file.
         published: Published figures such as `accuracy=0.6461,f1=0.3925`, for each file in order.
-        seed: Seed of the bootstrap.
+        bootstrap_seed: Seed of the bootstrap.
 
     Returns:
         Figures and flags of each file; without files, the flags of each set of published figures.
@@ -61,7 +62,9 @@ def rescore(
                 what = path if isinstance(path, (str, Path)) else type(path).__name__
                 raise UserError(f"rescore reads files of recorded outputs, not {what}; compare and report take runs")
         sets = [load_recording(path, task, fields) for path in files]
-        results = [rescore_set(s, claim, seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)]
+        results = [
+            rescore_set(s, claim, bootstrap_seed) for s, claim in zip(sets, claims or [{}] * len(sets), strict=True)
+        ]
     kinds = [_f1_kinds(result, claim) for result, claim in zip(results, claims, strict=False)]
     if len({kind[0] for kind in kinds if len(kind) == 1}) > 1:
         names = ", ".join(f"{r.name or '?'} {'/'.join(kind)}" for r, kind in zip(results, kinds, strict=True))

@@ -44,11 +44,11 @@ def audit(
     options: Annotated[AuditedLabelerOptions, Parameter(name="*")] = AuditedLabelerOptions(),
     columns: Annotated[JudgementColumns, Parameter(name="*")] = JudgementColumns(),
 ) -> Audit | ShortcutAudit:
-    """Measure labelers against human judgements, or look for shortcuts in a task or in training data.
+    """Measure labelers, or find shortcuts in data.
 
-    With labelers, the threshold of each is chosen on one half of the claims; all figures are computed on the other
-    half, with 95 % intervals over claims. If every judged result is informative (FEVER), passages of other claims are
-    added as distracting: near misses by BM25, and random ones.
+    Labelers are measured against human judgements: the threshold of each is chosen on one half of the claims, and all
+    figures are computed on the other half, with 95 % intervals over claims. If every judged result is informative
+    (FEVER), passages of other claims are added as distracting: near misses by BM25, and random ones.
 
     Without labelers, baselines that cannot have checked a claim (claim alone, search results alone, lengths, sources)
     predict the labels of a task or of a built folder, out of fold, beside models that were measured on the task.

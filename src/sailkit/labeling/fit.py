@@ -45,7 +45,9 @@ def fit(
     seed: int = 0,
     columns: Annotated[JudgementColumns, Parameter(name="*")] = JudgementColumns(),
 ) -> FittedLabeler:
-    """Train a labeler on human judgements, on claims that audit does not report on.
+    """Train a labeler on human judgements.
+
+    It is trained on claims that audit does not report on.
 
     The model has three classes: the result supports the response, refutes it, or does neither. Data in which every
     result does one or the other (FEVER) get passages of other claims: near misses and random ones. A tenth of the

@@ -44,7 +44,7 @@ def label(
     ray: Annotated[RayOptions, Parameter(name="*")] = RayOptions(),
     options: Annotated[LabelerOptions, Parameter(name="*")] = LabelerOptions(),
 ) -> Labeling:
-    """Judge each search result informative or distracting with respect to the response.
+    """Judge each search result informative or distracting.
 
     Writes labels.jsonl, with a row for each row of the results, to a run folder. The same command continues a
     stopped run.

@@ -39,7 +39,7 @@ class LabelerOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedLabelerOptions(LabelerOptions):
-    """Options of labelers in an audit, without those for endpoints and batches.
+    """Options of labelers in an audit, which chooses the batches.
 
     Attributes:
         direction: For entailment; see label.
@@ -51,12 +51,6 @@ class AuditedLabelerOptions(LabelerOptions):
     """
 
     batch_tokens: Annotated[int, _NO_FLAG] = 0
-    max_requests: Annotated[int, _NO_FLAG] = 0
-    concurrency: Annotated[int, _NO_FLAG] = 8
-    timeout: Annotated[float, _NO_FLAG] = 60.0
-    max_response_mb: Annotated[float, _NO_FLAG] = 32.0
-    api_key_env: Annotated[str, _NO_FLAG] = "OPENAI_API_KEY"
-    date: Annotated[str | None, _NO_FLAG] = None
 
 
 _WORDS = {

@@ -7,10 +7,10 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from sailkit import runs
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError, at_least_one, nearest
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
@@ -39,7 +39,7 @@ def search(
     snapshot: Path | None = None,
     offline: bool = False,
     interval: float = 1.0,
-    timeout: float = 10.0,
+    web_timeout: Annotated[float, renamed("timeout")] = 10.0,
     tries: int = 4,
     limit: int | None = None,
 ) -> SearchRun:
@@ -64,8 +64,8 @@ def search(
         snapshot: For web and searxng: file that stores every answer; snapshot.jsonl in the run folder by default.
         offline: Read the snapshot instead of the web; queries without an answer in it are unavailable.
         interval: Minimum seconds between two requests to the web.
-        timeout: Timeout of a request in seconds.
-        tries: Attempts before a query counts as unavailable.
+        web_timeout: Timeout of a request to the web in seconds.
+        tries: Attempts on the web before a query counts as unavailable.
         limit: Use only the first LIMIT instructions.
 
     Returns:
@@ -88,8 +88,8 @@ def search(
 
     searcher = open_searcher(
         engine, corpus, snapshot or out / "snapshot.jsonl", passage_words=passage_words,
-        passage_overlap=passage_overlap, searxng_url=searxng_url, offline=offline, interval=interval, timeout=timeout,
-        tries=tries, recording=recording,
+        passage_overlap=passage_overlap, searxng_url=searxng_url, offline=offline, interval=interval,
+        timeout=web_timeout, tries=tries, recording=recording,
     )  # fmt: skip
     settings = {
         "engine": searcher.name,

@@ -101,7 +101,7 @@ class Task:
         source = chosen if chosen.answers or chosen.also else spec
         if source.answers and (missing := [label for label in self.labels if label not in source.answers]):
             raise UserError(
-                f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use `labels` or another `protocol`"
+                f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use `label_set` or another `protocol`"
             )
         answers = {label: source.answers.get(label, self.spec.labels[label].answer) for label in self.labels}
         words = {word: label for label in self.labels for word in (answers[label], *source.also.get(label, ()))}

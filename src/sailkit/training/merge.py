@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 
-from sailkit.arguments import checked
+from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
@@ -23,14 +23,14 @@ def merge(
     adapter: Path,
     *,
     out: Path,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    save_dtype: Annotated[Literal["float32", "bfloat16", "float16"], renamed("dtype")] = "float32",
 ) -> MergedModel:
     """Merge LoRA adapters into their base.
 
     Args:
         adapter: The adapter's folder, such as RUN/model.
         out: The new model folder.
-        dtype: Number format of the merged weights; float32 is lossless.
+        save_dtype: Number format of the merged weights; float32 is lossless.
 
     Raises:
         UserError: The folder has no adapters, or they do not fit their base.
@@ -43,7 +43,7 @@ def merge(
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
     from sailkit.models.weights import DTYPES, load_pretrained, stop_at
 
-    model, tokenizer = load_pretrained(source, DTYPES[dtype], trust_remote_code=False)
+    model, tokenizer = load_pretrained(source, DTYPES[save_dtype], trust_remote_code=False)
     if "chat" in source.trained().get("trained_styles", ()):
         stop_at(model, Border(tokenizer, chat=True).closing_id)
     with atomic_folder(out) as unfinished:
