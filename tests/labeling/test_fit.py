@@ -76,6 +76,36 @@ def test_negatives_are_a_near_miss_and_a_random_passage_of_other_claims(stances)
     assert 25 < sum(pair.origin == "near" for pair in half) < 55
 
 
+def test_no_passage_of_a_claim_is_its_negative(tmp_path):
+    """Each claim has two passages as two rows, and each passage is also that of a claim in other words."""
+    rows = [
+        {"claim": claim, "evidence": evidence, "stance": "completely support"}
+        for i, town in enumerate(TOWNS)
+        for claim, evidence in (
+            (f"Ships call at {town}.", f"{town} has had ships at pier {i} for years."),
+            (f"SHIPS  call at {town}.", f"Another ship sails from {town} at {i} every day."),
+            (f"The harbour of {town} is in use.", f"{town}  has had ships at pier {i} for years."),
+        )
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = with_negatives(read_judgements(path).pairs, seed=0)
+    towns = {pair.pair.result.body: town for town in TOWNS for pair in pairs if town in pair.pair.result.body}
+    negatives = [pair for pair in pairs if pair.origin != "judged"]
+    assert len(negatives) == 60
+    for pair in negatives:
+        about = towns[pair.pair.result.body]
+        harbour = "harbour" in pair.pair.instruction.output
+        own = pair.pair.result.body.startswith("Another") if harbour else False
+        assert own or about not in pair.pair.instruction.output, pair
+    alone = [
+        pair
+        for pair in read_judgements(path).pairs
+        if TOWNS[0] in pair.pair.result.body and "pier" in pair.pair.result.body
+    ]
+    assert with_negatives(alone, seed=0) == alone, "both claims have the same passage, and there is no other"
+
+
 def test_votes_are_the_targets_of_fit(shared):
     judged = read_judgements(shared / "climate-fever" / "climate-fever.jsonl")
     split = next(pair for pair in judged.pairs if len(set(pair.votes)) == 3)
