@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sailkit import runs
 from sailkit.cli import main
@@ -18,6 +19,8 @@ from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.records import Prediction
 from sailkit.reporting import report
 from sailkit.stats import metrics
+from sailkit.stats.intervals import ALPHA
+from sailkit.stats.seeds import POWER
 
 LABELS = ["SUPPORTS", "REFUTES"]
 ITEMS = 440
@@ -137,6 +140,13 @@ def test_what_search_gives_one_group_beyond_another(tmp_path):
     assert interaction.verdict == "better"
     assert "larger" in interaction.verdict_text
     assert interaction.seeds == (3, 1)
+    for difference in (*result.pairs, interaction):  # at the strictest level of Holm's seven tests
+        estimate = difference.differences["accuracy"]
+        if 1 < estimate.degrees_of_freedom < np.inf:
+            error = estimate.estimate.value / stats.t.isf(estimate.p_value / 2, estimate.degrees_of_freedom)
+            freedom, shift = estimate.degrees_of_freedom, estimate.detectable / abs(error)
+            critical = stats.t.isf(ALPHA / 7 / 2, freedom)
+            assert stats.nct.sf(critical, freedom, shift) == pytest.approx(POWER, abs=1e-3)
     values = result.to_json()
     assert values["interactions"][0]["accuracy_difference_low"] > 0.1
     assert [g["runs"] for g in values["run_groups"]][2:] == [["base-random"], ["base-evidence"]]
@@ -183,6 +193,8 @@ def test_results_of_a_search_are_not_taken_for_those_of_the_data(tmp_path):
     assert "what the search results give" in compare(data, random).pairs[0].remark
     other = run(tmp_path / "other", 0.6, "tuned-1", "evidence", 4, searched_sha256="b")
     assert "searched_sha256" in complaint(f"{own},{other}", random)
+    none = run(tmp_path / "none", 0.4, "tuned", "none", 5)
+    assert "searched_sha256" not in compare(own, none).pairs[0].factors
 
 
 def test_the_command_prints_verdict_and_seeds(old, capsys):

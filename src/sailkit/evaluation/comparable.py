@@ -12,7 +12,6 @@ from sailkit.evaluation.predictions import FACTORS, RARE_FACTORS, PredictionSet
 
 Named = TypeVar("Named", PredictionSet, RunGroup)
 
-_SEARCHED = "searched_sha256"  # of the run of search whose results were shown
 # Factor -> other factors that change it; if one of those differs, this one does not count as well.
 _IMPLIED = {
     "weights_sha256": {"model"},
@@ -63,15 +62,11 @@ def check_comparable(a: PredictionSet, b: PredictionSet) -> None:
 def differing_factors(a: PredictionSet, b: PredictionSet) -> dict[str, list[Any]]:
     """Settings in which two runs differ, with both values."""
     ours, theirs = a.provenance, b.provenance
-    differ = {
+    return {
         name: [ours[name], theirs[name]]
         for name in (*FACTORS, *RARE_FACTORS)
         if name in ours and name in theirs and ours[name] != theirs[name]
     }
-    searched = [run.get(_SEARCHED) for run in (ours, theirs)]  # absent where the data's own results are shown
-    if searched[0] != searched[1] and all(run.get("search") not in (None, "none") for run in (ours, theirs)):
-        differ[_SEARCHED] = searched
-    return differ
 
 
 def independent_factors(factors: Mapping[str, Any]) -> list[str]:

@@ -32,10 +32,9 @@ from sailkit.evaluation.summary import baseline_figures, counted, few_items, lab
 from sailkit.records import Prediction
 from sailkit.rendering.numbers import machine
 from sailkit.stats import metrics
-from sailkit.stats.intervals import LEAST_UNITS, Estimate, Floats, Units, resample
+from sailkit.stats.intervals import ALPHA, LEAST_UNITS, Estimate, Floats, Units, resample
 from sailkit.tasks.task import Task
 
-ALPHA = 0.05
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over groups"
 _MEASURES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}

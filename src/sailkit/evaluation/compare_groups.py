@@ -22,7 +22,7 @@ from sailkit.evaluation.groups import RunGroup
 from sailkit.evaluation.summary import baseline_figures, constant_flags, counted, few_items
 from sailkit.rendering.numbers import signed
 from sailkit.stats import metrics
-from sailkit.stats.intervals import LEAST_UNITS, LEVEL, Counts
+from sailkit.stats.intervals import ALPHA, LEAST_UNITS, Counts
 from sailkit.stats.seeds import MOST_SEEDS, SeedFigures, over_seeds, seed_figures
 
 MEASURES = {
@@ -30,7 +30,6 @@ MEASURES = {
     "macro_f1": metrics.macro_f1,
     "balanced_accuracy": metrics.balanced_accuracy,
 }
-ALPHA = 1 - LEVEL
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}
 
 
@@ -50,11 +49,20 @@ class _Truth:
 
 @dataclass(frozen=True)
 class _Difference:
-    """A difference before the verdict, with the models of the first group and the figures whose sum it is."""
+    """A difference before its tests, with the models of the first group and the figures whose sum it is."""
 
     result: GroupDifference
     models: frozenset[str]
     terms: dict[str, tuple[SeedFigures, ...]]
+    most: float = 1.0  # the largest possible difference
+
+    def tested(self, level: float) -> GroupDifference:
+        """The difference with its intervals and tests at a level."""
+        estimates = {
+            name: over_seeds(*groups, level=level, least=-self.most, most=self.most)
+            for name, groups in self.terms.items()
+        }
+        return replace(self.result, differences=estimates)
 
 
 def compare_groups(
@@ -78,15 +86,15 @@ def compare_groups(
     labels = runs[0].labels
     figures = [_figures(group, truth, labels) for group in groups]
     both = list(combinations(range(len(groups)), 2))
-    level = ALPHA / max(len(both), 1)
-    pairs = [_pair(groups[i], groups[j], figures[i], figures[j], level) for i, j in both]
+    pairs = [_pair(groups[i], groups[j], figures[i], figures[j]) for i, j in both]
     effects = [effect for pair in pairs if (effect := _search_effect(pair))]
     interactions = [
-        _minus(first, second, level)
+        _minus(first, second)
         for first, second in combinations(effects, 2)
         if first.models.isdisjoint(second.models)  # else they are not independent
     ]
-    differences = [difference.result for difference in (*pairs, *interactions)]
+    family = (*pairs, *interactions)  # of Holm's adjustment; a detectable difference is at its strictest level
+    differences = [difference.tested(ALPHA / len(family)) for difference in family]
     adjusted = metrics.holm([difference.differences[measure].p_value for difference in differences])
     units = truth.number if truth.grouped else None
     size = counted(len(truth.labels), units)
@@ -156,9 +164,7 @@ def _group_figures(group: RunGroup, figures: Mapping[str, SeedFigures]) -> Group
     )
 
 
-def _pair(
-    a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mapping[str, SeedFigures], level: float
-) -> _Difference:
+def _pair(a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mapping[str, SeedFigures]) -> _Difference:
     terms: dict[str, tuple[SeedFigures, ...]]
     paired = {*a.models} == {*b.models}
     if paired:
@@ -176,7 +182,7 @@ def _pair(
         b=b.name,
         seeds=(len(a.runs), len(b.runs)),
         paired=paired,
-        differences={name: over_seeds(*groups, level=level) for name, groups in terms.items()},
+        differences={},
         by_run={name: tuple(map(float, groups[0].figures)) for name, groups in terms.items() if len(groups) == 1},
         factors=factors,
         isolates=isolates(factors, a.first.provenance.get("search")),
@@ -196,7 +202,7 @@ def _search_effect(pair: _Difference) -> _Difference | None:
     return _Difference(replace(result, a=result.b, b=result.a), pair.models, terms)
 
 
-def _minus(first: _Difference, second: _Difference, level: float) -> _Difference:
+def _minus(first: _Difference, second: _Difference) -> _Difference:
     """The difference between what search results give two groups of models."""
     terms = {name: (*groups, *(-group for group in second.terms[name])) for name, groups in first.terms.items()}
     result = GroupDifference(
@@ -204,12 +210,12 @@ def _minus(first: _Difference, second: _Difference, level: float) -> _Difference
         b=f"{second.result.a} - {second.result.b}",
         seeds=(first.result.seeds[0], second.result.seeds[0]),
         paired=False,
-        differences={name: over_seeds(*groups, level=level, least=-2.0, most=2.0) for name, groups in terms.items()},
+        differences={},
         by_run={},
         factors={},
         isolates="the difference is what search results give the first models beyond what they give the second",
     )
-    return _Difference(result, first.models, terms)
+    return _Difference(result, first.models, terms, most=2.0)
 
 
 def _with_verdict(pair: GroupDifference, measure: Measure, size: str, few: bool, interaction: bool) -> GroupDifference:

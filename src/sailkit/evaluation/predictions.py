@@ -149,11 +149,14 @@ def load_run(folder: str | Path) -> PredictionSet:
     for what, count in (("items", len(rows)), ("reference labels", len(reference) if has_reference else len(rows))):
         if count != settings["n"]:
             raise runs.not_finished(folder, "evaluate", f" ({count} of {settings['n']} {what})")
+    provenance = {name: settings[name] for name in (*FACTORS, *RARE_FACTORS) if name in settings}
+    if settings.get("search") not in (None, "none"):
+        provenance.setdefault("searched_sha256", None)  # the data's own search results were shown
     return PredictionSet(
         name=folder.name,
         labels=tuple(settings["labels"]),
         predictions=tuple(sorted(rows, key=lambda p: p.index)),
-        provenance={name: settings[name] for name in (*FACTORS, *RARE_FACTORS) if name in settings},
+        provenance=provenance,
         rules_version=settings["rules_version"],
         noise=jsonl.read_json(folder / NOISE_FILE)["noise"] if (folder / NOISE_FILE).exists() else None,
     )

@@ -22,7 +22,8 @@ from sailkit.runs import seed_for
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
-LEVEL = 0.95
+ALPHA = 0.05  # of tests, before Holm's adjustment
+LEVEL = 1 - ALPHA  # of intervals
 # Least number of units (items, or groups where declared) for a verdict. With fewer, the interval of an accuracy can be
 # wider than 0.46, so that only differences too large to need a test would be significant.
 LEAST_UNITS = 20

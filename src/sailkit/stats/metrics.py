@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sailkit.stats.intervals import LEVEL, Counts, Estimate, Floats, Units, proportion, resample
+from sailkit.stats.intervals import ALPHA, Counts, Estimate, Floats, Units, proportion, resample
 
 NOT_ANSWERED = ("unreadable", "refused")
 # Counts, or counts of weighted items.
@@ -280,7 +280,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable_difference(discordant: float, n: float, power: float = 0.8, level: float = 1 - LEVEL) -> float:
+def minimum_detectable_difference(discordant: float, n: float, power: float = 0.8, level: float = ALPHA) -> float:
     """The accuracy difference that McNemar's test detects with the given power, by the normal approximation.
 
     Args:

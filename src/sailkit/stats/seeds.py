@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sailkit.stats.intervals import LEVEL, Counts, Estimate, Floats, proportion
+from sailkit.stats.intervals import ALPHA, LEVEL, Counts, Estimate, Floats, proportion
 
 POWER = 0.8
 MOST_SEEDS = 1000
@@ -115,7 +115,7 @@ def mean_over_seeds(values: Sequence[float], least: float = -math.inf, most: flo
     return Estimate(mean, max(least, mean - half), min(most, mean + half))
 
 
-def over_seeds(*groups: SeedFigures, level: float = 1 - LEVEL, least: float = -1.0, most: float = 1.0) -> SeedEstimate:
+def over_seeds(*groups: SeedFigures, level: float = ALPHA, least: float = -1.0, most: float = 1.0) -> SeedEstimate:
     """The sum of the means of independent groups of runs, with its interval over seeds and items.
 
     Args:
