@@ -76,12 +76,21 @@ def test_what_a_claim_gives_away_is_flagged(shared, tmp_path):
 
 
 @pytest.mark.usefixtures("without_encoder")
-def test_built_data_are_audited(tmp_path):
+def test_built_data_are_audited(tmp_path, capsys):
     built = build_task("sample-facts", out=tmp_path / "built")
+    lines = (tmp_path / "built" / "train.jsonl").read_text("utf-8").splitlines()
+    example_ids = {json.loads(line)["id"].split("/")[0] for line in lines}
     result = audit(data=tmp_path / "built", out=tmp_path / "out")
     assert result.baselines.keys() == {"answer", "judgement"}
     assert result.n == built.n_train
     assert set(result.labels) == {"Correct", "Wrong"}
+    answers = {row.view: row.groups for row in result.baselines["answer"]}
+    assert answers["claim"] == built.card["claims"] < len(example_ids)
+    assert result.to_json()["baselines"] == built.card["shortcuts"]
+    (tmp_path / "built" / "groups.json").unlink()  # as earlier versions left it
+    old = audit(data=tmp_path / "built", out=tmp_path / "old")
+    assert {row.groups for row in old.baselines["answer"]} == {len(example_ids)}
+    assert "does not record the groups of its examples" in capsys.readouterr().err
     with pytest.raises(UserError, match="`model_runs` are compared on the data of a `task`"):
         audit(data=tmp_path / "built", model_runs=[tmp_path], out=tmp_path / "other")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sailkit.records import Example, SearchResult, TrainingExample
-from sailkit.stats.shortcut_items import as_table, example_items, training_baselines
+from sailkit.stats.shortcut_items import as_table, by_question, example_items, training_baselines
 from sailkit.stats.shortcuts import ShortcutItem, lead, sampled, shortcut_baselines, telling_views
 
 WORDS = [f"word{number}" for number in range(40)]
@@ -82,6 +82,28 @@ def test_a_passage_is_judged_for_several_claims_in_one_fold():
     (evidence,) = (row for row in training_baselines(rows, seed=0)["judgement"] if row.view == "evidence")
     assert evidence.auroc.value == pytest.approx(0.5, abs=0.1)
     assert evidence.groups == 60
+
+
+def in_groups(*counts: tuple[int, str, str]) -> list[ShortcutItem]:
+    rng = random.Random(0)
+    rows = [(label, group) for count, group, label in counts for _ in range(count)]
+    return [
+        ShortcutItem(str(i), label, group, " ".join(rng.choices(WORDS, k=8)), ())
+        for i, (label, group) in enumerate(rows)
+    ]
+
+
+def test_groups_that_leave_a_fold_without_a_label_are_no_error(capsys):
+    impossible = in_groups((11, "a", "yes"), (3, "a", "no"), (20, "b", "yes"), (39, "c", "no"))
+    assert shortcut_baselines(impossible) == []
+    assert "without shortcut baselines of 73 items: their 3 groups cannot be split" in capsys.readouterr().err
+    assert shortcut_baselines(in_groups(*((4, f"{i}", ("yes", "no")[i % 2]) for i in range(8))))
+
+
+def test_rows_that_ask_the_same_are_in_one_fold():
+    texts = ("Name a bay.", "name a bay", "Name a port.")
+    rows = [TrainingExample(str(i), text, "", (), (), "x", "chat") for i, text in enumerate(texts)]
+    assert [group for group, _ in by_question(rows)] == ["0", "0", "2"]
 
 
 def test_an_interval_is_wider_where_items_repeat():

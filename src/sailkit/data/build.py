@@ -22,7 +22,7 @@ from sailkit.labeling.labels_file import LABELS, read_labels
 from sailkit.labeling.ppi import corrected_share
 from sailkit.prompts.sail import wording
 from sailkit.retrieval.instructions import RESULTS, read_searched
-from sailkit.stats.shortcut_items import training_baselines
+from sailkit.stats.shortcut_items import by_question, training_baselines
 from sailkit.tasks.task import load_task
 
 ExportFormat = Literal["trl", "trl-parquet", "sail"]
@@ -188,7 +188,7 @@ def _write(run: runs.Run, built: RowBuilder, forms: Sequence[str]) -> dict[str, 
         "cut_tokens_in_labelling": built.cut_tokens,
         "exports": exported,
     }
-    baselines = training_baselines([(row.id, row) for row in built.train], built.seed)
+    baselines = training_baselines(by_question(built.train), built.seed)
     card = card_of(built.train, counts, run.manifest["settings"], baselines, constructed=False)
     write_card(run.folder, card)
     return card

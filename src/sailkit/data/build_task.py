@@ -25,7 +25,7 @@ from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.prompts.sail import wording
 from sailkit.records import Example, Instruction, TrainingExample, original_id
-from sailkit.stats.shortcut_items import training_baselines
+from sailkit.stats.shortcut_items import GROUPS, training_baselines
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
 _VERSION = 3  # of the rules by which rows are drawn
@@ -161,6 +161,7 @@ def build_task(
         ]
         for name, part in ((TRAIN, train), (HELD_OUT, held)):
             jsonl.write_rows(run.path(name), (example_row(row) for _, row in part))
+        jsonl.write_json(run.path(GROUPS), {row.id: item.group for item, row in train})
         jsonl.write_rows(run.path(DROPPED), dropped)
         jsonl.write_rows(run.path(REMOVED), removed)
         trained = [item for item, _ in train]

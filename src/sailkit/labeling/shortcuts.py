@@ -19,7 +19,7 @@ from sailkit.rendering.model import Cell, Flags, Group, Report, Row, Table, Text
 from sailkit.rendering.result import Result
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Estimate, resample
-from sailkit.stats.shortcut_items import as_table, example_items, training_baselines
+from sailkit.stats.shortcut_items import GROUPS, as_table, by_question, example_items, training_baselines
 from sailkit.stats.shortcuts import (
     NEAR,
     Encode,
@@ -230,8 +230,13 @@ def _built_rows(folder: Path | None, models: Sequence[Path]) -> list[tuple[str, 
     of_task = runs.read_manifest(folder)["stage"] == "build-task"
     path = folder / _TRAIN
     rows = (parse_row(TrainingExample, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path))
-    # build-task names its rows EXAMPLE/LABEL/COPY.
-    return [(original_id(row.id.rsplit("/", 2)[0]) if of_task else row.id, row) for row in rows]
+    if not of_task:
+        return by_question(rows)
+    if (folder / GROUPS).exists():
+        groups = jsonl.read_json(folder / GROUPS)
+        return [(groups[row.id], row) for row in rows]
+    runs.notice(f"{folder} does not record the groups of its examples: similar claims may be in different folds")
+    return [(original_id(row.id.rsplit("/", 2)[0]), row) for row in rows]  # rows are named EXAMPLE/LABEL/COPY
 
 
 def _predictions(folder: Path, task: str) -> list[Prediction]:

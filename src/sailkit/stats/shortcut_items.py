@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from sailkit.records import Example, TrainingExample
 from sailkit.stats.overlap import overlap_groups
 from sailkit.stats.shortcuts import Encode, ShortcutBaseline, ShortcutItem, sampled, shortcut_baselines
 
+GROUPS = "groups.json"  # row of `train.jsonl` -> group of the example from which `build-task` drew it
 _CLOSED = 0.9  # share of rows whose answer is frequent, from which the answers are labels rather than texts
 
 
@@ -38,6 +40,12 @@ def training_baselines(
     targets = {"answer": _answers(rows, seed), "judgement": sampled(_judgements(rows), seed)}
     baselines = {target: shortcut_baselines(items, seed, encode) for target, items in targets.items()}
     return {target: rows_of for target, rows_of in baselines.items() if rows_of}
+
+
+def by_question(rows: Iterable[TrainingExample]) -> list[tuple[str, TrainingExample]]:
+    """Each row with its group: the id of the first row that asks the same, without regard to case and punctuation."""
+    first: dict[tuple[str, ...], str] = {}
+    return [(first.setdefault(tuple(re.findall(r"\w+", _question(row).casefold())), row.id), row) for row in rows]
 
 
 def as_table(baselines: Mapping[str, Sequence[ShortcutBaseline]]) -> list[dict[str, Any]]:

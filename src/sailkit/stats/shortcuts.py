@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sailkit.records import SearchResult
-from sailkit.runs import seed_for
+from sailkit.runs import notice, seed_for
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Estimate, Floats, Units, bounded, resample
 
@@ -30,6 +30,7 @@ _FOLDS = 5
 _WORD = re.compile(r"\b\w\w+\b")  # as TfidfVectorizer reads words
 _RESAMPLES = 1000
 
+_Folds = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 Encode = Callable[[Sequence[str]], npt.NDArray[np.floating[Any]]]
 
 
@@ -114,7 +115,10 @@ def sampled(
 def shortcut_baselines(
     items: Sequence[ShortcutItem], seed: int = 0, encode: Encode | None = None
 ) -> list[ShortcutBaseline]:
-    """Cross-validate all baselines that the items allow; none if fewer than two labels are frequent enough.
+    """Cross-validate all baselines that the items allow.
+
+    There are none if fewer than two labels are frequent enough, or, with a notice, if no split into folds by group
+    leaves every label to train on.
 
     Args:
         items: The items; see `sampled`.
@@ -128,6 +132,13 @@ def shortcut_baselines(
 
     if len({item.label for item in items}) < 2:
         return []
+    folds = _folds(items, seed)
+    if not folds:
+        notice(
+            f"without shortcut baselines of {len(items):,} items: their {len({item.group for item in items})} groups "
+            "cannot be split so that every label can be learned"
+        )
+        return []
     texts = {
         "claim": [item.claim for item in items],
         "evidence": [_text(item) for item in items],
@@ -137,16 +148,16 @@ def shortcut_baselines(
         if not _varies([" ".join(_WORD.findall(text)) for text in column]):
             continue
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        baselines.append(_baseline(view, "tf-idf", items, column, words, seed))
+        baselines.append(_baseline(view, "tf-idf", items, column, words, folds, seed))
         if encode is not None:
-            baselines.append(_baseline(view, "minilm", items, encode(column), StandardScaler(), seed))
+            baselines.append(_baseline(view, "minilm", items, encode(column), StandardScaler(), folds, seed))
     lengths = [_lengths(item) for item in items]
     if _varies(lengths):
-        baselines.append(_baseline("length", "words", items, np.array(lengths), StandardScaler(), seed))
+        baselines.append(_baseline("length", "words", items, np.array(lengths), StandardScaler(), folds, seed))
     names = [_names(item.results) for item in items]
     if _varies([tuple(sorted(row.items())) for row in names]):
         origins = make_pipeline(DictVectorizer(), MaxAbsScaler())
-        baselines.append(_baseline("source", "names", items, names, origins, seed))
+        baselines.append(_baseline("source", "names", items, names, origins, folds, seed))
     return baselines
 
 
@@ -191,20 +202,32 @@ def _varies(column: Sequence[object]) -> bool:
     return len({*map(str, column)}) > 1
 
 
+def _folds(items: Sequence[ShortcutItem], seed: int) -> _Folds:
+    """Training and test items of up to five folds, as many as leave every label to train on; empty if two do not."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    gold, groups = np.array([item.label for item in items]), [item.group for item in items]
+    spread = Counter(label for label, _ in {*zip(gold.tolist(), groups, strict=True)})
+    for number in range(min(_FOLDS, *spread.values()), 1, -1):
+        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+        folds = list(splitter.split(np.zeros(len(gold)), gold, groups))
+        if all(len(test) and len({*gold[train]}) == len(spread) for train, test in folds):
+            return folds
+    return []
+
+
 def _baseline(
-    view: str, features: str, items: Sequence[ShortcutItem], column: Any, vectorizer: Any, seed: int
+    view: str, features: str, items: Sequence[ShortcutItem], column: Any, vectorizer: Any, folds: _Folds, seed: int
 ) -> ShortcutBaseline:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
 
     gold, groups = [item.label for item in items], [item.group for item in items]
-    spread = Counter(label for label, _ in {*zip(gold, groups, strict=True)})
-    folds = StratifiedGroupKFold(min(_FOLDS, *spread.values()), shuffle=True, random_state=seed)
     # Balanced classes: a shortcut should not be hidden by a frequent label that macro-F1 does not reward.
     classifier = LogisticRegression(C=10 if features == "tf-idf" else 1, class_weight="balanced", max_iter=1000)
     probabilities = cross_val_predict(
-        make_pipeline(vectorizer, classifier), column, gold, groups=groups, cv=folds, method="predict_proba"
+        make_pipeline(vectorizer, classifier), column, gold, cv=folds, method="predict_proba"
     )
     labels = sorted(set(gold))
     predicted = [labels[index] for index in probabilities.argmax(1)]
