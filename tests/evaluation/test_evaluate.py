@@ -9,14 +9,13 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
+import forked
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
@@ -244,8 +243,7 @@ def test_a_spreadsheet_finds_no_formula_in_the_csv(tiny, tmp_path):
 
 
 def command(tiny: str, task: Path, out: Path, *more: str) -> list[str]:
-    words = ["evaluate", "--model", tiny, "--task", str(task), "--out", str(out), "--batch-tokens", "120", *more]
-    return [sys.executable, "-m", "sailkit", *words]
+    return ["evaluate", "--model", tiny, "--task", str(task), "--out", str(out), "--batch-tokens", "120", *more]
 
 
 def whole_lines(path: Path) -> list[bytes]:
@@ -257,12 +255,12 @@ def stop_at_random_moments(tiny: str, folder: Path, moments: int, seed: int) -> 
     """Kill a run at random moments, let it go on, and hold the bytes against an uninterrupted run."""
     rng = random.Random(seed)
     task = write_task(folder, 400)
-    subprocess.run(command(tiny, task, folder / "whole"), check=True, capture_output=True)
+    forked.run(*command(tiny, task, folder / "whole"), check=True)
     expected = (folder / "whole" / "predictions.jsonl").read_bytes()
     out, path = folder / "killed", folder / "killed" / "predictions.jsonl"
     for moment in range(moments):
         before = whole_lines(path)
-        child = subprocess.Popen(command(tiny, task, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = forked.Command(*command(tiny, task, out))
         target = len(before) + rng.randrange(1, max(2, (400 - len(before)) // (moments - moment + 1)))
         while child.poll() is None and len(whole_lines(path)) < target:
             time.sleep(0.003)
@@ -274,7 +272,7 @@ def stop_at_random_moments(tiny: str, folder: Path, moments: int, seed: int) -> 
         assert b"\n".join(after) == b"\n".join(expected.splitlines()[: len(after)])
     done = len(whole_lines(path))
     assert 0 < done < 400
-    finished = subprocess.run(command(tiny, task, out), check=True, capture_output=True, text=True)
+    finished = forked.run(*command(tiny, task, out), check=True)
     assert "error" not in finished.stderr
     assert path.read_bytes() == expected
 
@@ -327,23 +325,23 @@ def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
 def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     task = write_task(tmp_path, 400)
     out = tmp_path / "run"
-    told = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command(tiny, task, out), **told)
+    child = forked.Command(*command(tiny, task, out))
     while child.poll() is None and len(whole_lines(out / "predictions.jsonl")) < 20:
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == 130
+    done = child.wait(timeout=60)
+    said = done.stderr.decode()
+    assert done.returncode == 130
     assert said.splitlines()[-1] == "sailkit: stopped; the same command continues where it stopped"
     assert "Traceback" not in said
     kept = b"".join(line + b"\n" for line in whole_lines(out / "predictions.jsonl"))
-    subprocess.run(command(tiny, task, out), capture_output=True, check=True)
+    forked.run(*command(tiny, task, out), check=True)
     assert (out / "predictions.jsonl").read_bytes().startswith(kept)
     assert sorted(row["index"] for row in rows_of(out)) == list(range(400))
 
 
 def refused(words: list[str]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forked.run(*words)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
@@ -353,7 +351,7 @@ def refused(words: list[str]) -> str:
 def test_two_processes_cannot_share_a_folder(tiny, tmp_path):
     task = write_task(tmp_path, 400)
     out = tmp_path / "run"
-    child = subprocess.Popen(command(tiny, task, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    child = forked.Command(*command(tiny, task, out))
     try:
         while child.poll() is None and not (out / "predictions.jsonl").exists():
             time.sleep(0.005)
@@ -361,14 +359,14 @@ def test_two_processes_cannot_share_a_folder(tiny, tmp_path):
         assert "in use by another sailkit process" in refused(command(tiny, task, out))
     finally:
         child.send_signal(signal.SIGCONT)
-        child.kill()
+        child.send_signal(signal.SIGKILL)
         child.wait()
 
 
 def test_another_run_is_never_overwritten(tiny, tmp_path):
     task = write_task(tmp_path, 10)
     out = tmp_path / "run"
-    subprocess.run(command(tiny, task, out), check=True, capture_output=True)
+    forked.run(*command(tiny, task, out), check=True)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     said = refused(command(tiny, task, out, "--wording", "short"))
     assert "wording" in said
@@ -446,11 +444,11 @@ def smollm() -> str:
 
 @pytest.mark.parametrize("protocol", ["direct", "fair", "think-twice"])
 def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smollm, tmp_path, protocol):
-    out, limit = tmp_path / "run", 12 if protocol == "direct" else 3
-    how = {"protocol": protocol, "max_new_tokens": 8, "limit": limit, "options": ModelOptions(dtype="float32")}
+    out = tmp_path / "run"
+    how = {"protocol": protocol, "max_new_tokens": 8, "limit": 3, "options": ModelOptions(dtype="float32")}
     figures = evaluate(model=smollm, task="sample-claims", out=out, **how).to_json()
     rows = rows_of(out)
-    assert figures["n"] == len(rows) == limit
+    assert figures["n"] == len(rows) == 3
     assert all(row["outcome"] == "answered" and row["cut_tokens"] == 0 for row in rows)
     assert all(row["answers"].keys() == ({"Yes", "No"} if protocol == "fair" else {"Correct", "Wrong"}) for row in rows)
     assert all("<|im_start|>assistant" in row["prompt"] for row in rows), "its chat template was used"
@@ -474,23 +472,28 @@ def test_figures_against_a_reference_model_stand_beside_the_human_ones(smollm, t
 
 
 # Fewer bytes than the rows of the whole run need, many more than anything else that is written.
-FULL = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1)); "
-FULL += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-FULL += "from sailkit.cli import main; main(sys.argv[2:])"
+FULL = """
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from sailkit.cli import main
+main(sys.argv[2:])
+"""
 
 
 @pytest.mark.long
 def test_a_disk_that_is_full_costs_one_line_and_no_rows(tiny, tmp_path):
     task = write_task(tmp_path, 100)
-    subprocess.run(command(tiny, task, tmp_path / "whole"), check=True, capture_output=True)
+    forked.run(*command(tiny, task, tmp_path / "whole"), check=True)
     expected = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
     out = tmp_path / "run"
     words = command(tiny, task, out)
-    said = refused([sys.executable, "-c", FULL, str(len(expected) // 2), *words[3:]])
+    (tmp_path / "full.py").write_text(FULL)
+    said = refused([str(tmp_path / "full.py"), str(len(expected) // 2), *words])
     assert "free some space and run the same command again, it continues where it stopped" in said
     kept = (out / "predictions.jsonl").read_bytes()
     assert 0 < len(kept) < len(expected)
     assert expected.startswith(kept)
     assert kept.endswith(b"\n")
-    subprocess.run(words, check=True, capture_output=True)
+    forked.run(*words, check=True)
     assert (out / "predictions.jsonl").read_bytes() == expected

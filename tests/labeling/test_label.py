@@ -6,7 +6,6 @@ import inspect
 import json
 import random
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forked
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import Labeler, ResultPair, Score, score_batch, statement, verdict_for
@@ -470,23 +470,21 @@ def test_shards_give_the_bytes_of_the_whole(nli, make_nli, tmp_path):
 
 def stop_at_random_moments(folder: Path, name: str, moments: int) -> None:
     results = write_results(folder / "results.jsonl", 1500)
-    command = [sys.executable, "-m", "sailkit", "label", "--results", str(results), "--labeler", name]
+    command = ["label", "--results", str(results), "--labeler", name]
     command += ["--dtype", "float32", "--out"]
-    subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)
+    forked.run(*command, folder / "whole", check=True)
     expected = (folder / "whole" / "scores.jsonl").stat().st_size
     chance = random.Random(3)
     killed = 0
     for share in sorted(chance.uniform(0.05, 0.95) for _ in range(moments)):
-        child = subprocess.Popen(
-            [*command, str(folder / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        child = forked.Command(*command, folder / "killed")
         log = folder / "killed" / "scores.jsonl"
         while child.poll() is None and (not log.exists() or log.stat().st_size < share * expected):
             time.sleep(0.001)
         child.send_signal(signal.SIGKILL)
-        killed += child.wait() == -signal.SIGKILL
+        killed += child.wait().returncode == -signal.SIGKILL
     assert killed
-    subprocess.run([*command, str(folder / "killed")], check=True, capture_output=True)
+    forked.run(*command, folder / "killed", check=True)
     for file in ("scores.jsonl", "labels.jsonl"):
         assert (folder / "killed" / file).read_bytes() == (folder / "whole" / file).read_bytes()
 

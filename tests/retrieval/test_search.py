@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 
@@ -14,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forked
 from little_room import little_room
 from sailkit import runs
 from sailkit.errors import UserError
@@ -262,21 +261,20 @@ def test_bad_options(tmp_path, corpus):
 
 
 def stop_at_random_moments(tmp_path, corpus, moments):
-    asked = ask(tmp_path, *({"instruction": f"seals {i} market plants {i % 7}"} for i in range(6000)))
-    command = [sys.executable, "-m", "sailkit", "search", "--instructions", asked, "--corpus", str(corpus), "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    asked = ask(tmp_path, *({"instruction": f"seals {i} market plants {i % 7}"} for i in range(2400)))
+    command = ["search", "--instructions", asked, "--corpus", str(corpus), "--out"]
+    forked.run(*command, tmp_path / "whole", check=True)
     expected = (tmp_path / "whole" / "results.jsonl").read_bytes()
     killed = 0
     for number in range(moments):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        child = subprocess.Popen([*command, str(tmp_path / "killed")], **quiet)
+        child = forked.Command(*command, tmp_path / "killed")
         log = tmp_path / "killed" / "results.jsonl"
         while child.poll() is None and (not log.exists() or log.stat().st_size < len(expected) * (number + 1) / 12):
             time.sleep(0.001)
         child.send_signal(signal.SIGKILL)
-        killed += child.wait() == -signal.SIGKILL
+        killed += child.wait().returncode == -signal.SIGKILL
     assert killed
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    forked.run(*command, tmp_path / "killed", check=True)
     assert (tmp_path / "killed" / "results.jsonl").read_bytes() == expected
 
 

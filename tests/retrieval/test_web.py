@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forked
 from sailkit.errors import UserError
 from sailkit.records import Instruction
 from sailkit.retrieval.instructions import read_searched
@@ -299,7 +298,7 @@ def test_an_engine_that_is_down_does_not_take_what_another_gave(tmp_path, monkey
 
 def test_the_command_says_that_it_is_unfinished_and_then_that_it_is_not(tmp_path):
     with Engine({1: 404}) as engine:
-        command = [sys.executable, "-m", "sailkit", "search", "--instructions", ask(tmp_path, "a", "b")]
+        command = ["search", "--instructions", ask(tmp_path, "a", "b")]
         command += [
             "--engine",
             "searxng",
@@ -310,20 +309,20 @@ def test_the_command_says_that_it_is_unfinished_and_then_that_it_is_not(tmp_path
             "--out",
             str(tmp_path / "run"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = forked.run(*command)
         assert done.returncode == 3
         assert "found 1, empty 0, unavailable 1" in done.stdout
         assert done.stderr.splitlines()[-1] == (
             "sailkit: unfinished: 1 of 2 instructions had no answer from an engine; "
             "the same command asks again for them"
         )
-        done = subprocess.run([*command, "--json", "-"], capture_output=True, text=True, check=False)
+        done = forked.run(*command, "--json", "-")
         assert done.returncode == 0
         assert json.loads(done.stdout)["unavailable"] == 0
         assert json.loads(done.stdout)["unfinished"] is None
     more = ["--out", str(tmp_path / "offline"), "--snapshot", str(tmp_path / "run" / "snapshot.jsonl"), "--offline"]
     ask(tmp_path, "a", "never asked")
-    done = subprocess.run([*command[:-2], *more], capture_output=True, text=True, check=False)
+    done = forked.run(*command[:-2], *more)
     assert (done.returncode, "unavailable 1" in done.stdout) == (0, True)  # a snapshot says all that it will ever say
 
 
@@ -475,17 +474,17 @@ def stop_at_random_moments(tmp_path, moments):
     asked = ask(tmp_path, *(f"query {i % 150}" for i in range(200)))
     kept, out = tmp_path / "kept.jsonl", tmp_path / "killed"
     with Engine() as engine:
-        command = [sys.executable, "-m", "sailkit", "search", "--instructions", asked, "--engine", "searxng"]
+        command = ["search", "--instructions", asked, "--engine", "searxng"]
         command += ["--searxng-url", engine.url, "--interval", "0.002", "--snapshot", str(kept), "--out", str(out)]
         killed = 0
         for number in range(moments):
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            child = forked.Command(*command)
             wanted = 140 * (number + 1) // (moments + 1)
             while child.poll() is None and len(engine.asked) < wanted:
                 time.sleep(0.0005)
             child.send_signal(signal.SIGKILL)
-            killed += child.wait() == -signal.SIGKILL
-        subprocess.run(command, check=True, capture_output=True)
+            killed += child.wait().returncode == -signal.SIGKILL
+        forked.run(*command, check=True)
     assert killed == moments
     assert len(engine.asked) <= 150 + moments  # a query without its line in the snapshot is asked again, no other
     search(
