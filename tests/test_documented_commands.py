@@ -21,7 +21,7 @@ from sailkit.packaged import sample_files
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
 PROGRAMS = "sailkit|python|pip|make|git|accelerate"
-COMMAND = re.compile(rf"^(?:\$ |    |`)((?:{PROGRAMS}) [^`\n]+)", re.MULTILINE)
+COMMAND = re.compile(rf"(?:\$ |    |`)((?:{PROGRAMS}) [^`]+)")
 
 # Commands that this file cannot run, and why.
 NOT_RUN = {
@@ -29,6 +29,7 @@ NOT_RUN = {
     r"^python benchmarks/": "measures for minutes; tests/test_benchmarks.py runs it on few rows",
     r"^accelerate ": "starts processes; tests/training/test_distributed.py does",
     r"\b(RECIPE|MODEL|FOLDER|DIR)\b": "has a placeholder",
+    r"^sailkit serve": "serves until it is stopped; tests/asking has it",
     r"--searxng-url http": "needs a SearXNG server",
     r"--ray\b": "needs a cluster",
     r"--push ": "needs an account on the hub",
@@ -55,6 +56,7 @@ TUNED = "sailkit finetune smollm2-sail --data runs/nq/build-chat --out runs/tune
 JUDGED = "sailkit evaluate --model smollm2-135m --task fever --data fever.jsonl --search evidence --limit 4"
 # What other pages make, for each page.
 BEFORE = {
+    "docs/ask.md": [f"{CLAIMS} runs/nq/build-chat", TUNED],
     "docs/build.md": [SEARCH, "sailkit label --results runs/search --labeler similarity --out runs/label"],
     "docs/compare.md": [f"{CLAIMS} runs/built"],
     "docs/data.md": [
@@ -66,6 +68,7 @@ BEFORE = {
 }
 # Verb -> arguments that keep it short, where the page does not give them.
 SHORT = {
+    "ask": ["--max-new-tokens", "8"],
     "evaluate": ["--limit", "4"],
     "build-task": ["--limit", "16"],
     "audit": ["--limit", "12"],
@@ -77,8 +80,17 @@ SHORT = {
 
 @cache
 def commands(page: str) -> list[str]:
-    text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
-    return [re.sub(r" +", " ", command).strip() for command in COMMAND.findall(text)]
+    """All commands at the beginning of a line, and all lines of blocks of bash."""
+    found: list[str] = []
+    bash = False
+    for line in (ROOT / page).read_text("utf-8").replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            bash = line == "```bash"
+        elif bash and line:
+            found.append(line)
+        elif match := COMMAND.match(line):
+            found.append(match[1])
+    return [re.sub(r" +", " ", command).strip() for command in found]
 
 
 def words_of(command: str) -> list[str]:
@@ -152,6 +164,9 @@ def write_blocks(page: str) -> None:
 
 def run(command: str, made: dict[str, str]) -> None:
     words = words_of(command)
+    if words[0] != "sailkit":
+        subprocess.run(["bash", "-c", command], check=True)
+        return
     out = words[words.index("--out") + 1] if "--out" in words else ""
     if out and words[1] not in ("run", "report") and made.get(out) != command:
         shutil.rmtree(out, ignore_errors=True)  # another section of the page begins anew
