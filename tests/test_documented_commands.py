@@ -52,7 +52,7 @@ DATA = {
 }
 SEARCH = "sailkit search --instructions alpaca.jsonl --corpus nq-open-oracle.jsonl.gz --out runs/search"
 CLAIMS = "sailkit build-task climate-fever --data climate-fever.jsonl --half first --held-out 0.2 --out"
-TUNED = "sailkit finetune smollm2-sail --data runs/nq/build-chat --out runs/tuned"
+TUNED = "sailkit finetune smollm2-flags --data runs/nq/build-chat --out runs/tuned"
 JUDGED = "sailkit evaluate --model smollm2-135m --task fever --data fever.jsonl --search evidence --limit 4"
 # What other pages make, for each page.
 BEFORE = {
