@@ -64,6 +64,10 @@ def test_an_adapter_on_an_adapter_of_the_package_has_the_changes_of_both(shared,
     assert len(digests) == 3
 
 
+def test_the_tuned_model_comes_with_the_package():
+    assert "smollm2-135m-sail" in shipped()
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_what_ships_is_what_the_manifest_and_its_recipe_say(name):
     folder = EMBEDDED / name

@@ -87,8 +87,8 @@ def evaluate(
     folder of OUT, and give a group, for compare.
 
     Args:
-        model: smollm2-135m, a hub id, a local folder, a GGUF file, a LoRA adapter folder, the run folder of
-            finetune, with or without seeds, endpoint:MODEL@BASE_URL, or module:attribute.
+        model: smollm2-135m, smollm2-135m-sail, a hub id, a local folder, a GGUF file, a LoRA adapter folder, the run
+            folder of finetune, with or without seeds, endpoint:MODEL@BASE_URL, or module:attribute.
         task: A built-in task (climate-fever, factcheck, fever, hsd, sample-claims, sample-facts, sample-statements,
             scifact), your own YAML file, or module:attribute.
         out: The run folder.

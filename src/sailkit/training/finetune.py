@@ -315,7 +315,7 @@ def _result(setup: _Setup, run: runs.Run, trainer: Any, seconds: float) -> Train
 def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any] | None, result: TrainingRun) -> None:
     """Write the model folder, plots, and finally metrics.json, which marks the run as finished."""
     recipe, figures = setup.recipe, result.to_json()
-    cards = publish.data_cards(recipe.data)
+    cards = publish.data_cards((*recipe.curriculum, *recipe.data))
     jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
     save_model(
         run.path(MODEL),

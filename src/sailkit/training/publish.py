@@ -95,7 +95,8 @@ def model_card(
 def _card_sections(
     figures: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
 ) -> list[Section]:
-    settings = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in ("model", "data", "held_out")}
+    about_data = ("model", "data", "curriculum", "held_out")
+    settings = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in about_data}
     effective = facts.effective_rows(manifest)
     rows, results = facts.before_and_after(figures), figures.get("tuned_flagging_results")
     held_out = f"{figures.get('held_out_rows', 0)} held-out rows" + (f", {results} search results" if results else "")
