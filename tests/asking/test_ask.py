@@ -81,7 +81,9 @@ def test_the_verdicts_are_those_of_the_sentence_that_the_answer_follows(model, m
         )
 
     monkeypatch.setattr(model, "generate", generate)
-    answer = augmented.answer(searched, 4)
+    seen = []
+    answer = augmented.answer(searched, 4, seen.append)
+    assert seen[0].judgements == answer.judgements
     assert [judgement.verdict for judgement in answer.judgements] == ["informative", "distracting"]
     assert [judgement.score for judgement in answer.judgements] == [judgement.score for judgement in before]
     assert answer.verification == sentence

@@ -67,7 +67,7 @@ def ask(
         max_new_tokens: Longest answer to a free question.
         options: How to load and run the models.
         stream: Called with the answer so far: first with the judged search results, then as the answer grows. Not
-            with `compare_with`.
+            for a claim of a task, and not with `compare_with`.
 
     Returns:
         The search results with their judgements, and the answer.

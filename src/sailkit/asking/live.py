@@ -55,8 +55,6 @@ class LiveAnswer:
 
     def __call__(self, answer: Answer) -> None:
         """Print what is new in an answer."""
-        if answer.is_claim:
-            return  # its labels are scored at once
         if not self._begun:
             self._begun = True
             terminal.write(short("", "", *head(answer)), self._console)

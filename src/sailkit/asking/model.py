@@ -75,7 +75,8 @@ class SearchAugmentedModel:
         Args:
             searched: The question with its search results.
             max_new_tokens: Most tokens of a generated answer.
-            stream: Called with the answer so far: first with the judged search results, then as the answer grows.
+            stream: Called with the answer so far: first with the judged search results, then as it grows. Not
+                called for a claim, whose labels are scored at once.
             stop: Called after each token; once it returns true, the answer stops.
 
         Raises:
@@ -92,8 +93,6 @@ class SearchAugmentedModel:
             text, self.model.name, searched.results, judge_results(self.model, prompt, self.style.style, n, reserve),
             is_claim=self.question is not None,
         )  # fmt: skip
-        if stream:
-            stream(so_far)
         if self.question:
             return self._classify(so_far, example)
         return self._generate(so_far, prompt, max_new_tokens, stream, stop)
@@ -152,6 +151,8 @@ class SearchAugmentedModel:
             sentence, verdicts = self.style.sentence(split_thoughts(reply.text or "")[0], n)
             prompt = self.style.behind(prompt, sentence)
             so_far = _with_verification(so_far, sentence, verdicts)
+        if stream:
+            stream(so_far)
         stopped = False
 
         def finished(text: str) -> bool:
