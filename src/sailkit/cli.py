@@ -26,6 +26,7 @@ from sailkit.console import clean_streams, console, show_traceback
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.help import FLAGS, GroupedFlags, example, verb_group, verb_number
+from sailkit.overview import resume_point
 from sailkit.pipeline import STAGES, run
 from sailkit.rendering import terminal
 from sailkit.rendering.result import to_json
@@ -49,7 +50,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "ask": ask,
     "serve": serve,
     "run": run,
-    "runs": runs.overview,
+    "runs": reporting.list_runs,
     "recipes": recipes,
     "samples": samples,
 }
@@ -61,7 +62,7 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
     def command(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
         live = LiveAnswer() if stage is ask and str(json) != "-" and sys.stdout.isatty() else None
         with contextlib.redirect_stdout(sys.stderr), live or contextlib.nullcontext():  # libraries print, too
-            returned = stage(*args, **kwargs, **({"stream": live} if live else {}))
+            returned = _stoppable(stage, args, kwargs | ({"stream": live} if live else {}))
         if not is_main_process():  # all processes have the same result
             return
         result = to_json(returned)
@@ -74,6 +75,9 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
                 terminal.write(live.finish(each) if live else reporting.report_of(each))
         if json is not None and str(json) != "-":
             jsonl.write_atomic(json, jsonlib.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        if json is None and kwargs.get("out") and not kwargs.get("dry_run"):
+            sys.stdout.flush()
+            runs.notice(f"sailkit: written to {kwargs['out']}")
         if isinstance(result, dict) and (remaining := result.get("unfinished")):
             sys.stdout.flush()
             runs.notice(f"sailkit: unfinished: {remaining}")
@@ -81,6 +85,16 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
 
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=JsonFlag)
     return functools.update_wrapper(command, for_command_line(stage, flag))
+
+
+def _stoppable(stage: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a stage; if it is stopped, say what the same command continues from."""
+    try:
+        return stage(*args, **kwargs)
+    except KeyboardInterrupt as stop:
+        if str(stop) or not (point := resume_point(kwargs.get("out"))):
+            raise
+        raise KeyboardInterrupt(f"the same command continues from {point}") from None
 
 
 def build_app() -> App:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
 from sailkit.labeling.audit_file import AUDIT
+from sailkit.overview import report_of_runs
 from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
@@ -139,7 +140,7 @@ def _stage(path: Path) -> str:
     return str(jsonl.read_json(manifest).get("stage")) if manifest.is_file() else ""
 
 
-def _output_files(out: Path) -> tuple[Path, Path]:
+def _output_files(out: Path, argument: str = "out") -> tuple[Path, Path]:
     """Return the paths of HTML and Markdown; refuse to overwrite files other than reports.
 
     Raises:
@@ -147,14 +148,16 @@ def _output_files(out: Path) -> tuple[Path, Path]:
     """
     page = out / "report.html" if out.is_dir() or not out.suffix else out
     if page.suffix not in (".html", ".htm"):
-        raise UserError(f"`out` {out} should end in .html, or be a folder")
+        raise UserError(f"`{argument}` {out} should end in .html, or be a folder")
     for path, mark in ((page, html.MARK), (page.with_suffix(".md"), markdown.MARK)):
         try:
             if path.exists():
                 with path.open("rb") as stream:
                     ours = mark.encode() in stream.read(300)
                 if not ours:
-                    raise UserError(f"{path} exists and is not a sailkit report; move it or choose another `out`")
+                    raise UserError(
+                        f"{path} exists and is not a sailkit report; move it or choose another `{argument}`"
+                    )
         except OSError as error:
             raise jsonl.reading_failed(path, error) from None
     return page, page.with_suffix(".md")
@@ -172,10 +175,31 @@ def report_of(result: Result | runs.RunList | runs.RunDifference) -> Report:
     if isinstance(result, Result):
         return result.report()
     if isinstance(result, runs.RunList):
-        names = [field.name for field in fields(runs.RunSummary) if field.name != "folder"]
-        rows = [Row(run.folder, [Cell(getattr(run, name)) for name in names]) for run in result.runs]
-        table, nothing = Table(names, [Group("folder", rows)]), "no runs"
-    else:
-        rows = [Row(name, [Cell(str(value)) for value in pair]) for name, pair in result.differences.items()]
-        table, nothing = Table(result.names, [Group("setting", rows)]), "the two runs have the same settings"
-    return short("", "", table if rows else Text(nothing))
+        return report_of_runs(result)
+    rows = [Row(name, [Cell(str(value)) for value in pair]) for name, pair in result.differences.items()]
+    table = Table(result.names, [Group("setting", rows)])
+    return short("", "", table if rows else Text("the two runs have the same settings"))
+
+
+@checked
+def list_runs(*folders: Path, html: Path | None = None) -> runs.RunList | runs.RunDifference:
+    """List runs, or show how two of them differ.
+
+    Args:
+        folders: Folders to search (`runs` by default), or two run folders whose settings to compare.
+        html: Also write the list to this HTML file, and as Markdown beside it; for each task, the best runs first.
+
+    Returns:
+        A summary of each run; or the settings in which two runs differ, with both values.
+
+    Raises:
+        UserError: A folder does not exist, `html` is no report that may be replaced, or two runs are compared.
+    """
+    files = None if html is None else _output_files(html, "html")
+    listed = runs.overview(*folders)
+    if files is not None:
+        if not isinstance(listed, runs.RunList):
+            raise UserError("`html` is for a list of runs; for two runs write a report")
+        _write(report_of_runs(listed, "Runs"), files)
+        runs.notice(f"sailkit: written to {files[0]}")
+    return listed

@@ -332,7 +332,9 @@ def test_interruption_is_told_in_one_line_and_nothing_is_lost(tiny, tmp_path):
     done = child.wait(timeout=60)
     said = done.stderr.decode()
     assert done.returncode == 130
-    assert said.splitlines()[-1] == "sailkit: stopped; the same command continues where it stopped"
+    rows = len(whole_lines(out / "predictions.jsonl"))
+    point = f"row {rows + 1} of {out / 'predictions.jsonl'}"
+    assert said.splitlines()[-1] == f"sailkit: stopped; the same command continues from {point}"
     assert "Traceback" not in said
     kept = b"".join(line + b"\n" for line in whole_lines(out / "predictions.jsonl"))
     forked.run(*command(tiny, task, out), check=True)

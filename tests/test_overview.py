@@ -1,0 +1,82 @@
+"""The list of runs: state, main figure, model and age of each, in 80 columns and as a page; where a run continues."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+
+from sailkit import overview, reporting, runs
+from sailkit.errors import UserError
+from sailkit.rendering import terminal
+from sailkit.stats.intervals import Estimate
+
+KEPT = Path(__file__).parent / "fixtures" / "runs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("evaluate-logprob", "evaluate-generate", "distill-logits", "finetune"):
+        shutil.copytree(KEPT / "runs" / name, tmp_path / "runs" / name)
+    shutil.copytree(KEPT / "killed" / "evaluate-verified", tmp_path / "runs" / "stopped")
+    return tmp_path / "runs"
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {Path(run.folder).name: overview.state(run) for run in runs.overview(folder).runs}
+
+
+def test_a_run_is_finished_stopped_or_running(folder):
+    assert (states(folder)["evaluate-logprob"], states(folder)["stopped"]) == ("finished", "stopped")
+    with filelock.FileLock(folder / "stopped" / runs.LOCK):
+        assert states(folder)["stopped"] == "running"
+    assert states(folder)["stopped"] == "stopped"
+
+
+def test_the_list_fits_80_columns_and_shows_figures_with_intervals(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    listed = reporting.list_runs(Path("runs"))
+    text = terminal.text(reporting.report_of(listed), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    metrics = json.loads((folder / "evaluate-logprob" / "metrics.json").read_text())
+    line = next(line for line in text.splitlines() if line.startswith("runs/evaluate-logprob"))
+    interval = Estimate(metrics["macro_f1"], metrics["macro_f1_low"], metrics["macro_f1_high"])
+    assert f"{interval.value:.4f} [{interval.low:.3f}, {interval.high:.3f}]" in line
+    assert "finished" in line
+    assert "small" in line
+    kl = json.loads((folder / "distill-logits" / "metrics.json").read_text())["tuned"]["kl"]
+    assert f"{kl:.4f}" in text
+
+
+def test_ages_are_in_their_largest_unit():
+    now = 1_800_000_000.0
+    for seconds, words in ((5, "5 s"), (120, "2 min"), (3 * 3600, "3 h"), (12 * 86400, "12 d")):
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - seconds))
+        assert overview.age(stamp, now) == words
+    assert overview.age("yesterday", now) is None
+
+
+def test_the_page_puts_the_best_run_of_a_task_first(folder, tmp_path):
+    for name, value in (("evaluate-logprob", 0.2), ("evaluate-generate", 0.9)):
+        path = folder / name / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"macro_f1": value}))
+    reporting.list_runs(folder, html=tmp_path / "all.html")
+    page = (tmp_path / "all.html").read_text()
+    assert page.index("evaluate-generate") < page.index("evaluate-logprob")
+    assert "0.900" in page
+    (tmp_path / "other.html").write_text("mine")
+    with pytest.raises(UserError, match=r"other.html exists and is not a sailkit report; .* another `html`"):
+        reporting.list_runs(folder, html=tmp_path / "other.html")
+    assert (tmp_path / "other.html").read_text() == "mine"
+
+
+def test_a_stopped_run_continues_from_its_rows_or_its_checkpoint(folder):
+    rows = (folder / "stopped" / "predictions.jsonl").read_bytes().count(b"\n")
+    assert overview.resume_point(folder / "stopped").startswith(f"row {rows + 1} of ")
+    shutil.copytree(KEPT / "killed" / "finetune", folder / "training")
+    assert "checkpoint-" in overview.resume_point(folder / "training")
+    assert overview.resume_point(folder / "nowhere") is None
