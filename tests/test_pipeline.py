@@ -7,14 +7,13 @@ import inspect
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import filelock
 import pytest
 
+import forked
 from sailkit import pipeline
 from sailkit.errors import UserError
 from sailkit.pipeline import run
@@ -130,9 +129,8 @@ def test_from_runs_a_step_and_all_after_it_again(recipe):
 
 def test_a_killed_pipeline_continues_and_ends_with_the_same_files(recipe):
     run(recipe, out=Path("whole"))
-    code = "from sailkit.pipeline import run; from pathlib import Path; run(Path('recipe.yaml'), out=Path('killed'))"
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        process = forked.Command("run", "recipe.yaml", "--out", "killed")
         deadline = time.monotonic() + 60
         while process.poll() is None and not list(Path("killed", "labels").glob("*")) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -184,7 +182,7 @@ def test_a_step_is_the_command_that_it_shows(recipe):
     words = step.command.split()
     assert words[:2] == ["sailkit", "search"]
     written = contents(Path("out/results"))
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    done = forked.run(*words[1:])
     assert done.returncode == 0, done.stderr
     assert contents(Path("out/results")) == written
 
@@ -337,8 +335,7 @@ def test_a_pipeline_is_run_by_one_process_at_a_time(recipe):
 def test_a_step_that_got_no_answer_shows_in_the_exit_status(recipe):
     arguments = "{instructions: questions.jsonl, engine: searxng, searxng_url: 'http://127.0.0.1:9', tries: 1}"
     recipe.write_text(f"steps: {{first: {{search: {arguments}}}}}")
-    words = [sys.executable, "-m", "sailkit", "run", str(recipe), "--out", "out"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forked.run("run", recipe, "--out", "out")
     assert done.returncode == 3, done.stderr
     assert "sailkit: unfinished: step first; the same command continues it" in done.stderr
 

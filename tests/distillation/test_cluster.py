@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sailkit import cli
 from sailkit.cluster import Job, Pool, RayOptions
 from sailkit.distillation.cache import INDEX, CacheReader
 from sailkit.distillation.load import TeacherModelOptions
@@ -145,10 +146,11 @@ def test_what_does_not_go_together_is_refused(folder, data, tmp_path, flags, mes
 @pytest.mark.long
 def test_a_command_that_is_killed_goes_on_and_leaves_nothing(folder, tmp_path):
     data = write(tmp_path / "data", map(example, range(300)))
-    command = [sys.executable, "-m", "sailkit", "teacher-cache", "--teacher", str(folder), "--data", str(data)]
-    command += ["--dtype", "float32", "--shard-tokens", "300", "--batch-tokens", "800", "--out"]
-    subprocess.run([*command, str(tmp_path / "here")], check=True, capture_output=True)
-    command += [str(tmp_path / "there"), "--ray", "--ray-actors", "1", "--ray-cpus", "0.5"]
+    words = ["teacher-cache", "--teacher", str(folder), "--data", str(data), "--dtype", "float32"]
+    words += ["--shard-tokens", "300", "--batch-tokens", "800", "--out"]
+    cli.main([*words, str(tmp_path / "here")])
+    command = [sys.executable, "-m", "sailkit", *words, str(tmp_path / "there")]
+    command += ["--ray", "--ray-actors", "1", "--ray-cpus", "0.5"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while child.poll() is None and not list((tmp_path / "there").glob("teacher-*")):
         time.sleep(0.01)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import random
 import re
 import resource
@@ -12,7 +11,6 @@ import shutil
 import signal
 import time
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+import forked
 from sailkit.data.exports import example_row
 from sailkit.distillation import teacher_cache as maker
 from sailkit.distillation.distill import _open_run, distill
@@ -482,7 +481,6 @@ def small_files(original):
         return original(**more, options=replace(options, batch_tokens=1000), shard_tokens=200)
     return cache
 """
-FORKED = multiprocessing.get_context("forkserver")
 
 
 def _progress(out: Path) -> dict[str, int]:
@@ -497,12 +495,7 @@ def _progress(out: Path) -> dict[str, int]:
 
 def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
     """Kill a distillation while it makes its cache, its targets and its steps, so many times each."""
-    FORKED.set_forkserver_preload(
-        ["sailkit.distillation.distill", "sailkit.distillation.trainer", "sailkit.distillation.teacher_cache",
-         "sailkit.distillation.teacher",
-         "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "sklearn.metrics"]
-    )  # fmt: skip
-    forkserver.ensure_running()  # it loads all that while the run below goes on
+    forked.start_server()  # it imports while the run below goes on
     often = [f"training.{name}" for name in ("save_strategy=steps", "save_steps=2", "eval_strategy=steps",
                                              "eval_steps=2", f"num_train_epochs={epochs}")]  # fmt: skip
     told = {"teacher": str(teacher), "student_layers": 3, "data": [str(data)], "set": [*SET, *often]}
@@ -518,8 +511,7 @@ def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
             # Up to some point of this share of the part, and further than it came before; then a moment longer.
             share = (number + random.uniform(0.1, 0.8)) / times
             wanted = max(share * count[part], _progress(out)[part] + 1)
-            child = FORKED.Process(target=exec, args=(SMALL + COMMAND, inside))
-            child.start()
+            child = forked.start(exec, SMALL + COMMAND, inside)
             while child.is_alive() and _progress(out)[part] < wanted:
                 time.sleep(0.001)
             time.sleep(random.uniform(0, 0.01))

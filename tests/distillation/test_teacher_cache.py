@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import random
 import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import forked
 from sailkit.data.exports import HELD_OUT
 from sailkit.distillation.cache import INDEX, CacheReader, Shard, check_mass, pack
 from sailkit.distillation.load import TeacherModelOptions
@@ -267,18 +268,10 @@ def stop_at_random_moments(teacher: Path, folder: Path, moments: int) -> None:
     told = {"teacher": str(teacher), "data": [str(data)], "options": FLOAT32, "shard_tokens": 500}
     teacher_cache(**told, out=folder / "whole")
     count = len(list((folder / "whole").glob("*.safetensors")))
-    context = multiprocessing.get_context("forkserver")
-    preload = (
-        "sailkit.distillation.teacher_cache",
-        "sailkit.distillation.teacher",
-        "transformers.models.llama.modeling_llama",
-    )
-    context.set_forkserver_preload([*preload, "transformers.models.auto.tokenization_auto"])
     chance = random.Random(5)
     killed = 0
     for share in sorted(chance.uniform(0.05, 0.9) for _ in range(moments)):
-        child = context.Process(target=teacher_cache, kwargs={**told, "out": folder / "killed"})
-        child.start()
+        child = forked.start(partial(teacher_cache, **told, out=folder / "killed"))
         while child.is_alive() and len(list((folder / "killed").glob("*.safetensors"))) < share * count:
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.02))

@@ -131,13 +131,20 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
         Pool(RayOptions(True))
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """Results that take some seconds behind the first bytes, labelled in the folder `run`."""
+    folder = tmp_path_factory.mktemp("here")
+    results = write_results(folder / "results.jsonl", 180000)
+    label(results=results, out=folder / "run", labeler="overlap")
+    return folder
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_command_that_is_stopped_goes_on_and_leaves_nothing(tmp_path, how):
-    results = write_results(tmp_path / "results.jsonl", 180000)  # some seconds behind the first bytes
-    command = [sys.executable, "-m", "sailkit", "label", "--results", str(results), "--labeler", "overlap", "--out"]
-    subprocess.run([*command, str(tmp_path / "here")], check=True, capture_output=True)
-    command += [str(tmp_path / "there"), "--ray", "--ray-actors", "1"]
+def test_a_command_that_is_stopped_goes_on_and_leaves_nothing(here, tmp_path, how):
+    command = [sys.executable, "-m", "sailkit", "label", "--results", str(here / "results.jsonl")]
+    command += ["--labeler", "overlap", "--out", str(tmp_path / "there"), "--ray", "--ray-actors", "1"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "there" / "scores.jsonl"
     while child.poll() is None and (not log.exists() or not log.stat().st_size):
@@ -149,9 +156,9 @@ def test_a_command_that_is_stopped_goes_on_and_leaves_nothing(tmp_path, how):
     assert "Traceback" not in said
     # Ray's agents try for a minute to tell the cluster that it was killed.
     assert psutil.wait_procs(ours, timeout=150)[1] == []
-    assert 0 < log.stat().st_size < (tmp_path / "here" / "scores.jsonl").stat().st_size
+    assert 0 < log.stat().st_size < (here / "run" / "scores.jsonl").stat().st_size
     subprocess.run(command, check=True, capture_output=True)
-    assert same(tmp_path / "here", tmp_path / "there")
+    assert same(here / "run", tmp_path / "there")
 
 
 def test_each_option_is_a_flag_of_its_own():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+import forked
 from sailkit import cli
 from sailkit.data.exports import example_row
 from sailkit.errors import UserError
@@ -171,9 +170,8 @@ def test_the_command_says_it_and_needs_neither_weights_nor_a_folder(llama, data,
 def test_without_a_gpu_a_large_quantised_base_is_refused_in_one_line(llama, data, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, "-m", "sailkit", "finetune", RECIPES / "sail-7b-deberta.yaml", "--model", llama,
-               "--data", data, "--out", tmp_path / "run"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    recipe = RECIPES / "sail-7b-deberta.yaml"
+    done = forked.run("finetune", recipe, "--model", llama, "--data", data, "--out", tmp_path / "run")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "6.74 billion parameters) as a quantised base needs a CUDA GPU with about" in line

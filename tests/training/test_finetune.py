@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+import forked
 from little_room import little_room
 from sailkit import runs
 from sailkit.errors import UserError
@@ -162,12 +160,6 @@ def test_a_token_that_the_model_has_no_row_for_is_an_error(folder, data, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-COMMAND = """
-import pathlib, sys
-from sailkit.reporting import report
-from sailkit.training.finetune import finetune
-finetune(out=pathlib.Path(sys.argv[1]), model=sys.argv[2], data=[sys.argv[3]], set=sys.argv[4:])
-"""
 KILLED = ("training.num_train_epochs=4", "training.gradient_accumulation_steps=2", "training.eval_strategy=steps",
           "training.eval_steps=5", "lora={r: 4, lora_dropout: 0.1}", "dtype=float32")  # fmt: skip
 
@@ -181,15 +173,20 @@ def losses(out: Path) -> list[tuple[int, float]]:
 def kill_and_go_on(folder, data, tmp_path, moments):
     whole = tune(folder, data, tmp_path / "whole", *KILLED)
     out = tmp_path / "killed"
-    # As many threads as here: sums are added up in another order with more of them.
-    threads = str(torch.get_num_threads())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": threads}
     steps = whole["steps"]
     for number in range(moments):
         # Up to some step of this part of the run, then a moment longer.
         wanted = steps * (number + 0.2 + 0.6 * random.random()) / moments
-        words = [sys.executable, "-c", COMMAND, str(out), str(folder), str(data), *SET, *KILLED]
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+        words = [
+            "--out",
+            out,
+            "--model",
+            folder,
+            "--data",
+            data,
+            *(word for one in (*SET, *KILLED) for word in ("--set", one)),
+        ]
+        child = forked.Command("finetune", *words)
         while child.poll() is None:
             history = out / "history.jsonl"
             if history.exists() and max((step for step, _ in losses(out)), default=0) >= wanted:
@@ -197,8 +194,8 @@ def kill_and_go_on(folder, data, tmp_path, moments):
             time.sleep(0.002)
         time.sleep(random.random() * 0.05)
         child.send_signal(signal.SIGKILL)
-        _, said = child.communicate()
-        assert child.returncode == -signal.SIGKILL, said.decode()
+        done = child.wait()
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     again = tune(folder, data, out, *KILLED)
     assert losses(out) == losses(tmp_path / "whole")
     assert abs(again["tuned_loss"] - whole["tuned_loss"]) < 1e-6
