@@ -314,7 +314,7 @@ def test_both_halves_need_both_kinds_of_judgement(votes, tmp_path, first, does):
         audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
 
 
-def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_path):
+def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_path, capsys):
     first = audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
     (kept,) = (tmp_path / "a").glob("overlap-*/scores.jsonl")
     kept.write_text(re.sub(r'"score":0\.\d+', '"score":0.125', kept.read_text()))
@@ -325,6 +325,19 @@ def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_pa
     audit(data=votes, labeler=["overlap"], out=tmp_path / "c", limit=30, scores=tmp_path / "a")
     (other,) = (tmp_path / "c").glob("overlap-*/scores.jsonl")
     assert "0.125" not in other.read_text(), "of other pairs"
+    manifest = kept.with_name("manifest.json")
+    content = json.loads(manifest.read_text())
+    content["settings"]["pairs_sha256"] = "of others"
+    manifest.write_text(json.dumps(content))
+    capsys.readouterr()
+    audit(data=votes, labeler=["overlap"], out=tmp_path / "e", scores=tmp_path / "a")
+    assert "of other pairs: they are computed again" in capsys.readouterr().err
+    del content["settings"]["pairs_sha256"]  # as earlier versions wrote it
+    manifest.write_text(json.dumps(content))
+    audit(data=votes, labeler=["overlap"], out=tmp_path / "f", scores=tmp_path / "a")
+    assert "does not record its pairs" in capsys.readouterr().err
+    (taken,) = (tmp_path / "f").glob("overlap-*/scores.jsonl")
+    assert taken.read_bytes() == kept.read_bytes()
     with pytest.raises(UserError, match="nowhere is not a run folder"):
         audit(data=votes, labeler=["overlap"], out=tmp_path / "d", scores=tmp_path / "nowhere")
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from sailkit.errors import UserError
 from sailkit.labeling.audit import audit
 from sailkit.labeling.labels_file import Labels
 from sailkit.labeling.ppi import corrected_share, ppi_mean
@@ -54,3 +55,17 @@ def test_an_audit_corrects_the_labels_of_its_labeler_only(audited):
     assert estimate.value == pytest.approx(0.5), "it calls all informative, and half of the audited are"
     assert corrected_share(audited, labels, 1.01).value == pytest.approx(0.5), "and none at a threshold above all"
     assert corrected_share(audited, Labels({"labeler": "similarity"}, 0.5, labels.judgements), 0.5) is None
+
+
+def test_an_audit_of_the_same_name_with_another_measure_is_refused(audited, capsys):
+    judgement = Judgement(0.9, "informative", "judged", 0, None)
+    (scores,) = audited.parent.glob("overlap-*/manifest.json")
+    manifest = json.loads(scores.read_text("utf-8"))
+    description = manifest["settings"]["labeler"]
+    assert corrected_share(audited, Labels(description, 0.5, ((judgement,),)), 0.5) is not None
+    assert capsys.readouterr().err == ""
+    other = Labels({**description, "version": 0, "dtype": "bfloat16"}, 0.5, ((judgement,),))
+    with pytest.raises(UserError, match="overlap was audited with another version than it labelled with"):
+        corrected_share(audited, other, 0.5)
+    assert corrected_share(audited, Labels({"labeler": "overlap"}, 0.5, ((judgement,),)), 0.5) is not None
+    assert "cannot check that overlap was audited with the same version" in capsys.readouterr().err

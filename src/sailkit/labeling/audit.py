@@ -116,8 +116,9 @@ def audit(
             loaded = load_labeler(name, options)
             thresholds[name], descriptions[name] = loaded.threshold, loaded.describe()
             machines[name] = machine_of(loaded)
-            scored = {"labeler": descriptions[name], "data_sha256": human.sha256, "n": len(people)}
             folder = score_folder(name)
+            scored = {"labeler": descriptions[name], "data_sha256": human.sha256, "n": len(people)}
+            scored |= _pairs_setting(run.path(folder), pairs)
             with runs.open_run(run.path(folder), "labeler scores", scored) as scores_run:
                 if scores is not None:
                     _take_over(scores_run, scores / folder)
@@ -153,10 +154,30 @@ def audit(
 
 
 def _take_over(run: runs.Run, earlier: Path) -> None:
-    """Copy the scores of an earlier audit if labeler and data are the same."""
-    known = (earlier / runs.MANIFEST).exists() and runs.read_manifest(earlier)["settings"] == run.manifest["settings"]
-    if known and (earlier / SCORES).exists() and not run.path(SCORES).exists():
-        jsonl.write_atomic(run.path(SCORES), (earlier / SCORES).read_bytes())
+    """Copy the scores of an earlier audit if labeler and pairs are the same."""
+    if not (earlier / SCORES).exists() or run.path(SCORES).exists():
+        return
+    settings = dict(run.manifest["settings"])
+    if not_recorded := _is_of_earlier_version(earlier):
+        settings.pop("pairs_sha256", None)
+    if runs.read_manifest(earlier)["settings"] != settings:
+        runs.notice(f"{earlier} has scores of another labeler or of other pairs: they are computed again")
+        return
+    if not_recorded:
+        runs.notice(f"{earlier} does not record its pairs: they may differ from these if its seed did")
+    jsonl.write_atomic(run.path(SCORES), (earlier / SCORES).read_bytes())
+
+
+def _pairs_setting(scores: Path, pairs: Sequence[ResultPair]) -> dict[str, str]:
+    """The fingerprint of the pairs, except where scores of an earlier version are continued."""
+    if _is_of_earlier_version(scores):
+        return {}
+    return {"pairs_sha256": jsonl.fingerprint([[statement(pair.instruction), pair.result.text] for pair in pairs])}
+
+
+def _is_of_earlier_version(scores: Path) -> bool:
+    """Whether these scores are of a version that did not record the fingerprint of the pairs."""
+    return (scores / runs.MANIFEST).exists() and runs.setting_of(scores, "pairs_sha256") is None
 
 
 def _first_claims(pairs: Sequence[HumanPair], limit: int | None) -> list[HumanPair]:

@@ -7,11 +7,14 @@ mean difference of human and labeler where both are known. It holds if the audit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sailkit import runs
+from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit_file import JUDGEMENTS, score_folder
 from sailkit.labeling.label import SCORES
@@ -19,6 +22,7 @@ from sailkit.labeling.labels_file import Labels
 from sailkit.stats.intervals import Estimate, Floats
 from sailkit.tasks.task import in_first_half
 
+_OF_THE_MACHINE = {"dtype", "lean_pass", "batch_tokens"}  # change scores in their last digits only
 _Z = 1.959963984540054  # of a 95 % interval
 
 
@@ -32,16 +36,22 @@ def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate |
 
     Returns:
         The share with its interval; None if the audit does not hold what it takes, or added results of its own.
+
+    Raises:
+        UserError: The audit measured the labeler with other settings or another model.
     """
     name = str(labels.labeler.get("labeler"))
     judged, scored = audit.parent / JUDGEMENTS, audit.parent / score_folder(name) / SCORES
     if not judged.exists() or not scored.exists():
         return None
+    _check_labeler(audit, labels, runs.setting_of(scored.parent, "labeler") or {})
     people = [row for _, row in jsonl.read_rows(judged)]
     if any(row["origin"] != "judged" for row in people):
         return None
     seed = int(jsonl.read_json(audit)["seed"])
     scores = {int(row["id"]): row["score"] for _, row in jsonl.read_rows(scored)}
+    if len(scores) != len(people):
+        raise UserError(f"{scored} has {len(scores)} scores for {len(people)} judgements; run the audit again")
     known = [
         (row["share"] - (scores[i] >= threshold), str(row["claim"]))
         for i, row in enumerate(people)
@@ -56,6 +66,19 @@ def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate |
     if not known or not given:
         return None
     return ppi_mean(*map(_columns, (given, known)))
+
+
+def _check_labeler(audit: Path, labels: Labels, audited: Mapping[str, Any]) -> None:
+    """Refuse an audit of the same labeler with another measure, form or model; number formats may differ."""
+    given = labels.labeler
+    known = given.keys() & audited.keys()
+    if differ := sorted(key for key in known - _OF_THE_MACHINE if given[key] != audited[key]):
+        raise UserError(
+            f"`audit` {audit}: {given['labeler']} was audited with another {', '.join(differ)} than it labelled with; "
+            "audit it as it labelled"
+        )
+    if unknown := sorted((given.keys() ^ audited.keys()) - _OF_THE_MACHINE):
+        runs.notice(f"{audit}: cannot check that {given['labeler']} was audited with the same {', '.join(unknown)}")
 
 
 def ppi_mean(predictions: tuple[Floats, Sequence[str]], differences: tuple[Floats, Sequence[str]]) -> Estimate:
