@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
 from sailkit.training.checkpoints import newest
+from sailkit.training.held_out import row_losses
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import IGNORED, prepare
 from training.test_finetune import example
@@ -298,3 +299,24 @@ def test_of_several_gpus_one_is_used_and_that_is_said_before_weights_are_loaded(
     one.train_from(None)
     assert one.state.global_step == 1
     assert not isinstance(one.model_wrapped, torch.nn.DataParallel)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_held_out_figures_have_the_number_format_of_training(folder, tokenizer, rows, tmp_path, bf16):
+    """Before training, during it, after it and row by row; without a learning rate they are all the same."""
+    measured = []
+    one = trainer(
+        folder, tokenizer, rows, tmp_path, rows, bf16=bf16, max_steps=1, learning_rate=0.0, eval_strategy="steps",
+        eval_steps=1, per_device_eval_batch_size=1,
+    )  # fmt: skip
+    one._measure = lambda model: {"format": float(model.lm_head(torch.ones(1, 64)).dtype == torch.bfloat16)}
+    measured.append(one.evaluate())
+    losses = row_losses(one)
+    one.train()
+    measured += [
+        next(row for row in one.state.log_history if row.get("step") == 1 and "eval_loss" in row),
+        one.evaluate(),
+    ]
+    assert [figures["eval_format"] for figures in measured] == [float(bf16)] * 3
+    by_row = sum(row["loss"] for row in losses) / sum(row["tokens"] for row in losses)
+    assert [figures["eval_loss"] for figures in measured] == pytest.approx([by_row] * 3, rel=1e-6)

@@ -29,7 +29,7 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
     model.eval()
     losses = []
     try:
-        with torch.no_grad(), trainer._speed.pause(), trainer.compute_loss_context_manager():
+        with torch.no_grad(), trainer._speed.pause(), trainer.accelerator.autocast():
             for i, counts in processes.shard(range(len(held_out.ids))):
                 row = {"input_ids": list(held_out.ids[i]), "labels": list(held_out.labels[i])}
                 batch = trainer._prepare_inputs(trainer.data_collator([row]))

@@ -298,7 +298,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad(), self._speed.pause(), self.compute_loss_context_manager():
+            # Explicit, because accelerate applies autocast only to a model's forward, and only once training has begun.
+            with torch.no_grad(), self._speed.pause(), self.accelerator.autocast():
                 losses = self._held_out_figures(model)
                 further = self._measure(model) if self._measure else {}
         finally:
