@@ -103,8 +103,13 @@ def test_processes_that_count_for_themselves_are_noticed(folder, data, tmp_path)
         two_train_what_one_trains(folder, data, tmp_path, program="own_mean")
 
 
-def two_train_what_one_trains(folder, data, tmp_path, program="sailkit"):
-    same = ["training.num_train_epochs=1", "training.per_device_train_batch_size=2"]
+@pytest.mark.long
+def test_two_processes_weight_the_loss_as_one_does(folder, data, tmp_path):
+    two_train_what_one_trains(folder, data, tmp_path, settings=["loss_weights.answer=8"])
+
+
+def two_train_what_one_trains(folder, data, tmp_path, program="sailkit", settings=()):
+    same = ["training.num_train_epochs=1", "training.per_device_train_batch_size=2", *settings]
     single = "training.gradient_accumulation_steps=1"
     done, said = finished(*launched(folder, data, tmp_path / "two", *same, single, program=program))
     assert done == 0, said
