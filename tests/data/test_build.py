@@ -277,7 +277,7 @@ def test_the_card_corrects_the_informative_share_by_the_audit(data, tmp_path):
         ({"style": "sail-fix"}, "did you mean 'sail-fixed'"),
         ({"mix": "most"}, "`mix` takes mean, all, any, not 'most'"),
         ({"export": ["json"]}, "`export` takes trl, trl-parquet, sail, not 'json'"),
-        ({"held_out": 1}, "`held_out`"),
+        ({"held_out": 1}, "`held_out_share`"),
         ({"threshold": 2}, "`threshold`"),
         ({"top": 0}, "`top`"),
         ({"limit": 0}, "`limit`"),

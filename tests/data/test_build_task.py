@@ -294,7 +294,7 @@ def test_a_single_label_is_nothing_to_balance(task, tmp_path):
         ({"distractors": ["far"]}, "`distractors` takes random, near, own, not 'far'"),
         ({"shares": "0.5,0.1"}, "`shares`"),
         ({"protocol": "fair"}, "has no protocol 'fair'"),
-        ({"held_out": 1.0}, "use a smaller `held_out`"),
+        ({"held_out": 1.0}, "use a smaller `held_out_share`"),
         ({"limit": 0}, "`limit` should be at least 1, not 0"),
         ({"limit": -2}, "`limit` should be at least 1, not -2"),
     ],
