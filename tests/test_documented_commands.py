@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import re
 import shlex
@@ -139,8 +140,10 @@ def workspace(shared, tmp_path, monkeypatch) -> Path:
     recorded = [row for _, row in jsonl.read_rows(sample_files()["keyword-parser.jsonl"])]
     others = [{**row, "answer": row.pop("output"), "parsed": row.pop("prediction_recorded")} for row in recorded]
     jsonl.write_rows("outputs.jsonl", others)
-    pairs = [f"{row['text']},{row['text']},{('backs it', 'unrelated')[i % 2]}" for i, row in enumerate(recorded)]
-    Path("pairs.csv").write_text("\n".join(["sentence,passage,verdict", *pairs]) + "\n")
+    with Path("pairs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["sentence", "passage", "verdict"])
+        table.writerows([row["text"], row["text"], ("backs it", "unrelated")[i % 2]] for i, row in enumerate(recorded))
     facts = '"Vitamin C cures colds.","cures colds: trials find that it does not cure one."'
     Path("facts.csv").write_text("\n".join(["text,answer", *[facts] * 4]) + "\n")
     for name in ("samples_claims.jsonl", "samples_claims_2026-11-28.jsonl"):

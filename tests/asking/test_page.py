@@ -35,7 +35,7 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
     for command, printed in zip((first, claim), shown, strict=True):
         done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=True)
         assert without_figures(done.stdout) == without_figures(printed)
-    both = side_by_side.replace("runs/tuned", "smollm2-135m")
+    both = side_by_side.replace("runs/tuned/model", "smollm2-135m")
     done = subprocess.run(["bash", "-ec", both], capture_output=True, text=True, check=True)
     assert done.stdout.count("Correct (SUPPORTS)") == 2
     ask, client = blocks("python")
