@@ -51,6 +51,9 @@ def test_without_verdicts_or_labels_there_are_no_figures():
     unlabelled = {"verdicts": ["informative"], "raw_output": ""}
     assert flagging([Prediction("0", 0, "claim", "yes", "yes", "answered", "logprob", turns=(unlabelled,))]) is None
     assert Flagging.from_flat({"accuracy": 1.0}) is None
+    of_search = Prediction("0", 0, "claim", "yes", "yes", "answered", "logprob", turns=(unlabelled,))
+    random = prediction(1, [("distracting", "distracting")])
+    assert flagging([of_search, random]) == flagging([random])
 
 
 def test_results_of_one_item_in_two_runs_are_one_unit():

@@ -65,10 +65,10 @@ def flagging(predictions: Sequence[Prediction], seed: int = 0) -> Flagging | Non
     groups: list[str] = []
     for prediction in predictions:
         for turn in prediction.turns:
-            labels = turn.get("judgements") or ()
-            labelled += labels
-            verdicts += turn.get("verdicts") or [_NO_VERDICT] * len(labels)
-            groups += [prediction.unit] * len(labels)
+            if labels := turn.get("judgements"):
+                labelled += labels
+                verdicts += turn["verdicts"] or [_NO_VERDICT] * len(labels)
+                groups += [prediction.unit] * len(labels)
     if not labelled:
         return None
     informative, distracting = (_recall(label, labelled, verdicts, groups, seed) for label in _VERDICTS)
