@@ -103,7 +103,10 @@ def _card(path: Path, name: str) -> str:
     card.data.datasets = ["fever/fever", "tdiggelm/climate_fever"]
     heading, about = re.subn(r"^# .*$", f"# {name}", card.text, count=1, flags=re.MULTILINE)
     assert about == 1
-    note = f"These adapters come with sailkit in bfloat16; `sailkit evaluate --model {name}` loads them."
+    note = (
+        f"These adapters come with sailkit in bfloat16; `sailkit evaluate --model {name}` loads them. They were "
+        "trained to judge claims, in one word: a free question gets such a word, too, so ask those of the base."
+    )
     body = re.sub(r"^## Intended use$", f"{note}\n\n{LICENCES}\n## Intended use", heading, count=1, flags=re.MULTILINE)
     return f"---\n{card.data.to_yaml()}\n---\n{body}"
 

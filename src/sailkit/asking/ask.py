@@ -50,7 +50,7 @@ def ask(
 
     Args:
         question: The question or claim; with a search run, also the id of one of its rows.
-        model: A model, as in evaluate; by default the fine-tuned model that the package ships, else smollm2-135m.
+        model: A model, as in evaluate; by default smollm2-135m, and for claims of a task smollm2-135m-sail.
         compare_with: A second model that gets the same question and results, such as the base model.
         corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
         engine: bm25, dense, hybrid, searxng, web, or none to answer without search; see search.
@@ -98,7 +98,8 @@ def ask(
         return augmented.answer(searched, max_new_tokens, stream)
 
     try:
-        first = answered_by(default_model() if model is None else model, stream if compare_with is None else None)
+        name = default_model(claims=task is not None) if model is None else model
+        first = answered_by(name, stream if compare_with is None else None)
         return first if compare_with is None else replace(first, compared_with=answered_by(compare_with, None))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the answer is incomplete") from None

@@ -87,7 +87,7 @@ def serve(
     model's flags in `search_results`. Answers are greedy, and requests are answered one at a time.
 
     Args:
-        model: A model, as in evaluate; by default the fine-tuned model that the package ships, else smollm2-135m.
+        model: A model, as in evaluate; smollm2-135m by default.
         corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
         engine: bm25, dense, hybrid, searxng, web, or none to answer without search; see search.
         search_run: A run folder of search, or its results file: recorded results, for its questions only.
@@ -130,7 +130,7 @@ def serve(
         contextlib.closing(_listen(host, port)) as listener,
         open_retrieval(engine, k, corpus, search_run, searxng_url) as retrieve,
     ):
-        name = default_model() if model is None else model
+        name = default_model(claims=False) if model is None else model
         augmented = SearchAugmentedModel.load(name, options, MOST_VERIFIED, style=style, verify=verify)
 
         def answer(

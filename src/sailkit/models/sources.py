@@ -126,10 +126,13 @@ def shipped() -> list[str]:
     return sorted(file.parent.name for file in _SHIPPED.glob(f"*/{ADAPTER}"))
 
 
-def default_model() -> str:
-    """The best model that is there without a download: the fine-tuned one if the package ships it, else its base."""
-    tuned = f"{EMBEDDED}-sail"
-    return tuned if tuned in shipped() else EMBEDDED
+def default_model(*, claims: bool) -> str:
+    """The best model that is there without a download.
+
+    Args:
+        claims: Whether it is to judge claims, the only thing that the tuned model of the package was trained for.
+    """
+    return f"{EMBEDDED}-sail" if claims else EMBEDDED
 
 
 def resolve_encoder(name: str) -> Source:
