@@ -62,7 +62,7 @@ def unsafe(text: str | bytes) -> list[str]:
 def hostile_run(tmp_path: Path) -> Path:
     manifest = {
         "stage": "evaluate", "fingerprint": "0",
-        "settings": {"model": HOSTILE, "task": f"[red]{HOSTILE}", "wording": ":fire:", HOSTILE: 1},
+        "settings": {"model": HOSTILE, "task": f"[red]:fire:{HOSTILE}", HOSTILE: 1},
         "environment": {"started_at": HOSTILE, "versions": {}},
     }  # fmt: skip
     for name in ("one", "two"):

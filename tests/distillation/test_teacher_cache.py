@@ -384,7 +384,7 @@ def test_a_shard_gives_back_what_was_packed(tmp_path):
 def test_no_cache_at_all(tmp_path, data, folder):
     with pytest.raises(UserError, match="not a run folder"):
         CacheReader.open(tmp_path)
-    for bad in ({"k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"precision": "int8"}, {"shard": "3/2"}, {"max_length": 513}):
+    for bad in ({"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"precision": "int8"}, {"shard": "3/2"}, {"max_length": 513}):
         with pytest.raises(UserError, match=f"`{next(iter(bad))}`"):
             keep(folder, data, tmp_path / "run", **bad)
     assert not (tmp_path / "run").exists()

@@ -158,7 +158,7 @@ def test_a_generated_answer_follows_the_sentence_too(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search": "evidence", "results": 0}, "`results` should be at least 1"),
+        ({"search": "evidence", "results": 0}, "`max_results` should be at least 1"),
         ({"search": "evidence", "style": "chat"}, "`style='chat'`: .* has no chat template; use `style='sail-fixed'`"),
         ({"search": "evidence", "results": 2, "few_shot": "rows.jsonl"}, "`few_shot` does not go with `search`"),
     ],

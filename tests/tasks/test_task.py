@@ -290,7 +290,7 @@ def test_what_is_not_known_is_answered_with_the_nearest_that_is():
     assert "has no label 'SUPORTS'; did you mean 'SUPPORTS'?" in complaint(load_task, "climate-fever", ["SUPORTS"])
     assert "has no protocol 'fiar'; did you mean 'fair'?" in complaint(task.question, "fiar")
     assert "has no wording 'plane'; did you mean 'plain'?" in complaint(task.question, "direct", "plane")
-    assert "no answer for NOT_ENOUGH_INFO, DISPUTED; use `labels`" in complaint(task.question, "fair")
+    assert "no answer for NOT_ENOUGH_INFO, DISPUTED; use `label_set`" in complaint(task.question, "fair")
     assert complaint(task.load).endswith("say where they are with `data`")
 
 
