@@ -384,7 +384,8 @@ def test_a_shard_gives_back_what_was_packed(tmp_path):
 def test_no_cache_at_all(tmp_path, data, folder):
     with pytest.raises(UserError, match="not a run folder"):
         CacheReader.open(tmp_path)
-    for bad in ({"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"precision": "int8"}, {"shard": "3/2"}, {"max_length": 513}):
+    mistakes: list[dict] = [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"precision": "int8"}, {"shard": "3/2"}]
+    for bad in (*mistakes, {"max_length": 513}):
         with pytest.raises(UserError, match=f"`{next(iter(bad))}`"):
             keep(folder, data, tmp_path / "run", **bad)
     assert not (tmp_path / "run").exists()

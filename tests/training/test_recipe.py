@@ -64,9 +64,12 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("training: {save_only_model: true}\n", "save_only_model cannot be set: a stopped run could not continue"),
         ("training: {packing_strategy: wrapped}\n", "packing_strategy should be bfd"),
         ("training: {train_sampling_strategy: rendom}\n", "did you mean 'random'"),
-        ("curriculum: [a]\n", "curriculum is trained on once; set training.num_train_epochs: 1"),
-        ("curriculum: [a]\ntraining: {num_train_epochs: 1, train_sampling_strategy: random}\n", "decides the order"),
-        ("curriculum: [a]\ntraining: {num_train_epochs: 1, packing: true}\n", "packing mixes the rows"),
+        ("data: [d]\ncurriculum: [a]\n", "curriculum is trained on once; set training.num_train_epochs: 1"),
+        (
+            "data: [d]\ncurriculum: [a]\ntraining: {num_train_epochs: 1, train_sampling_strategy: random}\n",
+            "decides the order",
+        ),
+        ("data: [d]\ncurriculum: [a]\ntraining: {num_train_epochs: 1, packing: true}\n", "packing mixes the rows"),
         ("lora: {r: '16'}\n", "r should be a whole number, not the text '16'"),
         ("lora: {inference_mode: true}\n", "inference_mode cannot be set: adapters are trained"),
         ("lora: {lora_bias: true}\n", "lora_bias cannot be set: a base without biases"),
@@ -89,6 +92,13 @@ def test_mistakes_are_named(tmp_path, text, said):
     path = recipe(tmp_path, text)
     with pytest.raises(UserError, match=said):
         read_recipe(path, {"model": "m", "data": ["d"]} if "data" not in text else {"model": "m"})
+
+
+def test_other_data_leave_the_curriculum_of_a_recipe_out(tmp_path):
+    path = recipe(tmp_path, "model: m\ndata: [a]\ncurriculum: [easy]\ntraining: {num_train_epochs: 1}")
+    assert read_recipe(path, {}).curriculum == ("easy",)
+    assert read_recipe(path, {"data": ["b"]}).curriculum == ()
+    assert read_recipe(path, {"data": ["b"]}, ["curriculum=c"]).curriculum == ("c",)
 
 
 def test_paths_may_be_given_as_text_or_as_paths(tmp_path):

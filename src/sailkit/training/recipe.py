@@ -123,6 +123,8 @@ def read_settings(
 ) -> dict[str, Any]:
     """Settings of a recipe with changes as in `read_recipe`, unchecked."""
     settings = _read(recipe_path(path), ()) if path is not None else {}
+    if changes.get("data"):
+        settings.pop("curriculum", None)  # it belongs to the recipe's own data
     settings = _merged(settings, {key: value for key, value in changes.items() if value not in (None, [], ())})
     for text in assignments:
         name, equals, value = text.partition("=")
