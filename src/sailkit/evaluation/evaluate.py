@@ -101,8 +101,9 @@ def evaluate(
         label_set: Labels to use, repeated or separated by commas; "all" for all of the task.
         limit: Evaluate at most this many examples, the first ones.
         half: Evaluate one half of the examples; build-task trains on the other.
-        search: Which search results to show, as in training: the item's own (evidence), those of other items (random),
-            or none. A wording with {evidence} shows them there. By default the wording decides.
+        search: Which search results to show, as in training: the item's own (evidence), those of other items on the
+            same subject (near) or on any (random), or none. A wording with {evidence} shows them there. By default the
+            wording decides.
         search_run: A run folder of search, or its results file: its results, joined by id, replace the search results
             of the data.
         max_results: Most search results of an item, with --search.
