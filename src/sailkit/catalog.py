@@ -187,6 +187,8 @@ def _copy(files: Mapping[Path, Path]) -> tuple[Path, ...]:
         if target.exists() and (not target.is_file() or target.read_bytes() != source.read_bytes()):
             raise UserError(f"{target} exists and differs; choose another `to`, or move it away")
     for source, target in files.items():
+        if target.exists():  # a clone has them where they belong
+            continue
         with jsonl.writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)

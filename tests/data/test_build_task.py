@@ -252,6 +252,19 @@ def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
     assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 5 rows")
 
 
+def test_every_seed_holds_out_the_same_groups(task, tmp_path):
+    for seed in (0, 1):
+        build_task(**task, out=tmp_path / str(seed), held_out=0.3, seed=seed)
+    claims = {
+        (seed, name): {int(row.id.split("/")[0]) // 2 for row in rows_of(tmp_path / str(seed), name)}
+        for seed in (0, 1)
+        for name in ("train", "held_out")
+    }
+    assert claims[0, "held_out"]
+    for seed in (0, 1):
+        assert not claims[seed, "held_out"] & claims[1 - seed, "train"]
+
+
 def test_results_with_many_words_are_left_out(task, tmp_path):
     out = tmp_path / "out"
     build_task(**task, out=out, max_words=8)  # with its title, the second of each claim has nine words

@@ -171,3 +171,8 @@ def test_what_does_not_go_together_is_one_line(place, options, message):
     with pytest.raises(UserError, match=message):
         measure(place, "refused", **options)
     assert not (place / "refused").exists()
+
+
+def test_results_of_a_search_are_not_judged_so_none_of_them_is_near(place, tmp_path):
+    with pytest.raises(UserError, match="`search='near'` needs the data's own judged results"):
+        measure(place, "refused", search="near", search_run=tmp_path)

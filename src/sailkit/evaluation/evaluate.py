@@ -140,7 +140,7 @@ def evaluate(
         raise UserError("`calibrate` needs `answer='logprob'`")
     if data is not None and examples is not None:
         raise UserError("give either `data` or `examples`, not both")
-    dataset = _loaded(chosen, data if examples is None else examples, search_run)
+    dataset = _loaded(chosen, data if examples is None else examples, search_run, search)
     pool = [example for example in dataset.examples if half is None or in_half(example, half)]
     selected = pool[:limit]
     if not selected:
@@ -210,10 +210,14 @@ def evaluate(
         return evaluation
 
 
-def _loaded(task: Task, data: str | Path | Examples | None, search_run: str | Path | None) -> Dataset:
+def _loaded(
+    task: Task, data: str | Path | Examples | None, search_run: str | Path | None, search: Search | None
+) -> Dataset:
     dataset = task.load(data)
     if search_run is None:
         return dataset
+    if search == "near":
+        raise UserError("`search='near'` needs the data's own judged results, and `search_run` replaces them")
     return replace(dataset, examples=with_results_of(search_run, dataset.examples))
 
 

@@ -147,7 +147,8 @@ def _training_rows(recipe: Recipe) -> list[TrainingExample]:
     if not recipe.curriculum:
         return rows
     training = recipe.training
-    seed = training.get("data_seed", training.get("seed", 0))
+    seed = training.get("data_seed")
+    seed = training.get("seed", 0) if seed is None else seed
     random.Random(seed).shuffle(rows)  # noqa: S311 - not for cryptography
     return unique_ids([*read_data(recipe.curriculum, style=recipe.style), *rows])
 
