@@ -186,6 +186,22 @@ def test_limits_hold_for_what_a_client_asks():
     assert post(application(), body)[0].json()["choices"][0]["message"]["content"] == "9"
 
 
+def test_half_a_surrogate_pair_is_no_error_of_the_server():
+    given = {"search_results": [{"title": "\ud800", "body": "Bees\ud800 make honey."}, {"body": " "}]}
+
+    def echo(question, results, new_tokens, stream, stop):
+        done = Answer(question, "m", results, (Judgement(0.25, "distracting"),), answer=question)
+        stream(done)
+        return done
+
+    asked = [{"role": "user", "content": "Who\ud800?"}]
+    reply = post(application(echo), json.dumps({"model": "m", "messages": asked, **given}).encode())[0]
+    assert reply.is_success
+    assert reply.json()["choices"][0]["message"]["content"] == "Who??"
+    (result,) = reply.json()["search_results"]
+    assert result["body"] == "Bees? make honey."
+
+
 def test_the_gate_refuses_what_is_too_large_a_form_or_without_the_key():
     async def pieces():
         for _ in range(100):

@@ -28,6 +28,8 @@ from sailkit.asking.retrieve import SearchUnavailableError
 from sailkit.errors import UserError
 from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import SearchResult
+from sailkit.retrieval.instructions import make_result, with_text
+from sailkit.text import without_surrogates
 
 AnswerQuestion = Callable[
     [str, Sequence[SearchResult] | None, int, Callable[[Answer], None], Callable[[], bool]], Answer
@@ -103,15 +105,17 @@ class ChatRequest(BaseModel):
         texts = [message.text for message in self.messages if message.role == "user"]
         if not texts or not texts[-1].strip():
             raise HTTPException(400, "the request has no message of role user with text")
-        return texts[-1]
+        return without_surrogates(texts[-1])
 
     def results(self) -> tuple[SearchResult, ...] | None:
         """The results that the client passed; None to search."""
         if self.search_results is None:
             return None
-        return tuple(
-            SearchResult(given.body, given.title, given.url, source="request", rank=rank)
-            for rank, given in enumerate(self.search_results, start=1)
+        return with_text(
+            [
+                make_result("request", rank, given.title, given.body, given.url)
+                for rank, given in enumerate(self.search_results, start=1)
+            ]
         )
 
     def new_tokens(self, most: int) -> int:
