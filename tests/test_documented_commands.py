@@ -182,7 +182,10 @@ def run(command: str, made: dict[str, str]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", [page for page in PAGES if any(reason(text) is None for text in commands(page))])
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page != "docs/distill.md" and any(reason(text) is None for text in commands(page))],
+)  # the page on distillation trains on what examples/finetune.sh builds from the whole data; its commands are parsed
 @pytest.mark.usefixtures("workspace")
 def test_the_commands_of_a_page_run(page):
     write_blocks(page)
