@@ -15,6 +15,7 @@ from sailkit.asking.results import Answer
 from sailkit.asking.retrieve import GivenResults, given_results, open_retrieval
 from sailkit.errors import UserError, at_least_one
 from sailkit.models.base import Model, ModelOptions
+from sailkit.models.load import check_unloaded
 from sailkit.models.sources import default_model
 from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import Instruction, Searched
@@ -92,8 +93,9 @@ def ask(
             searched = retrieve(question)
 
     def answered_by(name: str | Path | Model, stream: Callable[[Answer], None] | None) -> Answer:
+        check_unloaded(name, options)
         augmented = SearchAugmentedModel.load(
-            name, _options_for(name, options), len(searched.results), style=style, verify=verify, question=template
+            name, options, len(searched.results), style=style, verify=verify, question=template
         )
         return augmented.answer(searched, max_new_tokens, stream)
 
@@ -103,12 +105,6 @@ def ask(
         return first if compare_with is None else replace(first, compared_with=answered_by(compare_with, None))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the answer is incomplete") from None
-
-
-def _options_for(name: str | Path | Model, options: ModelOptions) -> ModelOptions:
-    if not isinstance(name, (str, Path)) and options != ModelOptions():
-        raise UserError("`options` say how to load a model, and this one is loaded; give them to `load_model`")
-    return options
 
 
 def _question(task: Task, wording: str | None) -> Question:

@@ -37,7 +37,7 @@ from sailkit.evaluation.summary import summarise_predictions
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
-from sailkit.models.load import load_model
+from sailkit.models.load import check_unloaded, load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.prompts.render import Prompt, frames
 from sailkit.prompts.sail import wording as styles
@@ -152,8 +152,8 @@ def evaluate(
     )
     _check_csv(csv_out)
     worked = worked_examples(chosen, question, few_shot, shots, items)
-    if not isinstance(model, str) and reference is None and options != ModelOptions():
-        raise UserError("`options` say how to load a model, and this one is loaded; give them to `load_model`")
+    if reference is None:
+        check_unloaded(model, options)
     if out is not None:
         first_date = runs.setting_of(out, "date") or runs.setting_of(Path(out, predictions.REFERENCE_FOLDER), "date")
         options = replace(options, date=options.date or first_date)

@@ -38,3 +38,13 @@ def load_model(name: str | Path | Model, options: ModelOptions | None = None) ->
     from sailkit.models.local import LocalModel
 
     return LocalModel.from_name(name, options)
+
+
+def check_unloaded(name: str | Path | Model, options: ModelOptions) -> None:
+    """Refuse options beside a model that is loaded already.
+
+    Raises:
+        UserError: The options have no effect any more.
+    """
+    if not isinstance(name, (str, Path)) and options != ModelOptions():
+        raise UserError("`options` say how to load a model, and this one is loaded; give them to `load_model`")
