@@ -39,7 +39,10 @@ def trained(tmp_path) -> Path:
     jsonl.write_json(run / "model" / ADAPTER, {"r": 2, "base_model_name_or_path": "smollm2-135m"})
     jsonl.write_json(run / "model" / TRAINED, {"styles": ["chat"], "base": "smollm2-135m", BASE_WEIGHTS: "0" * 64})
     front = "license: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct"
-    card = f"---\n{front}\n---\n\n# The base, tuned to use search results\n\n## Intended use\n\nAnswering.\n"
+    sections = (
+        "## Held-out figures, before and after\n\n0.5\n\n## Training data\n\nRows.\n\n## Intended use\n\nAnswering.\n"
+    )
+    card = f"---\n{front}\n---\n\n# The base, tuned to use search results\n\n{sections}"
     (run / "model" / "README.md").write_text(card)
     generator = torch.Generator().manual_seed(0)
     save_file({f"lora_{side}": torch.randn(2, 8, generator=generator) for side in "AB"}, run / "model" / WEIGHTS)
@@ -54,7 +57,7 @@ def test_a_run_becomes_a_folder_of_the_package(script, trained, tmp_path):
     assert jsonl.read_json(folder / TRAINED) == {"styles": ["chat"], "base": "smollm2-135m"}
     manifest = jsonl.read_json(folder / "manifest.json")
     assert manifest["settings"]["recipe"]["data"] == ["rows"]
-    assert (manifest["parameters"], manifest["figures"]) == (32, {"tuned_loss": 0.5})
+    assert manifest["parameters"] == 32
     assert manifest["files"] == {
         file.name: jsonl.file_fingerprint([file]) for file in folder.iterdir() if file.name != "manifest.json"
     }
@@ -62,6 +65,8 @@ def test_a_run_becomes_a_folder_of_the_package(script, trained, tmp_path):
     assert card.data.license == "apache-2.0"
     assert "# again\n" in card.text
     assert "CC BY-SA 3.0" in card.text
+    assert "Held-out figures" not in card.text
+    assert "## Measured" in card.text
     assert "somebody" not in "".join(file.read_text() for file in folder.iterdir() if file.name != WEIGHTS)
     assert {oct(file.stat().st_mode & 0o444) for file in folder.iterdir()} == {oct(0o444)}
 
