@@ -40,6 +40,7 @@ FLAG_GROUPS: Mapping[str, Sequence[str]] = {
         "--fields",
         "--label-set",
         "--half",
+        "--first-share",
         "--limit",
         "--against",
         "--published",

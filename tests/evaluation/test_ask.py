@@ -13,6 +13,7 @@ from sailkit.evaluation.compare import compare
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.prompts.sail import verification
+from sailkit.tasks.task import in_half, load_task
 from sailkit.training.finetune import finetune
 
 pytest.importorskip("trl")
@@ -74,9 +75,9 @@ def place(tmp_path_factory, shared):
     return place
 
 
-def measure(place, out, **options):
+def measure(place, out, half="second", **options):
     return evaluate(
-        model=str(place / "run" / "model"), task=str(place / "colours.yaml"), data=place / "rows.jsonl", half="second",
+        model=str(place / "run" / "model"), task=str(place / "colours.yaml"), data=place / "rows.jsonl", half=half,
         options=ModelOptions(dtype="float32"), out=place / out, **options,
     ).to_json()  # fmt: skip
 
@@ -87,6 +88,18 @@ def rows_of(folder):
 
 def settings_of(folder):
     return json.loads((folder / "manifest.json").read_text())["settings"]
+
+
+def test_items_that_training_data_were_drawn_from_are_flagged(place):
+    assert "trained-items" not in measure(place, "unseen", limit=9)["flags"]
+    figures = measure(place, "seen", half=None, limit=9)
+    (message,) = figures["flag_messages"]["trained-items"]
+    examples = load_task(place / "colours.yaml").load(place / "rows.jsonl").examples[:9]
+    seen = sum(in_half(example, "first") for example in examples)
+    assert 0 < seen < 9
+    assert message == (
+        f"{seen} of 9 items are among those that training data were drawn from: evaluate with --half second"
+    )
 
 
 def test_it_verifies_before_it_answers_and_both_are_kept(place):

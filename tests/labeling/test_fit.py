@@ -15,9 +15,9 @@ from sailkit.labeling.human import STANCES, read_judgements
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import JudgementColumns, LabelerOptions
-from sailkit.labeling.results import FittedLabeler, is_fitted_on
+from sailkit.labeling.results import FittedLabeler
 from sailkit.models.sources import ENCODER, resolve_encoder
-from sailkit.tasks.task import in_first_half
+from sailkit.tasks.task import in_first_half, in_first_part
 
 TOWNS = ("Aberdeen", "Bergen", "Cadiz", "Dakar", "Esbjerg", "Faro", "Gdansk", "Haifa", "Izmir", "Jaffa")
 
@@ -118,7 +118,7 @@ def test_a_labeler_of_fit_has_three_classes_and_its_score_is_not_neither(stances
     fitted = fit(data=stances, out=tmp_path / "f", base=str(small_base), epochs=1, max_length=64, dtype="float32")
     assert fitted == FittedLabeler.load(tmp_path / "f")
     assert 0 < fitted.held_out_f1_macro <= 1
-    assert fitted.pairs == 2 * sum(is_fitted_on(pair.claim, 0) for pair in read_judgements(stances).pairs)
+    assert fitted.pairs == 2 * sum(in_first_part(pair.claim, 0) for pair in read_judgements(stances).pairs)
     assert not (tmp_path / "f" / "checkpoints").exists()
     labeler = load_labeler(fitted.name, LabelerOptions(dtype="float32"))
     assert labeler.describe()["measure"] == "relevance"
@@ -163,7 +163,7 @@ def test_audit_reports_on_no_claim_of_the_share_that_was_fitted_on(stances, smal
     fitted = fit(data=stances, out=tmp_path / "f", base=str(small_base), epochs=1, max_length=64, share=0.8)
     measured = audit(data=stances, labeler=[fitted.name, "overlap"], out=tmp_path / "a")
     claims = {pair.claim for pair in read_judgements(stances).pairs}
-    unseen = {claim for claim in claims if not is_fitted_on(claim, 0, 0.8)}
+    unseen = {claim for claim in claims if not in_first_part(claim, 0, 0.8)}
     assert 5 < len(unseen) < sum(not in_first_half(claim, 0) for claim in claims)
     assert measured.claims_reported == len(unseen)
     assert measured.strata == ["near", "random"]

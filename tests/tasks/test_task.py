@@ -14,6 +14,7 @@ import yaml
 from sailkit.errors import UserError
 from sailkit.files.tables import read_table
 from sailkit.files.yaml_files import parse_yaml
+from sailkit.records import Example
 from sailkit.stats.overlap import passage_parts
 from sailkit.tasks.spec import DataSpec
 from sailkit.tasks.task import builtin_tasks, in_half, load_task
@@ -111,6 +112,17 @@ def test_claims_with_the_stance_of_each_passage(shared, name, data, labels, left
     assert max(sizes.values()) < 100
     halves = Counter(in_half(example, "first") for example in dataset.examples)
     assert 0.4 < halves[True] / halves.total() < 0.6
+
+
+def test_a_larger_first_part_takes_from_the_second_half_alone():
+    examples = [Example(str(i), str(i), "yes", group=str(i)) for i in range(2000)]
+    parts = {share: {e.id for e in examples if in_half(e, "first", share)} for share in (0.5, 0.7, 0.9)}
+    assert parts[0.5] < parts[0.7] < parts[0.9]
+    assert all(abs(len(part) / 2000 - share) < 0.04 for share, part in parts.items())
+    assert {e.id for e in examples if in_half(e, "second", 0.9)} == {e.id for e in examples} - parts[0.9]
+    for half, share in (("first", 0.4), ("first", 1.0), (None, 0.9)):
+        with pytest.raises(UserError, match="first_share"):
+            in_half(examples[0], half, share)
 
 
 def test_the_tasks_of_claims_ask_what_climate_fever_asks():

@@ -93,16 +93,18 @@ def test_all_weights_of_a_seven_billion_model(llama, data):
 
 @pytest.mark.parametrize("more", [[], ["training.per_device_train_batch_size=3", "training.max_steps=5"],
                                   ["training.num_train_epochs=2.5"], ["training.dataloader_drop_last=true"],
-                                  ["training.packing=true", "training.max_length=400"]])  # fmt: skip
+                                  ["training.packing=true", "training.max_length=400"],
+                                  ["curriculum=DATA", "training.num_train_epochs=1"]])  # fmt: skip
 def test_steps_are_those_that_the_trainer_plans(shared, data, tmp_path, more):
     from sailkit.training import trainer as trl
     from sailkit.training.arguments import sft_config
-    from sailkit.training.tokenise import read_data
+    from sailkit.training.tokenise import training_rows
 
     folder = shared / "models" / "stories260k"
-    told = read_recipe(None, {"model": str(folder), "data": [str(data)]}, ["training.bf16=false", *more])
+    changes = ["training.bf16=false", *(change.replace("DATA", str(data)) for change in more)]
+    told = read_recipe(None, {"model": str(folder), "data": [str(data)]}, changes)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = prepare(read_data(told.data), tokenizer, told.max_length)
+    rows = prepare(training_rows(told), tokenizer, told.max_length)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     args = sft_config(told, tmp_path, held_out=False)
     real = trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=None)

@@ -39,6 +39,7 @@ def build_task(
     out: Path,
     data: Path | None = None,
     half: Half | None = None,
+    first_share: float = 0.5,
     style: Literal["sail", "sail-fixed", "chat"] = "chat",
     shares: str = "0.1,0.3,0.4,0.2",
     supported: float = 0.75,
@@ -63,6 +64,7 @@ def build_task(
         data: The task's data: a file, a folder, or OWNER/NAME[:SPLIT] on the hub.
         half: Only the examples of this half; `evaluate --half` measures on the other. Claims that are nearly the same
             in the other half are removed.
+        first_share: Share of the examples in the first half, from 0.5; evaluate then takes the same.
         style: Prompt format of the rows; see build.
         shares: Shares of rows with no, one, two, three ... search results; they sum to 1.
         supported: Of the rows with search results, the share with at least one informative result.
@@ -112,6 +114,7 @@ def build_task(
         "held_out": held_out_share,
         "limit": limit,
         "seed": seed,
+        **({} if first_share == 0.5 else {"first_share": first_share}),
         **({} if max_words is None else {"max_words": max_words}),
         **({} if unsupported == "label" else {"unsupported": unsupported}),
         **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
@@ -119,8 +122,8 @@ def build_task(
     with runs.open_run(out, "build-task", settings) as run:
         if run.path(CARD).exists():  # the card is written last, so the run is finished
             return BuiltTask.load(out)
-        inside = [_shortened(e, max_words) for e in dataset.examples if half is None or in_half(e, half)]
-        outside = [example for example in dataset.examples if half is not None and not in_half(example, half)]
+        inside = [_shortened(e, max_words) for e in dataset.examples if in_half(e, half, first_share)]
+        outside = [example for example in dataset.examples if not in_half(example, half, first_share)]
         check = LeakCheck((chosen.name, example.id, example.text) for example in outside)
         examples, removed = _without_leaks(inside, check)
         items = _supported_labels(chosen, examples)

@@ -34,6 +34,7 @@ from sailkit.evaluation.reference import announce_cost, collect_reference, load_
 from sailkit.evaluation.results import SETTINGS, Evaluation
 from sailkit.evaluation.seeds import for_each_seed
 from sailkit.evaluation.summary import summarise_predictions
+from sailkit.evaluation.trained_items import trained_items_flag
 from sailkit.files import jsonl
 from sailkit.files.batch_log import write_batches
 from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
@@ -63,6 +64,7 @@ def evaluate(
     label_set: Annotated[list[str] | None, renamed("labels")] = None,
     limit: int | None = None,
     half: Half | None = None,
+    first_share: float = 0.5,
     search: Search | None = None,
     search_run: Path | str | None = None,
     max_results: Annotated[int, renamed("results")] = 3,
@@ -101,6 +103,7 @@ def evaluate(
         label_set: Labels to use, repeated or separated by commas; "all" for all of the task.
         limit: Evaluate at most this many examples, the first ones.
         half: Evaluate one half of the examples; build-task trains on the other.
+        first_share: Share of the examples in the first half, from 0.5; as build-task took it.
         search: Which search results to show, as in training: the item's own (evidence), those of other items on the
             same subject (near) or on any (random), or none. A wording with {evidence} shows them there. By default the
             wording decides.
@@ -141,7 +144,7 @@ def evaluate(
     if data is not None and examples is not None:
         raise UserError("give either `data` or `examples`, not both")
     dataset = _loaded(chosen, data if examples is None else examples, search_run, search)
-    pool = [example for example in dataset.examples if half is None or in_half(example, half)]
+    pool = [example for example in dataset.examples if in_half(example, half, first_share)]
     selected = pool[:limit]
     if not selected:
         raise UserError(f"task {chosen.name}: no examples in the {half} half")
@@ -184,6 +187,7 @@ def evaluate(
         "style": evidence_style.style if evidence_style else None,
         "verify": bool(evidence_style and evidence_style.verify),
         "half": half,
+        **({} if first_share == 0.5 else {"first_share": first_share}),
         "shots": worked.fingerprint,
         "calibrate": calibrate,
         "max_new_tokens": _same_or_each(question.new_tokens) if generates else None,
@@ -203,7 +207,10 @@ def evaluate(
             if calibrate:
                 plan = replace(plan, bias=_stored_bias(run, loaded, plan))
             _answer_all(run, loaded, plan, items, batches)
-            flags = collect_reference(run, judge, chosen, selected, repeats, price) if judge else []
+            flags = [
+                *trained_items_flag(settings, chosen.name, dataset.fingerprint, selected),
+                *(collect_reference(run, judge, chosen, selected, repeats, price) if judge else []),
+            ]
             evaluation = _finish(run, seed, flags, csv_out)
         if out is None:
             weakref.finalize(evaluation, temporary.pop_all().close)

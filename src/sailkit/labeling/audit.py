@@ -24,10 +24,10 @@ from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import AuditedLabelerOptions, JudgementColumns
-from sailkit.labeling.results import FITTED, is_fitted_on
+from sailkit.labeling.results import FITTED
 from sailkit.labeling.shortcuts import ShortcutAudit, audit_shortcuts
 from sailkit.stats.intervals import Floats
-from sailkit.tasks.task import in_first_half
+from sailkit.tasks.task import in_first_half, in_first_part
 
 
 @checked
@@ -200,7 +200,7 @@ def _fitted_share(name: str, human: HumanJudgements, seed: int) -> float:
 
 def _unseen(pairs: Sequence[HumanPair], seed: int, share: float) -> list[HumanPair]:
     """The pairs of the half that chooses thresholds, and those of the other half that no labeler was fitted on."""
-    return [pair for pair in pairs if in_first_half(pair.claim, seed) or not is_fitted_on(pair.claim, seed, share)]
+    return [pair for pair in pairs if in_first_half(pair.claim, seed) or not in_first_part(pair.claim, seed, share)]
 
 
 def _strata(people: Sequence[HumanPair]) -> tuple[str, ...]:

@@ -20,9 +20,10 @@ from sailkit.labeling.chunks import max_positions
 from sailkit.labeling.human import STANCES, HumanPair, read_judgements
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import JudgementColumns
-from sailkit.labeling.results import FITTED, FittedLabeler, is_fitted_on
+from sailkit.labeling.results import FITTED, FittedLabeler
 from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
+from sailkit.tasks.task import in_first_part
 
 _CHECKPOINTS = "checkpoints"  # subfolder, removed at the end
 _LEAST_LENGTH = 16  # tokens; less would leave hardly any of either text
@@ -164,7 +165,7 @@ def _is_held_out(pair: HumanPair, seed: int) -> bool:
 
 
 def _used(pairs: Sequence[HumanPair], seed: int, share: float, limit: int | None) -> list[HumanPair]:
-    part = [pair for pair in pairs if is_fitted_on(pair.claim, seed, share)][:limit]
+    part = [pair for pair in pairs if in_first_part(pair.claim, seed, share)][:limit]
     return [pair for pair in part if pair.pair.result.body.strip()]
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.tables import to_frame
@@ -16,13 +15,11 @@ from sailkit.labeling.labels_file import LABELS, open_labels, parse_judgements
 from sailkit.prompts.thoughts import thought_is_open
 from sailkit.records import Judgement, JudgementOutcome, Verdict
 from sailkit.rendering.result import Result
-from sailkit.tasks.task import in_first_half
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FITTED = "fitted.json"
-_UNIT = 2**64  # of seed_for
 NO_SCORE = tuple(outcome for outcome in get_args(JudgementOutcome) if outcome != "judged")
 
 
@@ -147,12 +144,6 @@ class Labeling(Result):
             for _, row in rows
             for number, entry in enumerate(row["judgements"], start=1)
         )
-
-
-def is_fitted_on(claim: str, seed: int, share: float = 0.5) -> bool:
-    """Whether `fit` with that seed and share uses a claim: the first half of them, and some of the others."""
-    more = runs.seed_for(seed, "claims to fit on", claim) / _UNIT < 2 * share - 1
-    return in_first_half(claim, seed) or more
 
 
 def _flag_messages(pairs: int, read_from_text: int, open_thoughts: int) -> dict[str, list[str]]:

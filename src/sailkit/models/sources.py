@@ -84,10 +84,10 @@ class Source:
         return date if isinstance(date, str) else None
 
     def trained(self) -> dict[str, Any]:
-        """The `trained_styles` of a model that sailkit trained; nothing for other models."""
+        """The `trained_styles` and `trained_tasks` of a model that sailkit trained, as far as they are recorded."""
         path = self.folder / TRAINED
-        styles = jsonl.read_json(path).get("styles") if path.is_file() else None
-        return {"trained_styles": styles} if isinstance(styles, list) else {}
+        record = jsonl.read_json(path) if path.is_file() else {}
+        return {f"trained_{name}": record[name] for name in ("styles", "tasks") if isinstance(record.get(name), list)}
 
 
 def resolve(name: str) -> Source:

@@ -20,6 +20,7 @@ from sailkit.tasks.rows import Examples, folder_rows, memory_rows, table_rows
 from sailkit.tasks.spec import TaskSpec, explain
 
 Half = Literal["first", "second"]
+_SEEDS = 2**64  # of seed_for
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -202,9 +203,28 @@ def in_first_half(name: str, seed: int) -> bool:
     return runs.seed_for(seed, "half of the claims", name) % 2 == 0
 
 
-def in_half(example: Example, half: Half) -> bool:
-    """Whether an example is in a half of its data set; groups are never split, and the halves never change."""
-    return in_first_half(example.group, 0) == (half == "first")
+def in_first_part(name: str, seed: int, share: float = 0.5) -> bool:
+    """Whether a claim or group is in the first half, or among as many of the others as make it the share of all."""
+    more = runs.seed_for(seed, "claims to fit on", name) / _SEEDS < 2 * share - 1
+    return in_first_half(name, seed) or more
+
+
+def in_half(example: Example, half: Half | None, first_share: float = 0.5) -> bool:
+    """Whether an example is in a half of its data set; groups are never split, and the halves never change.
+
+    Args:
+        example: The example.
+        half: The half; None for both.
+        first_share: Share of the examples in the first half, from 0.5: it then takes some from the second.
+
+    Raises:
+        UserError: No such share, or a share without a half.
+    """
+    if not 0.5 <= first_share < 1:
+        raise UserError(f"`first_share` should be from 0.5 to below 1, not {first_share}")
+    if half is None and first_share != 0.5:
+        raise UserError("`first_share` says how large the first half is: give `half`, too")
+    return half is None or in_first_part(example.group, 0, first_share) == (half == "first")
 
 
 def builtin_tasks() -> list[str]:

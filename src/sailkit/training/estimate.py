@@ -16,7 +16,7 @@ from sailkit.records import TrainingExample
 from sailkit.training.memory import count_parameters, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import TrainingPlan
-from sailkit.training.tokenise import IGNORED, held_out_paths, no_held_out_warning, prepare, read_data
+from sailkit.training.tokenise import IGNORED, held_out_paths, no_held_out_warning, prepare, read_data, training_rows
 
 TOKENS_PER_WORD = 1.4  # English text with search results, LLaMA's and SmolLM's tokenizers
 
@@ -53,7 +53,7 @@ def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers
 
     missing: list[str] = []
     config, tokenizer = config_and_tokenizer(recipe.model, missing)
-    train = lengths(read_data(recipe.data, style=recipe.style), tokenizer, recipe.max_length)
+    train = lengths(training_rows(recipe), tokenizer, recipe.max_length)
     paths = held_out_paths(recipe)
     held_out = None
     if paths:

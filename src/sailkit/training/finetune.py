@@ -324,6 +324,7 @@ def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any
         recipe,
         weights=weights,
         styles=sorted({example.style for example in setup.train.examples}),
+        tasks=publish.trained_tasks(cards),
         base_sha256=run.manifest["settings"]["weights_sha256"],
         card=publish.model_card(recipe, setup.source, figures, cards, run.manifest),
     )

@@ -49,6 +49,16 @@ def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
     return [{"data": path, "card": jsonl.read_json(file) if file.is_file() else None} for path, file in files]
 
 
+def trained_tasks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of tasks from which `build-task` drew the rows of data cards, so that evaluate can tell their items."""
+    drawn = [card["card"] for card in cards if card["card"] and "task" in card["card"]]
+    tasks = [
+        {name: of.get(name) for name in ("task", "data_sha256", "half")} | {"first_share": of.get("first_share", 0.5)}
+        for of in drawn
+    ]
+    return [task for index, task in enumerate(tasks) if task not in tasks[:index]]
+
+
 def model_card(
     recipe: Recipe,
     source: Source,

@@ -22,6 +22,7 @@ def save_model(
     *,
     weights: Mapping[str, Any] | None,
     styles: list[str],
+    tasks: list[dict[str, Any]],
     base_sha256: str,
     card: str,
 ) -> None:
@@ -34,12 +35,15 @@ def save_model(
         recipe: The recipe.
         weights: The full weights if they are sharded over processes, else None.
         styles: Styles of the training data, sorted.
+        tasks: The parts of tasks from which the training data were drawn; see `publish.trained_tasks`.
         base_sha256: Fingerprint of the base's weights, kept beside adapters.
         card: The model card.
     """
     from sailkit.models.weights import BASE_WEIGHTS, stop_at
 
     trained: dict[str, Any] = {"styles": styles, "max_length": recipe.max_length, "base": recipe.model}
+    if tasks:
+        trained["tasks"] = tasks
     if recipe.date is not None:
         trained["date"] = recipe.date
     with atomic_folder(folder) as unfinished:

@@ -133,7 +133,7 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | N
     Raises:
         UserError: See `read_data` and `prepare`.
     """
-    train = prepare(_training_rows(recipe), tokenizer, recipe.max_length, recipe.date)
+    train = prepare(training_rows(recipe), tokenizer, recipe.max_length, recipe.date)
     paths = held_out_paths(recipe)
     if not paths:
         return train, None
@@ -141,8 +141,12 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | N
     return train, prepare(examples, tokenizer, recipe.max_length, recipe.date, held_out=True)
 
 
-def _training_rows(recipe: Recipe) -> list[TrainingExample]:
-    """The training rows; after those of a curriculum, the others in an order that depends on the seed."""
+def training_rows(recipe: Recipe) -> list[TrainingExample]:
+    """Read the training rows; after those of a curriculum, the others in an order that depends on the seed.
+
+    Raises:
+        UserError: See `read_data`.
+    """
     rows = read_data(recipe.data, style=recipe.style)
     if not recipe.curriculum:
         return rows
