@@ -31,6 +31,7 @@ def test_every_recipe_and_example_is_listed_with_what_it_is_and_needs():
     assert files["tasks/answers.yaml"].about.startswith("Questions with their own answer")
 
 
+@pytest.mark.long
 def test_a_recipe_is_copied_with_the_files_that_it_uses(tmp_path):
     def copied(*names: str) -> set[str]:
         return {path.relative_to(tmp_path).as_posix() for path in sailkit.recipes(*names, to=tmp_path).copies}
@@ -51,6 +52,7 @@ def test_a_recipe_is_copied_with_the_files_that_it_uses(tmp_path):
     assert (tmp_path / "recipes" / training).read_text() == "model: another\n"
 
 
+@pytest.mark.long
 def test_a_recipe_runs_by_its_name_unless_there_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named = sailkit.run("quickstart", out="out", dry_run=True)

@@ -66,6 +66,7 @@ def test_a_script_says_how_it_is_called(script):
     assert f"examples/{script.name}" in done.stderr
 
 
+@pytest.mark.long
 def test_the_picture_of_an_aligned_sentence_is_what_the_tokenizers_say(shared, tmp_path):
     subprocess.run([sys.executable, EXAMPLES / "aligned.py", shared, tmp_path / "aligned.svg"], check=True)
     kept = EXAMPLES.parent / "docs" / "aligned.svg"

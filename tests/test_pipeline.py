@@ -368,6 +368,7 @@ def test_the_laptop_recipe_runs_from_claims_to_reports(shared, tmp_path):
     assert list((tmp_path / "out" / "fever_report").glob("*.html"))
 
 
+@pytest.mark.long
 def test_a_recipe_trains_several_seeds_and_compares_them_as_groups(tmp_path, shared):
     pytest.importorskip("trl")
     write(tmp_path / "data", map(example, range(16)))

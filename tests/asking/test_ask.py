@@ -236,6 +236,7 @@ def test_a_terminal_shows_the_flags_then_the_answer_and_obeys_no_escape_sequence
     assert shown.replace("\r\n", "\n").count(f"Answer: {answer['answer']}\n") == 1
 
 
+@pytest.mark.long
 def test_an_interrupted_answer_ends_its_line_and_says_so(shared, tmp_path):
     model = shared / "models" / "stories260k"
     words = ["ask", "Who makes honey?", "--engine", "none", "--model", model, "--max-new-tokens", 200]

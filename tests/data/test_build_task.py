@@ -200,6 +200,7 @@ def test_candidates_are_drawn_as_often_as_they_should_be():
     assert match_frequencies([[]], {}) == {}
 
 
+@pytest.mark.long
 def test_neither_a_passage_nor_a_claim_of_built_data_tells_anything(shared, tmp_path):
     """Near misses would be longer passages, and claims are worded by their label, were neither balanced."""
     data = shared / "stance" / "fever.jsonl"
@@ -330,6 +331,7 @@ def test_wording_that_tells_nothing_is_at_chance():
     assert wording_auroc(told, ["one"] * 60) is None
 
 
+@pytest.mark.long
 def test_climate_fever_gives_up_its_wording(shared, tmp_path):
     card = build_task(
         "climate-fever", data=shared / "climate-fever" / "climate-fever.jsonl", half="first", out=tmp_path / "out"

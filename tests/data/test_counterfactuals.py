@@ -96,6 +96,7 @@ def test_replacements_depend_on_the_seed_and_the_id_alone():
     assert made != counterfactual_examples(originals, "yes", "no", seed=1)
 
 
+@pytest.mark.long
 def test_fever_gives_claims_that_need_their_passage(shared: Path, tmp_path: Path):
     built = build_task(
         "fever",

@@ -72,6 +72,7 @@ def test_words_that_the_student_cannot_spell_are_learnt_without_the_teacher(teac
     assert told.index("without the teacher") < told.index("teacher and student have another tokenizer")
 
 
+@pytest.mark.long
 def test_a_dry_run_counts_them_with_the_real_tokenizers(shared, tmp_path, capsys):
     chat = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     chat += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

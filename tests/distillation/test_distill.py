@@ -84,6 +84,7 @@ def teach(teacher, data, out, *more, **options):
     return distill(teacher=str(teacher), data=[str(data)], out=out, set=[*SET, *more], **options)
 
 
+@pytest.mark.long
 def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
     found = teach(teacher, data, tmp_path / "run", "distillation.top_p=1.0", student_layers=3)
     assert found.to_json()["tuned"]["kl"] < 0.5 * found.to_json()["base"]["kl"]
@@ -182,6 +183,7 @@ def test_a_teacher_answers_first(tuned, data, tmp_path, method):
     assert ("training_targets" in found.metrics) == (method == "both")
 
 
+@pytest.mark.long
 def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_path):
     first = teach(teacher, data, tmp_path / "first", student_layers=3)
     again = teach(teacher, data, tmp_path / "again", student_layers=3, cache=tmp_path / "first" / "teacher")
@@ -528,6 +530,7 @@ def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_kills_of_cache_and_training_change_nothing(teacher, data, tmp_path, monkeypatch):
     kill_and_go_on(teacher, data, tmp_path, monkeypatch, 2, cache=1, training=2)
 

@@ -278,6 +278,7 @@ def stop_at_random_moments(tmp_path, corpus, moments):
     assert (tmp_path / "killed" / "results.jsonl").read_bytes() == expected
 
 
+@pytest.mark.long
 def test_two_kills_change_nothing(tmp_path, corpus):
     stop_at_random_moments(tmp_path, corpus, 2)
 

@@ -276,6 +276,7 @@ def test_a_server_that_stays_down_takes_nothing_away(tmp_path):
     assert (tmp_path / "run" / "results.jsonl").read_bytes() == after
 
 
+@pytest.mark.long
 def test_an_engine_that_is_down_does_not_take_what_another_gave(tmp_path, monkeypatch):
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "corpus.jsonl").write_text('{"title": "Seals", "text": "Seals eat fish."}\n')
@@ -296,6 +297,7 @@ def test_an_engine_that_is_down_does_not_take_what_another_gave(tmp_path, monkey
     assert [r.source for r in row.results] == ["bm25"] + ["searxng"] * 5
 
 
+@pytest.mark.long
 def test_the_command_says_that_it_is_unfinished_and_then_that_it_is_not(tmp_path):
     with Engine({1: 404}) as engine:
         command = ["search", "--instructions", ask(tmp_path, "a", "b")]

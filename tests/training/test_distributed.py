@@ -93,6 +93,7 @@ def logged(out: Path, *names: str) -> list[tuple]:
     return [(row["step"], name, row[name]) for row in history(out) for name in names if name in row]
 
 
+@pytest.mark.long
 def test_two_processes_train_what_one_trains(folder, data, tmp_path):
     two_train_what_one_trains(folder, data, tmp_path)
 

@@ -228,6 +228,7 @@ def test_training_stops_where_the_loss_falls_no_longer_killed_or_not(folder, dat
         assert losses(tmp_path / "run") == before
 
 
+@pytest.mark.long
 def test_a_kill_changes_nothing(folder, data, tmp_path):
     kill_and_go_on(folder, data, tmp_path, 1)
 
@@ -266,6 +267,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(folder, data, tmp_path):
     assert tune(folder, data, out, *steps)["steps"] == 4
 
 
+@pytest.mark.long
 def test_several_seeds_are_several_runs_each_as_if_alone(folder, data, tmp_path):
     call = {"model": str(folder), "data": [str(data)], "set": [*SET, *STEPS]}
     group = finetune(out=tmp_path / "group", seeds=2, **call)
