@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parent
 COMMANDS = "commands/index.md"
 
-# Where a command is explained.
+# Where a command is explained; pages are separated by spaces.
 GUIDES = {
     "search": "data.md#sailkit-search",
     "label": "data.md#sailkit-label",
@@ -41,7 +41,7 @@ GUIDES = {
     "merge": "finetune.md#what-is-trained",
     "teacher-cache": "distill.md#what-is-cached",
     "distill": "distill.md",
-    "evaluate": "tasks.md",
+    "evaluate": "distraction.md tasks.md",
     "rescore": "results.md#recordings",
     "compare": "compare.md",
     "report": "results.md",
@@ -50,6 +50,7 @@ GUIDES = {
     "run": "pipeline.md",
     "runs": "pipeline.md",
     "recipes": "pipeline.md",
+    "samples": "tutorial.md",
 }
 
 # A picture, script, style sheet or font from another host.
@@ -102,7 +103,8 @@ def command_page(verb: str) -> str:
     if verb in EXAMPLES:
         lines.append(f"```console\n$ {EXAMPLES[verb]}\n```")
     if verb in GUIDES:
-        lines.append(f"Explained in [{title(GUIDES[verb].split('#')[0])}](../{GUIDES[verb]}).")
+        links = (f"[{title(guide.partition('#')[0])}](../{guide})" for guide in GUIDES[verb].split())
+        lines.append(f"Explained in: {', '.join(links)}.")
     lines.append(flag_lists(verb).strip())
     if stage.__name__ in sailkit.__all__:
         returned = inspect.get_annotations(stage).get("return", "")

@@ -156,9 +156,9 @@ def workspace(shared, tmp_path, monkeypatch) -> Path:
 
 
 def write_blocks(page: str) -> None:
-    """Write the files that a page shows: modules that begin with their name, and the recipe of a pipeline."""
+    """Write the files that a page shows: those that begin with their name, and the recipe of a pipeline."""
     text = (ROOT / page).read_text("utf-8")
-    for block, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", text, re.DOTALL):
+    for block, name in re.findall(r"```(?:python|yaml)\n(# (\w+\.(?:py|yaml))\n.*?)```", text, re.DOTALL):
         Path(name).write_text(block)
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
         if "steps:" in block:
@@ -167,6 +167,9 @@ def write_blocks(page: str) -> None:
 
 def run(command: str, made: dict[str, str]) -> None:
     words = words_of(command)
+    if words[0] == "python":
+        subprocess.run([sys.executable, *words[1:]], check=True)
+        return
     if words[0] != "sailkit":
         subprocess.run(["bash", "-c", command], check=True)
         return
