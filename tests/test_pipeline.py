@@ -187,6 +187,12 @@ def test_a_step_is_the_command_that_it_shows(recipe):
     assert contents(Path("out/results")) == written
 
 
+def test_the_run_of_a_step_records_the_command_of_the_step(recipe):
+    steps = {step.name: step for step in run(recipe, out="run").steps}
+    manifest = json.loads(Path("run/results/manifest.json").read_text())
+    assert manifest["environment"]["command"] == steps["results"].command
+
+
 def test_the_file_stays_one_page():
     assert len(Path(pipeline.__file__).read_text().splitlines()) < 100
 

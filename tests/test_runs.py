@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sailkit import runs
+from sailkit.cli import main
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.runs import Cache, open_run, seed_for
@@ -252,3 +253,12 @@ def test_files_are_written_whole_while_others_sweep(tmp_path):
         for thread in sweepers:
             thread.join()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{i}.txt" for i in range(7)]
+
+
+def test_a_run_records_the_command_line_that_began_it(tmp_path):
+    folder = Path(__file__).parent / "fixtures" / "runs" / "runs" / "search"
+    main(["label", "--results", str(folder), "--labeler", "overlap", "--out", f"{tmp_path}/a b"])
+    manifest = jsonl.read_json(tmp_path / "a b" / "manifest.json")
+    assert manifest["environment"]["command"].endswith(f"--labeler overlap --out '{tmp_path}/a b'")
+    settings_of(tmp_path / "python")
+    assert "command" not in jsonl.read_json(tmp_path / "python" / "manifest.json")["environment"]

@@ -28,6 +28,7 @@ from sailkit.files import jsonl
 from sailkit.help import FLAGS, GroupedFlags, example, verb_group, verb_number
 from sailkit.overview import resume_point
 from sailkit.pipeline import STAGES, run
+from sailkit.provenance import command_line
 from sailkit.rendering import terminal
 from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
@@ -142,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> None:
     try:
-        build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with command_line(sys.argv[1:] if arguments is None else arguments):
+            build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # raise BrokenPipeError here rather than at exit
     except UserError as error:
         _fail(_with_flags(str(error)))

@@ -23,6 +23,7 @@ from sailkit.journal import Journal, PipelineRun, StepRun
 from sailkit.labeling.audit import audit
 from sailkit.labeling.fit import fit
 from sailkit.labeling.label import label
+from sailkit.provenance import command_line
 from sailkit.reporting import report
 from sailkit.retrieval.search import search
 from sailkit.steps import check_inputs, estimate, position_of, read_recipe
@@ -87,7 +88,8 @@ def run(
                 runs.notice(f"sailkit: {position}, {step.name} ({step_run.state}): {step.command}")
                 journal.begin(step, step_run.state)
                 start = time.monotonic()
-                result = step.stage(*step.bound.args, **step.bound.kwargs)
+                with command_line([step.verb, *step.words]):
+                    result = step.stage(*step.bound.args, **step.bound.kwargs)
                 step_run = journal.finish(step, time.monotonic() - start, result)
             steps_run.append(step_run)
             if step_run.state == "interrupted" and not dry_run:

@@ -20,7 +20,7 @@ from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
 from sailkit.training import report as training_report
-from sailkit.training import seed_report
+from sailkit.training import runs_report, seed_report
 from sailkit.training.seeds import is_group as is_training_group
 
 # Stage -> name of its runs; other inputs are sets of predictions.
@@ -64,13 +64,13 @@ def report(
 
     The HTML file is self-contained. For sets of predictions it shows the verdict, reasons to doubt it, figures with
     intervals, and each item with prompt and raw output; for audits, the best labeler, the figures, and pairwise
-    comparisons with the largest disagreements; for a training run, the change in held-out figures, curves, recipe and
+    comparisons with the largest disagreements; for training runs, the change in held-out figures, curves, recipe and
     data; for distillations, how closely each student matches its teacher.
 
     Args:
         sets: Run folders of evaluate, folders with a run for each seed, or files of recorded outputs; or run folders of
-            audit; or a folder of finetune, of one run or of several seeds; or run folders of distill, of which the
-            first is compared with each other.
+            audit; or a folder of finetune with several seeds; or run folders of finetune or of distill, of which the
+            first is compared with each of the others.
         out: The HTML file, or a folder for report.html; the Markdown file has the same name with .md.
         against: The data set's own labels (human), or those of a reference model.
         task: For files: the task that defines the answer words.
@@ -93,6 +93,8 @@ def report(
     files = _output_files(Path(out))
     if len(folders) == 1 and is_training_group(folders[0]):
         content = seed_report.page(folders[0], title)
+    elif stage == "finetune" and len(folders) > 1:
+        content = runs_report.report_on(folders, title, bootstrap_seed)
     elif stage == "finetune":
         content = training_report.report_on(folders[0], title)
     elif stage == "distill":
@@ -123,8 +125,6 @@ def _stage_of(sets: Sequence[Path], options: dict[str, Any]) -> str:
         if stage not in stages:
             continue
         first = sets[stages.index(stage)]
-        if stage == "finetune" and len(sets) > 1:
-            raise UserError(f"one training run at a time, and nothing beside it; {len(sets)} folders were given")
         if others := [path for path, other in zip(sets, stages, strict=True) if other != stage]:
             raise UserError(f"{first} is {name} and {others[0]} is none; report on them one after the other")
         if given := [option for option, value in options.items() if value]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import operator
 import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,21 +14,17 @@ from typing import Any
 
 import filelock
 
-from sailkit import __version__
 from sailkit.console import Ticker as Ticker  # noqa: PLC0414 - stages take these from here
 from sailkit.console import notice as notice  # noqa: PLC0414
 from sailkit.console import progress as progress  # noqa: PLC0414
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.provenance import environment as environment  # noqa: PLC0414
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"  # figures of a finished run; written last
 LOCK = ".lock"
 _MANIFEST_KEYS = {"stage", "fingerprint", "settings", "environment"}
-_PACKAGES = (
-    *("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "openai"),
-    *("numpy", "scikit-learn"),
-)
 
 
 class Run:
@@ -289,30 +281,6 @@ def _summary(folder: Path) -> RunSummary:
     settings = {name: manifest["settings"].get(name) for name in ("model", "task", "protocol", "wording", "answer")}
     started_at = manifest["environment"]["started_at"]
     return RunSummary(folder=str(folder), stage=manifest["stage"], **settings, started_at=started_at)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform and git revision, as information for the manifest."""
-    versions = {"sailkit": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "git_revision": _git_revision(),
-        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _git_revision() -> str | None:
-    """The git revision of the working directory, with `-dirty` if it has uncommitted changes."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-    return None
 
 
 class Cache:

@@ -26,6 +26,7 @@ def every_block(text: str) -> model.Report:
         model.Headline(f"{text}v", f"{text}r"),
         model.Heading(f"{text}h"),
         model.Text(f"{text}t"),
+        model.Code(f"{text}o"),
         model.Bullets([(f"{text}b", f"{text}c"), ("", f"{text}d")]),
         model.Figures([(f"{text}f", cells[0])]),
         model.Flags(f"{text}g", {f"{text}code": [f"{text}m"]}),
@@ -104,7 +105,7 @@ def test_every_writer_shows_every_figure():
             numbers = ["0.654", "0.600 to 0.700", "+0.123", "+0.050 to +0.200", "0.250", "1,234"]
         for number in [*numbers, "7", "5", "17", "19", "not recorded", "0.750", "from 1 at step 0 to 2.5 at step 9"]:
             assert number in words, (name, number)
-        for word in ("title", "about", "v", "r", "m", "code", "fact", "value", "claim", "result"):
+        for word in ("title", "about", "v", "o", "r", "m", "code", "fact", "value", "claim", "result"):
             assert f"word{word}" in words, (name, word)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.provenance import command_line
 from sailkit.rendering.model import Series
 from sailkit.rendering.numbers import figure
 from sailkit.reporting import WrittenReport, report
@@ -137,7 +138,7 @@ def test_the_file_loads_nothing_and_runs_nothing(tmp_path):
 
 def test_only_what_was_logged_is_plotted():
     assert [plot.file for plot in plots_of(history(), FIGURES)] == ["loss", "flagging", "learning_rate", "speed"]
-    bare = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_loss": 1.5}]
+    bare = [{"step": 1, "loss": 2.0, "learning_rate": 1e-4}, {"step": 2, "loss": 1.0}, {"step": 2, "train_loss": 1.5}]
     (plot,) = plots_of(bare, {})
     assert plot.series == (Series("training", ((1.0, 2.0), (2.0, 1.0))),)
     (loss, *_) = plots_of(history(), FIGURES)
@@ -145,11 +146,30 @@ def test_only_what_was_logged_is_plotted():
     assert plots_of([], {}) == []
 
 
+def test_a_run_of_one_step_has_its_values_in_words_and_no_chart(tmp_path):
+    folder = tuned(tmp_path / "run", base_loss=None, base_flagging_mcc=None, base_flagging_auroc=None)
+    (folder / "history.jsonl").write_text(json.dumps({"step": 1, "loss": 2.25, "learning_rate": 1e-4}) + "\n")
+    page, markdown, _ = made(folder, tmp_path / "out.html")
+    assert page.tags["svg"] == 0
+    for words in (page.text, markdown):
+        assert "Logged at one step only: training loss 2.25 at step 1; learning rate 0.0001 at step 1." in words
+
+
+def test_the_command_is_shown_as_it_was_typed(tmp_path):
+    with command_line(["finetune", "--set", "lora={r: 2, bias: none}", "--out", "it's"]):
+        folder = tuned(tmp_path / "run")
+    page, markdown, _ = made(folder, tmp_path / "out.html")
+    command = """sailkit finetune --set 'lora={r: 2, bias: none}' --out 'it'"'"'s'"""
+    assert command in page.text
+    assert command in markdown.replace("\\", "")
+
+
 def test_a_training_run_stands_alone_and_must_be_finished(tmp_path):
     folder = tuned(tmp_path / "run")
-    for sets in ((folder, run_folder(tmp_path / "e", good())), (folder, folder)):
-        with pytest.raises(UserError, match="one training run at a time"):
-            report(*sets, out=tmp_path / "out.html")
+    evaluation = run_folder(tmp_path / "e", good())
+    for other, why in ((evaluation, "is a training run and .* is none"), (folder, "given twice")):
+        with pytest.raises(UserError, match=why):
+            report(folder, other, out=tmp_path / "out.html")
     with pytest.raises(UserError, match=r"`task` is for sets of predictions; .* is a training run"):
         report(folder, out=tmp_path / "out.html", task="hsd")
     (folder / "data.json").write_text('{"data": [1]}')

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sailkit import runs
 from sailkit.distillation.printed import FIGURES, cache_report, distillation_report, plan_report
 from sailkit.distillation.results import (
     STUDENT,
@@ -20,6 +21,7 @@ from sailkit.distillation.teacher_cache import TeacherCache
 from sailkit.distillation.verdict import fidelity_headline, limits, ranking_headline
 from sailkit.errors import UserError
 from sailkit.rendering import model
+from sailkit.rendering.commands import command_blocks
 from sailkit.rendering.model import (
     Cell,
     Facts,
@@ -38,7 +40,7 @@ from sailkit.rendering.model import (
 from sailkit.rendering.numbers import capitalised, change, fact, listed, machine
 from sailkit.stats.intervals import Estimate
 from sailkit.training import facts
-from sailkit.training.report import curves, read_cards, steps_of
+from sailkit.training.report import ALL_SETTINGS, curves, read_cards, steps_of
 
 _TARGETS = {
     "positions": "Student's tokens",
@@ -152,22 +154,25 @@ def _sections(
         "Targets from the teacher": _targets(students),
     }
     known = [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
-    known += [
-        Section("Curves of the student's training", plots, student.name if len(students) > 1 else "")
-        for student in students
-        if (plots := curves(student.folder))
-    ]
+    if plots := curves([student.folder for student in students], names):
+        known.append(Section("Curves of the student's training", plots))
     trained = [
         [("method", student.run.metrics["method"]), *facts.trained_on(student.run.metrics["training"])]
         for student in students
     ]
     recipes = [facts.recipe_rows(student.run.manifest["settings"]["recipe"]) for student in students]
+    training = [folder if (folder / runs.MANIFEST).exists() else None for folder in (s.folder for s in students)]
+    effective = [facts.effective_rows(runs.read_manifest(folder)) if folder else [] for folder in training]
+    commands = command_blocks({student.name: student.run.manifest for student in students})
     data = {str(card["data"]): card["card"] for card in cards if card["card"] is not None}
     return [
         *known,
-        Section("Training data", [_beside(names, trained, capitalised),
+        Section("Training data", [facts.side_by_side(names, trained, capitalised),
                                   *(facts.card_facts(name, card) for name, card in data.items())]),
-        Section("Recipe", [_beside(names, recipes)]),
+        Section("Recipe", [facts.side_by_side(names, recipes)]),
+        *([Section("Settings in effect", [Text(ALL_SETTINGS), facts.side_by_side(names, effective)])]
+          if any(effective) else []),
+        *([Section("Command", commands)] if commands else []),
         Section("Provenance", [_provenance(students)]),
     ]  # fmt: skip
 
@@ -237,16 +242,6 @@ def _targets(students: Sequence[_Student]) -> list[model.Block]:
         if any(parts):
             groups.append(Group(student.name, [row for row in rows if row.known]))
     return [Table(["training rows", "held-out rows"], groups)] if groups else []
-
-
-def _beside(
-    names: Sequence[str], columns: Sequence[Sequence[tuple[str, str]]], title: Callable[[str], str] = str
-) -> Facts:
-    """Settings of several runs side by side; a dash if a run has none."""
-    known = [dict(rows) for rows in columns]
-    keys = dict.fromkeys(name for rows in columns for name, _ in rows)
-    rows = [(title(key), [str(own.get(key, "–")) for own in known]) for key in keys]
-    return Facts(names, rows, [key for key, _ in rows])
 
 
 def _provenance(students: Sequence[_Student]) -> Facts:

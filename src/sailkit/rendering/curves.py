@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sailkit.rendering.model import Intervals, Plot, Series
 
-WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 14, 34, HEIGHT - 44  # edges of the area that the curves fill
+WIDTH = 480
+_HEIGHT, _GAP = 192, 14  # of the area that the curves fill; between it and the right edge
+_BELOW = 44  # for the ticks and the title of the x axis
+_LINE = 20  # height of a row of the legend
+_CHARACTER = 6.7  # average width at 12 px
+_KEY = 27  # width of a line in the legend
+_LONGEST_NAME = 44  # characters in the legend
+_COLOURS = 8  # classes c1 to c8 in curves.css
 
 
 @dataclass(frozen=True)
@@ -17,13 +24,17 @@ class Curve:
 
     Attributes:
         name: Name in the legend.
+        style: Class of its colour and dashes.
         line: The points in SVG syntax.
-        dots: The marked points.
+        dots: The marked points, each with its values in words.
+        key: Position of its entry in the legend.
     """
 
     name: str
+    style: str
     line: str
-    dots: list[tuple[float, float]]
+    dots: list[tuple[float, float, str]]
+    key: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -31,54 +42,107 @@ class Drawing:
     """A plot in pixels.
 
     Attributes:
-        plot: The plot in data units.
         curves: One curve for each series.
         x_ticks: Position and label of each tick.
         y_ticks: The same for the y axis.
         kept: Position of the step whose weights were kept, or None.
+        kept_key: Position of its entry in the legend.
+        legend: Whether there is a legend.
+        left: Left edge of the area that the curves fill.
+        right: Its right edge.
+        top: Its upper edge.
+        bottom: Its lower edge.
+        height: Height of the whole drawing.
     """
 
-    plot: Plot
     curves: list[Curve]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     kept: float | None
+    kept_key: tuple[float, float]
+    legend: bool
+    left: float
+    right: float
+    top: float
+    bottom: float
+    height: float
 
 
 def draw(plot: Plot) -> Drawing:
-    """Lay out a plot."""
+    """Lay out a plot: the left margin fits the tick labels, and the legend takes as many rows as its names need."""
     points = [point for series in plot.series for point in series.points]
     last = max([1.0, *(step for step, _ in points)])
     x_ticks = _ticks(0.0, last, whole=True)
     y_ticks = _ticks(min(value for _, value in points), max(value for _, value in points))
+    y_labels = _tick_labels(y_ticks)
+    left, right = 32 + round(_CHARACTER * max(map(len, y_labels))), WIDTH - _GAP
+    names = [series.name if len(series.name) <= _LONGEST_NAME else f"{series.name[: _LONGEST_NAME - 1]}…"
+             for series in plot.series]  # fmt: skip
+    keys = _legend([*names, "kept"] if plot.kept is not None else names, left, right)
+    legend = len(keys) > 1
+    top = keys[-1][1] + _LINE  # the same without a legend, for plots side by side
+    bottom = top + _HEIGHT
 
     def x(step: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * step / last, 1)
+        return round(left + (right - left) * step / last, 1)
 
     def y(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
+        return round(bottom - (bottom - top) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
+
+    def curve(number: int, series: Series) -> Curve:
+        at = [(x(step), y(value)) for step, value in series.points]
+        values = _in_words([value for _, value in series.points])
+        words = [
+            f"{series.name}, step {step:,.0f}: {value}" for (step, _), value in zip(series.points, values, strict=True)
+        ]
+        marked = series.dots or len(at) == 1
+        dashes = " dashed" if number >= _COLOURS else ""
+        return Curve(
+            names[number],
+            f"c{number % _COLOURS + 1}{dashes}",
+            " ".join(f"{px},{py}" for px, py in at),
+            [(px, py, text) for (px, py), text in zip(at, words, strict=True)] if marked else [],
+            keys[number],
+        )
 
     return Drawing(
-        plot,
-        [_curve(series, [(x(step), y(value)) for step, value in series.points]) for series in plot.series],
-        [(x(step), f"{step:g}") for step in x_ticks],
-        [(y(value), _short(value)) for value in y_ticks],
+        [curve(number, series) for number, series in enumerate(plot.series)],
+        [(x(step), f"{step:,.0f}") for step in x_ticks],
+        [(y(value), label) for value, label in zip(y_ticks, y_labels, strict=True)],
         None if plot.kept is None else x(plot.kept),
+        keys[-1],
+        legend,
+        left,
+        right,
+        top,
+        bottom,
+        bottom + _BELOW,
     )
 
 
-def _curve(series: Series, points: list[tuple[float, float]]) -> Curve:
-    line = " ".join(f"{x},{y}" for x, y in points)
-    return Curve(series.name, line, points if series.dots or len(points) == 1 else [])
+def _legend(names: Sequence[str], left: float, right: float) -> list[tuple[float, float]]:
+    """The position of each entry of a legend, whose rows are as long as the drawing is wide."""
+    x, y, keys = left, 14.0, []
+    for name in names:
+        width = _KEY + _CHARACTER * len(name)
+        if x > left and x + width > right:
+            x, y = left, y + _LINE
+        keys.append((round(x, 1), y))
+        x += width + 18
+    return keys
 
 
 def describe(plot: Plot) -> str:
     """Describe a plot in words: the first and last value of each curve."""
-    return "; ".join(
-        f"{series.name} from {_short(first)} at step {begin:g} to {_short(last)} at step {end:g}"
-        for series in plot.series
-        for (begin, first), (end, last) in [(series.points[0], series.points[-1])]
-    )
+    texts = []
+    for series in plot.series:
+        (begin, first), (end, last) = series.points[0], series.points[-1]
+        before, after = _in_words([first, last])
+        if len(series.points) == 1:
+            texts.append(f"{series.name} {after} at step {end:,.0f}")
+        else:
+            texts.append(f"{series.name} from {before} at step {begin:,.0f} to {after} at step {end:,.0f}")
+    return "; ".join(texts)
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
@@ -96,9 +160,23 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def _short(value: float) -> str:
-    text = f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
-    return text.replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+def _tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Evenly spaced values as text, all in the same notation, with the digits that the distance between them needs."""
+    power, last = (math.floor(math.log10(size) + 1e-9) for size in (max(map(abs, ticks)), ticks[1] - ticks[0]))
+    if last >= -4 and power < 6:
+        texts = [f"{tick:,.{max(0, -last)}f}" for tick in ticks]
+    else:
+        texts = [f"{tick / 10.0**power:.{max(0, power - last)}f}e{power}" if tick else "0" for tick in ticks]
+    return [text.replace("-", "−") for text in texts]
+
+
+def _in_words(values: Sequence[float]) -> list[str]:
+    """Values as text, with three digits, or as many as tell different values apart."""
+    for digits in range(3, 17):
+        texts = [f"{v:,.0f}" if digits == 3 and 1e3 <= abs(v) < 1e6 else f"{v:.{digits}g}" for v in values]
+        if len({*texts}) == len({*values}):
+            break
+    return [text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−") for text in texts]
 
 
 class Scale:

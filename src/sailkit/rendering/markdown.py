@@ -54,7 +54,7 @@ def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for e
     match block:
         case model.Heading(text):
             yield f"### {escape(text)}"
-        case model.Text(text):
+        case model.Text(text) | model.Code(text):
             yield escape(text)
         case model.Headline(text, remark):
             yield f"**{escape(text)}**." + (remark and f" {escape(remark)}.")

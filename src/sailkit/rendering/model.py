@@ -115,6 +115,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Code:
+    """A command or a program, as it is typed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Headline:
     """The main finding in one sentence, without a full stop, and the figures that support it."""
 
@@ -241,6 +248,7 @@ class Cases:
 Block = (
     Bullets
     | Cases
+    | Code
     | Facts
     | Figures
     | Flags

@@ -57,7 +57,7 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
     match block:
         case model.Heading(text):
             yield f"\n[bold]{escape(text)}[/]"
-        case model.Text(text):
+        case model.Text(text) | model.Code(text):
             yield escape(text)
         case model.Headline(text, remark):
             yield f"[bold]{escape(text)}[/]{escape(remark and f' ({remark})')}"

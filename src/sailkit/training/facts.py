@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sailkit.files import jsonl
@@ -139,6 +139,20 @@ def column(name: str, rows: Sequence[Fact], *, literal: bool = False) -> Facts:
         literal: Whether names are keys of a file, shown unchanged.
     """
     return Facts([name], [(key if literal else capitalised(key), [value]) for key, value in rows])
+
+
+def side_by_side(names: Sequence[str], columns: Sequence[Sequence[Fact]], title: Callable[[str], str] = str) -> Facts:
+    """Settings of several runs side by side; a dash if a run has none.
+
+    Args:
+        names: Names of the runs.
+        columns: The settings of each run.
+        title: Turns the name of a setting into its title.
+    """
+    known = [dict(rows) for rows in columns]
+    keys = dict.fromkeys(name for rows in columns for name, _ in rows)
+    rows = [(title(key), [str(values.get(key, "–")) for values in known]) for key in keys]
+    return Facts(names, rows, [name for name, _ in rows])
 
 
 def _title(name: str) -> str:

@@ -58,7 +58,7 @@ def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float
 
 
 def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
-    """Change of the mean loss per supervised token, with a paired bootstrap over rows.
+    """Change of the mean loss per supervised token by training, with a paired bootstrap over rows.
 
     Args:
         folder: The run folder; see `measure_held_out`.
@@ -67,12 +67,28 @@ def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
     Returns:
         `loss_change` with both ends of its interval; empty if there are too few held-out rows.
     """
-    files = [folder / LOSSES.format(prefix) for prefix in ("base", "tuned")]
+    change = _paired_difference(*(folder / LOSSES.format(prefix) for prefix in ("base", "tuned")), seed=seed)
+    return change.flat("loss_change") if change else {}
+
+
+def loss_difference(first: Path, other: Path, seed: int = 0) -> Estimate | None:
+    """Mean loss per supervised token after training in a run, minus that in another; None with too few rows.
+
+    Args:
+        first: A run folder; see `measure_held_out`.
+        other: The folder of a run with the same held-out rows.
+        seed: Seed of the bootstrap.
+    """
+    return _paired_difference(*(folder / LOSSES.format("tuned") for folder in (other, first)), seed=seed)
+
+
+def _paired_difference(*files: Path, seed: int) -> Estimate | None:
+    """Mean loss per token of the second file minus that of the first, with a paired bootstrap over rows."""
     rows = [[row for _, row in jsonl.read_rows(file)] if file.exists() else [] for file in files]
     if min(map(len, rows)) < LEAST_ROWS:
-        return {}
+        return None
     values = np.array([[[row["loss"], row["tokens"]] for row in losses] for losses in rows])  # (model, row, 2)
     resampled, sums = resampled_sums(values, seed), values.sum(1)
     means = resampled[..., 0] / resampled[..., 1]
     change = float(sums[1, 0] / sums[1, 1] - sums[0, 0] / sums[0, 1])
-    return Estimate(change, *interval(means[1] - means[0], len(rows[0]))).flat("loss_change")
+    return Estimate(change, *interval(means[1] - means[0], len(rows[0])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from sailkit.data.exports import DROPPED
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering import model
+from sailkit.rendering.commands import command_blocks
 from sailkit.rendering.model import (
     Cell,
     Facts,
@@ -31,13 +32,14 @@ from sailkit.training import facts, plots
 from sailkit.training.finetune import DATA_CARDS
 from sailkit.training.results import HISTORY, MergedModel, TrainingPlan, TrainingRun
 
+ALL_SETTINGS = "Defaults included; manifest.json has every one."
 _MOST_DROPPED = 20  # rows that are listed
 _HEADLINE_FIGURES = {
     "loss": "Held-out loss for each token",
     "flagging_mcc": "Flagging: MCC",
     "flagging_auroc": "Flagging: AUROC",
 }
-_FACTS = {
+PROVENANCE = {
     "weights_sha256": "Weights of the base (sha256)",
     "tokenizer_sha256": "Tokenizer (sha256)",
     "train_sha256": "Training rows (sha256)",
@@ -84,7 +86,7 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
         "Verdict": [Headline(verdict), Figures(_headline_figures(figures))],
         "Limits of these figures": [facts.sentences(facts.limits(figures))],
         "Reasons to doubt the data": [*facts.doubts(cards)],
-        "Curves": [*curves(folder)],
+        "Curves": curves([folder]),
         "Figures": [Table(["before", "after"], [Group(what, rows)])] if rows else [],
         "Training data": [
             facts.column("the run", facts.trained_on(figures)),
@@ -93,9 +95,10 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
         "Rows left out": [*_dropped(folder)],
         "Recipe": [facts.column("value", facts.recipe_rows(settings["recipe"]), literal=True)],
         "Settings in effect": [
-            Text("Defaults included; manifest.json has every one."), facts.column("value", effective, literal=True)
+            Text(ALL_SETTINGS), facts.column("value", effective, literal=True)
         ] if effective else [],
-        "Provenance": [Facts(["the run"], [(name, [fact(key, origin)]) for key, name in _FACTS.items()])],
+        "Command": [*command_blocks({"the run": manifest})],
+        "Provenance": [Facts(["the run"], [(name, [fact(key, origin)]) for key, name in PROVENANCE.items()])],
     }  # fmt: skip
     return [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
 
@@ -150,16 +153,25 @@ def steps_of(figures: Mapping[str, Any]) -> str:
     return f"{figures['steps']:,} steps{kept}"
 
 
-def curves(folder: Path) -> list[Plots]:
-    """The curves that a run logged.
+def curves(folders: Sequence[Path], names: Sequence[str] = ()) -> list[model.Block]:
+    """The curves that training logged; of several runs, all in the same plots.
 
     Args:
-        folder: The folder of the training run.
+        folders: The folders of the training runs.
+        names: Their names, for the legends of several runs.
     """
+    logged = [_logged(folder, name) for folder, name in zip(folders, names or [""] * len(folders), strict=True)]
+    if len(logged) > 1:
+        drawn, note = plots.plots_of_runs(logged), ""
+    else:
+        drawn, note = plots.plots_of(logged[0].history, logged[0].figures), plots.logged_once(logged[0].history)
+    return [*([Plots(drawn)] if drawn else []), *([Text(note)] if note else [])]
+
+
+def _logged(folder: Path, name: str) -> plots.Logged:
     history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
     metrics = folder / runs.METRICS
-    drawn = plots.plots_of(history, jsonl.read_json(metrics) if metrics.exists() else {})
-    return [Plots(drawn)] if drawn else []
+    return plots.Logged(history, jsonl.read_json(metrics) if metrics.exists() else {}, name)
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:

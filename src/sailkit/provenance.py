@@ -1,0 +1,61 @@
+"""What a run records of its origin: versions, machine, git revision and command line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from sailkit import __version__
+
+_PACKAGES = (
+    *("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "openai"),
+    *("numpy", "scikit-learn"),
+)
+_COMMAND: ContextVar[str] = ContextVar("command", default="")  # empty in a program that uses the package
+
+
+@contextlib.contextmanager
+def command_line(words: Sequence[str]) -> Iterator[None]:
+    """A context in which runs are begun by a command of sailkit, which their manifests record.
+
+    Args:
+        words: The words after `sailkit`.
+    """
+    token = _COMMAND.set(shlex.join(["sailkit", *words]))
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, git revision and command line, as information for the manifest."""
+    versions = {"sailkit": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "git_revision": _git_revision(),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **({"command": _COMMAND.get()} if _COMMAND.get() else {}),
+    }
+
+
+def _git_revision() -> str | None:
+    """The git revision of the working directory, with `-dirty` if it has uncommitted changes."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return None
