@@ -30,7 +30,7 @@ NOT_RUN = {
     r"^python benchmarks/": "measures for minutes; tests/test_benchmarks.py runs it on few rows",
     r"^accelerate ": "starts processes; tests/training/test_distributed.py does",
     r"\b(RECIPE|MODEL|FOLDER|DIR|DATA)\b": "has a placeholder",
-    r"^sailkit serve": "serves until it is stopped; tests/asking has it",
+    r"^sailkit (serve|demo)": "serves until it is stopped; tests/asking has it",
     r"--searxng-url http": "needs a SearXNG server",
     r"--ray\b": "needs a cluster",
     r"--push ": "needs an account on the hub",

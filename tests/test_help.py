@@ -103,9 +103,9 @@ def test_a_flag_has_one_meaning():
         "--labels": {"build"},
         "--results": {"label", "build"},
         "--seed": {"fit", "audit", "build", "build-task", "evaluate"},
-        "--timeout": {"label", "audit", "teacher-cache", "evaluate", "ask", "serve"},
+        "--timeout": {"label", "audit", "teacher-cache", "evaluate", "ask", "demo", "serve"},
         "--measure": {"label", "audit"},
-        "--k": {"search", "ask", "serve"},
+        "--k": {"search", "ask", "demo", "serve"},
     }.items():
         assert {*kinds[flag]} == verbs
     assert "merge" not in kinds["--dtype"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sailkit.asking.ask import ask as ask
+    from sailkit.asking.demo import demo as demo
     from sailkit.asking.results import Answer as Answer
     from sailkit.asking.serve import ServerRun as ServerRun
     from sailkit.asking.serve import serve as serve
@@ -75,6 +76,7 @@ __version__ = "0.1.0"
 # Module -> the public names that it defines.
 _MODULES = {
     "asking.ask": "ask",
+    "asking.demo": "demo",
     "asking.results": "Answer",
     "asking.serve": "ServerRun serve",
     "catalog": "Catalog recipes samples",

@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sailkit import __version__, reporting, runs
 from sailkit.asking.ask import ask
+from sailkit.asking.demo import demo
 from sailkit.asking.live import LiveAnswer
 from sailkit.asking.serve import serve
 from sailkit.catalog import recipes, samples
@@ -49,6 +50,7 @@ JsonFlag = Annotated[
 VERBS: dict[str, Callable[..., Any]] = {
     **STAGES,
     "ask": ask,
+    "demo": demo,
     "serve": serve,
     "run": run,
     "runs": reporting.list_runs,

@@ -19,7 +19,7 @@ VERB_GROUPS: Mapping[str, Sequence[str]] = {
     "Training": ("finetune", "merge"),
     "Distillation": ("teacher-cache", "distill"),
     "Measuring": ("evaluate", "rescore", "compare", "report"),
-    "Answering": ("ask", "serve"),
+    "Answering": ("ask", "demo", "serve"),
     "Pipelines": ("run", "runs", "recipes", "samples"),
 }
 
@@ -120,7 +120,7 @@ FLAG_GROUPS: Mapping[str, Sequence[str]] = {
         "--max-response-mb",
         "--price",
     ),
-    "Server": ("--host", "--port", "--key-env", "--max-request-kb", "--queue", "--time-limit"),
+    "Server": ("--host", "--port", "--open", "--key-env", "--max-request-kb", "--queue", "--time-limit"),
     "Several machines": ("--shard", "--ray", "--ray-address", "--ray-actors", "--ray-cpus", "--ray-gpus"),
     "Columns of other tables": (
         "--judgement-column",
@@ -152,6 +152,7 @@ EXAMPLES: Mapping[str, str] = {
     "compare": "sailkit compare runs/base runs/tuned",
     "report": "sailkit report runs/base runs/tuned --out report.html",
     "ask": "sailkit ask 'Does ice melt above 0 degrees?' --corpus articles/",
+    "demo": "sailkit demo --corpus articles/ --open",
     "serve": "sailkit serve --model runs/tuned/model --corpus articles/ --port 8000",
     "run": "sailkit run recipe.yaml --out runs/pipeline --dry-run",
     "runs": "sailkit runs runs/",

@@ -19,9 +19,11 @@ import openai
 import pytest
 
 import sailkit
+from sailkit.asking.gate import Limits
 from sailkit.asking.results import Answer
 from sailkit.asking.retrieve import SearchUnavailableError
-from sailkit.asking.server import ChatRequest, Limits, Worker, create_app
+from sailkit.asking.server import create_app
+from sailkit.asking.worker import Worker
 from sailkit.records import Judgement, SearchResult
 
 KEY = "key-of-the-clients"
@@ -254,9 +256,8 @@ def test_an_answer_stops_when_its_client_goes_and_the_queue_is_free_again():
     worker = Worker(slow, Limits(1000, 1, 30.0, 9), lambda: False)
 
     async def leave():
-        request = ChatRequest.model_validate({"model": "m", "messages": messages()})
         for _ in range(2):
-            updates = worker.updates(request)
+            updates = worker.updates(QUESTION, None, 9)
             await anext(updates)
             await updates.aclose()
             assert await asyncio.to_thread(stopped.wait, 5)

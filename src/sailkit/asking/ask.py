@@ -81,7 +81,7 @@ def ask(
         raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
     if not question.strip():
         raise UserError("`question` is empty; write the question or claim in quotes")
-    template = _question(load_task(task), wording) if task is not None else None
+    template = claim_question(load_task(task), wording) if task is not None else None
     if wording is not None and task is None:
         raise UserError("`wording` is one of a task's; give `task` as well")
     if results is not None:
@@ -107,8 +107,16 @@ def ask(
         raise KeyboardInterrupt("the answer is incomplete") from None
 
 
-def _question(task: Task, wording: str | None) -> Question:
-    """A wording with one step and no system text; by default one without search results, which the style shows."""
+def claim_question(task: Task, wording: str | None) -> Question:
+    """A wording with one step and no system text; by default one without search results, which the style shows.
+
+    Args:
+        task: The task.
+        wording: The name of the wording, or None.
+
+    Raises:
+        UserError: There is no such wording.
+    """
     protocol = PROTOCOL if PROTOCOL in task.spec.protocols else next(iter(task.spec.protocols))
     names = [wording] if wording else list(task.spec.protocols[protocol].wordings)
     questions = [task.question(protocol, name) for name in names]

@@ -33,13 +33,13 @@ def _flags(answer: Answer, index: int) -> str:
         if each.judgements:
             judgement = each.judgements[index]
             flag = f"{judgement.verdict}, {judgement.score:.2f}"
-        words.append(f"{_name(each)} {flag}" if answer.compared_with else flag)
+        words.append(f"{short_name(each.model)} {flag}" if answer.compared_with else flag)
     return f"({index + 1}) [{'; '.join(words)}]"
 
 
-def _name(answer: Answer) -> str:
-    """The model's name; of a folder's path, the last two parts."""
-    return answer.model if is_endpoint(answer.model) else "/".join(Path(answer.model).parts[-2:])
+def short_name(model: str) -> str:
+    """A model's name; of a folder's path, the last two parts."""
+    return model if is_endpoint(model) else "/".join(Path(model).parts[-2:])
 
 
 def _text(answer: Answer, index: int) -> str:
@@ -52,9 +52,9 @@ def _answers(answer: Answer) -> Iterator[Block]:
     if answer.is_claim and any(each.labels for each in answer.both):
         labels = dict.fromkeys(label for each in answer.both for label in each.labels)
         rows = [Row(label, [Cell(each.labels.get(label)) for each in answer.both]) for label in labels]
-        yield Table([_name(each) for each in answer.both], [Group("probability of", rows)])
+        yield Table([short_name(each.model) for each in answer.both], [Group("probability of", rows)])
     if answer.compared_with:
-        yield SideBySide([(_name(each), _shown(each)) for each in answer.both])
+        yield SideBySide([(short_name(each.model), _shown(each)) for each in answer.both])
     else:
         yield Text(f"Answer: {_shown(answer)}")
 
@@ -69,7 +69,7 @@ def tail(answer: Answer) -> Iterator[Block]:
     """What limits the answers, in sentences."""
     notes = []
     for each in answer.both:
-        name = f"{_name(each)}: " if answer.compared_with else ""
+        name = f"{short_name(each.model)}: " if answer.compared_with else ""
         if each.judgements and not each.verification:
             notes.append(f"{name}the flags are scores alone; the model answered without judging the results first")
         if each.results and not each.judgements:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.arguments import checked
+from sailkit.asking.listening import is_loopback, key_from, listen, quiet_signals, url_of
 from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import Answer
 from sailkit.asking.retrieve import open_retrieval
@@ -115,18 +111,18 @@ def serve(
         raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
     if not time_limit > 0:
         raise UserError(f"`time_limit` should be above 0, not {time_limit}")
-    if not 0 <= port <= 65535:
-        raise UserError(f"`port` should be from 0 to 65535, not {port}")
-    key = _key(key_env)
-    if key is None and not _is_loopback(host):
+    key = key_from(key_env)
+    if key is None and not is_loopback(host):
         raise UserError(f"`host` {host} can be reached from other machines: name a variable with a key in `key_env`")
     with required_extra("serve", "serving a model"):
         import uvicorn
 
-        from sailkit.asking.server import Limits, Worker, create_app
+        from sailkit.asking.gate import Limits
+        from sailkit.asking.server import create_app
+        from sailkit.asking.worker import Worker
     limits = Limits(max_request_kb * 1000, queue, time_limit, max_new_tokens)
     with (
-        contextlib.closing(_listen(host, port)) as listener,
+        contextlib.closing(listen(host, port)) as listener,
         open_retrieval(engine, k, corpus, search_run, searxng_url) as retrieve,
     ):
         name = default_model(claims=False) if model is None else model
@@ -154,47 +150,10 @@ def serve(
                 timeout_graceful_shutdown=_GRACE,
             )
         )  # fmt: skip
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+        url = f"{url_of(host, listener)}/v1"
         runs.notice(f"sailkit: serving {model_id} at {url}; ctrl-C stops it")
         start = time.monotonic()
-        with _quiet_signals():
+        with quiet_signals():
             server.run(sockets=[listener])
         worker.close()
         return ServerRun(url, model_id, worker.answered, time.monotonic() - start)
-
-
-def _key(variable: str | None) -> str | None:
-    key = os.environ.get(variable, "").strip() if variable else None
-    if variable and not key:
-        raise UserError(f"`key_env` {variable}: this environment variable is empty; set it to the key of the clients")
-    return key
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether requests to a host carry one of the names that the server accepts without a key."""
-    return host in ("127.0.0.1", "::1", "localhost")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another `port` or `host`") from None
-
-
-@contextlib.contextmanager
-def _quiet_signals() -> Iterator[None]:
-    """Let uvicorn stop on SIGINT and SIGTERM without ending the process by the signal, which it raises again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ignore(number: int, frame: FrameType | None) -> None: ...
-
-    previous = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

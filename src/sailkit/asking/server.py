@@ -1,17 +1,12 @@
-"""The OpenAI-compatible HTTP application of `serve`: a gate in front of the routes, and one worker for the model."""
+"""The OpenAI-compatible HTTP application of `serve`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hmac
 import json
-import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal, cast
 
 from fastapi import FastAPI, HTTPException, Request
@@ -20,38 +15,17 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sailkit.asking.gate import LOOPBACK, Gate, Limits, error_response
 from sailkit.asking.live import GrowingText
 from sailkit.asking.results import Answer, judged_results
 from sailkit.asking.retrieve import SearchUnavailableError
+from sailkit.asking.worker import Worker
 from sailkit.errors import UserError
 from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import SearchResult
 from sailkit.retrieval.instructions import make_result, with_text
 from sailkit.text import without_surrogates
-
-AnswerQuestion = Callable[
-    [str, Sequence[SearchResult] | None, int, Callable[[Answer], None], Callable[[], bool]], Answer
-]
-_LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a client may ask for.
-
-    Attributes:
-        request_bytes: Largest body of a request.
-        queue: Most requests that wait or run.
-        seconds: Time of a request, its wait included.
-        max_new_tokens: Longest answer.
-    """
-
-    request_bytes: int
-    queue: int
-    seconds: float
-    max_new_tokens: int
 
 
 class GivenResult(BaseModel):
@@ -123,118 +97,7 @@ class ChatRequest(BaseModel):
         return min(most, self.max_completion_tokens or self.max_tokens or most)
 
 
-class Gate:
-    """Checks the key, and reads the body within the limits, before the application sees a request."""
-
-    def __init__(self, app: ASGIApp, key: str | None, limits: Limits) -> None:
-        self.app, self.limits = app, limits
-        self.expected = None if key is None else f"Bearer {key}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        if self.expected is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
-            await _error(401, "the key is missing or wrong")(scope, receive, send)
-            return
-        if scope["method"] == "POST" and not headers.get(b"content-type", b"").startswith(b"application/json"):
-            await _error(415, "the body should be application/json")(scope, receive, send)  # forms need no preflight
-            return
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                more = True
-                while more:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > self.limits.request_bytes:
-                        why = f"the request is larger than {self.limits.request_bytes} bytes"
-                        await _error(413, why)(scope, receive, send)
-                        return
-        except TimeoutError:
-            await _error(408, f"the request took longer than {self.limits.seconds:g} s")(scope, receive, send)
-            return
-        unread: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return unread.pop() if unread else await receive()
-
-        await self.app(scope, replay, send)
-
-
-class Worker:
-    """Answers requests one after the other in a thread.
-
-    Attributes:
-        answered: Number of requests that were answered to their end.
-    """
-
-    def __init__(self, answer: AnswerQuestion, limits: Limits, stopping: Callable[[], bool]) -> None:
-        self.answered = 0
-        self._answer, self._limits, self._stopping = answer, limits, stopping
-        self._waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-
-    async def updates(self, request: ChatRequest) -> AsyncGenerator[tuple[Answer, bool]]:
-        """The answer as it grows, and whether it is complete.
-
-        Raises:
-            HTTPException: The queue is full, or the time was over before the request's turn.
-            UserError: The question cannot be answered.
-        """
-        if self._waiting >= self._limits.queue:
-            raise HTTPException(429, "too many requests are waiting; try again later", {"Retry-After": "1"})
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[Answer | Exception, bool]] = asyncio.Queue()
-        deadline, cancelled = time.monotonic() + self._limits.seconds, threading.Event()
-        question, results = request.question(), request.results()
-        new_tokens = request.new_tokens(self._limits.max_new_tokens)
-
-        def stop() -> bool:
-            return cancelled.is_set() or self._stopping() or time.monotonic() > deadline
-
-        def in_loop(call: Callable[..., None], *args: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
-                loop.call_soon_threadsafe(call, *args)
-
-        def put(update: Answer | Exception, complete: bool = False) -> None:
-            in_loop(queue.put_nowait, (update, complete))
-
-        def work() -> None:
-            try:
-                if stop():
-                    raise HTTPException(503, f"no answer within {self._limits.seconds:g} s", {"Retry-After": "1"})
-                put(self._answer(question, results, new_tokens, put, stop), True)
-            except Exception as error:
-                put(error)
-            finally:
-                in_loop(self._leave)
-
-        self._waiting += 1
-        self._thread.submit(work)
-        try:
-            complete = False
-            while not complete:
-                update, complete = await queue.get()
-                if isinstance(update, Exception):
-                    raise update
-                self.answered += complete
-                yield update, complete
-        finally:
-            cancelled.set()  # the client may have gone
-
-    def _leave(self) -> None:
-        self._waiting -= 1
-
-    def close(self) -> None:
-        """Wait for the answer in progress, which stops at its next token."""
-        self._thread.shutdown(cancel_futures=True)
-
-
-def create_app(model_id: str, worker: Worker, limits: Limits, key: str | None) -> FastAPI:
+def create_app(model_id: str, worker: Worker[Answer], limits: Limits, key: str | None) -> FastAPI:
     """Build the application.
 
     Args:
@@ -247,7 +110,7 @@ def create_app(model_id: str, worker: Worker, limits: Limits, key: str | None) -
     app.add_middleware(Gate, key=key, limits=limits)
     if key is None:
         # A page in a browser can point a host name of its own at 127.0.0.1.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK, www_redirect=False)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK, www_redirect=False)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(UserError, _user_error)
@@ -262,7 +125,7 @@ def create_app(model_id: str, worker: Worker, limits: Limits, key: str | None) -
     async def complete(request: ChatRequest, connection: Request) -> Any:
         if request.model != model_id:
             raise HTTPException(404, f"no model {request.model!r}; this server has {model_id!r}")
-        updates = worker.updates(request)
+        updates = worker.updates(request.question(), request.results(), request.new_tokens(limits.max_new_tokens))
         first, complete = await anext(updates)  # errors up to here have a status of their own
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_id}
         if request.stream:
@@ -322,21 +185,15 @@ def _usage(answer: Answer) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    return JSONResponse(body, status, headers)
-
-
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     refused = cast(StarletteHTTPException, error)
-    return _error(refused.status_code, str(refused.detail), dict(refused.headers or {}))
+    return error_response(refused.status_code, str(refused.detail), dict(refused.headers or {}))
 
 
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     first = cast(RequestValidationError, error).errors()[0]
-    return _error(400, f"{'.'.join(map(str, first['loc'][1:])) or 'the body'}: {first['msg']}")
+    return error_response(400, f"{'.'.join(map(str, first['loc'][1:])) or 'the body'}: {first['msg']}")
 
 
 async def _user_error(_: Request, error: Exception) -> JSONResponse:
-    return _error(502 if isinstance(error, SearchUnavailableError) else 400, str(error))
+    return error_response(502 if isinstance(error, SearchUnavailableError) else 400, str(error))
