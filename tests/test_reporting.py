@@ -288,6 +288,23 @@ def test_sets_are_joined_by_id_and_a_shared_prompt_is_kept_once(tmp_path):
     assert page.items["ids"][7] == "item-7"
 
 
+def test_an_answer_without_a_label_says_why(tmp_path):
+    path = recording(tmp_path / "said.jsonl", [
+        {"id": 0, "output": "Correct"}, {"id": 1, "output": "I cannot say."}, {"id": 2, "output": "Nice weather."},
+        {"id": 3, "output": "Correct or wrong, who knows."}, {"id": 4, "output": "So it is."},
+    ])  # fmt: skip
+    page, markdown, _ = made(tmp_path, path, task="sample-claims")
+    assert page.items["sets"][0]["why"] == [
+        "", "declines to answer: i cannot", "has no answer word",
+        "gives several labels in a sentence: REFUTES, SUPPORTS", "has no answer word",
+    ]  # fmt: skip
+    assert "| The reply has no answer word | 2 |" in markdown
+    refused = [prediction(0, label=None, outcome="refused", reason="content filter", raw_output=None), *good()[1:]]
+    page, markdown, _ = made(tmp_path / "b", run_folder(tmp_path / "run", refused))
+    assert page.items["sets"][0]["why"][:2] == ["was refused by the server: content filter", ""]
+    assert "Why there is no label" not in made(tmp_path / "c", run_folder(tmp_path / "good", good()))[1]
+
+
 def vars_of(p: Prediction) -> dict:
     return {name: getattr(p, name) for name in p.__dataclass_fields__}
 

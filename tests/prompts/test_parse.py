@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sailkit.evaluation.predictions import load_table
-from sailkit.prompts.parse import read_answer
+from sailkit.prompts.parse import read_answer, read_with_reason
 from sailkit.prompts.render import step_prompt
 from sailkit.prompts.thoughts import split_thoughts, thought_is_open
 from sailkit.tasks.task import builtin_tasks, load_task
@@ -327,3 +327,25 @@ def test_a_prompt_repeated_before_the_answer_is_not_read(tmp_path, answer, label
 )
 def test_asides_and_regrets(text, label):
     assert read_answer(text, {"correct": "SUPPORTS", "wrong": "REFUTES"})[0] == label
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        ("", "is empty", ""),
+        (" \n", "is empty", ""),
+        ("<think>It is correct, or", "ends within a thought", ""),
+        ("Nice weather today.", "has no answer word", ""),
+        ("It is either correct or wrong.", "gives several labels in a sentence", "REFUTES, SUPPORTS"),
+        ("It is not clear whether that is correct.", "names a label only to deny or doubt it", ""),
+        ("Is it correct?", "names labels only in a question", ""),
+        ("I cannot say whether it is correct.", "declines to answer", "i cannot"),
+        ("As an AI, I have no opinion.", "evades the question", "as an ai"),
+        ("Correct.", "", ""),
+    ],
+)
+def test_a_reply_without_a_label_has_a_reason(text, reason, words):
+    reading = read_with_reason(text, WORDS)
+    assert (reading.reason, reading.words) == (reason, words)
+    assert (reading.label, reading.outcome) == read_answer(text, WORDS)
+    assert bool(reason) == (reading.outcome != "answered")

@@ -22,6 +22,7 @@ def every_block(text: str) -> model.Report:
     cells = [model.Cell(Estimate(0.6543, 0.6, 0.7)), model.Cell(GAP, signed=True), model.Cell(None)]
     more = [model.Cell(1234), model.Cell(0.25, f"{text}n"), model.Cell(text)]
     plot = model.Plot(f"{text}p", f"{text}y", (model.Series(f"{text}s", ((0, 1.0), (9, 2.5)), dots=True),), kept=9)
+    bins = model.Bin(0.5, 0.6, 1234, 0.55, Estimate(0.6, 0.5, 0.7))
     blocks = [
         model.Headline(f"{text}v", f"{text}r"),
         model.Heading(f"{text}h"),
@@ -37,6 +38,7 @@ def every_block(text: str) -> model.Report:
         model.Split(f"{text}a", f"{text}b", (17, 2, 19, 3)),
         model.Intervals({f"{text}i": [model.Interval(f"{text}j", Estimate(0.5, 0.4, 0.6), f"{text}k", 0.45)]}),
         model.Plots([plot]),
+        model.Calibration([model.Reliability(f"{text}set", [bins])]),
         model.Cases(f"{text}cases", [f"{text}u", "w"], [model.Case(f"{text}claim", f"{text}result", (0.25, 0.75))]),
     ]  # fmt: skip
     return model.Report(f"{text}title", f"{text}about", [model.Section(f"{text}section", blocks, f"{text}name")])
@@ -78,7 +80,7 @@ def test_hostile_texts_stay_texts_in_markdown(text):
     assert "<" not in written
     assert not re.search(r"(?<!\\)(?:\\\\)*[`\[\]]", written)
     tables = re.findall(r"(?:^\|.*\n)+", written, re.M)
-    assert len(tables) == 6
+    assert len(tables) == 7
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table.splitlines()}) == 1, table
 
@@ -105,7 +107,7 @@ def test_every_writer_shows_every_figure():
             numbers = ["0.654", "0.600 to 0.700", "+0.123", "+0.050 to +0.200", "0.250", "1,234"]
         for number in [*numbers, "7", "5", "17", "19", "not recorded", "0.750", "from 1 at step 0 to 2.5 at step 9"]:
             assert number in words, (name, number)
-        for word in ("title", "about", "v", "o", "r", "m", "code", "fact", "value", "claim", "result"):
+        for word in ("title", "about", "v", "o", "set", "r", "m", "code", "fact", "value", "claim", "result"):
             assert f"word{word}" in words, (name, word)
 
 

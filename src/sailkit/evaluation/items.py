@@ -15,6 +15,7 @@ def collect_items(
     sets: Sequence[Sequence[Prediction]],
     truths: Sequence[Sequence[str | None]],
     labels: Sequence[str],
+    reasons: Sequence[Sequence[tuple[str, str]]],
 ) -> dict[str, Any]:
     """Join the items of all sets by id, and return them column by column.
 
@@ -23,6 +24,7 @@ def collect_items(
         sets: Their predictions; the first decides the order.
         truths: The true label of each prediction.
         labels: The task's labels.
+        reasons: Why each prediction has no label; see `sailkit.evaluation.unreadable`.
 
     Returns:
         A JSON value. Labels are numbers; the beginning and end that all prompts of a set share are written once; a
@@ -30,11 +32,13 @@ def collect_items(
     """
     numbers = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
     order = [p.id for p in sets[0]]
-    rows, truth = [], []
-    for predictions, true_labels in zip(sets, truths, strict=True):
-        by_id = {p.id: (p, label) for p, label in zip(predictions, true_labels, strict=True)}
-        rows.append([by_id[item][0] for item in order])
-        truth.append([by_id[item][1] for item in order])
+    rows, truth, silent = [], [], []
+    for predictions, true_labels, why in zip(sets, truths, reasons, strict=True):
+        index = {p.id: i for i, p in enumerate(predictions)}
+        indices = [index[item] for item in order]
+        rows.append([predictions[i] for i in indices])
+        truth.append([true_labels[i] for i in indices])
+        silent.append([why[i] for i in indices])
     prompts = [_prompts(predictions) for predictions in rows]
     return {
         "labels": list(labels),
@@ -46,8 +50,11 @@ def collect_items(
                 "name": name,
                 "prompts": _squeeze(steps, prompts[0] if i else []),
                 **_columns(predictions, true_labels, labels, numbers),
+                "why": [": ".join(filter(None, of_item)) for of_item in why],
             }
-            for i, (name, steps, predictions, true_labels) in enumerate(zip(names, prompts, rows, truth, strict=True))
+            for i, (name, steps, predictions, true_labels, why) in enumerate(
+                zip(names, prompts, rows, truth, silent, strict=True)
+            )
         ],
     }
 

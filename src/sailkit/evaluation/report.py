@@ -20,11 +20,15 @@ from sailkit.evaluation.printed import (
     rescored_report,
 )
 from sailkit.evaluation.recordings import load_predictions
+from sailkit.evaluation.reliability import reliability
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.evaluation.search_effect import one_list, search_effects, section, verdict
+from sailkit.evaluation.unreadable import reasons, table_of_reasons
 from sailkit.evaluation.views import View, read_view, worth_of
+from sailkit.rendering.commands import command_blocks
 from sailkit.rendering.model import (
     Bullets,
+    Calibration,
     Cell,
     Facts,
     Figures,
@@ -44,6 +48,10 @@ from sailkit.rendering.model import (
 from sailkit.rendering.numbers import capitalised, fact, listed, machine, p_value
 from sailkit.stats import metrics
 
+_CALIBRATION = (
+    "A dot is the share of right answers among those of about the same probability, with its 95 % interval; where "
+    "probabilities are calibrated, dots lie on the dashed line, and below it the model is too sure of itself."
+)
 _PLOTTED = ("accuracy", "macro_f1", "balanced_accuracy")
 _FACTS = {
     "model": "model", "served_model": "served model", "revision": "revision", "weights_sha256": "weights (sha256)",
@@ -95,6 +103,9 @@ def report_on(
     of_sets = [flags_block(view.name, view.flags) for view in views if view.flags]
     doubts = [*of_sets, *doubts]
     effects = search_effects(views, against, seed)
+    why = [reasons(view.data, task) for view in views]
+    plots = [plot for view in views if (plot := reliability(view, seed))]
+    commands = command_blocks({view.name: {"environment": view.facts} for view in views})
     return Report(
         title or f"{listed(names)} on {listed(sorted({str(v.facts['task']) for v in views}))}",
         _about(views, against),
@@ -104,11 +115,13 @@ def report_on(
             Section("Reasons for doubt", doubts or [Text("None of the checks raised a flag.")]),
             Section("Intervals", [_intervals(views)]),
             Section("Figures", [Text("Figures with their 95 % intervals."), Table(names, _groups(views, against))]),
-            Section("Answers by label", _confusion(views, against)),
+            Section("Answers by label", [*_confusion(views, against), *table_of_reasons(names, why)]),
+            *([Section("Calibration", [Text(_CALIBRATION), Calibration(plots)])] if plots else []),
+            *([Section("Command", commands)] if commands else []),
             Section("Provenance", _provenance(views)),
         ],
         verdict(effects) if effects else "; ".join(pair.verdict_text for pair in pairs) or worth[0][0],
-        collect_items(names, [v.data.predictions for v in views], [v.truth for v in views], labels),
+        collect_items(names, [v.data.predictions for v in views], [v.truth for v in views], labels, why),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import Outcome
@@ -51,25 +52,52 @@ def read_answer(text: str, words: Mapping[str, str]) -> tuple[str | None, Outcom
     Returns:
         The label and `answered`, or None and `refused` or `unreadable`.
     """
+    reading = read_with_reason(text, words)
+    return reading.label, reading.outcome
+
+
+class Reading(NamedTuple):
+    """What was read in a reply.
+
+    Attributes:
+        label: The label, or None.
+        outcome: `answered`, `refused` or `unreadable`.
+        reason: Why there is no label, as a predicate of the reply; empty with a label.
+        words: The words of the reply, or the labels, that are the reason; may be empty.
+    """
+
+    label: str | None
+    outcome: Outcome
+    reason: str = ""
+    words: str = ""
+
+
+def read_with_reason(text: str, words: Mapping[str, str]) -> Reading:
+    """Read one label from newly generated text; if there is none, say why. See `read_answer`."""
     phrases = _phrases(tuple(words.items()))
-    silent: Outcome = "unreadable"
     answer, thinking = split_thoughts(text)
     if thinking:
-        return None, silent
+        return Reading(None, "unreadable", "ends within a thought")
+    silent = Reading(None, "unreadable", "has no answer word" if answer.strip() else "is empty")
     for sentence in _SENTENCE_END.split(answer.translate(_APOSTROPHES).casefold()):
         # "I cannot say whether that is correct" mentions a label without giving it; only the text before it counts.
         refusal = _REFUSAL.search(sentence)
-        assertion = "" if _is_question(sentence) else sentence[: refusal.start()] if refusal else sentence
+        question = _is_question(sentence)
+        assertion = "" if question else sentence[: refusal.start()] if refusal else sentence
         labels, mentioned = _labels_in(assertion, phrases)
         if len(labels) == 1:
-            return labels.pop(), "answered"
+            return Reading(labels.pop(), "answered")
         if refusal:
-            return None, "refused"
-        if _EVASION.search(sentence):
-            silent = "refused"
+            return Reading(None, "refused", "declines to answer", refusal.group())
+        if evasion := _EVASION.search(sentence):
+            silent = Reading(None, "refused", "evades the question", evasion.group().strip())
+        elif labels:
+            return Reading(None, "unreadable", "gives several labels in a sentence", ", ".join(sorted(labels)))
         elif mentioned:
-            return None, "unreadable"
-    return None, silent
+            return Reading(None, "unreadable", "names a label only to deny or doubt it")
+        elif question and silent.outcome == "unreadable" and _labels_in(sentence, phrases)[1]:
+            silent = Reading(None, "unreadable", "names labels only in a question")
+    return silent
 
 
 def _is_question(sentence: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sailkit import __version__
-from sailkit.rendering import curves, model
+from sailkit.rendering import curves, model, reliability
 from sailkit.rendering.numbers import figure, note_of, sentence, span, value_of
 from sailkit.text import clean, clean_values
 
@@ -99,10 +99,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"kind": _kind, "value": value_of, "note": note_of, "draw": curves.draw,
-                            "describe": curves.describe, "scale": curves.Scale,
+                            "describe": curves.describe, "bins": reliability.draw,
+                            "describe_bins": reliability.describe, "scale": curves.Scale,
                             "figure": figure, "span": span,
                             "baseline": _baseline, "sentence": sentence, "percent": _percent}  # fmt: skip
-    environment.globals |= {"size": curves, "long_headline": _LONG}
+    environment.globals |= {"size": curves, "box": reliability, "long_headline": _LONG}
     return environment
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from sailkit import __version__
-from sailkit.rendering import curves, model
+from sailkit.rendering import curves, model, reliability
 from sailkit.rendering.numbers import figure, note_of, sentence, value_of
 from sailkit.text import clean
 
@@ -89,6 +89,10 @@ def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for e
         case model.Cases(_, columns, cases):
             rows = [(case.claim, [escape(case.result), *map(figure, case.scores)]) for case in cases]
             yield _table("Claim", ["Result", *columns], rows)
+        case model.Calibration(sets):
+            for plot in sets:
+                cells = [(name, [escape(text) for text in texts]) for name, texts in reliability.rows(plot)]
+                yield _table(plot.name, reliability.COLUMNS, cells)
         case model.Intervals():
             return  # the tables have the same figures
 

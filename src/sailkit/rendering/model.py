@@ -177,6 +177,40 @@ class Intervals:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """The answers of which the probability is within a range.
+
+    Attributes:
+        low: Lower end of the range.
+        high: Upper end of the range.
+        count: Number of answers; at least one.
+        probability: Their mean probability.
+        right: Share of them that is right.
+    """
+
+    low: float
+    high: float
+    count: int
+    probability: float
+    right: Estimate
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability plot of one set: the share of right answers by their probability."""
+
+    name: str
+    bins: Sequence[Bin]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability plots side by side."""
+
+    sets: Sequence[Reliability]
+
+
+@dataclass(frozen=True)
 class Split:
     """A bar of items by which set has them right: both, only the first, only the second, neither."""
 
@@ -247,6 +281,7 @@ class Cases:
 
 Block = (
     Bullets
+    | Calibration
     | Cases
     | Code
     | Facts

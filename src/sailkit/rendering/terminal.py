@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from sailkit.console import console
-from sailkit.rendering import curves, model
+from sailkit.rendering import curves, model, reliability
 from sailkit.rendering.numbers import decimals
 from sailkit.stats.intervals import Estimate
 
@@ -93,6 +93,9 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
         case model.Cases(title, columns, cases):
             rows = [(f"{case.claim}: {case.result}", [f"{x:.3f}" for x in case.scores]) for case in cases]
             yield from _tables(title, columns, rows, width)
+        case model.Calibration(sets):
+            for plot in sets:
+                yield from _tables(plot.name, reliability.COLUMNS, reliability.rows(plot), width)
         case model.Intervals():
             return  # the tables have the same figures
 

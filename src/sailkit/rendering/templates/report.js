@@ -70,6 +70,7 @@
       add("Reference label", set.reference[i] ?? "none");
     }
     if (set.recorded) add("Recorded as", set.recorded[i] ?? "nothing");
+    if (set.why[i]) add(`Why ${outcomes[set.answers[i]]}`, `the reply ${set.why[i]}`);
     add("Decided by", set.scored[i] ? "scores of the labels" : "reading the output");
     if (set.tokens && set.tokens[i]) {
       const [prompted, generated, cut] = set.tokens[i];
