@@ -14,6 +14,7 @@ import pytest
 
 from sailkit.cli import VERBS, build_app
 from sailkit.help import EXAMPLES
+from test_reporting_browser import CHROMIUM, DRIVER, chromium  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -102,3 +103,22 @@ def test_what_a_page_would_load_from_another_host_is_noticed(site, tmp_path):
     )
     (tmp_path / "a.css").write_text("@import url('https://fonts.example/a'); b{background:url(data:image/png;base64,)}")
     assert len(site.requests_elsewhere(tmp_path)) == 3
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not (CHROMIUM.exists() and DRIVER.exists()), reason="needs chromium and chromedriver")
+def test_the_site_and_its_search_work_as_files_and_load_nothing_from_elsewhere(site, tmp_path, chromium):  # noqa: F811
+    pytest.importorskip("zensical", reason="needs the extra docs; make docs installs it")
+    wait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
+    site.main(tmp_path / "docs")
+    chromium.get((tmp_path / "docs" / "site" / "commands" / "distill.html").as_uri())
+    chromium.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+    focused = "return document.activeElement.shadowRoot?.activeElement?.tagName"  # the search is in a shadow tree
+    wait(chromium, 20).until(lambda driver: driver.execute_script(focused) == "INPUT")
+    chromium.switch_to.active_element.send_keys("tail bucket")
+    wait(chromium, 20).until(lambda driver: "KL is forward" in driver.find_element("tag name", "body").text)
+    requested = "return performance.getEntriesByType('resource').map((each) => each.name)"  # without files
+    assert chromium.execute_script(requested) == []
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
+    chromium.execute_script("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/a.png'}))")
+    wait(chromium, 20).until(lambda driver: driver.execute_script(requested) == ["http://127.0.0.1:9/a.png"])
