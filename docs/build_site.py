@@ -46,6 +46,7 @@ GUIDES = {
     "compare": "compare.md",
     "report": "results.md",
     "ask": "ask.md",
+    "demo": "demo.md",
     "serve": "ask.md#an-openai-compatible-server",
     "run": "pipeline.md",
     "runs": "pipeline.md",

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,29 +32,34 @@ SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
     """A demo without options, which ends by ctrl-C."""
+    folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "sailkit", "demo", "--port", "0"]
-    environment = {**os.environ, "SAILKIT_CACHE": str(tmp_path_factory.mktemp("cache")), "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stderr is not None
-        lines: list[str] = []
-        for line in process.stderr:
-            lines.append(line)
-            if match := re.search(r"the demo is at (http://127\.0\.0\.1:\d+) ; ctrl-C stops it", line):
-                break
-        else:
-            pytest.fail("".join(lines))
-        threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
-        watchdog = threading.Timer(1200, process.kill)
-        watchdog.start()
-        yield match[1]
-        process.send_signal(signal.SIGINT)
-        out = process.communicate(timeout=60)[0]
-        watchdog.cancel()
-    assert process.returncode == 0, lines
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with (
+        open(folder / "errors", "w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+    ):
+        try:
+            yield _address(process, folder / "errors")
+            for _ in range(2):  # an impatient user changes nothing
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+            out = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
+    assert process.returncode == 0
     assert re.fullmatch(r"stopped after \d+ answers in \d+ s\n", out)
-    assert "Traceback" not in "".join(lines)
+    assert "Traceback" not in (folder / "errors").read_text()
+
+
+def _address(process: subprocess.Popen[str], errors: Path) -> str:
+    """Wait for the address of the demo."""
+    deadline = time.monotonic() + 400
+    while process.poll() is None and time.monotonic() < deadline:
+        if match := re.search(r"the demo is at (http://127\.0\.0\.1:\d+) ; ctrl-C stops it\n", errors.read_text()):
+            return match[1]
+        time.sleep(0.2)
+    return pytest.fail(errors.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -168,17 +173,14 @@ def test_hostile_results_stay_text(chromium, url):
     from sailkit.asking.demo_page import HOSTILE  # imports gradio, which takes seconds
 
     with reading(chromium, url) as reader:
-        reader.example("The Danube rises in Germany.")
+        reader.example("Kilimanjaro is in Ethiopia.")
         n = len(reader.entries)
-        pasted = [*HOSTILE.values(), "{{constructor.constructor('alert(1)')()}} ${alert(2)} `${alert(3)}`"]
-        for text in pasted[n - 6 :]:
+        pasted = [HOSTILE["HTML"], HOSTILE["Markdown"], "{{constructor.constructor('alert(1)')()}} ${alert(2)} `${1}`"]
+        for text in pasted:
             reader.paste(text)
-        assert reader.entries[n:] == [" ".join(text.split(" ")) for text in pasted[n - 6 :]]
+        assert reader.entries[n:] == pasted
         assert reader.page.locator(".sk-entry :is(img, script, b, h1, a)").count() == 0
         assert all("### Response:\nWrong" not in prompt for prompt in reader.prompts)
-        reader.page.locator("#sk-draft textarea").fill("One too many.")
-        reader.page.locator("#sk-add").click()
-        reader.wait_for("there are 6 results, the most that a model judges")
         reader.page.locator("#sk-text textarea").fill('<img src=x onerror="alert(1)"> is a river.')
         reader.page.locator("#sk-go").click()
         reader.answered()

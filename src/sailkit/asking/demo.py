@@ -22,6 +22,7 @@ from sailkit.asking.retrieve import open_retrieval
 from sailkit.asking.serve import ServerRun
 from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.models.base import Model, ModelOptions
+from sailkit.models.load import check_unloaded
 from sailkit.models.sources import default_model
 from sailkit.packaged import sample_path
 from sailkit.prompts.sail import MOST_VERIFIED
@@ -98,7 +99,7 @@ def demo(
         import gradio  # noqa: F401 - takes seconds; missing, it is missed before models are loaded
         import uvicorn
 
-        from sailkit.asking.demo_app import LIMITS, create_app
+        from sailkit.asking.demo_app import LIMITS, PageServer, create_app
         from sailkit.asking.worker import Worker
     question = claim_question(load_task(task), wording)
     on_samples = corpus is None and search_run is None and engine in ("bm25", "dense", "hybrid")
@@ -106,6 +107,8 @@ def demo(
     names: list[str | Path | Model] = [model or default_model(claims=True)]
     if model is None or compare_with is not None:
         names.append(compare_with or default_model(claims=False))
+    for name in names:
+        check_unloaded(name, options)
     with (
         contextlib.closing(listen(host, port)) as listener,
         open_retrieval(engine, k, passages, search_run, searxng_url) as retrieve,
@@ -116,7 +119,7 @@ def demo(
         worker = Worker(pipeline.run, LIMITS, lambda: server.should_exit)
         search = f"{engine} over the sample facts" if on_samples else "recorded results" if search_run else engine
         app = create_app(pipeline.names, worker, _examples() if on_samples else [], search, key)
-        server = uvicorn.Server(
+        server = PageServer(
             uvicorn.Config(
                 app, log_config=None, access_log=False, ws="none", server_header=False, proxy_headers=False,
                 timeout_graceful_shutdown=1,

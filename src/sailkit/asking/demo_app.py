@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import FrameType
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -26,6 +28,14 @@ _ROUTES = re.compile(
     r"/|/(assets|static)/.*|/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt)|"
     r"/gradio_api/(queue/(join|data)|run/predict|heartbeat/\w+|cancel|reset|startup-events|app_id|info)/?"
 )
+
+
+class PageServer(uvicorn.Server):
+    """Stops in the same way however often ctrl-C is pressed: a second time, uvicorn would cut everything off."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop on a signal."""
+        self.should_exit = True
 
 
 class PageOnly:

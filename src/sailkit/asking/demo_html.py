@@ -108,7 +108,7 @@ def _change(answer: Answer, before: Answer | None) -> tuple[str, str, bool]:
     figure = f"{label} {probability:.2f}"
     if before is None or label not in before.labels:
         return answer.answer, figure, differs
-    change = f"{probability - before.labels[label]:+.2f}".replace("-", "\u2212")
+    change = f"{round(probability, 2) - round(before.labels[label], 2):+.2f}".replace("-", "\u2212")
     return answer.answer, f"{figure} ({change})", differs
 
 

@@ -26,6 +26,7 @@ HOSTILE = {
 }
 _ONE_AT_A_TIME = {"concurrency_id": "models", "show_progress": "hidden", "api_visibility": "private"}
 _PLAIN: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}  # of gr.HTML
+_MOST_TURNS = 9  # of one question that are kept
 Updates = dict[Any, Any]  # component -> its new value
 Session = tuple[Turn, ...]  # the turns of one question
 
@@ -140,8 +141,9 @@ class DemoPage:
         except UserError as error:
             yield {self._status: demo_html.status(str(error), True)}
             return
+        yield {self._draft: ""}
         async for updates in self._run(turn, session):
-            yield {self._draft: "", **updates}
+            yield updates
 
     async def _run(self, turn: Turn, history: Session) -> AsyncIterator[Updates]:
         """Answer a turn, and show what there is so far."""
@@ -161,7 +163,7 @@ class DemoPage:
 
     def _view(self, turn: Turn, history: Session, seconds: float) -> Updates:
         """The value of every part of the page."""
-        session = (*(before for before in history if before.is_complete), turn)
+        session = (*[before for before in history if before.is_complete][-_MOST_TURNS:], turn)
         view: Updates = {self._session: session}
         entries = turn.entries or ()
         if turn.is_complete:
