@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from sailkit import overview, reporting, runs
 from sailkit.errors import UserError
 from sailkit.rendering import terminal
 from sailkit.stats.intervals import Estimate
+from test_reporting import HOSTILE, Page
 
 KEPT = Path(__file__).parent / "fixtures" / "runs"
 
@@ -72,6 +74,47 @@ def test_the_page_puts_the_best_run_of_a_task_first(folder, tmp_path):
     with pytest.raises(UserError, match=r"other.html exists and is not a sailkit report; .* another `html`"):
         reporting.list_runs(folder, html=tmp_path / "other.html")
     assert (tmp_path / "other.html").read_text() == "mine"
+
+
+def test_the_page_ranks_only_runs_of_the_same_items_and_draws_their_intervals(folder, tmp_path):
+    other = shutil.copytree(folder / "evaluate-logprob", folder / "other-items")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["settings"]["data_sha256"] = "ab" * 32
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    page = Page(reporting_page(folder, tmp_path))
+    markdown = (tmp_path / "all.md").read_text()
+    first, second = re.findall(r"\n\| (\d+ items, labels .*?, data \w+) \| macro-F1", markdown)
+    assert second.endswith("data abababababab")
+    ranks = re.findall(r"^\| (?:(\d)\. )?\S*/([\w-]+) \|", markdown, re.M)
+    assert ("1", "other-items") in ranks
+    assert ("", "stopped") in ranks
+    assert [rank for rank, name in ranks if name.startswith("evaluate-")] == ["1", "2"]
+    assert page.text.count("always answering") >= 2
+    assert first in page.text
+    metrics = json.loads((folder / "evaluate-logprob" / "metrics.json").read_text())
+    assert f"{metrics['accuracy']:.3f} {metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}" in page.text
+
+
+def reporting_page(folder: Path, out: Path) -> Path:
+    reporting.list_runs(folder, html=out / "all.html")
+    return out / "all.html"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_stay_texts_in_the_page(folder, tmp_path, text):
+    pages = []
+    for words in ("word", text):
+        manifest = json.loads((folder / "evaluate-logprob" / "manifest.json").read_text())
+        manifest["settings"] |= {"model": f"m{words}"[:40], "task": f"t{words}", "search": f"s{words}"}
+        (folder / "evaluate-logprob" / "manifest.json").write_text(json.dumps(manifest))
+        pages.append(Page(reporting_page(folder, tmp_path)))
+    assert pages[0].tags == pages[1].tags
+    assert [a[:2] for a in pages[0].attributes] == [a[:2] for a in pages[1].attributes]
+
+
+def test_an_empty_list_has_a_page(tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert "0 runs, 0 of them finished Runs no runs" in Page(reporting_page(tmp_path / "runs", tmp_path)).text
 
 
 def test_a_stopped_run_continues_from_its_rows_or_its_checkpoint(folder):

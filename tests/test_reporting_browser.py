@@ -167,6 +167,23 @@ def test_it_follows_the_theme_and_fits_a_phone(chromium, pair):
     reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def test_a_table_that_scrolls_says_so_and_others_do_not(chromium, tmp_path):
+    rows = [prediction(i, label=None, outcome="unreadable", raw_output="Hm.") for i in range(40)]
+    sets = [run_folder(tmp_path / f"a-rather-long-name-{i}", good() if i else rows) for i in range(4)]
+    reader = Reader(chromium, report(*sets, out=tmp_path).html)
+    shown = (
+        "return [...document.querySelectorAll('.scroll')].map((e) => [e.scrollWidth > e.clientWidth,"
+        " getComputedStyle(e, '::before').visibility === 'visible'])"
+    )
+    for width in (390, 1200):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        tables = reader.run(shown)
+        assert all(scrolls == says for scrolls, says in tables)
+        assert {says for _, says in tables} == {width == 390}
+    reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_ten_thousand_items_open_and_filter(chromium, tmp_path):
     sets = run_folder(tmp_path / "a", good(10_000)), run_folder(tmp_path / "b", constant(10_000))
     reader = Reader(chromium, report(*sets, out=tmp_path).html)

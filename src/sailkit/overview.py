@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,19 @@ import filelock
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.rendering.model import Block, Cell, Group, Heading, Report, Row, Section, Table, Text
+from sailkit.rendering.model import (
+    Block,
+    Cell,
+    Group,
+    Heading,
+    Interval,
+    Intervals,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+)  # fmt: skip
 from sailkit.stats.intervals import Estimate, read_estimates
 from sailkit.training.checkpoints import CHECKPOINTS, newest
 
@@ -33,6 +46,10 @@ _FIGURES = {
 }
 _ROWS = ("results.jsonl", "scores.jsonl", "predictions.jsonl")  # written row by row
 _LONGEST_MODEL = 14
+_RANKING = (
+    "The best macro-F1 first, with 95 % intervals. Only the runs under one heading have the same items; whether one of "
+    "them is better than another, sailkit compare tells from their answers in pairs."
+)
 
 
 def state(run: runs.RunSummary) -> str:
@@ -59,14 +76,9 @@ def _is_locked(folder: Path) -> bool:
 
 def figure(run: runs.RunSummary) -> Estimate | float | None:
     """The main figure of a run, with its interval if it has one."""
-    path = Path(run.folder) / runs.METRICS
-    if run.stage not in _FIGURES or not path.exists():
+    if run.stage not in _FIGURES:
         return None
-    try:
-        metrics: Mapping[str, Any] = jsonl.read_json(path)
-    except UserError:
-        return None
-    key = _FIGURES[run.stage][0]
+    key, metrics = _FIGURES[run.stage][0], _metrics(run)
     if run.stage == "distill":
         metrics = metrics.get("tuned") or {}
     value = metrics.get(key)
@@ -83,12 +95,11 @@ def age(started_at: str, now: float) -> str | None:
     return next((f"{seconds / size:.0f} {unit}" for unit, size in units if seconds >= size), f"{max(seconds, 0):.0f} s")
 
 
-def report_of_runs(listed: runs.RunList, title: str = "") -> Report:
+def report_of_runs(listed: runs.RunList) -> Report:
     """A table for each stage and task, with the best figures first.
 
     Args:
         listed: The runs.
-        title: Title of the report.
     """
     now = time.time()
     groups: dict[tuple[str, str], list[tuple[float, Row]]] = {}
@@ -104,7 +115,83 @@ def report_of_runs(listed: runs.RunList, title: str = "") -> Report:
         blocks += [Heading(" ".join(filter(None, (stage, task))))]
         ordered = [row for _, row in sorted(rows, key=lambda entry: entry[0])]
         blocks += [Table(("state", name, "model", "age"), [Group("folder", ordered)])]
-    return Report(title, "", (Section("", blocks),))
+    return Report("", "", (Section("", blocks),))
+
+
+def leaderboard(listed: runs.RunList) -> Report:
+    """The list of runs as a page: for each task, evaluations of the same items with the best macro-F1 first.
+
+    Args:
+        listed: The runs.
+    """
+    evaluations: dict[str, list[runs.RunSummary]] = {}
+    for run in listed.runs:
+        if run.stage == "evaluate":
+            evaluations.setdefault(str(run.task), []).append(run)
+    note = [Text(_RANKING)] if evaluations else []
+    sections = [Section(f"evaluate {task}", _ranking(rows)) for task, rows in evaluations.items()]
+    others = runs.RunList(tuple(run for run in listed.runs if run.stage != "evaluate"))
+    if others.runs or not sections:
+        sections.append(Section("Other stages" if sections else "Runs", report_of_runs(others).sections[0].blocks))
+    sections[0] = replace(sections[0], blocks=[*note, *sections[0].blocks])
+    finished = sum(state(run) == "finished" for run in listed.runs)
+    return Report("Runs", f"{len(listed.runs):,} runs, {finished:,} of them finished", sections)
+
+
+def _ranking(evaluations: Sequence[runs.RunSummary]) -> list[Block]:
+    """The evaluations of a task, in groups with the same items and labels."""
+    now = time.time()
+    groups: dict[str, list[_Ranked]] = {}
+    for run in evaluations:
+        settings = runs.read_manifest(run.folder)["settings"]
+        labels, data = " and ".join(settings.get("labels") or ()), str(settings.get("data_sha256"))[:12]
+        heading = f"{settings.get('n')} items, labels {labels}, data {data}"
+        groups.setdefault(heading, []).append(_Ranked(run, settings, figure(run), _metrics(run)))
+    tables: list[Group] = []
+    intervals: dict[str, list[Interval]] = {}
+    for heading, ranked in groups.items():
+        ranked.sort(key=lambda entry: -entry.value.value if isinstance(entry.value, Estimate) else float("inf"))
+        tables.append(Group(heading, [entry.row(rank, now) for rank, entry in enumerate(ranked, 1)]))
+        if rows := [row for entry in ranked if (row := entry.interval)]:
+            intervals["macro-F1" if len(groups) == 1 else f"macro-F1, {heading}"] = rows
+    drawn = [Intervals(intervals, "The dashed line is what one constant answer gives.")] if intervals else []
+    return [Table(("macro-F1", "accuracy", "model", "search", "state"), tables), *drawn]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """An evaluation with its settings and figures."""
+
+    run: runs.RunSummary
+    settings: Mapping[str, Any]
+    value: Estimate | float | None
+    metrics: Mapping[str, Any]
+
+    def row(self, rank: int, now: float) -> Row:
+        """Its row in the table."""
+        cells = [
+            Cell(self.value), Cell(read_estimates(self.metrics).get("accuracy")), Cell(_short(_model(self.run), 60)),
+            Cell(self.settings.get("search") or "none"),
+            Cell(state(self.run) or None, f"begun {age(self.run.started_at, now)} ago"),
+        ]  # fmt: skip
+        return Row(f"{rank}. {self.run.folder}" if self.value is not None else self.run.folder, cells)
+
+    @property
+    def interval(self) -> Interval | None:
+        """Its row in the plot; None without an interval or a baseline."""
+        constant, label = self.metrics.get("majority_macro_f1"), self.metrics.get("majority_label")
+        if not isinstance(self.value, Estimate) or not isinstance(constant, float):
+            return None
+        return Interval(self.run.folder, self.value, f"always answering {label}", constant)
+
+
+def _metrics(run: runs.RunSummary) -> Mapping[str, Any]:
+    """The figures of a run; empty if it has none."""
+    try:
+        metrics: Mapping[str, Any] = jsonl.read_json(Path(run.folder) / runs.METRICS)
+    except UserError:
+        return {}
+    return metrics
 
 
 def _model(run: runs.RunSummary) -> Any:
@@ -114,13 +201,13 @@ def _model(run: runs.RunSummary) -> Any:
     return next((value for value in values if value), None)
 
 
-def _short(model: Any) -> str | None:
+def _short(model: Any, longest: int = _LONGEST_MODEL) -> str | None:
     if not isinstance(model, str):
         return None
     name = model.rpartition("@")[0] or model
     parts = name.rstrip("/").split("/")
     name = "/".join(parts[-2:]) if parts[-1] == "model" else parts[-1]
-    return name if len(name) <= _LONGEST_MODEL else f"{name[: _LONGEST_MODEL - 1]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def resume_point(out: str | Path | None) -> str | None:

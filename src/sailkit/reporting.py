@@ -15,7 +15,7 @@ from sailkit.evaluation import report as evaluation_report
 from sailkit.files import jsonl
 from sailkit.labeling import report as labeling_report
 from sailkit.labeling.audit_file import AUDIT
-from sailkit.overview import report_of_runs
+from sailkit.overview import leaderboard, report_of_runs
 from sailkit.rendering import html, markdown
 from sailkit.rendering.model import Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
@@ -200,6 +200,6 @@ def list_runs(*folders: Path, html: Path | None = None) -> runs.RunList | runs.R
     if files is not None:
         if not isinstance(listed, runs.RunList):
             raise UserError("`html` is for a list of runs; for two runs write a report")
-        _write(report_of_runs(listed, "Runs"), files)
+        _write(leaderboard(listed), files)
         runs.notice(f"sailkit: written to {files[0]}")
     return listed
