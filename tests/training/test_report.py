@@ -155,6 +155,22 @@ def test_a_run_of_one_step_has_its_values_in_words_and_no_chart(tmp_path):
         assert "Logged at one step only: training loss 2.25 at step 1; learning rate 0.0001 at step 1." in words
 
 
+def test_the_rows_with_the_highest_loss_after_training_are_shown(tmp_path):
+    folder = tuned(tmp_path / "run")
+    for prefix, losses in (
+        ("base", (9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0)),
+        ("tuned", (1.0, 6.0, 2.0, 3.0, 0.5, 4.0, 5.0)),
+    ):
+        rows = [{"id": f"row-{i}<b>", "loss": 2 * loss, "tokens": 2} for i, loss in enumerate(losses)]
+        (folder / f"held_out-{prefix}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page, markdown, _ = made(folder, tmp_path / "out.html")
+    shown = re.findall(r"\| row-(\d)&lt;b&gt; \| (\S+) \| (\S+) \|", markdown)
+    assert shown == [("1", "8.000", "6.000"), ("6", "3.000", "5.000"), ("5", "4.000", "4.000"), ("3", "6.000", "3.000"),
+                     ("2", "7.000", "2.000")]  # fmt: skip
+    assert page.tags["b"] == 0
+    assert "Hardest held-out rows" not in made(tuned(tmp_path / "old"), tmp_path / "old.html")[1]
+
+
 def test_the_command_is_shown_as_it_was_typed(tmp_path):
     with command_line(["finetune", "--set", "lora={r: 2, bias: none}", "--out", "it's"]):
         folder = tuned(tmp_path / "run")

@@ -71,6 +71,25 @@ def loss_change(folder: Path, seed: int = 0) -> dict[str, float]:
     return change.flat("loss_change") if change else {}
 
 
+def hardest_rows(folder: Path, most: int = 5) -> list[tuple[str, float | None, float]]:
+    """The held-out rows with the highest loss per token after training.
+
+    Args:
+        folder: The run folder; see `measure_held_out`.
+        most: Number of rows.
+
+    Returns:
+        Id, and loss per supervised token before and after training, of each row; empty for runs without such losses.
+    """
+    files = [folder / LOSSES.format(prefix) for prefix in ("base", "tuned")]
+    before, after = (
+        {str(row["id"]): row["loss"] / row["tokens"] for _, row in jsonl.read_rows(file)} if file.exists() else {}
+        for file in files
+    )
+    hardest = sorted(after, key=lambda row_id: -after[row_id])[:most]
+    return [(row_id, before.get(row_id), after[row_id]) for row_id in hardest]
+
+
 def loss_difference(first: Path, other: Path, seed: int = 0) -> Estimate | None:
     """Mean loss per supervised token after training in a run, minus that in another; None with too few rows.
 

@@ -30,6 +30,7 @@ from sailkit.rendering.numbers import change, fact, figure, machine, signed
 from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, read_estimates
 from sailkit.training import facts, plots
 from sailkit.training.finetune import DATA_CARDS
+from sailkit.training.held_out import hardest_rows
 from sailkit.training.results import HISTORY, MergedModel, TrainingPlan, TrainingRun
 
 ALL_SETTINGS = "Defaults included; manifest.json has every one."
@@ -88,6 +89,7 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
         "Reasons to doubt the data": [*facts.doubts(cards)],
         "Curves": curves([folder]),
         "Figures": [Table(["before", "after"], [Group(what, rows)])] if rows else [],
+        "Hardest held-out rows": [*_hardest(folder)],
         "Training data": [
             facts.column("the run", facts.trained_on(figures)),
             *(facts.card_facts(str(card["data"]), card["card"]) for card in cards),
@@ -183,6 +185,12 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
     path = folder / DATA_CARDS
     cards: list[dict[str, Any]] = jsonl.read_json(path)["data"] if path.exists() else []
     return cards
+
+
+def _hardest(folder: Path) -> list[Text | Table]:
+    rows = [Row(row_id, [Cell(before), Cell(after)]) for row_id, before, after in hardest_rows(folder)]
+    note = Text("The rows with the highest loss after training. A row may be hard, or its label wrong.")
+    return [note, Table(["before", "after"], [Group("Loss for each supervised token", rows)])] if rows else []
 
 
 def _dropped(folder: Path) -> list[Text | Facts]:
