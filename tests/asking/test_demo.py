@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import sys
 from dataclasses import replace
 
 import httpx
 import pytest
+import uvicorn
 
 import sailkit
 from sailkit.asking import demo_html
 from sailkit.asking.ask import claim_question
-from sailkit.asking.demo_app import LIMITS, PageOnly
+from sailkit.asking.demo_app import LIMITS, PageOnly, PageServer
 from sailkit.asking.demo_turns import DemoPipeline, Entry, Turn
 from sailkit.asking.gate import Gate
 from sailkit.asking.model import SearchAugmentedModel
@@ -266,6 +268,14 @@ def test_a_browser_is_asked_for_the_key():
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="sailkit"')
     assert get("/", key="secret", auth=("sailkit", "secret")).status_code == 200
     assert get("/", key="secret", auth=("sailkit", "wrong")).status_code == 401
+
+
+def test_a_second_ctrl_c_cuts_nothing_off():
+    server = PageServer(uvicorn.Config(PageOnly(Gate(None, None, LIMITS))))
+    for _ in range(2):
+        server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit
+    assert not server.force_exit
 
 
 # The verb

@@ -41,9 +41,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     ):
         try:
             yield _address(process, folder / "errors")
-            for _ in range(2):  # an impatient user changes nothing
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
             out = process.communicate(timeout=60)[0]
         finally:
             process.kill()
