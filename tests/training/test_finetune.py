@@ -26,7 +26,9 @@ from sailkit.reporting import report
 from sailkit.training.finetune import _with_format_as_begun, finetune
 from sailkit.training.merge import merge
 from sailkit.training.recipe import Recipe
+from sailkit.training.samples import generate_samples
 from sailkit.training.seeds import TrainingGroup
+from sailkit.training.tokenise import prepare
 from small_rows import example, write
 
 pytest.importorskip("trl")
@@ -71,6 +73,13 @@ def test_a_model_learns_to_flag_and_is_kept_at_its_best(folder, data, tmp_path):
     assert facts == {"styles": ["sail-fixed"], "max_length": 512, "base": str(folder)}
     tuned = LocalModel.from_name(str(tmp_path / "run" / "model"), ModelOptions(dtype="float32"))
     assert tuned.tokenizer.eos_token == AutoTokenizer.from_pretrained(folder).eos_token
+    # The samples after training are what the saved model writes.
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples-tuned.jsonl").read_text().splitlines()]
+    earlier = [json.loads(line) for line in (tmp_path / "run" / "samples-base.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in samples] == [row["id"] for row in earlier] == [example(i).id for i in (24, 26, 29)]
+    assert [row["text"] for row in samples] != [row["text"] for row in earlier]
+    held_out = prepare([example(i) for i in range(24, 32)], tuned.tokenizer, 512)
+    assert generate_samples(tuned, held_out) == samples
     # Finished: nothing is done again.
     before = (tmp_path / "run" / "metrics.json").stat().st_mtime_ns
     assert tune(folder, data, tmp_path / "run", *steps) == figures

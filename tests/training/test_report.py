@@ -171,6 +171,24 @@ def test_the_rows_with_the_highest_loss_after_training_are_shown(tmp_path):
     assert "Hardest held-out rows" not in made(tuned(tmp_path / "old"), tmp_path / "old.html")[1]
 
 
+@pytest.mark.parametrize("text", ["", *HOSTILE])
+def test_samples_before_and_after_are_shown_beside_the_data(tmp_path, text):
+    folder = tuned(tmp_path / "run")
+    for prefix in ("base", "tuned"):
+        row = {"id": f"r1{text}", "instruction": f"Is it so?{text}", "input": "", "label": f"Correct.{text}",
+               "text": f"from {prefix}{text}"}  # fmt: skip
+        (folder / f"samples-{prefix}.jsonl").write_text(json.dumps(row) + "\n")
+    page, markdown, _ = made(folder, tmp_path / "out.html")
+    for words in ("Is it so?", "Correct.", "from base", "from tuned", "before training", "after training"):
+        assert words in page.text
+        assert words in markdown
+    assert not {"img"} & {*page.tags}
+    assert page.tags["script"] == 0
+    assert "<" not in markdown.split("-->", 1)[1]
+    (folder / "samples-base.jsonl").unlink()
+    assert "Samples before and after" not in made(folder, tmp_path / "out.html")[1]
+
+
 def test_the_command_is_shown_as_it_was_typed(tmp_path):
     with command_line(["finetune", "--set", "lora={r: 2, bias: none}", "--out", "it's"]):
         folder = tuned(tmp_path / "run")

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from sailkit import runs
 from sailkit.files import jsonl
 from sailkit.training.held_out import measure_held_out
+from sailkit.training.samples_file import SAMPLES
 
 
 class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
@@ -109,15 +110,17 @@ class BeforeAndAfter(TrainerCallback):  # type: ignore[misc]
         tuned: Figures of the trained model, once training has ended.
     """
 
-    def __init__(self, trainer: Any, base: Path) -> None:
+    def __init__(self, trainer: Any, base: Path, sample: Callable[[str], None] | None = None) -> None:
         """Initialise the callback.
 
         Args:
             trainer: A `sailkit.training.trainer.Trainer` with held-out rows.
             base: File for the figures of the base model.
+            sample: Generates answers for people to read, and writes them to the run folder; takes `base` or `tuned`.
         """
         self._trainer = trainer
         self._base = base
+        self._sample = sample
         self.tuned: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -132,9 +135,13 @@ class BeforeAndAfter(TrainerCallback):  # type: ignore[misc]
             self._trainer.log(figures)
             return
         figures = measure_held_out(self._trainer, self._base.parent, "base")
+        if self._sample is not None:
+            self._sample("base")
         if processes.is_main:
             jsonl.write_json(self._base, figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate the final model: the trainer has reloaded the best weights."""
         self.tuned = measure_held_out(self._trainer, self._base.parent, "tuned")
+        if self._sample is not None and (self._base.parent / SAMPLES.format("base")).exists():
+            self._sample("tuned")

@@ -222,6 +222,7 @@ def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
 
 def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
     from sailkit.training import callbacks, checkpoints
+    from sailkit.training.samples import sampler
 
     recipe, processes, args = setup.recipe, setup.processes, setup.args
     start = time.monotonic()
@@ -230,7 +231,8 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
             trainer = _trainer(setup, run)
             if processes.is_main:
                 run.describe(EFFECTIVE, effective_settings(trainer, recipe, processes.count))
-        around = callbacks.BeforeAndAfter(trainer, run.path(BASE_FIGURES))
+        sample = sampler(trainer, run.folder, recipe, setup.tokenizer)
+        around = callbacks.BeforeAndAfter(trainer, run.path(BASE_FIGURES), sample)
         if setup.held_out is not None:  # before other callbacks, which close the trackers
             trainer.callback_handler.callbacks.insert(0, around)
         steps = trainer.planned_steps() if processes.is_main else 0

@@ -32,6 +32,7 @@ from sailkit.training import facts, plots
 from sailkit.training.finetune import DATA_CARDS
 from sailkit.training.held_out import hardest_rows
 from sailkit.training.results import HISTORY, MergedModel, TrainingPlan, TrainingRun
+from sailkit.training.samples_file import sample_blocks
 
 ALL_SETTINGS = "Defaults included; manifest.json has every one."
 _MOST_DROPPED = 20  # rows that are listed
@@ -89,6 +90,7 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
         "Reasons to doubt the data": [*facts.doubts(cards)],
         "Curves": curves([folder]),
         "Figures": [Table(["before", "after"], [Group(what, rows)])] if rows else [],
+        "Samples before and after": sample_blocks(folder),
         "Hardest held-out rows": [*_hardest(folder)],
         "Training data": [
             facts.column("the run", facts.trained_on(figures)),
