@@ -318,4 +318,5 @@ def test_a_real_run_has_its_page(shared, tmp_path):
     assert re.search(
         r"KL to the teacher: training \S+ at step \d; held out from \S+ at step 0 to", page.text
     )  # a curve
+    assert page.text.count("before training") >= 3, "samples"
     assert "settings.min\\_mass | 0.1" in markdown

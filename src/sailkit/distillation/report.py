@@ -41,6 +41,7 @@ from sailkit.rendering.numbers import capitalised, change, fact, listed, machine
 from sailkit.stats.intervals import Estimate
 from sailkit.training import facts
 from sailkit.training.report import ALL_SETTINGS, curves, read_cards, steps_of
+from sailkit.training.samples_file import sample_blocks
 
 _TARGETS = {
     "positions": "Student's tokens",
@@ -156,6 +157,11 @@ def _sections(
     known = [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
     if plots := curves([student.folder for student in students], names):
         known.append(Section("Curves of the student's training", plots))
+    known += [
+        Section("Samples before and after", blocks, student.name if len(students) > 1 else "")
+        for student in students
+        if (blocks := sample_blocks(student.folder))
+    ]
     trained = [
         [("method", student.run.metrics["method"]), *facts.trained_on(student.run.metrics["training"])]
         for student in students
