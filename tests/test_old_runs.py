@@ -125,6 +125,9 @@ def assert_same_file(now: bytes, before: bytes, where: str) -> None:
             ),
             where,
         )
+    elif where.endswith("model/sailkit.json"):  # the tasks of the training data are recorded since
+        first, second = (json.loads(data) for data in (now, before))
+        assert {name: value for name, value in first.items() if name != "tasks"} == second, where
     elif where.endswith("teacher/index.jsonl"):  # hashes of shards, whose tensors are compared with a tolerance
         assert_same_text(*(_SHARD_HASH.sub('"sha256": ""', data.decode()) for data in (now, before)), where)
     else:
@@ -162,7 +165,8 @@ def test_a_killed_run_goes_on_to_the_same_end(name, old, capsys):
     main(FINISHED[name])
     assert all(path.stat().st_mtime == _LONG_AGO for path in costly if path.exists()), "computed again"
     now = contents(folder)
-    assert now.keys() == finished.keys()
+    since = {"student/samples-base.jsonl", "student/samples-tuned.jsonl"}  # written by later versions alone
+    assert now.keys() - since == finished.keys()
     for file, data in finished.items():
         assert_same_file(now[file], data, file)
     for file, data in before.items():  # what was there is kept, and is not computed again
