@@ -160,3 +160,23 @@ def test_a_result_shows_itself_in_a_notebook_and_in_print():
     assert str(result) == "\nmeasured: one share\nshare: 0.1234 [0.050, 0.200]\n"
     assert "0.123 0.050 to 0.200" in Tags(result._repr_html_()).text
     assert repr(result) == "<Measured>"
+
+
+def test_a_notebook_shows_the_plots_of_a_result_that_its_text_leaves_out():
+    curve = model.Plot("Loss", "loss", (model.Series("training", ((0, 2.0), (9, 1.0))),))
+    report = model.short(
+        "",
+        "",
+        model.Intervals({"Accuracy": [model.Interval("mine", Estimate(0.5, 0.4, 0.6), "a constant", 0.45)]}),
+        model.Plots([curve], described=False),
+    )
+    fragment = html.fragment(report)
+    assert Tags(fragment).tags["polyline"] == 1
+    assert Tags(fragment).tags["circle"] == 1
+    style = re.search("<style>(.*?)</style>", fragment, re.DOTALL)[1]
+    assert not re.search(r"\.(plot|curves)[^{]*{[^}]*display: none", style)
+    assert {*re.findall(r"var\((--[\w-]+)\)", style)} <= {*re.findall(r"(--[\w-]+):", style)}
+    assert "Loss" not in terminal.text(report) + markdown.body(report)
+    described = model.short("", "", model.Plots([curve]))
+    assert "Loss: training from 2 at step 0 to 1 at step 9" in terminal.text(described)
+    assert "Loss: training from 2 at step 0 to 1 at step 9" in markdown.body(described)

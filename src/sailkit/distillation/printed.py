@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sailkit.distillation.results import WHO, Distillation, DistillationPlan
+from sailkit.distillation.results import STUDENT, WHO, Distillation, DistillationPlan, estimates
 from sailkit.distillation.teacher_cache import TeacherCache
 from sailkit.rendering import model
-from sailkit.rendering.model import Cell, Flags, Group, Report, Row, Table, Text
+from sailkit.rendering.model import Cell, Flags, Group, Interval, Intervals, Report, Row, Table, Text
 from sailkit.rendering.numbers import machine
 from sailkit.training import report as training_report
 
@@ -39,8 +39,8 @@ def distillation_report(run: Distillation) -> Report:
             for name, title in FIGURES.items()
             if name in metrics["tuned"] and name != "verification_kappa"
         ]
-        blocks.append(Table(["before", "after"], [Group("held out", rows)]))
-    blocks.append(Text(f"model: {training.saved}"))
+        blocks += [*agreement(run), Table(["before", "after"], [Group("held out", rows)])]
+    blocks += [*training_report.learning_curves(run.folder / STUDENT), Text(f"model: {training.saved}")]
     if run.pushed is not None:
         blocks.append(Text(f"pushed: {run.pushed}"))
     about = (
@@ -48,6 +48,15 @@ def distillation_report(run: Distillation) -> Report:
         "examples"
     )
     return model.short(metrics["teacher"] or "recorded answers", about, *blocks)
+
+
+def agreement(run: Distillation) -> list[Intervals]:
+    """How often teacher and student have the same likeliest token, before and after training."""
+    figures = estimates(run)
+    before, after = (figures[who]["agreement"] for who in WHO)
+    if before is None or after is None:
+        return []
+    return [Intervals({FIGURES["agreement"]: [Interval("the student", after, "before training", before.value)]})]
 
 
 def plan_report(plan: DistillationPlan) -> Report:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sailkit.evaluation.figures import Flag, LabelFigures, Summary, flags_to_json
+from sailkit.evaluation.figures import Baselines, Flag, LabelFigures, Summary, flags_to_json
 from sailkit.evaluation.flagging import Flagging
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
 from sailkit.rendering import model
-from sailkit.rendering.model import Cell, Flags, Group, Headline, Matrix, Report, Row, Table, Text
+from sailkit.rendering.model import Cell, Flags, Group, Headline, Interval, Intervals, Matrix, Report, Row, Table, Text
 from sailkit.rendering.numbers import listed, machine
 
 FIGURES = {
@@ -18,6 +18,7 @@ FIGURES = {
     "weighted_f1": "Weighted F1",
     "mcc": "Matthews correlation",
 }
+_PLOTTED = ("accuracy", "macro_f1")
 
 
 def evaluation_report(evaluation: Evaluation) -> Report:
@@ -54,7 +55,11 @@ def rescored_report(rescored: Rescored) -> Report:
 def comparison_report(comparison: Comparison) -> Report:
     """Table, test and verdict of each pair of sets."""
     machines = [f"{name} in {how}" for name, how in comparison.machines.items() if how]
-    blocks = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
+    blocks: list[model.Block] = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
+    if len({pair.n for pair in comparison.pairs}) == 1:  # else the sets have other items in each pair
+        sets = {name: (figures, pair.baselines) for pair in comparison.pairs
+                for name, figures in ((pair.a, pair.a_figures), (pair.b, pair.b_figures))}  # fmt: skip
+        blocks.append(_intervals(sets))
     return model.short(listed(comparison.names), ", ".join(machines), *blocks, flags_block("", comparison.flags))
 
 
@@ -62,7 +67,7 @@ def _pair(pair: PairComparison, against: str) -> list[Table | Text | Headline]:
     rows = [
         Row(FIGURES[name], [Cell(pair.a_figures.figures[name].value), Cell(pair.b_figures.figures[name].value),
                             Cell(pair.differences[name], signed=True)])
-        for name in ("accuracy", "macro_f1")
+        for name in _PLOTTED
     ]  # fmt: skip
     test = f"{pair.test.removesuffix(' test')} p = {pair.p_value:.3g}, after Holm {pair.p_value_holm:.3g}"
     heading = f"on {_counted(pair.n, pair.groups)}, {against} labels"
@@ -100,7 +105,21 @@ def flags_block(name: str, flags: Sequence[Flag]) -> Flags:
     return Flags(name, flags_to_json(flags)["flag_messages"])
 
 
-def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> list[Table | Text | Matrix]:
+def _intervals(sets: Mapping[str, tuple[LabelFigures, Baselines]]) -> Intervals:
+    """Figures of sets with their intervals, each beside a constant answer."""
+    return Intervals(
+        {
+            FIGURES[name]: [
+                Interval(title, own.figures[name], f"always answering {base.majority_label}", at)
+                for title, (own, base) in sets.items()
+                for at in [base.majority_accuracy if name == "accuracy" else base.majority_macro_f1]
+            ]
+            for name in _PLOTTED
+        }
+    )
+
+
+def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> list[model.Block]:
     """Figures with intervals, baselines and the confusion matrix; empty without labels."""
     if summary.baselines is None or summary.confusion is None:
         return []
@@ -121,8 +140,11 @@ def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> li
     if summary.flagging is not None:
         lines.append(flagging_line(summary.flagging))
     table = summary.confusion
+    own, others = summary.baselines, summary.reference.baselines if summary.reference else summary.baselines
     return [
+        _intervals({title: (column, own if column is summary.human else others)
+                    for title, column in columns.items() if column}),
         Table(list(columns), [Group("95 % intervals", rows)]),
         *map(Text, lines),
         Matrix("", f"{summary.against} label", table.rows, table.columns, table.counts),
-    ]
+    ]  # fmt: skip

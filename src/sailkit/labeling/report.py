@@ -242,6 +242,7 @@ def _audit_report(audit: Audit) -> Report:
     return model.short(
         "",
         ", ".join([f"{audit.pairs} pairs of {audit.claims} claims{reported}", *_machines(audit)]),
+        _intervals(audit),
         Table(_columns(audit), [_short_group(audit, each) for each in audit.strata]),
         baselines(audit),
         Table(["AUROC", "agreement (kappa)"], [Group(f"{stratum}, differences", gaps)]),

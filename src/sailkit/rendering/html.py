@@ -50,7 +50,8 @@ def fragment(report: model.Report) -> str:
     """
     from markupsafe import Markup
 
-    style = Markup(_read("fragment.css"))  # noqa: S704
+    # Nested rules do not reach the rest of the notebook.
+    style = Markup(f"{_read('fragment.css')}.sailkit {{\n{_read('intervals.css')}{_read('curves.css')}}}\n")  # noqa: S704
     return _environment().get_template("fragment.html.j2").render(report=report, style=style)
 
 
@@ -74,7 +75,7 @@ def _read(name: str) -> str:
 
 @functools.cache
 def _style() -> str:
-    return _read("report.css") + _read("curves.css")
+    return _read("report.css") + _read("intervals.css") + _read("curves.css")
 
 
 def _hash(text: str) -> str:

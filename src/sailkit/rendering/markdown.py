@@ -84,7 +84,7 @@ def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for e
             yield _table(f"{name}: {truth}", columns, rows, "---:|")
         case model.Split():
             yield _table("", [f"of {sum(block.counts)} items"], [(words, [str(n)]) for _, words, n in block.parts])
-        case model.Plots(plots):
+        case model.Plots(plots, described=True):
             yield _list(escape(f"{plot.title}: {curves.describe(plot)}") for plot in plots)
         case model.Cases(_, columns, cases):
             rows = [(case.claim, [escape(case.result), *map(figure, case.scores)]) for case in cases]
@@ -93,7 +93,7 @@ def _block(block: model.Block) -> Iterator[str]:  # noqa: PLR0912 - a case for e
             for plot in sets:
                 cells = [(name, [escape(text) for text in texts]) for name, texts in reliability.rows(plot)]
                 yield _table(plot.name, reliability.COLUMNS, cells)
-        case model.Intervals():
+        case model.Intervals() | model.Plots():
             return  # the tables have the same figures
 
 

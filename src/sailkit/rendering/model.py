@@ -255,9 +255,10 @@ class Plot:
 
 @dataclass(frozen=True)
 class Plots:
-    """Plots side by side."""
+    """Plots side by side; text describes them in words if they are `described`, else HTML alone shows them."""
 
     plots: Sequence[Plot]
+    described: bool = True
 
 
 @dataclass(frozen=True)

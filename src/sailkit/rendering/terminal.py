@@ -88,7 +88,7 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
             yield from _tables(f"{truth}, then answers", columns, rows, width, right=True)
         case model.Split():
             yield escape(", ".join(f"{words} {count}" for _, words, count in block.parts))
-        case model.Plots(plots):
+        case model.Plots(plots, described=True):
             yield from (escape(f"{plot.title}: {curves.describe(plot)}") for plot in plots)
         case model.Cases(title, columns, cases):
             rows = [(f"{case.claim}: {case.result}", [f"{x:.3f}" for x in case.scores]) for case in cases]
@@ -96,7 +96,7 @@ def _block(block: model.Block, width: int) -> Iterator[RenderableType]:  # noqa:
         case model.Calibration(sets):
             for plot in sets:
                 yield from _tables(plot.name, reliability.COLUMNS, reliability.rows(plot), width)
-        case model.Intervals():
+        case model.Intervals() | model.Plots():
             return  # the tables have the same figures
 
 

@@ -172,6 +172,19 @@ def curves(folders: Sequence[Path], names: Sequence[str] = ()) -> list[model.Blo
     return [*([Plots(drawn)] if drawn else []), *([Text(note)] if note else [])]
 
 
+def learning_curves(folder: Path) -> list[model.Block]:
+    """What a training run learnt, as curves for a notebook.
+
+    Args:
+        folder: The folder of the training run.
+    """
+    logged = _logged(folder, "")
+    learnt = [
+        plot for plot in plots.plots_of(logged.history, logged.figures) if plot.file in ("loss", "kl", "flagging")
+    ]
+    return [Plots(learnt, described=False)] if learnt else []
+
+
 def _logged(folder: Path, name: str) -> plots.Logged:
     history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
     metrics = folder / runs.METRICS
@@ -221,7 +234,7 @@ def short_report(result: TrainingRun | TrainingPlan | MergedModel) -> Report:
     if "loss_change" in result.figures:
         title = "change of the loss (95 % interval over held-out rows)"
         blocks.append(Figures([(title, Cell(result.figures["loss_change"], signed=True))]))
-    blocks.append(Text(f"model: {result.saved}"))
+    blocks += [*learning_curves(result.folder), Text(f"model: {result.saved}")]
     if result.pushed is not None:
         blocks.append(Text(f"pushed: {result.pushed}"))
     about = (
