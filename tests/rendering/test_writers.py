@@ -176,6 +176,7 @@ def test_a_notebook_shows_the_plots_of_a_result_that_its_text_leaves_out():
     style = re.search("<style>(.*?)</style>", fragment, re.DOTALL)[1]
     assert not re.search(r"\.(plot|curves)[^{]*{[^}]*display: none", style)
     assert {*re.findall(r"var\((--[\w-]+)\)", style)} <= {*re.findall(r"(--[\w-]+):", style)}
+    assert Tags(html.fragment(model.short("", "", model.Flags("", {})))).tags["ul"] == 0
     assert "Loss" not in terminal.text(report) + markdown.body(report)
     described = model.short("", "", model.Plots([curve]))
     assert "Loss: training from 2 at step 0 to 1 at step 9" in terminal.text(described)
