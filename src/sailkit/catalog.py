@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -139,7 +140,7 @@ def _with_base(file: Path) -> dict[str, str]:
 
 
 def _examples(folder: Path) -> Iterable[PackagedFile]:
-    about = {".py": _docstring, ".sh": _first_comment, ".yaml": _about}
+    about = {".py": _docstring, ".sh": _first_comment, ".yaml": _about, ".ipynb": _heading}
     for file in sorted(folder.rglob("*")):
         if file.suffix in about and not file.name.startswith("."):
             yield PackagedFile(file.relative_to(folder).as_posix(), "example", about[file.suffix](file), "", file)
@@ -151,6 +152,11 @@ def _about(file: Path) -> str:
 
 def _docstring(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n")[0]
+
+
+def _heading(file: Path) -> str:
+    """The title of a notebook."""
+    return "".join(json.loads(file.read_text("utf-8"))["cells"][0]["source"]).split("\n")[0].removeprefix("# ")
 
 
 def _first_comment(file: Path) -> str:
