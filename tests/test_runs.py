@@ -164,7 +164,7 @@ def test_a_folder_without_runs(tmp_path, monkeypatch):
 def test_progress_counts_on_from_where_a_run_stopped(monkeypatch, capsys):
     monkeypatch.setenv("SAILKIT_PROGRESS", "on")
     clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sailkit.console.time.monotonic", lambda: next(clock))
     with runs.progress("scoring", total=10, done=4) as tick:
         for _ in range(3):
             tick(2)
@@ -175,7 +175,7 @@ def test_progress_tells_the_speed_in_lines_and_in_the_bar(monkeypatch, capsys):
     monkeypatch.setenv("SAILKIT_PROGRESS", "on")
     monkeypatch.setenv("COLUMNS", "120")
     clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sailkit.console.time.monotonic", lambda: next(clock))
     with runs.progress("training", total=4) as tick:
         tick(2, "1,234 tokens/s")
         tick(2, "1,300 tokens/s")
