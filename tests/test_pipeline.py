@@ -127,6 +127,7 @@ def test_from_runs_a_step_and_all_after_it_again(recipe):
     assert len(list(Path("out", "earlier").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_a_killed_pipeline_continues_and_ends_with_the_same_files(recipe):
     run(recipe, out=Path("whole"))
     for _ in range(3):
@@ -347,6 +348,7 @@ def test_a_step_that_got_no_answer_shows_in_the_exit_status(recipe):
 
 
 @pytest.mark.parametrize("name", ["laptop", "quickstart", "reproduce"])
+@pytest.mark.long
 def test_every_step_of_the_recipes_that_come_with_the_project_can_be_run(name, tmp_path):
     plan = run(RECIPES / f"{name}.yaml", out=tmp_path / "out", dry_run=True)
     assert {step.state for step in plan.steps} == {"new"}

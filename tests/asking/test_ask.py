@@ -217,6 +217,7 @@ def in_terminal(words, cwd, env, stop_at=None):
     return shown.decode(), process.wait()
 
 
+@pytest.mark.long
 def test_a_terminal_shows_the_flags_then_the_answer_and_obeys_no_escape_sequence(shared, tmp_path):
     hostile = "Honey\x1b]0;owned\x07 is \x1b[2Jsweet.\u202e [red]markup[/red]"
     results = [{"title": "a\x9b31mb", "body": hostile}]

@@ -109,6 +109,7 @@ def test_a_half_of_the_teacher_comes_back_to_it(teacher, data, tmp_path):
         teach(teacher, data, tmp_path / "run", student_layers=2)
 
 
+@pytest.mark.long
 def test_one_model_is_freed_before_the_next_is_loaded(teacher, data, tmp_path, monkeypatch):
     """The teacher of the cache, the student with its optimizer, the teacher that flags, the student as it was."""
     kinds = (PreTrainedModel, torch.optim.Optimizer)
@@ -281,6 +282,7 @@ def test_white_space_around_an_answer_and_equal_ids_are_no_matter(teacher, data,
     assert found.to_json()["training_targets"]["without_target"] == 0
 
 
+@pytest.mark.long
 def test_rows_that_the_teacher_has_no_room_for_are_learnt_by_their_words(teacher, data, tmp_path):
     long = replace(example(1), id="long", instruction="What do seals like? " * 20)
     (tmp_path / "long.jsonl").write_text(json.dumps(example_row(long)) + "\n")
@@ -327,6 +329,7 @@ def test_an_adapter_is_a_student(teacher, data, tmp_path):
     assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)
 
 
+@pytest.mark.long
 def test_a_base_that_changed_under_its_adapter_is_told(teacher, data, tmp_path):
     base, tuned = tmp_path / "base", tmp_path / "tuned"
     shutil.copytree(teacher, base, copy_function=shutil.copyfile)
@@ -354,6 +357,7 @@ def test_a_base_that_changed_under_its_adapter_is_told(teacher, data, tmp_path):
     assert LocalModel.from_name(str(adapter), options)
 
 
+@pytest.mark.long
 def test_prompts_are_enough_for_a_teacher_that_answers(teacher, data, tmp_path):
     asked = [replace(example(i), response="") for i in range(6)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(example_row(one)) + "\n" for one in asked))
@@ -437,11 +441,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_student(teacher, tmp_path, room):
     assert with_fewer_layers(resolve(str(teacher)), 3, tmp_path / "cut") == [0, 2, 4]
 
 
-@pytest.mark.parametrize(
-    ("size", "method"),
-    [("0.5b", ""), *(pytest.param(*one, marks=pytest.mark.long) for one in [("0.5b", "-sequence"), ("1.5b", ""),
-                                                                           ("1.5b", "-sequence")])],
-)  # fmt: skip
+@pytest.mark.long
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+@pytest.mark.parametrize("method", ["", "-sequence"])
 def test_the_recipes_for_qwen_pass_a_dry_run_with_the_real_tokenizers(shared, data, tmp_path, size, method):
     hidden, layers, wide, heads, keys = {"0.5b": (896, 24, 4864, 14, 2), "1.5b": (1536, 28, 8960, 12, 2)}[size]
     student, teacher = tmp_path / "student", tmp_path / "teacher"

@@ -285,6 +285,7 @@ def stop_at_random_moments(teacher: Path, folder: Path, moments: int) -> None:
     assert not list((folder / "killed").glob(".teacher*"))
 
 
+@pytest.mark.long
 def test_two_kills_change_nothing(folder, tmp_path):
     stop_at_random_moments(folder, tmp_path, 2)
 

@@ -128,6 +128,7 @@ def test_a_training_goes_on_after_midnight_and_its_model_is_asked_on_that_day(tm
     assert "date" not in manifest(tmp_path / "no-clock")["recipe"]
 
 
+@pytest.mark.long
 def test_teacher_and_student_have_one_day(tmp_path, clock):
     teacher, student = (
         save(tmp_path / "teacher", tokenizer("gpt-oss")),

@@ -445,6 +445,7 @@ def test_a_long_query_ends_with_a_whole_word():
     assert len(web_query(Instruction("0", "x" * 5_000_000))) == QUERY_CHARACTERS
 
 
+@pytest.mark.long
 def test_several_engines_are_joined_row_by_row(tmp_path, monkeypatch):
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
     corpus = tmp_path / "corpus.jsonl"
@@ -500,6 +501,7 @@ def stop_at_random_moments(tmp_path, moments):
     assert (out / "results.jsonl").read_bytes() == (tmp_path / "rebuilt" / "results.jsonl").read_bytes()
 
 
+@pytest.mark.long
 def test_two_kills_change_nothing(tmp_path):
     stop_at_random_moments(tmp_path, 2)
 

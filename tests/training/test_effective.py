@@ -70,6 +70,7 @@ def test_page_and_card_show_them(command, manifest, tmp_path):
     assert "lr_scheduler_type" in told.html.read_text("utf-8")
 
 
+@pytest.mark.long
 def test_a_run_begun_without_them_or_on_another_machine_goes_on(command, manifest):
     file, metrics = command["out"] / "manifest.json", command["out"] / "metrics.json"
     figures = json.loads(metrics.read_text())

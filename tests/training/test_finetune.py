@@ -224,6 +224,7 @@ def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, 
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.long
 def test_training_stops_where_the_loss_falls_no_longer_killed_or_not(folder, data, tmp_path):
     steps = ("patience=2", "training.learning_rate=0", "training.num_train_epochs=8", "training.save_total_limit=9")
     whole = tune(folder, data, tmp_path / "run", *steps)
@@ -257,6 +258,7 @@ def test_a_full_disk_at_the_end_is_one_line_and_costs_nothing(folder, data, tmp_
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_checkpoint_before(folder, data, tmp_path):
     """The second checkpoint's optimizer state does not fit."""
     out = tmp_path / "run"
