@@ -9,6 +9,7 @@ import numpy as np
 
 from sailkit.files import jsonl
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, interval, resampled_sums
+from sailkit.training.inference import inference
 
 LOSSES = "held_out-{}.jsonl"  # losses of the base and of the tuned model
 
@@ -22,22 +23,15 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
     Returns:
         `id`, `loss` (sum, in nats) and `tokens` (supervised) of each row in order; the same in all processes.
     """
-    import torch
-
-    held_out, processes, model = trainer.held_out, trainer.processes, trainer.model
-    was_training = model.training
-    model.eval()
+    held_out, processes = trainer.held_out, trainer.processes
     losses = []
-    try:
-        with torch.no_grad(), trainer._speed.pause(), trainer.accelerator.autocast():
-            for i, counts in processes.shard(range(len(held_out.ids))):
-                row = {"input_ids": list(held_out.ids[i]), "labels": list(held_out.labels[i])}
-                batch = trainer._prepare_inputs(trainer.data_collator([row]))
-                loss, tokens, *_ = trainer._held_out_sums(model, batch).tolist()
-                if counts:
-                    losses.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
-    finally:
-        model.train(was_training)
+    with inference(trainer) as model:
+        for i, counts in processes.shard(range(len(held_out.ids))):
+            row = {"input_ids": list(held_out.ids[i]), "labels": list(held_out.labels[i])}
+            batch = trainer._prepare_inputs(trainer.data_collator([row]))
+            loss, tokens, *_ = trainer._held_out_sums(model, batch).tolist()
+            if counts:
+                losses.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
     trainer._metrics["eval"].clear()  # TRL would log these metrics with the next training loss
     return [row for _, row in sorted(processes.gather(losses), key=lambda numbered: numbered[0])]
 

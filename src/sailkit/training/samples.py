@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions
 from sailkit.models.generation import generate_batch
 from sailkit.models.local import LocalModel
 from sailkit.prompts.render import Rendered
+from sailkit.training.inference import inference
 from sailkit.training.recipe import Recipe
 from sailkit.training.samples_file import SAMPLES
 from sailkit.training.tokenise import IGNORED, Prepared
@@ -56,20 +55,13 @@ def sampler(trainer: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> Calla
     Returns:
         The function; None without held-out rows, and where the weights are divided among processes or devices.
     """
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if trainer.held_out is None or trainer.processes.count > 1 or sharded:
+    if trainer.held_out is None or trainer.processes.count > 1 or trainer.is_sharded:
         return None
     options = ModelOptions(chat="off", date=recipe.date)
 
     def sample(prefix: str) -> None:
-        model = trainer.model
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), trainer._speed.pause(), trainer.accelerator.autocast():
-                rows = generate_samples(LocalModel(recipe.model, model, tokenizer, options, {}), trainer.held_out)
-        finally:
-            model.train(was_training)
+        with inference(trainer) as model:
+            rows = generate_samples(LocalModel(recipe.model, model, tokenizer, options, {}), trainer.held_out)
         jsonl.write_rows(folder / SAMPLES.format(prefix), rows)
 
     return sample

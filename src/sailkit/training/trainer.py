@@ -23,6 +23,7 @@ from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_leng
 from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.distributed import Processes
+from sailkit.training.inference import inference
 from sailkit.training.loading import add_adapters_in_float32, keep_adapters_in_float32, use_fast_attention
 from sailkit.training.loss_weights import LossWeights
 from sailkit.training.packing import check_packing
@@ -106,7 +107,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
         if loss_weights is not None and self.aux_loss_enabled:
             raise UserError("loss_weights: not for a mixture of experts that balances its router by a loss of its own")
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # sharding needs a uniform dtype
+        if not self.is_sharded:  # sharding needs a uniform dtype
             keep_adapters_in_float32(self.model)
             if args.bf16 and args.device.type == "cpu":
                 add_adapters_in_float32(self.model)
@@ -199,8 +200,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def full_weights(self) -> dict[str, Any] | None:
         """The full weights if they are sharded, else None; a collective call."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are divided among processes."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.state.num_input_tokens_seen = self._total_train_tokens
@@ -294,16 +299,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         With loss weights, the weighted mean is another figure.
         """
         assert self.held_out is not None
-        model = self.model
-        was_training = model.training
-        model.eval()
-        try:
-            # Explicit, because accelerate applies autocast only to a model's forward, and only once training has begun.
-            with torch.no_grad(), self._speed.pause(), self.accelerator.autocast():
-                losses = self._held_out_figures(model)
-                further = self._measure(model) if self._measure else {}
-        finally:
-            model.train(was_training)
+        with inference(self) as model:
+            losses = self._held_out_figures(model)
+            further = self._measure(model) if self._measure else {}
         figures = {f"{metric_key_prefix}_{k}": v for k, v in {**losses, **further}.items() if v is not None}
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if f"{metric_key_prefix}_{best}" not in figures:
