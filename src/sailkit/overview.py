@@ -28,6 +28,7 @@ from sailkit.rendering.model import (
     Text,
 )  # fmt: skip
 from sailkit.stats.intervals import Estimate, read_estimates
+from sailkit.text import shortened
 from sailkit.training.checkpoints import CHECKPOINTS, newest
 
 # Stage -> the file that it writes last; search writes only its results, row by row.
@@ -76,10 +77,12 @@ def _is_locked(folder: Path) -> bool:
 
 def figure(run: runs.RunSummary) -> Estimate | float | None:
     """The main figure of a run, with its interval if it has one."""
-    if run.stage not in _FIGURES:
-        return None
-    key, metrics = _FIGURES[run.stage][0], _metrics(run)
-    if run.stage == "distill":
+    return _main_figure(run.stage, _metrics(run)) if run.stage in _FIGURES else None
+
+
+def _main_figure(stage: str, metrics: Mapping[str, Any]) -> Estimate | float | None:
+    key = _FIGURES[stage][0]
+    if stage == "distill":
         metrics = metrics.get("tuned") or {}
     value = metrics.get(key)
     return read_estimates(metrics).get(key) or (value if isinstance(value, (int, float)) else None)
@@ -146,7 +149,7 @@ def _ranking(evaluations: Sequence[runs.RunSummary]) -> list[Block]:
         settings = runs.read_manifest(run.folder)["settings"]
         labels, data = " and ".join(settings.get("labels") or ()), str(settings.get("data_sha256"))[:12]
         heading = f"{settings.get('n')} items, labels {labels}, data {data}"
-        groups.setdefault(heading, []).append(_Ranked(run, settings, figure(run), _metrics(run)))
+        groups.setdefault(heading, []).append(_Ranked(run, settings, _metrics(run)))
     tables: list[Group] = []
     intervals: dict[str, list[Interval]] = {}
     for heading, ranked in groups.items():
@@ -164,8 +167,12 @@ class _Ranked:
 
     run: runs.RunSummary
     settings: Mapping[str, Any]
-    value: Estimate | float | None
     metrics: Mapping[str, Any]
+
+    @property
+    def value(self) -> Estimate | float | None:
+        """Its main figure."""
+        return _main_figure(self.run.stage, self.metrics)
 
     def row(self, rank: int, now: float) -> Row:
         """Its row in the table."""
@@ -207,7 +214,7 @@ def _short(model: Any, longest: int = _LONGEST_MODEL) -> str | None:
     name = model.rpartition("@")[0] or model
     parts = name.rstrip("/").split("/")
     name = "/".join(parts[-2:]) if parts[-1] == "model" else parts[-1]
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return shortened(name, longest)
 
 
 def resume_point(out: str | Path | None) -> str | None:

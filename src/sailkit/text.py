@@ -24,6 +24,11 @@ def clean(text: str, layout: bool = False) -> str:
     return _UNSAFE.sub(lambda match: match[0] if match[0] in _LAYOUT else "\ufffd", text.replace("\r\n", "\n"))
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, the last of them an ellipsis if it was longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def without_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON can contain and UTF-8 cannot encode, by question marks."""
     return text.encode("utf-8", "replace").decode()

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from sailkit.asking.demo_turns import Turn, judges_claims_alone
 from sailkit.asking.report import short_name
 from sailkit.asking.results import Answer
-from sailkit.text import clean
+from sailkit.rendering.html import templates
+from sailkit.text import shortened
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -96,7 +97,7 @@ def description(turn: Turn) -> str:
 def _title(index: int, turn: Turn) -> str:
     shown = (turn.entries or ())[index]
     title = shown.result.title or ("the pasted one" if shown.is_pasted else f"result {index + 1}")
-    return title if len(title) <= 24 else f"{title[:23]}…"
+    return shortened(title, 24)
 
 
 def _change(answer: Answer, before: Answer | None) -> tuple[str, str, bool]:
@@ -133,15 +134,6 @@ def _macro(name: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: clean(value, layout=True) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(_TEMPLATES, layout=True)
     environment.filters["short_name"] = short_name
     return environment

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sailkit.rendering.model import Intervals, Plot, Series
+from sailkit.text import shortened
 
 WIDTH = 480
 _HEIGHT, _GAP = 192, 14  # of the area that the curves fill; between it and the right edge
@@ -76,8 +77,7 @@ def draw(plot: Plot) -> Drawing:
     y_ticks = _ticks(min(value for _, value in points), max(value for _, value in points))
     y_labels = _tick_labels(y_ticks)
     left, right = 32 + round(_CHARACTER * max(map(len, y_labels))), WIDTH - _GAP
-    names = [series.name if len(series.name) <= _LONGEST_NAME else f"{series.name[: _LONGEST_NAME - 1]}…"
-             for series in plot.series]  # fmt: skip
+    names = [shortened(series.name, _LONGEST_NAME) for series in plot.series]
     keys = _legend([*names, "kept"] if plot.kept is not None else names, left, right)
     legend = len(keys) > 1
     top = keys[-1][1] + _LINE  # the same without a legend, for plots side by side

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sailkit import __version__
 from sailkit.rendering import curves, model, reliability
@@ -89,16 +89,7 @@ def _json(value: object) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_clean,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(_TEMPLATES)
     environment.filters |= {"kind": _kind, "value": value_of, "note": note_of, "draw": curves.draw,
                             "describe": curves.describe, "bins": reliability.draw,
                             "describe_bins": reliability.describe, "scale": curves.Scale,
@@ -108,9 +99,23 @@ def _environment() -> Environment:
     return environment
 
 
-def _clean(value: Any) -> Any:
-    """Text without control characters that would affect its surroundings; trusted markup is unchanged."""
-    return clean(value) if type(value) is str else value
+def templates(folder: Path, *, layout: bool = False) -> Environment:
+    """The HTML templates of a folder, which escape all text and replace its unsafe characters; markup is unchanged.
+
+    Args:
+        folder: The folder.
+        layout: Keep line breaks and tabs of the text.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: clean(value, layout) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _percent(text: str) -> str:
