@@ -12,12 +12,11 @@ from cyclopts import Parameter
 from sailkit.arguments import checked
 from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import Answer
-from sailkit.asking.retrieve import GivenResults, given_results, open_retrieval
+from sailkit.asking.retrieve import GivenResults, check_k, given_results, open_retrieval
 from sailkit.errors import UserError, at_least_one
 from sailkit.models.base import Model, ModelOptions
 from sailkit.models.load import check_unloaded
 from sailkit.models.sources import default_model
-from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import Instruction, Searched
 from sailkit.tasks.task import Question, Task, load_task
 
@@ -77,8 +76,7 @@ def ask(
         UserError: An option cannot be used, the engine gave no answer, or the question does not fit into the context.
     """
     at_least_one(k=k, max_new_tokens=max_new_tokens)
-    if k > MOST_VERIFIED:
-        raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
+    check_k(k)
     if not question.strip():
         raise UserError("`question` is empty; write the question or claim in quotes")
     template = claim_question(load_task(task), wording) if task is not None else None

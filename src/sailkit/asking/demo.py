@@ -15,12 +15,12 @@ from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.asking.ask import claim_question
 from sailkit.asking.demo_turns import DemoPipeline
-from sailkit.asking.listening import is_loopback, key_from, listen, quiet_signals, url_of
+from sailkit.asking.listening import client_key, listen, quiet_signals, url_of
 from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.report import short_name
-from sailkit.asking.retrieve import open_retrieval
+from sailkit.asking.retrieve import check_k, open_retrieval
 from sailkit.asking.serve import ServerRun
-from sailkit.errors import UserError, at_least_one, required_extra
+from sailkit.errors import at_least_one, required_extra
 from sailkit.models.base import Model, ModelOptions
 from sailkit.models.load import check_unloaded
 from sailkit.models.sources import default_model
@@ -89,11 +89,8 @@ def demo(
         UserError: An option cannot be used, or the port is taken.
     """
     at_least_one(k=k, max_new_tokens=max_new_tokens)
-    if k > MOST_VERIFIED:
-        raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
-    key = key_from(key_env)
-    if key is None and not is_loopback(host):
-        raise UserError(f"`host` {host} can be reached from other machines: name a variable with a key in `key_env`")
+    check_k(k)
+    key = client_key(key_env, host)
     with required_extra("demo", "the demo"):
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
         import gradio  # noqa: F401 - takes seconds; missing, it is missed before models are loaded

@@ -12,22 +12,25 @@ from types import FrameType
 
 from sailkit.errors import UserError
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")  # the names of requests that the server accepts without a key
 
-def key_from(variable: str | None) -> str | None:
-    """The key of the clients, from an environment variable.
+
+def client_key(variable: str | None, host: str) -> str | None:
+    """The key of the clients, from an environment variable; None for a server that only this machine reaches.
+
+    Args:
+        variable: Name of the environment variable, or None.
+        host: The address to listen on.
 
     Raises:
-        UserError: The variable is empty.
+        UserError: The variable is empty, or missing although other machines can reach the host.
     """
     key = os.environ.get(variable, "").strip() if variable else None
     if variable and not key:
         raise UserError(f"`key_env` {variable}: this environment variable is empty; set it to the key of the clients")
+    if key is None and host not in _LOOPBACK:
+        raise UserError(f"`host` {host} can be reached from other machines: name a variable with a key in `key_env`")
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether requests to a host carry one of the names that the server accepts without a key."""
-    return host in ("127.0.0.1", "::1", "localhost")
 
 
 def listen(host: str, port: int) -> socket.socket:

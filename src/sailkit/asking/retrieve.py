@@ -26,6 +26,16 @@ Retrieve = Callable[[str], Searched]  # takes a question, and returns it with it
 GivenResults = Sequence[SearchResult | Mapping[str, Any] | str]
 
 
+def check_k(k: int) -> None:
+    """Check a number of search results.
+
+    Raises:
+        UserError: A model cannot judge so many.
+    """
+    if k > MOST_VERIFIED:
+        raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
+
+
 @contextlib.contextmanager
 def open_retrieval(
     engine: str,

@@ -13,10 +13,10 @@ from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.arguments import checked
-from sailkit.asking.listening import is_loopback, key_from, listen, quiet_signals, url_of
+from sailkit.asking.listening import client_key, listen, quiet_signals, url_of
 from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import Answer
-from sailkit.asking.retrieve import open_retrieval
+from sailkit.asking.retrieve import check_k, open_retrieval
 from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.models.base import Model, ModelOptions
 from sailkit.models.sources import default_model
@@ -107,13 +107,10 @@ def serve(
         UserError: An option cannot be used, or the port is taken.
     """
     at_least_one(k=k, max_new_tokens=max_new_tokens, max_request_kb=max_request_kb, queue=queue)
-    if k > MOST_VERIFIED:
-        raise UserError(f"`k` should be at most {MOST_VERIFIED}, the most search results that a model judges, not {k}")
+    check_k(k)
     if not time_limit > 0:
         raise UserError(f"`time_limit` should be above 0, not {time_limit}")
-    key = key_from(key_env)
-    if key is None and not is_loopback(host):
-        raise UserError(f"`host` {host} can be reached from other machines: name a variable with a key in `key_env`")
+    key = client_key(key_env, host)
     with required_extra("serve", "serving a model"):
         import uvicorn
 
