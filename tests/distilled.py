@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sailkit.distillation.records import ALIGNED, NONE, Targets
 from sailkit.distillation.trainer import DistillTrainer
+from sailkit.distributed import Processes, process_group
 from sailkit.records import TrainingExample
 from sailkit.training import trainer as trl
 from sailkit.training.arguments import sft_config
-from sailkit.training.distributed import Processes, process_group
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import IGNORED, Prepared
 

@@ -12,11 +12,11 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.data.exports import read_examples
+from sailkit.distributed import Processes, process_group
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.training import trainer as trl
 from sailkit.training.arguments import sft_config
-from sailkit.training.distributed import Processes, process_group
 from sailkit.training.flagging import flagging
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import prepare

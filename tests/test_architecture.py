@@ -18,7 +18,7 @@ ROOT = Path(sailkit.__file__).parent
 MOST_LINES = 350
 # Data flows downward: a module imports from its own folder, without a circle, or from a layer above it.
 LAYERS = (
-    "errors arguments packaged plugins text urls retry console records files provenance runs stats cluster",
+    "errors arguments packaged plugins text urls retry console records files provenance runs stats cluster distributed",
     "prompts",
     "tasks models",
     "rendering",

@@ -24,6 +24,7 @@ from sailkit.asking.live import LiveAnswer
 from sailkit.asking.serve import serve
 from sailkit.catalog import recipes, samples
 from sailkit.console import clean_streams, console, show_traceback
+from sailkit.distributed import is_main_process
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.help import FLAGS, GroupedFlags, example, verb_group, verb_number
@@ -34,7 +35,6 @@ from sailkit.rendering import terminal
 from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
 from sailkit.text import escape_json
-from sailkit.training.distributed import is_main_process
 
 _UNFINISHED = 3  # exit status of a stage with unavailable parts, which the same command may complete
 

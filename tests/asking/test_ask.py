@@ -19,12 +19,12 @@ import sailkit
 from sailkit.asking.live import GrowingText
 from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import judged_results
+from sailkit.distributed import Processes
 from sailkit.evaluation.evidence import evidence_style_for
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample
 from sailkit.text import clean
-from sailkit.training.distributed import Processes
 from sailkit.training.flagging import _flags_of
 
 RESULTS = ["Bees make honey in a hive.", {"title": "Paris", "body": "The tower was finished in 1889."}]

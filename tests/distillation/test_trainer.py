@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from distillation.test_loss import plainly
 from distilled import END, PADDED, TOKENS, aims, rows, student, train_and_shard, trainer, weights
 from sailkit.distillation.records import Targets
-from sailkit.training.distributed import Processes
+from sailkit.distributed import Processes
 from training.test_distributed import HERE, finished, free_port
 
 TRAIN = rows(8)

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from sailkit.distributed import Processes
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.training.answering import answering
-from sailkit.training.distributed import Processes
 from small_rows import example
 
 

@@ -17,8 +17,8 @@ import pytest
 from safetensors.torch import load_file
 
 from sailkit.data.exports import example_row
+from sailkit.distributed import Processes
 from sailkit.records import SearchResult, TrainingExample
-from sailkit.training.distributed import Processes
 from sailkit.training.finetune import finetune
 
 pytest.importorskip("trl")

@@ -16,12 +16,12 @@ from sailkit.distillation.estimate import plan_distillation
 from sailkit.distillation.recipe import DistillationRecipe, read_distillation_recipe
 from sailkit.distillation.results import STUDENT, Distillation, DistillationPlan
 from sailkit.distillation.setup import Setup, check_run, set_up
+from sailkit.distributed import Processes, process_group
 from sailkit.files import jsonl
 from sailkit.models.base import is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.records import Method
-from sailkit.training.distributed import Processes, process_group
 from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.finetune import train
 from sailkit.training.publish import check_target

@@ -15,11 +15,11 @@ from sailkit.distillation.fidelity import add_flags, fidelity, means
 from sailkit.distillation.results import ANSWERS, CUT_MODEL, DATA, FIDELITY, PROMPTS, STUDENT, TARGETS
 from sailkit.distillation.setup import Setup, TeacherReach, open_cache, teacher_max_length
 from sailkit.distillation.teacher_answers import teacher_answers
+from sailkit.distributed import is_main_process
 from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions, is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.records import TrainingExample
-from sailkit.training.distributed import is_main_process
 from sailkit.training.finetune import Objective
 from sailkit.training.publish import data_cards
 from sailkit.training.recipe import Recipe

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sailkit.distributed import Processes
 from sailkit.models.batching import batch_by_length
 from sailkit.models.local import LocalModel
 from sailkit.prompts.sail import ExampleRenderer, RenderedExample, UnfitExampleError
 from sailkit.records import TrainingExample
-from sailkit.training.distributed import Processes
 from sailkit.training.flagging import distinct_prefixes
 
 MOST_ANSWERS = 10  # with more distinct responses, rows are not a classification task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from transformers import get_scheduler
 from trl import SFTConfig
 
+from sailkit.distributed import warn_of_idle_gpus
 from sailkit.errors import UserError
 from sailkit.models.weights import fast_in_bfloat16, pick_device
 from sailkit.training.checkpoints import CHECKPOINTS
@@ -83,12 +83,7 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
 def _on_one_gpu(args: Any) -> Any:
     """Use a single GPU unless a launcher started a process for each; Transformers would use DataParallel on all."""
     if args.n_gpu > 1:
-        warnings.warn(
-            f"{args.n_gpu} GPUs are visible, and one process uses one of them; "
-            "for all of them, start with  accelerate launch -m sailkit finetune ...",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        warn_of_idle_gpus(args.n_gpu, "finetune")
         args._n_gpu = 1
     return args
 

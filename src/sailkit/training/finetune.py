@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.data.exports import DROPPED
+from sailkit.distributed import Processes, is_main_process, process_group
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve
@@ -19,7 +20,6 @@ from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.rendering import html
 from sailkit.training import plots, publish
 from sailkit.training.checks import check_rows, require_gpu
-from sailkit.training.distributed import Processes, is_main_process, process_group
 from sailkit.training.effective import EFFECTIVE, effective_settings
 from sailkit.training.estimate import plan_training
 from sailkit.training.held_out import loss_change

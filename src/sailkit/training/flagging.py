@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from sailkit.distributed import Processes
 from sailkit.models.batching import batch_by_length
 from sailkit.models.local import LocalModel
 from sailkit.prompts.sail import MOST_VERIFIED, ExampleRenderer, UnfitExampleError, every_judgement
 from sailkit.records import SearchResult, TrainingExample, Verdict
-from sailkit.training.distributed import Processes
 
 
 def flagging(

@@ -11,6 +11,7 @@ import yaml
 
 from sailkit import __version__
 from sailkit.data.card import CARD
+from sailkit.distributed import is_main_process
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source, shipped
@@ -18,7 +19,6 @@ from sailkit.rendering import markdown
 from sailkit.rendering.model import Block, Group, Report, Section, Table, Text
 from sailkit.rendering.numbers import fact
 from sailkit.training import facts
-from sailkit.training.distributed import is_main_process
 from sailkit.training.recipe import Recipe
 
 MODEL_CARD = "README.md"

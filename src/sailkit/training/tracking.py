@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sailkit.distributed import is_main_process
 from sailkit.errors import UserError, missing_extra, nearest
-from sailkit.training.distributed import is_main_process
 
 FOLDER = "tracking"
 EXTRA = ("tensorboard", "trackio", "wandb")  # installed by the extra `track`; other trackers of Transformers work too

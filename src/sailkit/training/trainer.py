@@ -16,13 +16,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
+from sailkit.distributed import Processes
 from sailkit.errors import UserError, nearest
 from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
 from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
-from sailkit.training.distributed import Processes
 from sailkit.training.inference import inference
 from sailkit.training.loading import add_adapters_in_float32, keep_adapters_in_float32, use_fast_attention
 from sailkit.training.loss_weights import LossWeights

@@ -1,4 +1,4 @@
-"""Coordinate the processes of distributed training: the main process, sharded work, and errors that end all of them.
+"""Coordinate the processes of a launcher: the main process, sharded work, and errors that end all of them.
 
 `broadcast`, `gather`, `raise_if_any` and `raise_together` are collective: every process has to call them in the same
 order. If one skips a call, for example by raising an error alone, the others wait until they time out.
@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,22 @@ _TIMEOUT = timedelta(hours=2)  # one process may load or save a large model whil
 def is_main_process() -> bool:
     """Whether this is the main process, the only one of a launcher's processes that prints and writes."""
     return os.environ.get("RANK", "0") in ("", "0")
+
+
+def warn_of_idle_gpus(visible: int, verb: str) -> None:
+    """Warn that a process that no launcher started uses a single GPU, if more are visible.
+
+    Args:
+        visible: Number of visible GPUs.
+        verb: The verb to start on all of them.
+    """
+    if visible > 1:
+        warnings.warn(
+            f"{visible} GPUs are visible, and one process uses one of them; "
+            f"for all of them, start with  accelerate launch -m sailkit {verb} ...",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
