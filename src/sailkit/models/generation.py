@@ -51,7 +51,7 @@ def _continue(
     regime = model.lengths.regime(len(rows[0].ids))
     outgrown: list[int] = []
     if model.shared and not regime:
-        cache, inputs, positions, mask = model.shared_prefix.prepare(rows, [])
+        cache, inputs, positions, mask = model.shared_prefix.prepare(rows, [], continues=True)
         keep = mask[:, 0, -1] == 0
     else:
         inputs, keep, positions = model.shared_prefix.left_pad([row.ids for row in rows])

@@ -9,10 +9,20 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from sailkit.prompts.render import Rendered
 
 _CACHED_PREFIXES = 4
+
+
+class _PrefixLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a prefix; those of later tokens are returned to the attention but not stored."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
 
 
 class SharedPrefix:
@@ -53,7 +63,7 @@ class SharedPrefix:
         Returns:
             Logits of shape (prompts, nodes, vocabulary), and the node of each prefix; node 0 is the empty prefix.
         """
-        nodes = sorted({answer[:n] for answer in answers for n in range(1, len(answer))}, key=lambda n: (len(n), n))
+        nodes = tree_nodes(tuple(answers))
         cache, inputs, positions, mask = self.prepare(batch, nodes)
         logits = self.model(
             input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache,
@@ -62,13 +72,14 @@ class SharedPrefix:
         return logits, {(): 0} | {node: i + 1 for i, node in enumerate(nodes)}
 
     def prepare(
-        self, batch: Sequence[Rendered], nodes: Sequence[tuple[int, ...]]
+        self, batch: Sequence[Rendered], nodes: Sequence[tuple[int, ...]], *, continues: bool = False
     ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs of a forward pass over a batch: the cache of the shared prefix, the rest of the prompts, the tree.
 
         Args:
             batch: n prompts.
             nodes: t answer prefixes, the shorter ones first.
+            continues: Whether more passes follow. If not, the cache does not store the keys and values of the pass.
 
         Returns:
             Cache of h shared tokens or None; ids (n, m + t), left-padded; positions (n, m + t); additive mask
@@ -92,7 +103,8 @@ class SharedPrefix:
         mask = torch.zeros(attends.shape, dtype=self.dtype, device=self.device).masked_fill_(
             ~attends, torch.finfo(self.dtype).min
         )
-        cache = self._expand(self._cached_prefix(batch[0].ids[:head]), n) if head else None
+        layer = DynamicLayer if continues else _PrefixLayer
+        cache = _expand(self._cached_prefix(batch[0].ids[:head]), n, layer) if head else None
         return cache, torch.cat([inputs, tree_ids], 1), positions, mask[:, None]
 
     def left_pad(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -120,17 +132,29 @@ class SharedPrefix:
         out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True, logits_to_keep=1)
         return getattr(out, "past_key_values", None)
 
-    @staticmethod
-    def _expand(cache: Any, rows: int) -> Any:
-        """Expand a cache of one row to many rows, as a view; nothing is copied until the next pass appends to it."""
-        expanded = copy.copy(cache)
-        expanded.layers = [copy.copy(layer) for layer in cache.layers]
-        for layer in expanded.layers:
-            layer.keys, layer.values = (
-                layer.keys.expand(rows, -1, -1, -1),
-                layer.values.expand(rows, -1, -1, -1),
-            )
-        return expanded
+
+def _expand(cache: Any, rows: int, kind: type[DynamicLayer]) -> Any:
+    """Expand a cache of one row to many rows, as a view; nothing is copied until the next pass appends to it.
+
+    Args:
+        cache: The cache of a prefix.
+        rows: Number of rows.
+        kind: The class of its layers, which decides whether they store what the next pass appends.
+    """
+    expanded = copy.copy(cache)
+    expanded.layers = []
+    for layer in cache.layers:
+        expanded.layers.append(row := kind())
+        vars(row).update(vars(layer))
+        row.keys, row.values = (tensor.expand(rows, -1, -1, -1) for tensor in (layer.keys, layer.values))
+    return expanded
+
+
+@lru_cache(maxsize=64)
+def tree_nodes(answers: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """The proper prefixes of answers, the shorter ones first: the nodes of their tree, without the root."""
+    prefixes = {answer[:n] for answer in answers for n in range(1, len(answer))}
+    return tuple(sorted(prefixes, key=lambda prefix: (len(prefix), prefix)))
 
 
 @lru_cache(maxsize=64)
