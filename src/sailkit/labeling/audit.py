@@ -33,7 +33,7 @@ from sailkit.tasks.task import in_first_half, in_first_part
 @checked
 def audit(
     *,
-    data: Path | None = None,
+    data: list[Path] | None = None,
     labeler: list[str] | None = None,
     out: Path,
     task: str | None = None,
@@ -51,12 +51,12 @@ def audit(
     (FEVER), passages of other claims are added as distracting: near misses by BM25, and random ones.
 
     Without labelers, baselines that cannot have checked a claim (claim alone, search results alone, lengths, sources)
-    predict the labels of a task or of a built folder, out of fold, beside models that were measured on the task.
+    predict the labels of a task or of built folders, out of fold, beside models that were measured on the task.
 
     Args:
         data: Climate-FEVER's JSONL, Factcheck-GPT's claim-evidence-stance JSONL, claims in the form of the task fever,
             or any table (see judgement-column). Without labelers: the task's data, or a run folder of build or
-            build-task.
+            build-task; repeated for several folders, which are audited as one mixture.
         labeler: similarity, overlap, entailment:MODEL, judge:MODEL; repeated for several.
         out: The run folder; a stopped run is continued.
         task: Without labelers: a built-in task or a YAML file, unless data is a run folder.
@@ -75,10 +75,10 @@ def audit(
     """
     at_least_one(limit=limit)
     if not labeler:
-        return audit_shortcuts(data=data, task=task, models=model_runs or (), out=out, seed=seed, limit=limit)
-    if data is None or task or model_runs:
+        return audit_shortcuts(data=data or (), task=task, models=model_runs or (), out=out, seed=seed, limit=limit)
+    if data is None or len(data) > 1 or task or model_runs:
         raise UserError("with `labeler`, give human judgements as `data`, and neither `task` nor `model_runs`")
-    human = read_judgements(data, columns)
+    human = read_judgements(data[0], columns)
     names = list(dict.fromkeys(labeler))
     share = max([0.5, *(_fitted_share(name, human, seed) for name in names)])
     people = _unseen(_first_claims(human.pairs, limit), seed, share)
@@ -87,7 +87,7 @@ def audit(
         people = [pair for half in halves for pair in with_negatives(half, seed)]
     choosing = np.array([in_first_half(pair.claim, seed) for pair in people])
     if choosing.all() or not choosing.any():
-        raise UserError(f"{data}: too few claims to choose a threshold on one half and report on the other")
+        raise UserError(f"{data[0]}: too few claims to choose a threshold on one half and report on the other")
     dates = (runs.setting_of(out / score_folder(name), "labeler", "date") for name in names)
     options = replace(options, date=options.date or next(filter(None, dates), None))
     for name in names:

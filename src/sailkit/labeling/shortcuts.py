@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class ShortcutAudit(Result):
 
     Attributes:
         folder: The run's folder.
-        data: The task, or the folder of the built data.
+        data: The task, or the folders of the built data.
         n: Number of items.
         labels: Label -> number of items.
         baselines: Target -> its baselines. The target is `label` for a task; `answer` and `judgement` for built data.
@@ -153,13 +153,13 @@ def baseline_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def audit_shortcuts(
-    *, data: Path | None, task: str | None, models: Sequence[Path], out: Path, seed: int, limit: int | None
+    *, data: Sequence[Path], task: str | None, models: Sequence[Path], out: Path, seed: int, limit: int | None
 ) -> ShortcutAudit:
-    """Audit a task's data, or a folder of `build` or `build-task`.
+    """Audit a task's data, or folders of `build` and `build-task` as one mixture.
 
     Args:
-        data: The task's data, or the folder.
-        task: The task; None for a folder.
+        data: The task's data, or the folders.
+        task: The task; None for folders.
         models: Run folders of `evaluate` on the task, to compare with the baselines.
         out: The run folder.
         seed: Seed of sample, folds and bootstrap.
@@ -171,11 +171,13 @@ def audit_shortcuts(
     encode = _encoder()
     settings: dict[str, Any]
     if task is None:
-        rows = _built_rows(data, models)[:limit]
-        settings = {"data_sha256": jsonl.file_fingerprint([Path(str(data)) / _TRAIN])}
+        rows = built_rows(data, models)[:limit]
+        settings = {"data_sha256": jsonl.file_fingerprint([folder / _TRAIN for folder in data])}
     else:
+        if len(data) > 1:
+            raise UserError("give the data of a `task` as one file or folder")
         chosen = load_task(task)
-        dataset = chosen.load(data)
+        dataset = chosen.load(data[0] if data else None)
         examples = dataset.examples[:limit]
         settings = {"task": chosen.name, "data_sha256": dataset.fingerprint}
     settings |= {"seed": seed, "limit": limit, "minilm": encode is not None, "models": [str(path) for path in models]}
@@ -183,7 +185,9 @@ def audit_shortcuts(
         if task is None:
             baselines = training_baselines(rows, seed, encode)
             labels = dict(sorted(Counter(row.response for _, row in rows).items())) if "answer" in baselines else {}
-            result = ShortcutAudit(out, str(data), len(rows), labels, baselines, (), _flags(baselines, ()))
+            result = ShortcutAudit(
+                out, " + ".join(map(str, data)), len(rows), labels, baselines, (), _flags(baselines, ())
+            )
         else:
             predictions = {str(path): _predictions(path, chosen.name) for path in models}
             needed = {prediction.id for rows_of in predictions.values() for prediction in rows_of}
@@ -218,25 +222,43 @@ def _encoder() -> Encode | None:
     return encode
 
 
-def _built_rows(folder: Path | None, models: Sequence[Path]) -> list[tuple[str, TrainingExample]]:
-    """The training examples of a built folder, each with its group."""
-    if folder is None or not (folder / _CARD).is_file():
+def built_rows(folders: Sequence[Path], models: Sequence[Path] = ()) -> list[tuple[str, TrainingExample]]:
+    """The training examples of built folders, each with its group.
+
+    Raises:
+        UserError: A folder was not written by `build` or `build-task`, or models are given.
+    """
+    missing = [folder for folder in folders if not (folder / _CARD).is_file()]
+    if missing or not folders:
         raise UserError(
-            "`data` should be a run folder of build or build-task, or the data of a `task`; to measure labelers, name "
-            "them with `labeler`" + ("" if folder is None else f" ({folder} is no such folder)")
+            "`data` should be run folders of build or build-task, or the data of a `task`; to measure labelers, name "
+            "them with `labeler`" + (f" ({missing[0]} is no such folder)" if missing else "")
         )
     if models:
         raise UserError("`model_runs` are compared on the data of a `task`")
-    of_task = runs.read_manifest(folder)["stage"] == "build-task"
-    path = folder / _TRAIN
-    rows = (parse_row(TrainingExample, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path))
-    if not of_task:
-        return by_question(rows)
+    of_task: list[tuple[str, TrainingExample]] = []
+    others: list[TrainingExample] = []
+    for number, folder in enumerate(folders):
+        path = folder / _TRAIN
+        rows = [parse_row(TrainingExample, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path)]
+        groups = _groups(folder, rows) if runs.read_manifest(folder)["stage"] == "build-task" else None
+        if len(folders) > 1:  # ids stay unique, and data sets of one task share their groups
+            rows = [replace(row, id=f"{number}/{row.id}") for row in rows]
+            groups = groups and [f"{runs.setting_of(folder, 'task')} {group}" for group in groups]
+        if groups is None:
+            others += rows
+        else:
+            of_task += zip(groups, rows, strict=True)
+    return of_task + by_question(others)
+
+
+def _groups(folder: Path, rows: Sequence[TrainingExample]) -> list[str]:
+    """The group of each row that `build-task` wrote."""
     if (folder / GROUPS).exists():
         groups = jsonl.read_json(folder / GROUPS)
-        return [(groups[row.id], row) for row in rows]
+        return [groups[row.id] for row in rows]
     runs.notice(f"{folder} does not record the groups of its examples: similar claims may be in different folds")
-    return [(original_id(row.id.rsplit("/", 2)[0]), row) for row in rows]  # rows are named EXAMPLE/LABEL/COPY
+    return [original_id(row.id.rsplit("/", 2)[0]) for row in rows]  # rows are named EXAMPLE/LABEL/COPY
 
 
 def _predictions(folder: Path, task: str) -> list[Prediction]:

@@ -63,20 +63,22 @@ def _answers(rows: Sequence[tuple[str, TrainingExample]], seed: int) -> list[Sho
 
 
 def _judgements(rows: Sequence[tuple[str, TrainingExample]]) -> list[ShortcutItem]:
-    """The judgement of each search result, without its question.
+    """The judgement of each search result, with the question beside which it is shown.
 
-    Groups are passages that overlap: a passage is informative for its own claims and distracting for others, and both
-    have to be in the same fold and in the same sample.
+    How a question is worded must not tell the judgement: in a mixture of data sets, one may show distracting results
+    only beside questions that offer "Undecided" as an answer. Groups are passages that overlap: a passage is
+    informative for its own claims and distracting for others, and both have to be in the same fold and in the same
+    sample.
     """
     judged = [
-        (f"{row.id}/{index}", verdict, result)
+        (f"{row.id}/{index}", verdict, _question(row), result)
         for _, row in rows
         for index, (result, verdict) in enumerate(zip(row.results, row.judgements, strict=bool(row.judgements)))
     ]
     groups = overlap_groups([[result.body] for *_, result in judged])
     return [
-        ShortcutItem(name, verdict, str(group), "", (result,))
-        for (name, verdict, result), group in zip(judged, groups, strict=True)
+        ShortcutItem(name, verdict, str(group), question, (result,))
+        for (name, verdict, question, result), group in zip(judged, groups, strict=True)
     ]
 
 
