@@ -126,7 +126,7 @@ def test_embeddings_are_used_if_they_are_installed(tmp_path):
 @pytest.mark.usefixtures("without_encoder")
 def test_what_does_not_fit_is_one_line(model_run, tmp_path):
     with pytest.raises(
-        UserError, match=r"`data` should be a run folder of build or build-task, or the data of a `task`"
+        UserError, match=r"`data` should be run folders of build or build-task, or the data of a `task`"
     ):
         audit(data=tmp_path, out=tmp_path / "out")
     with pytest.raises(UserError, match="with `labeler`, give human judgements as `data`"):

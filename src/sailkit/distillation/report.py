@@ -40,7 +40,8 @@ from sailkit.rendering.model import (
 from sailkit.rendering.numbers import capitalised, change, fact, listed, machine
 from sailkit.stats.intervals import Estimate
 from sailkit.training import facts
-from sailkit.training.report import ALL_SETTINGS, curves, read_cards, steps_of
+from sailkit.training.data_cards import read_cards
+from sailkit.training.report import ALL_SETTINGS, curves, steps_of
 from sailkit.training.samples_file import sample_blocks
 
 _TARGETS = {

@@ -20,8 +20,8 @@ from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions, is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.records import TrainingExample
+from sailkit.training.data_cards import data_cards
 from sailkit.training.finetune import Objective
-from sailkit.training.publish import data_cards
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import MODEL
 from sailkit.training.tokenise import Prepared, no_held_out_warning, prepare, read_data
@@ -75,7 +75,7 @@ def write_data(setup: Setup) -> bool:
     folder.mkdir(exist_ok=True)
     for name, part in ((TRAIN, rows), (HELD_OUT, setup.measured)):
         jsonl.write_rows(folder / name, map(example_row, setup.in_student_style(part)))
-    cards = data_cards(setup.recipe.student.data)
+    cards = data_cards((*setup.recipe.student.curriculum, *setup.recipe.student.data))
     if len(cards) == 1 and cards[0]["card"]:
         jsonl.write_json(folder / CARD, cards[0]["card"])
     return in_order

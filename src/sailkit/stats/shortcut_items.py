@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sailkit.records import Example, TrainingExample
@@ -40,6 +41,17 @@ def training_baselines(
     targets = {"answer": _answers(rows, seed), "judgement": sampled(_judgements(rows), seed)}
     baselines = {target: shortcut_baselines(items, seed, encode) for target, items in targets.items()}
     return {target: rows_of for target, rows_of in baselines.items() if rows_of}
+
+
+def question_baselines(rows: Sequence[tuple[str, TrainingExample]], seed: int = 0) -> list[ShortcutBaseline]:
+    """The baselines that predict a result's judgement from the question alone; none if the rows do not allow any.
+
+    Args:
+        rows: As in `training_baselines`.
+        seed: Seed of the folds and the bootstrap.
+    """
+    items = [replace(item, results=()) for item in sampled(_judgements(rows), seed)]
+    return [baseline for baseline in shortcut_baselines(items, seed) if baseline.view == "claim"]
 
 
 def by_question(rows: Iterable[TrainingExample]) -> list[tuple[str, TrainingExample]]:

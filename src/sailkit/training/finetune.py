@@ -18,7 +18,7 @@ from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.rendering import html
-from sailkit.training import plots, publish
+from sailkit.training import data_cards, plots, publish
 from sailkit.training.checks import check_rows, require_gpu
 from sailkit.training.effective import EFFECTIVE, effective_settings
 from sailkit.training.estimate import plan_training
@@ -32,7 +32,6 @@ from sailkit.training.tracking import tracking
 
 BASE_FIGURES = "base.json"  # held-out figures of the model before training
 PLOTS = "plots"
-DATA_CARDS = "data.json"  # copies of the data cards of the training data
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,8 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
     start = time.monotonic()
     with tracking(args.report_to, run.folder, run.identity):
         with processes.raise_together():
+            if processes.is_main:
+                data_cards.write_cards(run, (*recipe.curriculum, *recipe.data))
             trainer = _trainer(setup, run)
             if processes.is_main:
                 run.describe(EFFECTIVE, effective_settings(trainer, recipe, processes.count))
@@ -317,8 +318,7 @@ def _result(setup: _Setup, run: runs.Run, trainer: Any, seconds: float) -> Train
 def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any] | None, result: TrainingRun) -> None:
     """Write the model folder, plots, and finally metrics.json, which marks the run as finished."""
     recipe, figures = setup.recipe, result.to_json()
-    cards = publish.data_cards((*recipe.curriculum, *recipe.data))
-    jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
+    cards = data_cards.read_cards(run.folder)
     save_model(
         run.path(MODEL),
         trainer.accelerator.unwrap_model(trainer.model),
@@ -326,7 +326,7 @@ def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any
         recipe,
         weights=weights,
         styles=sorted({example.style for example in setup.train.examples}),
-        tasks=publish.trained_tasks(cards),
+        tasks=data_cards.trained_tasks(cards),
         base_sha256=run.manifest["settings"]["weights_sha256"],
         card=publish.model_card(recipe, setup.source, figures, cards, run.manifest),
     )

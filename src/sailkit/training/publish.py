@@ -10,10 +10,8 @@ from typing import Any
 import yaml
 
 from sailkit import __version__
-from sailkit.data.card import CARD
 from sailkit.distributed import is_main_process
 from sailkit.errors import UserError
-from sailkit.files import jsonl
 from sailkit.models.sources import EMBEDDED, EMBEDDED_HUB, Source, shipped
 from sailkit.rendering import markdown
 from sailkit.rendering.model import Block, Group, Report, Section, Table, Text
@@ -41,22 +39,6 @@ answer = sailkit.ask("Who makes honey?", model="FOLDER OR OWNER/NAME OF THIS MOD
 print(answer)  # the search results with the model's flags and their probabilities, then its answer
 ```
 """
-
-
-def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the data cards that build wrote; `card` is None for data without one."""
-    files = ((path, Path(path) / CARD) for path in paths)
-    return [{"data": path, "card": jsonl.read_json(file) if file.is_file() else None} for path, file in files]
-
-
-def trained_tasks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of tasks from which `build-task` drew the rows of data cards, so that evaluate can tell their items."""
-    drawn = [card["card"] for card in cards if card["card"] and "task" in card["card"]]
-    tasks = [
-        {name: of.get(name) for name in ("task", "data_sha256", "half")} | {"first_share": of.get("first_share", 0.5)}
-        for of in drawn
-    ]
-    return [task for index, task in enumerate(tasks) if task not in tasks[:index]]
 
 
 def model_card(

@@ -29,7 +29,7 @@ from sailkit.rendering.model import (
 from sailkit.rendering.numbers import change, fact, figure, machine, signed
 from sailkit.stats.intervals import LEAST_ROWS, LEAST_UNITS, read_estimates
 from sailkit.training import facts, plots
-from sailkit.training.finetune import DATA_CARDS
+from sailkit.training.data_cards import read_cards
 from sailkit.training.held_out import hardest_rows
 from sailkit.training.results import HISTORY, MergedModel, TrainingPlan, TrainingRun
 from sailkit.training.samples_file import sample_blocks
@@ -189,17 +189,6 @@ def _logged(folder: Path, name: str) -> plots.Logged:
     history = [row for _, row in jsonl.read_rows(folder / HISTORY)] if (folder / HISTORY).exists() else []
     metrics = folder / runs.METRICS
     return plots.Logged(history, jsonl.read_json(metrics) if metrics.exists() else {}, name)
-
-
-def read_cards(folder: Path) -> list[dict[str, Any]]:
-    """Read the data cards that a training run kept.
-
-    Args:
-        folder: The folder of the training run.
-    """
-    path = folder / DATA_CARDS
-    cards: list[dict[str, Any]] = jsonl.read_json(path)["data"] if path.exists() else []
-    return cards
 
 
 def _hardest(folder: Path) -> list[Text | Table]:

@@ -14,8 +14,9 @@ from sailkit.rendering.commands import command_blocks
 from sailkit.rendering.model import Bullets, Cell, Facts, Group, Headline, Report, Row, Section, Table, Text
 from sailkit.rendering.numbers import capitalised, fact, listed, signed
 from sailkit.training import facts
+from sailkit.training.data_cards import read_cards
 from sailkit.training.held_out import loss_difference
-from sailkit.training.report import ALL_SETTINGS, PROVENANCE, curves, headline, read_cards
+from sailkit.training.report import ALL_SETTINGS, PROVENANCE, curves, headline
 from sailkit.training.results import TrainingRun
 
 

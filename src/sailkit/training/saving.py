@@ -35,7 +35,7 @@ def save_model(
         recipe: The recipe.
         weights: The full weights if they are sharded over processes, else None.
         styles: Styles of the training data, sorted.
-        tasks: The parts of tasks from which the training data were drawn; see `publish.trained_tasks`.
+        tasks: The parts of tasks from which the training data were drawn; see `data_cards.trained_tasks`.
         base_sha256: Fingerprint of the base's weights, kept beside adapters.
         card: The model card.
     """
