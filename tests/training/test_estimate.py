@@ -198,7 +198,7 @@ def test_a_gguf_file_is_planned_for_without_being_unpacked(data, monkeypatch, tm
     found = plan_training(read_recipe(None, {"model": "smollm2-135m", "data": [str(data)], "style": "chat"})).to_json()
     assert found["parameters"] == 134_515_008
     assert not found["tokens_estimated"]
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_a_run_with_nothing_held_out_says_so_before_it_trains(shared, data, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -119,3 +120,13 @@ def test_several_data_sets_in_one_style(tmp_path, tokenizer):
     assert held_out_of([str(tmp_path / "a"), str(tmp_path / "b")]) == (str(tmp_path / "b"),)
     changed = prepare([replace(SEALS, response="Squid.")], tokenizer, 512)
     assert changed.fingerprint() != prepare([SEALS], tokenizer, 512).fingerprint()
+
+
+def test_tokenising_many_examples_shows_progress(tokenizer, monkeypatch, capsys):
+    clock = itertools.count(0, 3)  # seconds; a bar is shown for what takes longer than a few
+    monkeypatch.setenv("SAILKIT_PROGRESS", "on")
+    monkeypatch.setattr("sailkit.console.time.monotonic", lambda: next(clock))
+    prepare([SEALS] * 999, tokenizer, 512)
+    assert capsys.readouterr().err == ""
+    prepare([SEALS] * 1000, tokenizer, 512)
+    assert "tokenising: 1000/1000" in capsys.readouterr().err

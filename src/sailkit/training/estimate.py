@@ -13,6 +13,7 @@ from sailkit.errors import UserError
 from sailkit.models.sources import outline
 from sailkit.prompts.sail import as_text, completion, prompt_parts, user_turn
 from sailkit.records import TrainingExample
+from sailkit.training.common_settings import step_settings
 from sailkit.training.memory import count_parameters, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import TrainingPlan
@@ -49,8 +50,6 @@ def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers
     Raises:
         UserError: The recipe or its data are wrong so that the run would fail.
     """
-    from sailkit.training.arguments import sft_config
-
     missing: list[str] = []
     config, tokenizer = config_and_tokenizer(recipe.model, missing)
     train = lengths(training_rows(recipe), tokenizer, recipe.max_length)
@@ -61,7 +60,7 @@ def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers
         held_out = lengths(examples, tokenizer, recipe.max_length, held_out=True)
     else:
         missing.append(no_held_out_warning(recipe))
-    args = sft_config(recipe, Path(), held_out=held_out is not None)
+    args = _arguments(recipe, held_out=held_out is not None)
     rows = _packed_rows(train.tokens, recipe.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(rows, args)
     epochs = steps["steps"] / steps["steps_per_epoch"]
@@ -85,6 +84,15 @@ def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers
         missing=missing,
     )
     return plan if config is None else replace(plan, **_sizes(recipe, config, train, args, layers))
+
+
+def _arguments(recipe: Recipe, *, held_out: bool) -> Any:
+    """The SFTConfig of a recipe, or the part of it that a dry run reads, if that is known without importing TRL."""
+    if not recipe.patience and (settings := step_settings(recipe.training, recipe.step)):
+        return settings
+    from sailkit.training.arguments import sft_config
+
+    return sft_config(recipe, Path(), held_out=held_out)
 
 
 def _sizes(recipe: Recipe, config: Any, train: Lengths, args: Any, layers: int | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import math
 import typing
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sailkit.errors import UserError, nearest, required_extra
+from sailkit.training.common_settings import LORA, TRAINING, common_settings
 
 # Settings of TRL that the rest of sailkit depends on -> why they cannot be set.
 _FIXED_IN_TRL = {
@@ -62,9 +64,12 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: An unknown key, one that cannot be set, or a wrong value.
     """
-    with required_extra("finetune", "fine-tuning"):
-        from trl import SFTConfig
-    types = _types_of(SFTConfig) | {"max_length": int, "bf16": bool | Literal["auto"]}
+    if common_settings(training):
+        types = {name: kind for name, (kind, _) in TRAINING.items()}
+    else:
+        with required_extra("finetune", "fine-tuning"):
+            from trl import SFTConfig
+        types = _types_of(SFTConfig) | {"max_length": int, "bf16": bool | Literal["auto"]}
     _check_values(training, types, where, _FIXED_IN_TRL)
     for key, least in _LEAST.items():
         if training.get(key, least) < least:
@@ -77,9 +82,13 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
 
 def check_lora(lora: Mapping[str, Any], where: str) -> None:
     """Check settings for peft's LoraConfig; see `check_training`."""
-    with required_extra("finetune", "fine-tuning with LoRA"):
-        from peft import LoraConfig
-    _check_values(lora, _types_of(LoraConfig), where, _FIXED_IN_PEFT)
+    if lora.keys() <= LORA.keys() and importlib.util.find_spec("peft"):
+        types = dict(LORA)
+    else:
+        with required_extra("finetune", "fine-tuning with LoRA"):
+            from peft import LoraConfig
+        types = _types_of(LoraConfig)
+    _check_values(lora, types, where, _FIXED_IN_PEFT)
 
 
 def check_quantization(quantization: Mapping[str, Any], where: str) -> None:

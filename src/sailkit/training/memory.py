@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sailkit.errors import UserError
+from sailkit.training import decoders
 from sailkit.training.recipe import Recipe
 
 # Optimizer of transformers -> bytes of state per trained parameter; the default is AdamW's.
@@ -30,7 +31,7 @@ class ParameterCounts:
 
 
 def count_parameters(config: Any, recipe: Recipe) -> ParameterCounts:
-    """Count parameters on torch's meta device, without allocating them.
+    """Count parameters: from the config of a common decoder, else on torch's meta device, without allocating them.
 
     Args:
         config: The model's config.
@@ -39,6 +40,13 @@ def count_parameters(config: Any, recipe: Recipe) -> ParameterCounts:
     Raises:
         UserError: The adapters do not fit the model.
     """
+    if counted := decoders.count(config, recipe.lora):
+        total, trainable, linear = counted
+        return ParameterCounts(total, trainable, linear if recipe.quantization else 0)
+    return _count_on_meta(config, recipe)
+
+
+def _count_on_meta(config: Any, recipe: Recipe) -> ParameterCounts:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sailkit import runs
 from sailkit.data.exports import HELD_OUT, TRAIN, read_examples
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -17,6 +18,7 @@ from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
 
 IGNORED = -100  # the label of a token that is not supervised
+_MANY = 1000  # examples whose tokenisation takes so long that progress is shown
 NO_TOKENS = "the tokenizer makes no token of its completion"
 
 
@@ -157,6 +159,14 @@ def training_rows(recipe: Recipe) -> list[TrainingExample]:
     return unique_ids([*read_data(recipe.curriculum, style=recipe.style), *rows])
 
 
+def _with_progress(examples: Sequence[TrainingExample]) -> Iterator[TrainingExample]:
+    """Show progress while many examples are tokenised."""
+    with runs.progress("tokenising", len(examples) if len(examples) >= _MANY else 0) as tick:
+        for example in examples:
+            yield example
+            tick()
+
+
 def prepare(
     examples: Sequence[TrainingExample],
     tokenizer: Any,
@@ -182,7 +192,7 @@ def prepare(
     renderer = ExampleRenderer(tokenizer, date)
     kept, ids, labels, verification, dropped = [], [], [], [], []
     cut_tokens = headings_left = 0
-    for example in examples:
+    for example in _with_progress(examples):
         if not example.response.strip():
             dropped.append({"id": example.id, "reason": "no response"})
             continue
