@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -46,10 +47,39 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        **({"gpus": cards} if (cards := gpus()) else {}),
         "git_revision": _git_revision(),
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **({"command": _COMMAND.get()} if _COMMAND.get() else {}),
     }
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The visible CUDA devices, on which values in 16 bits depend; empty if this process has not imported torch."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    driver = _driver()
+    cards = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
+    return [
+        {
+            "name": card.name,
+            "compute_capability": f"{card.major}.{card.minor}",
+            "memory": card.total_memory,
+            "cuda": torch.version.cuda,
+            "driver": driver,
+        }
+        for card in cards
+    ]
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, which torch does not tell; None if it cannot be read."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.split("\n")[0].strip() or None
+    return None
 
 
 def _git_revision() -> str | None:
