@@ -52,6 +52,7 @@ GUIDES = {
     "runs": "pipeline.md",
     "recipes": "pipeline.md",
     "samples": "tutorial.md",
+    "doctor": "doctor.md",
 }
 
 # A picture, script, style sheet or font from another host.

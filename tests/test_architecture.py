@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "training",
     "distillation asking",
-    "signatures help overview catalog reporting steps journal pipeline cli testing __main__",
+    "signatures help overview catalog diagnosis reporting steps journal pipeline cli testing __main__",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 

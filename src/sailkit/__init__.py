@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sailkit.data.build_task import build_task as build_task
     from sailkit.data.results import BuiltTask as BuiltTask
     from sailkit.data.results import TrainingData as TrainingData
+    from sailkit.diagnosis import Diagnosis as Diagnosis
+    from sailkit.diagnosis import doctor as doctor
     from sailkit.distillation.distill import distill as distill
     from sailkit.distillation.load import TeacherModelOptions as TeacherModelOptions
     from sailkit.distillation.results import Distillation as Distillation
@@ -84,6 +86,7 @@ _MODULES = {
     "data.build": "build",
     "data.build_task": "build_task",
     "data.results": "BuiltTask TrainingData",
+    "diagnosis": "Diagnosis doctor",
     "distillation.distill": "distill",
     "distillation.results": "Distillation DistillationPlan",
     "distillation.teacher_cache": "teacher_cache TeacherCache",

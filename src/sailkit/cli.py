@@ -24,6 +24,7 @@ from sailkit.asking.live import LiveAnswer
 from sailkit.asking.serve import serve
 from sailkit.catalog import recipes, samples
 from sailkit.console import clean_streams, console, show_traceback
+from sailkit.diagnosis import Diagnosis, doctor
 from sailkit.distributed import is_main_process
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -56,6 +57,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "runs": reporting.list_runs,
     "recipes": recipes,
     "samples": samples,
+    "doctor": doctor,
 }
 
 
@@ -85,6 +87,8 @@ def _command(stage: Callable[..., Any]) -> Callable[..., None]:
             sys.stdout.flush()
             runs.notice(f"sailkit: unfinished: {remaining}")
             sys.exit(_UNFINISHED)
+        if isinstance(returned, Diagnosis) and not returned.complete:
+            sys.exit(1)
 
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=JsonFlag)
     return functools.update_wrapper(command, for_command_line(stage, flag))

@@ -20,7 +20,7 @@ VERB_GROUPS: Mapping[str, Sequence[str]] = {
     "Distillation": ("teacher-cache", "distill"),
     "Measuring": ("evaluate", "rescore", "compare", "report"),
     "Answering": ("ask", "demo", "serve"),
-    "Pipelines": ("run", "runs", "recipes", "samples"),
+    "Pipelines": ("run", "runs", "recipes", "samples", "doctor"),
 }
 
 FLAG_GROUPS: Mapping[str, Sequence[str]] = {
@@ -158,6 +158,7 @@ EXAMPLES: Mapping[str, str] = {
     "runs": "sailkit runs runs/",
     "recipes": "sailkit recipes quickstart --to .",
     "samples": "sailkit samples --to data/",
+    "doctor": "sailkit doctor",
 }
 
 # Cyclopts takes only one object for each group.
