@@ -148,7 +148,7 @@ def errors(projection, teacher, student, sentences, kept):
         cached = teacher_row(tokens, lists, kept)
         targets = projection.targets(cached, teacher.stream(words), student.stream(words))
         sums = np.zeros(4)
-        for ideal, target in zip(ideals, targets, strict=True):
+        for ideal, target in zip(ideals, targets.unpack(), strict=True):
             sums[3] += 1
             if target.kind != NONE:
                 listed = sum(abs(ideal.get(token, 0.0) - p) for token, p in target.probs.items())

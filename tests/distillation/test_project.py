@@ -14,8 +14,9 @@ import tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from sailkit.distillation.align import ByteStream, Vocabulary, byte_stream
-from sailkit.distillation.project import Projection, Target, collect
+from sailkit.distillation.project import Projection, RowTargets, Target, collect
 from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, TeacherRow
+from slow_projection import SlowProjection
 
 SLOTS = [
     ["The glacier", "Scientists", "The information", "An unbelievable hypothesis", "Dr. Okonkwo", "北京的科学家"],
@@ -114,7 +115,7 @@ def variation(grammar: Grammar, teacher: Side, student: Side, projection: Projec
     found = []
     for i in places:
         targets = projection.targets(teacher_row(teacher, i), *both(grammar, teacher, student, i))
-        for n, target in enumerate(targets):
+        for n, target in enumerate(targets.unpack()):
             if target.kind != NONE:
                 ideal = student.following[student.rows[i][:n]]
                 keys = ideal.keys() | target.probs.keys()
@@ -180,13 +181,43 @@ def test_all_targets_are_distributions_and_end_with_the_students_end(grammar, pa
     teacher, student = pair
     projection = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]))
     for i in grammar.draw(40, seed=3):
-        found = projection.targets(teacher_row(teacher, i), *both(grammar, teacher, student, i))
+        found = projection.targets(teacher_row(teacher, i), *both(grammar, teacher, student, i)).unpack()
         for target in found:
             assert sum(target.probs.values()) + target.tail == pytest.approx(1, abs=1e-9)
             assert all(0 <= p <= 1 + 1e-9 for p in target.probs.values())
         last = found[-1]
         assert last.kind == ALIGNED
         assert last.probs[student.end] == pytest.approx(teacher.following[teacher.rows[i][:-1]][teacher.end])
+
+
+def _truncated(row: TeacherRow, k: int) -> TeacherRow:
+    """A row with its k likeliest tokens in half precision, as a cache keeps it."""
+    kept = np.arange(len(row.ids)) - np.repeat(row.starts[:-1], np.diff(row.starts)) < k
+    positions = np.repeat(np.arange(len(row.tokens)), np.diff(row.starts))
+    tail = np.bincount(positions[~kept], np.exp(row.logprobs[~kept]), len(row.tokens))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(positions[kept], minlength=len(row.tokens)))])
+    return TeacherRow(row.tokens, starts, row.ids[kept], row.logprobs[kept].astype(np.float16),
+                      tail.astype(np.float32), row.observed.astype(np.float32))  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 3, 1000])
+@pytest.mark.parametrize("options", [{}, {"min_mass": 0.6}, {"expand": False}])
+def test_arrays_give_the_bits_of_one_entry_after_the_other(grammar, pair, k, options):
+    teacher, student = pair
+    ends = frozenset([teacher.end])
+    projection = Projection(teacher.vocabulary, student.vocabulary, ends, **options)
+    learned = [both(grammar, teacher, student, i) for i in grammar.draw(50, seed=2)]
+    projection.learn_habits(learned)
+    reference = SlowProjection(teacher.vocabulary, student.vocabulary, ends, **options)
+    reference.learn_habits(learned)
+    kinds = set()
+    for i in grammar.draw(12, seed=4):
+        arguments = _truncated(teacher_row(teacher, i), k), *both(grammar, teacher, student, i)
+        result, expected = projection.targets(*arguments).unpack(), reference.targets(*arguments)
+        assert result == expected
+        assert [list(target.probs) for target in result] == [list(target.probs) for target in expected]  # their order
+        kinds |= {target.kind for target in result}
+    assert ALIGNED in kinds
 
 
 def _row(tokens: Sequence[int], lists: Sequence[dict[int, float]], end: int) -> TeacherRow:
@@ -212,7 +243,7 @@ def _targets(
     projection = Projection(teacher.vocabulary, student.vocabulary, frozenset([teacher.end]), **options)
     theirs = byte_stream(teacher.vocabulary, [*tokens, teacher.end], text)
     mine = byte_stream(student.vocabulary, [*ours, student.end], text)
-    return projection.targets(_row(tokens, lists, teacher.end), theirs, mine)
+    return projection.targets(_row(tokens, lists, teacher.end), theirs, mine).unpack()
 
 
 def test_within_a_teacher_token_what_disagrees_is_dropped(qwen, llama):
@@ -273,7 +304,11 @@ def test_what_a_student_cannot_spell_goes_to_the_tail(qwen):
 
 
 def test_rows_are_collected_one_behind_the_other():
-    rows = [[Target({5: 0.75}, 0.25, ALIGNED), Target({}, 1.0, NONE)], [Target({1: 0.5, 2: 0.5}, 0.0, CONDITIONED)]]
+    rows = [
+        RowTargets(*map(np.array, ([1, 0], [5], [0.75], [0.25, 1.0], [ALIGNED, NONE]))),
+        RowTargets(*map(np.array, ([2], [1, 2], [0.5, 0.5], [0.0], [CONDITIONED]))),
+    ]
+    assert rows[0].unpack() == [Target({5: 0.75}, 0.25, ALIGNED), Target({}, 1.0, NONE)]
     found = collect(rows)
     assert found.rows.tolist() == [0, 2, 3]
     assert found.starts.tolist() == [0, 1, 1, 3]
@@ -341,7 +376,8 @@ def test_white_space_of_a_template_behind_the_completion_is_not_predicted(llama,
     teacher = byte_stream(llama.vocabulary, [yes, *space, llama.end], "Yes")
     student = byte_stream(qwen.vocabulary, [*_pieces(qwen, b"Yes", *ours), qwen.end], "Yes")
     row = _row([yes, *space], [{yes: 0.9}, *({token: 1.0} for token in space)], llama.end)
-    targets = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end])).targets(row, teacher, student)
+    projection = Projection(llama.vocabulary, qwen.vocabulary, frozenset([llama.end]))
+    targets = projection.targets(row, teacher, student).unpack()
     assert [target.kind for target in targets] == kinds
     assert targets[-1].probs == ({qwen.end: pytest.approx(1)} if kinds[-1] == ALIGNED else {})
 
@@ -361,6 +397,6 @@ def test_behind_the_space_of_a_template_habits_are_not_applied(qwen, llama):
     for pieces, other in (((b"Yes",), b"No"), ((b" Yes",), b" No")):
         student = byte_stream(llama.vocabulary, [*_pieces(llama, *pieces), llama.end], "Yes")
         teacher = byte_stream(qwen.vocabulary, [yes, qwen.end], "Yes")
-        first, _ = projection.targets(_row([yes], [{yes: 0.6, no: 0.4}], qwen.end), teacher, student)
+        first, _ = projection.targets(_row([yes], [{yes: 0.6, no: 0.4}], qwen.end), teacher, student).unpack()
         expected = {llama.vocabulary.ids[pieces[0]]: 0.6, llama.vocabulary.ids[other]: 0.4}
         assert first.probs == {token: pytest.approx(p) for token, p in expected.items()}

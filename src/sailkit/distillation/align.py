@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sailkit.distillation.records import IntArray
 from sailkit.errors import UserError
@@ -34,6 +35,9 @@ class Vocabulary:
     Attributes:
         pieces: Bytes by token id; None for special tokens and for ids without a token.
         ids: Bytes -> token id; of several tokens with the same bytes, the one that BPE would produce.
+        can_merge: Whether a token may contain a byte and, next to it, another; the second is 256 for no byte; shape
+            (256, 257). If not, tokenisation never joins a text that ends with the one and a text that begins with the
+            other.
         fingerprint: sha256 of everything that determines these, 16 hex digits.
     """
 
@@ -79,6 +83,9 @@ class Vocabulary:
         self.fingerprint = jsonl.fingerprint([spec["model"], spec["added_tokens"], self.byte_level])[:16]
         structure = {token["content"]: f"<{i}:structure>" for i, token in added.items() if pieces[i] is None}
         rename_pieces(spec["model"], structure)
+        # A byte piece such as <0x41>, and ▁ for a space, may also be spelled out in a text.
+        spelled = () if self.byte_level else (piece.encode() for piece in backend.get_vocab())
+        self.can_merge = _can_merge(spec, (*filter(None, pieces), *spelled))
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_additions(spec)))
         self._first: dict[bytes, int] = {}
 
@@ -189,6 +196,32 @@ def _from_letters(piece: str) -> bytes:
 def _from_piece(piece: str) -> bytes:
     byte = _BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+
+
+def _can_merge(spec: Mapping[str, Any], pieces: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+    """Pairs of adjacent bytes in tokens. Only ASCII counts as second byte, so that a text can be cut before it."""
+    can_merge = np.ones((256, 257), bool)
+    can_merge[:, 256] = False
+    model = spec["model"]
+    affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
+    if any(affixes) or not _replaces_characters(spec["normalizer"]):
+        return can_merge
+    can_merge[:, :128] = False
+    data, ends = np.frombuffer(b"".join(pieces), np.uint8), np.cumsum([len(piece) for piece in pieces])
+    within = np.ones(len(data), bool)
+    within[ends - 1] = False
+    firsts = np.flatnonzero(within)
+    can_merge[data[firsts], data[firsts + 1]] = True
+    return can_merge
+
+
+def _replaces_characters(normalizer: Any) -> bool:
+    """Whether the replacements of a normalizer concern single characters."""
+    if normalizer is None:
+        return True
+    if normalizer["type"] == "Sequence":
+        return all(map(_replaces_characters, normalizer["normalizers"]))
+    return normalizer["type"] != "Replace" or len(normalizer["pattern"].get("String", "")) == 1
 
 
 def _contains(part: object, kind: str) -> bool:

@@ -14,7 +14,7 @@ from sailkit import runs
 from sailkit.distillation.align import ByteStream, end_tokens
 from sailkit.distillation.cache import CacheReader
 from sailkit.distillation.completions import AlignedCompletion, TokenizerPair, WithoutTeacher
-from sailkit.distillation.project import Projection, Target, collect
+from sailkit.distillation.project import Projection, RowTargets, collect, no_targets
 from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, Targets, TeacherExample, TeacherRow
 from sailkit.errors import UserError
 from sailkit.files import jsonl
@@ -104,16 +104,16 @@ class TargetCompiler:
         prepared: Prepared,
         rows: Sequence[AlignedCompletion | WithoutTeacher],
         listed: array[float],
-    ) -> Iterator[list[Target]]:
+    ) -> Iterator[RowTargets]:
         """The targets of each row; only one row of the cache is in memory at a time."""
         with runs.progress("aligning teacher and student", len(rows)) as tick:
             for row, example, labels in zip(rows, prepared.examples, prepared.labels, strict=True):
                 if isinstance(row, WithoutTeacher):
-                    targets = [Target({}, 1.0, NONE)] * sum(label != IGNORED for label in labels)
+                    targets = no_targets(sum(label != IGNORED for label in labels))
                 else:
                     teacher_row = self._teacher_row(row.example, example.id)
                     targets = projection.targets(teacher_row, row.teacher, row.student)
-                listed.extend(1 - target.tail for target in targets if target.kind != NONE)
+                listed.frombytes((1 - targets.tail[targets.kind != NONE]).tobytes())
                 yield targets
                 tick()
 
