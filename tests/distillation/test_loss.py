@@ -296,6 +296,25 @@ def test_gradients_in_few_bits_are_summed_in_many(autocast):
         assert torch.allclose(total.float(), n * part.float(), rtol=1e-2, atol=0)
 
 
+def test_gradients_in_float16_are_cast_after_the_loss_is_scaled():
+    """Of unlikely tokens, they are below float16's smallest number, and a loss scaler is there to save them."""
+    hidden, weight, bias = (part.detach().half() for part in layer(13, 40, 300))
+    inputs = [(hidden * 6).requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
+    aims, scale = wanted(13, 40, 300, 6), 2.0**16
+    loss, _ = distillation_loss(*inputs, aims, ce_weight=0.3, columns=300, chunk=16)
+    grads = torch.autograd.grad(loss * scale, inputs)
+    expected = both([part.detach().float().requires_grad_() for part in inputs], aims)[1]
+    assert {grad.dtype for grad in grads} == {torch.float16}
+    (_, of_rows, _), (_, exact_rows, _) = grads, expected
+    small = (exact_rows.abs().amax(1) < 1e-7) & (exact_rows.abs().amax(1) > 1e-10)
+    assert small.sum() > 10
+    errors = (of_rows[small].float() / scale - exact_rows[small]).norm(dim=1) / exact_rows[small].norm(dim=1)
+    assert errors.median() < 0.1  # 1, where the gradients are gone
+    for grad, exact in zip(grads, expected, strict=True):
+        finite = torch.isfinite(grad)  # the largest exceed float16's range, at which a loss scaler lowers the scale
+        assert (grad.float() / scale - exact)[finite].abs().max() <= 1e-2 * exact.abs().max()
+
+
 def test_a_second_backward_pass_is_refused_not_wrong():
     hidden, weight, bias = layer(14, 3, 8)
     loss, _ = distillation_loss(hidden, weight, bias, wanted(14, 3, 8, 2), ce_weight=0.3, columns=8)

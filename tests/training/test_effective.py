@@ -122,3 +122,36 @@ def test_training_on_a_cpu_is_in_bfloat16_where_it_has_instructions_for_it(
     assert in_bfloat16(bf16=True) is True
     with pytest.raises(UserError, match=r"training.bf16 should be auto or true or false, not the text 'yes'"):
         check_training({"bf16": "yes"}, "training")
+
+
+@pytest.mark.parametrize(
+    ("device", "supported", "lora", "dtype", "expected"),
+    [
+        ("cuda", False, {"r": 4}, "auto", True),
+        ("cuda", True, {"r": 4}, "auto", False),
+        ("cuda", True, {"r": 4}, "float16", True),
+        ("cuda", False, {"r": 4}, "float32", False),
+        ("cuda", False, None, "auto", False),  # all weights are float32
+        ("cpu", False, {"r": 4}, "float16", False),
+    ],
+)
+def test_adapters_on_a_float16_base_are_trained_with_loss_scaling(
+    monkeypatch, device, supported, lora, dtype, expected
+):
+    from sailkit.training.arguments import needs_loss_scaling
+
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: supported)
+    recipe = Recipe("m", ("d",), lora=lora, dtype=dtype)
+    assert needs_loss_scaling(recipe, torch.device(device)) is expected
+
+
+@pytest.mark.parametrize(("training", "expected"), [({}, (False, True)), ({"bf16": False}, (False, True)),
+                                                    ({"fp16": False}, (False, False)),
+                                                    ({"bf16": True}, (True, False))])  # fmt: skip
+def test_loss_scaling_is_the_default_only_without_bfloat16(monkeypatch, tmp_path, training, expected):
+    from sailkit.training import arguments
+
+    monkeypatch.setattr(arguments, "fast_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(arguments, "needs_loss_scaling", lambda recipe, device: True)
+    args = arguments.sft_config(Recipe("m", ("d",), training=training), tmp_path, held_out=False)
+    assert (args.bf16, args.fp16) == expected

@@ -170,7 +170,9 @@ class _ChunkedLoss(torch.autograd.Function):
         low_precision = torch.get_autocast_dtype(device) if autocast else hidden.dtype
         float32 = torch.promote_types(hidden.dtype, torch.float32)  # float64 for a model in float64
         needed = [need and grads for need in ctx.needs_input_grad[:3]]
-        grad_hidden = torch.empty_like(hidden) if needed[0] else None
+        # A loss scaler multiplies in the backward pass: until then, float16 would lose what the scaler is to save.
+        in_float16 = low_precision is torch.float16
+        grad_hidden = torch.empty_like(hidden, dtype=float32 if in_float16 else None) if needed[0] else None
         grad_weight = torch.zeros_like(weight, dtype=float32) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=float32) if needed[2] and bias is not None else None
         with torch.autocast(device, enabled=False):
@@ -190,13 +192,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 parts += added
                 if grad_logits is None:
                     continue
-                grad_low = grad_logits.to(low_precision)
+                grad_low = grad_logits if in_float16 else grad_logits.to(low_precision)
+                product = _scaled_product if in_float16 else torch.mm
                 if grad_hidden is not None:
-                    grad_hidden[here] = grad_low @ matrix
+                    grad_hidden[here] = product(grad_low, matrix)
                 if grad_weight is not None and low_precision == float32:
                     grad_weight.addmm_(grad_low.T, inputs)
                 elif grad_weight is not None:
-                    grad_weight += grad_low.T @ inputs
+                    grad_weight += product(grad_low.T, inputs)
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
         ctx.grads = grad_hidden, grad_weight, grad_bias
@@ -214,6 +217,17 @@ class _ChunkedLoss(torch.autograd.Function):
         scaled = (None if grad is None else grad.mul_(factor.to(grad.dtype)) for grad in grads)
         pairs = zip(scaled, ctx.dtypes, strict=True)
         return *(None if grad is None else grad.to(dtype) for grad, dtype in pairs), *itertools.repeat(None, 5)
+
+
+def _scaled_product(grads: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The product of float32 gradients with a float16 matrix, computed in float16 and returned in float32.
+
+    The gradients are scaled by a power of two, the largest with which no sum can overflow: unscaled, most of those of a
+    large vocabulary are below 6e-8, where float16 ends.
+    """
+    most = torch.linalg.vector_norm(grads, 1, dim=1).amax() * matrix.abs().amax().float().clamp(min=1)
+    scale = torch.exp2(torch.floor(torch.log2(2.0**15 / most.clamp(min=2.0**-24))))
+    return ((grads * scale).to(matrix.dtype) @ matrix).float() / scale
 
 
 def _loss_of_chunk(
@@ -287,6 +301,8 @@ def plain_head(model: Any) -> nn.Linear:
             f"cannot distill into {name}: its output layer is a {type(head).__name__}, where a plain matrix is needed; "
             "leave it out of lora and quantization"
         )
+    if head.weight.is_meta:  # the main process has the weights, and checks them
+        return head
     ids = torch.arange(1, 5, device=inner.get_input_embeddings().weight.device)[None]
     was_training = inner.training
     inner.eval()

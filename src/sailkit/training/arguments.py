@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from sailkit.distributed import warn_of_idle_gpus
 from sailkit.errors import UserError
-from sailkit.models.weights import fast_in_bfloat16, pick_device
+from sailkit.models.weights import fast_in_bfloat16, pick_device, pick_dtype
 from sailkit.training.checkpoints import CHECKPOINTS
 from sailkit.training.recipe import Recipe
 from sailkit.training.tracking import check_trackers
@@ -22,6 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "logging_steps": 10,
     "logging_first_step": True,
+    "logging_nan_inf_filter": False,  # such a loss stops the run, and to filter it is to wait for the GPU at each batch
     "save_total_limit": 2,
     "ddp_find_unused_parameters": False,
 }
@@ -58,6 +59,8 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         settings["activation_checkpointing"] = False
     if settings.get("bf16", "auto") == "auto":
         settings["bf16"] = not settings.get("fp16") and fast_in_bfloat16(pick_device("auto"))
+    if not settings["bf16"] and needs_loss_scaling(recipe, pick_device("auto")):
+        settings.setdefault("fp16", True)
     if recipe.curriculum:
         settings["train_sampling_strategy"] = "sequential"
     settings["report_to"] = settings["report_to"] or "none"
@@ -78,6 +81,18 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
     check_trackers(config.report_to)
     return _on_one_gpu(config)
+
+
+def needs_loss_scaling(recipe: Recipe, device: torch.device) -> bool:
+    """Whether adapters are trained on a float16 base, as on GPUs without bfloat16 (V100, T4).
+
+    Gradients pass through the base in float16, where small ones vanish unless the loss is scaled.
+
+    Args:
+        recipe: The recipe.
+        device: The device of training; on the CPU there is no loss scaling.
+    """
+    return recipe.lora is not None and device.type == "cuda" and pick_dtype(recipe.dtype, device) is torch.float16
 
 
 def _on_one_gpu(args: Any) -> Any:
