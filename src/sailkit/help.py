@@ -63,6 +63,7 @@ FLAG_GROUPS: Mapping[str, Sequence[str]] = {
         "--device",
         "--chat",
         "--batch-tokens",
+        "--attn-implementation",
         "--trust-remote-code",
         "--date",
         "--direction",

@@ -9,7 +9,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from sailkit.training.batches import balanced_batches, regroup_by_length  # noqa: E402
+from sailkit.training.batches import CurriculumFirst, balanced_batches, regroup_by_length  # noqa: E402
 from sailkit.training.tokenise import IGNORED  # noqa: E402
 
 
@@ -61,3 +61,23 @@ def test_a_batch_alone_or_packed_stays_as_it_is():
     assert regroup_by_length(one)[0] is alone
     packed = [{"input_ids": torch.ones(1, 5), "position_ids": torch.arange(5)[None]}] * 2
     assert regroup_by_length(packed) == packed
+
+
+def test_a_curriculum_comes_once_and_later_epochs_are_passes_over_the_other_rows():
+    order = CurriculumFirst(10, 4, seed=3)
+    epochs = []
+    for epoch in range(4):
+        order.set_epoch(epoch)
+        epochs.append(list(order))
+    assert epochs[0] == list(range(10))
+    assert {len(epoch) for epoch in epochs} == {len(order)} == {10}
+    later = [row for epoch in epochs[1:] for row in epoch]
+    passes = [later[i : i + 6] for i in range(0, 30, 6)]
+    assert all(sorted(rows) == [4, 5, 6, 7, 8, 9] for rows in passes)
+    assert len(set(map(tuple, passes))) > 1
+    other = CurriculumFirst(10, 4, seed=4)
+    other.set_epoch(1)
+    assert list(other) != epochs[1]
+    alone = CurriculumFirst(3, 3, seed=0)  # no other row fits
+    alone.set_epoch(1)
+    assert sorted(alone) == [0, 1, 2]

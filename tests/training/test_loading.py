@@ -1,4 +1,4 @@
-"""Adapters in mixed precision: what they add to a layer's output is kept, however small."""
+"""Loading for training: where weights are placed, and what mixed precision does to adapters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sailkit.errors import UserError
+from sailkit.models.sources import resolve
+from sailkit.models.weights import load_pretrained
+from sailkit.training.loading import device_to_load_on, keep_adapters_in_float32, load_for_training
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import prepare
 from small_rows import example
@@ -37,3 +41,80 @@ def test_what_an_adapter_adds_is_kept_under_autocast(shared, tmp_path):
             added = layer(hidden).float() - layer.base_layer(hidden).float()
     assert expected.abs().max() > 0
     assert torch.allclose(added, expected, rtol=0.1, atol=2e-6)
+
+
+def test_weights_are_placed_on_their_device_in_their_dtype_as_they_are_read(shared):
+    """On the meta device, because a test machine has no GPU: it holds nothing, and neither does the CPU."""
+    source = resolve(str(shared / "models" / "stories260k"))
+    model, _ = load_pretrained(source, torch.bfloat16, False, device=torch.device("meta"))
+    assert {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("meta", torch.bfloat16)}
+    model, _ = load_pretrained(source, torch.bfloat16, False, device=torch.device("cpu"))
+    assert {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("cpu", torch.bfloat16)}
+
+
+class OnGPU:
+    """What matters of an SFTConfig."""
+
+    device = torch.device("cuda:1")
+    fsdp = deepspeed = None
+
+
+def test_a_whole_model_is_loaded_on_the_gpu_and_one_to_be_sharded_on_the_cpu(monkeypatch):
+    args = OnGPU()
+    assert device_to_load_on(args) == torch.device("cuda:1")
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "true")
+            assert device_to_load_on(args) is None
+    args.deepspeed = {"zero_stage": 2}
+    assert device_to_load_on(args) is None
+    args.device, args.deepspeed = torch.device("cpu"), None
+    assert device_to_load_on(args) is None
+
+
+@pytest.fixture
+def second_process(monkeypatch, tmp_path):
+    """The second process of a machine, as a launcher starts it for FSDP with efficient loading."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_one_process_of_a_machine_reads_the_weights_that_fsdp_shards(shared, second_process, monkeypatch):
+    source, recipe = resolve(str(shared / "models" / "stories260k")), Recipe("m", ("d",))
+    shapes = load_for_training(source, recipe, device_to_load_on(OnGPU()))
+    assert {(weight.device.type, weight.dtype) for weight in shapes.parameters()} == {("meta", torch.float32)}
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert device_to_load_on(OnGPU()) is None
+    model = load_for_training(source, recipe, None)
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in shapes.named_parameters()]
+    # Buffers that no file holds are not sent by the first process.
+    assert dict(model.named_buffers()).keys() == dict(shapes.named_buffers()).keys()
+    for name, buffer in shapes.named_buffers():
+        assert torch.equal(buffer, dict(model.named_buffers())[name])
+
+
+def test_what_is_trained_on_a_float16_base_is_float32(shared):
+    """Gradient scaling refuses gradients in float16, also of the copies of whole layers."""
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(shared / "models" / "stories260k", dtype=torch.float16)
+    model = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True)
+    )
+    keep_adapters_in_float32(model)
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.float16}
+
+
+def test_memory_that_runs_out_while_loading_is_one_line(shared, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("transformers.PreTrainedModel._load_pretrained_model", full)
+    with pytest.raises(UserError, match=r"^out of memory while loading .*stories260k; use a smaller model"):
+        load_for_training(resolve(str(shared / "models" / "stories260k")), Recipe("m", ("d",)))

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
+from sailkit.training import packing
 from sailkit.training.packing import check_packing
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import prepare
@@ -82,12 +83,30 @@ def test_what_does_not_is_refused_in_one_line(kind, config, why):
 def test_it_is_refused_before_the_first_step(shared, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
     train = prepare([example(i) for i in range(6)], tokenizer, 512)
-    for packing in (False, True):
-        training = {"bf16": False, "packing": packing, "max_length": 512, "max_steps": 1, "save_strategy": "no"}
+    for packed in (False, True):
+        training = {"bf16": False, "packing": packed, "max_length": 512, "max_steps": 1, "save_strategy": "no"}
         args = sft_config(Recipe("opt", ("d",), training=training), tmp_path, held_out=False)
         given = {"model": network("opt", OPT), "tokenizer": tokenizer, "args": args, "train": train, "held_out": None}
-        if packing:
+        if packed:
             with pytest.raises(UserError, match=r"they see each other; set training.packing: false"):
                 trl.Trainer(**given)
         else:
             trl.Trainer(**given).train_from(None)
+
+
+def test_packing_takes_the_first_attention_that_separates_rows(monkeypatch):
+    """And goes back to the model's own where none does; the recipe's choice is never changed."""
+    collate = collators.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    model = network("llama", MORE)
+    monkeypatch.setattr(packing, "packed_attention", lambda dtype: ["flash_attention_2", "eager"])
+    packing.prepare_packing(model, collate, rows(), torch.float32, check=True)
+    assert model.config._attn_implementation == "eager"
+    monkeypatch.setattr(packing, "packed_attention", lambda dtype: ["flash_attention_2"])
+    model.set_attn_implementation("sdpa")
+    packing.prepare_packing(model, collate, rows(), torch.float32, check=True)
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(packing, "packed_attention", lambda dtype: ["eager"])
+    packing.prepare_packing(model, collate, rows(), None, check=True)
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(UserError, match="they see each other"):
+        packing.prepare_packing(network("opt", OPT), collate, rows(), torch.float32, check=True)

@@ -57,6 +57,7 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("training: {learning_rate: .inf}\n", "learning_rate should be a finite number, not inf"),
         ("training: {learning_rate: null}\n", "learning_rate should be a number, not empty"),
         ("training: {max_length: null}\n", "max_length should be a whole number, not empty"),
+        ("attn_implementation: flash\n", "attn_implementation: no implementation 'flash'"),
         ("training: {max_length: 0}\n", "max_length should be at least 1"),
         ("training: {per_device_train_batch_size: 0}\n", "should be at least 1"),
         ("training: {num_train_epochs: -1}\n", "num_train_epochs should be above 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
+from sailkit.training.batches import example_ids
 from sailkit.training.checkpoints import newest
 from sailkit.training.held_out import row_losses
 from sailkit.training.recipe import Recipe
@@ -116,6 +118,24 @@ def test_rows_grouped_by_length_come_in_the_order_of_seed_and_epoch(folder, toke
     assert order(1, 1, 0) == order(1, 1, 5)
     assert order(1, 1, 0) != order(1, 0, 0)
     assert order(1, 1, 0) != order(2, 1, 0)
+
+
+def test_steps_beyond_the_first_epoch_are_on_the_rows_after_the_curriculum(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, replace(rows, curriculum=6), tmp_path, max_steps=7,
+                  train_sampling_strategy="sequential", per_device_train_batch_size=4,
+                  gradient_accumulation_steps=1)  # fmt: skip
+    seen, loss = [], one.compute_loss
+
+    def noted(model, inputs, *more, **named):
+        seen.extend(example_ids(inputs, {ids: row.id for row, ids in zip(rows.examples, rows.ids, strict=True)}))
+        return loss(model, inputs, *more, **named)
+
+    one.compute_loss = noted
+    one.train()
+    names = [row.id for row in rows.examples]
+    assert (seen[:16], len(seen)) == (names, 28)
+    assert set(seen[16:26]) == set(names[6:])
+    assert set(seen[26:]) < set(names[6:])
 
 
 def test_by_default_a_step_is_sixteen_rows_four_at_a_time_in_batches_of_like_rows(folder, tokenizer, rows, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from sailkit.distillation.loss import LossParts, TargetTable, causal_lm, distillation_loss, plain_head
+from sailkit.distillation.loss import LossParts, TargetBatch, TargetTable, causal_lm, distillation_loss, plain_head
 from sailkit.distillation.records import IntArray, Targets
 from sailkit.errors import UserError
 from sailkit.training.segments import check_loss
@@ -87,22 +87,27 @@ class DistillTrainer(Trainer):
             raise UserError("cannot distill into a mixture of experts that balances its router by a loss of its own")
         _add_loss(causal_lm(self.model))
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Look up the targets of a batch before it moves to a GPU: to find its supervised tokens there is to wait."""
+        following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        positions = (following != IGNORED).nonzero()[:, 0]
+        targets = vars(self._table.at(following[positions]))
+        return super()._prepare_inputs({**inputs, "positions": positions, "targets": targets})
+
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
-        following = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        keep = following != IGNORED
-        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        loss_of = functools.partial(self._loss_of, targets=self._table.at(following[keep]))
+        if "targets" not in inputs:
+            inputs = self._prepare_inputs(inputs)
+        added = ("labels", "positions", "targets")
+        model_inputs = {name: value for name, value in inputs.items() if name not in added}
+        loss_of = functools.partial(self._loss_of, targets=TargetBatch(**inputs["targets"]))
         # The loss is computed within the forward pass of the wrapped model, because DDP, FSDP and DeepSpeed hook into
         # that pass: parameters used outside of it would be neither gathered nor averaged.
-        output = model(**model_inputs, use_cache=False, keep=keep, loss_of=loss_of)
-        count = keep.sum()
+        output = model(**model_inputs, use_cache=False, positions=inputs["positions"], loss_of=loss_of)
+        count = torch.full((), len(inputs["positions"]), device=inputs["labels"].device)
         self._parts = LossParts(*output.parts)
         sums = {"predicted": count, "correct": self._parts.correct, "targeted": self._parts.targeted}
         sums |= {"kl": self._parts.kl, "cross_entropy": self._parts.cross_entropy}
-        self._note(inputs, following, sums)
-        if self.model.training:
-            self._metrics["train"]["kl"] = [self._sums["kl"] / max(self._sums["targeted"], 1)]
-            self._metrics["train"]["cross_entropy"] = [self._sums["cross_entropy"] / max(self._sums["predicted"], 1)]
+        self._note(inputs, inputs["labels"][:, 1:], sums)
         loss = self._for_each_token(output.loss, count, items)
         return (loss, output) if return_outputs else loss
 
@@ -144,12 +149,12 @@ def _add_loss(model: Any) -> None:
 
     @functools.wraps(type(model).forward)  # generate() inspects the signature
     def forward(
-        self: Any, *args: Any, keep: torch.Tensor | None = None, loss_of: LossOfHead | None = None, **kwargs: Any
+        self: Any, *args: Any, positions: torch.Tensor | None = None, loss_of: LossOfHead | None = None, **kwargs: Any
     ) -> Any:
         if loss_of is None:
             return original(*args, **kwargs)
-        hidden = self.base_model(*args, **kwargs).last_hidden_state
-        loss, parts = self.get_output_embeddings()(hidden[keep].to(head.weight.device), loss_of=loss_of)
+        hidden = self.base_model(*args, **kwargs).last_hidden_state.flatten(0, 1).index_select(0, positions)
+        loss, parts = self.get_output_embeddings()(hidden.to(head.weight.device), loss_of=loss_of)
         return LossOutput(loss=loss, parts=(parts.kl, parts.cross_entropy, parts.targeted, parts.correct))
 
     head.forward = head_forward

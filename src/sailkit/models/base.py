@@ -3,13 +3,17 @@
 # Annotations stay objects here: cyclopts evaluates those of a derived options class in the module that derives it.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from sailkit.errors import UserError
 from sailkit.prompts.render import Prompt
 from sailkit.records import AnswerScore
 
 SCORE_RESERVE = 8  # tokens of the context that are reserved for an answer that is scored
+AttnImplementation = Literal[  # names of transformers, except for auto
+    "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
+]
+ATTN_IMPLEMENTATIONS: tuple[str, ...] = get_args(AttnImplementation)
 Finished = Callable[[str], bool]  # takes the text so far, and returns whether the answer is complete
 
 
@@ -140,6 +144,8 @@ class ModelOptions(DeviceOptions):
         max_response_mb: Most megabytes of one answer, unpacked.
         api_key_env: Environment variable with the key; it is sent to the endpoint that you name.
         trust_remote_code: Run code that the model's repository carries.
+        attn_implementation: How transformers computes attention: auto is its own choice. With eager and sdpa alone,
+            prompts share their common beginning.
         date: The date, as YYYY-MM-DD, for chat templates that read the clock; by default the date with which sailkit
             trained the model, else today. A resumed run keeps its date.
     """
@@ -152,6 +158,7 @@ class ModelOptions(DeviceOptions):
     max_response_mb: float = 32.0
     api_key_env: str = "OPENAI_API_KEY"
     trust_remote_code: bool = False
+    attn_implementation: AttnImplementation = "auto"
     date: str | None = None
 
 

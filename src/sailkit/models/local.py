@@ -84,11 +84,14 @@ class LocalModel:
         source = resolve(name)
         device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, device)
-        model, tokenizer = load_pretrained(source, dtype, options.trust_remote_code)
+        attention = options.attn_implementation
+        model, tokenizer = load_pretrained(
+            source, dtype, options.trust_remote_code, device=device, attn_implementation=attention
+        )
         facts = {**source.trained(), "revision": source.revision, **source.digests()}
         options = replace(options, date=options.date or source.trained_date())
         with memory_for(f"moving {name} to {device}", _LESS_MEMORY):
-            model = model.to(device)
+            model = model.to(device)  # what is not there yet, such as buffers
         return cls(name, model.eval(), tokenizer, options, facts)
 
     def describe(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import torch
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.models.attention import check_attention
+from sailkit.models.checks import out_of_memory
 from sailkit.models.rope import forget_lengths
 from sailkit.models.sources import TRAINED, Source
 
@@ -100,7 +102,12 @@ def compute_dtype(model: Any) -> torch.dtype:
 
 
 def load_pretrained(
-    source: Source, dtype: torch.dtype, trust_remote_code: bool, quantization: Any = None
+    source: Source,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    quantization: Any = None,
+    device: torch.device | None = None,
+    attn_implementation: str = "auto",
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer; an adapter is merged into its base.
 
@@ -109,6 +116,9 @@ def load_pretrained(
         dtype: Number format of the weights.
         trust_remote_code: Run code that its repository carries.
         quantization: A quantization config of transformers, or None.
+        device: The device on which each weight is placed as it is read, so that the host never holds them all; by
+            default the CPU (of quantised weights, what the quantisation needs).
+        attn_implementation: See `sailkit.models.attention`.
 
     Raises:
         UserError: The files cannot be loaded, do not belong together, or need code or pickles to be executed.
@@ -121,6 +131,9 @@ def load_pretrained(
     logging.disable_progress_bar()
     weights = source.model
     unmatched: set[str] = set()
+    placed = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
+    attention = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
+    check_attention(attn_implementation)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             weights.folder,
@@ -129,12 +142,17 @@ def load_pretrained(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             quantization_config=quantization,
+            **placed,
+            **attention,
         )
         for adapter in source.adapters:
             model, names = _merged(model, adapter.folder)
             unmatched |= names
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files raise errors without a common base class
+        if out_of_memory(error):
+            mend = "use a smaller model, or fewer bits: a `dtype` of 16, or a recipe with quantization"
+            raise UserError(f"out of memory while loading {weights.folder}; {mend}") from None
         raise _not_loaded(source.folder, error) from None
     # transformers initialises missing weights at random.
     if missing := sorted(report["missing_keys"]):

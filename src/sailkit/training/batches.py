@@ -109,3 +109,31 @@ class SeededByEpoch(Sampler[int], TrainerCallback):  # type: ignore[misc]
     def __iter__(self) -> Iterator[int]:
         self._sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)
         yield from self._sampler
+
+
+class CurriculumFirst(SeededByEpoch):
+    """A sampler whose first epoch is the rows in their order, which begins with a curriculum.
+
+    Later epochs are windows of the same length over repeated passes through the other rows, each pass in another order.
+    """
+
+    def __init__(self, rows: int, curriculum: int, seed: int) -> None:
+        """Prepare the order.
+
+        Args:
+            rows: Number of rows.
+            curriculum: Number of rows of the curriculum, at the start.
+            seed: Seed of the data order.
+        """
+        super().__init__(range(rows), seed)
+        self._others = range(curriculum, rows) or range(rows)
+
+    def __iter__(self) -> Iterator[int]:
+        if self._epoch == 0:
+            yield from self._sampler
+            return
+        generators = (torch.Generator().manual_seed(self._seed + number) for number in itertools.count(1))
+        passes = (torch.randperm(len(self._others), generator=generator).tolist() for generator in generators)
+        begin = (self._epoch - 1) * len(self)
+        for index in itertools.islice(itertools.chain.from_iterable(passes), begin, begin + len(self)):
+            yield self._others[index]

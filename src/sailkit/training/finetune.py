@@ -257,6 +257,7 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
 
 
 def _trainer(setup: _Setup, run: runs.Run) -> Any:
+    from sailkit.models.attention import with_masks
     from sailkit.models.base import ModelOptions
     from sailkit.models.local import LocalModel
     from sailkit.training import callbacks, loading
@@ -270,14 +271,15 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
         """Metrics of flagging and of the answers of the model in training, for an evaluation."""
         assert held_out is not None
         options = ModelOptions(chat="off", date=recipe.date)
-        wrapped = LocalModel(recipe.model, model, setup.tokenizer, options, {})
-        figures = flagging(wrapped, held_out.examples, recipe.max_length, processes)
-        answers = answering(wrapped, held_out.examples, recipe.max_length, processes)
+        with with_masks(model):
+            wrapped = LocalModel(recipe.model, model, setup.tokenizer, options, {})
+            figures = flagging(wrapped, held_out.examples, recipe.max_length, processes)
+            answers = answering(wrapped, held_out.examples, recipe.max_length, processes)
         named = {"flagging": figures, "answer": answers}
         return {f"{kind}_{name}": value for kind, values in named.items() for name, value in values.items()}
 
     return (setup.objective.trainer or Trainer)(
-        model=loading.load_for_training(setup.source, recipe),
+        model=loading.load_for_training(setup.source, recipe, loading.device_to_load_on(setup.args)),
         tokenizer=setup.tokenizer,
         args=setup.args,
         train=setup.train,
@@ -286,6 +288,7 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
         lora=loading.lora_config(recipe),
         loss_weights=recipe.loss_weights,
         patience=recipe.patience,
+        attn_implementation=recipe.attn_implementation,
         callbacks=[callbacks.History(run.path(HISTORY))],
         processes=processes,
     )

@@ -23,17 +23,24 @@ def row_losses(trainer: Any) -> list[dict[str, Any]]:
     Returns:
         `id`, `loss` (sum, in nats) and `tokens` (supervised) of each row in order; the same in all processes.
     """
+    import torch
+
     held_out, processes = trainer.held_out, trainer.processes
     losses = []
     with inference(trainer) as model:
         for i, counts in processes.shard(range(len(held_out.ids))):
             row = {"input_ids": list(held_out.ids[i]), "labels": list(held_out.labels[i])}
             batch = trainer._prepare_inputs(trainer.data_collator([row]))
-            loss, tokens, *_ = trainer._held_out_sums(model, batch).tolist()
-            if counts:
-                losses.append((i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)}))
+            losses.append((i, counts, trainer._held_out_sums(model, batch)[:2]))
+    trainer.read_batches()
     trainer._metrics["eval"].clear()  # TRL would log these metrics with the next training loss
-    return [row for _, row in sorted(processes.gather(losses), key=lambda numbered: numbered[0])]
+    values = torch.stack([sums for *_, sums in losses]).tolist()
+    rows = [
+        (i, {"id": held_out.examples[i].id, "loss": loss, "tokens": int(tokens)})
+        for (i, counts, _), (loss, tokens) in zip(losses, values, strict=True)
+        if counts
+    ]
+    return [row for _, row in sorted(processes.gather(rows), key=lambda numbered: numbered[0])]
 
 
 def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float]:

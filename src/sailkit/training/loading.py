@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from typing import Any
 
 import torch
+from transformers.modeling_utils import is_fsdp_enabled, is_local_dist_rank_0
+from transformers.utils import strtobool
 
 from sailkit.errors import UserError, missing_extra
 from sailkit.models.sources import Source
@@ -14,10 +17,16 @@ from sailkit.models.weights import load_pretrained, pick_device, pick_dtype, sav
 from sailkit.training.recipe import Recipe
 
 _LONG = 1024  # tokens of a row
+_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by a launcher
 
 
-def load_for_training(source: Source, recipe: Recipe) -> Any:
+def load_for_training(source: Source, recipe: Recipe, device: torch.device | None = None) -> Any:
     """Load the model of a recipe: in float32, or frozen in the recipe's dtype if adapters are trained.
+
+    Args:
+        source: The model's files.
+        recipe: The recipe.
+        device: See `device_to_load_on`.
 
     Raises:
         UserError: The model cannot be loaded, or a library is not installed.
@@ -25,7 +34,13 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
     if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("training.use_liger_kernel needs a library: run  pip install liger-kernel")
     if recipe.lora is None:
-        model = load_pretrained(source, torch.float32, trust_remote_code=False)[0]
+        model, _ = load_pretrained(
+            source,
+            torch.float32,
+            trust_remote_code=False,
+            device=device,
+            attn_implementation=recipe.attn_implementation,
+        )
         return saveable(model, recipe.model).requires_grad_(True)  # merging adapters leaves the weights frozen
     dtype = pick_dtype(recipe.dtype, pick_device("auto"))
     quantization = None
@@ -35,13 +50,32 @@ def load_for_training(source: Source, recipe: Recipe) -> Any:
         from transformers import BitsAndBytesConfig
 
         quantization = BitsAndBytesConfig(**recipe.quantization)
-    model, _ = load_pretrained(source, dtype, trust_remote_code=False, quantization=quantization)
+    model, _ = load_pretrained(
+        source, dtype, trust_remote_code=False, quantization=quantization, device=None if quantization else device,
+        attn_implementation=recipe.attn_implementation,
+    )  # fmt: skip
     for module in model.modules():
         # On the CPU, bitsandbytes packs weights at the first evaluation, and its kernel for packed weights has no
         # gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def device_to_load_on(args: Any) -> torch.device | None:
+    """The device on which weights are placed as they are read, or None for the CPU.
+
+    FSDP and DeepSpeed distribute a model from the CPU, because a GPU could not hold all of it. With
+    `fsdp_cpu_ram_efficient_loading`, the first process of a machine reads the weights, the others only their shapes.
+
+    Args:
+        args: The SFTConfig.
+    """
+    if is_fsdp_enabled() and not is_local_dist_rank_0():  # with efficient loading alone
+        return torch.device("meta")
+    device: torch.device = args.device
+    sharded = args.fsdp or args.deepspeed or any(strtobool(os.environ.get(name, "0")) for name in _SHARDING)
+    return None if sharded or device.type == "cpu" else device
 
 
 def number_format(args: Any, model: Any) -> str:
@@ -67,6 +101,21 @@ def lora_config(recipe: Recipe) -> Any:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
     except (TypeError, ValueError, re.error) as error:
         raise UserError(f"lora: {' '.join(str(error).split())}") from None
+
+
+def prepare_for_autocast(model: Any, args: Any, attn_implementation: str = "auto") -> None:
+    """Prepare the adapters and the attention of a model for training in mixed precision.
+
+    Args:
+        model: The model.
+        args: The SFTConfig.
+        attn_implementation: The recipe's.
+    """
+    keep_adapters_in_float32(model)
+    if args.bf16 and args.device.type == "cpu":
+        add_adapters_in_float32(model)
+        if attn_implementation == "auto":
+            use_fast_attention(model, args)
 
 
 def add_adapters_in_float32(model: Any) -> None:
@@ -101,6 +150,7 @@ def keep_adapters_in_float32(model: Any) -> None:
     """Cast adapters to float32, whatever the dtype of their base.
 
     TRL casts adapters of a quantised base to bfloat16, in which most updates at a small learning rate round to zero.
+    Trained copies of layers of a float16 base (`modules_to_save`) are cast too: gradient scaling refuses float16.
 
     Args:
         model: A model with adapters; others are unchanged.
@@ -111,3 +161,6 @@ def keep_adapters_in_float32(model: Any) -> None:
     if isinstance(model, PeftModel):
         for name in model.active_adapters:
             cast_adapter_dtype(model, name)
+        for weight in model.parameters():
+            if weight.requires_grad and weight.dtype is torch.float16:
+                weight.data = weight.data.float()

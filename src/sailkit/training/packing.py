@@ -12,10 +12,44 @@ from typing import Any
 import torch
 
 from sailkit.errors import UserError
+from sailkit.models.attention import packed_attention, set_attention
 from sailkit.models.selftest import logprobs_agree
 from sailkit.models.weights import compute_dtype
 
 _TOKENS = 12  # of each row in the test
+
+
+def prepare_packing(
+    model: Any,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+    rows: Sequence[Any],
+    dtype: torch.dtype | None,
+    *,
+    check: bool,
+) -> None:
+    """Set an attention that reads packed rows in little time, if there is one, and check it.
+
+    Args:
+        model: A causal language model.
+        collate: Packs rows into a batch.
+        rows: Token ids of rows.
+        dtype: The number format of training; None to keep the model's implementation of attention.
+        check: Whether to run `check_packing`; a sharded model cannot be run yet.
+
+    Raises:
+        UserError: See `check_packing`.
+    """
+    before = model.config._attn_implementation
+    for name in packed_attention(dtype) if dtype is not None else ():
+        try:
+            set_attention(model, name)
+            if check:
+                check_packing(model, collate, rows)
+            return
+        except UserError:  # the architecture does not support it: go on with the next
+            set_attention(model, before)
+    if check:
+        check_packing(model, collate, rows)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 
 from sailkit.errors import UserError, nearest
 from sailkit.files.yaml_files import parse_yaml, read_yaml
+from sailkit.models.base import ATTN_IMPLEMENTATIONS
 from sailkit.packaged import recipe_path
 from sailkit.prompts.chat_template import check_date
 from sailkit.prompts.sail import check_style
@@ -30,6 +31,7 @@ _KEYS = (
     "held_out",
     "style",
     "dtype",
+    "attn_implementation",
     "date",
     "lora",
     "quantization",
@@ -51,6 +53,8 @@ class Recipe:
         held_out: The same for evaluation; by default `held_out.jsonl` of the data.
         style: Render every row in this style; None for each row's own.
         dtype: Number format of a frozen base (LoRA); `auto`, `float32`, `bfloat16` or `float16`.
+        attn_implementation: How transformers computes attention: `eager`, `sdpa`, `flash_attention_2` ...; `auto` is
+            FlashAttention for packed rows if it is installed, and else transformers' choice.
         lora: Passed to peft's LoraConfig; None trains all weights.
         quantization: Passed to transformers' BitsAndBytesConfig, for a frozen base.
         patience: Evaluations without a lower held-out loss before training stops early.
@@ -67,6 +71,7 @@ class Recipe:
     held_out: tuple[str, ...] = ()
     style: str | None = None
     dtype: str = "auto"
+    attn_implementation: str = "auto"
     lora: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     patience: int | None = None
@@ -82,6 +87,8 @@ class Recipe:
         del row["about"], row["needs"]
         # Left out if unset, as in older manifests.
         optional = ("date", "loss_weights", "curriculum")
+        if self.attn_implementation == "auto":
+            del row["attn_implementation"]
         return {name: value for name, value in row.items() if value or name not in optional}
 
     @property
@@ -184,6 +191,10 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         check_date(date)
     if (dtype := str(settings.get("dtype", _DTYPES[0]))) not in _DTYPES:
         raise UserError(f"{where}: dtype: no number format {dtype!r}: {nearest(dtype, _DTYPES)}")
+    attention = str(settings.get("attn_implementation", ATTN_IMPLEMENTATIONS[0]))
+    if attention not in ATTN_IMPLEMENTATIONS:
+        close = nearest(attention, ATTN_IMPLEMENTATIONS)
+        raise UserError(f"{where}: attn_implementation: no implementation {attention!r}: {close}")
     if parts["quantization"] is not None and parts["lora"] is None:
         raise UserError(f"{where}: quantization freezes the base; add lora to train adapters on it")
     check_training(parts["training"] or {}, f"{where}: training")
@@ -200,6 +211,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         held_out=lists["held_out"],
         style=style,
         dtype=dtype,
+        attn_implementation=attention,
         lora=parts["lora"],
         quantization=parts["quantization"],
         patience=patience,

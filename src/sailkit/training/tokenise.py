@@ -34,6 +34,7 @@ class Prepared:
         cut_tokens: Total tokens cut from search results.
         headings_left: Total lines of search results that look like headings of the prompt.
         verification: Start and end of the tokens of each example's verification sentence.
+        curriculum: How many of the examples, at the start, are a curriculum.
     """
 
     examples: tuple[TrainingExample, ...]
@@ -43,6 +44,7 @@ class Prepared:
     cut_tokens: int
     headings_left: int
     verification: tuple[tuple[int, int], ...] = ()
+    curriculum: int = 0
 
     @property
     def tokens(self) -> int:
@@ -135,7 +137,10 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | N
     Raises:
         UserError: See `read_data` and `prepare`.
     """
-    train = prepare(training_rows(recipe), tokenizer, recipe.max_length, recipe.date)
+    rows, curriculum = _ordered_rows(recipe)
+    train = prepare(rows, tokenizer, recipe.max_length, recipe.date)
+    first = {row.id for row in rows[:curriculum]}
+    train = replace(train, curriculum=sum(example.id in first for example in train.examples))
     paths = held_out_paths(recipe)
     if not paths:
         return train, None
@@ -149,14 +154,20 @@ def training_rows(recipe: Recipe) -> list[TrainingExample]:
     Raises:
         UserError: See `read_data`.
     """
+    return _ordered_rows(recipe)[0]
+
+
+def _ordered_rows(recipe: Recipe) -> tuple[list[TrainingExample], int]:
+    """The training rows, and how many of them are the curriculum."""
     rows = read_data(recipe.data, style=recipe.style)
     if not recipe.curriculum:
-        return rows
+        return rows, 0
     training = recipe.training
     seed = training.get("data_seed")
     seed = training.get("seed", 0) if seed is None else seed
     random.Random(seed).shuffle(rows)  # noqa: S311 - not for cryptography
-    return unique_ids([*read_data(recipe.curriculum, style=recipe.style), *rows])
+    curriculum = read_data(recipe.curriculum, style=recipe.style)
+    return unique_ids([*curriculum, *rows]), len(curriculum)
 
 
 def _with_progress(examples: Sequence[TrainingExample]) -> Iterator[TrainingExample]:

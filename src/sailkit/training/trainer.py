@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import datasets
 import torch
-from torch.nn import functional
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
@@ -20,17 +18,20 @@ from sailkit.distributed import Processes
 from sailkit.errors import UserError, nearest
 from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
-from sailkit.training.batches import SeededByEpoch, example_ids, regroup_by_length
+from sailkit.training.batch_log import BatchLog
+from sailkit.training.batches import CurriculumFirst, SeededByEpoch, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.inference import inference
-from sailkit.training.loading import add_adapters_in_float32, keep_adapters_in_float32, use_fast_attention
+from sailkit.training.loading import number_format, prepare_for_autocast
 from sailkit.training.loss_weights import LossWeights
-from sailkit.training.packing import check_packing
+from sailkit.training.packing import prepare_packing
 from sailkit.training.segments import check_loss, mark_verification, unmark
+from sailkit.training.token_loss import token_losses
 from sailkit.training.tokenise import IGNORED, Prepared
 
 ALONE = Processes()
+_MOST_UNREAD = 64  # batches on a GPU; at most so many are lost on a loss that is not finite
 _LESS_MEMORY = (
     "set training.per_device_train_batch_size lower and training.gradient_accumulation_steps higher (the step is then "
     "the same), training.max_length lower, training.gradient_checkpointing: true, or lora; `dry_run` shows an estimate"
@@ -60,6 +61,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         lora: Any = None,
         loss_weights: LossWeights | None = None,
         patience: int | None = None,
+        attn_implementation: str = "auto",
         callbacks: Sequence[TrainerCallback] = (),
         processes: Processes = ALONE,
     ) -> None:
@@ -75,14 +77,19 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             lora: A LoraConfig, or None to train all weights.
             loss_weights: Weights of the completion's segments in the training loss; None for the plain mean.
             patience: Evaluations without a lower loss before training stops.
+            attn_implementation: The recipe's; with `auto`, the model's may be changed.
             callbacks: Additional callbacks.
             processes: The process group.
         """
         self.processes = processes
         self._speed = Speed()
-        self._sums: Counter[str] = Counter()  # over all processes, since the last logged loss
+        self._curriculum = train.curriculum
         splits = [split for split in (held_out, train) if split]
-        self._id_of = {ids: row.id for split in splits for row, ids in zip(split.examples, split.ids, strict=True)}
+        ids_of = {ids: row.id for split in splits for row, ids in zip(split.examples, split.ids, strict=True)}
+        self._batches = BatchLog(processes, ids_of)
+        self._figures: dict[str, torch.Tensor] = {}  # sums of the current batch, by their names in the log
+        self._most_unread = 1 if args.device.type == "cpu" else _MOST_UNREAD
+        self._throughput = 0.0
         self._weights = loss_weights
         if loss_weights is not None:
             check_loss(args, "loss_weights")
@@ -108,13 +115,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         if loss_weights is not None and self.aux_loss_enabled:
             raise UserError("loss_weights: not for a mixture of experts that balances its router by a loss of its own")
         if not self.is_sharded:  # sharding needs a uniform dtype
-            keep_adapters_in_float32(self.model)
-            if args.bf16 and args.device.type == "cpu":
-                add_adapters_in_float32(self.model)
-                use_fast_attention(self.model, args)
-            if args.packing:
-                with self.compute_loss_context_manager():
-                    check_packing(self.model, self.data_collator, train.ids)
+            prepare_for_autocast(self.model, args, attn_implementation)
+        if args.packing:
+            dtype = getattr(torch, number_format(args, self.model)) if attn_implementation == "auto" else None
+            with self.compute_loss_context_manager():
+                prepare_packing(self.model, self.data_collator, train.ids, dtype, check=not self.is_sharded)
         if not len(self.get_train_dataloader()):
             raise UserError(f"training.dataloader_drop_last: {len(self.train_dataset)} rows are no whole batch")
         # Undo TRL's default of EOS as the padding token: saved with the tokenizer, it would make other programs mask
@@ -148,10 +153,24 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 raise failure from None
             raise
 
+    def get_train_dataloader(self) -> Any:
+        """The batches, which stay on the CPU until their turn: to count and regroup them on a GPU is to wait for it."""
+        loader = super().get_train_dataloader()
+        loader.device = None
+        return loader
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move tensors to a GPU from pinned memory, because the copy of other memory waits for the GPU."""
+        if torch.is_tensor(data) and data.device.type == "cpu" and self.args.device.type == "cuda":
+            return data.pin_memory().to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if isinstance(sampler, LengthGroupedSampler):
+        if self._curriculum:
+            self.add_callback(sampler := CurriculumFirst(len(self.train_dataset), self._curriculum, seed))
+        elif isinstance(sampler, LengthGroupedSampler):
             self.add_callback(sampler := SeededByEpoch(sampler, seed))
         return sampler
 
@@ -177,26 +196,31 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
         """The supervised tokens of a step, over all processes; with loss weights, the sum of their weights."""
-        items = super()._get_num_items_in_batch(batch_samples, device)
+        distributed = self.args.average_tokens_across_devices and self.args.world_size > 1
+        items = super()._get_num_items_in_batch(batch_samples, device if distributed else torch.device("cpu"))
         if self._weights is None or items is None:
-            return items
+            return self._prepare_input(items)
         sums = [unmark(batch["labels"][:, 1:], self._weights)[1].sum() for batch in batch_samples]
-        items = torch.stack(sums).sum().to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+        items = self._prepare_input(torch.stack(sums).sum())
+        if distributed:
             items = self.accelerator.gather(items).sum()
         return items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the throughput since the last logged loss too."""
+        self.read_batches()
+        self.speed()
         if "loss" in logs:
             logs["tokens_per_second"] = self._speed.since_last(self._total_train_tokens)
         super().log(logs, start_time)
         if self.model.training:
-            self._sums.clear()
+            self._batches.sums.clear()
 
     def speed(self) -> float:
-        """Tokens per second of this run so far."""
-        return self._speed.overall(self._total_train_tokens)
+        """Tokens per second of this run so far; with unread batches, as of the last log."""
+        if not len(self._batches):
+            self._throughput = self._speed.overall(self._total_train_tokens)
+        return self._throughput
 
     def full_weights(self) -> dict[str, Any] | None:
         """The full weights if they are sharded, else None; a collective call."""
@@ -208,6 +232,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.read_batches()
         self.state.num_input_tokens_seen = self._total_train_tokens
         with self._speed.pause():
             super()._save_checkpoint(model, trial)
@@ -219,67 +244,47 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch, divided by the supervised tokens of the step; NaN or infinity stops the run."""
+        self._figures = {}
         loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
-        value = (loss[0] if return_outputs else loss).detach()
-        finite = torch.isfinite(value)
-        # Gathered so that all processes stop here: the others would hang in their next collective call.
-        if not bool(self.accelerator.gather(finite.int()).all()):
-            step = self.state.global_step
-            which = f"loss of step {step + 1}" if self.model.training else f"held-out loss behind step {step}"
-            message = (
-                f"the {which} is {value.item()}, in the batch of {', '.join(example_ids(inputs, self._id_of))}; "
-                "try a lower learning_rate, max_grad_norm, or bf16: false"
-            )
-            self.processes.raise_if_any(None if finite else message)
+        value = loss[0] if return_outputs else loss
+        self._batches.note(self.state.global_step, self.model.training, value, inputs, self._figures)
+        if len(self._batches) >= self._most_unread:
+            self.read_batches()
         return loss
+
+    def read_batches(self) -> None:
+        """Read losses and counts of the last batches from the device, for the log; a collective call.
+
+        Raises:
+            UserError: A loss is NaN or infinite.
+        """
+        self._batches.read(self.accelerator.gather)
+        tokens = self._batches.sums.pop("tokens", None)
+        if tokens is not None:  # TRL counts where it computes the loss
+            self._total_train_tokens += int(tokens)
+            figures = self._batches.figures(self._total_train_tokens)
+            self._metrics["train"].update({name: [value] for name, value in figures.items()})
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
         cross_entropy = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
-        on_cpu = inputs["input_ids"].device.type == "cpu"
-        if self._weights is not None or (cross_entropy and not return_outputs and on_cpu):
-            return self._supervised_only(model, inputs, items)
-        return super().compute_loss(model, inputs, return_outputs, items)
-
-    def _supervised_only(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
-        """Cross-entropy from logits of supervised tokens only; without CUDA, TRL computes logits of all tokens.
-
-        With loss weights, it is weighted in training; on held-out rows it is the plain mean.
-        """
-        next_labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        supervised = next_labels != IGNORED
-        targets, weights = self._unmarked(next_labels[supervised])
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False, logits_to_keep=supervised).logits.float()
-        if weights is None:
-            total = functional.cross_entropy(logits, targets, reduction="sum")
-        else:
-            losses = functional.cross_entropy(logits, targets, reduction="none")
-            total = losses.sum()
-            weighted = torch.stack([(losses * weights).sum(), weights.sum()])
-        count = supervised.sum()
-        correct = (logits.detach().argmax(-1) == targets).sum()
-        self._note(inputs, next_labels, {"predicted": count, "correct": correct})
-        if weights is not None:
+        if self._weights is None and (not cross_entropy or return_outputs):
+            return super().compute_loss(model, inputs, return_outputs, items)
+        batch = token_losses(model, inputs, self._weights)
+        self._note(inputs, inputs["labels"][:, 1:], batch.sums)
+        total, count = batch.losses.sum(), batch.sums["predicted"]
+        if batch.weights is not None:
+            weighted = torch.stack([(batch.losses * batch.weights).sum(), batch.weights.sum()])
             self._weighted_sums = weighted.detach()
-            total, count = weighted if self.model.training else (total, count)
+            total, count = weighted if self.model.training else (total, count)  # held-out loss is the plain mean
         return self._for_each_token(total, count, items)
 
-    def _unmarked(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Labels without the marks of their segments, and the loss weight of each, or None without loss weights."""
-        return (labels, None) if self._weights is None else unmark(labels, self._weights)
-
     def _note(self, inputs: Any, next_labels: torch.Tensor, figures: dict[str, torch.Tensor]) -> None:
-        """Add a training batch to the logged metrics; `figures` are sums, including `predicted` and `correct`."""
+        """Note figures of a training batch for the log: sums, including `predicted` and `correct`."""
         if not self.model.training:
             return
         counted = (next_labels != IGNORED).any(1, keepdim=True)  # excludes masked rows; see `get_batch_samples`
         tokens = (inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) * counted).sum()
-        sums = torch.stack([tokens.double(), *(figure.double() for figure in figures.values())])
-        all_tokens, *totals = self.accelerator.gather(sums[None]).sum(0).tolist()
-        self._sums.update(dict(zip(figures, totals, strict=True)))
-        self._metrics["train"]["mean_token_accuracy"] = [self._sums["correct"] / max(self._sums["predicted"], 1)]
-        self._total_train_tokens += int(all_tokens)
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self._figures = {"tokens": tokens, **figures}
 
     def _for_each_token(self, total: torch.Tensor, count: torch.Tensor, items: Any) -> torch.Tensor:
         """Divide a summed loss by the supervised tokens of the step, or of the batch if those are unknown.
@@ -322,6 +327,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         for indices, counts in self.processes.shard(batches):
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in indices]))
             sums += self._held_out_sums(model, batch).double() * counts
+        self.read_batches()
         return self._held_out_means(self.accelerator.reduce(sums).tolist())
 
     def _held_out_sums(self, model: Any, batch: Any) -> torch.Tensor:
