@@ -59,6 +59,11 @@ def test_every_verb_explains_itself_with_flags_from_its_function(verb, overview)
         (["compare", "one"], "two or more"),
         (["evaluate", "--task", "hsd", "--out", "x"], "--model"),
         (["runs", "nowhere"], "no folder nowhere"),
+        (["runs"], "no folder runs here; name the folder of your runs"),
+        (
+            ["build-task", "fever", "--distractors", "own", "random", "--out", "x"],
+            "left over: random; a flag takes one",
+        ),
         (["report"], "needs one or more"),
         (["rescore", "--published", "accuracy=most"], "not a number"),
     ],

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from sailkit import __version__, reporting, runs
 from sailkit.asking.ask import ask
@@ -154,6 +154,9 @@ def _run(arguments: Sequence[str] | None) -> None:
         sys.stdout.flush()  # raise BrokenPipeError here rather than at exit
     except UserError as error:
         _fail(_with_flags(str(error)))
+    except UnusedCliTokensError as error:
+        rest = " ".join(error.unused_tokens)
+        _fail(f"arguments left over: {rest}; a flag takes one value, and is repeated for several (--data A --data B)")
     except CycloptsError as error:
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:

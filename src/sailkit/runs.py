@@ -257,6 +257,8 @@ def overview(*folders: Path) -> RunList | RunDifference:
     Raises:
         UserError: A folder does not exist.
     """
+    if not folders and not Path("runs").is_dir():
+        raise UserError("no folder runs here; name the folder of your runs")
     folders = folders or (Path("runs"),)
     if len(folders) == 2 and all((folder / MANIFEST).exists() for folder in folders):
         return _compare(*folders)

@@ -73,7 +73,7 @@ def _pair(pair: PairComparison, against: str) -> list[Table | Text | Headline]:
     heading = f"on {_counted(pair.n, pair.groups)}, {against} labels"
     return [
         Table([pair.a, pair.b, "difference (95 % interval)"], [Group(heading, rows)]),
-        Text(f"right alone: {pair.a} {pair.only_a}, {pair.b} {pair.only_b}; {test}"),
+        Text(f"correct in one run only: {pair.a} {pair.only_a}, {pair.b} {pair.only_b}; {test}"),
         *([Text(flagging_line(pair.flagging))] if pair.flagging else []),
         Headline(pair.verdict_text, pair.remark),
     ]
