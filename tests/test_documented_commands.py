@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import sailkit
 from sailkit.cli import build_app
 from sailkit.files import jsonl
@@ -62,6 +63,7 @@ BEFORE = {
     "docs/compare.md": [f"{CLAIMS} runs/built"],
     "docs/data.md": [
         "sailkit build-task fever --data fever.jsonl --half first --out runs/build-fever",
+        f"{CLAIMS} runs/build-climate",
         f"{JUDGED} --out runs/tuned-evidence",
     ],
     "docs/distill.md": [f"{CLAIMS} runs/claims", f"{CLAIMS} runs/nq/build-chat", TUNED],
@@ -180,7 +182,7 @@ def run(command: str, made: dict[str, str]) -> None:
     short = SHORT.get(words[1], [])
     for flag, value in zip(short[::2], short[1::2], strict=True):
         words += [] if flag in words and flag != "--set" else [flag, value]
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    done = forked.run(*words[1:])
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-2000:]}"
 
 
