@@ -71,8 +71,9 @@ def build_task(
         distractors: Where distracting results come from: random (other examples), near (results of other examples on
             the same subject, by BM25, that do not decide this one), own (this example's evidence that supports no
             label); random results fill up near and own; random and near by default.
-        unsupported: The answer of rows without an informative result: the label of the claim (label), or the task's
-            label for claims that nothing decides (undecided); then all rows offer it as an answer.
+        unsupported: The answer of rows without an informative result: the label of the claim (label); the task's label
+            for claims that nothing decides (undecided), which all rows then offer as an answer; or either label at
+            random (random), so that no wording of a claim predicts it.
         counterfactuals: Draw from counterfactual pairs too (added), or from these and their originals alone (only):
             in a supported claim, a name, number or year that it shares with its passage is replaced in the claim, in
             the passage, or in both, so that neither alone tells the label.
@@ -176,7 +177,9 @@ def build_task(
             "n_dropped": len(dropped),
             "n_removed": len(removed),
             "claims": len({item.group for item in trained}),
-            "labels": dict(sorted(Counter(drawer.label(item, _is_supported(row)) for item, row in train).items())),
+            "labels": dict(
+                sorted(Counter(drawer.label(item, row.id, _is_supported(row)) for item, row in train).items())
+            ),
             "wording_auroc": {"of the claims": _auroc(items, seed), "of the training rows": _auroc(trained, seed)},
         }
         baselines = training_baselines([(item.group, row) for item, row in train], seed)

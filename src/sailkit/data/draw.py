@@ -19,7 +19,7 @@ from sailkit.retrieval.near_misses import near_misses
 from sailkit.tasks.task import Question, Task, load_task
 
 Distractor = Literal["random", "near", "own"]
-Unsupported = Literal["label", "undecided"]
+Unsupported = Literal["label", "undecided", "random"]
 _ATTEMPTS = 100
 
 
@@ -51,8 +51,8 @@ class ExampleDrawer:
             shares: Shares of rows with no, one, two ... search results.
             supported: Of the rows with search results, the share with at least one informative result.
             distractors: Where distracting results come from.
-            unsupported: The answer of a row without an informative result: the example's label, or the task's label for
-                claims that nothing decides.
+            unsupported: The answer of a row without an informative result: the example's label, the task's label for
+                claims that nothing decides, or any of the labels at random.
             style: Style of the training examples.
             seed: The run's seed.
 
@@ -65,6 +65,7 @@ class ExampleDrawer:
             if self._undecided is None:
                 raise UserError(f"`unsupported='undecided'`: give task {task.name} an `undecided_label` in its YAML")
             task = load_task(task, [*task.labels, self._undecided])
+        self._guesses = sorted({item.label for item in items}) if unsupported == "random" else []
         names = task.spec.protocols.get(protocol)
         questions = [task.question(protocol, name) for name in (names.wordings if names else [None])]
         self._questions = [question for question in questions if _is_trainable(question)]
@@ -118,13 +119,17 @@ class ExampleDrawer:
             input="",
             results=tuple(result for result, _ in shown),
             judgements=tuple(verdict for _, verdict in shown),
-            response=question.answers[self.label(item, bool(informative))],
+            response=question.answers[self.label(item, name, bool(informative))],
             style=self._style,
         )
 
-    def label(self, item: SupportedLabel, informative: bool) -> str:
-        """The label that a row answers with, by whether it shows an informative result."""
-        return item.label if informative else self._undecided or item.label
+    def label(self, item: SupportedLabel, name: str, informative: bool) -> str:
+        """The label that a row answers with, by its id and whether it shows an informative result."""
+        if informative:
+            return item.label
+        if self._guesses:
+            return self._guesses[runs.seed_for(self._seed, "guess", name) % len(self._guesses)]
+        return self._undecided or item.label
 
     def _distracting(self, example: Example, rng: random.Random, shown: set[str]) -> SearchResult:
         kind = rng.choice(self._distractors)
