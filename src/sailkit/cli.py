@@ -155,7 +155,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     except UserError as error:
         _fail(_with_flags(str(error)))
     except UnusedCliTokensError as error:
-        rest = " ".join(error.unused_tokens)
+        rest = " ".join(error.unused_tokens or ())
         _fail(f"arguments left over: {rest}; a flag takes one value, and is repeated for several (--data A --data B)")
     except CycloptsError as error:
         _fail(str(error).strip())

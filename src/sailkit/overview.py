@@ -46,7 +46,7 @@ _FIGURES = {
     "distill": ("kl", "KL to the teacher"),
 }
 _ROWS = ("results.jsonl", "scores.jsonl", "predictions.jsonl")  # written row by row
-_LONGEST_MODEL = 14
+_LONGEST_MODEL = 18
 _RANKING = (
     "The best macro-F1 first, with 95 % intervals. Only the runs under one heading have the same items; whether one of "
     "them is better than another, sailkit compare tells from their answers in pairs."

@@ -139,7 +139,7 @@ def test_what_search_gives_is_told_apart_from_what_training_taught(place):
     evaluation = measure(place, "evidence", search="evidence", results=2)
     assert -1 <= evaluation["flag_mcc_low"] <= evaluation["flag_mcc"] <= evaluation["flag_mcc_high"] <= 1
     comparison = compare(place / "evidence", place / "random")
-    assert "search results with labels, the model calls" in str(comparison)
+    assert "search results with labels, the model judges correctly" in str(comparison)
     found = comparison.to_json()
     assert found["flag_results"] == 2 * evaluation["flag_results"]
     assert list(found["factors"]) == ["search"]

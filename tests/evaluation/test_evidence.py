@@ -104,6 +104,22 @@ def test_results_of_a_search_replace_those_of_the_data(tmp_path):
         with_results_of(file, ITEMS[:4])
 
 
+def test_results_of_another_item_are_refused(tmp_path):
+    """Rows that a search numbered by itself must not be joined with other items of the same numbers."""
+    file = tmp_path / "results.jsonl"
+
+    def write(queries):
+        rows = [{"id": str(n), "instruction": text, "results": [{"body": "hit"}]} for n, text in enumerate(queries)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    texts = [item.text for item in ITEMS[:3]]
+    write(texts)
+    assert len(with_results_of(file, ITEMS[:3])) == 3
+    write([texts[0], texts[2], texts[1]])
+    with pytest.raises(UserError, match="the results of '1' are those of item '2'; search with the ids"):
+        with_results_of(file, ITEMS[:3])
+
+
 def test_none_is_none():
     assert all(one.evidence == () for one in with_search_results(ITEMS, "none", 3, 0, ITEMS))
 
@@ -111,7 +127,7 @@ def test_none_is_none():
 def test_too_few_others_are_an_error():
     with pytest.raises(UserError, match="item 0: the other items have too few search results"):
         with_search_results(ITEMS[:1], "random", 3, 0, ITEMS[:1])
-    with pytest.raises(UserError, match="give the task an `evidence` field"):
+    with pytest.raises(UserError, match="give `search_run`, or the task an `evidence` field"):
         with_search_results([Example("1", "x", "yes")], "evidence", 3, 0, [])
 
 

@@ -104,13 +104,15 @@ def test_a_question_that_tells_the_judgement_is_flagged_in_a_mixture(tmp_path):
     build_task("sample-facts", **common, supported=0.5, out=tmp_path / "both")
     parts = [tmp_path / "decided", tmp_path / "undecided"]
     mixture = audit(data=parts, out=tmp_path / "mixture")
-    message = next(text for text in mixture.flag_messages["shortcut"] if "the claim alone tells the judgement" in text)
+    message = next(
+        text for text in mixture.flag_messages["shortcut"] if "the question alone tells the judgement" in text
+    )
     assert "(tf-idf)" in message
     for part in parts:
         alone = audit(data=part, out=tmp_path / f"{part.name}-alone")
-        assert not any("claim alone tells the judgement" in text for text in alone.flag_messages.get("shortcut", ()))
+        assert not any("question alone tells the judgement" in text for text in alone.flag_messages.get("shortcut", ()))
     sound = audit(data=[tmp_path / "decided", tmp_path / "both"], out=tmp_path / "sound")
-    assert not any("claim alone tells the judgement" in text for text in sound.flag_messages.get("shortcut", ()))
+    assert not any("question alone tells the judgement" in text for text in sound.flag_messages.get("shortcut", ()))
     assert max(row.groups for row in sound.baselines["answer"]) <= 52  # both folders have claims of the same groups
     with pytest.raises(UserError, match="give the data of a `task` as one file or folder"):
         audit(data=parts, task="sample-facts", out=tmp_path / "task")

@@ -25,7 +25,7 @@ def test_a_shortcut_of_the_mixture_is_kept_and_printed_once(data, tmp_path, caps
     with runs.open_run(tmp_path / "run", "finetune", {}) as run:
         data_cards.write_cards(run, paths)
         (message,) = data_cards.read_cards(run.folder)[-1]["card"]["flag_messages"]["shortcut"]
-        assert message.startswith("the claim alone tells the judgement with AUROC ")
+        assert message.startswith("the question alone tells the judgement with AUROC ")
         assert capsys.readouterr().err.count(f"shortcut in the mixture of the training data: {message}") == 1
         data_cards.write_cards(run, paths)  # of a resumed run
         assert "shortcut" not in capsys.readouterr().err

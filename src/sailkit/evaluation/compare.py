@@ -229,13 +229,13 @@ def _difference_of(statistic: Callable[[metrics.Confusion], Floats]) -> Callable
 def _with_verdict(pair: PairComparison) -> PairComparison:
     """Add the verdict on a against b, by accuracy after Holm's adjustment: better, worse or cannot tell."""
     a, b, difference = pair.a, pair.b, pair.differences["accuracy"].value
-    remarks = [f"they differ in {', '.join(pair.factors)}"] if pair.factors else []
+    remarks = [f"they differ in {', '.join(independent_factors(pair.factors))}"] if pair.factors else []
     remarks += [pair.isolates] if pair.isolates else []
     few = (pair.n if pair.groups is None else pair.groups) < LEAST_UNITS
     if few or pair.p_value_holm >= ALPHA or difference == 0:
         least = pair.minimum_detectable_difference
         size = counted(pair.n, pair.groups)
-        why = f"{size} are too few" if few else f"a difference of {least:.3f} would have been found 4 times in 5"
+        why = f"{size} are too few" if few else f"a difference of {least:.3f} would have been detected with power 0.8"
         text = f"cannot tell whether {a} or {b} is better"
         return replace(pair, verdict="cannot tell", verdict_text=text, remark="; ".join([why, *remarks]))
     better = difference > 0

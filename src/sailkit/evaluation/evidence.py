@@ -147,15 +147,25 @@ def with_results_of(search_run: str | Path, examples: Sequence[Example]) -> tupl
         examples: The examples.
 
     Raises:
-        UserError: The file cannot be read, or an example was not searched for.
+        UserError: The file cannot be read, an example was not searched for, or its results are those of another.
     """
-    results = {searched.instruction.id: searched.results for searched in read_searched(search_run)}
-    if missing := [example.id for example in examples if example.id not in results]:
+    searched = {row.instruction.id: row for row in read_searched(search_run)}
+    if missing := [example.id for example in examples if example.id not in searched]:
         raise UserError(
             f"`search_run` {search_run}: no results for {len(missing)} of {len(examples)} items, such as "
-            f"{missing[0]!r}; search for the task's own data, with their ids"
+            f"{missing[0]!r}; search for the task's own data, with their ids (`fields` id=COLUMN)"
         )
-    return tuple(replace(example, evidence=results[example.id], stances=()) for example in examples)
+    # A query may be worded differently from its item, but it is not the text of another item.
+    items = {example.text.strip(): example.id for example in examples}
+    for example in examples:
+        query = searched[example.id].instruction
+        other = items.get(query.instruction.strip()) or items.get(query.input.strip())
+        if other is not None and example.text.strip() not in (query.instruction.strip(), query.input.strip()):
+            raise UserError(
+                f"`search_run` {search_run}: the results of {example.id!r} are those of item {other!r}; search "
+                "with the ids of the task's items (`fields` id=COLUMN)"
+            )
+    return tuple(replace(example, evidence=searched[example.id].results, stances=()) for example in examples)
 
 
 def results_fingerprint(search_run: str | Path) -> str:
@@ -189,7 +199,9 @@ def with_search_results(
     if search == "none":
         return [replace(example, evidence=(), stances=()) for example in examples]
     if not any(example.evidence for example in examples):
-        raise UserError(f"`search` {search}: the data have no search results; give the task an `evidence` field")
+        raise UserError(
+            f"`search` {search}: the data have no search results; give `search_run`, or the task an `evidence` field"
+        )
     if search == "evidence":
         return [replace(e, evidence=e.evidence[:results], stances=e.stances[:results]) for e in examples]
     near = near_misses(pool, same_group=groups_share_subject) if search == "near" else {}

@@ -82,13 +82,14 @@ def _pair(pair: PairComparison, against: str) -> list[Table | Text | Headline]:
 def flagging_line(figures: Flagging) -> str:
     """One line on the model's verdicts on search results."""
     called = [
-        f"calls {share.value:.1%} of the {label} so"
+        f"{share.value:.1%} of the {label}"
         for label, share in (("informative", figures.informative), ("distracting", figures.distracting))
         if share is not None
     ]
     mcc = figures.mcc
     correlation = f", MCC {mcc.value:.3f} [{mcc.low:.3f}, {mcc.high:.3f}]" if mcc else ""
-    return f"of {figures.results} search results with labels, the model {' and '.join(called)}{correlation}"
+    shares = f"{' and '.join(called)}{correlation}"
+    return f"of {figures.results} search results with labels, the model judges correctly {shares}"
 
 
 def _counted(items: int, groups: int | None, what: str = "items") -> str:

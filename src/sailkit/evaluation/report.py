@@ -153,7 +153,7 @@ def _verdict(
             ("Difference in accuracy", Cell(pair.differences["accuracy"], signed=True)),
             ("Difference in macro-F1", Cell(pair.differences["macro_f1"], signed=True)),
             (f"p, {pair.test}, after Holm", Cell(p_value(pair.p_value_holm))),
-            ("Detectable 4 times in 5", Cell(pair.minimum_detectable_difference)),
+            ("Detectable with power 0.8", Cell(pair.minimum_detectable_difference)),
         ]
         blocks += [Heading(f"{pair.a} against {pair.b}")] if len(pairs) > 1 else []
         blocks += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,8 +62,8 @@ def search_effects(views: Sequence[View], against: Truth, seed: int) -> list[Sea
         seed: Seed of the bootstrap.
 
     Returns:
-        One entry for each model; empty unless every set belongs to a model that was measured both with own search
-        results and with those of other items, once each.
+        One entry for each model that was measured both with own search results and with those of other items; empty if
+        the first model was not, or a model was measured twice in the same way.
     """
     by_model: dict[tuple[str, ...], dict[str, View]] = {}
     for view in views:
@@ -71,15 +72,16 @@ def search_effects(views: Sequence[View], against: Truth, seed: int) -> list[Sea
         if search not in _SEARCHES or search in by_model.setdefault(model, {}):
             return []
         by_model[model][search] = view
-    if not all({"evidence", "random"} <= sets.keys() for sets in by_model.values()):
-        return []
-    return [_effect(sets, against, seed) for sets in by_model.values()]
+    measured = list(by_model.values())
+    complete = [sets for sets in measured if {"evidence", "random"} <= sets.keys()]
+    return [_effect(sets, against, seed) for sets in complete] if complete[:1] == measured[:1] else []
 
 
 def _effect(sets: Mapping[str, View], against: Truth, seed: int) -> SearchEffect:
     (pair,) = compare_sets([sets["evidence"].data, sets["random"].data], against, seed).pairs
     units = pair.n if pair.groups is None else pair.groups
-    shared = os.path.commonprefix([view.name for view in sets.values()]).rstrip("_-. ")  # noqa: RUF071
+    words = [re.split(r"[_\-. ]", view.name) for view in sets.values()]
+    shared = "-".join(os.path.commonprefix(words))  # noqa: RUF071 - of whole words
     name = shared or os.path.basename(str(sets["evidence"].facts["model"]))
     return SearchEffect(name, sets, pair.differences[_MEASURE], units)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sailkit import runs
-from sailkit.errors import UserError
+from sailkit.errors import UserError, did_you_mean
 from sailkit.files import jsonl
 from sailkit.files.folders import cache_once
 
@@ -122,7 +122,11 @@ def resolve(name: str) -> Source:
         return _local(path)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         return _from_hub(name)
-    raise UserError(f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME), not {EMBEDDED!r}")
+    meant = did_you_mean(name, [EMBEDDED, *shipped()])
+    raise UserError(
+        f"no model {name!r}: not a folder, not a .gguf file, not a hub id (OWNER/NAME), not "
+        f"{' or '.join([EMBEDDED, *shipped()])}" + (f"; {meant}" if meant else "")
+    )
 
 
 def shipped() -> list[str]:

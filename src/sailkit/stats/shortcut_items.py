@@ -40,18 +40,27 @@ def training_baselines(
     """
     targets = {"answer": _answers(rows, seed), "judgement": sampled(_judgements(rows), seed)}
     baselines = {target: shortcut_baselines(items, seed, encode) for target, items in targets.items()}
+    baselines["judgement"] = question_baselines(rows, seed) + baselines["judgement"]
     return {target: rows_of for target, rows_of in baselines.items() if rows_of}
 
 
 def question_baselines(rows: Sequence[tuple[str, TrainingExample]], seed: int = 0) -> list[ShortcutBaseline]:
     """The baselines that predict a result's judgement from the question alone; none if the rows do not allow any.
 
+    How a question is worded must not tell the judgement: in a mixture of data sets, one may show distracting results
+    only beside questions that offer "Undecided" as an answer. Questions about the same claim are in the same fold.
+
     Args:
         rows: As in `training_baselines`.
         seed: Seed of the folds and the bootstrap.
     """
-    items = [replace(item, results=()) for item in sampled(_judgements(rows), seed)]
-    return [baseline for baseline in shortcut_baselines(items, seed) if baseline.view == "claim"]
+    items = [
+        ShortcutItem(f"{row.id}/{index}", verdict, group, _question(row), ())
+        for group, row in rows
+        for index, verdict in enumerate(row.judgements)
+    ]
+    baselines = shortcut_baselines(sampled(items, seed), seed)
+    return [replace(baseline, view="question") for baseline in baselines if baseline.view == "claim"]
 
 
 def by_question(rows: Iterable[TrainingExample]) -> list[tuple[str, TrainingExample]]:
@@ -75,22 +84,20 @@ def _answers(rows: Sequence[tuple[str, TrainingExample]], seed: int) -> list[Sho
 
 
 def _judgements(rows: Sequence[tuple[str, TrainingExample]]) -> list[ShortcutItem]:
-    """The judgement of each search result, with the question beside which it is shown.
+    """The judgement of each search result, without its question.
 
-    How a question is worded must not tell the judgement: in a mixture of data sets, one may show distracting results
-    only beside questions that offer "Undecided" as an answer. Groups are passages that overlap: a passage is
-    informative for its own claims and distracting for others, and both have to be in the same fold and in the same
-    sample.
+    Groups are passages that overlap: a passage is informative for its own claims and distracting for others, and both
+    have to be in the same fold and in the same sample.
     """
     judged = [
-        (f"{row.id}/{index}", verdict, _question(row), result)
+        (f"{row.id}/{index}", verdict, result)
         for _, row in rows
         for index, (result, verdict) in enumerate(zip(row.results, row.judgements, strict=bool(row.judgements)))
     ]
     groups = overlap_groups([[result.body] for *_, result in judged])
     return [
-        ShortcutItem(name, verdict, str(group), question, (result,))
-        for (name, verdict, question, result), group in zip(judged, groups, strict=True)
+        ShortcutItem(name, verdict, str(group), "", (result,))
+        for (name, verdict, result), group in zip(judged, groups, strict=True)
     ]
 
 

@@ -58,7 +58,8 @@ class ShortcutBaseline:
     """A baseline on one view of the items.
 
     Attributes:
-        view: `claim`, `evidence`, `length` (of both) or `source` (engine, host and title of the search results).
+        view: `claim`, `evidence`, `length` (of both), `source` (engine, host and title of the search results), or
+            `question` (the claim and what is asked about it).
         features: `tf-idf`, `minilm`, `words` (counts of words and results) or `names`.
         n: Number of items.
         groups: Number of their groups.
