@@ -127,7 +127,7 @@ def _card(card: dict[str, Any]) -> str:
 
 @checked
 def doctor() -> Diagnosis:
-    """Check the installation, and show the command that installs what is missing.
+    """Check the installation, and print what installs what is missing.
 
     Loads no model and downloads nothing. The exit status is 1 if something required is missing, else 0.
 

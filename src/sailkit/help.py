@@ -159,7 +159,7 @@ EXAMPLES: Mapping[str, str] = {
     "runs": "sailkit runs runs/",
     "recipes": "sailkit recipes quickstart --to .",
     "samples": "sailkit samples --to data/",
-    "doctor": "sailkit doctor",
+    "doctor": "sailkit doctor --json -",
 }
 
 # Cyclopts takes only one object for each group.
