@@ -44,7 +44,7 @@ _FOR = {
 }
 _OF_DEVELOPERS = ("all", "dev", "docs")
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([\w.,-]+)\])?[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
-_CUDA_BUILD = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+_CUDA_BUILD = "uv pip install --reinstall --torch-backend=auto torch"
 
 
 @dataclass(frozen=True)
