@@ -37,7 +37,8 @@ def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | Non
     """
     from sailkit.distillation.loss import CHUNK
 
-    student, student_tokenizer = finetune_plan.config_and_tokenizer(recipe.student.model, [])
+    unavailable: list[str] = []
+    student, student_tokenizer = finetune_plan.config_and_tokenizer(recipe.student.model, unavailable)
     if student is not None:
         _cut(student, recipe.student_layers)
     training = finetune_plan.plan_training(recipe.student, tokens_per_second, layers=recipe.student_layers)
@@ -47,7 +48,11 @@ def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | Non
         training = replace(training, memory=memory)
     missing: list[str] = []
     source = recipe.teacher if recipe.teacher_tokenizer is None else str(recipe.teacher_tokenizer)
-    config, teacher_tokenizer = finetune_plan.config_and_tokenizer(source, missing) if source else (None, None)
+    config, teacher_tokenizer = None, None
+    if source == recipe.student.model:  # as with student_layers, which change neither context nor vocabulary
+        config, teacher_tokenizer, missing = student, student_tokenizer, unavailable
+    elif source:
+        config, teacher_tokenizer = finetune_plan.config_and_tokenizer(source, missing)
     training = replace(training, missing=[*training.missing, *(f"teacher: {text}" for text in missing)])
     style = recipe.teacher_style or (_trained_style(source) if teacher_tokenizer is not None else None)
     paths = held_out_paths(recipe.student)
@@ -157,4 +162,6 @@ def _same(student_tokenizer: Any, teacher_tokenizer: Any) -> bool | None:
 
     if student_tokenizer is None or teacher_tokenizer is None:
         return None
+    if student_tokenizer is teacher_tokenizer:
+        return True
     return Vocabulary(student_tokenizer).fingerprint == Vocabulary(teacher_tokenizer).fingerprint
