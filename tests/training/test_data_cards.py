@@ -36,6 +36,15 @@ def test_no_shortcut_where_the_question_tells_nothing(data):
     assert data_cards.mixture_flags([str(data / "undecided")]) == {}  # its own card covers it
 
 
+def test_folders_that_are_no_runs_are_left_out(data, tmp_path):
+    """A data set that was published without its manifest can be trained on."""
+    copy = tmp_path / "published"
+    copy.mkdir()
+    for name in ("card.json", "train.jsonl"):
+        (copy / name).write_bytes((data / "undecided" / name).read_bytes())
+    assert data_cards.mixture_flags([str(data / "decided"), str(copy)]) == {}
+
+
 def test_files_without_a_card_are_left_out(data):
     file = data / "undecided" / "train.jsonl"
     assert data_cards.mixture_flags([str(data / "decided"), str(file)]) == {}

@@ -241,10 +241,11 @@ def built_rows(folders: Sequence[Path], models: Sequence[Path] = ()) -> list[tup
     for number, folder in enumerate(folders):
         path = folder / _TRAIN
         rows = [parse_row(TrainingExample, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path)]
-        groups = _groups(folder, rows) if runs.read_manifest(folder)["stage"] == "build-task" else None
+        manifest = runs.read_manifest(folder)
+        groups = _groups(folder, rows) if manifest["stage"] == "build-task" else None
         if len(folders) > 1:  # ids stay unique, and data sets of one task share their groups
             rows = [replace(row, id=f"{number}/{row.id}") for row in rows]
-            groups = groups and [f"{runs.setting_of(folder, 'task')} {group}" for group in groups]
+            groups = groups and [f"{manifest['settings']['task']} {group}" for group in groups]
         if groups is None:
             others += rows
         else:

@@ -58,12 +58,12 @@ def mixture_flags(data: Sequence[str]) -> dict[str, list[str]]:
     data card of neither shows it.
 
     Args:
-        data: The training data; files, and folders without a data card, are left out.
+        data: The training data; files, and folders that are no runs of `build` or `build-task`, are left out.
 
     Returns:
         Flag -> sentences, as in a data card; empty for fewer than two folders.
     """
-    folders = [Path(path) for path in data if (Path(path) / CARD).is_file()]
+    folders = [path for path in map(Path, data) if (path / CARD).is_file() and (path / runs.MANIFEST).is_file()]
     if len(folders) < 2:
         return {}
     return telling_views({"judgement": question_baselines(built_rows(folders))})

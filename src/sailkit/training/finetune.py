@@ -227,10 +227,9 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
     start = time.monotonic()
     with tracking(args.report_to, run.folder, run.identity):
         with processes.raise_together():
-            if processes.is_main:
-                data_cards.write_cards(run, (*recipe.curriculum, *recipe.data))
             trainer = _trainer(setup, run)
             if processes.is_main:
+                data_cards.write_cards(run, (*recipe.curriculum, *recipe.data))
                 run.describe(EFFECTIVE, effective_settings(trainer, recipe, processes.count))
         sample = sampler(trainer, run.folder, recipe, setup.tokenizer)
         around = callbacks.BeforeAndAfter(trainer, run.path(BASE_FIGURES), sample)
