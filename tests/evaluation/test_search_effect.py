@@ -93,6 +93,9 @@ def test_a_model_is_named_by_whole_words_that_its_sets_share(tmp_path):
     sets = [folder(tmp_path, name, answers(right), SEARCHES[kind]) for name, kind, right in
             (("own", "own", 70), ("other", "others", 40))]  # fmt: skip
     assert " give o " not in report_on(sets).verdict
+    names = {"my_model_own": ("own", 70), "my_model_others": ("others", 40)}
+    sets = [folder(tmp_path, name, answers(right), SEARCHES[kind]) for name, (kind, right) in names.items()]
+    assert " give my_model " in report_on(sets).verdict
 
 
 def test_two_measurements_of_one_kind_are_pairs_and_no_more(tmp_path):

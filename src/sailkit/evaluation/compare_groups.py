@@ -231,7 +231,7 @@ def _with_verdict(pair: GroupDifference, measure: Measure, size: str, few: bool,
         remarks.append(_needed(pair, measure))
     else:
         verdict = "better" if estimate.value > 0 else "worse"
-    remarks += [f"they differ in {', '.join(pair.factors)}"] if pair.factors else []
+    remarks += [f"they differ in {', '.join(independent_factors(pair.factors))}"] if pair.factors else []
     remarks += [pair.isolates] if pair.isolates else []
     words = ("larger", "smaller") if interaction else ("better", "worse")
     text = f"cannot tell whether {pair.a} or {pair.b} is {words[0]}"

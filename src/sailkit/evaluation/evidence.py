@@ -159,8 +159,9 @@ def with_results_of(search_run: str | Path, examples: Sequence[Example]) -> tupl
     items = {example.text.strip(): example.id for example in examples}
     for example in examples:
         query = searched[example.id].instruction
-        other = items.get(query.instruction.strip()) or items.get(query.input.strip())
-        if other is not None and example.text.strip() not in (query.instruction.strip(), query.input.strip()):
+        texts = [query.instruction.strip(), query.input.strip()]
+        other = next((items[text] for text in texts if text in items), None)
+        if other is not None and example.text.strip() not in texts:
             raise UserError(
                 f"`search_run` {search_run}: the results of {example.id!r} are those of item {other!r}; search "
                 "with the ids of the task's items (`fields` id=COLUMN)"

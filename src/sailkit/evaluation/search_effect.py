@@ -80,8 +80,8 @@ def search_effects(views: Sequence[View], against: Truth, seed: int) -> list[Sea
 def _effect(sets: Mapping[str, View], against: Truth, seed: int) -> SearchEffect:
     (pair,) = compare_sets([sets["evidence"].data, sets["random"].data], against, seed).pairs
     units = pair.n if pair.groups is None else pair.groups
-    words = [re.split(r"[_\-. ]", view.name) for view in sets.values()]
-    shared = "-".join(os.path.commonprefix(words))  # noqa: RUF071 - of whole words
+    words = [re.split(r"([_\-. ])", view.name) for view in sets.values()]
+    shared = "".join(os.path.commonprefix(words)).rstrip("_-. ")  # noqa: RUF071 - of whole words
     name = shared or os.path.basename(str(sets["evidence"].facts["model"]))
     return SearchEffect(name, sets, pair.differences[_MEASURE], units)
 
