@@ -115,7 +115,7 @@ class Diagnosis(Result):
             blocks.append(Flags("", {"": required}))
         if optional := [lack for lack in self.lacks if not lack.required]:
             blocks.append(Text("Not installed; the command installs it if you need it:"))
-            blocks.append(Bullets([(lack.what, f":  {lack.command}") for lack in optional]))
+            blocks.append(Bullets([(lack.what, f" {lack.command}") for lack in optional]))
         verdict = "everything that is required is installed" if self.complete else "something required is missing"
         return short("sailkit doctor", "", *blocks, Headline(verdict))
 
@@ -221,17 +221,18 @@ def _device() -> dict[str, str]:
     """What `auto` selects here."""
     import torch
 
+    from sailkit.models.attention import packed_attention
     from sailkit.models.weights import fast_in_bfloat16, pick_device, pick_dtype
 
     device = pick_device("auto")
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
     autocast = "bfloat16 autocast" if fast_in_bfloat16(device) else "float32"
-    flash = importlib.util.find_spec("flash_attn") is not None
+    flash = packed_attention(torch.bfloat16)
     return {
         "device": str(device),
         "threads": str(torch.get_num_threads()),
         "dtype": f"{dtype} (--dtype auto); training in {autocast}",
-        "attention": "sdpa (torch)" + (", flash_attn is installed too" if flash else ""),
+        "attention": "sdpa (torch)" + (f"; {flash[0]} for packed rows" if flash else ""),
     }
 
 

@@ -60,12 +60,14 @@ class ExampleDrawer:
             UserError: No wording of the protocol is usable for a training example, or the task has no label for claims
                 that nothing decides.
         """
-        self._undecided = task.spec.undecided_label if unsupported == "undecided" else None
+        # The labels of rows without an informative result; empty for the example's own.
+        self._unsupported = sorted({item.label for item in items}) if unsupported == "random" else []
         if unsupported == "undecided":
-            if self._undecided is None:
+            undecided = task.spec.undecided_label
+            if undecided is None:
                 raise UserError(f"`unsupported='undecided'`: give task {task.name} an `undecided_label` in its YAML")
-            task = load_task(task, [*task.labels, self._undecided])
-        self._guesses = sorted({item.label for item in items}) if unsupported == "random" else []
+            task = load_task(task, [*task.labels, undecided])
+            self._unsupported = [undecided]
         names = task.spec.protocols.get(protocol)
         questions = [task.question(protocol, name) for name in (names.wordings if names else [None])]
         self._questions = [question for question in questions if _is_trainable(question)]
@@ -125,11 +127,9 @@ class ExampleDrawer:
 
     def label(self, item: SupportedLabel, name: str, informative: bool) -> str:
         """The label that a row answers with, by its id and whether it shows an informative result."""
-        if informative:
+        if informative or not self._unsupported:
             return item.label
-        if self._guesses:
-            return self._guesses[runs.seed_for(self._seed, "guess", name) % len(self._guesses)]
-        return self._undecided or item.label
+        return self._unsupported[runs.seed_for(self._seed, "guess", name) % len(self._unsupported)]
 
     def _distracting(self, example: Example, rng: random.Random, shown: set[str]) -> SearchResult:
         kind = rng.choice(self._distractors)

@@ -91,8 +91,8 @@ def with_masks(model: Any) -> Iterator[None]:
 
 
 def _has_flash(name: str) -> bool:
-    from transformers import utils
-
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < _FLASH[name][1]:
         return False
+    from transformers import utils
+
     return bool(getattr(utils, f"is_{name.replace('attention', 'attn')}_available")())
