@@ -231,8 +231,8 @@ def _device() -> dict[str, str]:
     return {
         "device": str(device),
         "threads": str(torch.get_num_threads()),
-        "dtype": f"{dtype} (--dtype auto); training in {autocast}",
-        "attention": "sdpa (torch)" + (f"; {flash[0]} for packed rows" if flash else ""),
+        "dtype": f"{dtype} with --dtype auto; training in {autocast}",
+        "attention": "sdpa of torch" + (f"; {flash[0]} for packed rows" if flash else ""),
     }
 
 
