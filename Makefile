@@ -52,7 +52,7 @@ check: $(DEV)  ## style and types
 long: $(DEV)  ## everything that takes minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n 2 --dist worksteal
 
-bench: $(DEV)  ## the measurements that the README quotes
+bench: $(DEV)  ## evaluate against lm-evaluation-harness; benchmarks/ has the others
 	$(BIN)/python benchmarks/evaluate.py
 
 .venv/.docs: pyproject.toml constraints.txt

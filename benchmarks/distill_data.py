@@ -102,7 +102,8 @@ def answered(options, place, style):
     """Rows that the teacher answered, so that both methods have the same ones; its answers, as a user would give them."""
     from sailkit.distillation.teacher_answers import teacher_answers
     from sailkit.models.load import load_model
-    from sailkit.prompts.sail import as_text, completion, conversation
+    from sailkit.prompts.render import as_text
+    from sailkit.prompts.sail import completion, conversation
 
     folder, file = place / "data", place / "teacher-outputs.json"
     if file.exists():

@@ -149,7 +149,7 @@ def judging(shared, count, slow, rounds):
 
     ours()
     seconds = timed(ours, rounds)[0] / len(pairs)
-    every = [model._render(judge.prompt(pair), SCORE_RESERVE).ids for pair in pairs]
+    every = [model.render(judge.prompt(pair), SCORE_RESERVE).ids for pair in pairs]
     generate_each(model, every, 1, max_new_tokens=8)
     for what, few, aim, limits in (
         ("up to 512 tokens, stopping by itself", 4 * slow, "", {"max_new_tokens": 512}),

@@ -38,8 +38,9 @@ LICENCES = """## Licences
 MEASURED = """## Measured
 
 What its search results give this model, on claims that it was not trained on, with intervals: docs/finetune.md,
-Results. It is one run with one seed. It reads short passages that decide a claim; on several sentences of which most
-decide nothing, as in Climate-FEVER, it is little better than chance.
+Results. It is one run with one seed. It reads short passages that decide a claim; several sentences of which most
+decide nothing, as in Climate-FEVER, help it less. With passages that decide nothing, its answers follow the wording of
+the claim.
 
 """
 

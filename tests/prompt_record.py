@@ -88,7 +88,9 @@ def _rendered(renderer: Renderer, prompt: Any, reserve: int = 8) -> dict[str, An
 
 def _row(renderer: ExampleRenderer, example: TrainingExample, most: int | None = None) -> dict[str, Any]:
     made = renderer.render(example, most)
-    row = {name: value for name, value in asdict(made).items() if name != "verification"}  # not yet recorded then
+    row = {
+        name: value for name, value in asdict(made).items() if name not in ("verification", "response")
+    }  # not yet recorded then
     return {**row, "completion_mask": "".join("01"[bit] for bit in made.completion_mask)}
 
 

@@ -164,3 +164,11 @@ def test_a_value_of_an_argument_is_written_as_on_the_command_line():
         == "use --answer generate with --max-new-tokens"
     )
     assert cli._with_flags("the field `nosuch` of a file") == "the field `nosuch` of a file"
+
+
+@pytest.mark.parametrize(("everywhere", "printed"), [(False, ""), (True, "sailkit: error: out of memory\n")])
+def test_a_process_prints_an_error_that_it_alone_has(monkeypatch, capsys, everywhere, printed):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        cli._fail("out of memory", everywhere=everywhere)
+    assert capsys.readouterr().err == printed

@@ -29,12 +29,13 @@ COMMAND = re.compile(rf"(?:\$ |    |`)((?:{PROGRAMS}) [^`]+)")
 NOT_RUN = {
     r"^(pip|git|make) ": "installs; .ci/run does",
     r"^python benchmarks/": "measures for minutes; tests/test_benchmarks.py runs it on few rows",
-    r"^accelerate ": "starts processes; tests/training/test_distributed.py does",
+    r"^accelerate ": "starts processes; training/test_distributed.py and evaluation/test_processes.py do",
     r"\b(RECIPE|MODEL|FOLDER|DIR|DATA)\b": "has a placeholder",
     r"^sailkit (serve|demo)": "serves until it is stopped; tests/asking has it",
     r"--searxng-url http": "needs a SearXNG server",
     r"--ray\b": "needs a cluster",
     r"--push ": "needs an account on the hub",
+    r"vllm:": "needs vLLM; models/test_vllm.py has it",
     r"luohy/SAIL-7b|distill-qwen|--tokens-per-second": "needs a model of 7B parameters",
     r"runs/(logits|sequence|half-random)": "needs further runs that the page describes; tests/distillation has them",
 }
@@ -67,7 +68,6 @@ BEFORE = {
         f"{JUDGED} --out runs/tuned-evidence",
     ],
     "docs/distill.md": [f"{CLAIMS} runs/claims", f"{CLAIMS} runs/nq/build-chat", TUNED],
-    "docs/finetune.md": [f"{CLAIMS} runs/nq/build-chat"],
 }
 # Verb -> arguments that keep it short, where the page does not give them.
 SHORT = {

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import filelock
 import pytest
+import yaml
 
 import forked
-from sailkit import pipeline
+from sailkit import pipeline, steps
 from sailkit.errors import UserError
 from sailkit.pipeline import run
 from small_rows import example, write
@@ -169,6 +170,12 @@ def test_a_folder_of_something_else_is_left_alone(recipe):
         run(recipe, out=Path("out"))
 
 
+def test_a_folder_whose_pipeline_was_killed_as_it_began_is_continued(recipe):
+    Path("out").mkdir()
+    Path("out", ".pipeline.json.k2f3.sailkit-unfinished").write_text("{")
+    run(recipe, out=Path("out"), until="results")
+
+
 @pytest.mark.parametrize("text", ['{"steps": ["build", "deploy"]}', '{"stages": {}}'])
 def test_the_pipeline_file_of_another_program_is_left_alone(recipe, text):
     Path("out").mkdir()
@@ -215,6 +222,19 @@ data: {file: claims.jsonl, fields: {text: text, label: label}}
 labels: {"TRUE": {answer: Correct}, "FALSE": {answer: Wrong}}
 protocols: {direct: {wordings: {plain: "Is this correct? {answers}\\n\\nClaim: {text}"}}}
 """
+
+
+def test_files_and_folders_within_an_argument_count(recipe):
+    """As in `judge:MODEL`, `NAME=FILE` and lists with commas."""
+    Path("claims.jsonl").write_text("claims")
+    texts = ("x=claims.jsonl", "judge:corpus", "corpus,recipe.yaml")
+    before = {text: steps._content(text, Path("out")) for text in texts}
+    Path("claims.jsonl").write_text("changed")
+    Path("corpus", "more.txt").write_text("more")
+    for text, fingerprint in before.items():
+        assert fingerprint
+        assert steps._content(text, Path("out")) != fingerprint
+    assert steps._content("climate-fever=none.jsonl", Path("out")) is None
 
 
 def test_variables_may_hold_the_folder_of_the_recipe_and_each_other(recipe):
@@ -356,6 +376,18 @@ def test_every_step_of_the_recipes_that_come_with_the_project_can_be_run(name, t
         step.name for step in plan.steps if step.estimate
     }
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["laptop", "quickstart", "reproduce"])
+def test_a_folder_within_that_of_a_step_is_one_that_the_step_writes(name):
+    """A dry run does not look into folders that no step has written yet."""
+    text = (RECIPES / f"{name}.yaml").read_text()
+    steps = yaml.safe_load(text)["steps"]
+    within = {(step, part) for step, part in re.findall(r"\$(\w+)/([\w.-]+\w)", text) if step in steps}
+    assert {(next(iter(steps[step])), part) for step, part in within} <= {
+        ("finetune", "model"),
+        ("audit", "audit.json"),
+    }
 
 
 @pytest.mark.long

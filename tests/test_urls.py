@@ -58,7 +58,7 @@ def test_hosts_that_are_others_for_each_reader_are_dropped(host):
 @pytest.mark.parametrize(
     "address",
     ["http:/127.0.0.1/", "http:127.0.0.1", "http:\\\\127.0.0.1\\x", "http://127.0.0.1\\@a.test/", "http://[::1/", "https://",
-     "http://a.test/\x1b]0;x\x07", "http://a.test/\u202egnp"],
+     "http://a.test/\x1b]0;x\x07", "http://a.test/\u202egnp", "//\\[x"],
 )  # fmt: skip
 def test_what_browsers_read_otherwise_or_not_at_all_is_dropped(address):
     assert public_address(address) == ""

@@ -1,4 +1,4 @@
-"""sailkit: search-augmented language models whose measurements survive an audit.
+"""sailkit: build, train, distil and measure small language models that answer with search results.
 
 The stages are functions of the package, and importing it loads neither torch nor transformers:
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from sailkit.catalog import recipes, samples
 from sailkit.console import clean_streams, console, show_traceback
 from sailkit.diagnosis import Diagnosis, doctor
 from sailkit.distributed import is_main_process
-from sailkit.errors import UserError
+from sailkit.errors import ProcessError, UserError
 from sailkit.files import jsonl
 from sailkit.help import FLAGS, GroupedFlags, example, verb_group, verb_number
 from sailkit.overview import resume_point
@@ -108,7 +109,7 @@ def build_app() -> App:
     """Build the application; verbs and flags come from the stage functions."""
     app = App(
         name="sailkit",
-        help="Search-augmented language models whose measurements survive an audit.",
+        help="Build, train, distil and measure small language models that answer with search results.",
         version=__version__,
         suppress_keyboard_interrupt=False,
         console=console(),
@@ -140,7 +141,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advertises kernels from the hub
     warnings.showwarning = _show_warning
     if not is_main_process():
-        warnings.showwarning = lambda *_, **__: None
         os.environ["SAILKIT_PROGRESS"] = "off"
     sys.excepthook = show_traceback
     with clean_streams():
@@ -152,16 +152,17 @@ def _run(arguments: Sequence[str] | None) -> None:
         with command_line(sys.argv[1:] if arguments is None else arguments):
             build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # raise BrokenPipeError here rather than at exit
+        if not is_main_process():
+            os._exit(0)  # nothing is left to write, and threads of torch sometimes abort the interpreter's shutdown
     except UserError as error:
-        _fail(_with_flags(str(error)))
+        _fail(_with_flags(str(error)), everywhere=isinstance(error, ProcessError))
     except UnusedCliTokensError as error:
         rest = " ".join(error.unused_tokens or ())
         _fail(f"arguments left over: {rest}; a flag takes one value, and is repeated for several (--data A --data B)")
     except CycloptsError as error:
         _fail(str(error).strip())
     except KeyboardInterrupt as stop:
-        if is_main_process():
-            runs.notice(f"sailkit: stopped; {str(stop) or 'the same command continues where it stopped'}")
+        runs.notice(f"sailkit: stopped; {str(stop) or 'the same command continues where it stopped'}")
         sys.exit(130)
     except BrokenPipeError:
         # The reader closed the pipe; prevent a second error when Python closes standard output.
@@ -193,7 +194,9 @@ def _with_flags(message: str) -> str:
     return re.sub(r"`([a-z]\w*)(?:='([^'`]*)')?`", flag, message)
 
 
-def _fail(message: str) -> None:
-    if is_main_process():  # print once for all processes
-        runs.notice(f"sailkit: error: {' '.join(message.split())}")
+def _fail(message: str, *, everywhere: bool = False) -> None:
+    """End this process with an error, which the main process prints, or whichever process has it."""
+    if everywhere and not is_main_process():
+        time.sleep(1)  # the main process may have the same error, and a launcher kills all processes once one ends
+    runs.notice(f"sailkit: error: {' '.join(message.split())}", everywhere=everywhere)
     sys.exit(2)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from sailkit.distributed import is_main_process
 from sailkit.text import clean
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def show_traceback(kind: type[BaseException], error: BaseException, trace: Trace
     sys.stderr.write(clean("".join(traceback.format_exception(kind, error, trace)), layout=True))
 
 
-def notice(text: str) -> None:
-    """Print a message to standard error."""
-    print(clean(text, layout=True), file=sys.stderr, flush=True)
+def notice(text: str, *, everywhere: bool = False) -> None:
+    """Print a message to standard error, in the main process alone or in every process that calls this."""
+    if everywhere or is_main_process():
+        print(clean(text, layout=True), file=sys.stderr, flush=True)
 
 
 class Ticker(Protocol):

@@ -1,7 +1,7 @@
 """Coordinate the processes of a launcher: the main process, sharded work, and errors that end all of them.
 
-`broadcast`, `gather`, `raise_if_any` and `raise_together` are collective: every process has to call them in the same
-order. If one skips a call, for example by raising an error alone, the others wait until they time out.
+All methods of `Processes` but `shard` are collective: every process has to call them in the same order. If one skips a
+call, for example by raising an error alone, the others wait until they time out.
 """
 
 from __future__ import annotations
@@ -11,20 +11,30 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from sailkit.errors import UserError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 _TIMEOUT = timedelta(hours=2)  # one process may load or save a large model while the others wait
+_LOOK_AGAIN = 1.0  # seconds
 
 
 def is_main_process() -> bool:
     """Whether this is the main process, the only one of a launcher's processes that prints and writes."""
     return os.environ.get("RANK", "0") in ("", "0")
+
+
+def process_count() -> int:
+    """Number of processes of the launcher; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def warn_of_idle_gpus(visible: int, verb: str) -> None:
@@ -41,6 +51,28 @@ def warn_of_idle_gpus(visible: int, verb: str) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def passes_are_collective(model: Any) -> bool:
+    """Whether every forward pass of a model needs the other processes, because its weights are divided among them.
+
+    Such a pass has to be made by all processes or by none. With DDP the weights are whole, and the processes depend on
+    each other in the backward pass only.
+
+    Args:
+        model: A torch module.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules()):
+        return True
+    # DTensors without FSDP are tensor parallelism; DeepSpeed marks the parameters that ZeRO-3 divides.
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,38 @@ class Processes:
         indices = range(self.rank, math.ceil(len(items) / self.count) * self.count, self.count)
         return [(items[min(i, len(items) - 1)], i < len(items)) for i in indices]
 
+    def map(
+        self, work: Callable[[Item], T], items: Sequence[Item], workers: int | None = None, threads: int = 1
+    ) -> Generator[T, None, None]:
+        """Divide work among the processes, and yield all results, in order, in all of them.
+
+        The processes meet after each item. If they met once, at the end, one that has finished would wait in that
+        collective call for as long as the slowest works, and the call would time out.
+
+        Args:
+            work: Computes the result of an item, without collective calls; a UserError ends all processes.
+            items: All items, the same in all processes.
+            workers: Number of processes that work, the main process first; by default all.
+            threads: Number of items that a process without others computes at a time; see `map_in_threads`.
+        """
+        if self.count == 1 and threads > 1:
+            yield from map_in_threads(work, items, threads)
+            return
+        workers = workers or self.count
+        for begin in range(0, len(items), workers):
+            mine = items[begin : begin + workers][self.rank : self.rank + 1]
+            results: list[T] = []
+            with self.raise_together():
+                results += (work(item) for item in mine)
+            yield from self.gather(results)
+
+    def raise_if_different(self, settings: Mapping[str, Any]) -> None:
+        """End all processes if one has other settings than the main process, as on a machine with other software."""
+        main = self.broadcast(settings)
+        differ = [name for name in {**main, **settings} if settings.get(name) != main.get(name)]
+        values = "; ".join(f"{name}: {settings.get(name)} there, {main.get(name)} here" for name in differ)
+        self.raise_if_any(f"process {self.rank} is unlike the main process ({values})" if differ else None)
+
     def raise_if_any(self, error: str | None) -> None:
         """End all processes if any has an error; the main process reports it.
 
@@ -104,14 +168,74 @@ class Processes:
             raise SystemExit(2)
 
     @contextlib.contextmanager
-    def raise_together(self) -> Iterator[None]:
-        """A context in which a UserError of any process ends all; it must not contain collective calls."""
+    def raise_together(self, flag: Path | None = None) -> Iterator[None]:
+        """A context in which a UserError of any process ends all; it must not contain collective calls.
+
+        Args:
+            flag: For work of the main process that may take hours: a file that it creates at the end, until which the
+                others sleep, because a collective call would time out. All processes must see its folder.
+        """
+        if self.count == 1:
+            yield
+            return
         message = None
         try:
             yield
         except UserError as error:
             message = str(error)
-        self.raise_if_any(message)
+        if flag is None:
+            self.raise_if_any(message)
+            return
+        if self.is_main:
+            flag.touch()
+        while not flag.exists():  # if the main process dies, the launcher ends this one
+            time.sleep(_LOOK_AGAIN)
+        try:
+            self.raise_if_any(message)
+        finally:
+            if self.is_main:
+                flag.unlink(missing_ok=True)
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Call a function in the main process alone, and return its value in all processes; its UserError ends all."""
+        value = None
+        with self.raise_together():
+            if self.is_main:
+                value = work()
+        return self.broadcast(cast(T, value))
+
+
+def map_in_threads(work: Callable[[Item], T], items: Iterable[Item], threads: int) -> Generator[T, None, None]:
+    """Compute items in threads, and yield the results in order.
+
+    A thread that waits for a device lets the others prepare its next work.
+
+    Args:
+        work: Computes the result of an item.
+        items: The items; they are read as they are needed.
+        threads: Number of items that are being computed, or are computed and not yielded yet.
+
+    Raises:
+        Exception: Of the first item whose work failed, after the items that have begun.
+    """
+    begun: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) == threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+def joined_processes() -> Processes:
+    """The process group that a caller has connected to with `process_group`."""
+    if process_count() == 1:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState()
+    return Processes(state.process_index, state.num_processes)
 
 
 @contextlib.contextmanager
@@ -121,20 +245,21 @@ def process_group() -> Iterator[Processes]:
     Yields:
         The process group; a group of one without a launcher.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if process_count() == 1:
         yield Processes()
         return
     import torch
     from accelerate import PartialState
 
     created = not torch.distributed.is_initialized()
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
+    PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
     try:
-        yield Processes(state.process_index, state.num_processes)
+        yield joined_processes()
     except RuntimeError as error:
         # With gloo (CPU), a collective call raises this if a peer has ended, which has reported the cause.
         if "by peer" in str(error):
             raise SystemExit(1) from None
         raise
     if created:
+        torch.distributed.barrier()  # none ends while another still uses the connection
         torch.distributed.destroy_process_group()

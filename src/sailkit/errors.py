@@ -14,6 +14,13 @@ class UserError(Exception):
     """
 
 
+class ProcessError(UserError):
+    """An error of a single process while the others may wait for it, so that none can collect the errors of all.
+
+    The CLI prints it in whichever process has it; it prints other errors in the main process alone.
+    """
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """List the known names, and suggest the one that was probably meant.
 

@@ -110,7 +110,7 @@ FLAG_GROUPS: Mapping[str, Sequence[str]] = {
         "--seeds",
     ),
     "Cached distributions": ("--top-k", "--top-p", "--precision", "--shard-tokens"),
-    "Running": ("--set", "--from", "--until", "--dry-run", "--tokens-per-second"),
+    "Running": ("--set", "--from", "--until", "--dry-run", "--for-gpu", "--tokens-per-second"),
     "Reference model": ("--reference", "--repeats", "--reference-api-key-env"),
     "Seeds and statistics": ("--metric", "--seed", "--bootstrap-seed"),
     "Endpoint": (

@@ -139,7 +139,9 @@ class Journal:
     def __enter__(self) -> Journal:
         self._read()  # fails before anything is locked or written
         foreign = self.folder.is_dir() and not self.path.is_file()
-        if foreign and any(entry.name != runs.LOCK for entry in self.folder.iterdir()):
+        unfinished = f".{self.path.name}."  # the name of a file whose writing was killed begins with it
+        entries = self.folder.iterdir() if foreign else ()
+        if any(entry.name != runs.LOCK and not entry.name.startswith(unfinished) for entry in entries):
             raise UserError(f"{self.folder} exists and is not a pipeline folder; choose another `out`")
         try:
             if self._lock:

@@ -15,10 +15,11 @@ from contextvars import ContextVar
 from typing import Any
 
 from sailkit import __version__
+from sailkit.distributed import process_count
 
 _PACKAGES = (
     *("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "openai"),
-    *("numpy", "scikit-learn"),
+    *("numpy", "scikit-learn", "vllm"),
 )
 _COMMAND: ContextVar[str] = ContextVar("command", default="")  # empty in a program that uses the package
 
@@ -47,6 +48,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        **({"processes": count} if (count := process_count()) > 1 else {}),
         **({"gpus": cards} if (cards := gpus()) else {}),
         "git_revision": _git_revision(),
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -17,6 +17,7 @@ import filelock
 from sailkit.console import Ticker as Ticker  # noqa: PLC0414 - stages take these from here
 from sailkit.console import notice as notice  # noqa: PLC0414
 from sailkit.console import progress as progress  # noqa: PLC0414
+from sailkit.distributed import Processes
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.provenance import environment as environment  # noqa: PLC0414
@@ -101,6 +102,27 @@ def open_run(folder: str | Path, stage: str, settings: dict[str, Any], wait: flo
         yield Run(folder, _continue_or_begin(folder, stage, settings))
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def open_shared_run(
+    processes: Processes, folder: str | Path, stage: str, settings: dict[str, Any], wait: float = 0
+) -> Iterator[Run]:
+    """Open a run folder in the main process, which holds its lock for all; see `open_run`.
+
+    Yields:
+        The run; in the other processes it has no manifest, and its folder may be on another machine.
+
+    Raises:
+        UserError: The processes have different settings, or the folder cannot be opened.
+    """
+    processes.raise_if_different(settings)
+    with contextlib.ExitStack() as stack:
+        run = Run(Path(folder), {})
+        with processes.raise_together():
+            if processes.is_main:
+                run = stack.enter_context(open_run(folder, stage, settings, wait))
+        yield run
 
 
 def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -262,11 +262,19 @@ def _content(text: str, out: Path) -> str | None:
     """
     if not text:
         return None
-    sources = [source for name in text.split(",") if (source := source_file(name))]
-    path = sample_path(text)
+    parts = text.split(",")
+    if sources := [source for name in parts if (source := source_file(name))]:
+        return jsonl.file_fingerprint(sources)
+    # Such as `run-a,run-b`, `judge:MODEL` and `climate-fever=FILE`.
+    names = [text] if len(parts) == 1 else parts
+    names += [name for part in parts for mark in ":=" if (name := part.partition(mark)[2])]
+    contents = {name: content for name in names if (content := _content_of(sample_path(name), out))}
+    return contents.get(text) or (jsonl.fingerprint(contents) if contents else None)
+
+
+def _content_of(path: Path, out: Path) -> str | None:
+    """Fingerprint of a file or folder outside the pipeline's folder; None if there is none."""
     try:
-        if sources:
-            return jsonl.file_fingerprint(sources)
         if _is_within(path, out):
             return None
         if path.is_file():

@@ -57,6 +57,7 @@ def public_address(address: str) -> str:
         # Browsers treat a backslash as a slash.
         parts = urlsplit(address.replace("\\", "/"))
         host = parts.hostname
+        urlsplit(address)  # as other programs read it
     except ValueError:
         return ""
     if host is None:

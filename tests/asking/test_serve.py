@@ -21,7 +21,7 @@ import pytest
 import sailkit
 from sailkit.asking.gate import Limits
 from sailkit.asking.results import Answer
-from sailkit.asking.retrieve import SearchUnavailableError
+from sailkit.asking.retrieve import NotRecordedError, SearchUnavailableError
 from sailkit.asking.server import create_app
 from sailkit.asking.worker import Worker
 from sailkit.records import Judgement, SearchResult
@@ -274,6 +274,15 @@ def test_a_search_that_fails_is_not_the_clients_fault():
 
     (reply,) = post(application(unanswered))
     assert (reply.status_code, reply.json()["error"]["message"]) == (502, "searxng gave no answer")
+
+
+def test_a_question_without_recorded_results_is_refused_without_the_path_of_the_run():
+    def unknown(*_):
+        raise NotRecordedError("/home/me/run has no results for this question; give an id, such as 'a' or 'b'")
+
+    (reply,) = post(application(unknown))
+    message = "there are no recorded search results for this question"
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, message)
 
 
 def test_a_bug_is_a_500_without_its_text():

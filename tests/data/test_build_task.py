@@ -294,6 +294,33 @@ def test_few_examples_are_balanced_without_a_look_at_their_wording(task, tmp_pat
     assert set(card["wording_auroc"].values()) == {None}
 
 
+def test_a_label_that_no_evidence_supports_is_no_part_of_the_balance(task, tmp_path):
+    build_task(**task, out=tmp_path / "two", held_out=0)
+    (tmp_path / "own.yaml").write_text(
+        TASK.replace("no_: {answer: Wrong}", "no_: {answer: Wrong}, open_: {answer: Open}")
+    )
+    build_task(**task, out=tmp_path / "three", held_out=0)
+    ids = [[row.id for row in rows_of(tmp_path / name)] for name in ("two", "three")]
+    assert ids[0] == ids[1] != []
+
+
+def test_labels_that_are_never_worded_alike_are_told_with_the_mend(task, tmp_path):
+    rows = [row(number, ("yes_", "no_")[number % 2]) for number in range(90)]
+    for number, one in enumerate(rows):
+        one |= {"pair": one["id"], "claim": f"{('yes', 'no')[number % 2]} {'word ' * 5}{number}"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(UserError, match=r"worded alike; use `match_wording=False`"):
+        build_task(**task, out=tmp_path / "out")
+
+
+def test_groups_that_cannot_be_split_with_both_labels_are_not_scored():
+    counts = {"a": (9, 91), "b": (1, 99), "c": (0, 200)}  # positive and other examples of each group
+    labels = [i < yes for yes, no in counts.values() for i in range(yes + no)]
+    groups = [group for group, both in counts.items() for _ in range(sum(both))]
+    examples = [Example(str(i), f"claim {i % 7}", None, group=group) for i, group in enumerate(groups)]
+    assert wording_auroc(examples, [str(label) for label in labels]) is None
+
+
 def test_a_single_label_is_nothing_to_balance(task, tmp_path):
     rows = [row(number, "yes_") for number in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))

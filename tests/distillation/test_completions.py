@@ -19,7 +19,8 @@ from sailkit.distillation.completions import TokenizerPair, WithoutTeacher
 from sailkit.distillation.distill import distill
 from sailkit.distillation.records import ALIGNED, NONE
 from sailkit.errors import UserError
-from sailkit.prompts.sail import as_text, prompt_parts
+from sailkit.prompts.render import as_text
+from sailkit.prompts.sail import prompt_parts
 from sailkit.training.tokenise import prepare
 from small_models import changed, student, trained
 from small_rows import example, write
@@ -184,6 +185,16 @@ def test_each_side_says_why():
         )
     short = TokenizerPair(plain, nfc, 10, None).tokenise(prepare(rows, nfc, 1000))
     assert {one.reason for one in short} == {"the teacher has no room for it"}
+
+
+def test_a_row_whose_completion_the_teacher_would_merge_with_its_prompt_is_not_too_long(monkeypatch):
+    """The reason tells what to do: a longer `max_length` helps only rows that are too long."""
+    plain = trained("byte-fallback")
+    prepared = prepare([example(0)], plain, 1000)
+    pair = TokenizerPair(trained("byte-level"), plain, 1000, None)
+    monkeypatch.setattr("sailkit.prompts.border.Border._keeps_tokens", lambda *_: False)
+    (row,) = pair.tokenise(prepared)
+    assert row.reason.startswith("teacher: the tokenizer merges the end of the prompt with the beginning")
 
 
 def test_rows_are_read_once_for_a_cache_that_was_made_before(teacher, composing, tmp_path):

@@ -41,7 +41,8 @@ from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.models.sources import resolve
-from sailkit.prompts.sail import as_text, prompt_parts
+from sailkit.prompts.render import as_text
+from sailkit.prompts.sail import prompt_parts
 from sailkit.testing import MisbehavingServer
 from sailkit.training.finetune import finetune
 from sailkit.training.loading import load_for_training

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
@@ -16,11 +20,13 @@ from sailkit.distillation.align import end_tokens
 from sailkit.distillation.cache import CacheReader
 from sailkit.distillation.distill import distill
 from sailkit.distillation.load import TeacherModelOptions
+from sailkit.distillation.loss import TargetTable, distillation_loss
 from sailkit.distillation.project import Projection, collect
 from sailkit.distillation.records import Targets
-from sailkit.distillation.targets import TargetCompiler
+from sailkit.distillation.targets import TargetCompiler, _workers
 from sailkit.distillation.teacher_cache import teacher_cache
-from sailkit.training.tokenise import Prepared, prepare, read_data
+from sailkit.errors import UserError
+from sailkit.training.tokenise import IGNORED, Prepared, prepare, read_data
 from small_models import student, trained
 from small_rows import example, write
 
@@ -54,9 +60,11 @@ def rows(data: Path) -> dict[str, Prepared]:
 
 @pytest.fixture
 def compiler(folder: Path, teacher: Path) -> Callable[..., TargetCompiler]:
-    def make(min_mass: float = 0.1, cache: Path = folder, tokenizer: Any = None) -> TargetCompiler:
+    def make(
+        min_mass: float = 0.1, cache: Path = folder, tokenizer: Any = None, workers: int | None = None
+    ) -> TargetCompiler:
         theirs = AutoTokenizer.from_pretrained(teacher)
-        return TargetCompiler(CacheReader.open(cache), theirs, tokenizer or trained("byte-level"), min_mass)
+        return TargetCompiler(CacheReader.open(cache), theirs, tokenizer or trained("byte-level"), min_mass, workers)
 
     return make
 
@@ -128,6 +136,40 @@ def test_targets_of_other_settings_are_made_again(compiler, rows, other_cache, t
     assert not same(second.targets, first.targets)
 
 
+def test_the_targets_of_two_more_processes_are_those_of_this_one(compiler, rows, tmp_path):
+    state = torch.get_rng_state()
+    for workers in (0, 2):
+        made = compiler(workers=workers)
+        computed, read = [], made._teacher_row
+        made._teacher_row = lambda *args, read=read, computed=computed: computed.append(args) or read(*args)
+        made.compile(rows[TRAIN], tmp_path / f"{workers}")
+        assert len(computed) == (0 if workers else len(rows[TRAIN].examples))  # the others count in their own memory
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "2").read_bytes()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_of_another_process_is_one_line_and_ends_all(compiler, rows, tmp_path):
+    damaged = compiler(workers=2)
+
+    def fails(*args):
+        raise UserError("this shard is damaged")
+
+    damaged._teacher_row = fails
+    with pytest.raises(UserError, match=r"^this shard is damaged$"):
+        damaged.compile(rows[TRAIN], tmp_path / "targets")
+    assert not psutil.Process().children()
+
+
+def test_few_targets_need_no_other_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert [_workers(n) for n in (1_000, 199_999, 200_000, 5_000_000)] == [0, 0, 2, 8]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    assert _workers(5_000_000) == 4
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert _workers(5_000_000) == 0
+
+
 def test_targets_of_the_same_settings_are_read_again(compiler, rows, tmp_path):
     file = tmp_path / "targets"
     first = compiler().compile(rows[HELD_OUT], file, rows[TRAIN])
@@ -136,3 +178,54 @@ def test_targets_of_the_same_settings_are_read_again(compiler, rows, tmp_path):
     assert same(again.targets, first.targets)
     assert again.figures == first.figures
     assert file.stat().st_mtime_ns == before
+
+
+def mapped_file(array: np.ndarray) -> str:
+    """The file that an array's memory is a part of; empty if it is none."""
+    address = array.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if begin <= address < end:
+            return line.split(maxsplit=5)[5] if len(line.split()) > 5 else ""
+    return ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is in memory")
+@pytest.mark.parametrize("when", ["made", "read"])
+def test_targets_are_part_of_their_file_and_not_copied(compiler, rows, tmp_path, when):
+    file = tmp_path / "targets"
+    for _ in range(1 if when == "made" else 2):
+        targets = compiler().compile(rows[TRAIN], file).targets
+    assert {mapped_file(value) for value in vars(targets).values()} == {str(file)}
+    table = TargetTable((targets, tokens(rows[TRAIN])))
+    entry = int(targets.starts[np.flatnonzero(targets.kind)[0]])
+    at = torch.tensor([int(np.searchsorted(targets.starts, entry, "right")) - 1])
+    targets.probs[entry], targets.ids[entry] = 0.25, 7
+    looked_up = table.at(at)
+    assert (looked_up.probs[0, 0].item(), looked_up.ids[0, 0].item()) == (0.25, 7)
+    assert not same(Targets(**load_file(file)), targets)  # what was written to is a copy of the page, not the file
+
+
+def tokens(prepared: Prepared) -> np.ndarray:
+    return np.array([label for labels in prepared.labels for label in labels if label != IGNORED])
+
+
+def test_the_loss_of_mapped_targets_is_that_of_targets_in_memory(compiler, rows, tmp_path):
+    made = compiler()
+    mapped, loaded = [], []
+    for name, prepared in rows.items():
+        mapped.append((made.compile(prepared, tmp_path / name).targets, tokens(prepared)))
+        loaded.append((Targets(**load_file(tmp_path / name)), tokens(prepared)))
+    tables = TargetTable(*mapped), TargetTable(*loaded)
+    assert len({len(table) for table in tables}) == 1
+    places = torch.randperm(len(tables[0]), generator=torch.Generator().manual_seed(0))
+    columns, losses = len(trained("byte-level").get_vocab()), []
+    for table in tables:
+        generator = torch.Generator().manual_seed(1)
+        hidden = torch.randn(len(places), 8, generator=generator, requires_grad=True)
+        weight = torch.randn(columns, 8, generator=generator)
+        loss, parts = distillation_loss(hidden, weight, None, table.at(places), ce_weight=0.1, columns=columns)
+        loss.backward()
+        losses.append((loss.detach(), hidden.grad, *vars(parts).values()))
+    assert all(torch.equal(one, other) for one, other in zip(*losses, strict=True))
+    assert losses[0][0] > 0

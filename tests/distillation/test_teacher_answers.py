@@ -16,7 +16,8 @@ from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.models.local import LocalModel
-from sailkit.prompts.sail import STYLES, as_text, completion, conversation, render, verification
+from sailkit.prompts.render import as_text
+from sailkit.prompts.sail import STYLES, completion, conversation, render, verification
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.testing import MisbehavingServer
 from sailkit.training.tokenise import prepare

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import forked
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
+from sailkit.models.load import load_model
 
 TASK = """
 name: tiny
@@ -109,6 +111,22 @@ def test_a_run_says_all_that_decided_it(tiny, task, tmp_path):
     assert figures["macro_f1"] == pytest.approx(f1_score(gold, said, average="macro", labels=["good", "bad"]))
     assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == figures
+
+
+def test_a_model_that_scores_in_threads_gives_the_same_rows(tiny, task, tmp_path):
+    model = load_model(tiny, ModelOptions(dtype="float32", batch_tokens=120))
+    seen, score = set(), model.score
+
+    def noted(*args):
+        seen.add(threading.current_thread())
+        return score(*args)
+
+    model.score = noted
+    for threads in (1, 3):
+        model.scoring_threads = threads
+        evaluate(model=model, task=str(task), out=tmp_path / f"{threads}")
+        assert len(seen - {threading.main_thread()}) == (0 if threads == 1 else 3)
+    assert (tmp_path / "1" / "predictions.jsonl").read_bytes() == (tmp_path / "3" / "predictions.jsonl").read_bytes()
 
 
 def test_near_ties_are_those_within_the_noise_of_the_run_itself(tiny, task, tmp_path):
@@ -277,6 +295,7 @@ def stop_at_random_moments(tiny: str, folder: Path, moments: int, seed: int) -> 
     assert path.read_bytes() == expected
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny, tmp_path):
     stop_at_random_moments(tiny, tmp_path, moments=2, seed=1)
 
@@ -458,6 +477,13 @@ def test_a_real_model_goes_through_every_protocol_of_a_task_that_comes_along(smo
 
 
 @pytest.mark.long
+def test_what_a_reference_cannot_be_asked_is_refused_before_the_model_answers(tiny, task, tmp_path):
+    how = {"model": tiny, "task": str(task), "out": tmp_path / "run", "reference": tiny}
+    with pytest.raises(UserError, match="`price` takes IN/OUT"):
+        evaluate(**how, price="0.15")
+    assert not (tmp_path / "run").exists()
+
+
 def test_figures_against_a_reference_model_stand_beside_the_human_ones(smollm, tiny, tmp_path):
     how = {"task": "sample-claims", "limit": 12, "reference": smollm, "options": ModelOptions(dtype="float32")}
     figures = evaluate(model=tiny, out=tmp_path / "run", **how).to_json()

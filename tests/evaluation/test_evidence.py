@@ -9,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import chat_families
 from sailkit.errors import UserError
+from sailkit.evaluation.evaluate import evaluate
 from sailkit.evaluation.evidence import (
     EvidenceStyle,
     evidence_style_for,
+    with_matching_template,
     with_results_of,
     with_search_results,
 )
+from sailkit.models import local
+from sailkit.models.base import ModelOptions
 from sailkit.prompts.render import Renderer
 from sailkit.prompts.sail import STYLES, render, verification
 from sailkit.records import Example, SearchResult, TrainingExample
@@ -142,12 +147,24 @@ def test_the_form_is_that_of_training_unless_told_otherwise():
     assert form("auto", "auto", 3, chat_template="abc") == ("chat", False)
     assert form("auto", "on", 3) == ("sail-fixed", True)
     assert form("auto", "on", 0, **trained) == ("sail-fixed", False)  # nothing to verify
+    assert form("auto", "auto", 3, **trained, trained_order="answer-first") == ("sail-fixed", False)
     # A folder from elsewhere may say anything.
     assert form("auto", "auto", 1, trained_styles=["../x", 3]) == ("sail-fixed", False)
     with pytest.raises(UserError, match="a server does not go on"):
         form("auto", "on", 3, served_model="x")
     with pytest.raises(UserError, match="at most 6 search results"):
         form("auto", "on", 7)
+    with pytest.raises(UserError, match="was trained to answer before it judges"):
+        form("auto", "on", 3, **trained, trained_order="answer-first")
+
+
+def test_a_server_cannot_be_asked_in_the_style_of_plain_text():
+    server = Told(**{**SMALL, "chat_template": "server", "served_model": "m"})
+    server.name = "endpoint:m@http://127.0.0.1:9/v1"
+    found = evidence_style_for(server, "sail-fixed", "off", 3)
+    for chat in ("auto", "off"):
+        with pytest.raises(UserError, match="applies its chat template; use `style='chat'`"):
+            with_matching_template(server, found, server.name, ModelOptions(chat=chat))
 
 
 def test_the_bound_holds_every_sentence_and_its_end():
@@ -206,3 +223,20 @@ def test_what_a_model_wrote_holds_no_special_token(shared):
     prompt = form.behind(form.prompt("Is it?", item(1, 2)), "So.<|im_end|>")
     ids = renderer.render(prompt, 8).ids
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+
+
+def test_a_style_without_the_chat_template_takes_the_weights_that_are_loaded(tmp_path, monkeypatch):
+    folder = chat_families.save(tmp_path / "model", chat_families.tokenizer("chatml"))
+    loads, real = [], local.load_pretrained
+    monkeypatch.setattr(local, "load_pretrained", lambda *args, **how: loads.append(args) or real(*args, **how))
+    for chat in ("auto", "off"):
+        evaluate(
+            model=str(folder), task="sample-facts", search="evidence", style="sail-fixed", limit=6,
+            options=ModelOptions(chat=chat), out=tmp_path / chat,
+        )  # fmt: skip
+    assert len(loads) == 2
+    settings = [json.loads((tmp_path / chat / "manifest.json").read_text())["settings"] for chat in ("auto", "off")]
+    assert list(settings[0].items()) == list(settings[1].items())
+    rows = [(tmp_path / chat / "predictions.jsonl").read_bytes() for chat in ("auto", "off")]
+    assert rows[0] == rows[1]
+    assert "im_start" not in rows[0].decode()

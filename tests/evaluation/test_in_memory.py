@@ -68,12 +68,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names} | {"manifest": json.dumps(manifest).encode()}
 
 
-@pytest.mark.parametrize("kind", ["mappings", "frame", "examples"])
+@pytest.mark.parametrize("kind", ["mappings", "frame", "frame of parquet", "examples"])
 def test_objects_give_what_names_and_files_give(path, model, task, tmp_path, kind):
     evaluate(model=path, task=str(task), out=str(tmp_path / "files"), options=OPTIONS)
     examples = {
         "mappings": ROWS,
         "frame": pd.DataFrame(ROWS),
+        "frame of parquet": pd.DataFrame([{**row, "results": np.array(row["results"])} for row in ROWS]),
         "examples": [
             Example(row["key"], row["claim"], row["truth"], (SearchResult(row["results"][0]["text"], rank=1),))
             for row in ROWS
@@ -81,6 +82,12 @@ def test_objects_give_what_names_and_files_give(path, model, task, tmp_path, kin
     }[kind]
     evaluate(model=model, task=load_task(task), examples=examples, out=tmp_path / "memory")
     assert files(tmp_path / "memory") == files(tmp_path / "files")
+
+
+def test_a_row_of_a_data_frame_may_have_no_evidence(model, task):
+    rows = [{**row, "results": None if i == 1 else row["results"]} for i, row in enumerate(ROWS)]
+    result = evaluate(model=model, task=load_task(task), examples=pd.DataFrame(rows))
+    assert len(result.predictions) == len(ROWS)
 
 
 def test_options_are_refused_where_they_would_be_ignored(model, task):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sailkit.errors import UserError
+from sailkit.evaluation import logs
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.logs import chosen_letter, read_sample_log
 from sailkit.evaluation.recordings import load_recording
@@ -105,6 +106,16 @@ def test_logs_under_other_endings_are_logs_too(name, ending, tmp_path):
         path, data = tmp_path / (name + ending), gzip.compress(data)
     path.write_bytes(data)
     assert load_recording(path, "sample-claims").predictions == load_recording(LOGS / name, "sample-claims").predictions
+
+
+@pytest.mark.parametrize(
+    ("target", "acc", "label"), [("1", None, "2"), ("0", 1.0, "1"), ("1", 1.0, "1"), ("2", 1.0, "2")]
+)
+def test_a_target_among_choices_that_are_numbers_is_read_as_acc_says(target, acc, label):
+    """Of the choices 1 and 2 the first is the likeliest; lm-evaluation-harness names the right one by index or text."""
+    best = "2" if target == "2" else "1"
+    sample = {"target": target, **({} if acc is None else {"acc": acc})}
+    assert logs._target(sample, ["1", "2"], best) == label
 
 
 def test_choices_that_are_scored_without_the_question_too_are_no_further_choices(tmp_path):

@@ -224,6 +224,12 @@ def test_a_parser_with_a_default_needs_more_than_chance(tmp_path, wrong):
     assert flags(rows, tmp_path / "r.jsonl") == (["default-class-parser"] if wrong == 6 else [])
 
 
+def test_a_parser_that_gives_no_label_has_no_default(tmp_path):
+    rows = [row(n, prediction_recorded="correct" if n > 9 else "") for n in range(60)]
+    rows += [row(100 + n, "REFUTES", "Wrong", prediction_recorded="wrong") for n in range(60)]
+    assert flags(rows, tmp_path / "r.jsonl") == []
+
+
 def test_a_parser_that_errs_to_both_sides_has_no_default(tmp_path):
     rows = [
         row(n, output=("Wrong", "Correct")[n % 2], prediction_recorded=("right", "false")[n % 2]) for n in range(60)

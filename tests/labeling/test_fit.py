@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from sailkit.errors import UserError
@@ -153,8 +154,32 @@ def test_a_stopped_fit_ends_with_the_same_weights(stances, small_base, tmp_path,
         fit(out=tmp_path / "stopped", **{**options, "epochs": 3})
     again = fit(out=tmp_path / "stopped", **options)
     assert again.held_out_f1_macro == whole.held_out_f1_macro
+    assert again.train_loss == whole.train_loss > 0
     first, second = (folder / "model.safetensors" for folder in (whole.folder, again.folder))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_fit_that_was_stopped_before_it_removed_its_checkpoints_repeats_nothing(stances, small_base, tmp_path):
+    options = {"data": stances, "base": str(small_base), "epochs": 1, "max_length": 64, "out": tmp_path / "run"}
+    whole = fit(**options)
+    (tmp_path / "run" / "checkpoints" / "checkpoint-1").mkdir(parents=True)  # with its weights removed already
+    (tmp_path / "run" / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    assert fit(**options) == whole
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("refutes", [0.9, 0.1], ids=["as refutes", "as supports"])
+def test_without_stances_a_checkpoint_is_chosen_by_what_is_informative(refutes):
+    """Such judgements give supports and refutes half of the weight each, so that either is right."""
+    rows = [
+        {"result": str(i), "statement": "", "label": (0.0, 0.0, 1.0) if i % 2 else (0.5, 0.5, 0.0)} for i in range(8)
+    ]
+
+    class Separates:
+        def predict(self, pairs, **_):
+            return np.array([(0, 0, 1) if int(result) % 2 else (1 - refutes, refutes, 0) for result, _ in pairs])
+
+    assert fit_trainer.HeldOutF1(rows)(Separates()) == {"held_out_f1_macro": 1.0}
 
 
 def test_audit_reports_on_no_claim_of_the_share_that_was_fitted_on(stances, small_base, tmp_path):

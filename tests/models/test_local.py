@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import forked
 from little_room import little_room
+from sailkit.distributed import map_in_threads
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
@@ -170,6 +171,26 @@ def test_prompts_without_a_common_beginning_are_scored_too(stories):
 def test_a_score_does_not_hang_on_its_batch(stories, chosen):
     alone = torch.cat([logprobs(stories, [prompt]) for prompt in PROMPTS])
     assert (logprobs(stories, [PROMPTS[i] for i in chosen]) - alone[chosen]).abs().max() < NOISE
+
+
+def test_threads_make_their_passes_in_turn(folder):
+    model = load_model(str(folder), FP32)
+    alone = [model.score([prompt], ANSWERS) for prompt in PROMPTS]
+    inside, most, forward = 0, 0, model.model.forward
+
+    def watched(*args, **more):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)  # for other threads to begin
+        out = forward(*args, **more)
+        inside -= 1
+        return out
+
+    model.model.forward = watched
+    threaded = map_in_threads(lambda prompt: model.score([prompt], ANSWERS), PROMPTS * 3, 3)
+    assert list(threaded) == alone * 3
+    assert most == 1
 
 
 def test_an_answer_longer_than_the_usual_reserve_is_scored_whole(stories):
@@ -593,7 +614,7 @@ def test_a_gguf_file_is_converted_once_for_whoever_asks(smollm):
     assert smollm.describe()["chat_template"]
 
 
-def test_a_full_disk_under_a_gguf_file_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_under_a_gguf_file_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
     path = gguf_file(tmp_path / "small.gguf")
     why = r"^cannot write .*/models/small-.*: File too large; free some space .*; SAILKIT_CACHE names another folder"
@@ -601,6 +622,7 @@ def test_a_full_disk_under_a_gguf_file_is_one_line_and_leaves_nothing(tmp_path, 
         resolve(str(path))
     assert not [entry for entry in (tmp_path / "cache" / "models").iterdir() if entry.is_dir()]
     assert load_model(str(path), FP32).generate([ask("the fox")], 4, lambda _: False)
+    assert "Converting" not in capsys.readouterr().err  # a progress bar of transformers
 
 
 @pytest.mark.parametrize("size", [0, 4, 100_000, 1_000_000])

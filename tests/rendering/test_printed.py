@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 
 import pytest
@@ -55,14 +56,17 @@ def test_rescore(recorded):
             assert f"! {code}: {message}" in text
 
 
-def test_compare(recorded):
+def test_compare(recorded, tmp_path):
     result = compare(*recorded)
     flat, text = result.to_json(), printed(result)
     shows(text, flat, ["accuracy_difference", "macro_f1_difference"], "+")
     for name in ("a_accuracy", "b_accuracy", "a_macro_f1", "b_macro_f1"):
         assert f"{flat[name]:.4f}" in text
     assert flat["verdict_text"] in text
-    assert f"p = {flat['p_value']:.3g}, after Holm {flat['p_value_holm']:.3g}" in text
+    assert f"p = {flat['p_value']:.3g}\n" in text
+    several = compare(*recorded, shutil.copy(recorded[0], tmp_path / "again.jsonl"))
+    adjusted = f"p = {several.pairs[0].p_value:.3g}, {several.pairs[0].p_value_holm:.3g} after Holm's adjustment for 3"
+    assert adjusted in printed(several)
 
 
 def test_audit(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tarfile
 
 import pytest
 
@@ -66,6 +67,17 @@ def test_markup_becomes_a_space(tmp_path):
     text = """One<br>two<BR />three <em lang="cs">four</em> <p style="margin: 0in;"><ref name=a>five</ref><h2 id='x'>"""
     (tmp_path / "a.txt").write_text(text)
     assert read_passages([tmp_path]) == [Passage("a", "One two three four five")]
+
+
+def test_the_companions_that_macos_adds_to_files_are_no_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("Bees make honey.")
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for name in ("a.txt", "._a.txt"):
+            archive.add(tmp_path / name, name)
+    assert read_passages([tmp_path / "a.tar.gz"]) == [Passage("a", "Bees make honey.")]
+    (tmp_path / "a.tar.gz").unlink()
+    assert read_passages([tmp_path]) == [Passage("a", "Bees make honey.")]
 
 
 def test_an_archive_with_a_broken_middle_is_an_error(tmp_path):

@@ -28,6 +28,7 @@ def read(tmp_path, *rows, **options):
         {"prompt": f"{ALPACA}Add.\n\n### Input:\n1 1\n\n### Response:", "completion": "2"},
         {"prompt": "### Instruction: Add.\n### Input: 1 1\n### Response:\n", "completion": "2"},
         {"instruction": "Add.", "input": "1 1", "output": 2, "id": 0},
+        {"prompt": f"{ALPACA}Add.\n\n### Input:\n1 1\n\n### Response:", "output": "2"},
     ],
 )
 def test_each_form_says_the_same(tmp_path, row):

@@ -174,6 +174,18 @@ def test_a_compressed_answer_is_not_unpacked(tmp_path):
     assert json.loads((tmp_path / "run" / "snapshot.jsonl").read_text())["why"] == "an answer that is not JSON"
 
 
+def test_a_snapshot_keeps_the_answers_of_servers_apart(tmp_path):
+    snapshot = tmp_path / "shared.jsonl"
+    with Engine() as first, Engine() as second:
+        run(tmp_path, first, "a", out="first", snapshot=snapshot)
+        run(tmp_path, second, "a", out="second", snapshot=snapshot)
+        run(tmp_path, first, "a", out="third", snapshot=snapshot)
+        lines = [{**json.loads(line), "searxng_url": None} for line in snapshot.read_text().splitlines()[:1]]
+        snapshot.write_text("".join(json.dumps(line) + "\n" for line in lines))  # as written by earlier versions
+        run(tmp_path, second, "a", out="fourth", snapshot=snapshot)
+    assert (first.asked, second.asked) == (["a"], ["a"])
+
+
 def test_a_redirect_is_not_followed(tmp_path):
     with Engine() as other, Engine({1: 302}, headers={"Location": f"{other.url}/elsewhere"}) as engine:
         (row,) = run(tmp_path, engine, "a")

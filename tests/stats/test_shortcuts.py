@@ -100,6 +100,13 @@ def test_groups_that_leave_a_fold_without_a_label_are_no_error(capsys):
     assert shortcut_baselines(in_groups(*((4, f"{i}", ("yes", "no")[i % 2]) for i in range(8))))
 
 
+@pytest.mark.parametrize("result", [SearchResult("body text", source="web"), SearchResult("a", url="//\\[x")])
+def test_a_view_that_varies_within_one_fold_alone_is_left_out(result):
+    rows = [ShortcutItem(str(i), ("yes", "no")[i % 2], str(i), f"claim {WORDS[i]}", ()) for i in range(40)]
+    rows[7] = ShortcutItem("7", "no", "7", "claim", (result,))
+    assert {row.view for row in shortcut_baselines(rows)} == {"claim", "length"}
+
+
 def test_rows_that_ask_the_same_are_in_one_fold():
     texts = ("Name a bay.", "name a bay", "Name a port.")
     rows = [TrainingExample(str(i), text, "", (), (), "x", "chat") for i, text in enumerate(texts)]

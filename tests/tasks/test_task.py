@@ -223,6 +223,28 @@ def test_a_task_of_ones_own(tmp_path):
     assert task.load(tmp_path / "fruit.csv").fingerprint == task.load().fingerprint
 
 
+def test_more_words_of_a_wording_leave_the_answers_of_its_protocol(tmp_path):
+    words = {"prompt": "{text}? {answers}", "also": {"sweet": ["sure"]}}
+    protocol = {"answers": {"sweet": "Yes", "sour": "No"}, "wordings": {"w": words}}
+    question = load_task(own(tmp_path, protocols={"p": protocol})).question("p", "w")
+    assert question.answers == {"sweet": "Yes", "sour": "No"}
+    assert question.words == {"Yes": "sweet", "sure": "sweet", "No": "sour"}
+
+
+def test_evidence_without_text_is_none_and_joins_no_claims(tmp_path):
+    fields = {"id": "id", "text": "claim", "label": "label", "group": "found", "evidence": {
+        "list": "found", "body": "text", "stance": "says", "stances": {"for": "sweet"}}}  # fmt: skip
+    found = [[{"text": text, "says": "for"} for text in (" ", f"Passage {i}.")] for i in range(3)]
+    rows = [{"id": str(i), "claim": f"Claim {i}.", "label": "sweet", "found": found[i]} for i in range(3)]
+    rows.append({"id": "3", "claim": "Claim 3.", "label": "sour", "found": []})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = load_task(own(tmp_path, data={"fields": fields})).load(tmp_path / "rows.jsonl").examples
+    assert [[result.body for result in each.evidence] for each in examples] == [
+        ["Passage 0."], ["Passage 1."], ["Passage 2."], []]  # fmt: skip
+    assert [each.stances for each in examples] == [("sweet",)] * 3 + [()]
+    assert len({each.group for each in examples}) == 4
+
+
 def test_words_that_yaml_takes_for_numbers_are_text(tmp_path):
     labels = "labels: {low: {answer: 1}, high: {answer: 2, also: [2.5]}}"
     text = yaml.safe_dump({k: v for k, v in OWN.items() if k not in ("labels", "data")}) + labels

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from sailkit.distributed import Processes
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
+from sailkit.models.local import LocalModel
+from sailkit.prompts.sail import Order
 from sailkit.training.answering import answering
 from small_rows import example
 
@@ -32,6 +35,27 @@ def test_the_answer_that_the_model_scores_highest_is_its_answer(model):
         parts[name] for name in parts if "_inf" not in name
     ]
     assert 0 < len(informative) < len(rows)
+
+
+def test_with_answer_first_the_judgements_come_too_late_to_matter(model):
+    rows = [replace(example(i), response=("yes", "no")[i // 2 % 2]) for i in range(12)]
+    other = {"informative": "distracting", "distracting": "informative"}
+    turned = [replace(row, judgements=tuple(other[j] for j in row.judgements)) for row in rows]
+    scored: dict[str, list[float]] = {}
+
+    class Recorded(LocalModel):
+        def score_ids(self, prompts, continuations):
+            scores = super().score_ids(prompts, continuations)
+            scored.setdefault(name, []).extend(round(score, 3) for row in scores for score in row)
+            return scores
+
+    recorded = Recorded(model.name, model.model, model.tokenizer, ModelOptions(chat="off"), {})
+    for order in get_args(Order):
+        for kind, each in (("rows", rows), ("turned", turned)):
+            name = f"{kind}, {order}"
+            answering(recorded, each, 512, Processes(), order)
+    assert sorted(scored["rows, answer-first"]) == pytest.approx(sorted(scored["turned, answer-first"]), abs=0.01)
+    assert sorted(scored["rows, verify-first"]) != pytest.approx(sorted(scored["turned, verify-first"]), abs=0.1)
 
 
 def test_free_text_is_not_scored(model):

@@ -101,7 +101,7 @@ def test_a_wrong_type_is_refused(training):
 def test_counts_are_those_of_the_model(config, lora):
     recipe = Recipe("m", ("d",), lora=lora, quantization={"load_in_4bit": True})
     counts = _count_on_meta(config, recipe)
-    assert decoders.count(config, lora) == (counts.total, counts.trainable, counts.quantized)
+    assert decoders.count(config, lora) == (counts.total, counts.trainable, counts.linear)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,36 @@ def test_a_sharded_model_has_the_loss_and_the_gradients_of_the_whole(folder, dat
 
 
 @pytest.mark.long
+def test_a_process_that_alone_runs_out_of_memory_says_so_and_ends_all(folder, data, tmp_path):
+    done, said = finished(*launched(folder, data, tmp_path / "run", program="short_of_memory"))
+    assert done != 0
+    (line,) = [line for line in said.splitlines() if line.startswith("sailkit:")]
+    assert "error: out of memory while training; set training.per_device_train_batch_size lower" in line
+
+
+def short_of_memory(how: str, folder: Path, data: Path) -> tuple[int, str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    return finished(*launcher, "--master-port", str(free_port()), HERE / "sharded_short.py", how, folder, data)
+
+
+@pytest.mark.long
+def test_a_process_halves_no_batch_alone_where_the_others_wait_for_it_in_each_pass(folder, data):
+    done, said = short_of_memory("sharded", folder, data)
+    assert done != 0
+    (line,) = [line for line in said.splitlines() if "ProcessError:" in line]
+    assert "process 1: out of memory with " in line
+    assert "tokens; divide the weights among more processes" in line
+    assert "going on with half of them" not in said
+
+
+@pytest.mark.long
+def test_a_process_with_a_whole_model_halves_alone(folder, data):
+    done, said = short_of_memory("whole", folder, data)
+    assert done == 0, said
+    assert said.count("going on with half of them") >= 1
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
 def test_two_processes_that_were_killed_end_with_the_same_weights(folder, data, tmp_path, sampling):
     """Within the second epoch, whose order of rows has to come again."""

@@ -20,6 +20,7 @@ import forked
 from little_room import little_room
 from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.reporting import report
@@ -105,6 +106,16 @@ def test_adapters_find_their_base_by_the_name_that_was_given(folder, data, tmp_p
         assert not torch.equal(merged.model(ids).logits, plain.model(ids).logits)
 
 
+def test_a_model_that_answers_first_is_measured_without_a_verification(folder, data, tmp_path):
+    out = tmp_path / "run"
+    finetune(out=out, model=str(folder), data=[str(data)], set=[*SET, "order=answer-first", "training.max_steps=1"])
+    assert json.loads((out / "model" / "sailkit.json").read_text())["order"] == "answer-first"
+    measured = evaluate(model=out, task="sample-facts", out=tmp_path / "own", search="evidence", limit=2, max_results=1)
+    settings = json.loads((tmp_path / "own" / "manifest.json").read_text())["settings"]
+    assert (settings["verify"], settings["style"]) == (False, "sail-fixed")
+    assert measured.to_json()["n"] == 2
+
+
 def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
     tune(folder, data, tmp_path / "run", *STEPS)
     merged = merge(tmp_path / "run" / "model", out=tmp_path / "merged")
@@ -136,6 +147,7 @@ def test_a_quantised_base_trains_adapters_after_it_was_evaluated(folder, data, t
     assert LocalModel.from_name(str(tmp_path / "run" / "model"), ModelOptions(dtype="float32"))
 
 
+@pytest.mark.long
 def test_adapters_on_a_quantised_base_follow_a_small_learning_rate(folder, data, tmp_path):
     """In bfloat16, a step of 2e-5 is nothing beside most weights."""
     pytest.importorskip("bitsandbytes")
@@ -212,6 +224,7 @@ def kill_and_go_on(folder, data, tmp_path, moments):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, data, tmp_path):
     steps = ("training.max_steps=3", "training.save_steps=1", 'training.eval_strategy="steps"',
              'training.save_strategy="steps"', "training.eval_steps=1", "training.lr_scheduler_type=constant",
@@ -248,6 +261,7 @@ def test_five_kills_change_nothing(folder, data, tmp_path):
     kill_and_go_on(folder, data, tmp_path, 5)
 
 
+@pytest.mark.long
 def test_a_full_disk_at_the_end_is_one_line_and_costs_nothing(folder, data, tmp_path):
     steps = (*STEPS, "training.eval_strategy=no", "training.save_strategy=no")
     with little_room(16_000), pytest.raises(UserError, match=r"^cannot write .*model: .*free some space"):

@@ -80,6 +80,7 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
         ("training: [1]\n", "training should be a mapping"),
         ("data: {a: 1}\n", "should be a path or a list of paths"),
         ("style: sale\n", "no style 'sale'"),
+        ("order: answer_first\n", "no order 'answer_first': did you mean 'answer-first'"),
         ("patience: 0\n", "patience should be"),
         ("patience: true\n", "patience should be"),
         ("[1, 2]\n", "a recipe is a mapping"),
@@ -165,3 +166,8 @@ def test_small_batches_are_drawn_at_random_in_what_we_ship():
     for path in TRAINING:
         told = read_distillation_recipe(path, {}).student if path.stem.startswith("distill") else read_recipe(path, {})
         assert told.training.get("train_sampling_strategy", "random") == "random", path.stem
+
+
+def test_students_verify_first():
+    with pytest.raises(UserError, match="order: answer-first is for finetune"):
+        read_distillation_recipe(None, {"teacher": "t", "model": "m", "data": ["d"]}, ["order=answer-first"])

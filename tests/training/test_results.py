@@ -70,6 +70,7 @@ def test_plans_and_merged_models_are_written_as_before():
     totals = {"tokens_in_all": 60, "supervised_in_all": 24}
     unknown = dict.fromkeys(("parameters", "trainable_parameters", "memory", "columns", "seconds"))
     values = {"model": "m", **sizes, **tokens, **steps, **totals, **unknown, "missing": ["no config"]}
+    values |= {"device": None, "processes": 1}
     plan = TrainingPlan(**values)  # type: ignore[arg-type]
     assert json.dumps(plan.to_json()) == json.dumps({"dry_run": True, **values})
     merged = MergedModel(Path("runs/merged"), base="smollm2-135m")

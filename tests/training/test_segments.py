@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
-from sailkit.prompts.sail import ExampleRenderer, completion_parts
+from sailkit.prompts.sail import ExampleRenderer, Order, completion_parts
 from sailkit.training.loss_weights import LossWeights, read_loss_weights
 from sailkit.training.recipe import check_recipe
 from sailkit.training.tokenise import IGNORED, prepare
@@ -69,6 +70,26 @@ def test_the_segments_are_the_verification_sentence_and_the_answer(style, shared
         assert not any(rendered.completion_mask[:start])
     bare = ExampleRenderer(tokenizer).render(replace(example(0), results=(), judgements=(), style=style))
     assert bare.verification[0] == bare.verification[1]
+
+
+@pytest.mark.parametrize("style", ["sail", "sail-fixed", "chat"])
+def test_answer_first_puts_the_answer_before_the_verification_sentence(style, shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen")
+    for i in range(4):
+        row = replace(example(i), style=style)
+        verified, rendered = (ExampleRenderer(tokenizer, order=order).render(row) for order in get_args(Order))
+        (start, end), n = rendered.verification, verified.verification[0]
+        assert rendered.response == n
+        assert rendered.ids[:n] == verified.ids[:n]  # the same prompt
+        response, sentence = completion_parts(row, "answer-first")
+        assert tokenizer.decode(rendered.ids[n:start]).strip() == response.text.strip() == row.response
+        assert tokenizer.decode(rendered.ids[start:end]) == sentence.text
+        assert sentence.text.strip() == completion_parts(row)[0].text.strip() != ""
+        assert all(rendered.completion_mask[n : end + 1])
+        assert not any(rendered.completion_mask[:n])
+    bare = ExampleRenderer(tokenizer, order="answer-first").render(replace(row, results=(), judgements=()))
+    assert bare.verification[0] == bare.verification[1] > bare.response
+    assert bare.supervised == ExampleRenderer(tokenizer).render(replace(row, results=(), judgements=())).supervised
 
 
 def test_a_step_is_the_weighted_mean_however_its_batch_was_cut_up(folder, tokenizer, rows, tmp_path):

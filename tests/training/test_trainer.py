@@ -185,6 +185,22 @@ def test_held_out_loss_is_for_each_token_not_for_each_batch(folder, tokenizer, r
     assert one.evaluate()["eval_loss"] == pytest.approx(total / rows.supervised, rel=1e-5)
 
 
+def test_an_evaluation_between_two_lines_of_the_log_takes_no_figure_of_training(folder, tokenizer, rows, tmp_path):
+    one = trainer(folder, tokenizer, rows, tmp_path, held_out=rows, eval_strategy="steps", eval_steps=3,
+                  logging_steps=2, max_steps=4, per_device_train_batch_size=4,
+                  gradient_accumulation_steps=1)  # fmt: skip
+    one.train()
+    trained, evaluated = ([line for line in one.state.log_history if name in line] for name in ("loss", "eval_loss"))
+    assert [line["step"] for line in trained] == [1, 2, 4]
+    assert {name for line in evaluated for name in line if not name.startswith("eval_")} == {"epoch", "step"}
+    assert all("mean_token_accuracy" in line for line in trained)
+    other = trainer(folder, tokenizer, rows, tmp_path / "other", logging_steps=2, max_steps=4,
+                    per_device_train_batch_size=4, gradient_accumulation_steps=1)  # fmt: skip
+    other.train()
+    alone = [line["mean_token_accuracy"] for line in other.state.log_history if "loss" in line]
+    assert [line["mean_token_accuracy"] for line in trained] == alone
+
+
 def test_neither_end_nor_padding_of_the_tokenizer_is_changed(folder, rows, tmp_path):
     bare = AutoTokenizer.from_pretrained(folder)
     bare.pad_token = None

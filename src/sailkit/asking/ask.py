@@ -52,7 +52,7 @@ def ask(
         question: The question or claim; with a search run, also the id of one of its rows.
         model: A model, as in evaluate; by default smollm2-135m, and for claims of a task smollm2-135m-sail.
         compare_with: A second model that gets the same question and results, such as the base model.
-        corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
+        corpus: Tables of documents, texts, folders of both, .tar.gz of .txt, .md and .json files; repeated.
         engine: bm25, dense, hybrid, searxng, web, or none to answer without search; see search.
         search_run: A run folder of search, or its results file: the question's recorded results.
         results: Search results instead of a search: texts, mappings with `body` and optionally `title` and `url`, or

@@ -64,13 +64,13 @@ def demo(
     Args:
         model: A model, as in evaluate; by default smollm2-135m-sail, beside its base smollm2-135m.
         compare_with: A second model that gets the same question and results, such as the base model.
-        corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated. By default
+        corpus: Tables of documents, texts, folders of both, .tar.gz of .txt, .md and .json files; repeated. By default
             the passages of the package's sample facts.
         engine: bm25, dense, hybrid, searxng, web, or none to answer without search; see search.
         search_run: A run folder of search, or its results file: recorded results, for its questions only.
         k: Maximum results of each engine, at most 6 together.
         searxng_url: For searxng: the server, such as http://localhost:8080.
-        task: The task as whose claims claims are judged: a built-in task, your own YAML file, or module:attribute.
+        task: The task whose claims are judged: a built-in task, your own YAML file, or module:attribute.
         wording: One of the task's wordings; by default the first that leaves the search results to the style.
         style: The style in which search results are shown: by default that of the model's training, else chat if it has
             a template, else sail-fixed.

@@ -12,7 +12,7 @@ from sailkit.asking.results import Answer
 from sailkit.errors import UserError
 from sailkit.evaluation.ask import Plan, answer_batch, prompt_for, shows_evidence
 from sailkit.evaluation.evidence import EvidenceStyle, evidence_style_for, with_matching_template
-from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, Reply
+from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, Reply, answers_first, is_vllm
 from sailkit.models.load import load_model
 from sailkit.prompts.render import Prompt
 from sailkit.prompts.sail import conversation
@@ -86,7 +86,9 @@ class SearchAugmentedModel:
         text = "\n".join(filter(None, (instruction.instruction, instruction.input)))
         example = Example(instruction.id, text, None, searched.results)
         prompt = self._prompt(searched, example)
-        n = len(searched.results) if self._styled else 0
+        # A model that answers first judges its results after the answer, not here.
+        judges = self._styled and not answers_first(self.model.describe())
+        n = len(searched.results) if judges else 0
         reserve = max(self.style.bound, SCORE_RESERVE)
         self.model.plan([prompt], reserve + (0 if self.question else max_new_tokens), ["the question"])
         so_far = Answer(
@@ -116,9 +118,10 @@ class SearchAugmentedModel:
 
     def _plan(self) -> Plan:
         assert self.question is not None
-        thinks = self.model.describe().get("open_thought")  # answers cannot be scored inside a thought
+        # Answers cannot be scored inside a thought, nor by vLLM.
+        writes = is_vllm(self.model.name) or self.model.describe().get("open_thought")
         return Plan(
-            self.question, "generate" if thinks else "logprob", evidence_style=self.style if self._styled else None
+            self.question, "generate" if writes else "logprob", evidence_style=self.style if self._styled else None
         )
 
     def _classify(self, so_far: Answer, example: Example) -> Answer:

@@ -18,6 +18,10 @@ from sailkit.retrieval.instructions import make_result, read_searched, with_text
 from sailkit.retrieval.search import open_searcher, search_batch
 
 
+class NotRecordedError(UserError):
+    """A run has no search results for a question."""
+
+
 class SearchUnavailableError(UserError):
     """An engine that gave no answer, although it may answer later."""
 
@@ -89,7 +93,9 @@ def _recorded(rows: Sequence[Searched], question: str, search_run: str | Path, k
             return replace(row, results=row.results[:k])
     known = [row.instruction.id for row in rows]
     shown = nearest(question, known) if len(known) <= 10 else f"such as {known[0]!r} or {known[1]!r}"
-    raise UserError(f"{search_run} has no results for this question; ask one of its questions, or give an id, {shown}")
+    raise NotRecordedError(
+        f"{search_run} has no results for this question; ask one of its questions, or give an id, {shown}"
+    )
 
 
 def _search(searcher: Searcher, k: int, question: str) -> Searched:

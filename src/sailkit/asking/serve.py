@@ -83,7 +83,7 @@ def serve(
 
     Args:
         model: A model, as in evaluate; smollm2-135m by default.
-        corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
+        corpus: Tables of documents, texts, folders of both, .tar.gz of .txt, .md and .json files; repeated.
         engine: bm25, dense, hybrid, searxng, web, or none to answer without search; see search.
         search_run: A run folder of search, or its results file: recorded results, for its questions only.
         k: Maximum results of each engine, at most 6 together.

@@ -19,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from sailkit.asking.gate import LOOPBACK, Gate, Limits, error_response
 from sailkit.asking.live import GrowingText
 from sailkit.asking.results import Answer, judged_results
-from sailkit.asking.retrieve import SearchUnavailableError
+from sailkit.asking.retrieve import NotRecordedError, SearchUnavailableError
 from sailkit.asking.worker import Worker
 from sailkit.errors import UserError
 from sailkit.prompts.sail import MOST_VERIFIED
@@ -196,4 +196,6 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _user_error(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, NotRecordedError):  # its message has a path, and other questions' ids
+        return error_response(400, "there are no recorded search results for this question")
     return error_response(502 if isinstance(error, SearchUnavailableError) else 400, str(error))

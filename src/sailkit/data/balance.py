@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sailkit import runs
 from sailkit.records import Example
+from sailkit.stats.folds import grouped_folds
 from sailkit.stats.intervals import Floats
 
 _BINS = 8  # quantile bins of claims, by the label score of their wording
@@ -42,7 +43,7 @@ def balance_labels(
 
     Args:
         items: The items to draw from.
-        labels: All labels.
+        labels: All labels; those without items are ignored.
         match_wording: Balance within bins of claims of similar wording, if there are two labels; bins without one of
             the labels are left out.
         seed: The run's seed.
@@ -50,6 +51,9 @@ def balance_labels(
     Returns:
         The drawn items, each with the number of its earlier draws.
     """
+    labels = [label for label in labels if any(item.label == label for item in items)]
+    if len(labels) < 2:  # nothing to balance
+        return []
     first = np.array([item.label == labels[0] for item in items])
     bins = np.zeros(len(items), dtype=int)
     examples = [item.example for item in items]
@@ -109,19 +113,19 @@ def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_]
     """Out-of-fold log-odds of the first label from the words of the text alone; None if there are too few claims."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
 
-    groups = np.array([example.group for example in examples])
-    fewest = min(len(set(groups[positive])), len(set(groups[~positive])))  # each training fold needs both labels
-    if fewest < 2 or min(positive.sum(), (~positive).sum()) < _FEWEST:
+    if min(positive.sum(), (~positive).sum()) < _FEWEST:
         return None
-    folds = StratifiedGroupKFold(min(5, fewest), shuffle=True, random_state=seed)
+    folds = grouped_folds(positive.tolist(), [example.group for example in examples], seed)
+    if not folds:
+        return None
     words = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
     texts = [example.text for example in examples]
-    scores: Floats = cross_val_predict(words, texts, positive, groups=groups, cv=folds, method="decision_function")
+    scores: Floats = cross_val_predict(words, texts, positive, cv=folds, method="decision_function")
     return scores
 
 

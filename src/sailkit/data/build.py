@@ -62,7 +62,7 @@ def build(
         exclude_task: Remove rows that contain an item of this task, exactly or nearly; NAME, or NAME=PATH where the
             task does not include its data.
         export: Also write train and held_out in these formats.
-        audit: JSON file of an audit of the labeler, quoted in the card.
+        audit: The audit.json of an audit of the labelers, quoted in the card.
         limit: Use only the first LIMIT rows.
         seed: Random seed; each row is drawn from the seed and its id.
 

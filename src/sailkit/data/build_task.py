@@ -135,6 +135,9 @@ def build_task(
             items = [item for item in items if counterfactuals == "added" or item.example.id in originals]
             items += _supported_labels(chosen, added)
         drawn = balance_labels(items, chosen.labels, match_wording, seed)
+        if not drawn:
+            none = "claims of different labels are worded alike; use `match_wording=False`"
+            raise UserError(f"no {none if items else 'counterfactual claims can be made'}")
         if counterfactuals != "none":
             drawn = _families(drawn)
         drawn = drawn[:limit]

@@ -12,8 +12,7 @@ from typing import Literal
 from sailkit import runs
 from sailkit.data.balance import SupportedLabel, match_frequencies
 from sailkit.errors import UserError
-from sailkit.prompts.render import fill, frames
-from sailkit.prompts.sail import as_text
+from sailkit.prompts.render import as_text, fill, frames
 from sailkit.records import Example, SearchResult, TrainingExample, Verdict, original_id
 from sailkit.retrieval.near_misses import near_misses
 from sailkit.tasks.task import Question, Task, load_task

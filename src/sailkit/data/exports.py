@@ -18,9 +18,9 @@ from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.files.rows import parse_row
 from sailkit.files.tables import read_table
+from sailkit.prompts.render import as_text
 from sailkit.prompts.sail import (
     STYLES,
-    as_text,
     completion,
     escape_headings,
     prompt_parts,

@@ -20,7 +20,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.prompts.sail import completion
 from sailkit.records import TrainingExample
-from sailkit.training.tokenise import IGNORED, NO_TOKENS, Prepared
+from sailkit.training.tokenise import IGNORED, Prepared
 
 NO_ROOM = "the teacher has no room for it"
 WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are trained with cross-entropy alone, with the reason
@@ -101,8 +101,8 @@ class TokenizerPair:
         rows: list[AlignedCompletion | WithoutTeacher] = []
         for row, labels in zip(prepared.examples, prepared.labels, strict=True):
             if (example := by_id.get(row.id)) is None:
-                reason = f"teacher: {NO_TOKENS}" if dropped.get(row.id) == NO_TOKENS else NO_ROOM
-                rows.append(WithoutTeacher(row.id, reason))
+                reason = dropped[row.id].removeprefix(f"example {row.id!r}: ")
+                rows.append(WithoutTeacher(row.id, NO_ROOM if row.id in rendered.too_long else f"teacher: {reason}"))
                 continue
             tokens = tuple(label for label in labels if label != IGNORED)
             # With identical tokens nothing is aligned, so the text that they spell does not matter.
@@ -154,7 +154,8 @@ def check_any_taught(rows: Sequence[AlignedCompletion | WithoutTeacher]) -> None
     if rows and len(without) == len(rows):
         raise UserError(
             f"the teacher can teach none of the {len(rows):,} rows ({in_words(reasons(without))}); `method='sequence'` "
-            "learns its answers, whatever the tokenizers, and a longer distillation.max_length gives room"
+            "learns its answers, whatever the tokenizers, and where there is no room, a longer distillation.max_length "
+            "gives it"
         )
 
 

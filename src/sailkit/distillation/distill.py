@@ -48,6 +48,7 @@ def distill(
     set: list[str] | None = None,
     dry_run: bool = False,
     tokens_per_second: float | None = None,
+    for_gpu: bool = False,
     push: str | None = None,
 ) -> Distillation | DistillationPlan:
     """Distill a model into a smaller one, also across tokenizers.
@@ -75,13 +76,14 @@ def distill(
         set: KEY=VALUE for any key of the recipe, such as distillation.k=32; repeated.
         dry_run: Check recipe and data and estimate the cost of the run, without loading or downloading weights.
         tokens_per_second: With --dry-run: the student's throughput, to estimate the time.
+        for_gpu: With --dry-run: estimate the memory on a GPU, also where there is none.
         push: OWNER/NAME on the Hugging Face hub to which the student is uploaded at the end.
 
     Returns:
         The distillation; of a dry run, its plan.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
     changes = {
         "method": method, "teacher": teacher, "model": model, "student_layers": student_layers, "data": data,
@@ -91,7 +93,7 @@ def distill(
     }  # fmt: skip
     settings = read_distillation_recipe(recipe, changes, set or ())
     if dry_run:
-        return plan_distillation(settings, tokens_per_second)
+        return plan_distillation(settings, tokens_per_second, for_gpu=for_gpu)
     out = check_target("distill", out, push)
     with process_group() as processes:
         distillation = _distill(settings, out, cache, processes)
@@ -99,8 +101,13 @@ def distill(
 
 
 def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processes: Processes) -> Distillation:
-    """All steps in order; the main process writes, and each later step reads what earlier ones wrote."""
-    metrics, targets, in_order = out / runs.METRICS, None, False
+    """All steps in order; the main process writes, and each later step reads what earlier ones wrote.
+
+    Where the main process works alone, the others wait for a file of their own.
+    """
+    metrics, targets = out / runs.METRICS, None
+    flags = [out / f".{name}-written" for name in ("answers", "data", "targets")]
+    answers_written, data_written, targets_written = flags
     with contextlib.ExitStack() as stack:
         # All processes use the same date, even if midnight passes between them.
         recipe = replace(recipe, student=replace(recipe.student, date=processes.broadcast(_date(recipe, out, cache))))
@@ -109,15 +116,24 @@ def _distill(recipe: DistillationRecipe, out: Path, cache: Path | None, processe
             reach = check_run(setup)
             if processes.is_main:
                 stack.enter_context(_open_run(setup))
-                if not metrics.exists():
-                    steps.warn(setup, reach)
-                    steps.cut_student(setup)
-                    in_order = steps.write_data(setup)
-                    steps.list_rows_without_teacher(setup, reach)
-                    steps.cache_teacher(setup, reach)
-                    targets = steps.align(setup, reach)
+                for flag in flags:  # left by a run that was killed
+                    flag.unlink(missing_ok=True)
         if processes.broadcast(metrics.exists()):
             return Distillation(out, processes.broadcast(jsonl.read_json(metrics) if processes.is_main else {}))
+        with processes.raise_together():
+            if processes.is_main:
+                steps.warn(setup, reach)
+                steps.write_prompts(setup)
+        in_order = steps.answer(setup, processes, answers_written)
+        with processes.raise_together(data_written):
+            if processes.is_main:
+                steps.cut_student(setup)
+                steps.write_data(setup)
+                steps.list_rows_without_teacher(setup, reach)
+        steps.cache_teacher(setup, reach)
+        with processes.raise_together(targets_written):
+            if processes.is_main:
+                targets = steps.align(setup, reach)
         with processes.raise_together():
             if targets is None and setup.logits:  # the main process has written them already
                 targets = steps.align(setup, reach)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,44 +15,52 @@ from sailkit.distillation.layers import evenly_spaced_layers
 from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.distillation.results import DistillationPlan
 from sailkit.errors import UserError
+from sailkit.models.base import is_endpoint
 from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
 from sailkit.training import estimate as finetune_plan
 from sailkit.training.memory import count_parameters
+from sailkit.training.recipe import Recipe
+from sailkit.training.results import TrainingPlan
 from sailkit.training.tokenise import held_out_paths, prepare, read_data
 
 # Of an entry in the cache: a token's id and its log-probability. Of a position: token, count, tail, observed.
 _ENTRY = {"float16": 4, "float32": 6}
 _POSITION = 13
+_UNKNOWN_SHAPE = (ValueError, TypeError, AttributeError)  # of a config that is not that of a plain decoder
+_SECONDS_A_TOKEN = 6e-5  # to compile the targets of a supervised token, on one core; docs/distill.md
 
 
-def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | None = None) -> DistillationPlan:
+def plan_distillation(
+    recipe: DistillationRecipe, tokens_per_second: float | None = None, *, for_gpu: bool = False
+) -> DistillationPlan:
     """Check a recipe and estimate the cost of its run.
 
     Args:
         recipe: The recipe.
         tokens_per_second: The student's throughput, to estimate the time of its training.
+        for_gpu: See `sailkit.training.estimate.plans_for_gpu`.
 
     Raises:
         UserError: The recipe or its data have an error with which the run would fail.
     """
-    from sailkit.distillation.loss import CHUNK
+    from sailkit.distillation.memory import loss_memory
 
     unavailable: list[str] = []
     student, student_tokenizer = finetune_plan.config_and_tokenizer(recipe.student.model, unavailable)
+    uncut = copy.deepcopy(student)
     if student is not None:
         _cut(student, recipe.student_layers)
-    training = finetune_plan.plan_training(recipe.student, tokens_per_second, layers=recipe.student_layers)
-    if recipe.method != "sequence" and training.memory:
-        memory = {**training.memory, "logits": 8 * CHUNK * (training.columns or 0)}
-        memory["total"] = sum(size for name, size in memory.items() if name != "total")
-        training = replace(training, memory=memory)
+    training = finetune_plan.plan_training(
+        recipe.student, tokens_per_second, layers=recipe.student_layers, for_gpu=for_gpu,
+        loss=None if recipe.method == "sequence" else loss_memory,
+    )  # fmt: skip
     missing: list[str] = []
     source = recipe.teacher if recipe.teacher_tokenizer is None else str(recipe.teacher_tokenizer)
     config, teacher_tokenizer = None, None
-    if source == recipe.student.model:  # as with student_layers, which change neither context nor vocabulary
-        config, teacher_tokenizer, missing = student, student_tokenizer, unavailable
+    if source == recipe.student.model:
+        config, teacher_tokenizer, missing = uncut, student_tokenizer, unavailable
     elif source:
         config, teacher_tokenizer = finetune_plan.config_and_tokenizer(source, missing)
     training = replace(training, missing=[*training.missing, *(f"teacher: {text}" for text in missing)])
@@ -77,7 +87,66 @@ def plan_distillation(recipe: DistillationRecipe, tokens_per_second: float | Non
         cache_bytes=supervised * (_POSITION + recipe.settings.k * entry),
         same_tokenizer=_same(student_tokenizer, teacher_tokenizer),
         **without,
+        teacher_memory=_teacher_memory(recipe, config, training, lengths, for_gpu),
+        teacher_seconds=_teacher_seconds(recipe, config, training, lengths, tokens_per_second),
+        compile_seconds=_SECONDS_A_TOKEN * supervised,
     )
+
+
+def _is_local(recipe: DistillationRecipe) -> bool:
+    return bool(recipe.teacher) and not is_endpoint(recipe.teacher)
+
+
+def _teacher_memory(
+    recipe: DistillationRecipe,
+    config: Any,
+    training: TrainingPlan,
+    lengths: finetune_plan.Lengths | None,
+    for_gpu: bool,
+) -> dict[str, int] | None:
+    """Bytes of a local teacher, which reads the rows or also answers them; None if its config is not known."""
+    from sailkit.distillation.memory import teacher_memory
+    from sailkit.models.weights import pick_device, pick_dtype
+
+    if config is None or not _is_local(recipe):
+        return None
+    gpu = finetune_plan.plans_for_gpu(recipe.student, for_gpu)
+    device = pick_device("auto")
+    stored = 2 if gpu and device.type != "cuda" else int(pick_dtype("auto", device).itemsize)
+    writes = recipe.method != "logits" and not recipe.teacher_outputs
+    rows = [*(lengths.tokens if lengths else ()), *([training.longest] * training.rows if writes else ())]
+    if not rows:
+        return None
+    with contextlib.suppress(*_UNKNOWN_SHAPE):
+        return teacher_memory(
+            config, recipe.teacher, rows, sum(lengths.supervised) if lengths else len(rows), stored=stored, gpu=gpu,
+            new_tokens=recipe.settings.max_new_tokens if writes else 0,
+        )  # fmt: skip
+    return None
+
+
+def _teacher_seconds(
+    recipe: DistillationRecipe, config: Any, training: TrainingPlan, lengths: finetune_plan.Lengths | None,
+    tokens_per_second: float | None,
+) -> float | None:  # fmt: skip
+    """Time of the teacher's forward passes if it does as many operations a second as the student's training.
+
+    A forward pass multiplies and adds once for each parameter and token, and so does each of the two halves of the
+    backward pass, that of activations and that of trained parameters (Kaplan et al. 2020, "Scaling laws", section 2.1).
+    Activation checkpointing adds a forward pass.
+    """
+    if config is None or training.parameters is None or training.trainable_parameters is None:
+        return None
+    if not (tokens_per_second and lengths and _is_local(recipe)):
+        return None
+    try:
+        teacher = count_parameters(config, Recipe(recipe.teacher, ())).total
+    except _UNKNOWN_SHAPE:
+        return None
+    settings = recipe.student.training
+    passes = 3 if settings.get("activation_checkpointing") or settings.get("gradient_checkpointing") else 2
+    of_step = passes * training.parameters + training.trainable_parameters
+    return sum(lengths.tokens) * teacher / (of_step * tokens_per_second)
 
 
 def check_student(recipe: DistillationRecipe, folder: Path) -> Any:

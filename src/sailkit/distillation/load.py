@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from sailkit.distillation.cache import pack
-from sailkit.distillation.records import TeacherExample
+from sailkit.distillation.records import TeacherExample, TeacherRow
+from sailkit.distributed import Processes
 from sailkit.errors import UserError
-from sailkit.models.base import ModelOptions, is_endpoint
+from sailkit.models.base import Model, ModelOptions, is_endpoint
 
 if TYPE_CHECKING:
     from sailkit.distillation.teacher import Teacher
 
 File = Sequence[Sequence[TeacherExample]]  # its batches
 Done = Callable[[Sequence[TeacherExample]], None]
-# The bytes of each file, in order; here, or on a cluster.
+# Yields the bytes of each file, in order: of the processes here, or of a cluster.
 Maker = Callable[["Teacher", Sequence[File], Done], Generator[bytes, None, None]]
 
 
@@ -85,20 +87,53 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
         return ServerTeacher(name, options.model, Path(options.tokenizer or ""), kept)
     from sailkit.models.local import LocalModel
 
-    return LocalTeacher(LocalModel.from_name(name, options.model), kept)
+    with _whole_weights():
+        return LocalTeacher(LocalModel.from_name(name, options.model), kept)
 
 
-def packed(teacher: Teacher, batches: File, tick: Done = lambda _: None) -> bytes:
-    """Compute the bytes of a file of the cache.
+def load_answering(name: str, options: ModelOptions) -> Model:
+    """Load a teacher that writes answers; see `sailkit.models.load.load_model`."""
+    from sailkit.models.load import load_model
+
+    with _whole_weights():
+        return load_model(name, options)
+
+
+def _whole_weights() -> AbstractContextManager[None]:
+    """A context in which every process of a launcher reads all weights and buffers.
+
+    With FSDP's efficient loading, only the first process of a machine would.
+    """
+    from accelerate.utils import patch_environment
+
+    context: AbstractContextManager[None] = patch_environment(fsdp_cpu_ram_efficient_loading="false")
+    return context
+
+
+def packed(teacher: Teacher, batches: File) -> bytes:
+    """Compute the bytes of a file of the cache, from its planned batches."""
+    rows = [row for batch in batches for row in teacher.rows(batch)]
+    return pack([pair.key for batch in batches for pair in batch], rows)
+
+
+def maker(processes: Processes, workers: int) -> Maker:
+    """A function that yields the bytes of each file, in order, in all processes, and reports progress.
+
+    Batches are divided among the processes, not files, because small data fill a single file.
 
     Args:
-        teacher: The teacher.
-        batches: The planned batches of the file.
-        tick: Called with each finished batch.
+        processes: The processes of the launcher.
+        workers: How many of them ask the teacher.
     """
-    keys, rows = [], []
-    for batch in batches:
-        rows += teacher.rows(batch)
-        keys += [pair.key for pair in batch]
-        tick(batch)
-    return pack(keys, rows)
+
+    def make(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
+        batches = [batch for file in files for batch in file]
+        computed = processes.map(teacher.rows, batches, workers)
+        for file in files:
+            rows: list[TeacherRow] = []
+            for batch in file:
+                rows += next(computed)
+                done(batch)
+            yield pack([pair.key for batch in file for pair in batch], rows)
+
+    return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class TargetTable:
     """The targets of one or more data sets, whose positions are numbered consecutively."""
 
     def __init__(self, *parts: tuple[Targets, IntArray]) -> None:
-        """Convert targets to tensors.
+        """Convert targets to tensors; their entries, most of the data, are not copied.
 
         Args:
             parts: The targets of each data set, and the student's tokens at their positions.
@@ -61,8 +62,8 @@ class TargetTable:
                 raise ValueError(f"{len(labels)} tokens, but targets for {len(part.tail)} positions")
         sizes = [np.diff(part.starts) for part in targets]
         self._starts = torch.from_numpy(np.concatenate([[0], *sizes]).cumsum().astype(np.int64))
-        self._ids = torch.from_numpy(np.concatenate([part.ids for part in targets]).astype(np.int32))
-        self._probs = torch.from_numpy(np.concatenate([part.probs for part in targets]))  # keeps the dtype of the file
+        self._ids = [torch.from_numpy(part.ids) for part in targets]
+        self._probs = [torch.from_numpy(part.probs) for part in targets]
         self._tail = torch.from_numpy(np.concatenate([part.tail for part in targets]).astype(np.float32))
         self._has = torch.from_numpy(np.concatenate([part.kind for part in targets]) != NONE)
         self._labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
@@ -83,10 +84,21 @@ class TargetTable:
         slots = torch.arange(int(count.max()) if len(positions) else 0)
         listed = slots < count[:, None]
         entries = (begin[:, None] + slots)[listed]
-        ids = torch.full(listed.shape, PADDING).masked_scatter_(listed, self._ids[entries].long())
-        probs = torch.zeros(listed.shape).masked_scatter_(listed, self._probs[entries].float())
+        ids = torch.full(listed.shape, PADDING).masked_scatter_(listed, _select(self._ids, entries, torch.int64))
+        probs = torch.zeros(listed.shape).masked_scatter_(listed, _select(self._probs, entries, torch.float32))
         tensors = self._labels[positions], ids, probs, self._tail[positions] * has, has
         return TargetBatch(*(tensor.to(device) for tensor in tensors))
+
+
+def _select(parts: Sequence[torch.Tensor], indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The values at some indices of the concatenation of several vectors, which is never in memory."""
+    values = torch.empty(len(indices), dtype=dtype)
+    begin = 0
+    for part in parts:
+        within = (indices >= begin) & (indices < begin + len(part))
+        values[within] = part[indices[within] - begin].to(dtype)
+        begin += len(part)
+    return values
 
 
 @dataclass(frozen=True)
@@ -202,6 +214,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     grad_weight += product(grad_low.T, inputs)
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
+                del logits, grad_logits, grad_low  # else the next chunk is computed beside them
         ctx.grads = grad_hidden, grad_weight, grad_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(parts)

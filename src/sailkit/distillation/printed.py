@@ -8,6 +8,7 @@ from sailkit.rendering import model
 from sailkit.rendering.model import Cell, Flags, Group, Interval, Intervals, Report, Row, Table, Text
 from sailkit.rendering.numbers import machine
 from sailkit.training import report as training_report
+from sailkit.training.report import duration
 
 FIGURES = {
     "kl": "KL to the teacher, nats a token",
@@ -63,16 +64,23 @@ def plan_report(plan: DistillationPlan) -> Report:
     """The estimated cost of a distillation."""
     tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
     lines = [f"teacher: {plan.teacher}, {tokenizer[plan.same_tokenizer]}; {plan.teacher_tokens:,} tokens to read"]
+    if plan.teacher_seconds:
+        lines[0] += f" in {duration(plan.teacher_seconds)}, at the student's operations a second"
     if plan.teacher_answers:
         lines.append(f"its answers: {plan.teacher_answers:,}")
-    lines.append(f"its cache: at most {plan.cache_bytes / 1e6:,.1f} MB")
-    flags = []
+    lines.append(
+        f"its cache: at most {plan.cache_bytes / 1e6:,.1f} MB, compiled for the student in "
+        f"{duration(plan.compile_seconds)} on one core"
+    )
+    blocks: list[model.Block] = list(map(Text, lines))
+    if plan.teacher_memory:
+        blocks.append(training_report.memory_table("the teacher, before the student is loaded", plan.teacher_memory))
     if plan.without_teacher:
         why = "; ".join(f"{reason}: {count:,}" for reason, count in plan.without_teacher.items())
         rows, held_out = plan.rows_without_teacher or 0, plan.held_out_rows_without_teacher or 0
         text = f"{rows:,} rows and {held_out:,} held-out ones without the teacher, for cross-entropy alone ({why})"
-        flags.append(Flags("", {"": [text]}))
-    return training_report.plan_report(plan.training, *map(Text, lines), *flags)
+        blocks.append(Flags("", {"": [text]}))
+    return training_report.plan_report(plan.training, *blocks)
 
 
 def cache_report(cache: TeacherCache) -> Report:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sailkit.errors import UserError, nearest
-from sailkit.models.base import is_endpoint
+from sailkit.models.base import VLLM, is_endpoint, is_vllm
 from sailkit.prompts.sail import check_style
 from sailkit.records import Method, Precision
 from sailkit.training.library_settings import check_keys
@@ -104,6 +104,11 @@ def read_distillation_recipe(
         own["teacher"] = own["teacher"] or ""
     if not isinstance(own["teacher"], str):
         raise UserError(f"{where}: no teacher; write  teacher: MODEL  or give `teacher`")
+    if is_vllm(own["teacher"]):
+        raise UserError(
+            f"{where}: vLLM runs in another environment than training: leave out {VLLM!r}, or write the teacher's "
+            "answers there (sailkit.distillation.teacher_answers) and train on them with finetune"
+        )
     if own["teacher_style"] is not None:
         check_style(str(own["teacher_style"]))
     layers = own["student_layers"]
@@ -122,13 +127,20 @@ def read_distillation_recipe(
     return DistillationRecipe(
         method=method,
         teacher=own["teacher"],
-        student=check_recipe(values, where),
+        student=_student(values, where),
         teacher_style=own["teacher_style"],
         teacher_tokenizer=Path(tokenizer) if tokenizer else None,
         teacher_outputs=Path(given) if given else None,
         student_layers=layers,
         settings=_settings(own["distillation"] or {}, f"{where}: distillation"),
     )
+
+
+def _student(values: Mapping[str, Any], where: str) -> Recipe:
+    student = check_recipe(values, where)
+    if student.order != "verify-first":
+        raise UserError(f"{where}: order: {student.order} is for finetune; leave it out")
+    return student
 
 
 def _settings(values: Any, where: str) -> DistillationSettings:

@@ -133,6 +133,9 @@ class DistillationPlan(Result):
         rows_without_teacher: Number of training rows that are trained with cross-entropy alone.
         held_out_rows_without_teacher: Number of held-out rows that the teacher cannot read.
         without_teacher: Reason -> number of both kinds of rows.
+        teacher_memory: Bytes of a local teacher by part, see `teacher_memory`; None for a server or without its config.
+        teacher_seconds: Time of its passes at the student's operations a second, without writing answers; or None.
+        compile_seconds: Time to move the distributions to the student's tokens, on one core.
     """
 
     training: TrainingPlan
@@ -146,6 +149,9 @@ class DistillationPlan(Result):
     rows_without_teacher: int | None
     held_out_rows_without_teacher: int | None
     without_teacher: dict[str, int] | None
+    teacher_memory: dict[str, int] | None = None
+    teacher_seconds: float | None = None
+    compile_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values, as with `--json`."""

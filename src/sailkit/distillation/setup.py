@@ -16,7 +16,7 @@ from sailkit.distillation.load import check_tokenizer
 from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.distillation.results import CACHE, STUDENT
 from sailkit.errors import UserError
-from sailkit.models.base import is_endpoint
+from sailkit.models.base import answers_first, is_endpoint
 from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.sail import trained_style
@@ -124,6 +124,8 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
         if student.loss_weights is not None:
             raise UserError("loss_weights are not for the distillation of logits; leave them out")
     files = _teacher_files(recipe)
+    if files and answers_first(files.trained()):
+        raise UserError(f"{recipe.teacher} answers first, and students learn to verify first; take another teacher")
     style = recipe.teacher_style or (trained_style(files.trained()) if files else None)
     return Setup(recipe, out, cache, tuple(train), tuple(held_out), files, style)
 

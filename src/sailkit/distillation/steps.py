@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sailkit import runs
@@ -14,8 +15,8 @@ from sailkit.distillation import completions
 from sailkit.distillation.fidelity import add_flags, fidelity, means
 from sailkit.distillation.results import ANSWERS, CUT_MODEL, DATA, FIDELITY, PROMPTS, STUDENT, TARGETS
 from sailkit.distillation.setup import Setup, TeacherReach, open_cache, teacher_max_length
-from sailkit.distillation.teacher_answers import teacher_answers
-from sailkit.distributed import is_main_process
+from sailkit.distillation.teacher_answers import TeacherAnswers, teacher_answers
+from sailkit.distributed import Processes, is_main_process
 from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions, is_endpoint
 from sailkit.models.sources import resolve
@@ -61,16 +62,55 @@ def cut_student(setup: Setup) -> None:
         with_fewer_layers(resolve(setup.recipe.teacher), setup.recipe.student_layers, setup.out / CUT_MODEL)
 
 
-def write_data(setup: Setup) -> bool:
-    """Write the student's data; with `sequence` and `both`, the responses are the teacher's answers.
+def answer(setup: Setup, processes: Processes, finished: Path) -> bool:
+    """With `sequence` and `both`, have the teacher answer the training rows; processes share those of a local teacher.
+
+    Args:
+        setup: The distillation; the main process has written its prompts.
+        processes: The processes of the launcher.
+        finished: A file that the main process creates where it works alone, and the others wait for.
 
     Returns:
-        Whether recorded answers were matched to rows by order alone.
+        Whether recorded answers were matched to rows by order alone, in the main process.
     """
-    rows: Sequence[TrainingExample] = setup.train
+    recipe = setup.recipe
+    if recipe.method == "logits":
+        return False
+    if recipe.teacher_outputs is None and not is_endpoint(recipe.teacher):
+        return _answers(setup, processes).in_order
     in_order = False
+    with processes.raise_together(finished):
+        if processes.is_main:
+            in_order = _answers(setup, Processes()).in_order
+    return in_order
+
+
+def _answers(setup: Setup, processes: Processes) -> TeacherAnswers:
+    from sailkit.distillation.load import load_answering
+
+    recipe = setup.recipe
+    with processes.raise_together():
+        teacher = recipe.teacher_outputs or load_answering(recipe.teacher, ModelOptions(date=setup.date))
+    return teacher_answers(
+        teacher, [str(setup.out / PROMPTS)], setup.out / ANSWERS, style=setup.teacher_style,
+        max_new_tokens=recipe.settings.max_new_tokens, processes=processes,
+    )  # fmt: skip
+
+
+def write_prompts(setup: Setup) -> None:
+    """With `sequence` and `both`, write the training rows that the teacher answers."""
     if setup.recipe.method != "logits":
-        rows, in_order = _answered(setup)
+        folder = setup.out / PROMPTS
+        folder.mkdir(exist_ok=True)
+        jsonl.write_rows(folder / TRAIN, map(example_row, setup.in_student_style(setup.train)))
+
+
+def write_data(setup: Setup) -> None:
+    """Write the student's data; with `sequence` and `both`, the responses are the teacher's answers."""
+    rows: Sequence[TrainingExample] = setup.train
+    if setup.recipe.method != "logits":
+        styles = {example.id: example.style for example in setup.train}
+        rows = [replace(row, style=styles[row.id]) for row in read_data([str(setup.out / ANSWERS)])]
     folder = setup.out / DATA
     folder.mkdir(exist_ok=True)
     for name, part in ((TRAIN, rows), (HELD_OUT, setup.measured)):
@@ -78,22 +118,6 @@ def write_data(setup: Setup) -> bool:
     cards = data_cards((*setup.recipe.student.curriculum, *setup.recipe.student.data))
     if len(cards) == 1 and cards[0]["card"]:
         jsonl.write_json(folder / CARD, cards[0]["card"])
-    return in_order
-
-
-def _answered(setup: Setup) -> tuple[list[TrainingExample], bool]:
-    """The training rows with the teacher's answers, and whether these were matched by order alone."""
-    from sailkit.models.load import load_model
-
-    recipe, prompts, answers = setup.recipe, setup.out / PROMPTS, setup.out / ANSWERS
-    prompts.mkdir(exist_ok=True)
-    jsonl.write_rows(prompts / TRAIN, map(example_row, setup.in_student_style(setup.train)))
-    teacher = recipe.teacher_outputs or load_model(recipe.teacher, ModelOptions(date=setup.date))
-    limit = recipe.settings.max_new_tokens
-    result = teacher_answers(teacher, [str(prompts)], answers, style=setup.teacher_style, max_new_tokens=limit)
-    styles = {example.id: example.style for example in setup.train}
-    rows = read_data([str(answers)])
-    return [replace(example, style=styles[example.id]) for example in rows], result.in_order
 
 
 def list_rows_without_teacher(setup: Setup, reach: TeacherReach) -> None:

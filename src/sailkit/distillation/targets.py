@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from sailkit.files import jsonl
 from sailkit.training.tokenise import IGNORED, Prepared
 
 ALIGNMENT_VERSION = 1  # version of alignment and projection; raise it when targets change
+_MOST_WORKERS = 8
+_POSITIONS = 100_000  # tokens that are worth a process; they take seconds
+_PREFETCHED = 32  # rows of each process that are computed ahead
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,14 @@ class CompiledTargets:
 class TargetCompiler:
     """Compiles targets from a cache, for one pair of tokenizers."""
 
-    def __init__(self, cache: CacheReader, teacher_tokenizer: Any, student_tokenizer: Any, min_mass: float) -> None:
+    def __init__(
+        self,
+        cache: CacheReader,
+        teacher_tokenizer: Any,
+        student_tokenizer: Any,
+        min_mass: float,
+        workers: int | None = None,
+    ) -> None:
         """Prepare both tokenizers.
 
         Args:
@@ -47,8 +59,11 @@ class TargetCompiler:
             teacher_tokenizer: The tokenizer with which it was made.
             student_tokenizer: The student's.
             min_mass: See `Projection`.
+            workers: Number of processes beside this one, which project; by default none for few targets, else one for
+                each core. The targets do not depend on it.
         """
         self.cache = cache
+        self.workers = workers
         settings = cache.settings
         # Each model has its prompt style; the text of the completion is the same in both.
         self.tokenizers = TokenizerPair(
@@ -96,7 +111,7 @@ class TargetCompiler:
         without = len(rows) - len(taught)
         compiled = CompiledTargets(targets, {**_coverage(targets, listed, taught), "rows_without_teacher": without})
         _write(file, key, compiled)
-        return compiled
+        return _read(file, key) or compiled
 
     def _rows(
         self,
@@ -105,17 +120,49 @@ class TargetCompiler:
         rows: Sequence[AlignedCompletion | WithoutTeacher],
         listed: array[float],
     ) -> Iterator[RowTargets]:
-        """The targets of each row; only one row of the cache is in memory at a time."""
-        with runs.progress("aligning teacher and student", len(rows)) as tick:
-            for row, example, labels in zip(rows, prepared.examples, prepared.labels, strict=True):
-                if isinstance(row, WithoutTeacher):
-                    targets = no_targets(sum(label != IGNORED for label in labels))
-                else:
-                    teacher_row = self._teacher_row(row.example, example.id)
-                    targets = projection.targets(teacher_row, row.teacher, row.student)
-                listed.frombytes((1 - targets.tail[targets.kind != NONE]).tobytes())
-                yield targets
-                tick()
+        """The targets of each row; a few rows of the cache are in memory at a time."""
+        taught = [
+            (row, example.id)
+            for row, example in zip(rows, prepared.examples, strict=True)
+            if isinstance(row, AlignedCompletion)
+        ]
+        computed = iter(self._loader(projection, taught))
+        try:
+            with runs.progress("aligning teacher and student", len(rows)) as tick:
+                for row, labels in zip(rows, prepared.labels, strict=True):
+                    if isinstance(row, WithoutTeacher):
+                        targets = no_targets(sum(label != IGNORED for label in labels))
+                    elif isinstance(targets := next(computed), UserError):
+                        raise targets
+                    listed.frombytes((1 - targets.tail[targets.kind != NONE]).tobytes())
+                    yield targets
+                    tick()
+        finally:
+            del computed  # ends its processes, which a traceback that holds this frame would keep
+
+    def _loader(self, projection: Projection, rows: list[tuple[AlignedCompletion, str]]) -> Iterable[Any]:
+        """The targets of rows with their names, or the UserError of a row, in order.
+
+        Each row is computed from its own distributions alone, so the targets are the same for any number of processes.
+        """
+        from torch import Generator
+        from torch.utils.data import DataLoader
+
+        def project(batch: list[tuple[AlignedCompletion, str]]) -> RowTargets | UserError:
+            ((row, name),) = batch
+            try:
+                return projection.targets(self._teacher_row(row.example, name), row.teacher, row.student)
+            except UserError as error:  # a loader would prepend the worker's traceback to its message
+                return error
+
+        workers = self.workers
+        if workers is None:
+            workers = 0 if projection.same else _workers(sum(len(row.student.tokens) for row, _ in rows))
+        # With a generator of its own, it does not draw from torch's random state, on which the training depends.
+        return DataLoader(
+            rows, collate_fn=project, num_workers=workers, generator=Generator(),  # type: ignore[arg-type]
+            multiprocessing_context="fork" if workers else None, prefetch_factor=_PREFETCHED if workers else None,
+        )  # fmt: skip
 
     def _tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
         """Tokenise each example with both tokenizers, and check that it is cached before hours of alignment."""
@@ -130,6 +177,14 @@ class TargetCompiler:
         if tuple(row.tokens.tolist()) != example.tokens:
             raise UserError(f"{self.cache.folder}: example {name!r} was tokenised in another way there")
         return row
+
+
+def _workers(positions: int) -> int:
+    """Number of processes to project so many tokens of the student."""
+    if sys.platform != "linux":  # elsewhere processes are not forked, and a script without a main guard would run again
+        return 0
+    workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), positions // _POSITIONS)
+    return workers if workers > 1 else 0
 
 
 def _coverage(targets: Targets, listed: array[float], taught: Sequence[AlignedCompletion]) -> dict[str, Any]:
@@ -171,6 +226,7 @@ def _write(file: Path, key: str, compiled: CompiledTargets) -> None:
 
 
 def _read(file: Path, key: str) -> CompiledTargets | None:
+    """Map a file of targets into memory, which the processes of a machine share; None if it does not hold them."""
     from json import loads
 
     from safetensors import SafetensorError, safe_open
@@ -178,11 +234,11 @@ def _read(file: Path, key: str) -> CompiledTargets | None:
     if not file.exists():
         return None
     try:
-        with safe_open(file, "numpy") as opened:
+        with safe_open(file, "pt") as opened:  # tensors of torch are mapped, arrays of numpy would be copies
             header = loads((opened.metadata() or {})["made"])
             if header["key"] != key:
                 return None
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name).numpy() for name in opened.keys()}  # noqa: SIM118
         return CompiledTargets(Targets(**tensors), header["figures"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None  # damaged, so compute it again

@@ -17,8 +17,8 @@ from sailkit.models.local import LocalModel
 from sailkit.models.weights import context_of
 
 # Most logits of a forward pass in the model's number format, and of a conversion to float32 (256 MB).
-_PASS_LOGITS = 2**28
-_CHUNK_LOGITS = 2**26
+PASS_LOGITS = 2**28
+CHUNK_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class Teacher(Protocol):
         """The teacher's distributions along the completions of one batch."""
 
 
+def _input_tokens(pair: TeacherExample) -> int:
+    return len(pair.inputs)
+
+
 class LocalTeacher:
     """A local teacher.
 
@@ -116,7 +120,7 @@ class LocalTeacher:
 
     def describe(self) -> dict[str, Any]:
         """Everything that determines the teacher's values."""
-        return {**self._model.describe(), "vocabulary": len(self._known), "pass_logits": _PASS_LOGITS}
+        return {**self._model.describe(), "vocabulary": len(self._known), "pass_logits": PASS_LOGITS}
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Batches of pairs of similar length, longest first, within a budget of tokens and one of logits."""
@@ -130,7 +134,7 @@ class LocalTeacher:
         def few_logits(batch: list[int]) -> bool:
             # Logits are computed at all positions from the first supervised one of the batch to the last.
             positions = lengths[batch[0]] - (min(prompts[i] for i in batch) - 1)
-            return len(batch) * positions * self._padded <= _PASS_LOGITS
+            return len(batch) * positions * self._padded <= PASS_LOGITS
 
         return batch_by_length(lengths, self._model.batch_tokens, ties=prompts, fits=few_logits)
 
@@ -142,7 +146,8 @@ class LocalTeacher:
         """
         rows: dict[int, TeacherRow] = {}
         for group in self._model.lengths.groups([len(pair.whole) for pair in pairs]):
-            rows |= zip(group, self._model.halving([pairs[i] for i in group], self._rows), strict=True)
+            batch = [pairs[i] for i in group]
+            rows |= zip(group, self._model.halving(batch, self._rows, "teach", _input_tokens), strict=True)
         return [rows[i] for i in range(len(pairs))]
 
     def _rows(self, pairs: Sequence[TeacherExample]) -> list[TeacherRow]:
@@ -179,7 +184,7 @@ class LocalTeacher:
         k = min(self._kept.k, len(self._known))
         rows, columns = torch.tensor(wanted, device=device).T
         targets = torch.tensor(tokens, device=device)[:, None]
-        size = max(1, _CHUNK_LOGITS // logits.shape[-1])
+        size = max(1, CHUNK_LOGITS // logits.shape[-1])
         chunks = []
         for start in range(0, len(wanted), size):
             part = slice(start, start + size)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sailkit import runs
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
+from sailkit.distributed import Processes
 from sailkit.errors import UserError, at_least_one
+from sailkit.evaluation.processes import write_batches
 from sailkit.files import jsonl
-from sailkit.files.batch_log import write_batches
 from sailkit.files.tables import read_table
 from sailkit.models.base import Model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
+from sailkit.prompts.render import as_text
 from sailkit.prompts.sail import (
-    as_text,
     check_style,
     completion,
     conversation,
@@ -72,7 +73,13 @@ class TeacherAnswers:
 
 
 def teacher_answers(
-    teacher: Model | Path, data: Sequence[str], out: Path, *, style: str | None = None, max_new_tokens: int = 512
+    teacher: Model | Path,
+    data: Sequence[str],
+    out: Path,
+    *,
+    style: str | None = None,
+    max_new_tokens: int = 512,
+    processes: Processes | None = None,
 ) -> TeacherAnswers:
     """Have a teacher answer the prompts of training data, to train on its answers.
 
@@ -87,41 +94,46 @@ def teacher_answers(
         out: The run folder.
         style: Style of the prompts; by default that of the teacher's training, else each row's style.
         max_new_tokens: Most tokens of an answer.
+        processes: Processes that share the prompts, each with the teacher loaded; the main process writes. By default
+            this process alone.
 
     Returns:
         Counts of rows, of dropped ones by reason, and where they are.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
-    at_least_one(max_new_tokens=max_new_tokens)
-    if isinstance(teacher, Path):
-        described: dict[str, Any] = {"recorded_sha256": jsonl.file_fingerprint([teacher])}
-    else:
-        described = teacher.describe()
-    style = style or trained_style(described)
-    if style is not None:
-        check_style(style)
-    train, held_out = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
-    examples = unique_ids([*train, *held_out])
-    settings = {
-        **described,
-        "style": style,
-        "styles_sha256": jsonl.fingerprint(wording()),
-        "rules_version": ANSWER_RULES_VERSION,
-        "max_new_tokens": None if isinstance(teacher, Path) else max_new_tokens,
-        "data_sha256": jsonl.fingerprint([example_row(example) for example in examples]),
-        "n": len(examples),
-        "held_out": len(held_out),
-    }
-    in_order = False
-    if isinstance(teacher, Path):  # check it before creating a folder that is bound to this file
-        recorded, in_order = _recorded(teacher, examples)
-    else:
-        _check_style(teacher, examples)
-    with runs.open_run(out, STAGE, settings) as run:
-        replies = recorded if isinstance(teacher, Path) else _ask(run, teacher, examples, max_new_tokens)
-        return _finish(run, examples, replies, len(train), in_order)
+    processes = processes or Processes()
+    with processes.raise_together():
+        at_least_one(max_new_tokens=max_new_tokens)
+        if isinstance(teacher, Path):
+            described: dict[str, Any] = {"recorded_sha256": jsonl.file_fingerprint([teacher])}
+        else:
+            described = teacher.describe()
+        style = style or trained_style(described)
+        if style is not None:
+            check_style(style)
+        train, held_out = read_data(data, style=style), read_data(held_out_of(data), HELD_OUT, style)
+        examples = unique_ids([*train, *held_out])
+        settings = {
+            **described,
+            "style": style,
+            "styles_sha256": jsonl.fingerprint(wording()),
+            "rules_version": ANSWER_RULES_VERSION,
+            "max_new_tokens": None if isinstance(teacher, Path) else max_new_tokens,
+            "data_sha256": jsonl.fingerprint([example_row(example) for example in examples]),
+            "n": len(examples),
+            "held_out": len(held_out),
+        }
+        in_order = False
+        if isinstance(teacher, Path):  # check it before creating a folder that is bound to this file
+            recorded, in_order = _recorded(teacher, examples)
+        else:
+            _check_style(teacher, examples)
+    with runs.open_shared_run(processes, out, STAGE, settings) as run:
+        if not isinstance(teacher, Path):
+            recorded = _ask(processes, run, teacher, examples, max_new_tokens)
+        return processes.from_main(lambda: _finish(run, examples, recorded, len(train), in_order))
 
 
 def with_reply(example: TrainingExample, reply: str) -> TrainingExample:
@@ -150,8 +162,10 @@ def _check_style(teacher: Model, examples: Sequence[TrainingExample]) -> None:
             raise UserError(f"{teacher.name} {has}, and style {style!r} does not go with it; {mend} set `chat`")
 
 
-def _ask(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int) -> list[dict[str, Any]]:
-    """The teacher's reply to each example: its `text`, or the `reason` why there is none."""
+def _ask(
+    processes: Processes, run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], limit: int
+) -> list[dict[str, Any]]:
+    """In the main process, the teacher's reply to each example: its `text`, or the `reason` why there is none."""
     prompts = [conversation(example) for example in examples]
     reasons: dict[int, str] = {}
     for i, prompt in enumerate(prompts):
@@ -162,24 +176,26 @@ def _ask(run: runs.Run, teacher: Model, examples: Sequence[TrainingExample], lim
     fitting = [i for i in range(len(examples)) if i not in reasons]
     batches = [[fitting[i] for i in batch] for batch in teacher.plan([prompts[i] for i in fitting], limit)]
 
-    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
-        for batch in remaining:
-            replies = teacher.generate([prompts[i] for i in batch], limit, lambda _: False)
-            yield [
-                {
-                    "id": examples[i].id,
-                    "text": reply.text or "",
-                    "cut_off": reply.cut_off,
-                    "cut_tokens": reply.cut_tokens,
-                    "completion_tokens": reply.completion_tokens,
-                    **({"refusal": reply.refusal} if reply.refusal is not None else {}),
-                    **({"unfinished": True} if reply.thought and not (reply.text or "").strip() else {}),
-                }
-                for i, reply in zip(batch, replies, strict=True)
-            ]
+    def answer(batch: Sequence[int]) -> list[jsonl.JsonObject]:
+        replies = teacher.generate([prompts[i] for i in batch], limit, lambda _: False)
+        return [
+            {
+                "id": examples[i].id,
+                "text": reply.text or "",
+                "cut_off": reply.cut_off,
+                "cut_tokens": reply.cut_tokens,
+                "completion_tokens": reply.completion_tokens,
+                **({"refusal": reply.refusal} if reply.refusal is not None else {}),
+                **({"unfinished": True} if reply.thought and not (reply.text or "").strip() else {}),
+            }
+            for i, reply in zip(batch, replies, strict=True)
+        ]
 
-    write_batches(run.path(ANSWERS), batches, lambda i: examples[i].id, compute, f"asking {teacher.name}")
-    by_id = {row["id"]: row for _, row in jsonl.read_rows(run.path(ANSWERS))}
+    path = run.path(ANSWERS)
+    write_batches(processes, path, batches, lambda i: examples[i].id, answer, f"asking {teacher.name}")
+    if not processes.is_main:
+        return []
+    by_id = {row["id"]: row for _, row in jsonl.read_rows(path)}
     return [
         {"reason": reasons[i]}
         if i in reasons

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,11 +24,13 @@ from sailkit.distillation.cache import (
     read_index,
     shard_name,
 )
-from sailkit.distillation.load import Done, File, Maker, TeacherModelOptions, TeacherOptions, load_teacher, packed
+from sailkit.distillation.load import Maker, TeacherModelOptions, TeacherOptions, load_teacher, maker
 from sailkit.distillation.records import TeacherExample, teacher_examples, unique_completions
+from sailkit.distributed import Processes, process_group
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.label import SHARD_WAIT, read_shard
+from sailkit.models.base import check_scorable, is_endpoint
 from sailkit.prompts.sail import trained_style, wording
 from sailkit.records import TrainingExample
 from sailkit.rendering.result import Result
@@ -117,7 +119,7 @@ def teacher_cache(
     """Cache a teacher's distributions over training data.
 
     Writes shards of log-probabilities, at each token of the data's completions, and their index to a run folder. The
-    same command continues a stopped run.
+    same command continues a stopped run. Under a launcher, each process computes a part.
 
     Args:
         teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.
@@ -138,64 +140,68 @@ def teacher_cache(
         Counts, figures and the folder of the cache.
 
     Raises:
-        UserError: Anything that the user can mend; nothing is overwritten.
+        UserError: Any error that the user can fix; nothing is overwritten.
     """
+    check_scorable(teacher)
     part = read_shard(shard)
     at_least_one(top_k=top_k, shard_tokens=shard_tokens, max_length=max_length)
     if not 0 < top_p <= 1:
         raise UserError(f"`top_p` should be above 0 and at most 1, not {top_p}")
     pool = ray.pool(shard=shard, max_requests=options.max_requests)
-    examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
-    kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
-    model = replace(options, date=options.date or next(filter(None, kept), None))
-    tokenizer = str(teacher_tokenizer) if teacher_tokenizer else None
-    loading = TeacherOptions(model, tokenizer, top_k, top_p, precision)
-    reader = load_teacher(teacher, loading)
-    described = reader.describe()
-    shown = style or trained_style(described)
-    loading = replace(loading, model=replace(model, date=described.get("date")))  # the same on all machines
-    if max_length is not None and max_length > reader.context:
-        raise UserError(f"`max_length` {max_length}: {reader.name} takes {reader.context} tokens")
-    prepared = render_for_teacher(
-        examples, reader.tokenizer, max_length or reader.context, shown, described.get("date")
-    )
-    every = teacher_examples(prepared)
-    pairs = unique_completions(every)
-    # All batches are planned before files are distributed or skipped, because the low bits of a value depend on its
-    # batch: a run that is resumed, or divided among machines, writes the same bytes.
-    files = _files(pairs, reader.plan(pairs), shard_tokens)
-    settings = {
-        **described,
-        "style": shown,
-        "styles_sha256": jsonl.fingerprint(wording()),
-        "max_length": max_length or reader.context,
-        "k": top_k,
-        "top_p": top_p,
-        "precision": precision,
-        "format": SHARD_FORMAT,
-        "shard_tokens": shard_tokens,
-        "data_sha256": jsonl.fingerprint([pair.key.hex() for pair in every]),
-        "n": len(every),
-        "pairs": len(pairs),
-    }
-    wait = SHARD_WAIT if part else 0
-    with runs.open_run(out, TEACHER_CACHE_STAGE, settings, wait=wait) as run:
-        if part is None:
-            maker: Maker = _pack_here
-            if pool is not None:
-                from sailkit.distillation import cluster
+    with process_group() as processes:
+        with_ray = pool is not None and processes.count > 1
+        processes.raise_if_any("`ray` starts its own processes; leave out the launcher" if with_ray else None)
+        with processes.raise_together():
+            examples = read_data(data) + read_data(held_out_of(data), HELD_OUT)
+            kept = (runs.setting_of(folder, "date") for folder in (out, *sorted(out.glob("shard-*-of-*"))))
+            model = replace(options, date=options.date or next(filter(None, kept), None))
+            tokenizer = str(teacher_tokenizer) if teacher_tokenizer else None
+            loading = TeacherOptions(model, tokenizer, top_k, top_p, precision)
+            reader = load_teacher(teacher, loading)
+            described = reader.describe()
+            shown = style or trained_style(described)
+            date = described.get("date")
+            loading = replace(loading, model=replace(model, date=date))  # the same on all machines
+            if max_length is not None and max_length > reader.context:
+                raise UserError(f"`max_length` {max_length}: {reader.name} takes {reader.context} tokens")
+            prepared = render_for_teacher(examples, reader.tokenizer, max_length or reader.context, shown, date)
+            every = teacher_examples(prepared)
+            pairs = unique_completions(every)
+            # All batches are planned before they are distributed or skipped, because the low bits of a value depend on
+            # its batch: a run that is resumed, or divided among processes or machines, writes the same bytes.
+            files = _files(pairs, reader.plan(pairs), shard_tokens)
+            settings = {
+                **described,
+                "style": shown,
+                "styles_sha256": jsonl.fingerprint(wording()),
+                "max_length": max_length or reader.context,
+                "k": top_k,
+                "top_p": top_p,
+                "precision": precision,
+                "format": SHARD_FORMAT,
+                "shard_tokens": shard_tokens,
+                "data_sha256": jsonl.fingerprint([pair.key.hex() for pair in every]),
+                "n": len(every),
+                "pairs": len(pairs),
+            }
+        # A server gets `concurrency` requests at a time, so one process asks it.
+        make = maker(processes, 1 if is_endpoint(teacher) else processes.count)
+        if pool is not None:
+            from sailkit.distillation import cluster
 
-                maker = cluster.maker(pool, teacher, loading)
-            written = _write_files(run.folder, reader, pairs, files, range(len(files)), maker)
-            return _finish(run, prepared, files, written)
-    # Each machine locks the folder of its part, so that no two do the same part; all files are in a common folder.
-    index, count = part
-    with runs.open_run(
-        out / f"shard-{index + 1}-of-{count}", f"{TEACHER_CACHE_STAGE} shard", {**settings, "shard": shard}
-    ):
-        written = _write_files(out, reader, pairs, files, range(index, len(files), count), _pack_here)
-    with runs.open_run(out, TEACHER_CACHE_STAGE, settings, wait=wait) as run:
-        return _finish(run, prepared, files, written)
+            make = cluster.maker(pool, teacher, loading)
+        wait = SHARD_WAIT if part else 0
+        with runs.open_shared_run(processes, out, TEACHER_CACHE_STAGE, settings, wait):
+            if part is None:
+                written = _write_files(processes, out, reader, pairs, files, range(len(files)), make)
+                return _finish(processes, out, settings, prepared, files, written)
+        # Each machine locks the folder of its part, so that no two do the same part; all files are in a common folder.
+        index, count = part
+        locked = out / f"shard-{index + 1}-of-{count}"
+        with runs.open_shared_run(processes, locked, f"{TEACHER_CACHE_STAGE} shard", {**settings, "shard": shard}):
+            written = _write_files(processes, out, reader, pairs, files, range(index, len(files), count), make)
+        with runs.open_shared_run(processes, out, TEACHER_CACHE_STAGE, settings, wait):
+            return _finish(processes, out, settings, prepared, files, written)
 
 
 def render_for_teacher(
@@ -236,19 +242,24 @@ def _files(pairs: Sequence[TeacherExample], batches: Sequence[Sequence[int]], to
 
 
 def _write_files(
+    processes: Processes,
     folder: Path,
     teacher: Teacher,
     pairs: Sequence[TeacherExample],
     files: Sequence[Sequence[Sequence[int]]],
     mine: Sequence[int],
-    maker: Maker,
+    make: Maker,
 ) -> set[str]:
     """Write the files that do not exist yet, and return their names."""
     paths = {number: folder / shard_name(number) for number in mine}
-    for path in paths.values():
-        for torn in folder.glob(f".{path.name}.*"):  # left by a run that was killed while writing
-            torn.unlink(missing_ok=True)
-    left = [number for number in mine if not _is_written(paths[number], [pairs[i] for b in files[number] for i in b])]
+    left: list[int] = []
+    with processes.raise_together():
+        if processes.is_main:
+            for path in paths.values():
+                for torn in folder.glob(f".{path.name}.*"):  # left by a run that was killed while writing
+                    torn.unlink(missing_ok=True)
+            left += (n for n in mine if not _is_written(paths[n], [pairs[i] for b in files[n] for i in b]))
+    left = processes.broadcast(left)
     total, todo = (sum(len(batch) for n in numbers for batch in files[n]) for numbers in (mine, left))
     started, read = time.monotonic(), 0
     with runs.progress(f"asking {teacher.name}", total, total - todo) as tick:
@@ -259,14 +270,12 @@ def _write_files(
             tick(len(batch), f"{read / (time.monotonic() - started):.0f} tokens/s")
 
         remaining = [[[pairs[i] for i in batch] for batch in files[number]] for number in left]
-        with contextlib.closing(maker(teacher, remaining, done)) as contents:
+        with contextlib.closing(make(teacher, remaining, done)) as contents:
             for number, data in zip(left, contents, strict=True):
-                jsonl.write_atomic(paths[number], data)
+                with processes.raise_together():
+                    if processes.is_main:
+                        jsonl.write_atomic(paths[number], data)
     return {paths[number].name for number in left}
-
-
-def _pack_here(teacher: Teacher, files: Sequence[File], done: Done) -> Generator[bytes, None, None]:
-    return (packed(teacher, file, done) for file in files)
 
 
 def _is_written(path: Path, pairs: Sequence[TeacherExample]) -> bool:
@@ -278,32 +287,44 @@ def _is_written(path: Path, pairs: Sequence[TeacherExample]) -> bool:
 
 
 def _finish(
-    run: runs.Run, prepared: Prepared, files: Sequence[Sequence[Sequence[int]]], written: set[str]
+    processes: Processes,
+    folder: Path,
+    settings: dict[str, Any],
+    prepared: Prepared,
+    files: Sequence[Sequence[Sequence[int]]],
+    written: set[str],
 ) -> TeacherCache:
-    """Write the index, once all files exist."""
-    settings = run.manifest["settings"]
-    about = {name: settings.get(name) for name in ("n", "pairs", "device", "dtype")} | {"teacher": settings["model"]}
+    """Write the index, once all files exist; the result is that of the main process."""
+    about: dict[str, Any] = {name: settings.get(name) for name in ("n", "pairs", "device", "dtype")}
+    about["teacher"] = settings["model"]
     names = [shard_name(number) for number in range(len(files))]
-    if missing := [name for name in names if not run.path(name).exists()]:
-        return TeacherCache(run.folder, **about, missing_files=tuple(missing))
-    index = [Shard(run.path(name)).index_row() for name in names]
-    known = {row["file"]: row["sha256"] for row in (read_index(run.folder) if run.path(INDEX).exists() else ())}
+    result = TeacherCache(folder, **about)
+    with processes.raise_together():
+        if processes.is_main:
+            missing = tuple(name for name in names if not (folder / name).exists())
+            figures: dict[str, Any] = {"missing_files": missing}
+            result = replace(result, **(figures if missing else _write_index(folder, names, prepared, written)))
+    return processes.broadcast(result)
+
+
+def _write_index(folder: Path, names: Sequence[str], prepared: Prepared, written: set[str]) -> dict[str, Any]:
+    """Write the index, and return the figures of the result."""
+    index = [Shard(folder / name).index_row() for name in names]
+    known = {row["file"]: row["sha256"] for row in (read_index(folder) if (folder / INDEX).exists() else ())}
     for row in index:
         if row["file"] not in written and known.get(row["file"], row["sha256"]) != row["sha256"]:
-            raise UserError(f"{run.path(row['file'])}: damaged; remove that file and run the same command again")
-    jsonl.write_rows(run.path(DROPPED), prepared.dropped)
-    jsonl.write_rows(run.path(INDEX), index)
+            raise UserError(f"{folder / row['file']}: damaged; remove that file and run the same command again")
+    jsonl.write_rows(folder / DROPPED, prepared.dropped)
+    jsonl.write_rows(folder / INDEX, index)
     sums = {name: sum(row[name] for row in index) for name in ("positions", "entries", "surprise", "tail", "bytes")}
-    return TeacherCache(
-        run.folder,
-        **about,
-        dropped=len(prepared.dropped),
-        cut_tokens=prepared.cut_tokens,
-        tokens=sums["positions"],
-        entries_per_token=sums["entries"] / sums["positions"],
-        bytes_per_token=sums["bytes"] / sums["positions"],
-        tail=sums["tail"] / sums["positions"],
-        loss=sums["surprise"] / sums["positions"],
-        bytes=sums["bytes"],
-        files=len(index),
-    )
+    return {
+        "dropped": len(prepared.dropped),
+        "cut_tokens": prepared.cut_tokens,
+        "tokens": sums["positions"],
+        "entries_per_token": sums["entries"] / sums["positions"],
+        "bytes_per_token": sums["bytes"] / sums["positions"],
+        "tail": sums["tail"] / sums["positions"],
+        "loss": sums["surprise"] / sums["positions"],
+        "bytes": sums["bytes"],
+        "files": len(index),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from sailkit import runs
 from sailkit.arguments import checked, renamed
+from sailkit.distributed import Processes, joined_processes
 from sailkit.errors import UserError, at_least_one
 from sailkit.evaluation import predictions
 from sailkit.evaluation.ask import AnswerMode, Plan, answer_batch, content_free_bias, prompt_for, shows_evidence
@@ -26,18 +27,25 @@ from sailkit.evaluation.evidence import (
     with_results_of,
     with_search_results,
 )
-from sailkit.evaluation.few_shot import worked_examples
+from sailkit.evaluation.few_shot import WorkedExamples, worked_examples
 from sailkit.evaluation.figures import Flag
-from sailkit.evaluation.noise import MEASURED, measured_noise
-from sailkit.evaluation.predictions import NOISE_FILE, PREDICTIONS
+from sailkit.evaluation.noise import measure_noise_once
+from sailkit.evaluation.predictions import PREDICTIONS
+from sailkit.evaluation.processes import check_shared, warn_of_unused, write_batches
 from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
 from sailkit.evaluation.results import SETTINGS, Evaluation
 from sailkit.evaluation.seeds import for_each_seed
 from sailkit.evaluation.summary import summarise_predictions
 from sailkit.evaluation.trained_items import trained_items_flag
 from sailkit.files import jsonl
-from sailkit.files.batch_log import write_batches
-from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, check_scorable, is_endpoint
+from sailkit.models.base import (
+    SCORE_RESERVE,
+    Model,
+    ModelOptions,
+    check_scorable,
+    is_endpoint,
+    scoring_threads,
+)
 from sailkit.models.load import check_unloaded, load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.prompts.render import Prompt, frames
@@ -86,11 +94,12 @@ def evaluate(
 
     Writes predictions.jsonl, metrics.json and manifest.json to a run folder. A run that was stopped continues where it
     stopped when the same command is given again. The models of a folder of finetune --seeds are each measured in a run
-    folder of OUT, and give a group, for compare.
+    folder of OUT, and give a group, for compare. Under accelerate launch, the processes share the examples.
 
     Args:
         model: smollm2-135m, smollm2-135m-sail, a hub id, a local folder, a GGUF file, a LoRA adapter folder, the run
-            folder of finetune, with or without seeds, endpoint:MODEL@BASE_URL, or module:attribute.
+            folder of finetune, with or without seeds, vllm:MODEL to generate with vLLM, endpoint:MODEL@BASE_URL, or
+            module:attribute.
         task: A built-in task (climate-fever, factcheck, fever, hsd, sample-claims, sample-facts, sample-statements,
             scifact), your own YAML file, or module:attribute.
         out: The run folder.
@@ -134,84 +143,89 @@ def evaluate(
     Raises:
         UserError: The input cannot be used; nothing is overwritten.
     """
-    at_least_one(limit=limit, max_results=max_results if search else None, shots=shots, max_new_tokens=max_new_tokens)
     model = str(model) if isinstance(model, Path) else model
-    chosen = load_task(task, _split(label_set))
-    question = _question(chosen, protocol, wording, max_new_tokens)
-    styled = _shows_results_as_in_training(question, search, style, verify)
-    if calibrate and answer != "logprob":
-        raise UserError("`calibrate` needs `answer='logprob'`")
-    if data is not None and examples is not None:
-        raise UserError("give either `data` or `examples`, not both")
-    dataset = _loaded(chosen, data if examples is None else examples, search_run, search)
-    pool = [example for example in dataset.examples if in_half(example, half, first_share)]
-    selected = pool[:limit]
-    if not selected:
-        raise UserError(f"task {chosen.name}: no examples in the {half} half")
-    items = (
-        with_search_results(selected, search, max_results, seed, pool, chosen.groups_share_subject)
-        if search
-        else selected
-    )
-    _check_csv(csv_out)
-    worked = worked_examples(chosen, question, few_shot, shots, items)
-    if reference is None:
-        check_unloaded(model, options)
-    if out is not None:
-        first_date = runs.setting_of(out, "date") or runs.setting_of(Path(out, predictions.REFERENCE_FOLDER), "date")
-        options = replace(options, date=options.date or first_date)
-    loaded, evidence_style = load_model(model, options), None
-    if styled:
-        evidence_style = evidence_style_for(loaded, style, verify, max(len(item.evidence) for item in items))
-        loaded = with_matching_template(loaded, evidence_style, model, options)
-        if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
-            what = "`few_shot`" if worked.fingerprint else f"wording {question.wording} of protocol {protocol}"
-            raise UserError(f"{what} does not go with `search`, which asks as in training; leave one of them out")
-    if answer == "logprob":
-        check_scorable(loaded)
-    plan = Plan(question, answer, worked.turns, evidence_style=evidence_style, examples=worked.parts)
-    judge = _judge(reference, loaded, options, reference_api_key_env, repeats) if reference is not None else None
-    calls = [[prompt_for(plan, item, step) for item in items] for step in range(len(question.steps))]
-    generates = answer == "generate" or len(question.steps) > 1
-    settings = {
-        **loaded.describe(),
-        "task": chosen.name,
-        "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
-        "labels": chosen.labels,
-        "protocol": protocol,
-        "wording": question.wording,
-        "answer": answer,
-        "search": search or ("evidence" if shows_evidence(question) else "none"),
-        "results": max_results if search not in (None, "none") else None,
-        **({} if search_run is None else {"searched_sha256": results_fingerprint(search_run)}),
-        "style": evidence_style.style if evidence_style else None,
-        "verify": bool(evidence_style and evidence_style.verify),
-        "half": half,
-        **({} if first_share == 0.5 else {"first_share": first_share}),
-        "shots": worked.fingerprint,
-        "calibrate": calibrate,
-        "max_new_tokens": _same_or_each(question.new_tokens) if generates else None,
-        "data_sha256": dataset.fingerprint,
-        "n": len(items),
-        "left_out": dataset.left_out,
-        "rules_version": ANSWER_RULES_VERSION,
-        "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if evidence_style else None]),
-        "seed": seed,
-    }
-    settings.setdefault("model", loaded.name)
-    batches = loaded.plan(*_longest_call(plan, calls, generates), [f"item {item.id}" for item in items])
+    processes = joined_processes()
+    with processes.raise_together():
+        at_least_one(
+            limit=limit, max_results=max_results if search else None, shots=shots, max_new_tokens=max_new_tokens
+        )
+        chosen = load_task(task, _split(label_set))
+        question = _question(chosen, protocol, wording, max_new_tokens)
+        styled = _shows_results_as_in_training(question, search, style, verify)
+        _check_answer(answer, model, calibrate)
+        if data is not None and examples is not None:
+            raise UserError("give either `data` or `examples`, not both")
+        dataset = _loaded(chosen, data if examples is None else examples, search_run, search)
+        pool = [example for example in dataset.examples if in_half(example, half, first_share)]
+        selected = pool[:limit]
+        if not selected:
+            raise UserError(f"task {chosen.name}: no examples in the {half} half")
+        items = (
+            with_search_results(selected, search, max_results, seed, pool, chosen.groups_share_subject)
+            if search
+            else selected
+        )
+        predictions.check_csv(csv_out)
+        worked = worked_examples(chosen, question, few_shot, shots, items)
+        if reference is None:
+            check_unloaded(model, options)
+        options = _with_first_date(options, out)
+        check_shared(processes, options, model, reference)
+        loaded, evidence_style = load_model(model, options), None
+        warn_of_unused(processes, options, model, loaded)
+        if styled:
+            evidence_style = evidence_style_for(loaded, style, verify, max(len(item.evidence) for item in items))
+            loaded = with_matching_template(loaded, evidence_style, model, options)
+            _check_styled(question, worked)
+        if answer == "logprob":
+            check_scorable(loaded)
+        plan = Plan(question, answer, worked.turns, evidence_style=evidence_style, examples=worked.parts)
+        judge = (
+            None
+            if reference is None
+            else load_reference(reference, loaded, chosen, options, reference_api_key_env, repeats, price)
+        )
+        calls = [[prompt_for(plan, item, step) for item in items] for step in range(len(question.steps))]
+        generates = answer == "generate" or len(question.steps) > 1
+        settings = {
+            **loaded.describe(),
+            "task": chosen.name,
+            "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
+            "labels": chosen.labels,
+            "protocol": protocol,
+            "wording": question.wording,
+            "answer": answer,
+            "search": search or ("evidence" if shows_evidence(question) else "none"),
+            "results": max_results if search not in (None, "none") else None,
+            **({} if search_run is None else {"searched_sha256": results_fingerprint(search_run)}),
+            "style": evidence_style.style if evidence_style else None,
+            "verify": bool(evidence_style and evidence_style.verify),
+            "half": half,
+            **({} if first_share == 0.5 else {"first_share": first_share}),
+            "shots": worked.fingerprint,
+            "calibrate": calibrate,
+            "max_new_tokens": _same_or_each(question.new_tokens) if generates else None,
+            "data_sha256": dataset.fingerprint,
+            "n": len(items),
+            "left_out": dataset.left_out,
+            "rules_version": ANSWER_RULES_VERSION,
+            "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if evidence_style else None]),
+            "seed": seed,
+        }
+        settings.setdefault("model", loaded.name)
+        batches = loaded.plan(*_longest_call(plan, calls, generates), [f"item {item.id}" for item in items])
     with ExitStack() as temporary:
         folder = out or Path(temporary.enter_context(TemporaryDirectory(prefix="sailkit-")), _short_name(loaded))
-        with runs.open_run(folder, "evaluate", settings) as run:
+        with runs.open_shared_run(processes, folder, "evaluate", settings) as run:
             announce_cost(loaded, calls, question.new_tokens, price=price, scored=answer == "logprob")
             if calibrate:
-                plan = replace(plan, bias=_stored_bias(run, loaded, plan))
-            _answer_all(run, loaded, plan, items, batches)
+                plan = replace(plan, bias=processes.from_main(lambda: _stored_bias(run, loaded, plan)))
+            _answer_all(processes, run, loaded, plan, items, batches)
             flags = [
                 *trained_items_flag(settings, chosen.name, dataset.fingerprint, selected),
-                *(collect_reference(run, judge, chosen, selected, repeats, price) if judge else []),
+                *(collect_reference(processes, run, judge, chosen, selected, repeats, price) if judge else []),
             ]
-            evaluation = _finish(run, seed, flags, csv_out)
+            evaluation = processes.from_main(lambda: _finish(run, seed, flags, csv_out))
         if out is None:
             weakref.finalize(evaluation, temporary.pop_all().close)
         return evaluation
@@ -228,6 +242,20 @@ def _loaded(
     return replace(dataset, examples=with_results_of(search_run, dataset.examples))
 
 
+def _with_first_date(options: ModelOptions, out: str | Path | None) -> ModelOptions:
+    """The options with the date of the run that is continued."""
+    folders = [] if out is None else [Path(out), Path(out, predictions.REFERENCE_FOLDER)]
+    dates = (runs.setting_of(folder, "date") for folder in folders)
+    return replace(options, date=options.date or next(filter(None, dates), None))
+
+
+def _check_styled(question: Question, worked: WorkedExamples) -> None:
+    """Refuse what would change the prompts of training."""
+    if worked.fingerprint or len(question.steps) > 1 or any(question.systems):
+        what = "`few_shot`" if worked.fingerprint else f"wording {question.wording} of protocol {question.protocol}"
+        raise UserError(f"{what} does not go with `search`, which asks as in training; leave one of them out")
+
+
 def _question(task: Task, protocol: str, wording: str | None, max_new_tokens: int | None) -> Question:
     question = task.question(protocol, wording)
     if max_new_tokens is None:
@@ -235,10 +263,12 @@ def _question(task: Task, protocol: str, wording: str | None, max_new_tokens: in
     return replace(question, new_tokens=(max_new_tokens,) * len(question.steps))
 
 
-def _check_csv(path: str | Path | None) -> None:
-    """Refuse to overwrite a file that is not a CSV of predictions."""
-    if path is not None and Path(path).exists() and not Path(path).read_bytes().startswith(predictions.CSV_START):
-        raise UserError(f"{path} exists and is no CSV of predictions; choose another `csv_out`")
+def _check_answer(answer: AnswerMode, model: str | Model, calibrate: bool) -> None:
+    """Refuse an answer mode before the model is loaded."""
+    if answer == "logprob" and isinstance(model, str):
+        check_scorable(model)
+    if calibrate and answer != "logprob":
+        raise UserError("`calibrate` needs `answer='logprob'`")
 
 
 def _longest_call(plan: Plan, calls: Sequence[Sequence[Prompt]], generates: bool) -> tuple[Sequence[Prompt], int]:
@@ -262,29 +292,21 @@ def _stored_bias(run: runs.Run, model: Model, plan: Plan) -> dict[str, float]:
     return jsonl.read_json(path)
 
 
-def _measure_noise_once(
-    run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: Sequence[Sequence[int]]
+def _answer_all(
+    processes: Processes, run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]
 ) -> None:
-    """Measure how much margins depend on the batch, in number formats in which that matters."""
-    path = run.path(NOISE_FILE)
-    if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
-        answered = [predictions.from_row(row, PREDICTIONS) for _, row in jsonl.read_rows(run.path(PREDICTIONS))]
-        batched = {i for batch in batches if len(batch) > 1 for i in batch}  # single items would score the same again
-        jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in batched]))
+    def answer(batch: Sequence[int]) -> list[jsonl.JsonObject]:
+        try:
+            answered = answer_batch(model, plan, [(i, examples[i]) for i in batch])
+        except UserError as error:
+            items = f"{examples[batch[0]].id} to {examples[batch[-1]].id}"
+            raise UserError(f"{error} (batch of items {items})") from None
+        return [*map(predictions.to_row, answered)]
 
-
-def _answer_all(run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: list[list[int]]) -> None:
-    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
-        for batch in remaining:
-            try:
-                answered = answer_batch(model, plan, [(i, examples[i]) for i in batch])
-            except UserError as error:
-                items = f"{examples[batch[0]].id} to {examples[batch[-1]].id}"
-                raise UserError(f"{error} (batch of items {items})") from None
-            yield [*map(predictions.to_row, answered)]
-
-    write_batches(run.path(PREDICTIONS), batches, lambda i: examples[i].id, compute, f"asking {model.name}")
-    _measure_noise_once(run, model, plan, examples, batches)
+    # While a text is generated, little else is left to do, and ctrl-C would wait for every text that has begun.
+    activity, threads = f"asking {model.name}", scoring_threads(model) if plan.mode == "logprob" else 1
+    write_batches(processes, run.path(PREDICTIONS), batches, lambda i: examples[i].id, answer, activity, threads)
+    processes.from_main(lambda: measure_noise_once(run, model, plan, examples, batches))
 
 
 def _shows_results_as_in_training(question: Question, search: Search | None, style: str, verify: str) -> bool:
@@ -294,16 +316,6 @@ def _shows_results_as_in_training(question: Question, search: Search | None, sty
         argument = f"`style` {style}" if style != "auto" else "`verify='on'`"
         raise UserError(f"{argument} needs `search`, and a `wording` without {{evidence}}")
     return styled
-
-
-def _judge(reference: str | Model, loaded: Model, options: ModelOptions, key_env: str | None, repeats: int) -> Model:
-    """The reference model, with its API key and the date of the evaluated model."""
-    described = loaded.describe()
-    endpoints = "served_model" in described and isinstance(reference, str) and is_endpoint(reference)
-    if endpoints and key_env is None:
-        raise UserError("two endpoints, and a key goes to the server it is for: give `reference_api_key_env` as well")
-    day = options.date or described.get("date")
-    return load_reference(reference, replace(options, api_key_env=key_env or options.api_key_env, date=day), repeats)
 
 
 def _same_or_each(new_tokens: Sequence[int]) -> int | list[int]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.models.base import Model, ModelOptions
+from sailkit.models.base import Model, ModelOptions, answers_first
 from sailkit.models.load import load_model
 from sailkit.prompts.render import Message, Part, Prompt
 from sailkit.prompts.sail import (
@@ -29,6 +29,14 @@ from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.retrieval.near_misses import near_misses
 
 Search = Literal["evidence", "near", "random", "none"]
+
+
+@runtime_checkable
+class Templated(Protocol):
+    """A model with a chat template that can be left out without loading the weights again."""
+
+    def without_template(self) -> Model:
+        """The same model without its chat template."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
     Args:
         model: The model.
         style: `auto` selects the style of the model's training, else `chat` if it has a template.
-        verify: `auto` selects verification for models that were trained to verify.
+        verify: `auto` selects verification for models that were trained to verify first.
         most: Most search results of an item.
 
     Raises:
@@ -98,7 +106,9 @@ def evidence_style_for(model: Model, style: str, verify: str, most: int) -> Evid
         style = trained or ("chat" if described.get("chat_template") else "sail-fixed")
     check_style(style)
     server = "served_model" in described
-    verifies = bool(trained) if verify == "auto" else verify == "on"
+    if answers_first(described) and verify == "on":
+        raise UserError("`verify='on'`: the model was trained to answer before it judges its search results")
+    verifies = bool(trained) and not answers_first(described) if verify == "auto" else verify == "on"
     if verifies and server:
         raise UserError("`verify='on'`: a server does not go on with an answer that is begun here; leave it out")
     if verifies and (thought := described.get("open_thought")):
@@ -127,9 +137,13 @@ def with_matching_template(
     Raises:
         UserError: The style does not go with `chat`, or with the model.
     """
-    templated = bool(loaded.describe().get("chat_template"))
-    style = evidence_style.style
+    template = loaded.describe().get("chat_template")
+    templated, style = bool(template), evidence_style.style
+    if style != "chat" and template == "server":
+        raise UserError(f"`style` {style}: the server of {loaded.name} applies its chat template; use `style='chat'`")
     if style != "chat" and templated and options.chat == "auto" and isinstance(model, str):
+        if isinstance(loaded, Templated):
+            return loaded.without_template()
         return load_model(model, replace(options, chat="off"))
     if style == "chat" and not templated and options.chat != "off":
         raise UserError(f"`style='chat'`: {loaded.name} has no chat template; use `style='sail-fixed'`")

@@ -50,9 +50,16 @@ def is_group(source: object) -> TypeGuard[str | Path]:
     """Whether a source of predictions is a folder of run folders, or a list of run folders separated by commas."""
     if not isinstance(source, (str, Path)):
         return False
-    if Path(source).exists():
+    if _exists(source):
         return Path(source).is_dir() and not (Path(source) / runs.MANIFEST).exists() and bool(run_folders(Path(source)))
     return "," in str(source)
+
+
+def _exists(source: str | Path) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError:  # a list that is longer than a file's name can be
+        return False
 
 
 def load_group(source: str | Path) -> RunGroup:
@@ -65,7 +72,7 @@ def load_group(source: str | Path) -> RunGroup:
         UserError: A run is not finished, two runs are of the same model, or they differ in more than the model.
     """
     path = Path(source)
-    listed = not path.exists()
+    listed = not _exists(path)
     folders = [Path(part.strip()) for part in str(source).split(",") if part.strip()] if listed else run_folders(path)
     names = _names(folders)
     common = {folder.name for folder in folders}

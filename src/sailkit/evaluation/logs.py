@@ -121,8 +121,9 @@ def _lm_eval(path: Path, table: Sequence[tuple[int, dict[str, Any]]]) -> SampleL
                 half = len(choices) // 2
                 if choices[:half] == choices[half:]:  # scored once more without the question, for `acc_mutual_info`
                     choices, replies = choices[:half], replies[:half]
-                row |= {"output": None, "choices": choices, "label": _choice(sample["target"], choices)}
-                row["choice_logprobs"] = [float(reply[0]) for reply in replies]
+                logprobs = [float(reply[0]) for reply in replies]
+                label = _target(sample, choices, choices[logprobs.index(max(logprobs))])
+                row |= {"output": None, "choices": choices, "label": label, "choice_logprobs": logprobs}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _not_a_sample(where, "lm-evaluation-harness", error) from None
         rows.append(row)
@@ -271,6 +272,19 @@ def _first(value: Any) -> str:
     while isinstance(value, (list, tuple)):
         value = value[0]
     return str(value)
+
+
+def _target(sample: Mapping[str, Any], choices: Sequence[str], best: str) -> str:
+    """The text of the right choice, which lm-evaluation-harness names by its index or, in some tasks, by its text.
+
+    Where the choices are numbers, `acc` tells which: whether the likeliest choice, `best`, is right.
+    """
+    name = _first(sample["target"])
+    readings = [choices[int(name)]] if name.isdigit() and int(name) < len(choices) else []
+    readings.append(_choice(name, choices))
+    acc = sample.get("acc")
+    fitting = [label for label in readings if acc is None or (label == best) == bool(acc)]
+    return (fitting or readings)[0]
 
 
 def _choice(value: Any, choices: Sequence[Any]) -> str:

@@ -6,12 +6,34 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sailkit import runs
 from sailkit.evaluation.ask import Plan, answer_batch
+from sailkit.evaluation.predictions import NOISE_FILE, PREDICTIONS, from_row
+from sailkit.files import jsonl
 from sailkit.models.base import Model
 from sailkit.records import Example, Prediction
 
 MEASURED = ("bfloat16", "float16")  # float32 has far less noise; the dtype of a server is not known
 MOST = 32  # most items that are scored again
+
+
+def measure_noise_once(
+    run: runs.Run, model: Model, plan: Plan, examples: Sequence[Example], batches: Sequence[Sequence[int]]
+) -> None:
+    """Write the noise of a run whose items are answered, in number formats in which margins depend on the batch.
+
+    Args:
+        run: The run.
+        model: The model of the run.
+        plan: The prompts of the run.
+        examples: All examples of the run.
+        batches: Indices of the examples of each batch.
+    """
+    path = run.path(NOISE_FILE)
+    if run.manifest["settings"].get("dtype") in MEASURED and plan.mode == "logprob" and not path.exists():
+        answered = [from_row(row, PREDICTIONS) for _, row in jsonl.read_rows(run.path(PREDICTIONS))]
+        batched = {i for batch in batches if len(batch) > 1 for i in batch}  # single items would score the same again
+        jsonl.write_json(path, measured_noise(model, plan, examples, [p for p in answered if p.index in batched]))
 
 
 def measured_noise(

@@ -23,7 +23,7 @@ from sailkit.tasks.task import Task, builtin_tasks, load_task
 PREDICTIONS = "predictions.jsonl"
 NOISE_FILE = "noise.json"  # how much margins depend on the batch, if that was measured
 REFERENCE_FOLDER = "reference"
-CSV_START = b"id,text,gold,reference,"
+_CSV_START = b"id,text,gold,reference,"
 # Settings that may explain a difference between two sets; recorded outputs of other programs have none of them.
 FACTORS = (
     "model", "weights_sha256", "dtype", "device", "chat_template", "task", "protocol", "wording", "answer",
@@ -85,6 +85,12 @@ def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -
         return Prediction(**{**row, "answers": answers, "turns": tuple(row["turns"]), "reference": reference})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: not a prediction ({error})") from None
+
+
+def check_csv(path: str | Path | None) -> None:
+    """Refuse to overwrite a file that is not a CSV of predictions."""
+    if path is not None and Path(path).exists() and not Path(path).read_bytes().startswith(_CSV_START):
+        raise UserError(f"{path} exists and is no CSV of predictions; choose another `csv_out`")
 
 
 def as_csv(rows: Sequence[Prediction]) -> str:

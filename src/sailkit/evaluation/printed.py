@@ -55,7 +55,7 @@ def rescored_report(rescored: Rescored) -> Report:
 def comparison_report(comparison: Comparison) -> Report:
     """Table, test and verdict of each pair of sets."""
     machines = [f"{name} in {how}" for name, how in comparison.machines.items() if how]
-    blocks: list[model.Block] = [block for pair in comparison.pairs for block in _pair(pair, comparison.against)]
+    blocks: list[model.Block] = [block for pair in comparison.pairs for block in _pair(pair, comparison)]
     if len({pair.n for pair in comparison.pairs}) == 1:  # else the sets have other items in each pair
         sets = {name: (figures, pair.baselines) for pair in comparison.pairs
                 for name, figures in ((pair.a, pair.a_figures), (pair.b, pair.b_figures))}  # fmt: skip
@@ -63,14 +63,16 @@ def comparison_report(comparison: Comparison) -> Report:
     return model.short(listed(comparison.names), ", ".join(machines), *blocks, flags_block("", comparison.flags))
 
 
-def _pair(pair: PairComparison, against: str) -> list[Table | Text | Headline]:
+def _pair(pair: PairComparison, comparison: Comparison) -> list[Table | Text | Headline]:
     rows = [
         Row(FIGURES[name], [Cell(pair.a_figures.figures[name].value), Cell(pair.b_figures.figures[name].value),
                             Cell(pair.differences[name], signed=True)])
         for name in _PLOTTED
     ]  # fmt: skip
-    test = f"{pair.test.removesuffix(' test')} p = {pair.p_value:.3g}, after Holm {pair.p_value_holm:.3g}"
-    heading = f"on {_counted(pair.n, pair.groups)}, {against} labels"
+    test = f"{pair.test.removesuffix(' test')} p = {pair.p_value:.3g}"
+    if (tests := len(comparison.pairs)) > 1:
+        test += f", {pair.p_value_holm:.3g} after Holm's adjustment for {tests} comparisons"
+    heading = f"on {_counted(pair.n, pair.groups)}, {comparison.against} labels"
     return [
         Table([pair.a, pair.b, "difference (95 % interval)"], [Group(heading, rows)]),
         Text(f"correct in one run only: {pair.a} {pair.only_a}, {pair.b} {pair.only_b}; {test}"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from sailkit import runs
+from sailkit.distributed import Processes
 from sailkit.errors import UserError
 from sailkit.evaluation.figures import Flag
 from sailkit.evaluation.predictions import PREDICTIONS, REFERENCE_FOLDER
+from sailkit.evaluation.processes import write_batches
 from sailkit.files import jsonl
-from sailkit.files.batch_log import write_batches
-from sailkit.models.base import Model, ModelOptions, Reply
+from sailkit.models.base import Model, ModelOptions, Reply, is_endpoint, is_vllm
 from sailkit.models.load import load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION, read_answer
 from sailkit.prompts.render import Prompt, frames, step_prompt
@@ -62,33 +64,70 @@ def announce_cost(
     )
     cost = "cost unknown without a price, IN/OUT in USD per million tokens"
     if price is not None:
-        try:
-            per_in, per_out = (float(part) for part in price.split("/"))
-        except ValueError:
-            raise UserError(
-                f"`price` takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}"
-            ) from None
+        per_in, per_out = read_price(price)
         cost = f"about ${(read * per_in + written * per_out) / 1e6:.4f}"
     runs.notice(
         f"{model.name}: {sent} requests to send, about {read} prompt tokens, at most {written} generated; {cost}"
     )
 
 
-def load_reference(reference: str | Model, options: ModelOptions, repeats: int) -> Model:
-    """Load the model that gives reference labels, unless it is loaded already.
+def read_price(price: str) -> tuple[float, float]:
+    """The price of a million prompt tokens and of a million generated ones.
 
     Raises:
-        UserError: The model cannot be loaded, or would give the same answer in every repeat.
+        UserError: It is not `IN/OUT`.
     """
+    try:
+        per_in, per_out = (float(part) for part in price.split("/"))
+    except ValueError:
+        raise UserError(f"`price` takes IN/OUT in USD per million tokens, such as 0.15/0.60, not {price!r}") from None
+    return per_in, per_out
+
+
+def load_reference(
+    reference: str | Model,
+    evaluated: Model,
+    task: Task,
+    options: ModelOptions,
+    key_env: str | None,
+    repeats: int,
+    price: str | None,
+) -> Model:
+    """Load the model that gives reference labels, unless it is loaded already, and check what it will be asked.
+
+    Args:
+        reference: The model or its name.
+        evaluated: The model that is evaluated, whose date it takes.
+        task: See `collect_reference`.
+        options: How the evaluated model was loaded.
+        key_env: Environment variable with the key of the reference's endpoint.
+        repeats: Number of answers to each item.
+        price: See `announce_cost`.
+
+    Raises:
+        UserError: The task has no direct protocol, `price` cannot be read, or the model cannot be loaded, or would give
+            the same answer in every repeat.
+    """
+    if isinstance(reference, str) and is_vllm(reference):  # it needs the memory that the evaluated model still holds
+        raise UserError(f"`reference`: {reference} cannot share a machine with the evaluated model; leave out 'vllm:'")
+    task.question("direct")
+    if price is not None:
+        read_price(price)
+    described = evaluated.describe()
+    endpoints = "served_model" in described and isinstance(reference, str) and is_endpoint(reference)
+    if endpoints and key_env is None:
+        raise UserError("two endpoints, and a key goes to the server it is for: give `reference_api_key_env` as well")
     if repeats < 1:
         raise UserError(f"`repeats` should be at least 1, not {repeats}")
-    model = load_model(reference, options)
+    key_env, day = key_env or options.api_key_env, options.date or described.get("date")
+    model = load_model(reference, replace(options, api_key_env=key_env, date=day))
     if repeats > 1 and not isinstance(model, Paid):
         raise UserError(f"`repeats` asks an endpoint again; {model.name} runs here and always answers the same")
     return model
 
 
 def collect_reference(
+    processes: Processes,
     run: runs.Run,
     model: Model,
     task: Task,
@@ -99,6 +138,7 @@ def collect_reference(
     """Collect reference labels from a model, and write them to the run's `reference` folder, itself a run folder.
 
     Args:
+        processes: The processes that share the examples.
         run: The evaluation to which the labels belong.
         model: The model; see `load_reference`.
         task: The task; the first wording of its direct protocol is used.
@@ -113,7 +153,8 @@ def collect_reference(
     answers, limit = list(question.answers.values()), question.new_tokens[0]
     ask = partial(step_prompt, question.steps[0], answers=answers, system=question.systems[0])
     prompts = [ask(e.text, results=e.evidence) for e in examples]
-    batches = model.plan(prompts, limit, [f"item {e.id}" for e in examples])
+    with processes.raise_together():
+        batches = model.plan(prompts, limit, [f"item {e.id}" for e in examples])
     settings = {
         **model.describe(),
         "temperature": 0,
@@ -125,24 +166,24 @@ def collect_reference(
         "rules_version": ANSWER_RULES_VERSION,
     }
 
-    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
-        for batch in remaining:
-            answers_of: list[list[dict[str, Any]]] = [[] for _ in batch]
-            for repeat in range(repeats):
-                repeated = model.with_repeat(repeat) if isinstance(model, Paid) else model
-                replies = repeated.generate([prompts[i] for i in batch], limit, lambda _: False)
-                for given, reply in zip(answers_of, replies, strict=True):
-                    given.append(_read(reply, question.words))
-            yield [
-                {"id": examples[i].id, "label": given[0]["label"], "answers": given}
-                for i, given in zip(batch, answers_of, strict=True)
-            ]
+    def answer(batch: Sequence[int]) -> list[jsonl.JsonObject]:
+        answers_of: list[list[dict[str, Any]]] = [[] for _ in batch]
+        for repeat in range(repeats):
+            repeated = model.with_repeat(repeat) if isinstance(model, Paid) else model
+            replies = repeated.generate([prompts[i] for i in batch], limit, lambda _: False)
+            for given, reply in zip(answers_of, replies, strict=True):
+                given.append(_read(reply, question.words))
+        return [
+            {"id": examples[i].id, "label": given[0]["label"], "answers": given}
+            for i, given in zip(batch, answers_of, strict=True)
+        ]
 
-    with runs.open_run(run.path(REFERENCE_FOLDER), "reference", settings) as nested:
+    with runs.open_shared_run(processes, run.path(REFERENCE_FOLDER), "reference", settings) as nested:
         announce_cost(model, [prompts], [limit], repeats, price)
-        activity = f"asking {model.name} for the reference"
-        write_batches(nested.path(PREDICTIONS), batches, lambda i: examples[i].id, compute, activity)
-        return _flags(model.name, [row for _, row in jsonl.read_rows(nested.path(PREDICTIONS))], repeats)
+        path, activity = nested.path(PREDICTIONS), f"asking {model.name} for the reference"
+        write_batches(processes, path, batches, lambda i: examples[i].id, answer, activity)
+        rows = processes.from_main(lambda: [row for _, row in jsonl.read_rows(path)])
+        return _flags(model.name, rows, repeats)
 
 
 def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:

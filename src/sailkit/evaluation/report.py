@@ -148,11 +148,12 @@ def _verdict(
         sentence = capitalised(pair.verdict_text) if pair.verdict == "cannot tell" else pair.verdict_text
         blocks.append(Headline(sentence, capitalised(pair.remark)))
     blocks.append(Bullets([(headline, f"{detail}.") for headline, detail in worth]))
+    adjusted = f", after Holm's adjustment for {len(pairs)} comparisons" if len(pairs) > 1 else ""
     for pair in pairs:
         figures = [
             ("Difference in accuracy", Cell(pair.differences["accuracy"], signed=True)),
             ("Difference in macro-F1", Cell(pair.differences["macro_f1"], signed=True)),
-            (f"p, {pair.test}, after Holm", Cell(p_value(pair.p_value_holm))),
+            (f"p, {pair.test}{adjusted}", Cell(p_value(pair.p_value_holm))),
             ("Detectable with power 0.8", Cell(pair.minimum_detectable_difference)),
         ]
         blocks += [Heading(f"{pair.a} against {pair.b}")] if len(pairs) > 1 else []

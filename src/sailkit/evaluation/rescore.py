@@ -158,7 +158,7 @@ def _claim_flags(recorded: LabelFigures | None, claim: Mapping[str, float], kind
 
 def _parser_flags(rows: Sequence[Prediction]) -> list[Flag]:
     """The flag for a parser with a default class: nearly all its errors are of the same class."""
-    wrong = [p for p in rows if p.recorded != p.label]
+    wrong = [p for p in rows if p.recorded is not None and p.recorded != p.label]  # to give no label is no error
     if len(wrong) < DEFAULT_CLASS_LEAST:
         return []
     label, count = Counter(p.recorded for p in wrong).most_common(1)[0]

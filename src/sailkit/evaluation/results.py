@@ -38,7 +38,7 @@ class Evaluation(Summary, Result):
         protocol: The protocol.
         wording: The protocol's wording.
         answer: `logprob` if the labels' answer words were scored, `generate` if an answer was generated.
-        search: Which search results were shown: `evidence`, `random` or `none`.
+        search: Which search results were shown: `evidence`, `near`, `random` or `none`.
         calibrate: Whether scores on an empty input were subtracted.
         dtype: Number format of the model; None if a server does not report it.
         device: Device of the model; None if a server does not report it.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from sailkit import runs
+from sailkit.distributed import process_group
 from sailkit.errors import UserError
 from sailkit.evaluation.compare_groups import group_figures
 from sailkit.evaluation.group_results import EvaluationGroup
@@ -27,22 +28,29 @@ def for_each_seed(evaluate: Callable[P, Evaluation]) -> Callable[P, Evaluation |
     def call(*args: P.args, **kwargs: P.kwargs) -> Evaluation | EvaluationGroup:
         arguments: dict[str, Any] = dict(kwargs)
         given, out = arguments.get(_MODEL), arguments.get("out")
-        models = _models(Path(given)) if isinstance(given, (str, Path)) and Path(given).is_dir() else None
-        if not isinstance(models, dict):
-            return stage(*args, **arguments | ({} if models is None else {_MODEL: str(models)}))
-        if arguments.get("csv_out") is not None:
-            raise UserError(f"`csv_out` is for a single model, and {given} holds {len(models)}; leave it out")
         folder = None if out is None else Path(out)
-        if folder and folder.is_dir() and any(folder.iterdir()) and not run_folders(folder):
-            raise UserError(f"{folder} exists and does not hold a run for each seed; choose another `out`")
-        evaluations = {}
-        for number, (name, model) in enumerate(models.items(), start=1):
-            runs.notice(f"sailkit: model {number} of {len(models)}: {model}")
-            of_seed = {_MODEL: str(model), "out": folder and folder / name}
-            evaluations[name] = stage(*args, **arguments | of_seed)
-        return _group(folder, Path(str(given)).name, evaluations)
+        with process_group() as processes:  # around all seeds: accelerate does not connect twice
+            with processes.raise_together():
+                models = _models(Path(given)) if isinstance(given, (str, Path)) and Path(given).is_dir() else None
+                if isinstance(models, dict):
+                    _check_group(models, given, folder, arguments.get("csv_out"))
+            if not isinstance(models, dict):
+                return stage(*args, **arguments | ({} if models is None else {_MODEL: str(models)}))
+            evaluations = {}
+            for number, (name, model) in enumerate(models.items(), start=1):
+                runs.notice(f"sailkit: model {number} of {len(models)}: {model}")
+                of_seed = {_MODEL: str(model), "out": folder and folder / name}
+                evaluations[name] = stage(*args, **arguments | of_seed)
+            return processes.from_main(lambda: _group(folder, Path(str(given)).name, evaluations))
 
     return call
+
+
+def _check_group(models: dict[str, Path], given: object, folder: Path | None, csv_out: object) -> None:
+    if csv_out is not None:
+        raise UserError(f"`csv_out` is for a single model, and {given} holds {len(models)}; leave it out")
+    if folder and folder.is_dir() and any(folder.iterdir()) and not run_folders(folder):
+        raise UserError(f"{folder} exists and does not hold a run for each seed; choose another `out`")
 
 
 def _models(folder: Path) -> Path | dict[str, Path] | None:

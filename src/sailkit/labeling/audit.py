@@ -57,7 +57,7 @@ def audit(
         data: Climate-FEVER's JSONL, Factcheck-GPT's claim-evidence-stance JSONL, claims in the form of the task fever,
             or any table (see judgement-column). Without labelers: the task's data, or a run folder of build or
             build-task; repeated for several folders, which are audited as one mixture.
-        labeler: similarity, overlap, entailment:MODEL, judge:MODEL; repeated for several.
+        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute; repeated for several.
         out: The run folder; a stopped run is continued.
         task: Without labelers: a built-in task or a YAML file, unless data is a run folder.
         model_runs: Run folders of evaluate on the task, to compare with the baselines.

@@ -133,22 +133,21 @@ def fit(
     if max_length > (most := max_positions(model.model.config)):
         raise UserError(f"`max_length` {max_length}: {base} takes at most {most} tokens")
     with runs.open_run(out, "fit", settings) as run:
-        if (out / FITTED).exists():
-            return FittedLabeler.load(out)
-        with jsonl.writing(out):
-            figures = train(model, rows, _rows(held_out), settings, run.path(_CHECKPOINTS))
-            _save(model.model, tokenizer, out)
-            shutil.rmtree(run.path(_CHECKPOINTS), ignore_errors=True)
-        record = {
-            **settings,
-            "data": ", ".join(each.name for each in judged),
-            "pairs": len(used),
-            "claims": len({pair.claim for pair in used}),
-            "held_out_pairs": len(held_out),
-            **figures,
-            "environment": runs.environment(),
-        }
-        jsonl.write_json(out / FITTED, record)
+        if not (out / FITTED).exists():
+            with jsonl.writing(out):
+                figures = train(model, rows, _rows(held_out), settings, run.path(_CHECKPOINTS))
+                _save(model.model, tokenizer, out)
+            record = {
+                **settings,
+                "data": ", ".join(each.name for each in judged),
+                "pairs": len(used),
+                "claims": len({pair.claim for pair in used}),
+                "held_out_pairs": len(held_out),
+                **figures,
+                "environment": runs.environment(),
+            }
+            jsonl.write_json(out / FITTED, record)
+        shutil.rmtree(run.path(_CHECKPOINTS), ignore_errors=True)  # the last step: without it nothing is repeated
     return FittedLabeler.load(out)
 
 

@@ -14,6 +14,7 @@ import torch
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.evaluation import CrossEncoderClassificationEvaluator
 from sentence_transformers.util import batch_to_device
+from sklearn.metrics import f1_score
 from torch.utils.data import BatchSampler
 from transformers import PrinterCallback, TrainerCallback
 
@@ -53,35 +54,61 @@ def train(
         output_dir=str(folder), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
         per_device_train_batch_size=settings["batch_size"], warmup_steps=max(1, steps // 10), seed=settings["seed"],
         data_seed=settings["seed"], save_strategy="steps", save_steps=every, save_total_limit=1, report_to="none",
-        disable_tqdm=True, logging_steps=max(1, steps // 10), use_cpu=settings["device"] == "cpu",
+        disable_tqdm=True, logging_steps=every, use_cpu=settings["device"] == "cpu",
         dataloader_pin_memory=settings["device"] == "cuda", bf16=settings["dtype"] == "bfloat16",
         fp16=settings["dtype"] == "float16", batch_sampler=LengthBatches, **evaluated,
     )  # fmt: skip
-    evaluator = None
-    if held_out:
-        texts = [[row["result"], row["statement"]] for row in held_out]
-        classes = [int(np.argmax(row["label"])) for row in held_out]
-        evaluator = CrossEncoderClassificationEvaluator(
-            texts, classes, name="held_out", show_progress_bar=False, write_csv=False
-        )
     # The state of the trainer is the last file of a checkpoint: without it, writing was interrupted.
     checkpoints = {int(path.parent.name.split("-")[1]): path.parent for path in folder.glob("*/trainer_state.json")}
     done = max(checkpoints, default=0)
     last = str(checkpoints[done]) if done else None
     with runs.progress(f"fitting on {', '.join(settings['data'])}", steps, done) as tick:
         trainer = CrossEncoderTrainer(
-            model=model, args=arguments, train_dataset=datasets.Dataset.from_list(list(rows)), evaluator=evaluator,
+            model=model, args=arguments, train_dataset=datasets.Dataset.from_list(list(rows)),
+            evaluator=HeldOutF1(held_out) if held_out else None,
             loss=SoftCrossEntropy(model), callbacks=[Ticking(tick)],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        result = trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last)
     best = trainer.state.best_metric
     return {
-        "train_loss": result.training_loss,
+        "train_loss": _mean_loss(trainer.state.log_history),
         "best_step": trainer.state.best_global_step if held_out else steps,
         "steps": steps,
         "held_out_f1_macro": None if best is None else float(best),
     }
+
+
+def _mean_loss(log: Sequence[Mapping[str, Any]]) -> float:
+    """The mean loss of all steps, also of those before the run was resumed, which `TrainOutput` leaves out.
+
+    Args:
+        log: The log of the trainer, with a line at each checkpoint; a `loss` is the mean since the line before.
+    """
+    lines = [(line["step"], line["loss"]) for line in log if "loss" in line]
+    begins = [0, *(step for step, _ in lines)]
+    return float(sum((step - begin) * loss for begin, (step, loss) in zip(begins, lines, strict=False)) / begins[-1])
+
+
+class HeldOutF1(CrossEncoderClassificationEvaluator):  # type: ignore[misc]
+    """Macro-F1 on held-out rows, by which the best checkpoint is chosen.
+
+    Judgements of whether a passage is informative give supports and refutes equal shares; these two then are one class.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        shares = np.array([row["label"] for row in rows])
+        self._without_stance = bool((shares[:, 0] == shares[:, 1]).all())
+        super().__init__([[row["result"], row["statement"]] for row in rows], self._classes(shares).tolist())
+
+    def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
+        """Evaluate the model."""
+        shares = model.predict(self.sentence_pairs, show_progress_bar=False, activation_fn=torch.nn.Softmax(-1))
+        return {"held_out_f1_macro": float(f1_score(self.labels, self._classes(shares), average="macro"))}
+
+    def _classes(self, shares: Any) -> Any:
+        supports, refutes, neither = shares.T
+        return (supports + refutes < neither).astype(int) if self._without_stance else shares.argmax(1)
 
 
 class SoftCrossEntropy(torch.nn.Module):
@@ -130,5 +157,5 @@ class Ticking(TrainerCallback):  # type: ignore[misc]
         """Called by the trainer."""
         self.tick()
         if state.global_step >= state.max_steps:
-            control.should_save = True
+            control.should_log = control.should_save = True
             control.should_evaluate = args.eval_strategy != "no"

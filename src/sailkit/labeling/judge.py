@@ -27,6 +27,7 @@ class Judge:
     def __init__(self, model: str, options: ModelOptions | None = None) -> None:
         """Load the model; see `sailkit.models.load.load_model`."""
         self.name = f"judge:{model}"
+        check_scorable(model)
         self._model = load_model(model, options)
         check_scorable(self._model)
         self._most_sent = _MOST_SENT if is_endpoint(model) else None

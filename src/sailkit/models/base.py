@@ -14,6 +14,7 @@ AttnImplementation = Literal[  # names of transformers, except for auto
     "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
 ]
 ATTN_IMPLEMENTATIONS: tuple[str, ...] = get_args(AttnImplementation)
+VLLM = "vllm:"  # before the name of a local model that vLLM generates with
 Finished = Callable[[str], bool]  # takes the text so far, and returns whether the answer is complete
 
 
@@ -55,6 +56,7 @@ class Model(Protocol):
 
     Attributes:
         name: The model's name, in messages and figures.
+        scoring_threads: Number of threads that may call `score` at a time, an int; optional, 1 by default.
     """
 
     name: str
@@ -167,14 +169,41 @@ def is_endpoint(name: str) -> bool:
     return name.startswith("endpoint:")
 
 
-def check_scorable(model: Model) -> None:
-    """Raise a UserError for a model whose prompts end within a thought: answers cannot be scored there.
+def is_vllm(name: str) -> bool:
+    """Whether a name denotes a model that vLLM generates with."""
+    return name.startswith(VLLM)
+
+
+def answers_first(described: Mapping[str, Any]) -> bool:
+    """Whether sailkit trained a model, from its description, to answer before it judges its search results."""
+    return described.get("trained_order") == "answer-first"
+
+
+def scoring_threads(model: Model) -> int:
+    """Number of threads that may call a model's `score` at a time."""
+    return getattr(model, "scoring_threads", 1)
+
+
+def check_scorable(model: Model | str) -> None:
+    """Raise a UserError for a model that only generates, or whose prompts end within a thought.
 
     The thought is not closed here, because a model that was trained to think has not learned to answer without it.
 
+    Args:
+        model: A model; or its name before it is loaded, which shows only whether vLLM would run it.
+
     Raises:
-        UserError: The chat template opens a thought, and has no switch (`enable_thinking`) that leaves it out.
+        UserError: vLLM runs it, or its chat template opens a thought and has no switch (`enable_thinking`) that leaves
+            it out.
     """
+    name = model if isinstance(model, str) else model.name
+    if is_vllm(name):
+        raise UserError(
+            f"{name} only generates, and transformers computes scores: leave out {VLLM!r} (or, to evaluate its "
+            "written answers, use `answer='generate'`)"
+        )
+    if isinstance(model, str):
+        return
     if thought := model.describe().get("open_thought"):
         raise UserError(
             f"the chat template of {model.name} opens a thought ({thought.strip()}), and answers cannot be scored "

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+_BATCH_TOKENS = {"cpu": 2048}  # larger batches add padding and cache misses, smaller ones reread the weights
+_BATCH_TOKENS_ELSEWHERE = 32768
+
+
+def default_batch_tokens(device: str) -> int:
+    """Most tokens of a batch of a local model on a type of device, such as `cpu`, unless its options say otherwise."""
+    return _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
+
 
 def batch_by_length(
     lengths: Sequence[int],

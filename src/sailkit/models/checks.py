@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from sailkit.errors import UserError
+from sailkit.errors import ProcessError, UserError
+
+# torch has a class for its own GPU allocators only; what other libraries allocate fails in a plain RuntimeError.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory"  # CUDA and its driver, HIP, XPU, MPS
+    r"|_STATUS_ALLOC_FAILED|_ALLOCATION_FAILED"  # cuBLAS, cuSOLVER, cuDNN before and since version 9
+    r"|Invalid buffer size"  # MPS: a single tensor is larger than a buffer may be
+    r"|can't allocate memory|not enough memory"  # torch's CPU allocator, on Linux and on Windows
+    r"|Cannot allocate memory|std::bad_alloc"  # the C and C++ libraries
+    r"|could not create a (primitive(?! descriptor)|memory object)"  # oneDNN; it does not support a missing descriptor
+)
 
 
 def check_finite(values: torch.Tensor) -> None:
@@ -20,31 +31,27 @@ def check_finite(values: torch.Tensor) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
-    # The CPU's allocator, and its kernels in half precision, raise a plain RuntimeError.
-    messages = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        message in str(error) for message in messages
-    )
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 @contextlib.contextmanager
 def memory_for(what: str, mend: str) -> Iterator[None]:
-    """Turn an out-of-memory error into a UserError.
+    """Turn an out-of-memory error into an error that the user can fix.
 
     Args:
         what: The activity, such as "moving a model to cuda".
         mend: How to need less memory.
 
     Raises:
-        UserError: Memory ran out.
+        ProcessError: Memory ran out.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(f"out of memory while {what}; {mend}") from None
+        raise ProcessError(f"out of memory while {what}; {mend}") from None
 
 
 def check_tokens(rows: Sequence[Sequence[int]], embeddings: int, tokenizer: Any, name: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from sailkit.errors import UserError
-from sailkit.models.base import Model, ModelOptions, is_endpoint
+from sailkit.models.base import Model, ModelOptions, is_endpoint, is_vllm
 from sailkit.plugins import check_members, is_plugin, load_plugin
 from sailkit.prompts.chat_template import check_date
 
@@ -16,7 +16,8 @@ def load_model(name: str | Path | Model, options: ModelOptions | None = None) ->
 
     Args:
         name: `smollm2-135m`, an adapter that the package ships, a hub id, a local folder, a GGUF file, a LoRA adapter
-            folder, `endpoint:MODEL@BASE_URL`, or `module:attribute` for a model of your own; or a model.
+            folder, `vllm:` before any of these, `endpoint:MODEL@BASE_URL`, or `module:attribute` for a model of your
+            own; or a model.
         options: How to load and run it.
 
     Raises:
@@ -33,6 +34,10 @@ def load_model(name: str | Path | Model, options: ModelOptions | None = None) ->
         from sailkit.models.endpoint import EndpointModel  # each kind imports its own libraries
 
         return EndpointModel.from_name(name, options)
+    if is_vllm(name):  # before plug-ins, whose names may look like it
+        from sailkit.models.vllm_model import VllmModel
+
+        return VllmModel.from_name(name, options)
     if is_plugin(name):
         return cast(Model, load_plugin(name, Model))
     from sailkit.models.local import LocalModel

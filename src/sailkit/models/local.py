@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import tokenizers
@@ -15,22 +14,23 @@ import transformers
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.base import SCORE_RESERVE, Finished, ModelOptions, Reply, check_scorable
-from sailkit.models.batching import batch_by_length
-from sailkit.models.checks import check_finite, check_tokens, memory_for, out_of_memory
+from sailkit.models.batching import batch_by_length, default_batch_tokens
+from sailkit.models.checks import check_finite, check_tokens, memory_for
 from sailkit.models.decoding import AnswerDecoder
 from sailkit.models.generation import generate_batch
+from sailkit.models.halving import LESS_MEMORY, BatchHalver
 from sailkit.models.rope import forget_lengths, rope_lengths
+from sailkit.models.scoring import log_normalizer, tree_logprobs
 from sailkit.models.selftest import sharing_agrees, try_lengths
-from sailkit.models.shared_prefix import SharedPrefix
+from sailkit.models.shared_prefix import SharedPrefix, tree_nodes
 from sailkit.models.sources import resolve
 from sailkit.models.weights import compute_dtype, context_length, load_pretrained, pick_device, pick_dtype, stop_ids
 from sailkit.prompts.render import Prompt, Rendered, Renderer
 from sailkit.records import AnswerScore
 
-_BATCH_TOKENS = {"cpu": 2048}  # larger batches add padding and cache misses, smaller ones reread the weights
-_BATCH_TOKENS_ELSEWHERE = 32768
-_LESS_MEMORY = "use a smaller model, `dtype='bfloat16'` or more memory"
 _TREE_TOKENS = 4096  # most tree tokens of a forward pass: each costs a row of logits
+_GPU_THREADS = 3  # one waits for a pass, one renders, one reads replies
+_PASS_LOGITS = 2**27  # most logits of a planned pass over token ids: 0.5 GB in float32
 
 
 class LocalModel:
@@ -38,9 +38,21 @@ class LocalModel:
 
     Prompts with a common prefix share its key-value cache, and the answers to a prompt are scored in one forward pass
     as a tree of tokens (see `SharedPrefix`). Logits are computed at scored positions only.
+
+    Attributes:
+        scoring_threads: See `Model`. While one thread waits for the GPU, others render prompts and read replies. They
+            make their forward passes in turn, so these need the memory of one.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, options: ModelOptions, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        options: ModelOptions,
+        facts: dict[str, Any],
+        halver: BatchHalver | None = None,
+    ) -> None:
         """Wrap a loaded model.
 
         Args:
@@ -49,9 +61,10 @@ class LocalModel:
             tokenizer: Its tokenizer.
             options: How to run it.
             facts: Fingerprints and revisions, for the manifest.
+            halver: That of an earlier wrapper of the same model, which remembers what did not fit into memory.
 
         Raises:
-            UserError: `chat='on'` for a model without a chat template, or the template fails.
+            UserError: `chat='on'` for a model without a chat template, the template fails, or memory runs out.
         """
         templated = bool(getattr(tokenizer, "chat_template", None))
         if options.chat == "on" and not templated:
@@ -61,22 +74,26 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(model)
-        self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS_ELSEWHERE)
+        self.scoring_threads = _GPU_THREADS if self.device.type == "cuda" else 1
+        self.batch_tokens = options.batch_tokens or default_batch_tokens(self.device.type)
         context = context_length(model, tokenizer)
         self.renderer = Renderer(
             tokenizer, chat=templated and options.chat != "off", context=context, date=options.date
         )
         self.date = options.date
-        self._facts = {**facts, **self.renderer.border.describe()}
+        self._options, self._facts = options, facts
         self.decode = AnswerDecoder(tokenizer)
         # The token that ends a turn of a conversation is often another than the one that ends a text.
-        self.stop_ids = stop_ids(model, tokenizer) | ({self.renderer.border.closing_id} - {None})
+        closing = self.renderer.border.closing_id
+        self.stop_ids = stop_ids(model, tokenizer) | (frozenset() if closing is None else {closing})
         self.shared_prefix = SharedPrefix(model, self.dtype)
         self._rendered = lru_cache(maxsize=65536)(self.renderer.render)
         self.lengths = rope_lengths(model.config)
+        self.halver = halver or BatchHalver()
         forget_lengths(model)
-        self.shared = sharing_agrees(self)
-        try_lengths(self)
+        with memory_for(f"trying {name} on a few tokens", LESS_MEMORY):
+            self.shared = sharing_agrees(self)
+            try_lengths(self)
 
     @classmethod
     def from_name(cls, name: str, options: ModelOptions) -> LocalModel:
@@ -90,15 +107,21 @@ class LocalModel:
         )
         facts = {**source.trained(), "revision": source.revision, **source.digests()}
         options = replace(options, date=options.date or source.trained_date())
-        with memory_for(f"moving {name} to {device}", _LESS_MEMORY):
+        with memory_for(f"moving {name} to {device}", LESS_MEMORY):
             model = model.to(device)  # what is not there yet, such as buffers
         return cls(name, model.eval(), tokenizer, options, facts)
+
+    def without_template(self) -> LocalModel:
+        """The same model without its chat template, as if loaded with `chat='off'`; the weights are shared."""
+        options = replace(self._options, chat="off")
+        return LocalModel(self.name, self.model, self.tokenizer, options, self._facts, self.halver)
 
     def describe(self) -> dict[str, Any]:
         """Everything that determines the answers."""
         return {
             "model": self.name,
             **self._facts,
+            **self.renderer.border.describe(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "chat_template": jsonl.fingerprint(self.tokenizer.chat_template)[:16] if self.renderer.chat else None,
@@ -115,7 +138,8 @@ class LocalModel:
         """The number of tokens of a text."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _render(self, prompt: Prompt, reserve: int) -> Rendered:
+    def render(self, prompt: Prompt, reserve: int) -> Rendered:
+        """A prompt as token ids, with room for an answer; search results are shortened to fit."""
         rendered = self._rendered(prompt, reserve)
         self._check([rendered.ids])
         return rendered
@@ -129,7 +153,7 @@ class LocalModel:
         rendered = []
         for i, prompt in enumerate(prompts):
             try:
-                rendered.append(self._render(prompt, reserve))
+                rendered.append(self.render(prompt, reserve))
             except UserError as error:
                 raise UserError(f"{names[i] if names else f'prompt {i}'}: {error}") from None
         full_lengths = [len(prompt.ids) + reserve for prompt in rendered]
@@ -139,11 +163,33 @@ class LocalModel:
         lengths = [length - head * shares for length, shares in zip(full_lengths, sharing, strict=True)]
         return batch_by_length(lengths, self.batch_tokens)
 
+    def plan_ids(self, lengths: Sequence[int], answers: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Batches of prompts of similar length for `score_ids`, longest first.
+
+        Each is within the token budget, of which the tree of the answers takes its nodes for every prompt, and within
+        a budget of logits, because each node costs a row of them.
+
+        Args:
+            lengths: Tokens of each prompt.
+            answers: What is scored after every prompt.
+        """
+        added = self._added_tokens(answers)
+        logits = (added + 1) * self.model.config.get_text_config().vocab_size
+        return batch_by_length(
+            [length + added for length in lengths],
+            self.batch_tokens,
+            fits=lambda batch: len(batch) * logits <= _PASS_LOGITS,
+        )
+
+    def _added_tokens(self, answers: Sequence[tuple[int, ...]]) -> int:
+        """Tokens that scoring appends to each prompt in a pass: the nodes of the tree, or the longest answer."""
+        return len(tree_nodes(tuple(answers))) if self.shared else max(map(len, answers))
+
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], answers: Mapping[str, str]) -> list[Reply]:
         """Log-probability of each label's answer word after each prompt; see `Model.score`."""
         check_scorable(self)
-        rendered = [self._render(prompt, SCORE_RESERVE) for prompt in prompts]
+        rendered = [self.render(prompt, SCORE_RESERVE) for prompt in prompts]
         # The tokens of an answer depend on the text before it: after a begun answer they differ from those at a border.
         kinds = {prompt.begun: prompt for prompt in reversed(rendered)}
         ids = {
@@ -152,23 +198,24 @@ class LocalModel:
         }
         self._check([answer for kind in ids.values() for answer in kind])
         if (longest := max(len(answer) for kind in ids.values() for answer in kind)) > SCORE_RESERVE:
-            rendered = [self._render(prompt, longest) for prompt in prompts]
+            rendered = [self.render(prompt, longest) for prompt in prompts]
         replies: dict[int, Reply] = {}
         for words in dict.fromkeys(ids.values()):
             group = [i for i, prompt in enumerate(rendered) if ids[prompt.begun] == words]
-            rows = self.halving([rendered[i] for i in group], lambda part, words=words: self._score_batch(part, words))
-            for i, row in zip(group, rows, strict=True):
+            for i, row in zip(group, self._score([rendered[i] for i in group], words), strict=True):
                 scores = zip(answers.items(), words, row, strict=True)
                 by_word = {word: AnswerScore(label, tokens, value) for (label, word), tokens, value in scores}
-                replies[i] = replace(_reply(rendered[i]), answers=by_word)
+                replies[i] = replace(reply_to(rendered[i]), answers=by_word)
         return [replies[i] for i in range(len(rendered))]
 
     @torch.inference_mode()
     def score_ids(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        """Summed log-probability of token sequences after prompts of token ids, shape (prompts, answers)."""
+        """Summed log-probability of token sequences after prompts of token ids, shape (prompts, answers).
+
+        `plan_ids` divides many prompts into calls.
+        """
         self._check([*prompts, *answers])
-        rendered = [Rendered(ids, (), 0, 0) for ids in prompts]
-        return self.halving(rendered, lambda part: self._score_batch(part, answers))
+        return self._score([Rendered(ids, (), 0, 0) for ids in prompts], answers)
 
     def forget_prompts(self) -> None:
         """Drop the cached prompts; a server calls it after each request."""
@@ -179,7 +226,7 @@ class LocalModel:
         self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
     ) -> list[Reply]:
         """Greedy answers; see `Model.generate`. Likely answers are tried first, as a tree in one forward pass."""
-        rendered = [self._render(prompt, max_new_tokens) for prompt in prompts]
+        rendered = [self.render(prompt, max_new_tokens) for prompt in prompts]
         written: list[Any] = [None] * len(rendered)
         if likely and self.shared:
             answers = [self.renderer.answer_ids(rendered[0], text) for text in likely]
@@ -187,14 +234,18 @@ class LocalModel:
             rows = max(1, _TREE_TOKENS // sum(map(len, answers)))
             sharing = self._sharing(rendered, answers)
             parts = [sharing[i : i + rows] for i in range(0, len(sharing), rows)]
+            added = self._added_tokens(answers)
+            length = partial(_tokens, added)
             for part in parts:
-                followed = self.halving([rendered[i] for i in part], lambda p: self._follow_batch(p, answers))
+                batch = [rendered[i] for i in part]
+                followed = self.halving(batch, lambda p: self._follow_batch(p, answers), ("follow", added), length)
                 for i, ids in zip(part, followed, strict=True):
                     written[i] = ids
         rest = [i for i, ids in enumerate(written) if ids is None]
         if rest:
             batch = [rendered[i] for i in rest]
-            generated = self.halving(batch, lambda part: generate_batch(self, part, max_new_tokens, finished))
+            kind, length = ("generate", max_new_tokens), partial(_tokens, max_new_tokens)
+            generated = self.halving(batch, lambda p: generate_batch(self, p, max_new_tokens, finished), kind, length)
             for i, ids in zip(rest, generated, strict=True):
                 written[i] = ids
         texts = [self.text_of(prompt, ids) for prompt, ids in zip(rendered, written, strict=True)]
@@ -202,7 +253,7 @@ class LocalModel:
         limit = max_new_tokens
         return [
             replace(
-                _reply(prompt),
+                reply_to(prompt),
                 text=text,
                 completion_tokens=len(ids),
                 cut_off=i in rest and len(ids) == limit and not finished(text),
@@ -214,26 +265,22 @@ class LocalModel:
         """The generated text, after the opening of a thought if the prompt ends in one."""
         return prompt.thought + self.decode(ids)
 
-    def halving(self, batch: Sequence[Any], work: Any) -> list[Any]:
-        """Compute a batch; if memory runs out, compute its halves separately."""
-        try:
-            return list(work(batch))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise UserError(f"out of memory with a single prompt; {_LESS_MEMORY}") from None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        text = f"out of memory with {len(batch)} prompts; going on with half of them"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-        middle = len(batch) // 2
-        return self.halving(batch[:middle], work) + self.halving(batch[middle:], work)
+    def halving(
+        self, batch: Sequence[Any], work: Callable[[Sequence[Any]], Any], kind: Hashable, length: Callable[[Any], int]
+    ) -> list[Any]:
+        """Compute a batch, in halves where memory runs out; see `BatchHalver.run`. Threads do so in turn."""
+        with self.halver.turn:
+            return self.halver.run(self.model, batch, work, kind, length)
 
     def _sharing(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[int]:
         """The prompts that have the RoPE frequencies of short sequences with every answer."""
         longest = max(map(len, answers))
         return [i for i, prompt in enumerate(batch) if not self.lengths.regime(len(prompt.ids) + longest)]
+
+    def _score(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        added = self._added_tokens(answers)
+        work, length = partial(self._score_batch, answers=answers), partial(_tokens, added)
+        return self.halving(batch, work, ("score", added), length)
 
     def _score_batch(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Summed log-probabilities, shape (prompts, answers)."""
@@ -248,15 +295,7 @@ class LocalModel:
     def score_shared(self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Scores in one forward pass, with a shared prefix and the answers as a tree; see `SharedPrefix`."""
         logits, nodes = self.shared_prefix.answer_tree(batch, answers)
-        logits = logits.float()
-        normalizer = torch.logsumexp(logits, -1)
-        check_finite(normalizer)
-        columns = []
-        for answer in answers:
-            # Each token is predicted at the node of the answer's preceding tokens.
-            steps = [(nodes[answer[:n]], token) for n, token in enumerate(answer)]
-            columns.append(torch.stack([logits[:, node, token] - normalizer[:, node] for node, token in steps]).sum(0))
-        return torch.stack(columns, 1).tolist()
+        return tree_logprobs(logits, nodes, answers)
 
     def _follow_batch(
         self, batch: Sequence[Rendered], answers: Sequence[tuple[int, ...]]
@@ -287,13 +326,17 @@ class LocalModel:
                 logits = self.model(
                     input_ids=inputs, attention_mask=keep, position_ids=positions,
                     use_cache=False, logits_to_keep=len(answer) + last,
-                ).logits.float()  # fmt: skip
-                normalizer = torch.logsumexp(logits, -1)
-                check_finite(normalizer)
-                total = sum(logits[:, n, token] - normalizer[:, n] for n, token in enumerate(answer))
+                ).logits  # fmt: skip
+                normalizer = log_normalizer(logits)
+                total = sum(logits[:, n, token].float() - normalizer[:, n] for n, token in enumerate(answer))
                 scores[group, column] = torch.as_tensor(total).cpu()
         return scores.tolist()
 
 
-def _reply(prompt: Rendered) -> Reply:
+def _tokens(added: int, prompt: Rendered) -> int:
+    return len(prompt.ids) + added
+
+
+def reply_to(prompt: Rendered) -> Reply:
+    """A reply to a prompt, without text or scores yet."""
     return Reply(prompt.text, jsonl.fingerprint(prompt.ids)[:16], len(prompt.ids), cut_tokens=prompt.cut_tokens)

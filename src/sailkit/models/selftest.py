@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from sailkit.errors import UserError
+from sailkit.models.checks import out_of_memory
 from sailkit.models.rope import EACH_LENGTH
 from sailkit.prompts.render import Rendered
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # absolute; a tenth of it relative
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # absolute; a tenth of it relative
 _IDS = tuple(range(3, 11))
 
 
@@ -26,7 +27,7 @@ def logprobs_agree(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dt
         expected: The expected ones.
         dtype: The number format of the computation.
     """
-    tolerance = _TOLERANCE[dtype]  # a tuned model's log-probability can be -70, and rounding grows with it
+    tolerance = TOLERANCE[dtype]  # a tuned model's log-probability can be -70, and rounding grows with it
     return torch.allclose(values, expected, rtol=tolerance / 10, atol=tolerance)
 
 
@@ -84,5 +85,7 @@ def sharing_agrees(model: Any) -> bool:
         return False
     try:
         return agrees(model.score_shared(batch, answers))
-    except (TypeError, ValueError, RuntimeError, UserError):
+    except (TypeError, ValueError, RuntimeError, UserError) as error:
+        if out_of_memory(error):
+            raise
         return False  # its attention does not take such a mask

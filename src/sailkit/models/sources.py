@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,11 @@ class Source:
         return date if isinstance(date, str) else None
 
     def trained(self) -> dict[str, Any]:
-        """The `trained_styles` and `trained_tasks` of a model that sailkit trained, as far as they are recorded."""
+        """`trained_styles`, `trained_tasks` and `trained_order` of a model that sailkit trained, as far as recorded."""
         path = self.folder / TRAINED
         record = jsonl.read_json(path) if path.is_file() else {}
-        return {f"trained_{name}": record[name] for name in ("styles", "tasks") if isinstance(record.get(name), list)}
+        kinds = {"styles": list, "tasks": list, "order": str}
+        return {f"trained_{name}": record[name] for name, kind in kinds.items() if isinstance(record.get(name), kind)}
 
 
 def resolve(name: str) -> Source:
@@ -314,7 +316,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
             tick()
-            model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that transformers cannot turn off
+                model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
         except Exception as error:  # a damaged file raises errors without a common base class
             raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
         model.save_pretrained(folder)

@@ -29,6 +29,11 @@ class Part:
     constant: bool = False
 
 
+def as_text(parts: Sequence[Part]) -> str:
+    """Join the texts of parts."""
+    return "".join(part.text for part in parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
@@ -47,7 +52,7 @@ class Message:
     @property
     def text(self) -> str:
         """The turn as plain text."""
-        return "".join(part.text for part in self.parts)
+        return as_text(self.parts)
 
 
 Prompt = tuple[Message, ...]

@@ -20,6 +20,7 @@ from sailkit.prompts.messages import (
     Message,
     Part,
     Prompt,
+    as_text,
     evidence_parts,
     fill,
     frames,
@@ -28,9 +29,12 @@ from sailkit.prompts.messages import (
 )
 
 __all__ = [
-    "Message", "Part", "Prompt", "Rendered", "Renderer", "escape_special", "evidence_parts", "fill", "frames",
-    "step_prompt",
+    "Message", "Part", "Prompt", "Rendered", "Renderer", "as_text", "escape_special", "evidence_parts", "fill",
+    "frames", "step_prompt",
 ]  # fmt: skip
+
+_MARK = f"\ue000{uuid.uuid4().hex}"  # begins a placeholder; no text from outside can know it
+_PLACEHOLDER = re.compile(re.escape(_MARK) + r":(\d+);")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Rendered:
     @property
     def text(self) -> str:
         """The prompt as the model gets it."""
-        return "".join(part.text for part in self.parts)
+        return as_text(self.parts)
 
 
 class Renderer:
@@ -132,18 +136,17 @@ class Renderer:
     @staticmethod
     def _in_template(template: ChatTemplate, prompt: Prompt, *, generation_prompt: bool) -> tuple[Part, ...]:
         # The template gets placeholders for untrusted text, so that nothing in the text can act in the template.
-        mark = f"\ue000{uuid.uuid4().hex}"
         replaced: list[Part] = []
         turns = []
         for message in prompt:
             content = ""
             for part in message.parts:
                 literal = part.trusted and part.constant
-                content += part.text if literal else f"{mark}:{len(replaced)};"
+                content += part.text if literal else f"{_MARK}:{len(replaced)};"
                 replaced += [] if literal else [part]
             turns.append({"role": message.role, "content": content})
         text = template.render(turns, generation_prompt=generation_prompt)
-        pieces = re.split(re.escape(mark) + r":(\d+);", text)
+        pieces = _PLACEHOLDER.split(text)
         if lost := {*range(len(replaced))} - {int(piece) for piece in pieces[1::2]}:
             raise UserError(
                 f"the chat template of {template.name} leaves out or rewrites {len(lost)} of {len(replaced)} texts "
@@ -242,13 +245,13 @@ def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(merged)
 
 
-_SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁| -]*>|[|<])|\[(?=/?[a-z]?[A-Z_]{2,}\])")
+_SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁|: -]*>|[|<])|\[(?=/?[a-z]?[A-Z_]{2,}\]|\||e~\[)|\](?=~)")
 
 
 def escape_special(text: str) -> str:
     """Insert a space after the bracket of anything that a server's tokenizer might read as a special token.
 
     A server tokenises the text, and its special tokens are unknown here. So everything that looks like a special token
-    (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`) is escaped.
+    (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`, `<seed:eos>`, `[|endofturn|]`, `]~b]`) is escaped.
     """
     return _SPELLED.sub(lambda match: f"{match.group()} ", text)

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from itertools import product
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sailkit.errors import UserError, nearest
 from sailkit.files.yaml_files import packaged_yaml
-from sailkit.prompts.render import Message, Part, Prompt, Renderer, fill
+from sailkit.prompts.render import Message, Part, Prompt, Renderer, as_text, fill
 from sailkit.records import TrainingExample, Verdict
 
 
@@ -28,6 +28,7 @@ class TooLongError(UnfitExampleError):
 
 
 STYLES = ("sail", "sail-fixed", "chat")
+Order = Literal["verify-first", "answer-first"]  # of verification sentence and response in a completion
 MOST_VERIFIED = 6  # most search results that a verification sentence judges, in one of 2**6 combinations
 _UNLIMITED = 10**12  # tokens; nothing is shortened without a `max_length`
 _NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
@@ -176,23 +177,20 @@ def completion(example: TrainingExample) -> str:
     return as_text(completion_parts(example))
 
 
-def completion_parts(example: TrainingExample) -> tuple[Part, Part]:
-    """The segments of the completion: the verification sentence with the space behind it, and the response."""
+def completion_parts(example: TrainingExample, order: Order = "verify-first") -> tuple[Part, Part]:
+    """The segments of the completion in order: the verification sentence, with the space between, and the response."""
     sentence = verification(example.judgements, example.style)
     # Leading white space could merge with the last token of the template; only the byte-exact style keeps it.
     response = example.response if example.style == "sail" else example.response.strip()
-    sentence += wording()["behind_verification"] if sentence else ""
-    return Part(sentence, trusted=False), Part(response, trusted=False)
+    space = wording()["behind_verification"] if sentence else ""
+    if order == "answer-first":
+        return Part(response, trusted=False), Part(space + sentence, trusted=False)
+    return Part(sentence + space, trusted=False), Part(response, trusted=False)
 
 
 def trained_style(described: Mapping[str, Any]) -> str | None:
     """The style in which sailkit trained a model, from its description; None for other models."""
     return next((style for style in described.get("trained_styles") or () if style in STYLES), None)
-
-
-def as_text(parts: Sequence[Part]) -> str:
-    """Join the texts of parts."""
-    return "".join(part.text for part in parts)
 
 
 def prompt_parts(example: TrainingExample) -> tuple[Part, ...]:
@@ -219,6 +217,7 @@ class RenderedExample:
         ids: Token ids of prompt and completion, tokenised at once.
         completion_mask: For each id, whether it is supervised: the completion and the end of text.
         verification: Start and end of the tokens of the verification sentence; equal if there is none.
+        response: Index of the first token of the response.
         cut_tokens: Tokens of search results that were left out.
         headings_left: Number of headings in untrusted text that were not escaped (`sail` escapes none).
         text: The text that was tokenised.
@@ -230,6 +229,7 @@ class RenderedExample:
     headings_left: int
     text: str
     verification: tuple[int, int] = (0, 0)
+    response: int = 0
 
     @property
     def supervised(self) -> tuple[int, ...]:
@@ -240,15 +240,18 @@ class RenderedExample:
 class ExampleRenderer:
     """Renders training examples as token ids for one tokenizer."""
 
-    def __init__(self, tokenizer: Any, date: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, date: str | None = None, order: Order = "verify-first") -> None:
         """Prepare a tokenizer.
 
         Args:
             tokenizer: A transformers tokenizer, backed by a `tokenizer.json`.
             date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+            order: Order of verification sentence and response.
         """
         self.tokenizer = tokenizer
         self._date = date
+        self._order: Order = order
+        self._completion = partial(completion_parts, order=order)
         self._plain = Renderer(tokenizer, chat=False, context=_UNLIMITED)
 
     @cached_property
@@ -297,14 +300,18 @@ class ExampleRenderer:
         end = starts[behind] if behind < len(parts) else len(ids)
         mask = tuple(starts[first] <= position < end for position in range(len(ids)))
         headings = sum(count_headings(part.text) for part in parts[:first] if not part.trusted)
-        # The sentence is the part behind the gap. A token that extends into the response belongs to the response.
-        sentence = starts[first], starts[first + 2] if parts[first + 1].text else starts[first]
-        return RenderedExample(ids, mask, whole - len(ids), headings, as_text(parts), sentence)
+        # Behind the gap are the two segments. A token that extends into the second one belongs to it.
+        if self._order == "answer-first":
+            response, sentence = starts[first], (starts[first + 2], starts[first + 3])
+        else:
+            response = starts[first + 2] if parts[first + 1].text else starts[first]
+            sentence = starts[first], response
+        return RenderedExample(ids, mask, whole - len(ids), headings, as_text(parts), sentence, response)
 
     def _text_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
         """All parts, the index of the first part of the completion (the gap), and that of the first part after it."""
         prompt = prompt_parts(example)
-        parts = (*prompt, Part(wording()["text"]["gap"]), *completion_parts(example), Part(self._end()))
+        parts = (*prompt, Part(wording()["text"]["gap"]), *self._completion(example), Part(self._end()))
         return parts, len(prompt), len(parts)
 
     def _end(self) -> str:
@@ -315,7 +322,7 @@ class ExampleRenderer:
     def _chat_parts(self, example: TrainingExample) -> tuple[tuple[Part, ...], int, int]:
         """The same in the chat template: the prompt as at inference, then the completion."""
         question = Message("user", user_turn(example))
-        reply = Part(completion(example), trusted=False)
+        reply = Part(as_text(self._completion(example)), trusted=False)
         prompt, gap = self._chat.segments((question,)), self._chat.border.gap
         parts = self._chat.conversation((question, Message("assistant", (reply,))))
         index = max((i for i, part in enumerate(parts) if part is reply), default=-1)
@@ -331,13 +338,11 @@ class ExampleRenderer:
         end = self._chat.guard.special_end(tail)
         closing = tail[:end] if end else tail + self._end()
         rest = tail[end:] if end else ""
-        whole = (*prompt, Part(gap), *completion_parts(example), Part(closing), Part(rest))
+        whole = (*prompt, Part(gap), *self._completion(example), Part(closing), Part(rest))
         return whole, len(prompt), len(whole) - 1 if rest else len(whole)
 
 
-@lru_cache(maxsize=4)
-def _renderer(tokenizer: Any) -> ExampleRenderer:
-    return ExampleRenderer(tokenizer)
+_renderer = lru_cache(maxsize=4)(ExampleRenderer)
 
 
 def render(example: TrainingExample, tokenizer: Any, max_length: int | None = None) -> RenderedExample:

@@ -113,12 +113,16 @@ def _documents(path: Path) -> Iterator[Passage]:
         raise jsonl.reading_failed(path, error) from None
 
 
+_APPLE = "._"  # begins the names of macOS's binary companions of files
+
+
 def _archive_documents(path: Path) -> Iterator[Passage]:
     """Read the texts in an archive without extracting it: names in it never become paths on this machine."""
     limit, size = Limit(path), 0
     with open_archive(path, limit) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for member in archive:
-            if not member.isfile() or PurePosixPath(member.name).suffix not in (*_TEXTS, ".json"):
+            name = PurePosixPath(member.name)
+            if not member.isfile() or name.suffix not in (*_TEXTS, ".json") or name.name.startswith(_APPLE):
                 continue
             size += member.size  # includes the holes of a sparse file, which are read as zeros
             limit.check(size)
@@ -128,7 +132,8 @@ def _archive_documents(path: Path) -> Iterator[Passage]:
 
 def _files(folder: Path) -> list[Path]:
     def is_document(file: Path) -> bool:
-        return file.suffix in (*_TEXTS, ".json") or _TABLE.fullmatch(file.name) is not None
+        named = file.suffix in (*_TEXTS, ".json") or _TABLE.fullmatch(file.name) is not None
+        return named and not file.name.startswith(_APPLE)
 
     return sorted(file for file in folder.rglob("*") if file.is_file() and is_document(file))
 

@@ -68,7 +68,7 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], index: int, w
     values = dict(row)
     if "instruction" not in names and "instruction" not in row and isinstance(row.get("prompt"), str):
         values |= _alpaca_fields(row["prompt"]) or {"instruction": row["prompt"]}
-        values["output"] = row.get("completion")
+        values |= {"output": row["completion"]} if "completion" in row else {}
     elif isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):
         values = {**row["instances"][0], **values}
     row = with_nested(row, names.values())

@@ -52,9 +52,10 @@ def search(
     Args:
         instructions: A .jsonl, .json, .csv, .tsv (also gzipped) or .parquet file, or a hub id (OWNER/NAME).
         out: The run folder.
-        engine: bm25, dense (sentence embeddings), hybrid (both), searxng (your own server), web (through ddgs), or
-            recorded (SAIL's published form); several are separated by commas, and their results are concatenated.
-        corpus: The corpus: tables of documents, folders of texts or JSON, .tar.gz of the same; repeated.
+        engine: bm25, dense (sentence embeddings), hybrid (both), searxng (your own server), web (through ddgs),
+            recorded (SAIL's published form), or module:attribute; several are separated by commas, and their results
+            are concatenated.
+        corpus: Tables of documents, texts, folders of both, .tar.gz of .txt, .md and .json files; repeated.
         recorded: For recorded: the JSON list that is parallel to the instructions.
         fields: OURS=THEIRS for id, instruction, input, output.
         k: Maximum results of each engine.

@@ -76,9 +76,10 @@ class WebSearcher:
         self.name: str = engine
         self._facts: dict[str, Any] = {"engine": engine, "version": 1, "query_characters": QUERY_CHARACTERS}
         self._search_once: Callable[[str, int, float], list[SearchResult]]
+        self._server: str | None = None
         if engine == "searxng":
             server = searxng_server(url)
-            self._facts["searxng_url"] = server
+            self._facts["searxng_url"] = self._server = server
             self._search_once = lambda query, _, timeout: search_searxng(server, query, timeout)
         else:
             self._search_once = search_ddgs
@@ -133,6 +134,7 @@ class WebSearcher:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         rows = [{name: getattr(result, name) for name in ("rank", "title", "body", "url")} for result in results or ()]
         row = {"engine": self.name, "query": text, "k": k, "at": at, "outcome": outcome, "results": rows}
+        row |= {"searxng_url": self._server} if self._server else {}
         try:
             with self._path.open("ab") as stream:
                 stream.write(jsonl.encode(jsonl.dumps(row | ({"why": why} if why else {})) + "\n"))
@@ -190,7 +192,8 @@ class WebSearcher:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{where}: not a line of a snapshot") from None
             # The last answer counts. An unavailable entry counts as no answer, so the query is sent again.
-            if engine == self.name and isinstance(text, str) and entry.outcome != "unavailable":
+            same_server = row.get("searxng_url") in (None, self._server)
+            if engine == self.name and same_server and isinstance(text, str) and entry.outcome != "unavailable":
                 known[text] = entry
         return known
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -20,17 +21,16 @@ import numpy.typing as npt
 from sailkit.records import SearchResult
 from sailkit.runs import notice, seed_for
 from sailkit.stats import metrics
+from sailkit.stats.folds import Folds, grouped_folds
 from sailkit.stats.intervals import Estimate, Floats, Units, bounded, resample
 
 MOST_ITEMS = 4000  # a sample of whole groups is enough for an interval of a few hundredths
 TELLING = 0.6  # AUROC above which a view tells the label
 NEAR = 0.05  # lead in macro-F1 within which a baseline comes near a model
 _FEWEST = 10  # items of a label, without which it is left out
-_FOLDS = 5
 _WORD = re.compile(r"\b\w\w+\b")  # as TfidfVectorizer reads words
 _RESAMPLES = 1000
 
-_Folds = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 Encode = Callable[[Sequence[str]], npt.NDArray[np.floating[Any]]]
 
 
@@ -133,7 +133,7 @@ def shortcut_baselines(
 
     if len({item.label for item in items}) < 2:
         return []
-    folds = _folds(items, seed)
+    folds = grouped_folds([item.label for item in items], [item.group for item in items], seed)
     if not folds:
         notice(
             f"without shortcut baselines of {len(items):,} items: their {len({item.group for item in items})} groups "
@@ -146,17 +146,17 @@ def shortcut_baselines(
     }
     baselines = []
     for view, column in texts.items():
-        if not _varies([" ".join(_WORD.findall(text)) for text in column]):
+        if not _varies([" ".join(_WORD.findall(text)) for text in column], folds):
             continue
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         baselines.append(_baseline(view, "tf-idf", items, column, words, folds, seed))
         if encode is not None:
             baselines.append(_baseline(view, "minilm", items, encode(column), StandardScaler(), folds, seed))
     lengths = [_lengths(item) for item in items]
-    if _varies(lengths):
+    if _varies(lengths, folds):
         baselines.append(_baseline("length", "words", items, np.array(lengths), StandardScaler(), folds, seed))
     names = [_names(item.results) for item in items]
-    if _varies([tuple(sorted(row.items())) for row in names]):
+    if _varies([tuple(sorted(row.items())) for row in names], folds):
         origins = make_pipeline(DictVectorizer(), MaxAbsScaler())
         baselines.append(_baseline("source", "names", items, names, origins, folds, seed))
     return baselines
@@ -199,26 +199,13 @@ def telling_views(baselines: Mapping[str, Sequence[ShortcutBaseline]]) -> dict[s
     return {"shortcut": sentences} if sentences else {}
 
 
-def _varies(column: Sequence[object]) -> bool:
-    return len({*map(str, column)}) > 1
-
-
-def _folds(items: Sequence[ShortcutItem], seed: int) -> _Folds:
-    """Training and test items of up to five folds, as many as leave every label to train on; empty if two do not."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    gold, groups = np.array([item.label for item in items]), [item.group for item in items]
-    spread = Counter(label for label, _ in {*zip(gold.tolist(), groups, strict=True)})
-    for number in range(min(_FOLDS, *spread.values()), 1, -1):
-        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
-        folds = list(splitter.split(np.zeros(len(gold)), gold, groups))
-        if all(len(test) and len({*gold[train]}) == len(spread) for train, test in folds):
-            return folds
-    return []
+def _varies(column: Sequence[object], folds: Folds) -> bool:
+    """Whether there is something to learn from in the training part of every fold."""
+    return all(len({str(column[i]) for i in train}) > 1 for train, _ in folds)
 
 
 def _baseline(
-    view: str, features: str, items: Sequence[ShortcutItem], column: Any, vectorizer: Any, folds: _Folds, seed: int
+    view: str, features: str, items: Sequence[ShortcutItem], column: Any, vectorizer: Any, folds: Folds, seed: int
 ) -> ShortcutBaseline:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
@@ -271,7 +258,9 @@ def _names(results: Sequence[SearchResult]) -> dict[str, int]:
     """Counts of engines, hosts and titles."""
     names: Counter[str] = Counter()
     for result in results:
-        host = urlsplit(result.url).hostname if result.url else ""
+        host: str | None = ""
+        with suppress(ValueError):  # an address from outside may be malformed
+            host = urlsplit(result.url).hostname
         for kind, value in (("engine", result.source), ("host", host), ("title", result.title)):
             if value:
                 names[f"{kind} {value}"] += 1

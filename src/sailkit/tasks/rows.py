@@ -74,10 +74,7 @@ def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]
         kind = type(rows).__name__
         raise UserError(f"`examples` should be a list or a pandas data frame, not a {kind}; write  list(...)")
     if not isinstance(rows, Sequence):
-        rows = [
-            {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in row.items()}
-            for row in rows.to_dict("records")
-        ]
+        rows = [{name: _plain(cell) for name, cell in row.items()} for row in rows.to_dict("records")]
     if all(isinstance(row, Example) for row in rows):
         for number, example in enumerate(rows, start=1):
             assert isinstance(example, Example)
@@ -97,7 +94,18 @@ def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]
             group="group" if "group" in names else None,
             evidence=EvidenceFields(list="evidence") if "evidence" in names else None,
         )
+    if fields.evidence and fields.evidence.list:  # a row of a data frame without evidence has no list
+        numbered = [
+            (number, row | {fields.evidence.list: []} if row.get(fields.evidence.list, "") is None else row)
+            for number, row in numbered
+        ]
     yield from _with_groups(_examples(numbered, fields, spec, _MEMORY, jsonl.text_field), fields)
+
+
+def _plain(cell: Any) -> Any:
+    """A cell of a data frame as in a file: lists are arrays there, and missing values NaN."""
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell
+    return None if isinstance(cell, float) and math.isnan(cell) else cell
 
 
 def _examples(
@@ -146,19 +154,21 @@ def _evidence(row: Mapping[str, Any], fields: EvidenceFields, path: Path, line: 
     if fields.body is None:
         if not all(isinstance(entry, str) for entry in entries):
             raise UserError(f"{path}, line {line}: {fields.list} holds more than texts; name their text with `body`")
-        return tuple(SearchResult(body=text, rank=rank) for rank, text in enumerate(entries, start=1))
-    results = []
-    for rank, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or not isinstance(entry.get(fields.body), str):
-            raise UserError(f"{path}, line {line}: {fields.list}[{rank - 1}] has no text field {fields.body!r}")
-        title, url = (entry.get(name) if name else None for name in (fields.title, fields.url))
-        results.append(SearchResult(body=entry[fields.body], title=str(title or ""), url=str(url or ""), rank=rank))
+        return tuple(SearchResult(body=text, rank=n) for n, text in enumerate(filter(str.strip, entries), start=1))
+    results: list[SearchResult] = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(body := entry.get(fields.body), str):
+            raise UserError(f"{path}, line {line}: {fields.list}[{index}] has no text field {fields.body!r}")
+        title, url = (str((entry.get(name) if name else None) or "") for name in (fields.title, fields.url))
+        if body.strip():  # without text it is no evidence, and all such passages would count as the same
+            results.append(SearchResult(body=body, title=title, url=url, rank=len(results) + 1))
     return tuple(results)
 
 
 def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None, ...]:
     """The label that each search result supports; empty unless every result has a stance."""
-    values = [entry.get(fields.stance) for entry in row[str(fields.list)]] if fields.stance else []
+    entries = [entry for entry in row[str(fields.list)] if entry[fields.body].strip()] if fields.stance else []
+    values = [entry.get(fields.stance) for entry in entries]
     return () if None in values else tuple(fields.stances.get(str(value)) for value in values)
 
 

@@ -99,13 +99,14 @@ class Task:
             raise UserError(f"{self.name}/{protocol} has no wording {wording!r}; {nearest(wording, spec.wordings)}")
         chosen = spec.wordings[wording]
         # The answers of a wording replace those of its protocol, which replace those of the labels.
-        source = chosen if chosen.answers or chosen.also else spec
+        source = chosen if chosen.answers else spec
+        also = chosen.also if chosen.answers or chosen.also else spec.also
         if source.answers and (missing := [label for label in self.labels if label not in source.answers]):
             raise UserError(
                 f"{self.name}/{protocol} has no answer for {', '.join(missing)}; use `label_set` or another `protocol`"
             )
         answers = {label: source.answers.get(label, self.spec.labels[label].answer) for label in self.labels}
-        words = {word: label for label in self.labels for word in (answers[label], *source.also.get(label, ()))}
+        words = {word: label for label in self.labels for word in (answers[label], *also.get(label, ()))}
         if not source.answers:
             words |= self.words()
         return Question(

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sailkit.distributed import Processes
-from sailkit.models.batching import batch_by_length
 from sailkit.models.local import LocalModel
-from sailkit.prompts.sail import ExampleRenderer, RenderedExample, UnfitExampleError
+from sailkit.prompts.sail import ExampleRenderer, Order, UnfitExampleError
 from sailkit.records import TrainingExample
 from sailkit.training.flagging import distinct_prefixes
 
@@ -18,7 +17,11 @@ _Scored = tuple[str, bool, tuple[float, ...]]  # the response, whether a result 
 
 
 def answering(
-    model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes
+    model: LocalModel,
+    examples: Sequence[TrainingExample],
+    max_length: int,
+    processes: Processes,
+    order: Order = "verify-first",
 ) -> dict[str, float | None]:
     """Compare a model's answers with the responses of held-out examples, each after its labelled verification sentence.
 
@@ -27,6 +30,7 @@ def answering(
         examples: Held-out examples; all of their responses are the possible answers.
         max_length: Maximum tokens of a rendered example, as in training.
         processes: The process group; every process has to call this function, and gets the figures of all rows.
+        order: Order of the completion; with `answer-first`, answers are scored right after the prompt.
 
     Returns:
         `accuracy`, `macro_f1` and `auroc` (macro, one against rest) of all rows, and with the suffixes `_informative`
@@ -36,7 +40,7 @@ def answering(
     answers = sorted({example.response.strip() for example in examples})
     if not 2 <= len(answers) <= MOST_ANSWERS:
         return {}
-    renderer = ExampleRenderer(model.tokenizer, model.date)
+    renderer = ExampleRenderer(model.tokenizer, model.date, order)
     groups: dict[tuple[tuple[int, ...], ...], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
     for example in examples:
         try:
@@ -44,13 +48,12 @@ def answering(
         except UnfitExampleError:
             continue
         prompt = variants[answers.index(example.response.strip())]
-        continuations = tuple(variant.ids[_start(variant) :] for variant in variants)
-        groups.setdefault(continuations, []).append((example, prompt.ids[: _start(prompt)]))
+        continuations = tuple(variant.ids[variant.response :] for variant in variants)
+        groups.setdefault(continuations, []).append((example, prompt.ids[: prompt.response]))
     batches = []
     for continuations, rows in groups.items():
         prefixes = distinct_prefixes(continuations)
-        longest = max(map(len, prefixes))
-        plan = batch_by_length([len(ids) + longest for _, ids in rows], model.batch_tokens)
+        plan = model.plan_ids([len(ids) for _, ids in rows], prefixes)
         batches += [(prefixes, [rows[i] for i in indices]) for indices in plan]
     scored: list[_Scored] = []
     for (prefixes, batch), counts in processes.shard(batches):
@@ -62,11 +65,6 @@ def answering(
     for suffix, informative in (("_informative", True), ("_distracting", False)):
         figures |= _figures([row for row in scored if row[1] is informative], answers, suffix)
     return figures
-
-
-def _start(rendered: RenderedExample) -> int:
-    """Index of the first token of the answer."""
-    return rendered.verification[1] or rendered.completion_mask.index(True)
 
 
 def _read(example: TrainingExample, scores: Sequence[float]) -> _Scored:

@@ -8,7 +8,7 @@ from sailkit.errors import UserError
 from sailkit.models.rope import rope_lengths
 from sailkit.models.sources import Source
 from sailkit.training.estimate import config_and_tokenizer
-from sailkit.training.memory import count_parameters, step_memory
+from sailkit.training.memory import LargestBatch, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import Prepared
 
@@ -36,10 +36,11 @@ def require_gpu(recipe: Recipe) -> None:
     counts = count_parameters(config, recipe)
     if counts.total < _LARGE:
         return
-    tokens = recipe.max_length * int(recipe.step["per_device_train_batch_size"])
-    training = recipe.training
+    rows, training = int(recipe.step["per_device_train_batch_size"]), recipe.training
+    batch = LargestBatch(rows, recipe.max_length, rows * recipe.max_length)
+    how = numerics(recipe, batch, gpu=True, mixed=True, packing=bool(training.get("packing")))
     memory = step_memory(
-        config, recipe, counts, tokens, tokens, mixed=True, optimizer=str(training.get("optim", "adamw")),
+        config, recipe, counts, batch, how, optimizer=str(training.get("optim", "adamw")),
         checkpointing=bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing")),
     )  # fmt: skip
     raise UserError(

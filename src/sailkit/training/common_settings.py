@@ -6,10 +6,11 @@ TRL's configuration imports transformers' trainer, peft, bitsandbytes and torch'
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from sailkit.distributed import process_count
 
 # Type and default of TRL's settings; another default than TRL's is that of `sailkit.training.arguments`.
 TRAINING: Mapping[str, tuple[Any, Any]] = {
@@ -99,7 +100,7 @@ def step_settings(training: Mapping[str, Any], step: Mapping[str, Any]) -> StepS
 
     from sailkit.models.weights import fast_in_bfloat16, pick_device
 
-    alone = int(os.environ.get("WORLD_SIZE") or 1) == 1 and torch.cuda.device_count() <= 1
+    alone = process_count() == 1 and torch.cuda.device_count() <= 1
     if not (alone and common_settings(training)):
         return None
     values = {name: training.get(name, default) for name, (_, default) in TRAINING.items()} | dict(step)

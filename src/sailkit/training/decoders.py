@@ -30,10 +30,10 @@ def linear_layers(config: Any) -> dict[str, tuple[int, int]]:
     }  # fmt: skip
 
 
-def adapted(config: Any, lora: Mapping[str, Any] | None) -> tuple[tuple[str, ...], int] | None:
-    """The linear layers of a block that get adapters, and the number of such blocks; None if only peft can tell."""
+def adapted(config: Any, lora: Mapping[str, Any] | None) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    """The linear layers of a block that get adapters, and the indices of such blocks; None if only peft can tell."""
     if lora is None:
-        return (), 0
+        return (), ()
     names, blocks = linear_layers(config), int(config.num_hidden_layers)
     targets, chosen = lora.get("target_modules"), lora.get("layers_to_transform")
     targets = [*names] if targets == "all-linear" else list(_DEFAULT_TARGETS) if targets is None else targets
@@ -41,7 +41,7 @@ def adapted(config: Any, lora: Mapping[str, Any] | None) -> tuple[tuple[str, ...
     is_plain = lora.keys() <= LORA.keys() and isinstance(targets, list) and isinstance(chosen, list)
     if not is_plain or not targets or not chosen or {*targets} - names.keys() or {*chosen} - {*range(blocks)}:
         return None
-    return tuple(name for name in names if name in targets), len({*chosen})
+    return tuple(name for name in names if name in targets), tuple(sorted({*chosen}))
 
 
 def count(config: Any, lora: Mapping[str, Any] | None) -> tuple[int, int, int] | None:
@@ -73,5 +73,5 @@ def count(config: Any, lora: Mapping[str, Any] | None) -> tuple[int, int, int] |
     embeddings = int(config.vocab_size) * hidden * (1 if config.tie_word_embeddings else 2)
     total = linear + blocks * (norms + sum(shapes[name][1] for name in biased)) + embeddings + hidden
     names, adapted_blocks = with_adapters
-    trained = adapted_blocks * rank * sum(sum(shapes[name]) for name in names)
+    trained = len(adapted_blocks) * rank * sum(sum(shapes[name]) for name in names)
     return total, total if lora is None else trained, linear

@@ -11,10 +11,12 @@ from typing import Any
 from sailkit.data.exports import HELD_OUT
 from sailkit.errors import UserError
 from sailkit.models.sources import outline
-from sailkit.prompts.sail import as_text, completion, prompt_parts, user_turn
+from sailkit.prompts.render import as_text
+from sailkit.prompts.sail import completion, prompt_parts, user_turn
 from sailkit.records import TrainingExample
+from sailkit.training.activations import Numerics
 from sailkit.training.common_settings import step_settings
-from sailkit.training.memory import count_parameters, step_memory
+from sailkit.training.memory import LargestBatch, LossMemory, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import TrainingPlan
 from sailkit.training.tokenise import IGNORED, held_out_paths, no_held_out_warning, prepare, read_data, training_rows
@@ -39,13 +41,18 @@ class Lengths:
     cut_tokens: int | None = None
 
 
-def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers: int | None = None) -> TrainingPlan:
+def plan_training(
+    recipe: Recipe, tokens_per_second: float | None = None, layers: int | None = None, *, for_gpu: bool = False,
+    loss: LossMemory | None = None,
+) -> TrainingPlan:  # fmt: skip
     """Check a recipe, and estimate steps, tokens, memory and time of its run.
 
     Args:
         recipe: The recipe.
         tokens_per_second: Throughput to estimate the duration with.
         layers: Number of layers of the model; by default that of its config.
+        for_gpu: See `plans_for_gpu`.
+        loss: The memory of another loss than cross-entropy.
 
     Raises:
         UserError: The recipe or its data are wrong so that the run would fail.
@@ -83,7 +90,22 @@ def plan_training(recipe: Recipe, tokens_per_second: float | None = None, layers
         seconds=tokens_in_all / tokens_per_second if tokens_per_second else None,
         missing=missing,
     )
-    return plan if config is None else replace(plan, **_sizes(recipe, config, train, args, layers))
+    gpu = plans_for_gpu(recipe, for_gpu)
+    if config is None:
+        return plan
+    if layers is not None:
+        config.get_text_config().num_hidden_layers = layers
+    return replace(plan, **_sizes(recipe, config, train, args, gpu, loss))
+
+
+def plans_for_gpu(recipe: Recipe, for_gpu: bool) -> bool:
+    """Whether memory is estimated for a GPU: if there is one, if the base is quantised, or if that is asked for.
+
+    A GPU that is not there is taken to compute in bfloat16.
+    """
+    import torch
+
+    return for_gpu or recipe.quantization is not None or torch.cuda.is_available()
 
 
 def _arguments(recipe: Recipe, *, held_out: bool) -> Any:
@@ -95,24 +117,40 @@ def _arguments(recipe: Recipe, *, held_out: bool) -> Any:
     return sft_config(recipe, Path(), held_out=held_out)
 
 
-def _sizes(recipe: Recipe, config: Any, train: Lengths, args: Any, layers: int | None) -> dict[str, Any]:
+def _sizes(
+    recipe: Recipe, config: Any, train: Lengths, args: Any, gpu: bool, loss: LossMemory | None
+) -> dict[str, Any]:
     """Parameters of the model, and the memory of the largest batch."""
-    if layers is not None:
-        config.get_text_config().num_hidden_layers = layers
     counts = count_parameters(config, recipe)
-    rows = args.per_device_train_batch_size
-    tokens = rows * (recipe.max_length if args.packing else max(train.tokens))
-    scored = tokens if args.packing else sum(sorted(train.supervised)[-rows:])
+    batch = _largest_batch(recipe, train, args)
     memory = step_memory(
-        config, recipe, counts, tokens, scored, mixed=args.bf16 or args.fp16, optimizer=str(args.optim),
-        checkpointing=bool(args.activation_checkpointing or args.gradient_checkpointing),
+        config, recipe, counts, batch, _numerics(recipe, batch, args, gpu), optimizer=str(args.optim),
+        checkpointing=bool(args.activation_checkpointing or args.gradient_checkpointing), loss=loss,
     )  # fmt: skip
     return {
         "parameters": counts.total,
         "trainable_parameters": counts.trainable,
         "memory": memory,
         "columns": int(config.get_text_config().vocab_size),
+        "device": "cuda" if gpu else "cpu",
+        "processes": args.world_size,
     }
+
+
+def _largest_batch(recipe: Recipe, train: Lengths, args: Any) -> LargestBatch:
+    """The batch of the longest rows; packed rows are a single row, of which any token may be supervised."""
+    rows = args.per_device_train_batch_size
+    if args.packing:
+        return LargestBatch(1, rows * recipe.max_length, rows * recipe.max_length)
+    return LargestBatch(rows, max(train.tokens), sum(sorted(train.supervised)[-rows:]))
+
+
+def _numerics(recipe: Recipe, batch: LargestBatch, args: Any, gpu: bool) -> Numerics:
+    import torch
+
+    left_open = recipe.training.get("bf16", "auto") == "auto" and not recipe.training.get("fp16")
+    mixed = bool(args.bf16 or args.fp16 or (gpu and left_open and not torch.cuda.is_available()))
+    return numerics(recipe, batch, gpu=gpu, mixed=mixed, packing=args.packing)
 
 
 def config_and_tokenizer(name: str, missing: list[str], *, tokenizer: bool = True) -> tuple[Any, Any]:

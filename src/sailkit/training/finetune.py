@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.data.exports import DROPPED
-from sailkit.distributed import Processes, is_main_process, process_group
+from sailkit.distributed import Processes, process_group
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.models.sources import Source, resolve
@@ -60,6 +60,7 @@ def finetune(
     set: list[str] | None = None,
     dry_run: bool = False,
     tokens_per_second: float | None = None,
+    for_gpu: bool = False,
     seeds: int | None = None,
     push: str | None = None,
 ) -> TrainingRun | TrainingGroup | TrainingPlan:
@@ -82,6 +83,7 @@ def finetune(
         set: KEY=VALUE for any key of the recipe, such as training.learning_rate=1e-4; repeated.
         dry_run: Check recipe and data, and estimate steps and memory, without loading or fetching weights.
         tokens_per_second: With --dry-run: throughput from which to estimate the time.
+        for_gpu: With --dry-run: estimate the memory on a GPU, also where there is none.
         seeds: Train that many models, with seeds 0, 1 ... (or from training.seed on), in OUT/seed-0, OUT/seed-1 ...
         push: Upload OUT/model to this repository (OWNER/NAME) on the Hugging Face hub; a new one is private.
 
@@ -97,9 +99,9 @@ def finetune(
     if seeds is not None and push is not None:
         raise UserError("`push` uploads a single model: leave out `seeds`, or upload one of the models later")
     if dry_run:
-        return plan_training(settings, tokens_per_second)
+        return plan_training(settings, tokens_per_second, for_gpu=for_gpu)
     out = publish.check_target("finetune", out, push)
-    if not held_out_paths(settings) and is_main_process() and not (out / runs.METRICS).exists():
+    if not held_out_paths(settings) and not (out / runs.METRICS).exists():
         runs.notice(no_held_out_warning(settings))
     if seeds is not None:
         return _train_seeds(settings, out, seeds)
@@ -258,6 +260,7 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
 def _trainer(setup: _Setup, run: runs.Run) -> Any:
     from sailkit.models.attention import with_masks
     from sailkit.models.base import ModelOptions
+    from sailkit.models.halving import BatchHalver
     from sailkit.models.local import LocalModel
     from sailkit.training import callbacks, loading
     from sailkit.training.answering import answering
@@ -265,15 +268,16 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
     from sailkit.training.trainer import Trainer
 
     recipe, processes, held_out = setup.recipe, setup.processes, setup.held_out
+    halver = BatchHalver()  # one evaluation remembers what did not fit in an earlier one
 
     def measure(model: Any) -> dict[str, float | None]:
         """Metrics of flagging and of the answers of the model in training, for an evaluation."""
         assert held_out is not None
         options = ModelOptions(chat="off", date=recipe.date)
         with with_masks(model):
-            wrapped = LocalModel(recipe.model, model, setup.tokenizer, options, {})
-            figures = flagging(wrapped, held_out.examples, recipe.max_length, processes)
-            answers = answering(wrapped, held_out.examples, recipe.max_length, processes)
+            wrapped = LocalModel(recipe.model, model, setup.tokenizer, options, {}, halver)
+            how = held_out.examples, recipe.max_length, processes, recipe.order
+            figures, answers = flagging(wrapped, *how), answering(wrapped, *how)
         named = {"flagging": figures, "answer": answers}
         return {f"{kind}_{name}": value for kind, values in named.items() for name, value in values.items()}
 

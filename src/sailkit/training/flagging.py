@@ -15,14 +15,17 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from sailkit.distributed import Processes
-from sailkit.models.batching import batch_by_length
 from sailkit.models.local import LocalModel
-from sailkit.prompts.sail import MOST_VERIFIED, ExampleRenderer, UnfitExampleError, every_judgement
+from sailkit.prompts.sail import MOST_VERIFIED, ExampleRenderer, Order, UnfitExampleError, every_judgement
 from sailkit.records import SearchResult, TrainingExample, Verdict
 
 
 def flagging(
-    model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes | None = None
+    model: LocalModel,
+    examples: Sequence[TrainingExample],
+    max_length: int,
+    processes: Processes | None = None,
+    order: Order = "verify-first",
 ) -> dict[str, Any]:
     """Compare a model's verdicts with the labels of held-out examples.
 
@@ -31,12 +34,13 @@ def flagging(
         examples: Labelled examples; those without judged search results, or with more than six, are skipped.
         max_length: Maximum tokens of a rendered example, as in training.
         processes: The process group; every process has to call this function, and gets the figures of all rows.
+        order: Order of the completion; with `answer-first`, sentences are scored after the example's response.
 
     Returns:
         `results` (number of scored search results), `rows`, and, against the labels: `mcc`, `auroc` of P(distracting),
         `accuracy`, `precision` and `recall` of distracting; None where undefined.
     """
-    flags = _flags_of(model, examples, max_length, processes or Processes())
+    flags = _flags_of(model, examples, max_length, processes or Processes(), order)
     return {"rows": len({flag.example_id for flag in flags}), "results": len(flags), **_figures(flags)}
 
 
@@ -58,9 +62,13 @@ class _Flag(NamedTuple):
 
 
 def _flags_of(
-    model: LocalModel, examples: Sequence[TrainingExample], max_length: int, processes: Processes
+    model: LocalModel,
+    examples: Sequence[TrainingExample],
+    max_length: int,
+    processes: Processes,
+    order: Order = "verify-first",
 ) -> list[_Flag]:
-    renderer = ExampleRenderer(model.tokenizer, model.date)
+    renderer = ExampleRenderer(model.tokenizer, model.date, order)
     prompts: dict[tuple[str, int], list[tuple[TrainingExample, tuple[int, ...]]]] = {}
     for example in examples:
         if not 1 <= len(example.judgements) <= MOST_VERIFIED:
@@ -69,13 +77,12 @@ def _flags_of(
             rendered = renderer.render(example, max_length)
         except UnfitExampleError:
             continue
-        prompt = rendered.ids[: rendered.completion_mask.index(True)]
+        prompt = rendered.ids[: rendered.verification[0]]
         prompts.setdefault((example.style, len(example.results)), []).append((example, prompt))
     batches = []
     for (style, n), rows in prompts.items():
         sentences = sentence_ids(renderer, style, n)
-        longest = max(map(len, sentences))
-        plan = batch_by_length([len(ids) + longest for _, ids in rows], model.batch_tokens)
+        plan = model.plan_ids([len(ids) for _, ids in rows], sentences)
         batches += [(sentences, n, [rows[i] for i in indices]) for indices in plan]
     flags: list[_Flag] = []
     for (sentences, n, batch), counts in processes.shard(batches):
@@ -136,8 +143,8 @@ def sentence_ids(renderer: ExampleRenderer, style: str, n: int) -> list[tuple[in
     Each is truncated after the first token that distinguishes it from all others.
     """
     blank = _blank(style, n)
-    variants = (replace(blank, judgements=judgements) for judgements in every_judgement(n))
-    return distinct_prefixes([renderer.render(variant).supervised for variant in variants])
+    variants = (renderer.render(replace(blank, judgements=judgements)) for judgements in every_judgement(n))
+    return distinct_prefixes([variant.ids[variant.verification[0] :] for variant in variants])
 
 
 def _figures(flags: Sequence[_Flag]) -> dict[str, float | None]:

@@ -14,9 +14,9 @@ from transformers.utils import strtobool
 from sailkit.errors import UserError, missing_extra
 from sailkit.models.sources import Source
 from sailkit.models.weights import load_pretrained, pick_device, pick_dtype, saveable
+from sailkit.training.activations import attends_without_kernel
 from sailkit.training.recipe import Recipe
 
-_LONG = 1024  # tokens of a row
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by a launcher
 
 
@@ -141,7 +141,7 @@ def use_fast_attention(model: Any, args: Any) -> None:
         model: The model.
         args: The SFTConfig.
     """
-    if not args.packing and (args.max_length or _LONG) < _LONG:  # memory grows with the square of the length
+    if attends_without_kernel(args.max_length, packing=args.packing):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.set_attn_implementation("eager")
 

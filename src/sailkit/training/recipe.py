@@ -6,18 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sailkit.errors import UserError, nearest
 from sailkit.files.yaml_files import parse_yaml, read_yaml
 from sailkit.models.base import ATTN_IMPLEMENTATIONS
 from sailkit.packaged import recipe_path
 from sailkit.prompts.chat_template import check_date
-from sailkit.prompts.sail import check_style
+from sailkit.prompts.sail import Order, check_style
 from sailkit.training.library_settings import check_keys, check_lora, check_quantization, check_training
 from sailkit.training.loss_weights import LossWeights, read_loss_weights
 
 _MAPPINGS = ("training", "lora", "quantization", "loss_weights")
+_ORDERS: tuple[Order, ...] = get_args(Order)
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _STEP = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 _REST_OF_STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
@@ -37,6 +38,7 @@ _KEYS = (
     "quantization",
     "patience",
     "loss_weights",
+    "order",
     "training",
 )
 
@@ -63,6 +65,7 @@ class Recipe:
         needs: Data and hardware that it needs, for people.
         date: The day, as YYYY-MM-DD, for chat templates that read the clock; None for today.
         loss_weights: Weights of the completion's segments in the training loss; None if they are equal.
+        order: Whether the completion has the verification sentence first, or the answer.
     """
 
     model: str
@@ -80,6 +83,7 @@ class Recipe:
     needs: str = ""
     date: str | None = None
     loss_weights: LossWeights | None = None
+    order: Order = "verify-first"
 
     def settings(self) -> dict[str, Any]:
         """Everything that affects the result, for the manifest."""
@@ -87,8 +91,9 @@ class Recipe:
         del row["about"], row["needs"]
         # Left out if unset, as in older manifests.
         optional = ("date", "loss_weights", "curriculum")
-        if self.attn_implementation == "auto":
-            del row["attn_implementation"]
+        for name, default in (("attn_implementation", "auto"), ("order", "verify-first")):
+            if row[name] == default:
+                del row[name]
         return {name: value for name, value in row.items() if value or name not in optional}
 
     @property
@@ -195,6 +200,9 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     if attention not in ATTN_IMPLEMENTATIONS:
         close = nearest(attention, ATTN_IMPLEMENTATIONS)
         raise UserError(f"{where}: attn_implementation: no implementation {attention!r}: {close}")
+    order = settings.get("order", _ORDERS[0])
+    if order not in _ORDERS:
+        raise UserError(f"{where}: order: no order {order!r}: {nearest(str(order), _ORDERS)}")
     if parts["quantization"] is not None and parts["lora"] is None:
         raise UserError(f"{where}: quantization freezes the base; add lora to train adapters on it")
     check_training(parts["training"] or {}, f"{where}: training")
@@ -220,6 +228,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         needs=str(settings.get("needs", "")),
         date=date,
         loss_weights=read_loss_weights(parts["loss_weights"], f"{where}: loss_weights"),
+        order=order,
     )
 
 

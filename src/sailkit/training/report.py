@@ -36,6 +36,10 @@ from sailkit.training.samples_file import sample_blocks
 
 ALL_SETTINGS = "Defaults included; manifest.json has every one."
 _MOST_DROPPED = 20  # rows that are listed
+_MORE_MEMORY = {  # what a dry run does not count
+    "CPU": "more: about 1 GB for libraries, and what the allocator keeps, in time as much again or more",
+    "GPU": "more: what CUDA and its allocator reserve",
+}
 _HEADLINE_FIGURES = {
     "loss": "Held-out loss for each token",
     "flagging_mcc": "Flagging: MCC",
@@ -249,12 +253,30 @@ def plan_report(plan: TrainingPlan, *more: model.Block) -> Report:
     ]  # fmt: skip
     if plan.memory and plan.parameters and plan.trainable_parameters:
         share = f"{plan.trainable_parameters / plan.parameters:.2%}"
-        sizes = [Row(name, [Cell(f"{size / 1e9:.2f}")]) for name, size in plan.memory.items()]
         blocks.append(Text(f"{plan.parameters:,} parameters, {plan.trainable_parameters:,} of them trained ({share})"))
-        blocks.append(Table(["GB"], [Group("memory of a step", sizes)]))
+        device = "GPU" if plan.device == "cuda" else "CPU"
+        blocks.append(memory_table(f"a step on {'each' if plan.processes > 1 else 'a'} {device}", plan.memory))
+        blocks.append(Text(_MORE_MEMORY[device]))
     if plan.seconds:
-        hours = plan.seconds / 3600
-        blocks.append(Text(f"time: {hours:.1f} hours" if hours >= 1 else f"time: {60 * hours:.1f} minutes"))
+        blocks.append(Text(f"time: {duration(plan.seconds)}"))
     if plan.missing:
         blocks.append(Flags("", {"": plan.missing}))
     return model.short(f"{plan.model}, dry run", "nothing was loaded or trained", *blocks, *more)
+
+
+def memory_table(what: str, memory: Mapping[str, int]) -> Table:
+    """A table of an estimate of memory by part, in GB.
+
+    Args:
+        what: What needs the memory.
+        memory: Part -> bytes.
+    """
+    return Table(
+        ["GB"], [Group(f"memory of {what}", [Row(n, [Cell(f"{size / 1e9:.2f}")]) for n, size in memory.items()])]
+    )
+
+
+def duration(seconds: float) -> str:
+    """A duration in hours, or below one in minutes."""
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

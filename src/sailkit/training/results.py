@@ -158,6 +158,8 @@ class TrainingPlan(Result):
         columns: Width of the output layer.
         seconds: Duration at the given throughput, or None.
         missing: Sentences on what is missing, for the estimate or for the run.
+        device: The device that the memory is estimated for, `cpu` or `cuda`; None if it is not estimated.
+        processes: Number of processes, each on a device of its own.
     """
 
     model: str
@@ -182,6 +184,8 @@ class TrainingPlan(Result):
     columns: int | None = None
     seconds: float | None = None
     missing: list[str] = field(default_factory=list)
+    device: str | None = None
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The plan as `--json` writes it."""

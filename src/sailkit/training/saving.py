@@ -44,6 +44,8 @@ def save_model(
     trained: dict[str, Any] = {"styles": styles, "max_length": recipe.max_length, "base": recipe.model}
     if tasks:
         trained["tasks"] = tasks
+    if recipe.order == "answer-first":
+        trained["order"] = recipe.order
     if recipe.date is not None:
         trained["date"] = recipe.date
     with atomic_folder(folder) as unfinished:

@@ -13,7 +13,7 @@ from sailkit import runs
 from sailkit.data.exports import HELD_OUT, TRAIN, read_examples
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.prompts.sail import ExampleRenderer, UnfitExampleError
+from sailkit.prompts.sail import ExampleRenderer, Order, TooLongError, UnfitExampleError
 from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
 
@@ -35,6 +35,7 @@ class Prepared:
         headings_left: Total lines of search results that look like headings of the prompt.
         verification: Start and end of the tokens of each example's verification sentence.
         curriculum: How many of the examples, at the start, are a curriculum.
+        too_long: Ids of the dropped examples that do not fit into the maximum of tokens.
     """
 
     examples: tuple[TrainingExample, ...]
@@ -45,6 +46,7 @@ class Prepared:
     headings_left: int
     verification: tuple[tuple[int, int], ...] = ()
     curriculum: int = 0
+    too_long: frozenset[str] = frozenset()
 
     @property
     def tokens(self) -> int:
@@ -138,14 +140,14 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> tuple[Prepared, Prepared | N
         UserError: See `read_data` and `prepare`.
     """
     rows, curriculum = _ordered_rows(recipe)
-    train = prepare(rows, tokenizer, recipe.max_length, recipe.date)
+    train = prepare(rows, tokenizer, recipe.max_length, recipe.date, order=recipe.order)
     first = {row.id for row in rows[:curriculum]}
     train = replace(train, curriculum=sum(example.id in first for example in train.examples))
     paths = held_out_paths(recipe)
     if not paths:
         return train, None
     examples = read_data(paths, HELD_OUT, recipe.style)
-    return train, prepare(examples, tokenizer, recipe.max_length, recipe.date, held_out=True)
+    return train, prepare(examples, tokenizer, recipe.max_length, recipe.date, order=recipe.order, held_out=True)
 
 
 def training_rows(recipe: Recipe) -> list[TrainingExample]:
@@ -184,6 +186,7 @@ def prepare(
     max_length: int,
     date: str | None = None,
     *,
+    order: Order = "verify-first",
     held_out: bool = False,
     may_be_empty: bool = False,
 ) -> Prepared:
@@ -194,14 +197,15 @@ def prepare(
         tokenizer: The model's tokenizer.
         max_length: Maximum tokens of an example; only search results are shortened to fit.
         date: For chat templates that read the clock, as YYYY-MM-DD; today by default.
+        order: Order of verification sentence and response.
         held_out: Whether they are held out, for the error.
         may_be_empty: Whether to accept that no example fits.
 
     Raises:
         UserError: No example is left, or the tokenizer lacks what the style needs.
     """
-    renderer = ExampleRenderer(tokenizer, date)
-    kept, ids, labels, verification, dropped = [], [], [], [], []
+    renderer = ExampleRenderer(tokenizer, date, order)
+    kept, ids, labels, verification, dropped, too_long = [], [], [], [], [], []
     cut_tokens = headings_left = 0
     for example in _with_progress(examples):
         if not example.response.strip():
@@ -211,6 +215,7 @@ def prepare(
             rendered = renderer.render(example, max_length)
         except UnfitExampleError as error:
             dropped.append({"id": example.id, "reason": str(error)})
+            too_long += [example.id] if isinstance(error, TooLongError) else []
             continue
         if not any(rendered.completion_mask):
             dropped.append({"id": example.id, "reason": NO_TOKENS})
@@ -227,4 +232,4 @@ def prepare(
         purpose = "held-out example is left to measure on" if held_out else "example is left to train on"
         raise UserError(f"no {purpose}{reason}")
     rows = tuple(kept), tuple(ids), tuple(labels), tuple(dropped)
-    return Prepared(*rows, cut_tokens, headings_left, tuple(verification))
+    return Prepared(*rows, cut_tokens, headings_left, tuple(verification), too_long=frozenset(too_long))

@@ -313,7 +313,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             names = [name.removeprefix(f"{metric_key_prefix}_") for name in figures]
             self.processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, names)}")
         self._metrics["eval"].clear()
-        self.log(dict(figures))
+        with inference(self):  # or the log would take the figures of the training steps since its last line
+            self.log(dict(figures))
         if metric_key_prefix == "eval":  # hide the evaluations before and after training from early stopping
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
