@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,9 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sailkit.data.exports import example_row
+from sailkit.distillation.cache import Shard
+from sailkit.distillation.load import TeacherModelOptions
 from sailkit.distillation.recipe import read_distillation_recipe
+from sailkit.distillation.records import TeacherExample
+from sailkit.distillation.teacher import TopK
 from sailkit.distillation.teacher_answers import teacher_answers
 from sailkit.distillation.teacher_cache import teacher_cache
+from sailkit.distillation.vllm_teacher import VllmTeacher
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.files.jsonl import write_rows
@@ -27,8 +33,8 @@ from sailkit.labeling.judge import Judge
 from sailkit.models.base import ModelOptions, check_scorable
 from sailkit.models.load import load_model
 from sailkit.models.local import LocalModel
-from sailkit.models.parity import PARITY_TOKENS, first_difference, next_logprobs, parity_prompts
-from sailkit.models.sources import EMBEDDED
+from sailkit.models.parity import PARITY_TOKENS, first_difference, largest_difference, next_logprobs, parity_prompts
+from sailkit.models.sources import EMBEDDED, resolve
 from sailkit.models.vllm_engine import extend
 from sailkit.prompts.render import Prompt, step_prompt
 from sailkit.records import SearchResult, TrainingExample
@@ -79,9 +85,8 @@ def test_options_without_effect_are_refused(options):
     [
         lambda tmp_path: evaluate(model="vllm:stories", task="sample-claims", out=tmp_path / "run"),
         lambda tmp_path: Judge("vllm:stories"),
-        lambda tmp_path: teacher_cache(teacher="vllm:stories", data=["no"], out=tmp_path / "run"),
     ],
-    ids=["evaluate", "judge", "teacher-cache"],
+    ids=["evaluate", "judge"],
 )
 def test_scores_are_refused_before_anything_is_loaded(scores, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
@@ -89,6 +94,13 @@ def test_scores_are_refused_before_anything_is_loaded(scores, tmp_path, monkeypa
         scores(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_under_a_launcher_it_is_refused(monkeypatch):
+    """Its process group would be that of the launcher."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^vllm:stories: vLLM starts its own processes; run the command without a lau"):
+        load_model("vllm:stories")
 
 
 def test_other_models_are_scored(stories):
@@ -149,6 +161,18 @@ def test_an_answer_that_goes_on_differs_too(stories, greedy):
     stopped = [*logprobs[:4], torch.full_like(logprobs[4], -9.0).index_fill(0, torch.tensor([2]), 0.0)]
     assert first_difference(ids[:4], stopped, stories.stop_ids) is None
     assert first_difference(ids, stopped, stories.stop_ids).behind == 9.0
+
+
+def test_the_largest_difference_of_a_log_probability_is_measured(greedy):
+    _, logprobs = greedy
+    likeliest = [step.topk(4) for step in logprobs]
+    tokens = torch.stack([listed.indices for listed in likeliest]).numpy()
+    values = torch.stack([listed.values for listed in likeliest]).double().numpy()
+    before = np.zeros((3, 4), np.int64)  # positions of the prompt, which are not compared
+    whole, values = np.concatenate([before, tokens]), np.concatenate([before + 0.5, values])
+    assert largest_difference(whole, values, logprobs) == 0
+    values[-2, 3] -= 0.25
+    assert largest_difference(whole, values, logprobs) == pytest.approx(0.25)
 
 
 # The real engine
@@ -270,6 +294,87 @@ def test_answers_of_a_teacher_are_those_of_transformers(engine, plain, tmp_path)
     vllm, transformers = ((tmp_path / name / "answers.jsonl").read_text() for name in ("vllm", "transformers"))
     assert vllm == transformers
     assert len(vllm.splitlines()) == 2
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    rows = [
+        TrainingExample(f"{n}", f"Who waits, {n}?", "", tuple(EVIDENCE[: n % 3]), (), "A bear. " * n, "sail-fixed")
+        for n in range(1, 7)
+    ]
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "train.jsonl", map(example_row, rows))
+    return str(tmp_path / "data")
+
+
+@real
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_distributions_of_a_teacher_are_those_of_transformers(tiny, data, tmp_path, top_p):
+    caches = {}
+    for name in (str(tiny), f"vllm:{tiny}"):
+        out = tmp_path / str(len(caches))
+        cache = teacher_cache(
+            teacher=name, data=[data], out=out, top_k=20, top_p=top_p, precision="float32",
+            options=TeacherModelOptions(dtype="float32"),
+        )  # fmt: skip
+        caches[name] = cache.open()
+        assert (cache.n, cache.dtype) == (6, "float32")
+    expected, read = caches.values()
+    # `distill` takes the cache for one of the same model, without vLLM.
+    read.check(resolve(str(tiny)), weights_sha256=resolve(str(tiny)).digests()["weights_sha256"])
+    assert read.settings["engine"].startswith("vllm ")
+    n = 0
+    for shard in range(len(read.index)):
+        rows = [Shard(cache.folder / cache.index[shard]["file"]) for cache in (expected, read)]
+        by_key = {key: rows[0].row(i) for i, key in enumerate(rows[0].keys)}
+        for i, key in enumerate(rows[1].keys):
+            one, other = by_key[key], rows[1].row(i)
+            assert (one.tokens == other.tokens).all()
+            assert np.allclose(one.observed, other.observed, atol=1e-3)
+            assert np.allclose(one.tail, other.tail, atol=1e-3)
+            assert (one.starts == other.starts).all()
+            assert np.allclose(one.logprobs, other.logprobs, atol=1e-3)
+            assert (one.ids == other.ids).mean() > 0.98, "apart from near ties"
+            n += 1
+    assert n == 6
+
+
+@real
+def test_a_teacher_s_cache_is_resumed_with_the_same_bytes(tiny, data, tmp_path):
+    def cache() -> dict[str, bytes]:
+        written = teacher_cache(
+            teacher=f"vllm:{tiny}", data=[data], out=tmp_path / "cache", shard_tokens=20,
+            options=TeacherModelOptions(dtype="float32", batch_tokens=80),
+        )  # fmt: skip
+        assert written.files > 3
+        return {file.name: file.read_bytes() for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"}
+
+    whole = cache()
+    for name in ("index.jsonl", "teacher-00002.safetensors", "teacher-00004.safetensors"):
+        (tmp_path / "cache" / name).unlink()
+    assert cache() == whole
+
+
+@real
+def test_a_token_without_a_text_goes_to_the_tail(tiny, tmp_path):
+    """Output layers are padded; what the model gives the padding is no token's."""
+    padded = LlamaForCausalLM.from_pretrained(tiny)
+    padded.resize_token_embeddings(576)
+    own = Path(shutil.copytree(tiny, tmp_path / "own"))
+    torch.nn.init.normal_(padded.lm_head.weight[512:], std=0.3)
+    padded.save_pretrained(own)
+    pair = TeacherExample("a", (1, 300, 301, 17), (302, 303, 2), "")
+    teacher = VllmTeacher(f"vllm:{own}", FP32, TopK(40, 1.0, "float32"))
+    (row,) = teacher.rows([pair])
+    assert row.ids.max() < 512
+    assert len(row.ids) < 120
+    sums = np.add.reduceat(np.exp(row.logprobs.astype(float)), row.starts[:-1]) + row.tail
+    assert np.allclose(sums, 1, atol=1e-5)
+    with pytest.raises(UserError, match="example 'b' has a token that the model has no row for"):
+        teacher.plan([TeacherExample("b", (1, 576), (302, 2), "")])
+    long = TeacherExample("c", (1,) * 511, (302, 2), "")
+    with pytest.raises(UserError, match="vLLM has memory for 512 tokens of keys and values, and prompt and answer nee"):
+        teacher.rows([long])
 
 
 @real

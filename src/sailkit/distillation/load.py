@@ -14,7 +14,7 @@ from sailkit.distillation.cache import pack
 from sailkit.distillation.records import TeacherExample, TeacherRow
 from sailkit.distributed import Processes
 from sailkit.errors import UserError
-from sailkit.models.base import Model, ModelOptions, is_endpoint
+from sailkit.models.base import Model, ModelOptions, is_endpoint, is_vllm
 
 if TYPE_CHECKING:
     from sailkit.distillation.teacher import Teacher
@@ -71,7 +71,7 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
     """Load a teacher, local or behind a server.
 
     Args:
-        name: A model as in evaluate, or `endpoint:MODEL@BASE_URL`.
+        name: A model as in evaluate, `vllm:MODEL`, or `endpoint:MODEL@BASE_URL`.
         options: How to load and query it.
 
     Raises:
@@ -85,6 +85,10 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
         from sailkit.distillation.server_teacher import ServerTeacher
 
         return ServerTeacher(name, options.model, Path(options.tokenizer or ""), kept)
+    if is_vllm(name):
+        from sailkit.distillation.vllm_teacher import VllmTeacher
+
+        return VllmTeacher(name, options.model, kept)
     from sailkit.models.local import LocalModel
 
     with _whole_weights():

@@ -74,6 +74,24 @@ def max_row_tokens(config: Any, tokenizer: Any) -> int:
     return context_of(config, tokenizer) - (config is None)
 
 
+def check_tokens(name: str, pairs: Sequence[TeacherExample], rows: int) -> None:
+    """Check that a model has a row for every token.
+
+    Args:
+        name: Name of the model.
+        pairs: The examples, tokenised by its tokenizer.
+        rows: Rows of its output layer.
+
+    Raises:
+        UserError: An example has a token without a row.
+    """
+    if strange := next((pair for pair in pairs if max(pair.prompt + pair.tokens) >= rows), None):
+        raise UserError(
+            f"{name}: example {strange.name!r} has a token that the model has no row for ({rows}); "
+            "its tokenizer belongs to another model"
+        )
+
+
 class Teacher(Protocol):
     """A model that returns its distribution at each token of a completion."""
 
@@ -124,11 +142,7 @@ class LocalTeacher:
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Batches of pairs of similar length, longest first, within a budget of tokens and one of logits."""
-        if strange := next((pair for pair in pairs if max(pair.prompt + pair.tokens) >= self._padded), None):
-            raise UserError(
-                f"{self.name}: example {strange.name!r} has a token that the model has no row for ({self._padded}); "
-                "its tokenizer belongs to another model"
-            )
+        check_tokens(self.name, pairs, self._padded)
         prompts, lengths = [len(pair.prompt) for pair in pairs], [len(pair.inputs) for pair in pairs]
 
         def few_logits(batch: list[int]) -> bool:

@@ -30,7 +30,7 @@ from sailkit.distributed import Processes, process_group
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.label import SHARD_WAIT, read_shard
-from sailkit.models.base import check_scorable, is_endpoint
+from sailkit.models.base import is_endpoint
 from sailkit.prompts.sail import trained_style, wording
 from sailkit.records import TrainingExample
 from sailkit.rendering.result import Result
@@ -122,7 +122,7 @@ def teacher_cache(
     same command continues a stopped run. Under a launcher, each process computes a part.
 
     Args:
-        teacher: A model as in evaluate, or endpoint:MODEL@BASE_URL of a server that gives a prompt's log-probabilities.
+        teacher: A local model, vllm:MODEL, or a server that gives prompts' log-probabilities, endpoint:MODEL@BASE_URL.
         data: Run folders of build, whose held-out rows are read too, or files of training examples; repeated.
         out: The run folder.
         style: Style of the prompts; by default that of the teacher's training, else each row's style.
@@ -142,7 +142,6 @@ def teacher_cache(
     Raises:
         UserError: Any error that the user can fix; nothing is overwritten.
     """
-    check_scorable(teacher)
     part = read_shard(shard)
     at_least_one(top_k=top_k, shard_tokens=shard_tokens, max_length=max_length)
     if not 0 < top_p <= 1:

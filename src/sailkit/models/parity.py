@@ -1,10 +1,12 @@
-"""Compares the greedy answers of another engine with those of transformers, up to near ties."""
+"""Compares the greedy answers and the log-probabilities of another engine with those of transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from sailkit.models.local import LocalModel
@@ -57,6 +59,21 @@ def first_difference(
             token = max(choices, key=lambda choice: float(row[choice]))
             return Difference(n, token, likeliest, float(row[likeliest] - row[token]))
     return None
+
+
+def largest_difference(
+    tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float64], steps: Sequence[torch.Tensor]
+) -> float:
+    """The largest difference of a log-probability along the greedy answer of transformers, in nats.
+
+    Args:
+        tokens: Token ids at each position of prompt and answer; shape (positions, k).
+        logprobs: Their log-probabilities; the same shape.
+        steps: From `next_logprobs`; those of the last positions.
+    """
+    expected = torch.stack(list(steps)).numpy()
+    here = np.take_along_axis(expected, tokens[-len(steps) :], 1)
+    return float(np.abs(here - logprobs[-len(steps) :]).max())
 
 
 @torch.inference_mode()

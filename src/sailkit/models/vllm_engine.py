@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sailkit.errors import UserError, required_extra
 
@@ -39,7 +42,7 @@ def vllm_version(needed_for: str) -> str:
     return str(vllm.__version__)
 
 
-def start_engine(folder: str, dtype: str, trust_remote_code: bool) -> Any:
+def start_engine(folder: str, dtype: str, trust_remote_code: bool, settings: Mapping[str, Any]) -> Any:
     """Start an engine without a tokenizer; `stop_engine` stops it.
 
     Its context is the longest for which it has memory, at most that of the model.
@@ -48,6 +51,7 @@ def start_engine(folder: str, dtype: str, trust_remote_code: bool) -> Any:
         folder: Folder of the model, with safetensors.
         dtype: Number format of the weights.
         trust_remote_code: Run code that the model's repository carries.
+        settings: Further arguments of vLLM.
 
     Raises:
         UserError: Another engine runs in this process.
@@ -72,8 +76,9 @@ def start_engine(folder: str, dtype: str, trust_remote_code: bool) -> Any:
             generation_config="vllm",  # that of the folder may set sampling and penalties
             max_model_len=-1,
             seed=0,
+            max_logprobs=-1,  # no limit
             use_tqdm_on_load=False,
-            **(_ON_CPU if current_platform.is_cpu() else {}),
+            **{**(_ON_CPU if current_platform.is_cpu() else {}), **settings},
         ).llm_engine
     except BaseException:
         _leave_process_group()
@@ -122,8 +127,7 @@ def continue_greedily(
     """
     from vllm import SamplingParams
 
-    if (longest := max(map(len, prompts)) + limit) > (most := engine.model_config.max_model_len):
-        raise UserError(f"vLLM has memory for {most} tokens of keys and values, and prompt and answer need {longest}")
+    _check_room(engine, max(map(len, prompts)) + limit)
     stops = sorted(i for i in stop_ids if i < engine.model_config.get_vocab_size())
     greedy = SamplingParams(temperature=0.0, max_tokens=limit, stop_token_ids=stops, detokenize=False)
     written: list[list[int]] = [[] for _ in prompts]
@@ -146,6 +150,48 @@ def continue_greedily(
     finally:
         engine.abort_request(list(running))  # after an error, or the next batch would get their answers
     return written
+
+
+def prompt_logprobs(
+    engine: Any, prompts: Sequence[tuple[int, ...]], k: int
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+    """Log-probabilities of the tokens of prompts, each given the tokens before it.
+
+    Args:
+        engine: From `start_engine`.
+        prompts: Token ids.
+        k: Number of likeliest tokens at each position.
+
+    Returns:
+        Token ids and log-probabilities (nats) for each prompt of n tokens, both of shape (n - 1, 1 + k): the prompt's
+        own token, and the k likeliest, likeliest first.
+
+    Raises:
+        UserError: A prompt is longer than the engine's context, which has to hold one more token.
+    """
+    from vllm import SamplingParams
+
+    _check_room(engine, max(map(len, prompts)) + 1)
+    # One token is written, because vLLM computes no request without one. The flat format is lists of numbers.
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=k, flat_logprobs=True, detokenize=False)
+    rows: dict[str, Any] = {}
+    try:
+        for i, prompt in enumerate(prompts):
+            engine.add_request(str(i), {"prompt_token_ids": list(prompt)}, params)
+        while len(rows) < len(prompts):
+            for output in engine.step():
+                flat = output.prompt_logprobs
+                shape = (len(flat) - 1, 1 + k)
+                ids, logprobs = np.array(flat.token_ids, np.int64), np.array(flat.logprobs, np.float64)
+                rows[output.request_id] = ids.reshape(shape), logprobs.reshape(shape)
+    finally:
+        engine.abort_request([str(i) for i in range(len(prompts)) if str(i) not in rows])
+    return [rows[str(i)] for i in range(len(prompts))]
+
+
+def _check_room(engine: Any, tokens: int) -> None:
+    if tokens > (most := engine.model_config.max_model_len):
+        raise UserError(f"vLLM has memory for {most} tokens of keys and values, and prompt and answer need {tokens}")
 
 
 def extend(ids: list[int], new: Sequence[int], stop_ids: frozenset[int], is_complete: Callable[[], bool]) -> bool:

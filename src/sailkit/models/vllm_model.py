@@ -1,4 +1,4 @@
-"""A local model that generates with vLLM; everything else, such as scores, is computed with transformers."""
+"""A local model that generates with vLLM, which also gives the log-probabilities of prompts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from sailkit.distributed import process_count
 from sailkit.errors import UserError
 from sailkit.models.base import VLLM, Finished, ModelOptions, Reply, check_scorable
 from sailkit.models.local import LocalModel, reply_to
-from sailkit.models.parity import PARITY_TOKENS, first_difference, next_logprobs, parity_prompts
+from sailkit.models.parity import (
+    PARITY_TOKENS,
+    Difference,
+    first_difference,
+    largest_difference,
+    next_logprobs,
+    parity_prompts,
+)
 from sailkit.models.selftest import TOLERANCE
 from sailkit.models.sources import resolve
-from sailkit.models.vllm_engine import continue_greedily, start_engine, stop_engine, vllm_version
+from sailkit.models.vllm_engine import continue_greedily, prompt_logprobs, start_engine, stop_engine, vllm_version
 from sailkit.models.weights import free_memory
 from sailkit.prompts.render import Prompt
 
+_COMPARED = 8  # of the likeliest tokens at each position of a prompt, whose log-probabilities are compared
 _BATCH_TOKENS = 2**17  # vLLM divides a batch by itself; answers are written, and a run is resumed, batch by batch
 
 
@@ -32,22 +44,27 @@ class VllmModel:
         local: The model in transformers, which renders and decodes; without weights once the engine has started.
     """
 
-    def __init__(self, name: str, options: ModelOptions) -> None:
+    def __init__(self, name: str, options: ModelOptions, settings: Mapping[str, Any] | None = None) -> None:
         """Load a model with transformers; the engine starts with the first answer.
 
         Args:
             name: The name of a local model.
             options: How to load and run it; vLLM uses the number format that they select.
+            settings: Further arguments of vLLM.
 
         Raises:
-            UserError: vLLM is not installed, an option has no effect on it, or the model cannot be loaded.
+            UserError: vLLM is not installed, an option has no effect on it, or the model cannot be loaded; or a
+                launcher started this process.
         """
         self.name = VLLM + name
+        if process_count() > 1:
+            raise UserError(f"{self.name}: vLLM starts its own processes; run the command without a launcher")
         for option in ("device", "attn_implementation"):
             if (value := getattr(options, option)) != "auto":
                 raise UserError(f"`{option}` {value} has no effect on vLLM, which chooses its own; leave it out")
         self._version = vllm_version(self.name)
         self._trust_remote_code = options.trust_remote_code
+        self._settings = settings or {}
         self._source = resolve(name)
         self._engine: Any = None
         self.local = LocalModel.from_name(name, replace(options, batch_tokens=options.batch_tokens or _BATCH_TOKENS))
@@ -87,11 +104,10 @@ class VllmModel:
         self, prompts: Sequence[Prompt], max_new_tokens: int, finished: Finished, likely: Sequence[str] = ()
     ) -> list[Reply]:
         """Greedy answers; see `Model.generate`. `likely` is not used."""
-        if self._engine is None:
-            self._start()
+        engine = self._started()
         rendered = [self.local.render(prompt, max_new_tokens) for prompt in prompts]
         written = continue_greedily(
-            self._engine,
+            engine,
             [prompt.ids for prompt in rendered],
             max_new_tokens,
             self.local.stop_ids,
@@ -104,12 +120,20 @@ class VllmModel:
             replies.append(replace(reply_to(prompt), text=text, completion_tokens=len(ids), cut_off=cut_off))
         return replies
 
-    def _start(self) -> None:
-        """Start the engine.
+    def prompt_logprobs(
+        self, prompts: Sequence[tuple[int, ...]], k: int
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+        """Log-probabilities of the tokens of prompts; see `sailkit.models.vllm_engine.prompt_logprobs`."""
+        return prompt_logprobs(self._started(), prompts, k)
+
+    def _started(self) -> Any:
+        """The engine, which is started first if need be.
 
         Raises:
-            UserError: vLLM cannot run the model, or does not continue prompts as transformers does.
+            UserError: vLLM cannot run the model, or does not compute what transformers computes.
         """
+        if self._engine is not None:
+            return self._engine
         rows = [self.local.render(prompt, PARITY_TOKENS).ids for prompt in parity_prompts()]
         expected = [next_logprobs(self.local, row) for row in rows]
         with tempfile.TemporaryDirectory(prefix="sailkit-") as merged:
@@ -118,20 +142,36 @@ class VllmModel:
             self.local.model.to("meta")  # the engine needs the memory
             free_memory()
             folder = merged if self._source.adapters else str(self._source.folder)
+            dtype, trust_remote_code = self.local.describe()["dtype"], self._trust_remote_code
             try:
-                engine = start_engine(folder, self.local.describe()["dtype"], self._trust_remote_code)
+                engine = start_engine(folder, dtype, trust_remote_code, self._settings)
                 weakref.finalize(self, stop_engine, engine)
                 written = continue_greedily(engine, rows, PARITY_TOKENS, self.local.stop_ids, lambda i, ids: False)
+                # The greedy answers of transformers as prompts, whatever vLLM has written.
+                answers = [tuple(int(step.argmax()) for step in steps) for steps in expected]
+                k = min(_COMPARED, len(expected[0][0]))
+                read = prompt_logprobs(engine, [row + answer for row, answer in zip(rows, answers, strict=True)], k)
             except Exception as error:  # too little memory, an unknown architecture ...: without a common base class
                 why = " ".join(str(error).split())[:300]
                 raise UserError(f"{self.name}: vLLM cannot run it: {why}; leave out {VLLM!r}") from None
-        for ids, logprobs in zip(written, expected, strict=True):
-            difference = first_difference(ids, logprobs, self.local.stop_ids)
-            if difference and difference.behind > TOLERANCE[self.local.dtype]:
-                tokens = self.local.tokenizer.convert_ids_to_tokens([difference.token, difference.likeliest])
-                raise UserError(
-                    f"{self.name}: vLLM does not compute what transformers computes: after {difference.index} tokens "
-                    f"it writes {tokens[0]!r}, whose log-probability is {difference.behind:.3g} below that of "
-                    f"{tokens[1]!r}; leave out {VLLM!r}, or use another version of vLLM"
-                )
+        for ids, steps, (tokens, logprobs) in zip(written, expected, read, strict=True):
+            self._check(first_difference(ids, steps, self.local.stop_ids), largest_difference(tokens, logprobs, steps))
         self._engine = engine
+        return engine
+
+    def _check(self, difference: Difference | None, largest: float) -> None:
+        most = TOLERANCE[self.local.dtype]
+        why = ""
+        if difference and difference.behind > most:
+            tokens = self.local.tokenizer.convert_ids_to_tokens([difference.token, difference.likeliest])
+            why = (
+                f"after {difference.index} tokens it writes {tokens[0]!r}, whose log-probability is "
+                f"{difference.behind:.3g} below that of {tokens[1]!r}"
+            )
+        elif not largest <= most:
+            why = f"a log-probability differs by {largest:.3g}"
+        if why:
+            raise UserError(
+                f"{self.name}: vLLM does not compute what transformers computes: {why}; leave out {VLLM!r}, or use "
+                "another version of vLLM"
+            )
