@@ -13,6 +13,8 @@ from pathlib import Path
 import filelock
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 import forked
 from sailkit import pipeline, steps
@@ -142,6 +144,25 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_files(recipe):
     for name in ("results/results.jsonl", "labels/labels.jsonl", "examples/train.jsonl"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
     assert not Path("killed", "earlier").exists()
+
+
+def test_a_merge_that_was_killed_at_its_end_runs_again(recipe, shared):
+    """`merge` refuses a folder that exists; the journal did not get to know that it was written."""
+    base = LlamaForCausalLM.from_pretrained(shared / "models" / "stories260k")
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained("adapter")
+    AutoTokenizer.from_pretrained(shared / "models" / "stories260k").save_pretrained("adapter")
+    recipe.write_text("about: A plain model.\nsteps:\n  whole: {merge: {adapter: adapter}}\n")
+    run(recipe, out=Path("out"))
+    merged = contents(Path("out", "whole"))
+    journal = json.loads(Path("out", "pipeline.json").read_text())
+    entry = journal["steps"]["whole"]
+    journal["steps"]["whole"] = {
+        **{name: entry[name] for name in ("command", "fingerprint", "seconds")},
+        "finished": False,
+    }
+    Path("out", "pipeline.json").write_text(json.dumps(journal))
+    assert states(run(recipe, out=Path("out"))) == {"whole": "finished"}
+    assert contents(Path("out", "whole")) == merged
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sailkit.rendering.result import Result, to_json
 from sailkit.steps import Step
 
 State = Literal["new", "finished", "interrupted", "changed", "again"]
+_NOT_CONTINUED = ("merge",)  # verbs that write a whole folder at once, and refuse one that exists
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,11 @@ class Journal:
         jsonl.write_json(self.path, {"steps": self.steps})
 
     def begin(self, step: Step, state: State) -> None:
-        """Record the start of a step; the output of an earlier version is moved to `earlier`, never deleted."""
+        """Record the start of a step; output that it does not continue is moved to `earlier`, never deleted."""
         entry = self.steps.get(step.name)
-        if entry and step.folder and step.folder.exists() and state in ("changed", "again"):
+        killed_at_its_end = state == "interrupted" and step.verb in _NOT_CONTINUED
+        replaced = state in ("changed", "again") or killed_at_its_end
+        if entry and step.folder and step.folder.exists() and replaced:
             version = f"{step.name}-{entry['fingerprint'][:8]}-{time.strftime('%Y%m%d-%H%M%S')}"
             (self.folder / "earlier").mkdir(exist_ok=True)
             step.folder.rename(self.folder / "earlier" / version)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from sailkit.data.exports import example_row, export, in_text, read_examples, read_row
 from sailkit.distillation.teacher_answers import teacher_answers, with_reply
 from sailkit.errors import UserError
+from sailkit.files.jsonl import read_rows
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.models.local import LocalModel
@@ -153,6 +154,20 @@ def test_an_answer_without_an_end_is_dropped(shared, tmp_path):
     data = write(tmp_path / "data", [example("1"), replace(example("long"), instruction="Who? " * 300)])
     with pytest.raises(UserError, match="no answer is left to train on; the first was dropped: the answer did not end"):
         teacher_answers(model, [data], tmp_path / "run", max_new_tokens=12)
+
+
+def test_prompts_that_are_too_long_and_those_that_cannot_be_rendered_are_counted_apart(stories, shared, tmp_path):
+    smaller = LlamaForCausalLM.from_pretrained(shared / "models" / "stories260k").eval()
+    smaller.resize_token_embeddings(505)
+    smaller.generation_config.eos_token_id = stories.tokenizer.convert_tokens_to_ids(".")  # ends with a sentence
+    model = LocalModel("smaller", smaller, stories.tokenizer, ModelOptions(), {})
+    unknown = replace(example("unknown"), instruction=stories.tokenizer.decode([508]))
+    rows = [example("1"), example("2"), replace(example("long"), instruction="Who? " * 300), unknown]
+    answers = teacher_answers(model, [write(tmp_path / "data", rows)], tmp_path / "run", max_new_tokens=60)
+    assert answers.dropped == {"the prompt cannot be rendered": 1, "the prompt is too long": 1}
+    reasons = {row["id"]: row["reason"] for _, row in read_rows(tmp_path / "run" / "dropped.jsonl")}
+    assert reasons["long"].startswith("the prompt is too long: example 'long': the prompt has ")
+    assert reasons["unknown"].startswith("the prompt cannot be rendered: ")
 
 
 def test_an_endpoint_is_asked_in_the_chat_style(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_scores_are_refused_before_anything_is_loaded(scores, tmp_path, monkeypa
 def test_under_a_launcher_it_is_refused(monkeypatch):
     """Its process group would be that of the launcher."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"^vllm:stories: vLLM starts its own processes; run the command without a lau"):
+    with pytest.raises(UserError, match=r"^vllm:stories: vLLM runs in one process; start without a launcher$"):
         load_model("vllm:stories")
 
 
@@ -108,9 +108,16 @@ def test_other_models_are_scored(stories):
     check_scorable(stories)
 
 
-@pytest.mark.parametrize("method", ["sequence", "logits"])
-def test_distill_names_the_way_to_train_on_answers_of_vllm(method):
-    with pytest.raises(UserError, match=r"leave out 'vllm:', or write the teacher's answers there .* with finetune$"):
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [
+        ("sequence", "write the teacher's answers there .* with finetune"),
+        ("both", "write the teacher's answers there .* with finetune"),
+        ("logits", "run teacher-cache there, and give its folder as `cache` with the teacher's name alone"),
+    ],
+)
+def test_distill_names_the_way_to_train_on_what_vllm_computed(method, way):
+    with pytest.raises(UserError, match=f"leave out 'vllm:', or {way}$"):
         read_distillation_recipe(None, {"method": method, "teacher": "vllm:t", "model": "m", "data": ["d"]})
 
 

@@ -18,6 +18,11 @@ from sailkit.training.recipe import Recipe, check_recipe, read_settings, recipe_
 
 _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outputs", "student_layers", "distillation")
 
+_WITH_VLLM = "run teacher-cache there, and give its folder as `cache` with the teacher's name alone"
+_WITH_ANSWERS_OF_VLLM = (
+    "write the teacher's answers there (sailkit.distillation.teacher_answers), and train on them with finetune"
+)
+
 
 @dataclass(frozen=True)
 class DistillationSettings:
@@ -105,10 +110,8 @@ def read_distillation_recipe(
     if not isinstance(own["teacher"], str):
         raise UserError(f"{where}: no teacher; write  teacher: MODEL  or give `teacher`")
     if is_vllm(own["teacher"]):
-        raise UserError(
-            f"{where}: vLLM runs in another environment than training: leave out {VLLM!r}, or write the teacher's "
-            "answers there (sailkit.distillation.teacher_answers) and train on them with finetune"
-        )
+        way = _WITH_VLLM if method == "logits" else _WITH_ANSWERS_OF_VLLM
+        raise UserError(f"{where}: vLLM runs in another environment than training: leave out {VLLM!r}, or {way}")
     if own["teacher_style"] is not None:
         check_style(str(own["teacher_style"]))
     layers = own["student_layers"]

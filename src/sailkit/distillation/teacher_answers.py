@@ -17,7 +17,7 @@ from sailkit.files import jsonl
 from sailkit.files.tables import read_table
 from sailkit.models.base import Model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
-from sailkit.prompts.render import as_text
+from sailkit.prompts.render import PromptTooLongError, as_text
 from sailkit.prompts.sail import (
     check_style,
     completion,
@@ -38,6 +38,8 @@ _THOUGHT = "the answer ended within a thought"
 _EMPTY = "empty answer"
 _REFUSED = "the teacher's server refused"
 _TOO_LONG = "the prompt is too long"
+_NOT_RENDERED = "the prompt cannot be rendered"
+_KINDS = (_LIMIT, _THOUGHT, _EMPTY, _REFUSED, _TOO_LONG, _NOT_RENDERED)
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,11 @@ def _ask(
     reasons: dict[int, str] = {}
     for i, prompt in enumerate(prompts):
         try:
-            teacher.plan([prompt], limit)
+            teacher.plan([prompt], limit, [f"example {examples[i].id!r}"])
+        except PromptTooLongError as error:
+            reasons[i] = f"{_TOO_LONG}: {error}"
         except UserError as error:
-            reasons[i] = str(error)
+            reasons[i] = f"{_NOT_RENDERED}: {error}"
     fitting = [i for i in range(len(examples)) if i not in reasons]
     batches = [[fitting[i] for i in batch] for batch in teacher.plan([prompts[i] for i in fitting], limit)]
 
@@ -252,9 +256,7 @@ def _missing(row: Mapping[str, Any]) -> str:
 
 def _kind(reason: str) -> str:
     """The kind under which a reason is counted."""
-    if reason.startswith(_REFUSED):
-        return _REFUSED
-    return reason if reason in (_LIMIT, _THOUGHT, _EMPTY) else _TOO_LONG
+    return next(kind for kind in _KINDS if reason.startswith(kind))
 
 
 def _finish(

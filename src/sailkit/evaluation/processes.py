@@ -31,8 +31,6 @@ def check_shared(processes: Processes, options: ModelOptions, *models: str | Mod
     for name in (model if isinstance(model, str) else model.name for model in models if model is not None):
         if is_endpoint(name):
             raise UserError(f"{name}: one process asks an endpoint, see `concurrency`; start without a launcher")
-        if is_vllm(name):
-            raise UserError(f"{name}: vLLM runs in one process; start without a launcher")
     if ":" in options.device:
         raise UserError(f"`device='{options.device}'` would be the device of all processes; leave it out")
     from transformers.modeling_utils import is_fsdp_enabled

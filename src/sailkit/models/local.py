@@ -155,7 +155,7 @@ class LocalModel:
             try:
                 rendered.append(self.render(prompt, reserve))
             except UserError as error:
-                raise UserError(f"{names[i] if names else f'prompt {i}'}: {error}") from None
+                raise type(error)(f"{names[i] if names else f'prompt {i}'}: {error}") from None
         full_lengths = [len(prompt.ids) + reserve for prompt in rendered]
         # Beyond the RoPE threshold a prompt has other frequencies than the cached prefix, so it is encoded in full.
         sharing = [self.shared and not self.lengths.regime(length) for length in full_lengths]

@@ -58,7 +58,7 @@ class VllmModel:
         """
         self.name = VLLM + name
         if process_count() > 1:
-            raise UserError(f"{self.name}: vLLM starts its own processes; run the command without a launcher")
+            raise UserError(f"{self.name}: vLLM runs in one process; start without a launcher")
         for option in ("device", "attn_implementation"):
             if (value := getattr(options, option)) != "auto":
                 raise UserError(f"`{option}` {value} has no effect on vLLM, which chooses its own; leave it out")

@@ -29,12 +29,16 @@ from sailkit.prompts.messages import (
 )
 
 __all__ = [
-    "Message", "Part", "Prompt", "Rendered", "Renderer", "as_text", "escape_special", "evidence_parts", "fill",
-    "frames", "step_prompt",
+    "Message", "Part", "Prompt", "PromptTooLongError", "Rendered", "Renderer", "as_text", "escape_special",
+    "evidence_parts", "fill", "frames", "step_prompt",
 ]  # fmt: skip
 
 _MARK = f"\ue000{uuid.uuid4().hex}"  # begins a placeholder; no text from outside can know it
 _PLACEHOLDER = re.compile(re.escape(_MARK) + r":(\d+);")
+
+
+class PromptTooLongError(UserError):
+    """A prompt that does not fit even without its search results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class Renderer:
             reserve: Tokens to leave free for the answer.
 
         Raises:
-            UserError: The prompt does not fit even without its search results.
+            PromptTooLongError: The prompt does not fit even without its search results.
         """
         whole = parts = self.segments(prompt)
         ids = self.encode(parts)
@@ -104,7 +108,7 @@ class Renderer:
         if length > budget:
             parts, ids = self.shorten(parts, ids, budget)
         if len(ids) > budget:
-            raise UserError(
+            raise PromptTooLongError(
                 f"the prompt has {len(ids)} tokens without its search results, "
                 f"the model takes {self.context} with {reserve} for the answer; "
                 "shorten it, or choose a model with a longer context"
