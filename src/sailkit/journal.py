@@ -15,7 +15,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering.model import Block, Bullets, Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result, to_json
-from sailkit.steps import Step
+from sailkit.steps import Step, dependents
 
 State = Literal["new", "finished", "interrupted", "changed", "again"]
 _NOT_CONTINUED = ("merge",)  # verbs that write a whole folder at once, and refuse one that exists
@@ -189,7 +189,13 @@ class Journal:
         for step in steps:
             if entry := self.steps.get(step.name):
                 entry["again"] = True
-        jsonl.write_json(self.path, {"steps": self.steps})
+        if self._lock and steps:
+            jsonl.write_json(self.path, {"steps": self.steps})
+
+    def notice_lost(self, steps: Sequence[Step]) -> None:
+        """Let what read a folder that is gone run again: what replaces it may have another content."""
+        lost = [step for step in steps if step.name in self.steps and step.folder and not step.folder.exists()]
+        self.run_again([step for step in dependents(steps, lost) if step not in lost])
 
     def begin(self, step: Step, state: State) -> None:
         """Record the start of a step; output that it does not continue is moved to `earlier`, never deleted."""

@@ -148,7 +148,9 @@ def _ranking(evaluations: Sequence[runs.RunSummary]) -> list[Block]:
     for run in evaluations:
         settings = runs.read_manifest(run.folder)["settings"]
         labels, data = " and ".join(settings.get("labels") or ()), str(settings.get("data_sha256"))[:12]
-        heading = f"{settings.get('n')} items, labels {labels}, data {data}"
+        half = f", {half} half" if (half := settings.get("half")) else ""
+        share = f" of {share:g} and the rest" if (share := settings.get("first_share")) else ""
+        heading = f"{settings.get('n')} items{half}{share}, labels {labels}, data {data}"
         groups.setdefault(heading, []).append(_Ranked(run, settings, _metrics(run)))
     tables: list[Group] = []
     intervals: dict[str, list[Interval]] = {}

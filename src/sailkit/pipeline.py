@@ -75,6 +75,7 @@ def run(
         check_inputs(chosen)
     steps_run: list[StepRun] = []
     with Journal(out, read_only=dry_run) as journal:
+        journal.notice_lost(steps)
         for number, step in enumerate(chosen):
             step_run = journal.look_up(step, again=first is not None and number >= first)
             if first is not None and number < first and step_run.state != "finished":

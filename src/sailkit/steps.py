@@ -25,6 +25,7 @@ from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
 
 Stage = Callable[..., Any]
+_PASSWORD = re.compile(r"://[^/@\s]*@")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("about", "needs", "variables", "steps")
 _OUTPUTS = ("csv_out", "snapshot")  # arguments that name files the stage writes
@@ -71,6 +72,16 @@ class Step:
             else:
                 words += (word for text in texts for word in ([f"{flag}={text}"] if text[:1] == "-" else [flag, text]))
         return [*positional, *words]
+
+    def check(self) -> None:
+        """Check the arguments, before any step runs for hours.
+
+        Raises:
+            UserError: See `bound`; or an address has a password.
+        """
+        if any(_PASSWORD.search(word) for word in self.words):
+            raise UserError(f"step {self.name}: an address takes no user:password@, for it is written to files")
+        self.bound  # noqa: B018 - raises
 
     @property
     def command(self) -> str:
@@ -139,8 +150,20 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
             raise UserError(f"{where}: write the arguments of {verb} as  {{NAME: VALUE}}")
         steps.append(_step(name, verb, stages[verb], written or {}, values, decisive, out, steps, where))
     for step in steps:
-        step.bound  # noqa: B018 - what cannot be bound is an error now, not after hours
+        step.check()
     return steps
+
+
+def dependents(steps: Sequence[Step], changed: Iterable[Step]) -> list[Step]:
+    """The steps that read the folder of any of some steps, directly or through others."""
+    folders = [str(step.folder) for step in changed]
+    reading: list[Step] = []
+    for step in steps:
+        texts = [text for value in step.arguments.values() for text in _texts(value)]
+        if any(re.search(rf"{re.escape(folder)}(?![\w-])", text) for folder in folders for text in texts):
+            reading.append(step)
+            folders.append(str(step.folder))
+    return reading
 
 
 def _step(

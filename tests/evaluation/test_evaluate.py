@@ -320,7 +320,12 @@ def test_at_most_one_batch_is_computed_twice(tiny, tmp_path, monkeypatch):
     from sailkit.models.local import LocalModel
 
     task = write_task(tmp_path, 60)
-    arguments = {"model": tiny, "task": str(task), "out": tmp_path / "run", "options": ModelOptions(batch_tokens=120)}
+    arguments = {
+        "model": tiny,
+        "task": str(task),
+        "out": tmp_path / "run",
+        "options": ModelOptions(batch_tokens=120, dtype="float32"),
+    }
     scored: list[int] = []
     real = LocalModel.score
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -86,11 +87,22 @@ def open_retrieval(
 
 
 def _recorded(rows: Sequence[Searched], question: str, search_run: str | Path, k: int) -> Searched:
-    """The row of a run with this text or id."""
-    for row in rows:
-        texts = (f"{row.instruction.instruction} {row.instruction.input}", row.instruction.instruction)
-        if " ".join(question.split()) in (" ".join(text.split()) for text in texts) or question == row.instruction.id:
-            return replace(row, results=row.results[:k])
+    """The row of a run with this id or text; with this instruction, if only one has it."""
+    words = question.split()
+    whole = [row for row in rows if words == f"{row.instruction.instruction} {row.instruction.input}".split()]
+    same = [row for row in rows if words == row.instruction.instruction.split()]
+    of_id = [row for row in rows if question == row.instruction.id]
+    if matching := of_id or whole or same:
+        if matching is same and len(same) > 1:
+            ids = " or ".join(repr(row.instruction.id) for row in same[:2])
+            raise NotRecordedError(f"{search_run} has this question with {len(same)} inputs; give an id, such as {ids}")
+        seen: Counter[str] = Counter()  # results of each engine
+        results = []
+        for result in matching[0].results:
+            seen[result.source] += 1
+            results += [result] if seen[result.source] <= k else []
+        check_number(results)
+        return replace(matching[0], results=tuple(results))
     known = [row.instruction.id for row in rows]
     shown = nearest(question, known) if len(known) <= 10 else f"such as {known[0]!r} or {known[1]!r}"
     raise NotRecordedError(

@@ -77,7 +77,7 @@ def build(
     _check_options(top, threshold, held_out_share, limit, labels)
     searched = read_searched(results)
     loaded = [read_labels(folder, searched) for folder in labels]
-    quoted = audit_figures(audit, [str(item.labeler.get("labeler")) for item in loaded]) if audit else None
+    quoted = audit_figures(audit, [item.labeler for item in loaded]) if audit else None
     if audit and quoted:
         shares_of = [
             (item, corrected_share(audit, item, item.threshold if threshold is None else threshold)) for item in loaded

@@ -19,17 +19,18 @@ from sailkit.data.card import CARD, card_of, write_card
 from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples
 from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
-from sailkit.data.leaks import REMOVED, LeakCheck, removed_row
+from sailkit.data.leaks import REMOVED, LeakCheck, removed_row, words_of
 from sailkit.data.results import BuiltTask
+from sailkit.data.rows import SPLIT_SEED
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.prompts.sail import wording
 from sailkit.records import Example, Instruction, TrainingExample, original_id
 from sailkit.stats.shortcut_items import GROUPS, training_baselines
+from sailkit.tasks.groups import grouped_with_same_text
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
-_VERSION = 4  # of the rules by which rows are drawn
-_SPLIT_SEED = 0  # the same for every seed: a group that one data set holds out is in no other one's training rows
+_VERSION = 5  # of the rules by which rows are drawn
 
 
 @checked
@@ -126,7 +127,7 @@ def build_task(
         inside = [_shortened(e, max_words) for e in dataset.examples if in_half(e, half, first_share)]
         outside = [example for example in dataset.examples if not in_half(example, half, first_share)]
         check = LeakCheck((chosen.name, example.id, example.text) for example in outside)
-        examples, removed = _without_leaks(inside, check)
+        examples, removed = _without_leaks(grouped_with_same_text(inside, words_of), check)
         items = _supported_labels(chosen, examples)
         if counterfactuals != "none":
             added, leaked = _without_leaks(_counterfactuals(chosen, examples, seed), check)
@@ -157,7 +158,7 @@ def build_task(
         train: list[tuple[SupportedLabel, TrainingExample]] = []
         held: list[tuple[SupportedLabel, TrainingExample]] = []
         for item, row in rows:
-            side = held if runs.seed_for(_SPLIT_SEED, "held out", item.group) < held_out_share * 2**64 else train
+            side = held if runs.seed_for(SPLIT_SEED, "held out", item.group) < held_out_share * 2**64 else train
             side.append((item, row))
         if not train:
             raise UserError(f"no row is left to train on; use a smaller `held_out_share` than {held_out_share}")

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.labeling.audit_file import names_in_audit
 from sailkit.records import TrainingExample, Verdict
 from sailkit.stats.shortcut_items import as_table
 from sailkit.stats.shortcuts import ShortcutBaseline, telling_views
@@ -46,7 +47,8 @@ def card_of(
     messages: dict[str, list[str]] = {}
     for name, share in shares.items():
         if share is not None and share < LEAST_SHARE:
-            text = f"only {share:.1%} of the judgements in the training set are {name}; choose another --threshold"
+            option = "--supported or --shares" if constructed else "--threshold"
+            text = f"only {share:.1%} of the judgements in the training set are {name}; choose another {option}"
             messages.setdefault("one-sided-judgements", []).append(text)
     share = settings.get("held_out", 0)
     if share and not counts["n_held_out"]:
@@ -89,12 +91,12 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     jsonl.write_json(folder / CARD, card)
 
 
-def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
+def audit_figures(path: Path, labelers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Read what a card quotes of an audit: the figures of the labelers that were used, without examples.
 
     Args:
         path: The JSON that `sailkit audit` wrote.
-        labelers: Names of the labelers that were used.
+        labelers: Descriptions of the labelers that were used.
 
     Raises:
         UserError: The file cannot be read, or is not an audit.
@@ -104,8 +106,8 @@ def audit_figures(path: Path, labelers: Iterable[str]) -> dict[str, Any]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_named(row) for row in rows):
         raise UserError(f"{path} is not what  sailkit audit  writes: it has no figures of labelers")
     about = {name: audit.get(name) for name in ("data", "data_sha256", "seed", "human_kappa")}
-    used = set(labelers)
-    return about | {"audits": [row for row in rows if row["labeler"] in used]}
+    used = {key: labeler["labeler"] for labeler in labelers for key in names_in_audit(audit, labeler)}
+    return about | {"audits": [{**row, "labeler": used[row["labeler"]]} for row in rows if row["labeler"] in used]}
 
 
 def _is_named(row: Mapping[str, Any]) -> bool:

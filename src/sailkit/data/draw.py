@@ -133,8 +133,10 @@ class ExampleDrawer:
     def _distracting(self, example: Example, rng: random.Random, shown: set[str]) -> SearchResult:
         kind = rng.choice(self._distractors)
         if kind == "own":
-            neutral = (r for r, stance in zip(example.evidence, example.stances, strict=True) if stance is None)
-            if candidates := [result for result in neutral if result.body not in shown]:
+            judged = list(zip(example.evidence, example.stances, strict=True))
+            deciding = {result.body for result, stance in judged if stance is not None}  # also of copies
+            neutral = (result for result, stance in judged if stance is None)
+            if candidates := [result for result in neutral if result.body not in shown | deciding]:
                 return rng.choice(candidates)
         if kind == "near":
             weights = {
@@ -154,13 +156,13 @@ class ExampleDrawer:
 
 
 def _supporting(item: SupportedLabel) -> list[SearchResult]:
-    """The different results of an item that support its label."""
-    example = item.example
-    return list(
-        dict.fromkeys(
-            result for result, stance in zip(example.evidence, example.stances, strict=True) if stance == item.label
-        )
-    )
+    """The results of an item that support its label, each text once."""
+    judged = zip(item.example.evidence, item.example.stances, strict=True)
+    by_body: dict[str, SearchResult] = {}
+    for result, stance in judged:
+        if stance == item.label:
+            by_body.setdefault(result.body, result)
+    return list(by_body.values())
 
 
 def _is_trainable(question: Question) -> bool:

@@ -18,6 +18,8 @@ from sailkit.labeling.base import verdict_for
 from sailkit.labeling.labels_file import Labels
 from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample, Verdict
 
+SPLIT_SEED = 0  # the same for every seed, or a row that one data set holds out would be a training row of another
+
 
 @dataclass
 class RowBuilder:
@@ -29,7 +31,7 @@ class RowBuilder:
         top: How many of the best results a row can draw.
         threshold: Threshold of all labelers; None for each labeler's own.
         mix: How several labelers are combined: `mean`, `all` or `any`.
-        held_out_share: Share of the instructions that are held out.
+        held_out_share: Share of the instructions that are held out; a larger share holds out the same ones and more.
         seed: The run's seed.
         check: Finds examples of tasks in a row; None to skip the check.
         train: The training set.
@@ -90,7 +92,7 @@ class RowBuilder:
             self.removed.append(removed_row(row.id, leak))
             return
         example = self._example(row, self._candidates(searched, judgements, thresholds))
-        held_out = runs.seed_for(self.seed, "held out", group_of(row)) < self.held_out_share * 2**64
+        held_out = runs.seed_for(SPLIT_SEED, "held out", group_of(row)) < self.held_out_share * 2**64
         (self.held_out if held_out else self.train).append(example)
 
     def _candidates(

@@ -18,7 +18,7 @@ from sailkit.training.recipe import Recipe, check_recipe, read_settings, recipe_
 
 _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outputs", "student_layers", "distillation")
 
-_WITH_VLLM = "run teacher-cache there, and give its folder as `cache` with the teacher's name alone"
+_WITH_VLLM = f"run teacher-cache there, and give its folder as `cache`, and `teacher` without {VLLM!r}"
 _WITH_ANSWERS_OF_VLLM = (
     "write the teacher's answers there (sailkit.distillation.teacher_answers), and train on them with finetune"
 )

@@ -74,7 +74,7 @@ def max_row_tokens(config: Any, tokenizer: Any) -> int:
     return context_of(config, tokenizer) - (config is None)
 
 
-def check_tokens(name: str, pairs: Sequence[TeacherExample], rows: int) -> None:
+def check_output_rows(name: str, pairs: Sequence[TeacherExample], rows: int) -> None:
     """Check that a model has a row for every token.
 
     Args:
@@ -142,7 +142,7 @@ class LocalTeacher:
 
     def plan(self, pairs: Sequence[TeacherExample]) -> list[list[int]]:
         """Batches of pairs of similar length, longest first, within a budget of tokens and one of logits."""
-        check_tokens(self.name, pairs, self._padded)
+        check_output_rows(self.name, pairs, self._padded)
         prompts, lengths = [len(pair.prompt) for pair in pairs], [len(pair.inputs) for pair in pairs]
 
         def few_logits(batch: list[int]) -> bool:

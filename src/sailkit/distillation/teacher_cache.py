@@ -30,7 +30,7 @@ from sailkit.distributed import Processes, process_group
 from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.label import SHARD_WAIT, read_shard
-from sailkit.models.base import is_endpoint
+from sailkit.models.base import is_endpoint, is_vllm
 from sailkit.prompts.sail import trained_style, wording
 from sailkit.records import TrainingExample
 from sailkit.rendering.result import Result
@@ -146,6 +146,8 @@ def teacher_cache(
     at_least_one(top_k=top_k, shard_tokens=shard_tokens, max_length=max_length)
     if not 0 < top_p <= 1:
         raise UserError(f"`top_p` should be above 0 and at most 1, not {top_p}")
+    if ray.enabled and is_vllm(teacher):
+        raise UserError("`ray` is not for vLLM, whose engines would share GPUs; divide the files with `shard`")
     pool = ray.pool(shard=shard, max_requests=options.max_requests)
     with process_group() as processes:
         with_ray = pool is not None and processes.count > 1

@@ -71,7 +71,10 @@ def differing_factors(a: PredictionSet, b: PredictionSet) -> dict[str, list[Any]
 
 def independent_factors(factors: Mapping[str, Any]) -> list[str]:
     """Factors that do not follow from another factor."""
-    return [name for name in factors if not _IMPLIED.get(name, set()) & factors.keys()]
+    implied = _IMPLIED
+    if "none" in factors.get("search", ()):  # without results there is nothing to verify
+        implied = {**_IMPLIED, "verify": {"model", "search"}}
+    return [name for name in factors if not implied.get(name, set()) & factors.keys()]
 
 
 def isolates(factors: Mapping[str, Sequence[Any]], search: str | None) -> str:

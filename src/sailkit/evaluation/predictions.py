@@ -89,7 +89,14 @@ def from_row(row: Mapping[str, Any], where: str, reference: str | None = None) -
 
 def check_csv(path: str | Path | None) -> None:
     """Refuse to overwrite a file that is not a CSV of predictions."""
-    if path is not None and Path(path).exists() and not Path(path).read_bytes().startswith(_CSV_START):
+    if path is None or not Path(path).exists():
+        return
+    try:
+        with Path(path).open("rb") as stream:
+            is_csv = stream.read(len(_CSV_START)) == _CSV_START
+    except OSError:  # a folder, or not readable
+        is_csv = False
+    if not is_csv:
         raise UserError(f"{path} exists and is no CSV of predictions; choose another `csv_out`")
 
 
@@ -199,10 +206,10 @@ def load_table(
                     f"{path}, line {line}: no field {names[key]!r} (found: {present}); map it with `fields` {key}=NAME"
                 )
     known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
-    labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
+    given = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
+    labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows], given)
     chosen = Task(known.spec, labels, known.folder)
-    parsed = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
-    words = words_of_answers(chosen, parsed, [str(row[names["output"]] or "") for _, row in rows], path)
+    words = words_of_answers(chosen, given, [str(row[names["output"]] or "") for _, row in rows], path)
     predictions, extra = [], []
     ids = jsonl.UniqueIds()
     for index, (line, row) in enumerate(rows):
@@ -259,10 +266,17 @@ def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
     )
 
 
-def labels_in_use(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
-    """The task's default labels, or all of its labels if the data have others."""
+def labels_in_use(task: Task, labels: Sequence[object], answers: Sequence[object] = ()) -> tuple[str, ...]:
+    """The task's default labels, or all of its labels if the data have others.
+
+    Args:
+        task: The task with all of its labels.
+        labels: The data's labels.
+        answers: Recorded answers; those that are no label of the task do not count.
+    """
     defaults = task.spec.default_labels or tuple(task.spec.labels)
     used = {word_label(task, label) for label in labels if label not in (None, "")}
+    used |= {label for answer in answers if (label := word_label(task, answer))}
     return defaults if used <= {*defaults} else tuple(task.spec.labels)
 
 
@@ -280,6 +294,8 @@ def label_of(row: Mapping[str, Any], column: str, task: Task, where: str) -> str
 
 
 def word_label(task: Task, value: object) -> str | None:
-    """The label with a name or word; None if there is none."""
+    """The label with a name or word; None if there is none, or no value."""
+    if value in (None, ""):
+        return None
     words = task.label_words
     return str(value) if str(value) in task.labels else words.get(str(value).strip().casefold(), words.get(bare(value)))

@@ -61,7 +61,8 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | No
     targets = [row["label"] for row in log.rows]
     known = load_task(task, ["all"]) if task else predictions.task_of(path, targets, words=True)
     golds = [predictions.label_of(row, "label", known, f"{path}, sample {row['id']!r}") for row in log.rows]
-    labels = predictions.labels_in_use(known, golds)
+    choices = [choice for row in log.rows for choice in row.get("choices") or ()]
+    labels = predictions.labels_in_use(known, golds, choices if any(r.get("choice_logprobs") for r in log.rows) else ())
     chosen = Task(known.spec, labels, known.folder)
     fields = known.spec.data.fields
     # The ids of the data set join the log with other sets; the tool's own ids are often just row numbers.

@@ -43,6 +43,8 @@ def _words(data: PredictionSet, task: str | None) -> Mapping[str, str]:
     name, protocol = task or data.provenance.get("task"), data.provenance.get("protocol")
     try:
         known = load_task(str(name), ["all"])
+        if not {*data.labels} <= {*known.labels}:  # another task of that name
+            raise UserError(f"{name} has other labels")
         chosen = Task(known.spec, data.labels, known.folder)
         return chosen.question(protocol, data.provenance.get("wording")).words if protocol else chosen.words()
     except UserError:

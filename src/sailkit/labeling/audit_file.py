@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,30 @@ BM25 = "bm25 score"  # name of the baseline, next to the labelers
 AUDIT_FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
 )  # fmt: skip
+OF_THE_MACHINE = {"dtype", "lean_pass", "batch_tokens"}  # of a labeler's description; change last digits of scores only
 _Number = FiniteFloat | None
 
 
 def score_folder(name: str) -> str:
     """The subfolder with a labeler's scores; it has the same name in every audit."""
     return f"{re.sub('[^a-z0-9]+', '-', name.lower())[-40:].strip('-')}-{jsonl.fingerprint(name)[:6]}"
+
+
+def names_in_audit(audit: Mapping[str, Any], labeler: Mapping[str, Any]) -> list[str]:
+    """The names under which an audit lists a labeler: as the user gave it, such as `module:attribute`.
+
+    Args:
+        audit: The content of `audit.json`.
+        labeler: The description of the labeler in a run of label.
+    """
+    name = labeler["labeler"]
+    described = audit.get("labelers") or {name: {}}
+    listed = {key: other for key, other in described.items() if name in (key, other.get("labeler"))}
+    same = [
+        key for key, other in listed.items()
+        if all(labeler[fact] == other[fact] for fact in (labeler.keys() & other.keys()) - OF_THE_MACHINE)
+    ]  # fmt: skip
+    return same or list(listed)
 
 
 class _Record(BaseModel):

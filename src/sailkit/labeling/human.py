@@ -180,7 +180,9 @@ def _table(rows: Sequence[tuple[int, Mapping[str, Any]]], path: Path, columns: J
         names = [columns.claim, columns.result, columns.judgement, *([columns.title] if columns.title else [])]
         if absent := [name for name in names if name not in row]:
             raise UserError(f"{where}: no column {absent[0]!r}; {nearest(absent[0], list(row))}")
-        claim, body, judgement, *titles = (jsonl.check_text(str(row[name] or ""), name, where) for name in names)
+        claim, body, judgement, *titles = (
+            jsonl.check_text("" if row[name] is None else str(row[name]), name, where) for name in names
+        )
         if (word := judgement.strip().lower()) not in words:
             raise UserError(
                 f"{where}: {judgement!r} in column {columns.judgement!r} has no meaning yet; name it in `supports`, "

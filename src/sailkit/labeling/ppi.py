@@ -16,14 +16,13 @@ import numpy as np
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.audit_file import JUDGEMENTS, score_folder
+from sailkit.labeling.audit_file import JUDGEMENTS, OF_THE_MACHINE, names_in_audit, score_folder
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.labels_file import Labels
-from sailkit.stats.intervals import Estimate, Floats
+from sailkit.stats.intervals import LEVEL, Estimate, Floats, proportion
 from sailkit.tasks.task import in_first_half
 
-_OF_THE_MACHINE = {"dtype", "lean_pass", "batch_tokens"}  # change scores in their last digits only
-_Z = 1.959963984540054  # of a 95 % interval
+_ROUNDING = 1e-9
 
 
 def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate | None:
@@ -40,8 +39,10 @@ def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate |
     Raises:
         UserError: The audit measured the labeler with other settings or another model.
     """
-    name = str(labels.labeler.get("labeler"))
-    judged, scored = audit.parent / JUDGEMENTS, audit.parent / score_folder(name) / SCORES
+    names = names_in_audit(jsonl.read_json(audit), labels.labeler)
+    if not names:
+        return None
+    judged, scored = audit.parent / JUDGEMENTS, audit.parent / score_folder(names[0]) / SCORES
     if not judged.exists() or not scored.exists():
         return None
     _check_labeler(audit, labels, runs.setting_of(scored.parent, "labeler") or {})
@@ -72,34 +73,38 @@ def _check_labeler(audit: Path, labels: Labels, audited: Mapping[str, Any]) -> N
     """Refuse an audit of the same labeler with another measure, form or model; number formats may differ."""
     given = labels.labeler
     known = given.keys() & audited.keys()
-    if differ := sorted(key for key in known - _OF_THE_MACHINE if given[key] != audited[key]):
+    if differ := sorted(key for key in known - OF_THE_MACHINE if given[key] != audited[key]):
         raise UserError(
             f"`audit` {audit}: {given['labeler']} was audited with another {', '.join(differ)} than it labelled with; "
             "audit it as it labelled"
         )
-    if unknown := sorted((given.keys() ^ audited.keys()) - _OF_THE_MACHINE):
+    if unknown := sorted((given.keys() ^ audited.keys()) - OF_THE_MACHINE):
         runs.notice(f"{audit}: cannot check that {given['labeler']} was audited with the same {', '.join(unknown)}")
 
 
 def ppi_mean(predictions: tuple[Floats, Sequence[str]], differences: tuple[Floats, Sequence[str]]) -> Estimate:
-    """A mean in [0, 1] by prediction-powered inference, with a normal interval over groups.
+    """A mean in [0, 1] by prediction-powered inference, with an interval over groups.
 
     Args:
         predictions: The labeler's values on the unlabelled data, and the group of each.
         differences: Human value minus the labeler's on the audited data, and the group of each.
     """
-    (mean, variance), (shift, more) = (_mean(*each) for each in (predictions, differences))
-    half = _Z * math.sqrt(variance + more)
-    value = mean + shift
+    (mean, half), (shift, more) = (_mean(*each) for each in (predictions, differences))
+    value, half = mean + shift, math.hypot(half, more)
     return Estimate(*(min(max(each, 0.0), 1.0) for each in (value, value - half, value + half)))
 
 
 def _mean(values: Floats, groups: Sequence[str]) -> tuple[float, float]:
-    """The mean and its variance, robust to dependence within groups."""
+    """The mean, and half the length of its t interval, robust to dependence within groups."""
+    from scipy.special import stdtrit  # scipy.stats would cost a second to import
+
     _, index = np.unique(np.array(groups), return_inverse=True)
-    mean = float(values.mean())
+    mean, units = float(values.mean()), int(index.max()) + 1
     sums = np.bincount(index, values - mean)
-    return mean, float((sums**2).sum()) / len(values) ** 2
+    if np.abs(sums).max() < _ROUNDING:  # a group of another kind may be missing from the sample; see `bounded`
+        return mean, proportion(0, units).high
+    error = math.sqrt(units / (units - 1) * float((sums**2).sum())) / len(values)
+    return mean, float(stdtrit(units - 1, (1 + LEVEL) / 2)) * error
 
 
 def _columns(rows: Sequence[tuple[float, str]]) -> tuple[Floats, list[str]]:

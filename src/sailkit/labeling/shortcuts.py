@@ -14,7 +14,7 @@ from sailkit.files import jsonl
 from sailkit.files.rows import parse_row
 from sailkit.models.encoder import load_encoder
 from sailkit.models.sources import ENCODER
-from sailkit.records import Prediction, TrainingExample, original_id
+from sailkit.records import Example, Prediction, TrainingExample, original_id
 from sailkit.rendering.model import Cell, Flags, Group, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
 from sailkit.stats import metrics
@@ -190,6 +190,8 @@ def audit_shortcuts(
             )
         else:
             predictions = {str(path): _predictions(path, chosen.name) for path in models}
+            for name, rows_of in predictions.items():
+                _check_same_items(name, rows_of, examples)
             needed = {prediction.id for rows_of in predictions.values() for prediction in rows_of}
             items = sampled(example_items(examples), seed, first=needed)
             baselines = {"label": shortcut_baselines(items, seed, encode)}
@@ -268,8 +270,21 @@ def _predictions(folder: Path, task: str) -> list[Prediction]:
         raise UserError(
             f"`model_runs` {folder} is no run of evaluate on {task}" + (f", but on {other}" if other else "")
         )
+    runs.read_finished(folder, runs.METRICS)
     path = folder / _PREDICTIONS
     return [parse_row(Prediction, row, f"{path}, line {line}") for line, row in jsonl.read_rows(path)]
+
+
+def _check_same_items(model: str, predictions: Sequence[Prediction], examples: Sequence[Example]) -> None:
+    """Refuse a run on other data with the same ids, such as numbers of rows."""
+    by_id = {example.id: example for example in examples}
+    for row in predictions:
+        example = by_id.get(row.id)
+        if example and (row.text != example.text or row.gold not in (None, example.label)):
+            raise UserError(
+                f"`model_runs` {model}: its item {row.id!r} has another text or label than in the data; give the data "
+                "that it was measured on"
+            )
 
 
 def _lead(
@@ -281,10 +296,11 @@ def _lead(
             f"`model_runs` {model}: none of its items is in the data; give the data that it was measured on"
         )
     gold = [str(row.gold) for row in rows]
-    answers = [row.label or row.outcome for row in rows]
     guesses = [baseline.predicted[row.id] for row in rows]
     of_rows = [groups[row.id] for row in rows]
-    labels = sorted({*gold, *guesses, *(row.label for row in rows if row.label)})
+    labels = sorted({*gold, *guesses})
+    # As in `lead`: any other label is wrong, and so counts as unreadable.
+    answers = [row.label if row.label in labels else row.outcome if row.label is None else "unreadable" for row in rows]
     model_f1, baseline_f1 = (
         resample(metrics.confusion_units(gold, column, labels, of_rows), seed).estimate(metrics.macro_f1)
         for column in (answers, guesses)

@@ -14,7 +14,7 @@ AttnImplementation = Literal[  # names of transformers, except for auto
     "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
 ]
 ATTN_IMPLEMENTATIONS: tuple[str, ...] = get_args(AttnImplementation)
-VLLM = "vllm:"  # before the name of a local model that vLLM generates with
+VLLM = "vllm:"  # before the name of a local model that vLLM runs
 Finished = Callable[[str], bool]  # takes the text so far, and returns whether the answer is complete
 
 
@@ -170,7 +170,7 @@ def is_endpoint(name: str) -> bool:
 
 
 def is_vllm(name: str) -> bool:
-    """Whether a name denotes a model that vLLM generates with."""
+    """Whether a name denotes a model that vLLM runs."""
     return name.startswith(VLLM)
 
 
@@ -185,7 +185,7 @@ def scoring_threads(model: Model) -> int:
 
 
 def check_scorable(model: Model | str) -> None:
-    """Raise a UserError for a model that only generates, or whose prompts end within a thought.
+    """Raise a UserError for a model that vLLM runs, or whose prompts end within a thought.
 
     The thought is not closed here, because a model that was trained to think has not learned to answer without it.
 
@@ -199,7 +199,7 @@ def check_scorable(model: Model | str) -> None:
     name = model if isinstance(model, str) else model.name
     if is_vllm(name):
         raise UserError(
-            f"{name} only generates, and transformers computes scores: leave out {VLLM!r} (or, to evaluate its "
+            f"answers are not scored with vLLM: leave out {VLLM!r} of {name} (or, to evaluate its "
             "written answers, use `answer='generate'`)"
         )
     if isinstance(model, str):

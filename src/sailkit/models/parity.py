@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from sailkit.models.local import LocalModel
+from sailkit.models.selftest import logprobs_agree
 from sailkit.prompts.render import Message, Part, Prompt
 
 PARITY_TOKENS = 16  # of each answer
@@ -61,19 +62,20 @@ def first_difference(
     return None
 
 
-def largest_difference(
-    tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float64], steps: Sequence[torch.Tensor]
-) -> float:
-    """The largest difference of a log-probability along the greedy answer of transformers, in nats.
+def same_logprobs(
+    tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float64], steps: Sequence[torch.Tensor], dtype: torch.dtype
+) -> bool:
+    """Whether log-probabilities along the greedy answer of transformers are the same up to rounding.
 
     Args:
         tokens: Token ids at each position of prompt and answer; shape (positions, k).
         logprobs: Their log-probabilities; the same shape.
         steps: From `next_logprobs`; those of the last positions.
+        dtype: The number format of the computation.
     """
-    expected = torch.stack(list(steps)).numpy()
-    here = np.take_along_axis(expected, tokens[-len(steps) :], 1)
-    return float(np.abs(here - logprobs[-len(steps) :]).max())
+    last = slice(-len(steps), None)
+    expected = torch.stack(list(steps)).gather(1, torch.from_numpy(tokens[last]))
+    return logprobs_agree(torch.from_numpy(logprobs[last]).float(), expected, dtype)
 
 
 @torch.inference_mode()

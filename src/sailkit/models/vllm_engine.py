@@ -42,7 +42,7 @@ def vllm_version(needed_for: str) -> str:
     return str(vllm.__version__)
 
 
-def start_engine(folder: str, dtype: str, trust_remote_code: bool, settings: Mapping[str, Any]) -> Any:
+def start_engine(folder: str, dtype: str, trust_remote_code: bool, engine_args: Mapping[str, Any]) -> Any:
     """Start an engine without a tokenizer; `stop_engine` stops it.
 
     Its context is the longest for which it has memory, at most that of the model.
@@ -51,7 +51,7 @@ def start_engine(folder: str, dtype: str, trust_remote_code: bool, settings: Map
         folder: Folder of the model, with safetensors.
         dtype: Number format of the weights.
         trust_remote_code: Run code that the model's repository carries.
-        settings: Further arguments of vLLM.
+        engine_args: Further arguments of vLLM's engine.
 
     Raises:
         UserError: Another engine runs in this process.
@@ -78,7 +78,7 @@ def start_engine(folder: str, dtype: str, trust_remote_code: bool, settings: Map
             seed=0,
             max_logprobs=-1,  # no limit
             use_tqdm_on_load=False,
-            **{**(_ON_CPU if current_platform.is_cpu() else {}), **settings},
+            **{**(_ON_CPU if current_platform.is_cpu() else {}), **engine_args},
         ).llm_engine
     except BaseException:
         _leave_process_group()
@@ -127,7 +127,7 @@ def continue_greedily(
     """
     from vllm import SamplingParams
 
-    _check_room(engine, max(map(len, prompts)) + limit)
+    _check_context(engine, max(map(len, prompts)) + limit)
     stops = sorted(i for i in stop_ids if i < engine.model_config.get_vocab_size())
     greedy = SamplingParams(temperature=0.0, max_tokens=limit, stop_token_ids=stops, detokenize=False)
     written: list[list[int]] = [[] for _ in prompts]
@@ -167,11 +167,12 @@ def prompt_logprobs(
         own token, and the k likeliest, likeliest first.
 
     Raises:
-        UserError: A prompt is longer than the engine's context, which has to hold one more token.
+        UserError: A prompt is longer than the engine's context, which has to hold one more token; or vLLM does not
+            return all of its log-probabilities.
     """
     from vllm import SamplingParams
 
-    _check_room(engine, max(map(len, prompts)) + 1)
+    _check_context(engine, max(map(len, prompts)) + 1)
     # One token is written, because vLLM computes no request without one. The flat format is lists of numbers.
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=k, flat_logprobs=True, detokenize=False)
     rows: dict[str, Any] = {}
@@ -180,18 +181,22 @@ def prompt_logprobs(
             engine.add_request(str(i), {"prompt_token_ids": list(prompt)}, params)
         while len(rows) < len(prompts):
             for output in engine.step():
-                flat = output.prompt_logprobs
-                shape = (len(flat) - 1, 1 + k)
+                flat, shape = output.prompt_logprobs, (len(prompts[int(output.request_id)]) - 1, 1 + k)
                 ids, logprobs = np.array(flat.token_ids, np.int64), np.array(flat.logprobs, np.float64)
+                if ids.size != shape[0] * shape[1] or not np.isfinite(logprobs).all():
+                    raise UserError("vLLM did not return a finite log-probability of each token; try `dtype='float32'`")
                 rows[output.request_id] = ids.reshape(shape), logprobs.reshape(shape)
     finally:
         engine.abort_request([str(i) for i in range(len(prompts)) if str(i) not in rows])
     return [rows[str(i)] for i in range(len(prompts))]
 
 
-def _check_room(engine: Any, tokens: int) -> None:
+def _check_context(engine: Any, tokens: int) -> None:
     if tokens > (most := engine.model_config.max_model_len):
-        raise UserError(f"vLLM has memory for {most} tokens of keys and values, and prompt and answer need {tokens}")
+        raise UserError(
+            f"vLLM's context is {most} tokens (the model's, or what memory allows), and prompt and answer need "
+            f"{tokens}; use a smaller `max_length` or `max_new_tokens`, or more memory"
+        )
 
 
 def extend(ids: list[int], new: Sequence[int], stop_ids: frozenset[int], is_complete: Callable[[], bool]) -> bool:

@@ -24,7 +24,7 @@ class UnfitExampleError(UserError):
 
 
 class TooLongError(UnfitExampleError):
-    """An example that does not fit even without its search results."""
+    """A training example that does not fit even without its search results."""
 
 
 STYLES = ("sail", "sail-fixed", "chat")

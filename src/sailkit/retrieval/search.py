@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
+import filelock
+
 from sailkit import runs
 from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError, at_least_one, nearest
@@ -145,6 +147,7 @@ def open_searcher(
     Raises:
         UserError: There is no such engine, or it lacks what it needs.
     """
+    lock = filelock.FileLock(f"{snapshot}.lock")
 
     def load(name: str) -> Searcher:
         if is_plugin(name):
@@ -157,8 +160,9 @@ def open_searcher(
             from sailkit.retrieval.web import WebSearcher
 
             return WebSearcher(
-                cast(Any, name), snapshot, searxng_url, offline=offline, interval=interval, timeout=timeout, tries=tries
-            )
+                cast(Any, name), snapshot, searxng_url,
+                offline=offline, interval=interval, timeout=timeout, tries=tries, lock=lock,
+            )  # fmt: skip
         from sailkit.retrieval.local import LocalSearcher
 
         if not corpus:

@@ -51,6 +51,7 @@ class WebSearcher:
         interval: float = 1.0,
         timeout: float = 10.0,
         tries: int = 4,
+        lock: filelock.BaseFileLock | None = None,
     ) -> None:
         """Initialise the searcher; nothing is sent or written.
 
@@ -62,6 +63,7 @@ class WebSearcher:
             interval: Minimum seconds between two requests; also the wait before the first retry, doubled for each next.
             timeout: Timeout of a request in seconds.
             tries: Attempts before a query is `unavailable`.
+            lock: The lock of the snapshot, if several searchers of this process write to it.
 
         Raises:
             UserError: A library or the snapshot is missing, or the URL or a number is invalid.
@@ -94,7 +96,7 @@ class WebSearcher:
         self._known: dict[str, _Entry] | None = None
         self._last_request = -math.inf
         self._failures = 0
-        self._lock = filelock.FileLock(f"{snapshot}.lock")
+        self._lock = lock or filelock.FileLock(f"{snapshot}.lock")
 
     def describe(self) -> dict[str, Any]:
         """Everything that affects the results, except the web itself."""

@@ -20,6 +20,7 @@ from sailkit.stats.intervals import ALPHA, LEVEL, Counts, Estimate, Floats, prop
 
 POWER = 0.8
 MOST_SEEDS = 1000
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def over_seeds(*groups: SeedFigures, level: float = ALPHA, least: float = -1.0, 
     from scipy.special import stdtr, stdtrit  # scipy.stats would cost a second to import
 
     value = float(sum(group.figures.mean() for group in groups))
+    if abs(value) < _ROUNDING:  # means of three equal figures and of two differ in their last bit
+        value = 0.0
     several = [group for group in groups if group.runs > 1]
     units = len(groups[0].deviations)
     item_effects = np.sum([group.deviations.mean(1) for group in groups], axis=0)

@@ -1,8 +1,8 @@
-"""Groups of examples whose search results overlap."""
+"""Groups of examples whose search results overlap, or that have the same text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sailkit.records import Example
@@ -16,3 +16,26 @@ def grouped_by_evidence(examples: Sequence[Example]) -> list[Example]:
     for number, example in zip(numbers, examples, strict=True):
         names[number] = min(example.id, names.get(number, example.id))
     return [replace(example, group=names[number]) for number, example in zip(numbers, examples, strict=True)]
+
+
+def grouped_with_same_text(examples: Sequence[Example], words_of: Callable[[str], Sequence[str]]) -> list[Example]:
+    """Join the groups of examples whose texts have the same words; a joined group has the name of its first.
+
+    Args:
+        examples: The examples with their groups.
+        words_of: The words of a text.
+    """
+    joined: dict[str, str] = {}  # group -> the group that it was joined to
+
+    def first_of(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
+    by_words: dict[tuple[str, ...], str] = {}
+    for example in examples:
+        group = first_of(example.group)
+        other = first_of(by_words.setdefault(tuple(words_of(example.text)), group))
+        if other != group:
+            joined[group] = other
+    return [replace(example, group=first_of(example.group)) for example in examples]

@@ -120,15 +120,15 @@ def _examples(
         label = row.get(fields.label)
         if fields.label not in row:
             jsonl.text_field(row, fields.label, path, line)
+        name = jsonl.filled_field(row, fields.id, path, line)
+        group = "" if fields.groups_by_evidence or not fields.group else jsonl.text_field(row, fields.group, path, line)
         example = Example(
-            id=jsonl.filled_field(row, fields.id, path, line),
+            id=name,
             text=text_of(row, fields.text, path, line),
             label=spec.label_values.get(str(label), None if label is None else str(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
             stances=_stances(row, fields.evidence) if fields.evidence else (),
-            group=jsonl.text_field(
-                row, fields.id if fields.groups_by_evidence else fields.group or fields.id, path, line
-            ),
+            group=group if group.strip() else name,
         )
         yield example, f"{path}, line {line}"
 
