@@ -30,6 +30,8 @@ def stage(
     out: Path,
     data: list[Path] | None = None,
     names: list[str] | None = None,
+    kinds: list[Literal["near", "own"]] | None = None,
+    title: str = "",
     model: str | Loaded | None = None,
     task: str | Path | Options | None = None,
     half: Literal["first", "second"] | None = None,
@@ -49,6 +51,12 @@ def test_paths_may_be_text_and_lists_of_one_entry_the_entry():
     assert stage(out=Path("x"), data=["a", Path("b")])["data"] == [Path("a"), Path("b")]
 
 
+def test_a_tuple_is_a_list():
+    values = stage(out="x", data=("a", Path("b")), kinds=("near",))
+    assert values["data"] == [Path("a"), Path("b")]
+    assert values["kinds"] == ["near"]
+
+
 def test_what_is_right_passes_unchanged():
     model = object()
     given = {"out": Path("a"), "model": model, "half": "first", "limit": 3, "share": 1, "options": Options(batch=2)}
@@ -61,6 +69,9 @@ def test_what_is_right_passes_unchanged():
     ("given", "message"),
     [
         ({"half": "firts"}, "`half` takes first, second, not 'firts'"),
+        ({"kinds": ["nearr"]}, "`kinds` takes near, own, not 'nearr'; did you mean 'near'"),
+        ({"kinds": ("nearr",)}, "`kinds` takes near, own, not 'nearr'; did you mean 'near'"),
+        ({"title": ("q.jsonl",)}, r"`title` should be text, not \('q.jsonl',\)"),
         ({"limit": "5"}, "`limit` should be a whole number, not '5'"),
         ({"limit": 2.5}, "`limit` should be a whole number, not 2.5"),
         ({"limit": True}, "`limit` should be a whole number, not True"),

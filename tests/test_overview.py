@@ -95,6 +95,19 @@ def test_the_page_ranks_only_runs_of_the_same_items_and_draws_their_intervals(fo
     assert f"{metrics['accuracy']:.3f} {metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}" in page.text
 
 
+def test_the_page_ranks_the_halves_of_a_data_set_apart(folder, tmp_path):
+    for half in ("first", "second"):
+        other = shutil.copytree(folder / "evaluate-logprob", folder / half)
+        manifest = json.loads((other / "manifest.json").read_text())
+        manifest["settings"]["half"] = half
+        (other / "manifest.json").write_text(json.dumps(manifest))
+    markdown = reporting_page(folder, tmp_path).with_suffix(".md").read_text()
+    headings = re.findall(r"\n\| (\d+ items.*?), labels .*? \| macro-F1", markdown)
+    assert {"4 items, first half", "4 items, second half"} < {*headings}
+    ranks = re.findall(r"^\| (\d)\. \S*/(first|second) \|", markdown, re.M)
+    assert sorted(ranks) == [("1", "first"), ("1", "second")]
+
+
 def reporting_page(folder: Path, out: Path) -> Path:
     reporting.list_runs(folder, html=out / "all.html")
     return out / "all.html"

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_finished_steps_are_read_and_a_changed_one_runs_again_with_all_that_read
     assert contents(earlier) == contents_of(before, "examples")
     plan = run(recipe, out=out, set=["style=sail-fixed", "k=3"], dry_run=True)
     assert states(plan) == {"results": "changed", "labels": "changed", "examples": "changed", "other": "finished"}
+
+
+def test_a_folder_that_is_gone_is_written_again_and_all_that_read_it(recipe):
+    out = Path("out")
+    run(recipe, out=out)
+    shutil.rmtree(out / "results")
+    before = contents(out)
+    expected = {"results": "new", "labels": "again", "examples": "again", "other": "finished"}
+    assert states(run(recipe, out=out, dry_run=True)) == expected
+    assert contents(out) == before
+    run(recipe, out=out, until="results")
+    assert states(run(recipe, out=out, dry_run=True)) == expected | {"results": "finished"}
+    assert set(states(run(recipe, out=out)).values()) == {"finished"}
+    assert {path.name.split("-")[0] for path in (out / "earlier").iterdir()} == {"labels", "examples"}
 
 
 def contents_of(files: dict[str, bytes], step: str) -> dict[str, bytes]:
@@ -181,6 +196,21 @@ def test_a_mistake_in_any_step_is_found_before_the_first_runs(recipe, change, me
     recipe.write_text(RECIPE.replace(*change))
     with pytest.raises(UserError, match=message):
         run(recipe, out=Path("out"))
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "settings"),
+    [("http://me:secret@localhost", []), ("http://localhost", ["server=http://me:secret@localhost"])],
+)
+def test_an_address_with_a_password_is_refused_and_not_written(recipe, address, settings):
+    recipe.write_text(
+        f"variables: {{server: '{address}'}}\n"
+        "steps: {first: {search: {instructions: questions.jsonl, engine: searxng, searxng_url: $server}}}"
+    )
+    with pytest.raises(UserError, match=r"^step first: an address takes no user:password@") as caught:
+        run(recipe, out="out", set=settings)
+    assert "secret" not in str(caught.value)
     assert not Path("out").exists()
 
 

@@ -156,13 +156,13 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
 
 def dependents(steps: Sequence[Step], changed: Iterable[Step]) -> list[Step]:
     """The steps that read the folder of any of some steps, directly or through others."""
-    folders = [str(step.folder) for step in changed]
+    folders = [str(step.folder) for step in changed if step.folder]
     reading: list[Step] = []
     for step in steps:
         texts = [text for value in step.arguments.values() for text in _texts(value)]
-        if any(re.search(rf"{re.escape(folder)}(?![\w-])", text) for folder in folders for text in texts):
+        if any(re.search(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", text) for folder in folders for text in texts):
             reading.append(step)
-            folders.append(str(step.folder))
+            folders += [str(step.folder)] if step.folder else []
     return reading
 
 

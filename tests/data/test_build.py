@@ -17,8 +17,10 @@ from sailkit.data.results import TrainingData
 from sailkit.data.rows import candidate_positions
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.labeling.audit import audit
 from sailkit.labeling.audit_file import score_folder
 from sailkit.labeling.base import verdict_for
+from sailkit.labeling.label import label
 from sailkit.labeling.labels_file import LABELS, labels_row
 from sailkit.records import Instruction, Judgement, Searched, SearchResult
 from sailkit.rendering import terminal
@@ -251,6 +253,37 @@ def test_the_card_quotes_the_figures_of_its_labelers_only(data, tmp_path):
     assert "| a | official | 9 | 0.700 [0.600, 0.800] | - [-, -] | - [-, -] |" in page
     other = data.build("other", audit=tmp_path / "audit.json", labels=[data.label("c")], threshold=0.7)
     assert other["flag_messages"]["unaudited-labeler"] == ["the audit that is quoted does not measure c"]
+
+
+PLUGIN = """
+from sailkit.labeling.base import Score
+class ContainsResponse:
+    name, threshold = "contains-response", 0.5
+    def describe(self): return {"labeler": self.name, "version": 1}
+    def plan(self, pairs): return [[i] for i in range(len(pairs))]
+    def score(self, pairs): return [Score(float(pair.instruction.output in pair.result.text)) for pair in pairs]
+"""
+
+
+def test_the_card_quotes_the_audit_of_a_plug_in_under_the_name_of_its_labels(data, tmp_path, monkeypatch):
+    """An audit lists a labeler as it was given, as module:attribute; labels bear the name that it gives itself."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mylab.py").write_text(PLUGIN)
+    texts = {"refute": "It is false: Bay {} rises.", "irrelevant": "A street in town {}"}
+    pairs = [
+        {"claim": f"Bay {i} rises", "evidence": text.format(i), "stance": stance}
+        for i in range(40)
+        for stance, text in texts.items()
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    audit(data=tmp_path / "pairs.jsonl", labeler=["mylab:ContainsResponse"], out=tmp_path / "audit")
+    data.rows = [replace(searched(i), results=(SearchResult(f"Answer {i}."), SearchResult("x"))) for i in range(400)]
+    label(results=data.results(), labeler="mylab:ContainsResponse", out=tmp_path / "labels")
+    card = data.build(labels=[tmp_path / "labels"], audit=tmp_path / "audit" / "audit.json")
+    assert [row["labeler"] for row in card["audit"]["audits"]] == ["contains-response"]
+    assert card["audit"]["audits"][0]["auroc"] == 1
+    assert card["audit"]["informative share by contains-response, corrected (PPI)"][0] == pytest.approx(0.5)
+    assert card["flags"] == []
 
 
 def test_the_card_corrects_the_informative_share_by_the_audit(data, tmp_path):

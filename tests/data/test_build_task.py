@@ -111,6 +111,21 @@ def test_a_group_is_on_one_side_of_every_split(task, tmp_path):
     assert not {int(i) // 2 for i in sides[0]} & {int(i) // 2 for i in sides[1]}
 
 
+def test_claims_of_the_same_words_are_on_one_side_of_the_split(task, tmp_path):
+    rows = [json.loads(line) for line in task["data"].read_text().splitlines()]
+    for number, one in enumerate(rows):
+        one["pair"] = str(number)
+        if number % 2:
+            one["claim"] = rows[number - 1]["claim"].upper() + "!"
+    task["data"].write_text("".join(json.dumps(one) + "\n" for one in rows))
+    build_task(**task, out=tmp_path / "out", held_out=0.3)
+    sides = [
+        {int(one.id.split("/")[0]) // 2 for one in rows_of(tmp_path / "out", name)} for name in ("train", "held_out")
+    ]
+    assert min(map(len, sides)) > 5
+    assert not sides[0] & sides[1]
+
+
 def test_claims_that_stand_in_the_other_half_too_are_removed(task, tmp_path):
     rows = [json.loads(line) for line in task["data"].read_text().splitlines()]
     examples = load_task(task["task"]).load(task["data"]).examples
@@ -222,6 +237,28 @@ def test_no_search_result_is_shown_twice(task, tmp_path):
         assert len({result.body for result in one.results}) == 3
 
 
+def test_a_text_that_is_given_twice_is_shown_once(task, tmp_path):
+    rows = [json.loads(line) for line in task["data"].read_text().splitlines()]
+    for one in rows:
+        one["found"] += [{**found, "title": "A copy"} for found in one["found"]]
+    task["data"].write_text("".join(json.dumps(one) + "\n" for one in rows))
+    build_task(**task, out=tmp_path / "out", shares="0,0,0,1", supported=1.0)
+    for one in rows_of(tmp_path / "out"):
+        assert len({result.body for result in one.results}) == 3
+
+
+def test_a_text_that_decides_the_claim_is_not_distracting_where_it_was_not_judged(task, tmp_path):
+    rows = [json.loads(line) for line in task["data"].read_text().splitlines()]
+    for one in rows:
+        one["found"].append({**one["found"][0], "says": "nothing"})
+    task["data"].write_text("".join(json.dumps(one) + "\n" for one in rows))
+    build_task(**task, out=tmp_path / "out", distractors=["own"], shares="0,0,1", supported=0.5)
+    for one in rows_of(tmp_path / "out"):
+        deciding = f"Passage {one.id.split('/')[0]} on "
+        for result, said in zip(one.results, one.judgements, strict=True):
+            assert said == "informative" or not (result.body.startswith(deciding) and "settles it" in result.body)
+
+
 def test_no_row_is_written_in_a_published_wording_or_one_with_a_system_text(task, tmp_path):
     build_task(**task, out=tmp_path / "before")
     more = (
@@ -251,6 +288,12 @@ def test_a_held_out_share_that_gives_no_row_is_told(task, tmp_path):
     card = build_task(**task, out=tmp_path / "out", limit=5, held_out=0.001).to_json()
     assert card["n_held_out"] == 0
     assert card["flag_messages"]["nothing-held-out"][0].startswith("a held-out share of 0.001 gave none of 5 rows")
+
+
+def test_one_sided_judgements_are_told_with_the_options_that_mend_them(task, tmp_path):
+    card = build_task(**task, out=tmp_path / "out", supported=0.1).to_json()
+    (message,) = card["flag_messages"]["one-sided-judgements"]
+    assert message.endswith("in the training set are informative; choose another --supported or --shares")
 
 
 def test_every_seed_holds_out_the_same_groups(task, tmp_path):

@@ -256,6 +256,20 @@ def test_a_verdict_says_what_the_sets_differ_in(tmp_path, changes, factors, flag
         assert found["remark"] == f"they differ in {', '.join(name for name in factors if name != 'weights_sha256')}"
 
 
+def test_verifying_counts_by_itself_only_where_both_sets_have_search_results(tmp_path):
+    rows = answers([True] * 40)
+    others = run(tmp_path / "others", rows, search="random", verify=True)
+    without = run(tmp_path / "without", rows, search="none", verify=False)
+    own = run(tmp_path / "own", rows, search="evidence", verify=False)
+    found = compare(others, without).to_json()
+    presence = "the difference is what the mere presence of search results does"
+    assert found["remark"].endswith(f"they differ in search; {presence}")
+    assert "several-factors" not in found["flags"]
+    found = compare(own, others).to_json()
+    assert found["remark"].endswith("they differ in search, verify")
+    assert "several-factors" in found["flags"]
+
+
 def test_days_that_a_chat_template_shows_are_a_difference(tmp_path):
     rows = answers([True] * 40)
     first, second = (run(tmp_path / day, rows, date=day) for day in ("2026-01-01", "2026-01-02"))

@@ -126,6 +126,14 @@ def test_groups_of_other_models_are_independent(tmp_path):
     assert pair.differences["accuracy"].degrees_of_freedom > 2
 
 
+def test_means_of_equal_runs_are_no_difference(tmp_path):
+    three, two = ([run(tmp_path / f"{n}-{i}", 0.7, f"{n}-{i}", "evidence", seed=0) for i in range(n)] for n in (3, 2))
+    (pair,) = compare(*(",".join(map(str, paths)) for paths in (three, two))).pairs
+    # 308 of 440: the mean of three such shares and that of two differ in their last bit.
+    assert pair.differences["accuracy"].p_value == pair.p_value_holm == 1
+    assert (pair.seeds, pair.verdict) == ((3, 2), "cannot tell")
+
+
 def test_what_search_gives_one_group_beyond_another(tmp_path):
     tuned = [
         group(tmp_path / "tuned-evidence", [0.80, 0.83, 0.82], "tuned", "evidence"),

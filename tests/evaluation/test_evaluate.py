@@ -21,6 +21,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
+from sailkit.reporting import report
 
 TASK = """
 name: tiny
@@ -258,6 +259,20 @@ def test_a_spreadsheet_finds_no_formula_in_the_csv(tiny, tmp_path):
     (tmp_path / "items.jsonl").write_text(json.dumps(row) + "\n")
     evaluate(model=tiny, task=str(tmp_path / "tiny.yaml"), out=tmp_path / "run", csv_out=tmp_path / "rows.csv")
     assert "'=HYPERLINK(1)" in (tmp_path / "rows.csv").read_text()
+
+
+def test_a_folder_is_no_csv_to_overwrite(tiny, task, tmp_path):
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(UserError, match="rows exists and is no CSV of predictions; choose another `csv_out`") as caught:
+        evaluate(model=tiny, task=str(task), out=tmp_path / "run", csv_out=tmp_path / "rows")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_ones_own_that_bears_the_name_of_a_built_in_one_is_reported_on(tiny, task, tmp_path):
+    task.write_text(task.read_text().replace("name: tiny", "name: climate-fever"))
+    evaluate(model=tiny, task=str(task), out=tmp_path / "run", limit=4, answer="generate")
+    written = report(tmp_path / "run", out=tmp_path / "page.html")
+    assert "| The reply has no answer word | 4 |" in written.markdown.read_text()
 
 
 def command(tiny: str, task: Path, out: Path, *more: str) -> list[str]:

@@ -186,6 +186,18 @@ def test_an_unfinished_run_says_so(tmp_path):
         load_recording(tmp_path / "cancelled.json", "sample-claims")
 
 
+def test_an_absent_answer_is_none_of_the_labels_even_if_one_is_called_none(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "name: own\n"
+        "data: {fields: {id: id, text: claim, label: label}}\n"
+        "labels: {some: {answer: Correct}, none: {answer: Wrong}}\n"
+        "protocols: {direct: {wordings: {plain: '{text} {answers}'}}}\n"
+    )
+    read = load_recording(LOGS / "lm-eval-choice.jsonl", tmp_path / "own.yaml").predictions
+    assert {p.gold for p in read} == {"some", "none"}
+    assert {p.recorded for p in read} == {None}
+
+
 def test_epochs_of_one_sample_are_items_of_one_group(tmp_path):
     log = json.loads((LOGS / "inspect.json").read_text())
     log["samples"] += [sample | {"epoch": 2} for sample in log["samples"]]

@@ -276,6 +276,15 @@ def test_all_four_labels_are_used_where_the_data_have_them(tmp_path):
     assert found["accuracy"] == 1.0
 
 
+def test_a_recorded_prediction_of_a_label_that_the_data_do_not_have_is_wrong(tmp_path):
+    rows = [row(1), row(2, "REFUTES", "Wrong"), row(3, output="Undecided")]
+    for one, recorded in zip(rows, ("SUPPORTS", "REFUTES", "NOT_ENOUGH_INFO"), strict=True):
+        one["prediction_recorded"] = recorded
+    (found,) = rescored(write(tmp_path / "r.jsonl", rows))
+    assert found["labels"] == ["SUPPORTS", "REFUTES"]
+    assert found["accuracy"] == found["recorded_accuracy"] == pytest.approx(2 / 3)
+
+
 def test_labels_may_be_given_by_their_words(tmp_path):
     (found,) = rescored(write(tmp_path / "r.jsonl", [row(1, "true"), row(2, "Untrue", "wrong")]), task="climate-fever")
     assert (found["accuracy"], found["human_f1_REFUTES"]) == (1.0, 1.0)

@@ -82,6 +82,7 @@ def test_one_table_in_every_form(tmp_path, name, data):
             "t.csv, after line 2: not readable as UTF-8 CSV (',' expected after '\"'); a",
         ),
         ("t.tsv", b'id\ttext\n1\t"a\n2\tb\n', "t.tsv, after line 1: not readable"),
+        ("t.csv", b"id,text,id\n1,a,2\n", "t.csv, line 1: column 'id' is given twice; rename one of them"),
         ("t.csv", separated(",").encode("cp1252"), "; save it as UTF-8"),
         ("t.csv", separated(",").encode("utf-16")[:-1], "t.csv: not readable as UTF-16 CSV"),
         ("t.csv.gz", gzip.compress(b"id,text\n" * 9999)[:40], "cannot read "),

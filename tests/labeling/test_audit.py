@@ -32,7 +32,7 @@ from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
 from sailkit.labeling.results import FittedLabeler
 from sailkit.rendering import terminal
 from sailkit.rendering.numbers import short_names
-from sailkit.stats.intervals import proportion
+from sailkit.stats.intervals import bounded, proportion
 from sailkit.stats.metrics import kappa, weighted_auroc
 from sailkit.tasks.task import in_first_half
 
@@ -208,6 +208,17 @@ def test_figures_are_those_of_scikit_learn_on_the_drawn_pairs(data):
     assert found["mcc"][0] == pytest.approx(matthews_corrcoef(y, said), abs=1e-9)
     assert found["kappa"][0] == pytest.approx(cohen_kappa_score(y, said), abs=1e-9)
     assert calibration(gold, scores, weights[None])["brier"][0] == pytest.approx(brier_score_loss(y, s))
+
+
+def test_a_calibration_error_of_nothing_lies_within_its_interval():
+    """Each draw has some error, because the errors of its bins do not cancel out."""
+    scores = np.repeat(np.arange(0.05, 1, 0.1), 20)
+    gold = np.tile(np.arange(20), 10) < np.round(20 * scores)
+    drawn = np.random.default_rng(0).multinomial(200, np.full(200, 1 / 200), 1000)
+    errors = calibration(gold, scores, drawn)["ece"]
+    found = bounded(float(calibration(gold, scores, np.ones((1, 200)))["ece"][0]), errors, 200)
+    assert errors.min() > found.value == found.low == pytest.approx(0)
+    assert found.high < 0.2
 
 
 @given(judged())

@@ -199,6 +199,14 @@ def test_audit_reports_on_no_claim_of_the_share_that_was_fitted_on(stances, smal
     assert [row["origin"] for row in rows[:3]] == ["judged", "near", "random"]
 
 
+def test_judgements_in_json_may_be_numbers_and_truth_values(tmp_path):
+    table = tmp_path / "pairs.jsonl"
+    rows = [{"claim": f"Claim {i}", "evidence": "Text", "said": said} for i, said in enumerate((0, False, 1, True))]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = read_judgements(table, JudgementColumns(judgement="said"))
+    assert [pair.stance for pair in judged.pairs] == ["neither", "neither", "informative", "informative"]
+
+
 def test_any_table_of_pairs_is_audited_by_its_columns(tmp_path):
     table = tmp_path / "pairs.csv"
     words = ("backs it", "NEI", "contradiction")

@@ -35,6 +35,17 @@ def test_the_corrected_share_covers_the_truth_where_the_labelers_own_share_does_
     assert min(own) > 0.45
 
 
+def test_few_claims_that_agree_leave_more_open_than_many():
+    unlabelled = np.ones(2000), [str(i) for i in range(2000)]
+
+    def corrected(claims, pairs):
+        return ppi_mean(unlabelled, (np.zeros(claims * pairs), [str(i // pairs) for i in range(claims * pairs)]))
+
+    one, five, many = corrected(1, 4), corrected(5, 1), corrected(500, 1)
+    assert one.value == five.value == many.value == one.high == five.high == many.high == 1
+    assert 0 <= one.low < 0.05 < 0.4 < five.low < 0.6 < 0.98 < many.low < 1
+
+
 @pytest.fixture
 def audited(tmp_path):
     rows = [

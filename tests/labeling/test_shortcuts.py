@@ -126,6 +126,38 @@ def test_embeddings_are_used_if_they_are_installed(tmp_path):
 
 
 @pytest.mark.usefixtures("without_encoder")
+def test_an_answer_beyond_the_labels_of_the_data_is_wrong_and_no_further_class(model_run, tmp_path):
+    unlike = rewritten(model_run, tmp_path, lambda row: "NOT_ENOUGH_INFO" if row["index"] < 2 else row["gold"])
+    result = audit(task="sample-facts", model_runs=[unlike], out=tmp_path / "out")
+    for row in result.leads:
+        assert row.model_macro_f1.value > 0.95, "58 of 60 are right"
+        assert row.difference.value == pytest.approx(row.model_macro_f1.value - row.baseline_macro_f1.value)
+
+
+@pytest.mark.usefixtures("without_encoder")
+def test_a_run_on_other_data_with_the_same_row_numbers_is_refused(shared, tmp_path):
+    """Rows without an id get their number, so that the rows of any two files have the same ids."""
+    for name in ("train", "test"):
+        labels = ["SUPPORTS", "REFUTES"] * 20
+        rows = [{"claim": f"Of {name}: {i}", "label": x, "passages": []} for i, x in enumerate(labels)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(shared / "models" / "stories260k")
+    evaluate(model=model, task="sample-claims", data=tmp_path / "test.jsonl", out=tmp_path / "run")
+    own = audit(task="sample-claims", data=tmp_path / "test.jsonl", model_runs=[tmp_path / "run"], out=tmp_path / "a")
+    assert own.leads
+    with pytest.raises(UserError, match=r"run: its item '\d+' has another text or label than in the data"):
+        audit(task="sample-claims", data=tmp_path / "train.jsonl", model_runs=[tmp_path / "run"], out=tmp_path / "b")
+
+
+@pytest.mark.usefixtures("without_encoder")
+def test_a_run_that_is_not_finished_is_refused(model_run, tmp_path):
+    stopped = rewritten(model_run, tmp_path, lambda row: row["gold"])
+    (stopped / "metrics.json").unlink()
+    with pytest.raises(UserError, match="copy is not finished"):
+        audit(task="sample-facts", model_runs=[stopped], out=tmp_path / "out")
+
+
+@pytest.mark.usefixtures("without_encoder")
 def test_what_does_not_fit_is_one_line(model_run, tmp_path):
     with pytest.raises(
         UserError, match=r"`data` should be run folders of build or build-task, or the data of a `task`"

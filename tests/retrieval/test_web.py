@@ -400,6 +400,22 @@ def test_two_processes_do_not_share_a_snapshot(tmp_path):
             second.search([Instruction("0", "a")], 1)
 
 
+def test_two_engines_of_one_search_share_a_snapshot(tmp_path):
+    pytest.importorskip("ddgs")
+    kept = tmp_path / "kept.jsonl"
+    entry = {"engine": "web", "query": "a", "k": 5, "at": "2026-01-01T00:00:00Z", "outcome": "found"}
+    results = [{"rank": 1, "title": "Bears", "body": "Bears fish.", "url": ""}]
+    kept.write_text(json.dumps({**entry, "results": results}) + "\n")  # so that nothing is asked of ddgs
+    with Engine() as engine:
+        options = {"instructions": ask(tmp_path, "a"), "engine": "web,searxng", "snapshot": kept, **QUICK}
+        for name in ("first", "second"):
+            search(**options, searxng_url=engine.url, out=tmp_path / name)
+            (row,) = read_searched(tmp_path / name)
+            assert row.searches == {"web": "found", "searxng": "found"}
+    assert engine.asked == ["a"]
+    assert [json.loads(line)["engine"] for line in kept.read_text().splitlines()] == ["web", "searxng"]
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -123,6 +123,12 @@ def test_draws_that_never_differ_leave_open_what_the_sample_cannot_know():
     assert bounded(0.5, varied, 30) == Estimate(0.5, *interval(varied, 30))
 
 
+@given(st.floats(0, 1), st.lists(st.floats(0, 1), min_size=2, max_size=50), st.integers(1, 100))
+def test_a_figure_beside_all_of_its_draws_lies_within_its_interval(value, values, units):
+    found = bounded(value, np.array(values), units)
+    assert 0 <= found.low <= value == found.value <= found.high <= 1
+
+
 def test_few_units_take_further_percentiles():
     """Means of eight normal values: the plain percentile interval holds the truth about nine times in ten."""
     rng = np.random.default_rng(0)

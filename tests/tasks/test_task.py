@@ -223,6 +223,15 @@ def test_a_task_of_ones_own(tmp_path):
     assert task.load(tmp_path / "fruit.csv").fingerprint == task.load().fingerprint
 
 
+def test_a_row_without_a_group_is_one_of_its_own(tmp_path):
+    (tmp_path / "fruit.csv").write_text(
+        "no,what,kind,tree\n1,lemon,sour,\n2,lime,sour, \n3,pear,sweet,a\n4,fig,sweet,a\n"
+    )
+    fields = {"id": "no", "text": "what", "label": "kind", "group": "tree"}
+    found = load_task(own(tmp_path, data={"file": "fruit.csv", "fields": fields})).load().examples
+    assert [each.group for each in found] == ["1", "2", "a", "a"]
+
+
 def test_more_words_of_a_wording_leave_the_answers_of_its_protocol(tmp_path):
     words = {"prompt": "{text}? {answers}", "also": {"sweet": ["sure"]}}
     protocol = {"answers": {"sweet": "Yes", "sour": "No"}, "wordings": {"w": words}}

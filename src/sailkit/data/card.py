@@ -54,7 +54,7 @@ def card_of(
     if share and not counts["n_held_out"]:
         messages["nothing-held-out"] = [
             f"a held-out share of {share:g} gave none of {counts['n_train']:,} rows, and training will have nothing to "
-            "measure on; choose a larger --held-out-share or another --seed"
+            "measure on; choose a larger --held-out-share"
         ]
     audited = {row["labeler"] for row in (settings.get("audit") or {}).get("audits", ())}
     for name in (labeler.get("labeler") for labeler in settings.get("labelers", ())):

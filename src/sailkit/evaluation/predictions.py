@@ -206,9 +206,9 @@ def load_table(
                     f"{path}, line {line}: no field {names[key]!r} (found: {present}); map it with `fields` {key}=NAME"
                 )
     known = load_task(task, ["all"]) if task else task_of(path, [row.get(names["label"]) for _, row in rows])
-    given = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
-    labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows], given)
+    labels = labels_in_use(known, [row.get(names["label"]) for _, row in rows])
     chosen = Task(known.spec, labels, known.folder)
+    given = [row.get(names[key]) for key in ("prediction", "reference") for _, row in rows]
     words = words_of_answers(chosen, given, [str(row[names["output"]] or "") for _, row in rows], path)
     predictions, extra = [], []
     ids = jsonl.UniqueIds()
@@ -223,14 +223,16 @@ def load_table(
         # Some recordings repeat the prompt before the answer, and the prompt names the labels.
         new = (raw or "").removeprefix(prompt)
         label, outcome = read_answer(new, words)
-        reference = label_of(row, names["reference"], chosen, where)
+        # Another label of the task counts as none: a recorded prediction is then wrong.
+        decided = {name: label_of(row, names[name], known, where) for name in ("reference", "prediction")}
+        reference, recorded = (label if label in labels else None for label in decided.values())
         if reference is None and (answer := row.get(names["reference_output"])):
             reference = read_answer(str(answer), words)[0]
         predictions.append(
             Prediction(
                 id=item, index=index, text=str(row.get(names["text"]) or ""), raw_output=raw, prompt=prompt,
                 gold=label_of(row, names["label"], chosen, where), label=label, outcome=outcome, answered_by="text",
-                reference=reference, recorded=label_of(row, names["prediction"], chosen, where),
+                reference=reference, recorded=recorded,
                 group=_text(row, names["group"]),
             )
         )  # fmt: skip
@@ -266,17 +268,10 @@ def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
     )
 
 
-def labels_in_use(task: Task, labels: Sequence[object], answers: Sequence[object] = ()) -> tuple[str, ...]:
-    """The task's default labels, or all of its labels if the data have others.
-
-    Args:
-        task: The task with all of its labels.
-        labels: The data's labels.
-        answers: Recorded answers; those that are no label of the task do not count.
-    """
+def labels_in_use(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
+    """The task's default labels, or all of its labels if the data have others."""
     defaults = task.spec.default_labels or tuple(task.spec.labels)
     used = {word_label(task, label) for label in labels if label not in (None, "")}
-    used |= {label for answer in answers if (label := word_label(task, answer))}
     return defaults if used <= {*defaults} else tuple(task.spec.labels)
 
 

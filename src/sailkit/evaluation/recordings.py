@@ -61,8 +61,7 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | No
     targets = [row["label"] for row in log.rows]
     known = load_task(task, ["all"]) if task else predictions.task_of(path, targets, words=True)
     golds = [predictions.label_of(row, "label", known, f"{path}, sample {row['id']!r}") for row in log.rows]
-    choices = [choice for row in log.rows for choice in row.get("choices") or ()]
-    labels = predictions.labels_in_use(known, golds, choices if any(r.get("choice_logprobs") for r in log.rows) else ())
+    labels = predictions.labels_in_use(known, golds)
     chosen = Task(known.spec, labels, known.folder)
     fields = known.spec.data.fields
     # The ids of the data set join the log with other sets; the tool's own ids are often just row numbers.
@@ -77,7 +76,7 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | No
     words = words_of_answers(chosen, decided, [row["output"] or "" for row in log.rows], path)
     rows = []
     for index, (item, text, gold, row) in enumerate(zip(ids, texts, golds, log.rows, strict=True)):
-        answer = _answer_of_sample(row, chosen, words, f"{path}, sample {item!r}")
+        answer = _answer_of_sample(row, known, labels, words, f"{path}, sample {item!r}")
         recorded = predictions.word_label(chosen, row.get("prediction_recorded"))
         rows.append(
             Prediction(
@@ -90,8 +89,10 @@ def _predictions_of_log(path: Path, log: SampleLog, task: str | Path | Task | No
     return PredictionSet(path.name.removesuffix(path.suffix), labels, tuple(rows), provenance)
 
 
-def _answer_of_sample(row: Mapping[str, Any], task: Task, words: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Label, outcome and scores of one sample of a log."""
+def _answer_of_sample(
+    row: Mapping[str, Any], task: Task, in_use: Sequence[str], words: Mapping[str, str], where: str
+) -> dict[str, Any]:
+    """Label, outcome and scores of one sample of a log; another label of the task than those in use is no answer."""
     if logprobs := row.get("choice_logprobs"):
         labels = [predictions.label_of({"choice": choice}, "choice", task, where) for choice in row["choices"]]
         if len({*labels}) < len(labels):
@@ -102,7 +103,9 @@ def _answer_of_sample(row: Mapping[str, Any], task: Task, words: Mapping[str, st
         }
         scores = dict(zip(labels, map(float, softmax(logprobs)), strict=True))
         best = max(answers.values(), key=lambda answer: answer.logprob).label
-        return {"label": best, "outcome": "answered", "answered_by": "logprob", "answers": answers, "scores": scores}
+        decided = {"label": best, "outcome": "answered"} if best in in_use else {"label": None, "outcome": "unreadable"}
+        scores = {label: score for label, score in scores.items() if label in in_use}
+        return {**decided, "answered_by": "logprob", "answers": answers, "scores": scores}
     if row.get("refused"):
         return {"label": None, "outcome": "refused", "answered_by": "text"}
     output = row["output"] or ""
@@ -110,6 +113,7 @@ def _answer_of_sample(row: Mapping[str, Any], task: Task, words: Mapping[str, st
     answer, in_thought = split_thoughts(output)
     if outcome == "unreadable" and not in_thought and (choice := chosen_letter(answer, row.get("choices", ()))):
         label, outcome = predictions.word_label(task, choice), "answered"
+        label = label if label in in_use else None
     return {
         "label": label,
         "outcome": outcome if label or outcome != "answered" else "unreadable",

@@ -114,7 +114,7 @@ def audit(
     with runs.open_run(out, "audit", settings) as run:
         for name in names:
             loaded = load_labeler(name, options)
-            thresholds[name], descriptions[name] = loaded.threshold, loaded.describe()
+            thresholds[name], descriptions[name] = loaded.threshold, {"labeler": loaded.name, **loaded.describe()}
             machines[name] = machine_of(loaded)
             folder = score_folder(name)
             scored = {"labeler": descriptions[name], "data_sha256": human.sha256, "n": len(people)}

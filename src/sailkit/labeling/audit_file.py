@@ -35,9 +35,12 @@ def names_in_audit(audit: Mapping[str, Any], labeler: Mapping[str, Any]) -> list
         audit: The content of `audit.json`.
         labeler: The description of the labeler in a run of label.
     """
-    name = labeler["labeler"]
-    described = audit.get("labelers") or {name: {}}
-    listed = {key: other for key, other in described.items() if name in (key, other.get("labeler"))}
+    name, given = labeler["labeler"], audit.get("labelers")
+    described = given if isinstance(given, dict) else {name: {}}
+    listed = {
+        key: other for key, other in described.items()
+        if isinstance(other, dict) and name in (key, other.get("labeler"))
+    }  # fmt: skip
     same = [
         key for key, other in listed.items()
         if all(labeler[fact] == other[fact] for fact in (labeler.keys() & other.keys()) - OF_THE_MACHINE)

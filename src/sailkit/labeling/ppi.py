@@ -89,20 +89,20 @@ def ppi_mean(predictions: tuple[Floats, Sequence[str]], differences: tuple[Float
         predictions: The labeler's values on the unlabelled data, and the group of each.
         differences: Human value minus the labeler's on the audited data, and the group of each.
     """
-    (mean, half), (shift, more) = (_mean(*each) for each in (predictions, differences))
+    (mean, half), (shift, more) = _mean(*predictions, least=0.0), _mean(*differences, least=-1.0)
     value, half = mean + shift, math.hypot(half, more)
     return Estimate(*(min(max(each, 0.0), 1.0) for each in (value, value - half, value + half)))
 
 
-def _mean(values: Floats, groups: Sequence[str]) -> tuple[float, float]:
-    """The mean, and half the length of its t interval, robust to dependence within groups."""
+def _mean(values: Floats, groups: Sequence[str], least: float) -> tuple[float, float]:
+    """The mean of values from `least` to 1, and half the length of its t interval over groups."""
     from scipy.special import stdtrit  # scipy.stats would cost a second to import
 
     _, index = np.unique(np.array(groups), return_inverse=True)
     mean, units = float(values.mean()), int(index.max()) + 1
     sums = np.bincount(index, values - mean)
     if np.abs(sums).max() < _ROUNDING:  # a group of another kind may be missing from the sample; see `bounded`
-        return mean, proportion(0, units).high
+        return mean, proportion(0, units).high * max(1 - mean, mean - least)
     error = math.sqrt(units / (units - 1) * float((sums**2).sum())) / len(values)
     return mean, float(stdtrit(units - 1, (1 + LEVEL) / 2)) * error
 

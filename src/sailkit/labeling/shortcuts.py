@@ -180,6 +180,9 @@ def audit_shortcuts(
         dataset = chosen.load(data[0] if data else None)
         examples = dataset.examples[:limit]
         settings = {"task": chosen.name, "data_sha256": dataset.fingerprint}
+        predictions = {str(path): _predictions(path, chosen.name) for path in models}
+        for name, rows_of in predictions.items():
+            _check_same_items(name, rows_of, examples)
     settings |= {"seed": seed, "limit": limit, "minilm": encode is not None, "models": [str(path) for path in models]}
     with runs.open_run(out, "shortcut audit", settings) as run:
         if task is None:
@@ -189,9 +192,6 @@ def audit_shortcuts(
                 out, " + ".join(map(str, data)), len(rows), labels, baselines, (), _flags(baselines, ())
             )
         else:
-            predictions = {str(path): _predictions(path, chosen.name) for path in models}
-            for name, rows_of in predictions.items():
-                _check_same_items(name, rows_of, examples)
             needed = {prediction.id for rows_of in predictions.values() for prediction in rows_of}
             items = sampled(example_items(examples), seed, first=needed)
             baselines = {"label": shortcut_baselines(items, seed, encode)}

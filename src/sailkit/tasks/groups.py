@@ -19,23 +19,23 @@ def grouped_by_evidence(examples: Sequence[Example]) -> list[Example]:
 
 
 def grouped_with_same_text(examples: Sequence[Example], words_of: Callable[[str], Sequence[str]]) -> list[Example]:
-    """Join the groups of examples whose texts have the same words; a joined group has the name of its first.
+    """Join the groups of examples whose texts have the same words; a joined group has the smallest name of them.
 
     Args:
         examples: The examples with their groups.
         words_of: The words of a text.
     """
-    joined: dict[str, str] = {}  # group -> the group that it was joined to
+    joined: dict[str, str] = {}  # group -> a smaller one that it was joined to
 
-    def first_of(group: str) -> str:
+    def name_of(group: str) -> str:
         while group in joined:
             group = joined[group]
         return group
 
-    by_words: dict[tuple[str, ...], str] = {}
+    by_words: dict[Sequence[str], str] = {}
     for example in examples:
-        group = first_of(example.group)
-        other = first_of(by_words.setdefault(tuple(words_of(example.text)), group))
-        if other != group:
-            joined[group] = other
-    return [replace(example, group=first_of(example.group)) for example in examples]
+        words = tuple(words_of(example.text)) or (example.text,)
+        smaller, larger = sorted((name_of(example.group), name_of(by_words.setdefault(words, example.group))))
+        if smaller != larger:
+            joined[larger] = smaller
+    return [replace(example, group=name_of(example.group)) for example in examples]
