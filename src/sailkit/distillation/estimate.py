@@ -29,7 +29,7 @@ from sailkit.training.tokenise import held_out_paths, prepare, read_data
 _ENTRY = {"float16": 4, "float32": 6}
 _POSITION = 13
 _UNKNOWN_SHAPE = (ValueError, TypeError, AttributeError)  # of a config that is not that of a plain decoder
-_SECONDS_A_TOKEN = 6e-5  # to compile the targets of a supervised token, on one core; docs/distill.md
+_SECONDS_A_TOKEN = 1e-4  # to compile the targets of a supervised token, on one core; docs/distill.md
 
 
 def plan_distillation(
