@@ -324,7 +324,7 @@ def test_an_adapter_is_a_student(teacher, data, tmp_path):
     tuned.save_pretrained(tmp_path / "adapter")  # without a tokenizer: that of its base is taken
     write(tmp_path / "data", map(example, range(4)), map(example, range(24, 26)))
     found = teach(teacher, tmp_path / "data", tmp_path / "run", model=str(tmp_path / "adapter"))
-    assert found.to_json()["base"]["kl"] == pytest.approx(0, abs=1e-3)  # it is its teacher still
+    assert found.to_json()["base"]["kl"] == pytest.approx(0, abs=1e-2)  # still its teacher, in bfloat16 on some CPUs
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict()
                      for folder in (teacher, tmp_path / "run" / "student" / "model"))  # fmt: skip
     assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)

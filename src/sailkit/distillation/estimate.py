@@ -66,7 +66,8 @@ def plan_distillation(
     training = replace(training, missing=[*training.missing, *(f"teacher: {text}" for text in missing)])
     style = recipe.teacher_style or (_trained_style(source) if teacher_tokenizer is not None else None)
     paths = held_out_paths(recipe.student)
-    rows, held_out = read_data(recipe.student.data), read_data(paths, HELD_OUT) if paths else []
+    shown = recipe.student.style
+    rows, held_out = read_data(recipe.student.data, style=shown), read_data(paths, HELD_OUT, shown) if paths else []
     without = _without_teacher(
         recipe, student_tokenizer, teacher_tokenizer, config, style, {TRAIN: rows, HELD_OUT: held_out}
     )

@@ -11,6 +11,8 @@ from sailkit.models.sources import Source
 
 ORIGIN = "made_of.json"  # the teacher and layers from which a folder's model was created
 
+_OF_LAYERS = ("layer_types", "no_rope_layers", "mlp_layer_types")  # settings with an entry for each layer
+
 
 def evenly_spaced_layers(layers: int, keep: int) -> list[int]:
     """Indices of `keep` evenly spaced layers, including the first and the last.
@@ -56,8 +58,9 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
         if hasattr(layer, "self_attn"):
             layer.self_attn.layer_idx = i  # its index in the key-value cache
     config.num_hidden_layers = keep
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
+    for name in _OF_LAYERS:
+        if of_layers := getattr(config, name, None):
+            setattr(config, name, [of_layers[i] for i in kept])
     with atomic_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)

@@ -143,6 +143,8 @@ def _student(values: Mapping[str, Any], where: str) -> Recipe:
     student = check_recipe(values, where)
     if student.order != "verify-first":
         raise UserError(f"{where}: order: {student.order} is for finetune; leave it out")
+    if student.curriculum:
+        raise UserError(f"{where}: curriculum is for finetune; leave it out, or list its folders in data")
     return student
 
 

@@ -145,7 +145,7 @@ class ServerTeacher:
         whole, start = pair.prompt + pair.tokens, len(pair.prompt)
         try:
             listed = _by_id(choice, len(whole))[start : len(whole)]
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
             raise UserError(
                 f"{self.name} gives no log-probabilities of a prompt's tokens by token id; "
                 "vLLM does, or load the teacher here"

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sailkit import runs
 from sailkit.data.card import CARD
@@ -89,8 +89,10 @@ def _answers(setup: Setup, processes: Processes) -> TeacherAnswers:
     from sailkit.distillation.load import load_answering
 
     recipe = setup.recipe
+    styles = {setup.teacher_style} if setup.teacher_style else {example.style for example in setup.train}
+    chat: Literal["auto", "off"] = "auto" if "chat" in styles or is_endpoint(recipe.teacher) else "off"
     with processes.raise_together():
-        teacher = recipe.teacher_outputs or load_answering(recipe.teacher, ModelOptions(date=setup.date))
+        teacher = recipe.teacher_outputs or load_answering(recipe.teacher, ModelOptions(date=setup.date, chat=chat))
     return teacher_answers(
         teacher, [str(setup.out / PROMPTS)], setup.out / ANSWERS, style=setup.teacher_style,
         max_new_tokens=recipe.settings.max_new_tokens, processes=processes,
@@ -115,7 +117,7 @@ def write_data(setup: Setup) -> None:
     folder.mkdir(exist_ok=True)
     for name, part in ((TRAIN, rows), (HELD_OUT, setup.measured)):
         jsonl.write_rows(folder / name, map(example_row, setup.in_student_style(part)))
-    cards = data_cards((*setup.recipe.student.curriculum, *setup.recipe.student.data))
+    cards = data_cards(setup.recipe.student.data)
     if len(cards) == 1 and cards[0]["card"]:
         jsonl.write_json(folder / CARD, cards[0]["card"])
 

@@ -52,7 +52,7 @@ class TeacherCache(Result):
         device: Device of the teacher; None for a server.
         dtype: Number format of the teacher; None for a server.
         missing_files: Files that other machines have not written yet.
-        dropped: Number of examples that do not fit into the teacher's context.
+        dropped: Number of examples that are left out, such as those that do not fit into the teacher's context.
         cut_tokens: Tokens of search results that were cut to fit.
         tokens: Number of positions with a distribution.
         entries_per_token: Mean number of tokens that a distribution lists.

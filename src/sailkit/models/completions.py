@@ -193,7 +193,8 @@ def error_message(text: str, mask: KeyMask = NO_KEY) -> str:
     try:
         data = mask.value(json.loads(text))
         error = data.get("error") or data.get("detail") or data.get("message")
-        return short(str(error.get("message") or error) if isinstance(error, dict) else str(error or text))
+        error = error or mask.text(text[:_MAX_BODY])
+        return short(str(error.get("message") or error) if isinstance(error, dict) else str(error))
     except (ValueError, AttributeError, RecursionError):
         return short(mask.text(text[:_MAX_BODY]))
 

@@ -245,7 +245,7 @@ def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -
         for label, word in words.items()
     }
     observed = {label: _log_sum_exp(values) for label, values in spoken.items() if values}
-    if sum(map(math.exp, observed.values())) < LABEL_SHARE:
+    if math.fsum(map(math.exp, observed.values())) < LABEL_SHARE:  # whatever the order
         return {}
     left = math.log(max(1 - sum(math.exp(logprob) for _, logprob in top), _MIN_PROBABILITY))
     bound = min(left, math.nextafter(min(logprob for _, logprob in top), -math.inf))
@@ -257,7 +257,7 @@ def label_scores(top: Sequence[tuple[str, float]], answers: Mapping[str, str]) -
 
 def _log_sum_exp(values: Sequence[float]) -> float:
     top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
+    return top + math.log(math.fsum(math.exp(value - top) for value in values))
 
 
 def _reply(body: Body, answer: Answer, scores: dict[str, AnswerScore]) -> Reply:

@@ -11,7 +11,7 @@ from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import Outcome
 
 # Recorded by every run that parses replies: raise it whenever a rule below changes.
-ANSWER_RULES_VERSION = 4
+ANSWER_RULES_VERSION = 5
 
 _CLOSERS = "\"'”»)]*_`"  # characters that may follow a sentence's final punctuation
 _SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}]*\s+|\n+")
@@ -19,9 +19,15 @@ _CLAUSE_END = re.compile(r"[,;:–—]|\s-\s|(?=\b(?:but|yet|however|so|because|
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")  # an underscore is Markdown, not part of a word
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
 # After one of these no label counts in the rest of the clause: "no evidence that the claim is true", "unclear whether".
-_NEGATORS = frozenset(["not", "no", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"])
-_DOUBTS = frozenset(["whether", "if", "unlikely", "unclear", "uncertain", "doubtful", "impossible"])
-_CERTAINTY = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+doubt\b")
+_NEGATORS = frozenset(
+    ["not", "no", "none", "nobody", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"]
+)
+_DOUBTS = frozenset(
+    ["whether", "if", "unlikely", "unclear", "uncertain", "insufficient", "impossible", "doubtful", "doubt", "doubts"]
+)
+# Phrases that say "not", and phrases that leave no doubt.
+_NOT = re.compile(r"\b(?:far\s+from|anything\s+but|opposite\s+of|lack\s+of|lacks|fail(?:s|ed|ing)?\s+to)\b")
+_CERTAINTY = re.compile(r"\b(?:no|little|(?:beyond|without)(?:\s+an?y?)?(?:\s+reasonable)?)\s+doubt\b")
 # "partly correct" is no answer to a question that asks for one of the labels.
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
 _PRONOUNS = frozenset(["it", "this", "that", "i", "they"])
@@ -111,7 +117,7 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
     """The labels that a sentence asserts, and whether it mentions any label, negated or not."""
     tokens: list[str] = []
     ends: list[int] = []  # for each token, the index of the last token of its clause
-    for clause in _CLAUSE_END.split(_CERTAINTY.sub("", sentence)):
+    for clause in _CLAUSE_END.split(_NOT.sub("not", _CERTAINTY.sub("", sentence))):
         words = _WORD.findall(clause)
         tokens += words
         ends += [len(tokens) - 1] * len(words)
@@ -122,7 +128,7 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
     i = 0
     while i < len(tokens):
         size = next((n for n in range(longest, 0, -1) if tuple(tokens[i : i + n]) in phrases), 0)
-        if size == 1 and tokens[i] in _NEGATORS and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
+        if size == 1 and tokens[i] == "no" and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
             size = 0  # "no" alone is an answer; in "no one knows" it is not
         if size:
             mentioned = True

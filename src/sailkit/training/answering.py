@@ -80,6 +80,7 @@ def _figures(rows: Sequence[_Scored], answers: Sequence[str], suffix: str) -> di
         return {}
     labelled = [answer for answer, _, _ in rows]
     predicted = [answers[p.index(max(p))] for _, _, p in rows]
+    occurring = [answer for answer in answers if answer in labelled or answer in predicted]  # in a part, not all may
     aurocs = [
         roc_auc_score([label == answer for label in labelled], [p[i] for _, _, p in rows])
         for i, answer in enumerate(answers)
@@ -87,6 +88,6 @@ def _figures(rows: Sequence[_Scored], answers: Sequence[str], suffix: str) -> di
     ]
     return {
         f"accuracy{suffix}": float(accuracy_score(labelled, predicted)),
-        f"macro_f1{suffix}": float(f1_score(labelled, predicted, labels=answers, average="macro", zero_division=0)),
+        f"macro_f1{suffix}": float(f1_score(labelled, predicted, labels=occurring, average="macro", zero_division=0)),
         f"auroc{suffix}": float(sum(aurocs) / len(aurocs)) if aurocs else None,
     }

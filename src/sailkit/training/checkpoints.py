@@ -31,6 +31,18 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
+def find_best_again(checkpoint: Path) -> None:
+    """Correct the path of the best checkpoint, if the run has another path than when it was written.
+
+    Transformers would otherwise not find it, and keep the last weights instead of the best.
+    """
+    state = jsonl.read_json(checkpoint / _STATE)
+    best = state.get("best_model_checkpoint")
+    here = checkpoint.parent / Path(best or "").name
+    if best and not Path(best).exists() and here.exists():
+        jsonl.write_json(checkpoint / _STATE, {**state, "best_model_checkpoint": str(here)})
+
+
 def writing_failed(folder: Path, step: int, error: Exception) -> UserError | None:
     """Remove the checkpoint of a step if it is incomplete.
 

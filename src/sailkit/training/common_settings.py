@@ -82,7 +82,7 @@ def common_settings(training: Mapping[str, Any]) -> bool:
     steps = (training.get(name, 1) for name in ("save_steps", "logging_steps"))
     return (
         training.get("lr_scheduler_type", "linear") in _SCHEDULES
-        and {training.get(name, "no") for name in ("eval_strategy", "save_strategy")} <= {*_STRATEGIES}
+        and all(training.get(name, "no") in _STRATEGIES for name in ("eval_strategy", "save_strategy"))
         and not (training.get("bf16") is True or training.get("fp16"))  # which devices have them, TRL checks
         and all(isinstance(value, (int, float)) and value >= 0 for value in positive)
         and all(isinstance(value, (int, float)) and value > 0 for value in steps)

@@ -244,7 +244,11 @@ def _train(setup: _Setup, run: runs.Run) -> TrainingRun:
                 return bar.enter_context(runs.progress(f"training {recipe.model}", steps, done))
 
             trainer.add_callback(callbacks.Progress(show, trainer.speed))
-            trainer.train_from(processes.broadcast(checkpoints.newest(run.path(checkpoints.CHECKPOINTS))))
+            checkpoint = None
+            with processes.raise_together():
+                if processes.is_main and (checkpoint := checkpoints.newest(run.path(checkpoints.CHECKPOINTS))):
+                    checkpoints.find_best_again(checkpoint)
+            trainer.train_from(processes.broadcast(checkpoint))
     seconds = time.monotonic() - start
     weights = trainer.full_weights()  # collective, so it must not be called by the main process alone
     result = _result(setup, run, trainer, seconds)
@@ -313,7 +317,7 @@ def _result(setup: _Setup, run: runs.Run, trainer: Any, seconds: float) -> Train
         processes=processes.count,
         global_batch=args.train_batch_size * args.gradient_accumulation_steps * processes.count,
         steps=trainer.state.global_step,
-        best_step=trainer.state.best_global_step,
+        best_step=trainer.state.best_global_step if args.load_best_model_at_end else None,
         epochs=trainer.state.epoch,
         seconds=seconds,
         tokens_per_second=trainer.speed(),

@@ -28,7 +28,7 @@ def merge(
     """Merge LoRA adapters into their base.
 
     Args:
-        adapter: The adapter's folder, such as RUN/model.
+        adapter: The adapter's folder, such as RUN/model; or the name of one that comes with the package.
         out: The new model folder.
         save_dtype: Number format of the merged weights; float32 is lossless.
 
@@ -41,6 +41,7 @@ def merge(
     source = resolve(str(adapter))
     if source.base is None:
         raise UserError(f"{adapter} has no adapters to merge: it is a model already")
+    base = jsonl.read_json(source.folder / ADAPTER)["base_model_name_or_path"]
     from sailkit.models.weights import DTYPES, load_pretrained, stop_at
 
     model, tokenizer = load_pretrained(source, DTYPES[save_dtype], trust_remote_code=False)
@@ -49,11 +50,11 @@ def merge(
     with atomic_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        if (adapter / TRAINED).exists():
-            shutil.copy(adapter / TRAINED, unfinished)
-            if (adapter / MODEL_CARD).exists():
-                _copy_card(adapter / MODEL_CARD, unfinished / MODEL_CARD)
-    return MergedModel(out, base=jsonl.read_json(adapter / ADAPTER)["base_model_name_or_path"])
+        if (source.folder / TRAINED).exists():
+            shutil.copy(source.folder / TRAINED, unfinished)
+            if (source.folder / MODEL_CARD).exists():
+                _copy_card(source.folder / MODEL_CARD, unfinished / MODEL_CARD)
+    return MergedModel(out, base)
 
 
 def _copy_card(card: Path, to: Path) -> None:

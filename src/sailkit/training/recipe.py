@@ -180,6 +180,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         UserError: An unknown key or a wrong value.
     """
     check_keys(settings, _KEYS, where)
+    settings = {name: value for name, value in settings.items() if value is not None}  # null removes a setting
     lists = {name: _texts(settings.get(name), f"{where}: {name}") for name in ("data", "curriculum", "held_out")}
     parts = {name: _mapping(settings.get(name), f"{where}: {name}") for name in _MAPPINGS}
     if not isinstance(settings.get("model"), str):
