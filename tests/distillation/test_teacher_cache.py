@@ -468,6 +468,7 @@ def test_a_server_is_asked_for_the_same_values(folder, data, tmp_path, form):
         (("prompt_logprobs", 19), r"gives (19|20) log-probabilities at a position, and 30 were asked for; use `top_k`"),
         (("text", 30), "no log-probabilities of a prompt's tokens by token id"),
         (None, "no log-probabilities of a prompt's tokens by token id"),
+        ("lists", "no log-probabilities of a prompt's tokens by token id"),
         ("refuses", "refuses to give log-probabilities: Parameter top_logprobs is not supported"),
         ("filters", "refuses example '1': status 400: It was filtered.; take that row out of the data"),
         ("others", "reads other tokens than were sent"),
@@ -480,6 +481,7 @@ def test_a_server_that_does_not_give_what_is_needed_is_told(folder, tmp_path, ec
         "others": lambda asked: {
             "prompt_logprobs": [None] + [{"9999": {"logprob": -1.0}}] * (len(asked["prompt"]) - 1)
         },
+        "lists": lambda _: {"logprobs": {"top_logprobs": [[["token_id:1", -1.0]]]}},
         "too much": lambda asked: {"prompt_logprobs": [{str(i): {"logprob": -0.1} for i in range(512)}] * 400},
     }
     say = Served(folder, *echo) if isinstance(echo, tuple) else answers.get(echo)

@@ -305,6 +305,7 @@ def test_a_server_that_fails_from_some_time_on_ends_the_run():
     ("status", "body"),
     [
         (401, FILTERED),
+        (403, "<html>Blocked by the content filter of your organisation</html>"),  # a proxy's page
         (404, {"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}),
         (400, {"error": {"message": "max_tokens is too large: 99999. This model supports at most 4096 tokens"}}),
         (400, {"error": {"message": "This model's maximum context length is 5 tokens; you asked for 5 of completion"}}),
@@ -618,6 +619,13 @@ def test_a_key_is_masked_however_a_server_spells_it(tmp_path, monkeypatch, spell
     assert "[key]" in kept[0]
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_key_is_masked_in_a_body_that_says_nothing(monkeypatch, spelling):
+    monkeypatch.setenv("OPENAI_API_KEY", SLASHED)
+    with MisbehavingServer(refuse=lambda _: (401, f'{{"denied": "{spelling}"}}')) as server:
+        assert '{"denied": "[key]"}' in failure(at(server), claims(1))
+
+
 def test_what_is_no_key_is_left_alone():
     mask = KeyMask(SLASHED)
     for text in ("", "sk-SECRET", r"C:\users\u00e9 100%25 &#65; ok", "abcdefgh/01", "key " * 50):
@@ -824,6 +832,7 @@ def test_any_body_is_an_answer_or_may_pass(whole, choice, content, logprobs):
     st.randoms(),
 )
 @example([("Y", 1.0), ("Yes", 1.0)], 1.0, random.Random(0))  # two that are equally likely
+@example([("Y", 0.5), ("Y", 0.75), ("Yes", 1.0), ("Y", 0.75), ("Yes", 1.0)], 0.5, random.Random(0))  # just enough
 def test_scores_do_not_depend_on_the_order_and_are_log_probabilities(weights, share, random):
     whole = sum(weight for _, weight in weights)
     top = [(token, math.log(weight * share / whole)) for token, weight in weights]

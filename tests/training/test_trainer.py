@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
+from sailkit.training import checkpoints
 from sailkit.training.batches import example_ids
 from sailkit.training.checkpoints import newest
 from sailkit.training.held_out import row_losses
@@ -185,6 +187,15 @@ def test_held_out_loss_is_for_each_token_not_for_each_batch(folder, tokenizer, r
     assert one.evaluate()["eval_loss"] == pytest.approx(total / rows.supervised, rel=1e-5)
 
 
+@pytest.mark.parametrize("training", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
+def test_held_out_loss_is_plain_cross_entropy_whatever_training_lowers(folder, tokenizer, rows, tmp_path, training):
+    plain, other = (
+        trainer(folder, tokenizer, rows, tmp_path, held_out=rows, **more).evaluate()["eval_loss"]
+        for more in ({}, training)
+    )
+    assert other == pytest.approx(plain, rel=1e-5)
+
+
 def test_an_evaluation_between_two_lines_of_the_log_takes_no_figure_of_training(folder, tokenizer, rows, tmp_path):
     one = trainer(folder, tokenizer, rows, tmp_path, held_out=rows, eval_strategy="steps", eval_steps=3,
                   logging_steps=2, max_steps=4, per_device_train_batch_size=4,
@@ -226,6 +237,25 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
             (place / "trainer_state.json").write_text(state)
     assert newest(tmp_path).name == "checkpoint-10"
     assert newest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found"),
+    [
+        ("run/checkpoint-10", "{}/checkpoint-10"),  # as seen from another working directory
+        ("run/checkpoint-30", "run/checkpoint-30"),  # nowhere
+        ("{}/checkpoint-20", "{}/checkpoint-20"),  # where it was
+        (None, None),
+    ],
+)
+def test_the_best_checkpoint_is_found_beside_the_others(tmp_path, recorded, found):
+    recorded, found = (path and path.format(tmp_path) for path in (recorded, found))
+    for step in (10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    state = tmp_path / "checkpoint-20" / "trainer_state.json"
+    state.write_text(json.dumps({"global_step": 20, "best_model_checkpoint": recorded}))
+    checkpoints.find_best_again(tmp_path / "checkpoint-20")
+    assert json.loads(state.read_text()) == {"global_step": 20, "best_model_checkpoint": found}
 
 
 @pytest.mark.parametrize(

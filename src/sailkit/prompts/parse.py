@@ -25,8 +25,9 @@ _NEGATORS = frozenset(
 _DOUBTS = frozenset(
     ["whether", "if", "unlikely", "unclear", "uncertain", "insufficient", "impossible", "doubtful", "doubt", "doubts"]
 )
-# Phrases that say "not", and phrases that leave no doubt.
-_NOT = re.compile(r"\b(?:far\s+from|anything\s+but|opposite\s+of|lack\s+of|lacks|fail(?:s|ed|ing)?\s+to)\b")
+# Phrases that deny the next word, phrases that deny what follows, and phrases that leave no doubt.
+_NOT = re.compile(r"\b(?:far\s+from|anything\s+but|opposite\s+of)\b")
+_NEVER = re.compile(r"\b(?:lacks|lack\s+of|fail(?:s|ed|ing)?\s+to)\b")
 _CERTAINTY = re.compile(r"\b(?:no|little|(?:beyond|without)(?:\s+an?y?)?(?:\s+reasonable)?)\s+doubt\b")
 # "partly correct" is no answer to a question that asks for one of the labels.
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
@@ -117,7 +118,7 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
     """The labels that a sentence asserts, and whether it mentions any label, negated or not."""
     tokens: list[str] = []
     ends: list[int] = []  # for each token, the index of the last token of its clause
-    for clause in _CLAUSE_END.split(_NOT.sub("not", _CERTAINTY.sub("", sentence))):
+    for clause in _CLAUSE_END.split(_NEVER.sub("never", _NOT.sub("not", _CERTAINTY.sub("", sentence)))):
         words = _WORD.findall(clause)
         tokens += words
         ends += [len(tokens) - 1] * len(words)
