@@ -32,7 +32,6 @@ from transformers import (
 
 import forked
 from sailkit.data.exports import example_row
-from sailkit.distillation import steps
 from sailkit.distillation import teacher_cache as maker
 from sailkit.distillation.distill import _open_run, distill
 from sailkit.distillation.layers import evenly_spaced_layers, with_fewer_layers
@@ -40,7 +39,6 @@ from sailkit.distillation.recipe import read_distillation_recipe
 from sailkit.distillation.records import ALIGNED, NONE
 from sailkit.distillation.results import Distillation
 from sailkit.distillation.setup import set_up
-from sailkit.distributed import Processes
 from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
@@ -189,19 +187,15 @@ def test_a_teacher_answers_first(tuned, data, tmp_path, method):
     assert ("training_targets" in found.metrics) == (method == "both")
 
 
-def test_a_teacher_that_was_trained_without_its_chat_template_answers_without_it(teacher, data, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
+@pytest.mark.long
+def test_a_teacher_that_was_trained_without_its_chat_template_answers_without_it(tuned, data, tmp_path):
+    shutil.copytree(tuned, tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(tuned)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    AutoModelForCausalLM.from_pretrained(teacher).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    (tmp_path / "teacher" / "sailkit.json").write_text('{"styles": ["sail-fixed"]}')
-    given = {"teacher": str(tmp_path / "teacher"), "model": str(teacher), "data": [str(data)], "method": "sequence"}
-    setup = set_up(read_distillation_recipe(None, given, ["distillation.max_new_tokens=1"]), tmp_path / "run", None)
-    with _open_run(setup):
-        steps.write_prompts(setup)
-        steps.answer(setup, Processes(), tmp_path / "answered")
-    asked = (tmp_path / "run" / "answers" / "answers.jsonl").read_text().splitlines()
-    assert len(asked) == 24
+    some = ("distillation.max_new_tokens=150", "training.max_steps=1")
+    found = teach(tmp_path / "teacher", data, tmp_path / "run", *some, method="sequence", student_layers=1)
+    assert found.training.rows > 0
 
 
 @pytest.mark.long
@@ -455,8 +449,8 @@ def test_layers_are_kept_at_even_distances():
 def test_settings_of_single_layers_go_with_their_layers(tmp_path):
     tokenizer = trained("byte-level")
     config = SmolLM3Config(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4,
-                           num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
-                           no_rope_layers=[1, 0, 1, 0])  # fmt: skip
+                           num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=None,
+                           eos_token_id=tokenizer.eos_token_id, no_rope_layers=[1, 0, 1, 0])  # fmt: skip
     for part in (SmolLM3ForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path / "teacher")
     assert with_fewer_layers(resolve(str(tmp_path / "teacher")), 3, tmp_path / "cut") == [0, 2, 3]

@@ -187,6 +187,7 @@ def test_held_out_loss_is_for_each_token_not_for_each_batch(folder, tokenizer, r
     assert one.evaluate()["eval_loss"] == pytest.approx(total / rows.supervised, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
 @pytest.mark.parametrize("training", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
 def test_held_out_loss_is_plain_cross_entropy_whatever_training_lowers(folder, tokenizer, rows, tmp_path, training):
     plain, other = (
