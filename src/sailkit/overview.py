@@ -149,7 +149,7 @@ def _ranking(evaluations: Sequence[runs.RunSummary]) -> list[Block]:
         settings = runs.read_manifest(run.folder)["settings"]
         labels, data = " and ".join(settings.get("labels") or ()), str(settings.get("data_sha256"))[:12]
         half = f", {half} half" if (half := settings.get("half")) else ""
-        share = f" of {share:g} and the rest" if (share := settings.get("first_share")) else ""
+        share = f" (first share {share:g})" if (share := settings.get("first_share")) else ""
         heading = f"{settings.get('n')} items{half}{share}, labels {labels}, data {data}"
         groups.setdefault(heading, []).append(_Ranked(run, settings, _metrics(run)))
     tables: list[Group] = []

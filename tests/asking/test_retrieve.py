@@ -28,7 +28,15 @@ def test_a_question_is_the_row_with_its_text_and_else_the_only_one_with_its_inst
 
 def test_the_number_of_results_is_that_of_each_engine(tmp_path):
     results = tuple(SearchResult(f"{name} {n}", source=name, rank=n) for name in ("dense", "bm25") for n in (1, 2, 3))
-    path = recorded(tmp_path, Searched(Instruction("1", "Who sings?"), results))
+    searches = {"dense": "found", "bm25": "found"}
+    path = recorded(tmp_path, Searched(Instruction("1", "Who sings?"), results, searches))
     with open_retrieval("bm25", 2, search_run=path) as retrieve:
         found = retrieve("Who sings?").results
     assert [result.body for result in found] == ["dense 1", "dense 2", "bm25 1", "bm25 2"]
+
+
+def test_sources_of_recorded_results_may_be_something_else_than_engines(tmp_path):
+    results = tuple(SearchResult(f"Bees {n}.", source=f"{n}.org", rank=n) for n in range(1, 9))
+    path = recorded(tmp_path, Searched(Instruction("1", "Who sings?"), results))
+    with open_retrieval("bm25", 3, search_run=path) as retrieve:
+        assert retrieve("Who sings?").results == results[:3]

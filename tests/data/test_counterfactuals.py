@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -124,6 +125,25 @@ def test_counterfactuals_alone_need_no_balancing(shared: Path, tmp_path: Path):
     assert kinds["SUPPORTS"] > 50
     assert len(set(kinds.values())) == 1, kinds  # each original with its three counterfactuals
     assert len(set(built.card["labels"].values())) == 1
+
+
+def test_a_rewritten_claim_is_on_the_side_of_the_claim_that_it_equals(tmp_path: Path):
+    rows = []
+    for town in ("Lunden", "Marow", "Tessin", "Orby", "Calm", "Varn", "Ebb", "Nost"):
+        for year, stance in ((1940, "supports"), (1951, "supports"), (1962, "refutes"), (1973, "refutes")):
+            claim, passage = f"The bridge of {town} opened in {year}.", f"{town} opened its bridge in {year}."
+            evidence = [{"text": passage, "stance": stance}]
+            rows.append({"id": f"{town}{year}", "claim": claim, "label": stance.upper(), "evidence": evidence})
+    data = tmp_path / "fever.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    options = {"shares": "0,1", "supported": 1.0, "match_wording": False, "held_out": 0.5, "distractors": ["random"]}
+    build_task("fever", data=data, out=tmp_path / "rows", counterfactuals="added", **options)
+    claims = []
+    for name in ("train.jsonl", "held_out.jsonl"):
+        asked = (row.instruction for row in read_examples(tmp_path / "rows" / name))
+        claims.append({re.search(r"The \w+ of \w+ opened in \d+", text)[0] for text in asked})
+    assert min(map(len, claims)) > 5
+    assert not claims[0] & claims[1]
 
 
 def test_a_task_without_such_claims_is_refused(tmp_path: Path):

@@ -76,6 +76,9 @@ UNREADABLE, REFUSED = (None, "unreadable"), (None, "refused")
         ("The search results fail to show that the claim is correct.", UNREADABLE),
         ("There is insufficient evidence that the claim is correct.", UNREADABLE),
         ("There is a lack of evidence that it is correct.", UNREADABLE),
+        ("Studies lack clear evidence that it is correct.", UNREADABLE),
+        ("It lacks merit and is false.", WRONG),
+        ("The claim fails to mention the year and is false.", WRONG),
         ("I doubt that the claim is correct.", UNREADABLE),
         ("The claim is far from true.", WRONG),
         ("It is anything but correct.", WRONG),
@@ -89,6 +92,7 @@ UNREADABLE, REFUSED = (None, "unreadable"), (None, "refused")
         ("Without a doubt, wrong.", WRONG),
         ("The claim is beyond reasonable doubt correct.", RIGHT),
         ("There is little doubt that it is wrong.", WRONG),
+        ("There is no reasonable doubt that it is correct.", RIGHT),
         # Hedges.
         ("partly correct", UNREADABLE),
         ("Partially true", UNREADABLE),

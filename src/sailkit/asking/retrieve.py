@@ -96,11 +96,7 @@ def _recorded(rows: Sequence[Searched], question: str, search_run: str | Path, k
         if matching is same and len(same) > 1:
             ids = " or ".join(repr(row.instruction.id) for row in same[:2])
             raise NotRecordedError(f"{search_run} has this question with {len(same)} inputs; give an id, such as {ids}")
-        seen: Counter[str] = Counter()  # results of each engine
-        results = []
-        for result in matching[0].results:
-            seen[result.source] += 1
-            results += [result] if seen[result.source] <= k else []
+        results = _first_of_each_engine(matching[0], k)
         check_number(results)
         return replace(matching[0], results=tuple(results))
     known = [row.instruction.id for row in rows]
@@ -108,6 +104,19 @@ def _recorded(rows: Sequence[Searched], question: str, search_run: str | Path, k
     raise NotRecordedError(
         f"{search_run} has no results for this question; ask one of its questions, or give an id, {shown}"
     )
+
+
+def _first_of_each_engine(row: Searched, k: int) -> list[SearchResult]:
+    """The first k results of each engine; of results that no engines are known for, the first k."""
+    if not {result.source for result in row.results} <= row.searches.keys():
+        return list(row.results[:k])
+    seen: Counter[str] = Counter()
+    results = []
+    for result in row.results:
+        seen[result.source] += 1
+        if seen[result.source] <= k:
+            results.append(result)
+    return results
 
 
 def _search(searcher: Searcher, k: int, question: str) -> Searched:

@@ -89,8 +89,8 @@ def _answers(setup: Setup, processes: Processes) -> TeacherAnswers:
     from sailkit.distillation.load import load_answering
 
     recipe = setup.recipe
-    styles = {setup.teacher_style} if setup.teacher_style else {example.style for example in setup.train}
-    chat: Literal["auto", "off"] = "auto" if "chat" in styles or is_endpoint(recipe.teacher) else "off"
+    in_text_style = setup.teacher_style not in (None, "chat") and not is_endpoint(recipe.teacher)
+    chat: Literal["auto", "off"] = "off" if in_text_style else "auto"
     with processes.raise_together():
         teacher = recipe.teacher_outputs or load_answering(recipe.teacher, ModelOptions(date=setup.date, chat=chat))
     return teacher_answers(

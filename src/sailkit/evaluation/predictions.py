@@ -224,8 +224,10 @@ def load_table(
         new = (raw or "").removeprefix(prompt)
         label, outcome = read_answer(new, words)
         # Another label of the task counts as none: a recorded prediction is then wrong.
-        decided = {name: label_of(row, names[name], known, where) for name in ("reference", "prediction")}
-        reference, recorded = (label if label in labels else None for label in decided.values())
+        reference = label_of(row, names["reference"], known, where)
+        reference = reference if reference in labels else None
+        recorded = label_of(row, names["prediction"], known, where)
+        recorded = recorded if recorded in labels else None
         if reference is None and (answer := row.get(names["reference_output"])):
             reference = read_answer(str(answer), words)[0]
         predictions.append(

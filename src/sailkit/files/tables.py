@@ -105,7 +105,7 @@ def _csv_rows(path: Path, separators: str) -> Iterator[tuple[int, dict[str, Any]
             delimiter = max(separators, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
             reader = csv.DictReader(stream, strict=True, delimiter=delimiter)
             names = reader.fieldnames or []
-            if twice := next((name for name in names if names.count(name) > 1), None):
+            if twice := next((name for name in names if name and names.count(name) > 1), None):
                 raise UserError(f"{path}, line 1: column {twice!r} is given twice; rename one of them")
             for row in _long_rows(reader):
                 if None in row or None in row.values():

@@ -236,8 +236,8 @@ class ChatClient:
     def _is_about_item(self, status: int, text: str, body: Body) -> bool:
         """Whether a refusal is about the content: by its words, or because the server answers other requests."""
         most = max((body[name] for name in ("max_tokens", "max_completion_tokens") if name in body), default=0)
-        # A proxy that blocks every request answers 403 with a page, whose words may be those of a content filter.
-        is_page = status == 403 and text.lstrip()[:1] not in ("{", "[")
+        # A proxy that blocks every request answers with a page, whose words may be those of a content filter.
+        is_page = text.lstrip().startswith("<")
         if status == 413 or (status in (400, 403, 422, 451) and not is_page and is_about_item(text, most)):
             return True
         return status in (400, 422) and self._others_are_answered()

@@ -133,7 +133,8 @@ class VllmModel:
     def _check_logprobs(self, engine: Any) -> None:
         # The greedy answers of transformers as a part of the prompt, whatever vLLM writes.
         rows = [row + tuple(int(step.argmax()) for step in steps) for row, steps in self._unchecked]
-        read = prompt_logprobs(engine, rows, min(_COMPARED, len(self._unchecked[0][1][0])))
+        vocabulary = len(self._unchecked[0][1][0])
+        read = prompt_logprobs(engine, rows, min(_COMPARED, vocabulary))
         for (_, steps), (tokens, logprobs) in zip(self._unchecked, read, strict=True):
             if not same_logprobs(tokens, logprobs, steps, self.local.dtype):
                 raise self._differs("the log-probabilities of its prompts are others")

@@ -22,13 +22,15 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇´`", "'"))
 _NEGATORS = frozenset(
     ["not", "no", "none", "nobody", "never", "neither", "nor", "cannot", "hardly", "barely", "without", "nothing"]
 )
-_DOUBTS = frozenset(
-    ["whether", "if", "unlikely", "unclear", "uncertain", "insufficient", "impossible", "doubtful", "doubt", "doubts"]
-)
-# Phrases that deny the next word, phrases that deny what follows, and phrases that leave no doubt.
+_DOUBTS = frozenset(["whether", "if", "unlikely", "unclear", "uncertain", "impossible", "doubtful", "doubt", "doubts"])
+# Phrases that mean "not", with which they may form an answer phrase such as "not true"; phrases that deny the rest of
+# their clause; and phrases that leave no doubt.
 _NOT = re.compile(r"\b(?:far\s+from|anything\s+but|opposite\s+of)\b")
-_NEVER = re.compile(r"\b(?:lacks|lack\s+of|fail(?:s|ed|ing)?\s+to)\b")
-_CERTAINTY = re.compile(r"\b(?:no|little|(?:beyond|without)(?:\s+an?y?)?(?:\s+reasonable)?)\s+doubt\b")
+_NEVER = re.compile(
+    r"\b(?:(?:lack(?:s|ing)?(?:\s+of)?|insufficient)(?:\s+\w+)?\s+(?:evidence|support|proof|information)\s+(?:that|for|to)"
+    r"|fail(?:s|ed|ing)?\s+to\s+(?:show|prove|support|confirm|establish|demonstrate|indicate))\b"
+)
+_CERTAINTY = re.compile(r"\b(?:no|little|(?:beyond|without)(?:\s+(?:an?y?|all))?)(?:\s+reasonable)?\s+doubt\b")
 # "partly correct" is no answer to a question that asks for one of the labels.
 _HEDGES = frozenset(["partly", "partially", "half", "somewhat", "semi"])
 _PRONOUNS = frozenset(["it", "this", "that", "i", "they"])
@@ -129,7 +131,8 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
     i = 0
     while i < len(tokens):
         size = next((n for n in range(longest, 0, -1) if tuple(tokens[i : i + n]) in phrases), 0)
-        if size == 1 and tokens[i] == "no" and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
+        negates = tokens[i] in _NEGATORS and tokens[i] != "none"
+        if size == 1 and negates and i < ends[i] and tokens[i + 1] not in _PRONOUNS:
             size = 0  # "no" alone is an answer; in "no one knows" it is not
         if size:
             mentioned = True

@@ -32,14 +32,14 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def find_best_again(checkpoint: Path) -> None:
-    """Correct the path of the best checkpoint, if the run has another path than when it was written.
+    """Correct the path of the best checkpoint, if the run has another path than when it was written, or is a copy.
 
-    Transformers would otherwise not find it, and keep the last weights instead of the best.
+    Transformers would otherwise not find it, and keep the last weights instead of the best, or take another run's.
     """
     state = jsonl.read_json(checkpoint / _STATE)
     best = state.get("best_model_checkpoint")
     here = checkpoint.parent / Path(best or "").name
-    if best and not Path(best).exists() and here.exists():
+    if best and Path(best) != here and here.exists():
         jsonl.write_json(checkpoint / _STATE, {**state, "best_model_checkpoint": str(here)})
 
 

@@ -266,8 +266,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self._metrics["train"].update({name: [value] for name, value in figures.items()})
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
-        plain = (self.args.loss_type == "nll" and self.label_smoother is None) or not self.model.training
-        if self._weights is None and (not plain or self.aux_loss_enabled or return_outputs):
+        special = self.aux_loss_enabled or self.args.loss_type != "nll" or self.label_smoother is not None
+        if self._weights is None and ((special and self.model.training) or return_outputs):
             return super().compute_loss(model, inputs, return_outputs, items)
         batch = token_losses(model, inputs, self._weights)
         self._note(inputs, inputs["labels"][:, 1:], batch.sums)
