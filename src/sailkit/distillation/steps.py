@@ -92,11 +92,17 @@ def _answers(setup: Setup, processes: Processes) -> TeacherAnswers:
     in_text_style = setup.teacher_style not in (None, "chat") and not is_endpoint(recipe.teacher)
     chat: Literal["auto", "off"] = "off" if in_text_style else "auto"
     with processes.raise_together():
-        teacher = recipe.teacher_outputs or load_answering(recipe.teacher, ModelOptions(date=setup.date, chat=chat))
+        options = ModelOptions(date=setup.date, chat=chat, dtype=_teacher_dtype(setup.out / ANSWERS))
+        teacher = recipe.teacher_outputs or load_answering(recipe.teacher, options)
     return teacher_answers(
         teacher, [str(setup.out / PROMPTS)], setup.out / ANSWERS, style=setup.teacher_style,
         max_new_tokens=recipe.settings.max_new_tokens, processes=processes,
     )  # fmt: skip
+
+
+def _teacher_dtype(folder: Path) -> Any:
+    """The teacher's number format: that of a run that is continued, on whichever machine; by default auto."""
+    return runs.setting_of(folder, "dtype") or "auto"
 
 
 def write_prompts(setup: Setup) -> None:
@@ -146,7 +152,7 @@ def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
         style=setup.teacher_style,  # type: ignore[arg-type]
         max_length=teacher_max_length(setup), top_k=recipe.settings.k, top_p=recipe.settings.top_p,
         precision=recipe.settings.precision, teacher_tokenizer=recipe.teacher_tokenizer,
-        options=TeacherModelOptions(date=setup.date),
+        options=TeacherModelOptions(date=setup.date, dtype=_teacher_dtype(setup.cache)),
     )  # fmt: skip
 
 
