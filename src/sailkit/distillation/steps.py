@@ -13,7 +13,7 @@ from sailkit.data.card import CARD
 from sailkit.data.exports import HELD_OUT, TRAIN, example_row
 from sailkit.distillation import completions
 from sailkit.distillation.fidelity import add_flags, fidelity, means
-from sailkit.distillation.results import ANSWERS, CUT_MODEL, DATA, FIDELITY, PROMPTS, STUDENT, TARGETS
+from sailkit.distillation.results import ANSWERS, CACHE, CUT_MODEL, DATA, FIDELITY, PROMPTS, STUDENT, TARGETS
 from sailkit.distillation.setup import Setup, TeacherReach, open_cache, teacher_max_length
 from sailkit.distillation.teacher_answers import TeacherAnswers, teacher_answers
 from sailkit.distributed import Processes, is_main_process
@@ -92,7 +92,7 @@ def _answers(setup: Setup, processes: Processes) -> TeacherAnswers:
     in_text_style = setup.teacher_style not in (None, "chat") and not is_endpoint(recipe.teacher)
     chat: Literal["auto", "off"] = "off" if in_text_style else "auto"
     with processes.raise_together():
-        options = ModelOptions(date=setup.date, chat=chat, dtype=_teacher_dtype(setup.out / ANSWERS))
+        options = ModelOptions(date=setup.date, chat=chat, dtype=_teacher_dtype(setup))
         teacher = recipe.teacher_outputs or load_answering(recipe.teacher, options)
     return teacher_answers(
         teacher, [str(setup.out / PROMPTS)], setup.out / ANSWERS, style=setup.teacher_style,
@@ -100,9 +100,10 @@ def _answers(setup: Setup, processes: Processes) -> TeacherAnswers:
     )  # fmt: skip
 
 
-def _teacher_dtype(folder: Path) -> Any:
-    """The teacher's number format: that of a run that is continued, on whichever machine; by default auto."""
-    return runs.setting_of(folder, "dtype") or "auto"
+def _teacher_dtype(setup: Setup) -> Any:
+    """The teacher's number format: that in which it began to work, also on another machine; by default auto."""
+    begun = (runs.setting_of(folder, "dtype") for folder in (setup.out / ANSWERS, setup.out / CACHE))
+    return next(filter(None, begun), "auto")
 
 
 def write_prompts(setup: Setup) -> None:
@@ -152,7 +153,7 @@ def cache_teacher(setup: Setup, reach: TeacherReach) -> None:
         style=setup.teacher_style,  # type: ignore[arg-type]
         max_length=teacher_max_length(setup), top_k=recipe.settings.k, top_p=recipe.settings.top_p,
         precision=recipe.settings.precision, teacher_tokenizer=recipe.teacher_tokenizer,
-        options=TeacherModelOptions(date=setup.date, dtype=_teacher_dtype(setup.cache)),
+        options=TeacherModelOptions(date=setup.date, dtype=_teacher_dtype(setup)),
     )  # fmt: skip
 
 
