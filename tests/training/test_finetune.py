@@ -252,6 +252,7 @@ def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, 
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_from_another_working_directory_keeps_its_best_weights(folder, data, tmp_path, monkeypatch):
     steps = ("training.max_steps=2", "training.eval_steps=1", "training.learning_rate=1",
              "training.lr_scheduler_type=constant")  # fmt: skip
