@@ -6,7 +6,7 @@ Labels are balanced among claims of similar wording; the data card reports how w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -127,8 +127,7 @@ def build_task(
         inside = [_shortened(e, max_words) for e in dataset.examples if in_half(e, half, first_share)]
         outside = [example for example in dataset.examples if not in_half(example, half, first_share)]
         check = LeakCheck((chosen.name, example.id, example.text) for example in outside)
-        rewrite = None if counterfactuals == "none" else lambda kept: _counterfactuals(chosen, kept, seed)
-        examples, added, removed = _grouped_without_leaks(inside, rewrite, check)
+        examples, added, removed = _kept_examples(chosen, inside, check, counterfactuals != "none", seed)
         items = _supported_labels(chosen, examples)
         if added:
             originals = {original_id(example.id) for example in added}
@@ -221,12 +220,12 @@ def _families(drawn: Sequence[tuple[SupportedLabel, int]]) -> list[tuple[Support
     return [pair for family in families.values() for pair in family]
 
 
-def _grouped_without_leaks(
-    inside: Sequence[Example], rewrite: Callable[[Sequence[Example]], list[Example]] | None, check: LeakCheck
+def _kept_examples(
+    task: Task, inside: Sequence[Example], check: LeakCheck, counterfactuals: bool, seed: int
 ) -> tuple[list[Example], list[Example], list[jsonl.JsonObject]]:
     """The examples, their counterfactual ones and rows of `removed.jsonl`; examples of the same words are one group."""
     examples, removed = _without_leaks(inside, check)
-    added, leaked = _without_leaks(rewrite(examples) if rewrite else [], check)
+    added, leaked = _without_leaks(_counterfactuals(task, examples, seed) if counterfactuals else [], check)
     grouped = grouped_with_same_text([*examples, *added], words_of)  # a rewritten claim may be worded as another one is
     return grouped[: len(examples)], grouped[len(examples) :], removed + leaked
 

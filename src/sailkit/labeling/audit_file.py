@@ -19,7 +19,11 @@ BM25 = "bm25 score"  # name of the baseline, next to the labelers
 AUDIT_FIGURES = (
     "auroc", "balanced_accuracy", "kappa", "mcc", "precision_distracting", "recall_distracting", "brier", "ece",
 )  # fmt: skip
-OF_THE_MACHINE = {"dtype", "lean_pass", "batch_tokens"}  # of a labeler's description; change last digits of scores only
+_OF_THE_MACHINE = {
+    "dtype",
+    "lean_pass",
+    "batch_tokens",
+}  # change the last digits of scores only
 _Number = FiniteFloat | None
 
 
@@ -41,11 +45,18 @@ def names_in_audit(audit: Mapping[str, Any], labeler: Mapping[str, Any]) -> list
         key: other for key, other in described.items()
         if isinstance(other, dict) and name in (key, other.get("labeler"))
     }  # fmt: skip
-    same = [
-        key for key, other in listed.items()
-        if all(labeler[fact] == other[fact] for fact in (labeler.keys() & other.keys()) - OF_THE_MACHINE)
-    ]  # fmt: skip
-    return same or list(listed)
+    return [key for key, other in listed.items() if not differing_facts(labeler, other)] or list(listed)
+
+
+def differing_facts(labeler: Mapping[str, Any], audited: Mapping[str, Any]) -> list[str]:
+    """What two descriptions of a labeler both have, but with other values; number formats may differ."""
+    known = (labeler.keys() & audited.keys()) - _OF_THE_MACHINE
+    return sorted(fact for fact in known if labeler[fact] != audited[fact])
+
+
+def unshared_facts(labeler: Mapping[str, Any], audited: Mapping[str, Any]) -> list[str]:
+    """What only one of two descriptions of a labeler has."""
+    return sorted((labeler.keys() ^ audited.keys()) - _OF_THE_MACHINE)
 
 
 class _Record(BaseModel):

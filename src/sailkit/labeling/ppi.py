@@ -16,7 +16,7 @@ import numpy as np
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.labeling.audit_file import JUDGEMENTS, OF_THE_MACHINE, names_in_audit, score_folder
+from sailkit.labeling.audit_file import JUDGEMENTS, differing_facts, names_in_audit, score_folder, unshared_facts
 from sailkit.labeling.label import SCORES
 from sailkit.labeling.labels_file import Labels
 from sailkit.stats.intervals import LEVEL, Estimate, Floats, proportion
@@ -39,7 +39,8 @@ def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate |
     Raises:
         UserError: The audit measured the labeler with other settings or another model.
     """
-    names = names_in_audit(jsonl.read_json(audit), labels.labeler)
+    content = jsonl.read_json(audit)
+    names = names_in_audit(content, labels.labeler)
     if not names:
         return None
     judged, scored = audit.parent / JUDGEMENTS, audit.parent / score_folder(names[0]) / SCORES
@@ -49,7 +50,7 @@ def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate |
     people = [row for _, row in jsonl.read_rows(judged)]
     if any(row["origin"] != "judged" for row in people):
         return None
-    seed = int(jsonl.read_json(audit)["seed"])
+    seed = int(content["seed"])
     scores = {int(row["id"]): row["score"] for _, row in jsonl.read_rows(scored)}
     if len(scores) != len(people):
         raise UserError(f"{scored} has {len(scores)} scores for {len(people)} judgements; run the audit again")
@@ -72,13 +73,12 @@ def corrected_share(audit: Path, labels: Labels, threshold: float) -> Estimate |
 def _check_labeler(audit: Path, labels: Labels, audited: Mapping[str, Any]) -> None:
     """Refuse an audit of the same labeler with another measure, form or model; number formats may differ."""
     given = labels.labeler
-    known = given.keys() & audited.keys()
-    if differ := sorted(key for key in known - OF_THE_MACHINE if given[key] != audited[key]):
+    if differ := differing_facts(given, audited):
         raise UserError(
             f"`audit` {audit}: {given['labeler']} was audited with another {', '.join(differ)} than it labelled with; "
             "audit it as it labelled"
         )
-    if unknown := sorted((given.keys() ^ audited.keys()) - OF_THE_MACHINE):
+    if unknown := unshared_facts(given, audited):
         runs.notice(f"{audit}: cannot check that {given['labeler']} was audited with the same {', '.join(unknown)}")
 
 
