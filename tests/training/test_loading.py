@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sailkit.errors import UserError
 from sailkit.models.sources import resolve
 from sailkit.models.weights import load_pretrained
-from sailkit.training.loading import device_to_load_on, keep_adapters_in_float32, load_for_training
+from sailkit.training.finetune import finetune
+from sailkit.training.loading import device_to_load_on, keep_adapters_in_float32, load_adapters, load_for_training
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import prepare
-from small_rows import example
+from small_rows import example, write
 
 trl = pytest.importorskip("sailkit.training.trainer")
 
@@ -118,3 +119,51 @@ def test_memory_that_runs_out_while_loading_is_one_line(shared, monkeypatch):
     monkeypatch.setattr("transformers.PreTrainedModel._load_pretrained_model", full)
     with pytest.raises(UserError, match=r"^out of memory while loading .*stories260k; use a smaller model"):
         load_for_training(resolve(str(shared / "models" / "stories260k")), Recipe("m", ("d",)))
+
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+SET = ["training.bf16=false", "training.max_length=512", "training.max_steps=2", "training.learning_rate=1e-3"]
+
+
+def adapted(folder, **lora):
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **{**LORA, **lora}))
+
+
+@pytest.fixture(scope="module")
+def trained(shared, tmp_path_factory):
+    """Adapters of two steps of training, with the data and flags of that training."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write(folder / "data", map(example, range(4)), map(example, range(4, 6)))
+    how = {"model": str(shared / "models" / "stories260k"), "data": [str(data)], "set": [*SET, f"lora={LORA}"]}
+    return finetune(**how, out=folder / "first").model, how
+
+
+def test_the_training_of_adapters_goes_on(trained, tmp_path):
+    """A second training starts where the first one ended, and its adapters fit the same base."""
+    adapters, how = trained
+    run = finetune(
+        **{**how, "set": [*how["set"], f"adapters={adapters}", "training.learning_rate=0"]}, out=tmp_path / "r"
+    )
+    first, second = ((folder / "adapter_model.safetensors").read_bytes() for folder in (adapters, run.model))
+    assert first == second
+    figures = run.to_json()
+    assert figures["base_loss"] == figures["tuned_loss"]
+    assert resolve(str(run.model)).base.folder == resolve(how["model"]).folder
+
+
+def test_adapters_of_another_form_or_model_are_refused(trained, shared, tmp_path):
+    adapters, how = trained
+    source, base = resolve(str(adapters)), shared / "models" / "stories260k"
+    with pytest.raises(UserError, match=r"^adapters a have r 4, and the recipe's lora 2$"):
+        load_adapters(adapted(base, r=2), source, "a")
+    with pytest.raises(UserError, match=r"^adapters a have lora_alpha 8, and the recipe's lora 4$"):
+        load_adapters(adapted(base, lora_alpha=4), source, "a")
+    for modules in (["v_proj"], ["q_proj", "v_proj"]):
+        with pytest.raises(UserError, match=r"^adapters a are of other layers than the recipe's lora \(.*\)$"):
+            load_adapters(adapted(base, target_modules=modules), source, "a")
+    for name, message in ((how["model"], "is a full model"), ("smollm2-135m-sail", "were trained on another model")):
+        with pytest.raises(UserError, match=message):
+            finetune(**{**how, "set": [*how["set"], f"adapters={name}"]}, out=tmp_path / "r")

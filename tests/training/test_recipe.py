@@ -54,6 +54,8 @@ def test_null_is_as_if_not_given(tmp_path):
         ("modle: m\n", "no key 'modle': did you mean 'model'"),
         ("training: {learning_rat: 1}\n", "training has no key 'learning_rat': did you mean 'learning_rate'"),
         ("lora: {rr: 1}\n", "lora has no key 'rr'"),
+        ("adapters: runs/tuned/model\n", "adapters names trained adapters, and lora gives their form; both are needed"),
+        ("lora: {r: 8}\nadapters: {r: 8}\n", "both are needed"),
         ("lora: {}\nquantization: {load_in_4bits: true}\n", "did you mean 'load_in_4bit'"),
         ("quantization: {load_in_4bit: true}\n", "add lora"),
         ("training: {completion_only_loss: false}\n", "completion_only_loss cannot be set: the completion alone"),

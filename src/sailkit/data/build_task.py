@@ -5,8 +5,9 @@ Labels are balanced among claims of similar wording; the data card reports how w
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,6 +47,7 @@ def build_task(
     supported: float = 0.75,
     distractors: list[Distractor] | None = None,
     unsupported: Unsupported = "label",
+    undecided_claims: bool = False,
     counterfactuals: Literal["none", "added", "only"] = "none",
     match_wording: bool = True,
     protocol: str = "direct",
@@ -75,6 +77,8 @@ def build_task(
         unsupported: The answer of rows without an informative result: the label of the claim (label); the task's label
             for claims that nothing decides (undecided), which all rows then offer as an answer; or either label at
             random (random), so that no wording of a claim predicts it.
+        undecided_claims: Also draw a row of each claim that nothing decides (of the task's label for them); its own
+            results are distracting too. Needs another `unsupported` than label.
         counterfactuals: Draw from counterfactual pairs too (added), or from these and their originals alone (only):
             in a supported claim, a name, number or year that it shares with its passage is replaced in the claim, in
             the passage, or in both, so that neither alone tells the label.
@@ -95,9 +99,12 @@ def build_task(
     at_least_one(limit=limit, max_words=max_words)
     result_shares = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
-    for name, share in (("`supported`", supported), ("`held_out_share`", held_out_share)):
-        if not 0 <= share <= 1:
-            raise UserError(f"{name} should be between 0 and 1, not {share}")
+    _check_shares(supported=supported, held_out_share=held_out_share)
+    if undecided_claims and (unsupported == "label" or counterfactuals != "none"):
+        raise UserError(
+            "`undecided_claims`: such claims have neither a label nor counterfactual pairs; choose another "
+            "`unsupported` than label, and no `counterfactuals`"
+        )
     chosen = load_task(task)
     dataset = load_task(task, ["all"]).load(data)
     settings = {
@@ -119,6 +126,7 @@ def build_task(
         **({} if first_share == 0.5 else {"first_share": first_share}),
         **({} if max_words is None else {"max_words": max_words}),
         **({} if unsupported == "label" else {"unsupported": unsupported}),
+        **({"undecided_claims": True} if undecided_claims else {}),
         **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
     }
     with runs.open_run(out, "build-task", settings) as run:
@@ -139,12 +147,15 @@ def build_task(
             raise UserError(f"no {none if items else 'counterfactual claims can be made'}")
         if counterfactuals != "none":
             drawn = _families(drawn)
+        undecided = _undecided(chosen, examples) if undecided_claims else {}
+        if undecided:
+            drawn = _mixed(drawn, undecided.values(), seed)
         drawn = drawn[:limit]
         drawer = ExampleDrawer(
             chosen,
             protocol,
             examples,
-            [item for item, _ in drawn],
+            [item for item, _ in drawn if item.example.id not in undecided],
             shares=result_shares,
             supported=supported,
             distractors=kinds,
@@ -171,14 +182,14 @@ def build_task(
         jsonl.write_json(run.path(GROUPS), {row.id: item.group for item, row in train})
         jsonl.write_rows(run.path(DROPPED), dropped)
         jsonl.write_rows(run.path(REMOVED), removed)
-        trained = [item for item, _ in train]
+        trained = [item for item, _ in train if item.example.id not in undecided]
         counts = {
             "n_in": len(inside),
             "n_train": len(train),
             "n_held_out": len(held),
             "n_dropped": len(dropped),
             "n_removed": len(removed),
-            "claims": len({item.group for item in trained}),
+            "claims": len({item.group for item, _ in train}),
             "labels": dict(
                 sorted(Counter(drawer.label(item, row.id, _is_supported(row)) for item, row in train).items())
             ),
@@ -194,6 +205,12 @@ def _version(out: Path) -> int:
     """The version of the rules; a finished run of earlier rules keeps its own."""
     version = runs.setting_of(out, "version") if (out / CARD).exists() else None
     return int(version or _VERSION)
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"`{name}` should be between 0 and 1, not {share}")
 
 
 def _is_supported(row: TrainingExample) -> bool:
@@ -264,6 +281,24 @@ def _supported_labels(task: Task, examples: Sequence[Example]) -> list[Supported
     if len({item.label for item in items}) < 2:
         raise UserError(f"task {task.name}: all judged evidence speaks for {items[0].label}; nothing to balance")
     return items
+
+
+def _mixed(
+    drawn: Sequence[tuple[SupportedLabel, int]], more: Iterable[SupportedLabel], seed: int
+) -> list[tuple[SupportedLabel, int]]:
+    """All items in random order."""
+    mixed = [*drawn, *((item, 0) for item in more)]
+    random.Random(seed).shuffle(mixed)  # noqa: S311 - not for cryptography
+    return mixed
+
+
+def _undecided(task: Task, examples: Sequence[Example]) -> dict[str, SupportedLabel]:
+    """The claims that nothing decides by their ids, without those that some evidence decides all the same."""
+    label = task.spec.undecided_label
+    if label is None:
+        raise UserError(f"`undecided_claims`: give task {task.name} an `undecided_label` in its YAML")
+    claims = [example for example in examples if example.label == label and not any(example.stances)]
+    return {example.id: SupportedLabel(example, label) for example in claims}
 
 
 def _auroc(items: Sequence[SupportedLabel], seed: int) -> float | None:

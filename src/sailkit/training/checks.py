@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sailkit.errors import UserError
 from sailkit.models.rope import rope_lengths
-from sailkit.models.sources import Source
+from sailkit.models.sources import Source, resolve
 from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.memory import LargestBatch, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
@@ -48,6 +48,26 @@ def require_gpu(recipe: Recipe) -> None:
         f"with about {memory['total'] / 1e9:.0f} GB, and there is none here; `dry_run` shows the estimate by part, and "
         "smollm2-135m trains on a CPU"
     )
+
+
+def resolve_adapters(recipe: Recipe, source: Source) -> Source | None:
+    """Find the adapters whose training goes on, if the recipe names any.
+
+    Args:
+        recipe: The recipe.
+        source: The model's files.
+
+    Raises:
+        UserError: They are no adapters, or of another model.
+    """
+    if recipe.adapters is None:
+        return None
+    adapters = resolve(recipe.adapters)
+    if adapters.base is None:
+        raise UserError(f"adapters {recipe.adapters} is a full model; name it as the model instead")
+    if adapters.base.digests()["weights_sha256"] != source.digests()["weights_sha256"]:
+        raise UserError(f"adapters {recipe.adapters} were trained on another model than {recipe.model}")
+    return adapters
 
 
 def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]) -> None:

@@ -10,6 +10,7 @@ from sailkit import runs
 from sailkit.data.card import CARD
 from sailkit.files import jsonl
 from sailkit.labeling.shortcuts import built_rows
+from sailkit.models.sources import Source
 from sailkit.stats.shortcut_items import question_baselines
 from sailkit.stats.shortcuts import telling_views
 
@@ -69,11 +70,18 @@ def mixture_flags(data: Sequence[str]) -> dict[str, list[str]]:
     return telling_views({"judgement": question_baselines(built_rows(folders))})
 
 
-def trained_tasks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of tasks from which `build-task` drew the rows of data cards, so that evaluate can tell their items."""
+def trained_tasks(cards: Sequence[Mapping[str, Any]], before: Sequence[Source | None]) -> list[dict[str, Any]]:
+    """The parts of tasks from which `build-task` drew training rows, so that evaluate can tell their items.
+
+    Args:
+        cards: The data cards of the training data.
+        before: The models and adapters with which the training started; their training data count too.
+    """
+    earlier = [task for source in before if source for task in source.trained().get("trained_tasks", ())]
     drawn = [card["card"] for card in cards if card["card"] and "task" in card["card"]]
     tasks = [
         {name: of.get(name) for name in ("task", "data_sha256", "half")} | {"first_share": of.get("first_share", 0.5)}
         for of in drawn
     ]
+    tasks = earlier + tasks
     return [task for index, task in enumerate(tasks) if task not in tasks[:index]]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from sailkit import runs
+from sailkit.files import jsonl
 from sailkit.training.recipe import Recipe
 
 EFFECTIVE = "effective"  # key of the manifest
@@ -64,6 +68,21 @@ def effective_settings(trainer: Any, recipe: Recipe, processes: int) -> dict[str
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
     return plain
+
+
+def with_format_as_begun(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the number format of the run that it continues, where the recipe leaves it to the machine.
+
+    Args:
+        recipe: The recipe.
+        out: The run's folder, which may not exist yet.
+    """
+    manifest = out / runs.MANIFEST
+    effective = (jsonl.read_json(manifest).get(EFFECTIVE) or {}) if manifest.exists() else {}
+    begun = effective.get("training", {}).get("bf16")
+    if begun is None or recipe.training.get("bf16", "auto") != "auto" or recipe.training.get("fp16"):
+        return recipe
+    return replace(recipe, training={**recipe.training, "bf16": begun})
 
 
 def main_settings(effective: Mapping[str, Any]) -> dict[str, Any]:

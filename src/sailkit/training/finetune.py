@@ -19,8 +19,8 @@ from sailkit.models.sources import Source, resolve
 from sailkit.prompts.chat_template import reads_clock, today
 from sailkit.rendering import html
 from sailkit.training import data_cards, plots, publish
-from sailkit.training.checks import check_rows, require_gpu
-from sailkit.training.effective import EFFECTIVE, effective_settings
+from sailkit.training.checks import check_rows, require_gpu, resolve_adapters
+from sailkit.training.effective import EFFECTIVE, effective_settings, with_format_as_begun
 from sailkit.training.estimate import plan_training
 from sailkit.training.held_out import loss_change
 from sailkit.training.recipe import Recipe, read_recipe
@@ -132,6 +132,7 @@ class _Setup:
     objective: Objective
     processes: Processes
     source: Source
+    adapters: Source | None
     tokenizer: Any
     train: Prepared
     held_out: Prepared | None
@@ -180,24 +181,15 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
     recipe = replace(recipe, date=date if reads_clock(tokenizer) else None)
     train, held_out = prepare_data(recipe, tokenizer)
     check_rows(recipe, source, (train, held_out))
-    args = sft_config(_with_format_as_begun(recipe, out), out, held_out=held_out is not None)
-    return _Setup(recipe, objective, processes, source, tokenizer, train, held_out, args)
-
-
-def _with_format_as_begun(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with the number format of the run that it continues, where the recipe leaves it to the machine."""
-    manifest = out / runs.MANIFEST
-    effective = (jsonl.read_json(manifest).get(EFFECTIVE) or {}) if manifest.exists() else {}
-    begun = effective.get("training", {}).get("bf16")
-    if begun is None or recipe.training.get("bf16", "auto") != "auto" or recipe.training.get("fp16"):
-        return recipe
-    return replace(recipe, training={**recipe.training, "bf16": begun})
+    args = sft_config(with_format_as_begun(recipe, out), out, held_out=held_out is not None)
+    adapters = resolve_adapters(recipe, source)
+    return _Setup(recipe, objective, processes, source, adapters, tokenizer, train, held_out, args)
 
 
 @contextlib.contextmanager
 def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
     """Open the run folder; the main process holds its lock for all processes."""
-    processes, train, held_out = setup.processes, setup.train, setup.held_out
+    processes, train, held_out, adapters = setup.processes, setup.train, setup.held_out, setup.adapters
     with contextlib.ExitStack() as stack:
         with processes.raise_together():
             run = runs.Run(out, {})
@@ -211,9 +203,10 @@ def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
                     "held_out_sha256": held_out.fingerprint() if held_out else None,
                     "seed": setup.args.seed,
                     **setup.objective.settings,
+                    # Left out where they are not needed, as in older manifests.
+                    **({"processes": processes.count} if processes.count > 1 else {}),
+                    **({"adapters_sha256": adapters.digests()["weights_sha256"]} if adapters else {}),
                 }
-                if processes.count > 1:  # left out for one process, as in older manifests
-                    settings["processes"] = processes.count
                 run = stack.enter_context(runs.open_run(out, "finetune", settings))
                 if not run.path(runs.METRICS).exists():
                     dropped = [*train.dropped, *(held_out.dropped if held_out else ())]
@@ -285,7 +278,7 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
         named = {"flagging": figures, "answer": answers}
         return {f"{kind}_{name}": value for kind, values in named.items() for name, value in values.items()}
 
-    return (setup.objective.trainer or Trainer)(
+    trainer = (setup.objective.trainer or Trainer)(
         model=loading.load_for_training(setup.source, recipe, loading.device_to_load_on(setup.args)),
         tokenizer=setup.tokenizer,
         args=setup.args,
@@ -299,6 +292,9 @@ def _trainer(setup: _Setup, run: runs.Run) -> Any:
         callbacks=[callbacks.History(run.path(HISTORY))],
         processes=processes,
     )
+    if setup.adapters:
+        loading.load_adapters(trainer.model, setup.adapters, str(recipe.adapters))
+    return trainer
 
 
 def _result(setup: _Setup, run: runs.Run, trainer: Any, seconds: float) -> TrainingRun:
@@ -336,7 +332,7 @@ def _write(setup: _Setup, run: runs.Run, trainer: Any, weights: Mapping[str, Any
         recipe,
         weights=weights,
         styles=sorted({example.style for example in setup.train.examples}),
-        tasks=data_cards.trained_tasks(cards),
+        tasks=data_cards.trained_tasks(cards, (setup.source, setup.adapters)),
         base_sha256=run.manifest["settings"]["weights_sha256"],
         card=publish.model_card(recipe, setup.source, figures, cards, run.manifest),
     )

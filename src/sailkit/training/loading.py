@@ -12,11 +12,12 @@ from transformers.modeling_utils import is_fsdp_enabled, is_local_dist_rank_0
 from transformers.utils import strtobool
 
 from sailkit.errors import UserError, missing_extra
-from sailkit.models.sources import Source
+from sailkit.models.sources import ADAPTER_WEIGHTS, Source
 from sailkit.models.weights import load_pretrained, pick_device, pick_dtype, saveable
 from sailkit.training.activations import attends_without_kernel
 from sailkit.training.recipe import Recipe
 
+_SCALES = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # what adapters are scaled by
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by a launcher
 
 
@@ -101,6 +102,31 @@ def lora_config(recipe: Recipe) -> Any:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
     except (TypeError, ValueError, re.error) as error:
         raise UserError(f"lora: {' '.join(str(error).split())}") from None
+
+
+def load_adapters(model: Any, source: Source, name: str) -> None:
+    """Replace the values of new adapters by those of trained ones, so that their training goes on.
+
+    Args:
+        model: A model with new adapters.
+        source: The trained adapters.
+        name: Their name in the recipe.
+
+    Raises:
+        UserError: They differ in form from the new ones.
+    """
+    from peft import PeftConfig, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    new = model.peft_config[model.active_adapter]
+    old = PeftConfig.from_pretrained(str(source.folder))
+    for key in _SCALES:
+        if (trained := getattr(old, key)) != (ours := getattr(new, key)):
+            raise UserError(f"adapters {name} have {key} {trained}, and the recipe's lora {ours}")
+    outcome = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_WEIGHTS))
+    missing = [key for key in outcome.missing_keys if ".lora_" in key]
+    if unmatched := sorted([*missing, *outcome.unexpected_keys]):
+        raise UserError(f"adapters {name} are of other layers than the recipe's lora ({unmatched[0]} ...)")
 
 
 def prepare_for_autocast(model: Any, args: Any, attn_implementation: str = "auto") -> None:

@@ -35,6 +35,7 @@ _KEYS = (
     "attn_implementation",
     "date",
     "lora",
+    "adapters",
     "quantization",
     "patience",
     "loss_weights",
@@ -58,6 +59,7 @@ class Recipe:
         attn_implementation: How transformers computes attention: `eager`, `sdpa`, `flash_attention_2` ...; `auto` is
             FlashAttention for packed rows if it is installed, and else transformers' choice.
         lora: Passed to peft's LoraConfig; None trains all weights.
+        adapters: Adapters whose training goes on, of the model and of the same form as `lora`; None for new ones.
         quantization: Passed to transformers' BitsAndBytesConfig, for a frozen base.
         patience: Evaluations without a lower held-out loss before training stops early.
         training: Passed to TRL's SFTConfig.
@@ -84,13 +86,14 @@ class Recipe:
     date: str | None = None
     loss_weights: LossWeights | None = None
     order: Order = "verify-first"
+    adapters: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that affects the result, for the manifest."""
         row = dataclasses.asdict(self)
         del row["about"], row["needs"]
         # Left out if unset, as in older manifests.
-        optional = ("date", "loss_weights", "curriculum")
+        optional = ("date", "loss_weights", "curriculum", "adapters")
         for name, default in (("attn_implementation", "auto"), ("order", "verify-first")):
             if row[name] == default:
                 del row[name]
@@ -209,8 +212,7 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     check_training(parts["training"] or {}, f"{where}: training")
     if lists["curriculum"]:
         _check_curriculum(parts["training"] or {}, where)
-    if parts["lora"] is not None:
-        check_lora(parts["lora"], f"{where}: lora")
+    _check_adapters(settings.get("adapters"), parts["lora"], where)
     if parts["quantization"] is not None:
         check_quantization(parts["quantization"], f"{where}: quantization")
     return Recipe(
@@ -230,7 +232,15 @@ def check_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
         date=date,
         loss_weights=read_loss_weights(parts["loss_weights"], f"{where}: loss_weights"),
         order=order,
+        adapters=settings.get("adapters"),
     )
+
+
+def _check_adapters(adapters: Any, lora: dict[str, Any] | None, where: str) -> None:
+    if lora is not None:
+        check_lora(lora, f"{where}: lora")
+    if adapters is not None and (not isinstance(adapters, str) or lora is None):
+        raise UserError(f"{where}: adapters names trained adapters, and lora gives their form; both are needed")
 
 
 def _check_curriculum(training: Mapping[str, Any], where: str) -> None:
