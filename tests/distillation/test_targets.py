@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from sailkit.distillation.load import TeacherModelOptions
 from sailkit.distillation.loss import TargetTable, distillation_loss
 from sailkit.distillation.project import Projection, collect
 from sailkit.distillation.records import Targets
-from sailkit.distillation.targets import TargetCompiler, _workers
+from sailkit.distillation.targets import TargetCompiler
 from sailkit.distillation.teacher_cache import teacher_cache
 from sailkit.errors import UserError
 from sailkit.training.tokenise import IGNORED, Prepared, prepare, read_data
@@ -158,16 +156,6 @@ def test_an_error_of_another_process_is_one_line_and_ends_all(compiler, rows, tm
     with pytest.raises(UserError, match=r"^this shard is damaged$"):
         damaged.compile(rows[TRAIN], tmp_path / "targets")
     assert not psutil.Process().children()
-
-
-def test_few_targets_need_no_other_process(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert [_workers(n) for n in (1_000, 199_999, 200_000, 5_000_000)] == [0, 0, 2, 8]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
-    assert _workers(5_000_000) == 4
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert _workers(5_000_000) == 0
 
 
 def test_targets_of_the_same_settings_are_read_again(compiler, rows, tmp_path):

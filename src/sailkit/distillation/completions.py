@@ -16,6 +16,7 @@ from sailkit import runs
 from sailkit.distillation.align import ByteStream, NotRepresentableError, Vocabulary, byte_stream
 from sailkit.distillation.records import TeacherExample, teacher_examples
 from sailkit.distillation.teacher_cache import render_for_teacher
+from sailkit.distillation.workers import in_order, worker_count
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.prompts.sail import completion
@@ -23,6 +24,8 @@ from sailkit.records import TrainingExample
 from sailkit.training.tokenise import IGNORED, Prepared
 
 NO_ROOM = "the teacher has no room for it"
+_MANY = 1000  # rows from which on progress is shown
+_ROWS = 64  # that a process tokenises at a time
 WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are trained with cross-entropy alone, with the reason
 
 
@@ -86,20 +89,33 @@ class TokenizerPair:
         """Whether both have the same tokens, so that nothing needs to be aligned."""
         return self.teacher.fingerprint == self.student.fingerprint
 
-    def tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
+    def tokenise(self, prepared: Prepared, workers: int | None = None) -> list[AlignedCompletion | WithoutTeacher]:
         """Tokenise each row with both tokenizers, or give the reason to train it without the teacher.
 
         Args:
             prepared: The rows in the student's rendering.
+            workers: Number of processes beside this one; by default none for few tokens, else one for each core. The
+                rows do not depend on it.
         """
+        count = len(prepared.examples)
+        parts = [slice(start, start + _ROWS) for start in range(0, count, _ROWS)]
+        if workers is None:
+            workers = worker_count(prepared.supervised)
+        rows: list[AlignedCompletion | WithoutTeacher] = []
+        with runs.progress("tokenising for the teacher", count if count >= _MANY else 0) as tick:
+            for part in in_order(lambda part: self._tokenise(prepared, part), parts, workers):
+                rows += part
+                tick(len(part))
+        return rows
+
+    def _tokenise(self, prepared: Prepared, part: slice) -> list[AlignedCompletion | WithoutTeacher]:
+        examples, all_labels = prepared.examples[part], prepared.labels[part]
         max_length, style, date = self.max_length, self.style, self.date
-        rendered = render_for_teacher(
-            prepared.examples, self.teacher_tokenizer, max_length, style, date, may_be_empty=True
-        )
+        rendered = render_for_teacher(examples, self.teacher_tokenizer, max_length, style, date, may_be_empty=True)
         by_id = {example.name: example for example in teacher_examples(rendered)}
         dropped = {row["id"]: row["reason"] for row in rendered.dropped}
         rows: list[AlignedCompletion | WithoutTeacher] = []
-        for row, labels in zip(prepared.examples, prepared.labels, strict=True):
+        for row, labels in zip(examples, all_labels, strict=True):
             if (example := by_id.get(row.id)) is None:
                 reason = dropped[row.id].removeprefix(f"example {row.id!r}: ")
                 rows.append(WithoutTeacher(row.id, NO_ROOM if row.id in rendered.too_long else f"teacher: {reason}"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import contextlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from sailkit.distillation.cache import CacheReader
 from sailkit.distillation.completions import AlignedCompletion, TokenizerPair, WithoutTeacher
 from sailkit.distillation.project import Projection, RowTargets, collect, no_targets
 from sailkit.distillation.records import ALIGNED, CONDITIONED, NONE, Targets, TeacherExample, TeacherRow
+from sailkit.distillation.workers import in_order, worker_count
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.training.tokenise import IGNORED, Prepared
 
 ALIGNMENT_VERSION = 1  # version of alignment and projection; raise it when targets change
-_MOST_WORKERS = 8
-_POSITIONS = 100_000  # tokens that are worth a process; they take seconds
-_PREFETCHED = 32  # rows of each process that are computed ahead
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,8 @@ class TargetCompiler:
             teacher_tokenizer: The tokenizer with which it was made.
             student_tokenizer: The student's.
             min_mass: See `Projection`.
-            workers: Number of processes beside this one, which project; by default none for few targets, else one for
-                each core. The targets do not depend on it.
+            workers: Number of processes beside this one, which tokenise and project; by default none for few targets,
+                else one for each core. The targets do not depend on it.
         """
         self.cache = cache
         self.workers = workers
@@ -104,7 +101,7 @@ class TargetCompiler:
         projection = Projection(self.tokenizers.teacher, self.tokenizers.student, ends, self.min_mass)
         if not projection.same:
             # Rows for habits need not be cached, because the cache may hold the teacher's answers instead.
-            pairs = rows if learn_from is None else self.tokenizers.tokenise(learn_from)
+            pairs = rows if learn_from is None else self.tokenizers.tokenise(learn_from, self.workers)
             projection.learn_habits((row.teacher, row.student) for row in pairs if isinstance(row, AlignedCompletion))
         listed = array("d")  # probability of the tokens that each target lists
         targets = collect(self._rows(projection, prepared, rows, listed))
@@ -126,47 +123,34 @@ class TargetCompiler:
             for row, example in zip(rows, prepared.examples, strict=True)
             if isinstance(row, AlignedCompletion)
         ]
-        computed = iter(self._loader(projection, taught))
-        try:
-            with runs.progress("aligning teacher and student", len(rows)) as tick:
-                for row, labels in zip(rows, prepared.labels, strict=True):
-                    if isinstance(row, WithoutTeacher):
-                        targets = no_targets(sum(label != IGNORED for label in labels))
-                    elif isinstance(targets := next(computed), UserError):
-                        raise targets
-                    listed.frombytes((1 - targets.tail[targets.kind != NONE]).tobytes())
-                    yield targets
-                    tick()
-        finally:
-            del computed  # ends its processes, which a traceback that holds this frame would keep
+        with (
+            contextlib.closing(self._computed(projection, taught)) as computed,
+            runs.progress("aligning teacher and student", len(rows)) as tick,
+        ):
+            for row, labels in zip(rows, prepared.labels, strict=True):
+                if isinstance(row, WithoutTeacher):
+                    targets = no_targets(sum(label != IGNORED for label in labels))
+                else:
+                    targets = next(computed)
+                listed.frombytes((1 - targets.tail[targets.kind != NONE]).tobytes())
+                yield targets
+                tick()
 
-    def _loader(self, projection: Projection, rows: list[tuple[AlignedCompletion, str]]) -> Iterable[Any]:
-        """The targets of rows with their names, or the UserError of a row, in order.
+    def _computed(self, projection: Projection, rows: list[tuple[AlignedCompletion, str]]) -> Generator[RowTargets]:
+        """The targets of rows with their names, in order; each is computed from its own distributions alone."""
 
-        Each row is computed from its own distributions alone, so the targets are the same for any number of processes.
-        """
-        from torch import Generator
-        from torch.utils.data import DataLoader
-
-        def project(batch: list[tuple[AlignedCompletion, str]]) -> RowTargets | UserError:
-            ((row, name),) = batch
-            try:
-                return projection.targets(self._teacher_row(row.example, name), row.teacher, row.student)
-            except UserError as error:  # a loader would prepend the worker's traceback to its message
-                return error
+        def project(named: tuple[AlignedCompletion, str]) -> RowTargets:
+            row, name = named
+            return projection.targets(self._teacher_row(row.example, name), row.teacher, row.student)
 
         workers = self.workers
         if workers is None:
-            workers = 0 if projection.same else _workers(sum(len(row.student.tokens) for row, _ in rows))
-        # With a generator of its own, it does not draw from torch's random state, on which the training depends.
-        return DataLoader(
-            rows, collate_fn=project, num_workers=workers, generator=Generator(),  # type: ignore[arg-type]
-            multiprocessing_context="fork" if workers else None, prefetch_factor=_PREFETCHED if workers else None,
-        )  # fmt: skip
+            workers = 0 if projection.same else worker_count(sum(len(row.student.tokens) for row, _ in rows))
+        return in_order(project, rows, workers)
 
     def _tokenise(self, prepared: Prepared) -> list[AlignedCompletion | WithoutTeacher]:
         """Tokenise each example with both tokenizers, and check that it is cached before hours of alignment."""
-        rows = self.tokenizers.tokenise(prepared)
+        rows = self.tokenizers.tokenise(prepared, self.workers)
         for row in rows:
             if isinstance(row, AlignedCompletion):
                 self.cache.find(row.example.prompt, row.example.completion)
@@ -177,14 +161,6 @@ class TargetCompiler:
         if tuple(row.tokens.tolist()) != example.tokens:
             raise UserError(f"{self.cache.folder}: example {name!r} was tokenised in another way there")
         return row
-
-
-def _workers(positions: int) -> int:
-    """Number of processes to project so many tokens of the student."""
-    if sys.platform != "linux":  # elsewhere processes are not forked, and a script without a main guard would run again
-        return 0
-    workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), positions // _POSITIONS)
-    return workers if workers > 1 else 0
 
 
 def _coverage(targets: Targets, listed: array[float], taught: Sequence[AlignedCompletion]) -> dict[str, Any]:
