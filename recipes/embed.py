@@ -19,9 +19,11 @@ from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
-from sailkit.models.sources import ADAPTER, ADAPTER_WEIGHTS, EMBEDDED, TRAINED
+from sailkit.models.sources import ADAPTER, ADAPTER_WEIGHTS, EMBEDDED, TRAINED, resolve
 from sailkit.models.weights import BASE_WEIGHTS
+from sailkit.training.checks import resolve_adapters
 from sailkit.training.publish import MODEL_CARD
+from sailkit.training.recipe import check_recipe
 
 PACKAGE = Path(__file__).parents[1] / "src" / "sailkit" / "models" / "embedded"
 MOST_BYTES = 8_000_000
@@ -37,9 +39,8 @@ LICENCES = """## Licences
 MEASURED = """## Measured
 
 What its search results give this model, on claims that it was not trained on, with intervals: docs/finetune.md,
-Results. It is one run with one seed. It reads short passages that decide a claim; several sentences of which most
-decide nothing, as in Climate-FEVER, help it less. With passages that decide nothing, its answers follow the wording of
-the claim.
+Results. It is one run with one seed. It reads short passages that decide a claim, and to a lesser degree several
+sentences of which only some do. Without a passage that decides it, a claim tends to be called wrong.
 
 """
 
@@ -64,6 +65,10 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
     size = sum(value.nbytes for value in weights.values())
     if size > MOST_BYTES:
         raise UserError(f"{run}: {size:,} bytes in bfloat16, and {MOST_BYTES:,} are the most; train with a smaller r")
+    start = {}
+    if recipe.get("adapters"):
+        adapters = resolve_adapters(check_recipe(recipe, str(run)), resolve(EMBEDDED), manifest["settings"]["seed"])
+        start = {"started_from": _described(adapters.folder)}
     recipe = _without_folders(recipe)
     record = {k: v for k, v in jsonl.read_json(run / "model" / TRAINED).items() if k != BASE_WEIGHTS}
     with atomic_folder(package / name) as folder:
@@ -90,9 +95,21 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
                 },
                 "settings": {**manifest["settings"], "recipe": recipe},
                 "environment": {key: manifest["environment"][key] for key in ("versions", "git_revision")},
+                **start,
             },
         )
     return package / name
+
+
+def _described(adapters: Path) -> dict[str, Any]:
+    """How the adapters were trained with which a training started: those of a run, or that came with the package."""
+    manifest = jsonl.read_json((adapters if (adapters / runs.MANIFEST).exists() else adapters.parent) / runs.MANIFEST)
+    settings = manifest["settings"]
+    return {
+        "weights_sha256": jsonl.file_fingerprint([adapters / ADAPTER_WEIGHTS]),
+        "settings": {**settings, "recipe": _without_folders(settings["recipe"])},
+        "environment": {key: manifest["environment"][key] for key in ("versions", "git_revision")},
+    }
 
 
 def _without_folders(value: Any) -> Any:

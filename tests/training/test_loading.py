@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sailkit.errors import UserError
 from sailkit.models.sources import resolve
 from sailkit.models.weights import load_pretrained
+from sailkit.training.checks import resolve_adapters
 from sailkit.training.finetune import finetune
 from sailkit.training.loading import device_to_load_on, keep_adapters_in_float32, load_adapters, load_for_training
 from sailkit.training.recipe import Recipe
@@ -152,6 +155,21 @@ def test_the_training_of_adapters_goes_on(trained, tmp_path):
     figures = run.to_json()
     assert figures["base_loss"] == figures["tuned_loss"]
     assert resolve(str(run.model)).base.folder == resolve(how["model"]).folder
+
+
+def test_each_seed_goes_on_with_its_own_adapters(trained, tmp_path):
+    adapters, how = trained
+    group, base = tmp_path / "group", resolve(how["model"])
+    shutil.copytree(adapters, group / "seed-1" / "model")
+    for name, seed, folder in (
+        (adapters, 1, adapters),
+        (adapters.parent, 1, adapters),
+        (group, 1, group / "seed-1/model"),
+    ):
+        found = resolve_adapters(Recipe(how["model"], ("d",), lora=LORA, adapters=str(name)), base, seed)
+        assert found.folder == folder
+    with pytest.raises(UserError):
+        resolve_adapters(Recipe(how["model"], ("d",), lora=LORA, adapters=str(group)), base, seed=2)
 
 
 def test_adapters_of_another_form_or_model_are_refused(trained, shared, tmp_path):

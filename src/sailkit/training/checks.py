@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sailkit.errors import UserError
 from sailkit.models.rope import rope_lengths
@@ -10,6 +11,7 @@ from sailkit.models.sources import Source, resolve
 from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.memory import LargestBatch, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
+from sailkit.training.results import MODEL
 from sailkit.training.tokenise import Prepared
 
 _LARGE = 2_000_000_000  # parameters; a larger quantised base would not train on a CPU in reasonable time
@@ -50,19 +52,22 @@ def require_gpu(recipe: Recipe) -> None:
     )
 
 
-def resolve_adapters(recipe: Recipe, source: Source) -> Source | None:
+def resolve_adapters(recipe: Recipe, source: Source, seed: int) -> Source | None:
     """Find the adapters whose training goes on, if the recipe names any.
 
     Args:
         recipe: The recipe.
         source: The model's files.
+        seed: The seed of this training; of a folder with runs of several seeds, the run of this one is taken.
 
     Raises:
         UserError: They are no adapters, or of another model.
     """
     if recipe.adapters is None:
         return None
-    adapters = resolve(recipe.adapters)
+    run = Path(recipe.adapters)
+    folders = (run / f"seed-{seed}" / MODEL, run / MODEL)
+    adapters = resolve(next((str(folder) for folder in folders if folder.is_dir()), recipe.adapters))
     if adapters.base is None:
         raise UserError(f"adapters {recipe.adapters} is a full model; name it as the model instead")
     if adapters.base.digests()["weights_sha256"] != source.digests()["weights_sha256"]:

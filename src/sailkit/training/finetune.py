@@ -182,7 +182,7 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
     train, held_out = prepare_data(recipe, tokenizer)
     check_rows(recipe, source, (train, held_out))
     args = sft_config(with_format_as_begun(recipe, out), out, held_out=held_out is not None)
-    adapters = resolve_adapters(recipe, source)
+    adapters = resolve_adapters(recipe, source, args.seed)
     return _Setup(recipe, objective, processes, source, adapters, tokenizer, train, held_out, args)
 
 

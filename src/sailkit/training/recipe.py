@@ -59,7 +59,8 @@ class Recipe:
         attn_implementation: How transformers computes attention: `eager`, `sdpa`, `flash_attention_2` ...; `auto` is
             FlashAttention for packed rows if it is installed, and else transformers' choice.
         lora: Passed to peft's LoraConfig; None trains all weights.
-        adapters: Adapters whose training goes on, of the model and of the same form as `lora`; None for new ones.
+        adapters: Adapters whose training goes on, of the model and of the same form as `lora`: a folder of adapters or
+            of finetune (of several seeds, each run goes on with its own); None for new ones.
         quantization: Passed to transformers' BitsAndBytesConfig, for a frozen base.
         patience: Evaluations without a lower held-out loss before training stops early.
         training: Passed to TRL's SFTConfig.
