@@ -68,6 +68,8 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
     start = {}
     if recipe.get("adapters"):
         adapters = resolve_adapters(check_recipe(recipe, str(run)), resolve(EMBEDDED), manifest["settings"]["seed"])
+        if adapters.own_weights() != manifest["settings"]["adapters_sha256"]:
+            raise UserError(f"{run}: {recipe['adapters']} has other weights than when its training went on")
         start = {"started_from": _described(adapters.folder)}
     recipe = _without_folders(recipe)
     record = {k: v for k, v in jsonl.read_json(run / "model" / TRAINED).items() if k != BASE_WEIGHTS}

@@ -195,8 +195,9 @@ def test_claims_that_nothing_decides_are_shown_with_their_own_results(task, tmp_
     for one in open_:
         one["found"] = one["found"][2:]
     decided = {**row(150, "yes_"), "label": "open"}  # a person called it open, and a passage decides it
+    unjudged = {**row(151, "open"), "found": [{"text": "Nobody judged this one.", "title": "otters"}]}
     with task["data"].open("a") as file:
-        file.writelines(json.dumps(one) + "\n" for one in [*open_, decided])
+        file.writelines(json.dumps(one) + "\n" for one in [*open_, decided, unjudged])
     how = {"out": tmp_path / "out", "unsupported": "random", "distractors": ["own"], "shares": "0,0.5,0.5"}
     card = build_task(**task, **how, undecided_claims=True).to_json()
     rows = [one for name in ("train", "held_out") for one in rows_of(tmp_path / "out", name)]
@@ -210,6 +211,22 @@ def test_claims_that_nothing_decides_are_shown_with_their_own_results(task, tmp_
     assert not any("Unclear" in one.instruction for one in rows)
     assert card["labels"].keys() == {"yes_", "no_"}
     assert card["wording_auroc"]["of the training rows"] is not None
+    reasons = {one["id"]: one["reason"] for _, one in jsonl.read_rows(tmp_path / "out" / "dropped.jsonl")}
+    assert reasons["151"] == "no judged evidence"
+    few = build_task(**task, **{**how, "out": tmp_path / "few"}, undecided_claims=True, limit=3)
+    assert {one.response for one in rows_of(few.folder)} <= {"Right", "Wrong"}
+    reasons = {one["id"]: one["reason"] for _, one in jsonl.read_rows(few.folder / "dropped.jsonl")}
+    assert {reasons[str(number)] for number in range(90, 150) if str(number) in reasons} == {"not drawn"}
+
+
+def test_data_without_claims_that_nothing_decides_are_refused(task, tmp_path):
+    yaml = TASK.replace("no_: {answer: Wrong}", "no_: {answer: Wrong}, open: {answer: Unclear}")
+    how = {**task, "unsupported": "random", "undecided_claims": True}
+    with pytest.raises(UserError, match=r"^`undecided_claims`: give task own an `undecided_label` in its YAML$"):
+        build_task(**how, out=tmp_path / "out")
+    (tmp_path / "own.yaml").write_text(yaml + "default_labels: [yes_, no_]\nundecided_label: open\n")
+    with pytest.raises(UserError, match=r"the data have no claim of label open with judged evidence$"):
+        build_task(**how, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("options", [{}, {"unsupported": "random", "counterfactuals": "added"}])

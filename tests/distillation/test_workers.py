@@ -18,6 +18,9 @@ def test_few_tokens_need_no_other_process(monkeypatch):
     assert [worker_count(n) for n in (1_000, 199_999, 200_000, 5_000_000)] == [0, 0, 2, 8]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     assert worker_count(5_000_000) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of a launcher
+    assert worker_count(5_000_000) == 2
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert worker_count(5_000_000) == 0
 

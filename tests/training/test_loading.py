@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.models.sources import resolve
 from sailkit.models.weights import load_pretrained
 from sailkit.training.checks import resolve_adapters
@@ -168,17 +169,24 @@ def test_each_seed_goes_on_with_its_own_adapters(trained, tmp_path):
     ):
         found = resolve_adapters(Recipe(how["model"], ("d",), lora=LORA, adapters=str(name)), base, seed)
         assert found.folder == folder
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"^adapters .*group has no finished run of seed 2$"):
         resolve_adapters(Recipe(how["model"], ("d",), lora=LORA, adapters=str(group)), base, seed=2)
+    described = jsonl.read_json(group / "seed-1" / "model" / "sailkit.json")
+    jsonl.write_json(group / "seed-1" / "model" / "sailkit.json", {**described, "base_weights_sha256": "0"})
+    with pytest.raises(UserError, match=r"its base .* has other weights than when the adapter was trained"):
+        resolve_adapters(Recipe(how["model"], ("d",), lora=LORA, adapters=str(group)), base, seed=1)
 
 
 def test_adapters_of_another_form_or_model_are_refused(trained, shared, tmp_path):
     adapters, how = trained
     source, base = resolve(str(adapters)), shared / "models" / "stories260k"
-    with pytest.raises(UserError, match=r"^adapters a have r 4, and the recipe's lora 2$"):
-        load_adapters(adapted(base, r=2), source, "a")
-    with pytest.raises(UserError, match=r"^adapters a have lora_alpha 8, and the recipe's lora 4$"):
-        load_adapters(adapted(base, lora_alpha=4), source, "a")
+    for lora, message in (
+        ({"r": 2}, "r 4, and the recipe's lora 2"),
+        ({"lora_alpha": 4}, "lora_alpha 8, and .* lora 4"),
+    ):
+        with pytest.raises(UserError, match=rf"^adapters .* have {message}$"):
+            finetune(**{**how, "set": [*how["set"], f"adapters={adapters}", f"lora={LORA | lora}"]}, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
     for modules in (["v_proj"], ["q_proj", "v_proj"]):
         with pytest.raises(UserError, match=r"^adapters a are of other layers than the recipe's lora \(.*\)$"):
             load_adapters(adapted(base, target_modules=modules), source, "a")

@@ -77,8 +77,9 @@ def build_task(
         unsupported: The answer of rows without an informative result: the label of the claim (label); the task's label
             for claims that nothing decides (undecided), which all rows then offer as an answer; or either label at
             random (random), so that no wording of a claim predicts it.
-        undecided_claims: Also draw a row of each claim that nothing decides (of the task's label for them); its own
-            results are distracting too. Needs another `unsupported` than label.
+        undecided_claims: Also draw a row of each claim that nothing decides (of the task's label for them), with
+            distracting results alone, of its own among them if `distractors` has own. Needs another `unsupported` than
+            label.
         counterfactuals: Draw from counterfactual pairs too (added), or from these and their originals alone (only):
             in a supported claim, a name, number or year that it shares with its passage is replaced in the claim, in
             the passage, or in both, so that neither alone tells the label.
@@ -90,8 +91,9 @@ def build_task(
         seed: Random seed; each row is drawn from the seed and its id.
 
     Returns:
-        The data card; `wording_auroc` is how well words alone predict the label, before and after balancing, and
-        `shortcuts` how well claims, search results, lengths or sources alone predict answers and judgements.
+        The data card; `wording_auroc` is how well words alone predict the label of decided claims, before and after
+        balancing, and `shortcuts` how well claims, search results, lengths or sources alone predict answers and
+        judgements.
 
     Raises:
         UserError: Bad options, or a task without judged evidence.
@@ -100,12 +102,9 @@ def build_task(
     result_shares = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
     _check_shares(supported=supported, held_out_share=held_out_share)
-    if undecided_claims and (unsupported == "label" or counterfactuals != "none"):
-        raise UserError(
-            "`undecided_claims`: such claims have neither a label nor counterfactual pairs; choose another "
-            "`unsupported` than label, and no `counterfactuals`"
-        )
     chosen = load_task(task)
+    if undecided_claims:
+        _check_undecided(chosen, paired=unsupported == "label" or counterfactuals != "none")
     dataset = load_task(task, ["all"]).load(data)
     settings = {
         "version": _version(out),
@@ -147,7 +146,7 @@ def build_task(
             raise UserError(f"no {none if items else 'counterfactual claims can be made'}")
         if counterfactuals != "none":
             drawn = _families(drawn)
-        undecided = _undecided(chosen, examples) if undecided_claims else {}
+        undecided = _undecided(chosen, dataset.examples, examples) if undecided_claims else {}
         if undecided:
             drawn = _mixed(drawn, undecided.values(), seed)
         drawn = drawn[:limit]
@@ -156,6 +155,7 @@ def build_task(
             protocol,
             examples,
             [item for item, _ in drawn if item.example.id not in undecided],
+            labels=sorted({item.label for item in items}),
             shares=result_shares,
             supported=supported,
             distractors=kinds,
@@ -171,7 +171,7 @@ def build_task(
             side.append((item, row))
         if not train:
             raise UserError(f"no row is left to train on; use a smaller `held_out_share` than {held_out_share}")
-        judged, used = ({item.example.id for item in kind} for kind in (items, [item for item, _ in rows]))
+        judged, used = {item.example.id for item in items} | undecided.keys(), {item.example.id for item, _ in rows}
         dropped = [
             {"id": example.id, "reason": "not drawn" if example.id in judged else "no judged evidence"}
             for example in examples
@@ -182,7 +182,7 @@ def build_task(
         jsonl.write_json(run.path(GROUPS), {row.id: item.group for item, row in train})
         jsonl.write_rows(run.path(DROPPED), dropped)
         jsonl.write_rows(run.path(REMOVED), removed)
-        trained = [item for item, _ in train if item.example.id not in undecided]
+        decided = [item for item, _ in train if item.example.id not in undecided]
         counts = {
             "n_in": len(inside),
             "n_train": len(train),
@@ -193,7 +193,7 @@ def build_task(
             "labels": dict(
                 sorted(Counter(drawer.label(item, row.id, _is_supported(row)) for item, row in train).items())
             ),
-            "wording_auroc": {"of the claims": _auroc(items, seed), "of the training rows": _auroc(trained, seed)},
+            "wording_auroc": {"of the claims": _auroc(items, seed), "of the training rows": _auroc(decided, seed)},
         }
         baselines = training_baselines([(item.group, row) for item, row in train], seed)
         card = card_of([row for _, row in train], counts, settings, baselines, constructed=True)
@@ -211,6 +211,16 @@ def _check_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise UserError(f"`{name}` should be between 0 and 1, not {share}")
+
+
+def _check_undecided(task: Task, *, paired: bool) -> None:
+    if paired:
+        raise UserError(
+            "`undecided_claims`: such claims have neither a label nor counterfactual pairs; choose another "
+            "`unsupported` than label, and no `counterfactuals`"
+        )
+    if task.spec.undecided_label is None:
+        raise UserError(f"`undecided_claims`: give task {task.name} an `undecided_label` in its YAML")
 
 
 def _is_supported(row: TrainingExample) -> bool:
@@ -292,13 +302,23 @@ def _mixed(
     return mixed
 
 
-def _undecided(task: Task, examples: Sequence[Example]) -> dict[str, SupportedLabel]:
-    """The claims that nothing decides by their ids, without those that some evidence decides all the same."""
-    label = task.spec.undecided_label
-    if label is None:
-        raise UserError(f"`undecided_claims`: give task {task.name} an `undecided_label` in its YAML")
-    claims = [example for example in examples if example.label == label and not any(example.stances)]
-    return {example.id: SupportedLabel(example, label) for example in claims}
+def _undecided(task: Task, whole: Sequence[Example], kept: Sequence[Example]) -> dict[str, SupportedLabel]:
+    """The kept claims that nothing decides, by their ids; some evidence may decide such a claim all the same.
+
+    Args:
+        task: The task.
+        whole: All examples, with all of their evidence.
+        kept: The examples to draw from.
+
+    Raises:
+        UserError: There are none.
+    """
+    label = str(task.spec.undecided_label)
+    open_ = {e.id for e in whole if e.label == label and len(e.stances) == len(e.evidence) and not any(e.stances)}
+    items = {example.id: SupportedLabel(example, label) for example in kept if example.id in open_}
+    if not items:
+        raise UserError(f"`undecided_claims`: the data have no claim of label {label} with judged evidence")
+    return items
 
 
 def _auroc(items: Sequence[SupportedLabel], seed: int) -> float | None:

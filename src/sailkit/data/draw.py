@@ -32,6 +32,7 @@ class ExampleDrawer:
         examples: Sequence[Example],
         items: Sequence[SupportedLabel],
         *,
+        labels: Sequence[str],
         shares: Sequence[float],
         supported: float,
         distractors: Sequence[str],
@@ -47,6 +48,7 @@ class ExampleDrawer:
             examples: The examples whose evidence can be shown.
             items: The items to be drawn. Their results are shown about as often as distracting as they are as
                 informative; otherwise a passage alone would tell its judgement.
+            labels: The labels of all decided claims, from which `unsupported` random draws.
             shares: Shares of rows with no, one, two ... search results.
             supported: Of the rows with search results, the share with at least one informative result.
             distractors: Where distracting results come from.
@@ -60,7 +62,7 @@ class ExampleDrawer:
                 that nothing decides.
         """
         # The labels of rows without an informative result; empty for the example's own.
-        self._unsupported = sorted({item.label for item in items}) if unsupported == "random" else []
+        self._unsupported = list(labels) if unsupported == "random" else []
         if unsupported == "undecided":
             undecided = task.spec.undecided_label
             if undecided is None:

@@ -15,10 +15,14 @@ _PREFETCHED = 32  # items of each process that are computed ahead
 
 
 def worker_count(tokens: int) -> int:
-    """The number of processes for so many supervised tokens: one for each core, or none for few tokens."""
+    """The number of processes for so many supervised tokens: one for each core, or none for few tokens.
+
+    Processes that a launcher started on this machine share its cores.
+    """
     if sys.platform != "linux":  # elsewhere processes are not forked, and a script without a main guard would run again
         return 0
-    workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), tokens // _TOKENS)
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = min(_MOST_WORKERS, cores, tokens // _TOKENS)
     return workers if workers > 1 else 0
 
 

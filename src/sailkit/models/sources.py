@@ -85,6 +85,10 @@ class Source:
         """sha256 of the files of each kind: `weights_sha256`, `tokenizer_sha256`, `config_sha256`."""
         return {f"{kind}_sha256": jsonl.file_fingerprint(paths) for kind, paths in self.files().items()}
 
+    def own_weights(self) -> str:
+        """sha256 of an adapter's weights and config, without its base."""
+        return jsonl.file_fingerprint([self.folder / ADAPTER, self.folder / ADAPTER_WEIGHTS])
+
     def trained_date(self) -> str | None:
         """The date with which sailkit trained the model, if its chat template contains the date."""
         path = self.folder / TRAINED

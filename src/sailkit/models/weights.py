@@ -124,7 +124,7 @@ def load_pretrained(
         UserError: The files cannot be loaded, do not belong together, or need code or pickles to be executed.
     """
     for adapter in source.adapters:
-        _check_base(adapter)
+        check_base(adapter)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -230,8 +230,15 @@ def saveable(model: Any, name: str) -> Any:
     return model
 
 
-def _check_base(source: Source) -> None:
-    """Refuse an adapter whose base has changed since its training; an adapter without a fingerprint is not checked."""
+def check_base(source: Source) -> None:
+    """Refuse an adapter whose base has changed since its training; an adapter without a fingerprint is not checked.
+
+    Args:
+        source: The adapter.
+
+    Raises:
+        UserError: The base has other weights than in the training.
+    """
     path = source.folder / TRAINED
     if source.base is None or not path.is_file():
         return

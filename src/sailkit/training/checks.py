@@ -12,8 +12,12 @@ from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.memory import LargestBatch, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import MODEL
+from sailkit.training.seeds import seed_folders
 from sailkit.training.tokenise import Prepared
 
+# Of a LoraConfig, besides the layers, whose names the adapters' weights have.
+_FORM = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save",
+         "trainable_token_indices")  # fmt: skip
 _LARGE = 2_000_000_000  # parameters; a larger quantised base would not train on a CPU in reasonable time
 
 
@@ -61,17 +65,29 @@ def resolve_adapters(recipe: Recipe, source: Source, seed: int) -> Source | None
         seed: The seed of this training; of a folder with runs of several seeds, the run of this one is taken.
 
     Raises:
-        UserError: They are no adapters, or of another model.
+        UserError: They are no adapters, of another model, or scaled in another way than the recipe's `lora`.
     """
     if recipe.adapters is None:
         return None
-    run = Path(recipe.adapters)
-    folders = (run / f"seed-{seed}" / MODEL, run / MODEL)
-    adapters = resolve(next((str(folder) for folder in folders if folder.is_dir()), recipe.adapters))
+    from peft import PeftConfig
+
+    from sailkit.models.weights import check_base
+    from sailkit.training.loading import lora_config
+
+    name, run = recipe.adapters, Path(recipe.adapters)
+    folder = next((path for path in (run / f"seed-{seed}" / MODEL, run / MODEL) if path.is_dir()), None)
+    if folder is None and seed_folders(run):
+        raise UserError(f"adapters {name} has no finished run of seed {seed}")
+    adapters = resolve(str(folder or name))
     if adapters.base is None:
-        raise UserError(f"adapters {recipe.adapters} is a full model; name it as the model instead")
-    if adapters.base.digests()["weights_sha256"] != source.digests()["weights_sha256"]:
-        raise UserError(f"adapters {recipe.adapters} were trained on another model than {recipe.model}")
+        raise UserError(f"adapters {name} is a full model; name it as the model instead")
+    check_base(adapters)
+    if adapters.base != source and adapters.base.digests()["weights_sha256"] != source.digests()["weights_sha256"]:
+        raise UserError(f"adapters {name} were trained on another model than {recipe.model}")
+    old, new = PeftConfig.from_pretrained(str(adapters.folder)), lora_config(recipe)
+    for key in _FORM:
+        if (trained := getattr(old, key)) != (ours := getattr(new, key)):
+            raise UserError(f"adapters {name} have {key} {trained}, and the recipe's lora {ours}")
     return adapters
 
 

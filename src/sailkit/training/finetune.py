@@ -205,7 +205,7 @@ def _open_run(setup: _Setup, out: Path) -> Iterator[runs.Run]:
                     **setup.objective.settings,
                     # Left out where they are not needed, as in older manifests.
                     **({"processes": processes.count} if processes.count > 1 else {}),
-                    **({"adapters_sha256": adapters.digests()["weights_sha256"]} if adapters else {}),
+                    **({"adapters_sha256": adapters.own_weights()} if adapters else {}),
                 }
                 run = stack.enter_context(runs.open_run(out, "finetune", settings))
                 if not run.path(runs.METRICS).exists():

@@ -17,7 +17,6 @@ from sailkit.models.weights import load_pretrained, pick_device, pick_dtype, sav
 from sailkit.training.activations import attends_without_kernel
 from sailkit.training.recipe import Recipe
 
-_SCALES = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # what adapters are scaled by
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by a launcher
 
 
@@ -109,21 +108,19 @@ def load_adapters(model: Any, source: Source, name: str) -> None:
 
     Args:
         model: A model with new adapters.
-        source: The trained adapters.
+        source: The trained adapters; see `resolve_adapters`.
         name: Their name in the recipe.
 
     Raises:
-        UserError: They differ in form from the new ones.
+        UserError: They are of other layers than the new ones.
     """
-    from peft import PeftConfig, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    new = model.peft_config[model.active_adapter]
-    old = PeftConfig.from_pretrained(str(source.folder))
-    for key in _SCALES:
-        if (trained := getattr(old, key)) != (ours := getattr(new, key)):
-            raise UserError(f"adapters {name} have {key} {trained}, and the recipe's lora {ours}")
-    outcome = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_WEIGHTS))
+    try:
+        outcome = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_WEIGHTS))
+    except (KeyError, RuntimeError) as error:  # of other shapes, or without a layer that is saved as a whole
+        raise UserError(f"adapters {name} do not fit the model: {' '.join(str(error).split())[:200]}") from None
     missing = [key for key in outcome.missing_keys if ".lora_" in key]
     if unmatched := sorted([*missing, *outcome.unexpected_keys]):
         raise UserError(f"adapters {name} are of other layers than the recipe's lora ({unmatched[0]} ...)")

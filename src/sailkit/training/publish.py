@@ -75,6 +75,9 @@ def model_card(
     which = "Adapters on" if recipe.lora is not None else "All weights of"
     tuned = "given search results, the model first says which of them are informative and which are distracting, then"
     texts = [f"{which} {base}, fine-tuned with sailkit {__version__}: {tuned} answers."]
+    if recipe.adapters:
+        start = _public(recipe.adapters)
+        texts.append(f"Their training went on from {start}: 'before' means with these adapters, not the base alone.")
     texts += [] if license_ else [_NO_LICENSE]
     report = Report(
         f"{base}, tuned to use search results",
@@ -87,8 +90,8 @@ def model_card(
 def _card_sections(
     figures: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
 ) -> list[Section]:
-    about_data = ("model", "data", "curriculum", "held_out")
-    settings = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in about_data}
+    elsewhere = ("model", "data", "curriculum", "held_out", "adapters")  # in other sections, without local folders
+    settings = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in elsewhere}
     effective = facts.effective_rows(manifest)
     rows, results = facts.before_and_after(figures), figures.get("tuned_flagging_results")
     held_out = f"{figures.get('held_out_rows', 0)} held-out rows" + (f", {results} search results" if results else "")
