@@ -452,8 +452,8 @@ def test_the_recipe_of_the_page_works_as_it_stands(tmp_path):
 
 @pytest.mark.long
 def test_the_laptop_recipe_runs_from_claims_to_reports(shared, tmp_path):
-    """Everything real and small: a few claims, two training steps."""
-    few = [f"{kind}=24" for kind in re.findall(r"(\w+_rows\w*):", (RECIPES / "laptop.yaml").read_text())]
+    """Everything real and small: a few claims, of which some are held out, and two training steps."""
+    few = [f"{rows}=100" for rows in re.findall(r"(\w+_rows\w*):", (RECIPES / "laptop.yaml").read_text())]
     result = run(RECIPES / "laptop.yaml", out=tmp_path / "out", set=[*few, "items=10", "steps=2", f"data={shared}"])
     assert set(states(result).values()) == {"finished"}
     assert list((tmp_path / "out" / "fever_report").glob("*.html"))
