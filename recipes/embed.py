@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
         adapters = resolve_adapters(check_recipe(recipe, str(run)), resolve(EMBEDDED), manifest["settings"]["seed"])
         if adapters.own_weights() != manifest["settings"]["adapters_sha256"]:
             raise UserError(f"{run}: {recipe['adapters']} has other weights than when its training went on")
-        start = {"started_from": _described(adapters.folder)}
+        own = adapters.folder / runs.MANIFEST  # of adapters that came with the package; else that of their run
+        before = jsonl.read_json(own if own.exists() else adapters.folder.parent / runs.MANIFEST)
+        sha256 = jsonl.file_fingerprint([adapters.folder / ADAPTER_WEIGHTS])
+        start = {"started_from": {"weights_sha256": sha256, **_described(before)}}
     recipe = _without_folders(recipe)
     record = {k: v for k, v in jsonl.read_json(run / "model" / TRAINED).items() if k != BASE_WEIGHTS}
     with atomic_folder(package / name) as folder:
@@ -95,20 +99,17 @@ def embed(run: Path, name: str, package: Path = PACKAGE) -> Path:
                     for file in sorted(folder.iterdir())
                     if file.name != runs.MANIFEST
                 },
-                "settings": {**manifest["settings"], "recipe": recipe},
-                "environment": {key: manifest["environment"][key] for key in ("versions", "git_revision")},
+                **_described(manifest),
                 **start,
             },
         )
     return package / name
 
 
-def _described(adapters: Path) -> dict[str, Any]:
-    """How the adapters were trained with which a training started: those of a run, or that came with the package."""
-    manifest = jsonl.read_json((adapters if (adapters / runs.MANIFEST).exists() else adapters.parent) / runs.MANIFEST)
+def _described(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and versions of a training."""
     settings = manifest["settings"]
     return {
-        "weights_sha256": jsonl.file_fingerprint([adapters / ADAPTER_WEIGHTS]),
         "settings": {**settings, "recipe": _without_folders(settings["recipe"])},
         "environment": {key: manifest["environment"][key] for key in ("versions", "git_revision")},
     }

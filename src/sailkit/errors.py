@@ -56,6 +56,20 @@ def at_least_one(**options: int | None) -> None:
             raise UserError(f"`{name}` should be at least 1, not {value}")
 
 
+def between_zero_and_one(**options: float | None) -> None:
+    """Refuse a share or probability below 0 or above 1.
+
+    Args:
+        options: The values, by the arguments' names; None passes.
+
+    Raises:
+        UserError: An option is outside.
+    """
+    for name, value in options.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"`{name}` should be between 0 and 1, not {value}")
+
+
 def missing_extra(extra: str, needed_for: str) -> UserError:
     """The error for an optional dependency that is not installed, with the command that installs it."""
     return UserError(f"{needed_for} needs an extra: run  pip install 'sailkit[{extra}]'")

@@ -156,12 +156,15 @@ def test_the_training_of_adapters_goes_on(trained, tmp_path):
     figures = run.to_json()
     assert figures["base_loss"] == figures["tuned_loss"]
     assert resolve(str(run.model)).base.folder == resolve(how["model"]).folder
+    card = (run.model / "README.md").read_text()
+    assert "Their training went on from model: 'before' means with these adapters" in card
+    assert str(adapters.parent) not in card
 
 
 def test_each_seed_goes_on_with_its_own_adapters(trained, tmp_path):
     adapters, how = trained
     group, base = tmp_path / "group", resolve(how["model"])
-    shutil.copytree(adapters, group / "seed-1" / "model")
+    shutil.copytree(adapters.parent, group / "seed-1")
     for name, seed, folder in (
         (adapters, 1, adapters),
         (adapters.parent, 1, adapters),

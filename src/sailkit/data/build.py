@@ -16,7 +16,7 @@ from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import LEAK_RULES_VERSION, REMOVED, LeakCheck
 from sailkit.data.results import TrainingData
 from sailkit.data.rows import RowBuilder
-from sailkit.errors import UserError, at_least_one
+from sailkit.errors import UserError, at_least_one, between_zero_and_one
 from sailkit.files import jsonl
 from sailkit.labeling.labels_file import LABELS, read_labels
 from sailkit.labeling.ppi import corrected_share
@@ -144,8 +144,7 @@ def _check_options(
     labels: Sequence[Path],
 ) -> None:
     at_least_one(top=top, limit=limit)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"`threshold` should be between 0 and 1, not {threshold}")
+    between_zero_and_one(threshold=threshold)
     if not 0 <= held_out_share < 1:
         raise UserError(f"`held_out_share` should be at least 0 and below 1, not {held_out_share}")
     if not labels:

@@ -18,12 +18,12 @@ from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
 from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples
-from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported
+from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported, undecided_label
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row, words_of
 from sailkit.data.results import BuiltTask
 from sailkit.data.rows import SPLIT_SEED
-from sailkit.errors import UserError, at_least_one
+from sailkit.errors import UserError, at_least_one, between_zero_and_one
 from sailkit.files import jsonl
 from sailkit.prompts.sail import wording
 from sailkit.records import Example, Instruction, TrainingExample, original_id
@@ -101,10 +101,10 @@ def build_task(
     at_least_one(limit=limit, max_words=max_words)
     result_shares = read_shares(shares)
     kinds = list(dict.fromkeys(distractors or ("random", "near")))
-    _check_shares(supported=supported, held_out_share=held_out_share)
+    between_zero_and_one(supported=supported, held_out_share=held_out_share)
     chosen = load_task(task)
     if undecided_claims:
-        _check_undecided(chosen, paired=unsupported == "label" or counterfactuals != "none")
+        _check_undecided(chosen, unsupported, counterfactuals)
     dataset = load_task(task, ["all"]).load(data)
     settings = {
         "version": _version(out),
@@ -207,20 +207,13 @@ def _version(out: Path) -> int:
     return int(version or _VERSION)
 
 
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"`{name}` should be between 0 and 1, not {share}")
-
-
-def _check_undecided(task: Task, *, paired: bool) -> None:
-    if paired:
+def _check_undecided(task: Task, unsupported: Unsupported, counterfactuals: str) -> None:
+    if unsupported == "label" or counterfactuals != "none":
         raise UserError(
             "`undecided_claims`: such claims have neither a label nor counterfactual pairs; choose another "
             "`unsupported` than label, and no `counterfactuals`"
         )
-    if task.spec.undecided_label is None:
-        raise UserError(f"`undecided_claims`: give task {task.name} an `undecided_label` in its YAML")
+    undecided_label(task, "`undecided_claims`")
 
 
 def _is_supported(row: TrainingExample) -> bool:
@@ -313,7 +306,7 @@ def _undecided(task: Task, whole: Sequence[Example], kept: Sequence[Example]) ->
     Raises:
         UserError: There are none.
     """
-    label = str(task.spec.undecided_label)
+    label = undecided_label(task, "`undecided_claims`")
     open_ = {e.id for e in whole if e.label == label and len(e.stances) == len(e.evidence) and not any(e.stances)}
     items = {example.id: SupportedLabel(example, label) for example in kept if example.id in open_}
     if not items:

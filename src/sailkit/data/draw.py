@@ -64,9 +64,7 @@ class ExampleDrawer:
         # The labels of rows without an informative result; empty for the example's own.
         self._unsupported = list(labels) if unsupported == "random" else []
         if unsupported == "undecided":
-            undecided = task.spec.undecided_label
-            if undecided is None:
-                raise UserError(f"`unsupported='undecided'`: give task {task.name} an `undecided_label` in its YAML")
+            undecided = undecided_label(task, "`unsupported='undecided'`")
             task = load_task(task, [*task.labels, undecided])
             self._unsupported = [undecided]
         names = task.spec.protocols.get(protocol)
@@ -155,6 +153,21 @@ class ExampleDrawer:
                 if group != example.group and result.body not in excluded:
                     return result
         raise UserError(f"example {example.id!r}: no other example has a search result that could distract")
+
+
+def undecided_label(task: Task, option: str) -> str:
+    """The task's label for claims that nothing decides.
+
+    Args:
+        task: The task.
+        option: The option that needs it, for the error.
+
+    Raises:
+        UserError: The task has none.
+    """
+    if task.spec.undecided_label is None:
+        raise UserError(f"{option}: give task {task.name} an `undecided_label` in its YAML")
+    return task.spec.undecided_label
 
 
 def _supporting(item: SupportedLabel) -> list[SearchResult]:

@@ -21,10 +21,9 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.prompts.sail import completion
 from sailkit.records import TrainingExample
-from sailkit.training.tokenise import IGNORED, Prepared
+from sailkit.training.tokenise import IGNORED, MANY, Prepared
 
 NO_ROOM = "the teacher has no room for it"
-_MANY = 1000  # rows from which on progress is shown
 _ROWS = 64  # that a process tokenises at a time
 WITHOUT_TEACHER = "without_teacher.jsonl"  # rows that are trained with cross-entropy alone, with the reason
 
@@ -102,7 +101,7 @@ class TokenizerPair:
         if workers is None:
             workers = worker_count(prepared.supervised)
         rows: list[AlignedCompletion | WithoutTeacher] = []
-        with runs.progress("tokenising for the teacher", count if count >= _MANY else 0) as tick:
+        with runs.progress("tokenising for the teacher", count if count >= MANY else 0) as tick:
             for part in in_order(lambda part: self._tokenise(prepared, part), parts, workers):
                 rows += part
                 tick(len(part))

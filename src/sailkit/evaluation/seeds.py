@@ -31,7 +31,7 @@ def for_each_seed(evaluate: Callable[P, Evaluation]) -> Callable[P, Evaluation |
         folder = None if out is None else Path(out)
         with process_group() as processes:  # around all seeds: accelerate does not connect twice
             with processes.raise_together():
-                models = _models(Path(given)) if isinstance(given, (str, Path)) and Path(given).is_dir() else None
+                models = models_of(Path(given)) if isinstance(given, (str, Path)) and Path(given).is_dir() else None
                 if isinstance(models, dict):
                     _check_group(models, given, folder, arguments.get("csv_out"))
             if not isinstance(models, dict):
@@ -53,8 +53,15 @@ def _check_group(models: dict[str, Path], given: object, folder: Path | None, cs
         raise UserError(f"{folder} exists and does not hold a run for each seed; choose another `out`")
 
 
-def _models(folder: Path) -> Path | dict[str, Path] | None:
-    """The model of a training run, the models of several seeds by name, or None for any other folder."""
+def models_of(folder: Path) -> Path | dict[str, Path] | None:
+    """The model of a training run, the models of several seeds by name, or None for any other folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: One of several runs is not finished.
+    """
     if (folder / runs.MANIFEST).exists():
         model = _model_of(folder)
         return model if model.is_dir() else None

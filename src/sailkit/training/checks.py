@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.models.rope import rope_lengths
 from sailkit.models.sources import Source, resolve
 from sailkit.training.estimate import config_and_tokenizer
 from sailkit.training.memory import LargestBatch, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
-from sailkit.training.results import MODEL
-from sailkit.training.seeds import seed_folders
 from sailkit.training.tokenise import Prepared
 
 # Of a LoraConfig, besides the layers, whose names the adapters' weights have.
@@ -71,23 +70,27 @@ def resolve_adapters(recipe: Recipe, source: Source, seed: int) -> Source | None
         return None
     from peft import PeftConfig
 
+    from sailkit.evaluation.seeds import models_of
     from sailkit.models.weights import check_base
     from sailkit.training.loading import lora_config
 
-    name, run = recipe.adapters, Path(recipe.adapters)
-    folder = next((path for path in (run / f"seed-{seed}" / MODEL, run / MODEL) if path.is_dir()), None)
-    if folder is None and seed_folders(run):
-        raise UserError(f"adapters {name} has no finished run of seed {seed}")
-    adapters = resolve(str(folder or name))
+    name = recipe.adapters
+    trained = models_of(Path(name)) if Path(name).is_dir() else None
+    if isinstance(trained, dict):
+        trained = trained.get(f"seed-{seed}")
+        if trained is None:
+            raise UserError(f"adapters {name} has no finished run of seed {seed}")
+    adapters = resolve(str(trained or name))
     if adapters.base is None:
         raise UserError(f"adapters {name} is a full model; name it as the model instead")
     check_base(adapters)
-    if adapters.base != source and adapters.base.digests()["weights_sha256"] != source.digests()["weights_sha256"]:
+    bases = {adapters.base, source}  # usually the same files, which are then read once
+    if len({jsonl.file_fingerprint(base.files()["weights"]) for base in bases}) > 1:
         raise UserError(f"adapters {name} were trained on another model than {recipe.model}")
     old, new = PeftConfig.from_pretrained(str(adapters.folder)), lora_config(recipe)
     for key in _FORM:
-        if (trained := getattr(old, key)) != (ours := getattr(new, key)):
-            raise UserError(f"adapters {name} have {key} {trained}, and the recipe's lora {ours}")
+        if (theirs := getattr(old, key)) != (ours := getattr(new, key)):
+            raise UserError(f"adapters {name} have {key} {theirs}, and the recipe's lora {ours}")
     return adapters
 
 

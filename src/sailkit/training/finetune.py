@@ -179,10 +179,10 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
 
     tokenizer = pretrained(AutoTokenizer, source.tokenizer_folder)
     recipe = replace(recipe, date=date if reads_clock(tokenizer) else None)
+    args = sft_config(with_format_as_begun(recipe, out), out, held_out=bool(held_out_paths(recipe)))
+    adapters = resolve_adapters(recipe, source, args.seed)  # before minutes of tokenising
     train, held_out = prepare_data(recipe, tokenizer)
     check_rows(recipe, source, (train, held_out))
-    args = sft_config(with_format_as_begun(recipe, out), out, held_out=held_out is not None)
-    adapters = resolve_adapters(recipe, source, args.seed)
     return _Setup(recipe, objective, processes, source, adapters, tokenizer, train, held_out, args)
 
 

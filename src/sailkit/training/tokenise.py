@@ -18,7 +18,7 @@ from sailkit.records import TrainingExample
 from sailkit.training.recipe import Recipe
 
 IGNORED = -100  # the label of a token that is not supervised
-_MANY = 1000  # examples whose tokenisation takes so long that progress is shown
+MANY = 1000  # examples whose tokenisation takes so long that progress is shown
 NO_TOKENS = "the tokenizer makes no token of its completion"
 
 
@@ -174,7 +174,7 @@ def _ordered_rows(recipe: Recipe) -> tuple[list[TrainingExample], int]:
 
 def _with_progress(examples: Sequence[TrainingExample]) -> Iterator[TrainingExample]:
     """Show progress while many examples are tokenised."""
-    with runs.progress("tokenising", len(examples) if len(examples) >= _MANY else 0) as tick:
+    with runs.progress("tokenising", len(examples) if len(examples) >= MANY else 0) as tick:
         for example in examples:
             yield example
             tick()
