@@ -33,7 +33,11 @@ def run(folder: Path, accuracy: float, model: str, search: str, seed: int, **cha
     rows = []
     for n, hit in enumerate(right):
         gold, other = LABELS if n % 10 < 7 else LABELS[::-1]
-        rows.append(Prediction(str(n), n, f"Claim {n}", gold, gold if hit else other, "answered", "text"))
+        scores = {gold: 0.7, other: 0.3} if hit else {gold: 0.3, other: 0.7}
+        label = "informative" if search == "evidence" else "distracting"
+        turn = {"judgements": [label], "verdicts": [label if hit else "distracting"]}
+        answer = gold if hit else other
+        rows.append(Prediction(str(n), n, f"Claim {n}", gold, answer, "answered", "text", scores=scores, turns=(turn,)))
     settings = {
         "labels": LABELS, "rules_version": ANSWER_RULES_VERSION, "task": "climate-fever", "protocol": "direct",
         "model": f"runs/{model}", "weights_sha256": model, "search": search, "n": ITEMS, **changes,
@@ -116,6 +120,26 @@ def test_runs_are_paired_by_their_weights_whatever_their_names(old):
     (pair,) = compare(*old).pairs
     assert pair.paired
     assert pair.by_run["accuracy"] == pytest.approx((0.166, -0.054, -0.038), abs=3e-3)
+
+
+def test_flags_and_areas_are_means_over_seeds(old, capsys):
+    result = compare(*old)
+    (pair,) = result.pairs
+    by_run = [compare(*(path / f"seed-{seed}" for path in old)).pairs[0].flagging for seed in range(3)]
+    assert pair.flagging.mcc.value == pytest.approx(np.mean([figures.mcc.value for figures in by_run]))
+    assert pair.flagging.informative.value == pytest.approx((0.646 + 0.405 + 0.448) / 3, abs=1e-3)
+    assert [group.flagging.mcc for group in result.groups] == [None, None]  # a group has results of one kind
+    for group in result.groups:  # the scores are as good as the answers
+        assert group.by_run["auroc"] == pytest.approx(group.by_run["balanced_accuracy"])
+    assert pair.differences["auroc"].p_value == pytest.approx(pair.differences["balanced_accuracy"].p_value)
+    values = result.to_json()
+    assert (values["flag_mcc"], values["auroc_difference"]) == (
+        pair.flagging.mcc.value, pair.differences["auroc"].estimate.value,
+    )  # fmt: skip
+    main(["compare", *map(str, old)])
+    printed = capsys.readouterr().out
+    assert f"MCC {pair.flagging.mcc.value:.3f}" in printed
+    assert "AUROC" in printed
 
 
 def test_groups_of_other_models_are_independent(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import matthews_corrcoef, recall_score
 
-from sailkit.evaluation.flagging import Flagging, flagging
+from sailkit.evaluation.flagging import Flagging, flagging, flagging_over_seeds
 from sailkit.records import Prediction
 
 VERDICTS = ("informative", "distracting")
@@ -62,3 +62,38 @@ def test_results_of_one_item_in_two_runs_are_one_unit():
     paired = alone[:30] + [prediction(number, [("distracting", VERDICTS[number % 2])]) for number in range(30)]
     assert flagging(alone).mcc.value == flagging(paired).mcc.value
     assert flagging(alone).mcc != flagging(paired).mcc
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(RESULTS, min_size=2, max_size=12), st.randoms(use_true_random=False))
+def test_the_figures_over_seeds_are_the_means_of_those_of_the_models(items, rng):
+    """Each model judges the same labelled results, with verdicts of its own."""
+    models = [
+        [
+            prediction(number, [(label, rng.choice(VERDICTS)) for label, _ in results])
+            for number, results in enumerate(items)
+        ]
+        for _ in range(3)
+    ]
+    mean, single = flagging_over_seeds(models), [flagging(model) for model in models]
+    assert mean.results == single[0].results
+    for name in ("informative", "distracting", "mcc"):
+        values = [getattr(figures, name) for figures in single]
+        estimate = getattr(mean, name)
+        assert (estimate is None) == (None in values)
+        if estimate:
+            assert estimate.value == pytest.approx(sum(value.value for value in values) / 3)
+            assert estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
+
+
+def test_the_interval_over_seeds_is_wider_than_that_of_a_model_if_seeds_differ():
+    def model(share: float) -> list[Prediction]:
+        verdicts = [VERDICTS[number >= 100 * share] for number in range(100)]
+        return [prediction(i, [("informative", verdict), ("distracting", "distracting")])
+                for i, verdict in enumerate(verdicts)]  # fmt: skip
+
+    figures = [flagging_over_seeds(models) for models in ([model(0.7)], [model(0.9), model(0.7), model(0.5)])]
+    alone, several = (each.informative for each in figures)
+    assert (alone.value, several.value) == pytest.approx((0.7, 0.7))
+    assert several.high - several.low > 2 * (alone.high - alone.low)
+    assert flagging_over_seeds([model(0.7), []]) is None

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from sailkit.stats.metrics import macro_f1
-from sailkit.stats.seeds import SeedFigures, mean_over_seeds, over_seeds, seed_figures
+from sailkit.stats.seeds import SeedFigures, mean_over_seeds, over_seeds, seed_auroc, seed_figures
 
 
 def share(counts):
@@ -139,3 +140,23 @@ def test_the_interval_of_a_mean_stays_within_the_range_of_its_figure():
     figures = mean_over_seeds([0.9, 0.95, 1.0])
     assert figures.high > 1
     assert mean_over_seeds([0.9, 0.95, 1.0], 0.0, 1.0) == replace(figures, high=1.0)
+
+
+def test_the_area_of_each_run_is_that_of_scikit_learn():
+    """With more units than are left out at once, and units of several items."""
+    rng = np.random.default_rng(3)
+    units = np.repeat(np.arange(300), 2)
+    gold = rng.random((3, 600)) < 0.4
+    scores = gold + rng.normal(0, 1, (2, 3, 600))
+    figures = seed_auroc(gold.tolist(), scores.tolist(), units.tolist())
+    expected = [np.mean([roc_auc_score(g, s) for g, s in zip(gold, of_run, strict=True)]) for of_run in scores]
+    assert figures.figures == pytest.approx(expected)
+    without = [np.mean([roc_auc_score(g[units != u], s[units != u]) for g, s in zip(gold, scores[0], strict=True)])
+               for u in range(300)]  # fmt: skip
+    deviations = (np.array(without) - np.mean(without)) * np.sqrt(299 / 300)
+    assert figures.deviations[:, 0] == pytest.approx(deviations)
+
+
+def test_a_class_in_a_single_unit_has_no_area():
+    assert seed_auroc([[True, False, False]], [[[0.1, 0.2, 0.3]]], [0, 1, 2]) is None
+    assert seed_auroc([[True, True, False, False]], [[[0.9, 0.8, 0.1, 0.2]]], [0, 1, 2, 3]).figures == [1]

@@ -16,6 +16,7 @@ from sailkit.training.checks import resolve_adapters
 from sailkit.training.finetune import finetune
 from sailkit.training.loading import device_to_load_on, keep_adapters_in_float32, load_adapters, load_for_training
 from sailkit.training.recipe import Recipe
+from sailkit.training.report import report_on
 from sailkit.training.tokenise import prepare
 from small_rows import example, write
 
@@ -159,6 +160,7 @@ def test_the_training_of_adapters_goes_on(trained, tmp_path):
     card = (run.model / "README.md").read_text()
     assert "Their training went on from model: 'before' means with these adapters" in card
     assert str(adapters.parent) not in card
+    assert f"Training of the adapters {adapters} went on: 'before' means with them" in report_on(run.folder).about
 
 
 def test_each_seed_goes_on_with_its_own_adapters(trained, tmp_path):

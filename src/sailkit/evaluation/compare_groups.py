@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import numpy as np
-
-from sailkit.errors import UserError
 from sailkit.evaluation.comparable import (
     check_comparable,
     differing_factors,
@@ -17,34 +14,17 @@ from sailkit.evaluation.comparable import (
     isolates,
 )
 from sailkit.evaluation.figures import Flag, Truth
-from sailkit.evaluation.group_results import GroupComparison, GroupDifference, GroupFigures, Measure, Verdict
+from sailkit.evaluation.flagging import Flagging, flagging_over_seeds
+from sailkit.evaluation.group_figures import figures_of_runs, mean_figures, true_labels
+from sailkit.evaluation.group_results import GroupComparison, GroupDifference, Measure, Verdict
 from sailkit.evaluation.groups import RunGroup
 from sailkit.evaluation.summary import baseline_figures, constant_flags, counted, few_items
 from sailkit.rendering.numbers import signed
 from sailkit.stats import metrics
-from sailkit.stats.intervals import ALPHA, LEAST_UNITS, Counts
-from sailkit.stats.seeds import MOST_SEEDS, SeedFigures, over_seeds, seed_figures
+from sailkit.stats.intervals import ALPHA, LEAST_UNITS
+from sailkit.stats.seeds import MOST_SEEDS, SeedFigures, over_seeds
 
-MEASURES = {
-    "accuracy": metrics.accuracy,
-    "macro_f1": metrics.macro_f1,
-    "balanced_accuracy": metrics.balanced_accuracy,
-}
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """The items on which all runs are judged: id -> true label, and id -> its unit of resampling."""
-
-    labels: dict[str, str]
-    units: dict[str, str]
-    grouped: bool
-
-    @property
-    def number(self) -> int:
-        """Number of units."""
-        return len({*self.units.values()})
 
 
 @dataclass(frozen=True)
@@ -82,9 +62,9 @@ def compare_groups(
     runs = [run for group in groups for run in group.runs.values()]
     for run in runs[1:]:
         check_comparable(runs[0], run)
-    truth = _truth(groups, against)
+    truth = true_labels(groups, against)
     labels = runs[0].labels
-    figures = [_figures(group, truth, labels) for group in groups]
+    figures = [figures_of_runs(group, truth, labels) for group in groups]
     both = list(combinations(range(len(groups)), 2))
     pairs = [_pair(groups[i], groups[j], figures[i], figures[j]) for i, j in both]
     effects = [effect for pair in pairs if (effect := _search_effect(pair))]
@@ -108,7 +88,7 @@ def compare_groups(
         n=len(truth.labels),
         units=units,
         left_out=len(runs[0].predictions) - len(truth.labels),
-        groups=tuple(_group_figures(group, of) for group, of in zip(groups, figures, strict=True)),
+        groups=tuple(mean_figures(group, of) for group, of in zip(groups, figures, strict=True)),
         baselines=baseline_figures([(label, label) for label in truth.labels.values()], labels),
         pairs=tuple(results[: len(pairs)]),
         interactions=tuple(results[len(pairs) :]),
@@ -116,64 +96,15 @@ def compare_groups(
     return replace(comparison, flags=tuple(_flags(comparison, groups)))
 
 
-def group_figures(group: RunGroup, against: Truth = "human") -> GroupFigures:
-    """The mean figures of a group of runs with their intervals over seeds and items.
-
-    Args:
-        group: The runs.
-        against: The data set's own labels (human), or those of a reference model.
-    """
-    return _group_figures(group, _figures(group, _truth([group], against), group.first.labels))
-
-
-def _truth(groups: Sequence[RunGroup], against: Truth) -> _Truth:
-    """The true label of each item; a reference label counts if it is the same in all runs that have one."""
-    by_run = [{p.id: p for p in run.predictions} for group in groups for run in group.runs.values()]
-    labels, units = {}, {}
-    for item, first in by_run[0].items():
-        given = {p.gold if against == "human" else p.reference for p in (rows[item] for rows in by_run)} - {None}
-        if len(given) == 1:
-            labels[item] = str(given.pop())
-            units[item] = next((rows[item].group for rows in by_run if rows[item].group), first.id)
-    if not labels:
-        names = " and ".join(group.name for group in groups)
-        raise UserError(f"{names} share no {against} labels; see `against`")
-    return _Truth(labels, units, any(p.group for rows in by_run for p in rows.values()))
-
-
-def _figures(group: RunGroup, truth: _Truth, labels: Sequence[str]) -> dict[str, SeedFigures]:
-    row = {unit: i for i, unit in enumerate(dict.fromkeys(truth.units.values()))}
-    column = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
-    units = [row[truth.units[item]] for item in truth.labels]
-    golds = [column[label] for label in truth.labels.values()]
-    tables: list[Counts] = []
-    for run in group.runs.values():
-        answers = {p.id: p.predicted for p in run.predictions}
-        table = np.zeros((len(row), len(labels), len(column)), dtype=np.int64)
-        np.add.at(table, (units, golds, [column[answers[item]] for item in truth.labels]), 1)
-        tables.append(table)
-    return {name: seed_figures(tables, statistic) for name, statistic in MEASURES.items()}
-
-
-def _group_figures(group: RunGroup, figures: Mapping[str, SeedFigures]) -> GroupFigures:
-    return GroupFigures(
-        name=group.name,
-        runs=tuple(group.runs),
-        by_run={name: tuple(map(float, of.figures)) for name, of in figures.items()},
-        figures={name: over_seeds(of, least=0.0).estimate for name, of in figures.items()},
-    )
-
-
 def _pair(a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mapping[str, SeedFigures]) -> _Difference:
-    terms: dict[str, tuple[SeedFigures, ...]]
     paired = {*a.models} == {*b.models}
-    if paired:
-        order = [b.models.index(model) for model in a.models]
-        terms = {name: (figures - of_b[name].in_order(order),) for name, figures in of_a.items()}
-    elif 1 in (len(a.runs), len(b.runs)):  # a single run is compared with each run of the other group
-        terms = {name: (figures - of_b[name],) for name, figures in of_a.items()}
+    order = [b.models.index(model) for model in a.models] if paired else range(len(b.runs))
+    both = {name: (figures, of_b[name].in_order(order)) for name, figures in of_a.items() if name in of_b}
+    terms: dict[str, tuple[SeedFigures, ...]]
+    if paired or 1 in (len(a.runs), len(b.runs)):  # a single run is compared with each run of the other group
+        terms = {name: (first - second,) for name, (first, second) in both.items()}
     else:
-        terms = {name: (figures, -of_b[name]) for name, figures in of_a.items()}
+        terms = {name: (first, -second) for name, (first, second) in both.items()}
     factors = differing_factors(a.first, b.first)
     if paired:  # the first runs may be of different models
         factors = {name: values for name, values in factors.items() if name not in ("model", "weights_sha256")}
@@ -186,8 +117,17 @@ def _pair(a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mappi
         by_run={name: tuple(map(float, groups[0].figures)) for name, groups in terms.items() if len(groups) == 1},
         factors=factors,
         isolates=isolates(factors, a.first.provenance.get("search")),
+        flagging=_flagging(a, b, order) if paired and independent_factors(factors) == ["search"] else None,
     )
     return _Difference(result, frozenset(a.models), terms)
+
+
+def _flagging(a: RunGroup, b: RunGroup, order: Sequence[int]) -> Flagging | None:
+    """The models' verdicts on the search results of both groups against their labels."""
+    of_b = list(b.runs.values())
+    return flagging_over_seeds(
+        [(*run.predictions, *of_b[n].predictions) for run, n in zip(a.runs.values(), order, strict=True)]
+    )
 
 
 def _search_effect(pair: _Difference) -> _Difference | None:
@@ -204,7 +144,11 @@ def _search_effect(pair: _Difference) -> _Difference | None:
 
 def _minus(first: _Difference, second: _Difference) -> _Difference:
     """The difference between what search results give two groups of models."""
-    terms = {name: (*groups, *(-group for group in second.terms[name])) for name, groups in first.terms.items()}
+    terms = {
+        name: (*groups, *(-group for group in second.terms[name]))
+        for name, groups in first.terms.items()
+        if name in second.terms
+    }
     result = GroupDifference(
         a=f"{first.result.a} - {first.result.b}",
         b=f"{second.result.a} - {second.result.b}",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from sailkit.records import Prediction
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Estimate, read_estimates, resample, share
+from sailkit.stats.seeds import over_seeds, seed_figures
 
 _VERDICTS = ("informative", "distracting")
 _NO_VERDICT = "unreadable"
@@ -60,21 +64,54 @@ def flagging(predictions: Sequence[Prediction], seed: int = 0) -> Flagging | Non
     Returns:
         The figures; None if no result has both a verdict and a label.
     """
-    labelled: list[str] = []
-    verdicts: list[str] = []
-    groups: list[str] = []
-    for prediction in predictions:
-        for turn in prediction.turns:
-            if labels := turn.get("judgements"):
-                labelled += labels
-                verdicts += turn["verdicts"] or [_NO_VERDICT] * len(labels)
-                groups += [prediction.unit] * len(labels)
-    if not labelled:
+    rows = _labelled(predictions)
+    if not rows:
         return None
+    labelled, verdicts, groups = map(list, zip(*rows, strict=True))
     informative, distracting = (_recall(label, labelled, verdicts, groups, seed) for label in _VERDICTS)
     units = metrics.confusion_units(labelled, verdicts, _VERDICTS, groups)
     mcc = resample(units, seed).estimate(metrics.mcc) if informative and distracting else None
     return Flagging(len(labelled), informative, distracting, mcc)
+
+
+def flagging_over_seeds(runs: Sequence[Sequence[Prediction]]) -> Flagging | None:
+    """The mean agreement of several models on the same items, with intervals over seeds and items.
+
+    Args:
+        runs: The predictions of each model.
+
+    Returns:
+        The figures; None if a model has no result with both a verdict and a label.
+    """
+    by_run = [_labelled(predictions) for predictions in runs]
+    if not all(by_run):
+        return None
+    row = {unit: i for i, unit in enumerate(dict.fromkeys(unit for rows in by_run for *_, unit in rows))}
+    column = {name: i for i, name in enumerate((*_VERDICTS, *metrics.NOT_ANSWERED))}
+    tables = []
+    for rows in by_run:
+        table = np.zeros((len(row), len(_VERDICTS), len(column)), dtype=np.int64)
+        np.add.at(table, tuple(zip(*((row[u], column[label], column[v]) for label, v, u in rows), strict=True)), 1)
+        tables.append(table)
+    informative, distracting = (
+        over_seeds(seed_figures(tables, partial(metrics.recall, label=i)), least=0.0).estimate
+        if all(table[:, i].any() for table in tables)
+        else None
+        for i in range(len(_VERDICTS))
+    )
+    mcc = over_seeds(seed_figures(tables, metrics.mcc)).estimate if informative and distracting else None
+    return Flagging(len(by_run[0]), informative, distracting, mcc)
+
+
+def _labelled(predictions: Sequence[Prediction]) -> list[tuple[str, str, str]]:
+    """Label and verdict of each labelled search result, and the unit that is resampled."""
+    return [
+        (label, verdict, prediction.unit)
+        for prediction in predictions
+        for turn in prediction.turns
+        if (labels := turn.get("judgements"))
+        for label, verdict in zip(labels, turn["verdicts"] or [_NO_VERDICT] * len(labels), strict=True)
+    ]
 
 
 def _recall(

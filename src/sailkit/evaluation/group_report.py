@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from sailkit.evaluation.compare_groups import compare_groups
 from sailkit.evaluation.figures import Truth
+from sailkit.evaluation.flagging import Flagging
 from sailkit.evaluation.group_results import EvaluationGroup, GroupComparison, GroupDifference
 from sailkit.evaluation.groups import RunGroup
 from sailkit.evaluation.predictions import FACTORS
-from sailkit.evaluation.printed import FIGURES, flags_block
+from sailkit.evaluation.printed import FIGURES, flagging_line, flags_block
 from sailkit.rendering import model
 from sailkit.rendering.model import (
     Block,
@@ -26,6 +27,8 @@ from sailkit.rendering.model import (
     Text,
 )
 from sailkit.rendering.numbers import capitalised, fact, listed
+
+_TITLES = {**FIGURES, "auroc": "AUROC"}
 
 
 def group_comparison_report(comparison: GroupComparison) -> Report:
@@ -49,10 +52,11 @@ def evaluation_group_report(group: EvaluationGroup) -> Report:
     blocks: list[Block] = []
     if group.means:
         rows = [
-            Row(FIGURES[name], [Cell(estimate), *map(Cell, group.means.by_run[name])])
+            Row(_TITLES[name], [Cell(estimate), *map(Cell, group.means.by_run[name])])
             for name, estimate in group.means.figures.items()
         ]
         blocks.append(Table(["mean", *names], [Group("95 % intervals over seeds and items", rows)]))
+        blocks += _flagging(group.means.flagging)
     flags = [flags_block(name, e.flags) for name, e in zip(names, group.evaluations, strict=True) if e.flags]
     shown = f", search {first.search}" if first.search != "none" else ""
     title = f"{group.model} on {first.task} ({first.protocol}{shown})"
@@ -75,7 +79,7 @@ def group_page(groups: Sequence[RunGroup], against: Truth, title: str | None) ->
                           else difference.verdict_text, capitalised(difference.remark))
                  for difference in differences]  # fmt: skip
     seeds = Text("Tests and intervals are over seeds and items: a verdict is about training, not about single models.")
-    tables: list[Block] = [table for difference in differences for table in _difference(difference)[:1]]
+    tables: list[Block] = [table for difference in differences for table in _difference(difference)[:-1]]
     tasks = sorted({str(group.first.provenance.get("task")) for group in groups})
     first = differences[0].verdict_text if differences else f"{listed(comparison.names)}, {_counted(comparison)}"
     return Report(
@@ -107,7 +111,7 @@ def _plot(comparison: GroupComparison) -> Intervals:
     constant = {"accuracy": base.majority_accuracy, "macro_f1": base.majority_macro_f1}
     always = f"always answering {base.majority_label}"
     figures = {
-        FIGURES[name]: [Interval(group.name, group.figures[name], always, at) for group in comparison.groups]
+        _TITLES[name]: [Interval(group.name, group.figures[name], always, at) for group in comparison.groups]
         for name, at in constant.items()
     }
     note = "A dot is the mean of the runs, its whisker the 95 % interval over seeds and items; the dashed line is what "
@@ -128,7 +132,7 @@ def _provenance(names: Sequence[str], groups: Sequence[RunGroup]) -> Facts:
 def figures_table(comparison: GroupComparison) -> Table:
     """The figures of each group with their intervals, and of each run."""
     groups = [Group("mean over seeds, 95 % intervals over seeds and items",
-                    [Row(FIGURES[name], [Cell(group.figures[name]) for group in comparison.groups])
+                    [Row(_TITLES[name], [Cell(group.figures.get(name)) for group in comparison.groups])
                      for name in comparison.groups[0].figures])]  # fmt: skip
     most = max(len(group.runs) for group in comparison.groups)
     rows = [
@@ -141,14 +145,22 @@ def figures_table(comparison: GroupComparison) -> Table:
         )
         for number in range(most)
     ]
-    return Table(comparison.names, [*groups, Group(f"{FIGURES[comparison.measure]} of each run", rows)])
+    return Table(comparison.names, [*groups, Group(f"{_TITLES[comparison.measure]} of each run", rows)])
 
 
-def _difference(pair: GroupDifference) -> list[Table | Headline]:
+def _flagging(figures: Flagging | None) -> list[Text]:
+    return [Text(f"{flagging_line(figures)}, mean over seeds")] if figures else []
+
+
+def _difference(pair: GroupDifference) -> list[Table | Text | Headline]:
     rows = [
-        Row(FIGURES[name], [Cell(each.estimate, signed=True), Cell(f"{each.p_value:.3g}"), Cell(each.detectable),
+        Row(_TITLES[name], [Cell(each.estimate, signed=True), Cell(f"{each.p_value:.3g}"), Cell(each.detectable),
                             Cell(each.seeds_needed)])
         for name, each in pair.differences.items()
     ]  # fmt: skip
     columns = ("difference (95 % interval)", "p", "detectable", "seeds needed")
-    return [Table(columns, [Group(f"{pair.a} minus {pair.b}", rows)]), Headline(pair.verdict_text, pair.remark)]
+    return [
+        Table(columns, [Group(f"{pair.a} minus {pair.b}", rows)]),
+        *_flagging(pair.flagging),
+        Headline(pair.verdict_text, pair.remark),
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sailkit.evaluation.figures import Baselines, Flag, Truth, flags_to_json
+from sailkit.evaluation.flagging import Flagging
 from sailkit.evaluation.results import Evaluation
 from sailkit.files.tables import to_frame
 from sailkit.rendering.result import Result
@@ -29,19 +30,21 @@ class GroupFigures:
         runs: The names of its runs.
         by_run: Figure -> its value in each run.
         figures: Figure -> its mean over the runs, with an interval over seeds and items.
+        flagging: Mean agreement of the models' verdicts on search results with their labels; None without both.
     """
 
     name: str
     runs: tuple[str, ...]
     by_run: dict[str, tuple[float, ...]]
     figures: dict[str, Estimate]
+    flagging: Flagging | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures, flat; `x_by_run` holds the values of figure `x`."""
         flat: dict[str, Any] = {"name": self.name, "runs": list(self.runs)}
         for name, estimate in self.figures.items():
             flat |= estimate.flat(name) | {f"{name}_by_run": list(self.by_run[name])}
-        return flat
+        return flat | (self.flagging.flat() if self.flagging else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,8 @@ class GroupDifference:
         p_value_holm: P-value of the deciding figure after Holm's adjustment for the number of differences.
         factors: Settings in which the groups differ, with both values.
         isolates: What the difference measures, if the groups differ in a single factor; else empty.
+        flagging: Mean agreement of the models' verdicts on the search results of both groups with their labels; None
+            unless these are the same models with other search results.
         verdict: `better`, `worse` (the first against the second) or `cannot tell`.
         verdict_text: The verdict as a sentence.
         remark: The figures that support the verdict.
@@ -101,6 +106,7 @@ class GroupDifference:
     p_value_holm: float = 1.0
     factors: dict[str, list[Any]]
     isolates: str
+    flagging: Flagging | None = None
     verdict: Verdict = "cannot tell"
     verdict_text: str = ""
     remark: str = ""
@@ -116,6 +122,7 @@ class GroupDifference:
                 f"{name}_minimum_detectable_difference": difference.detectable,
                 f"{name}_seeds_needed": difference.seeds_needed,
             }
+        flat |= self.flagging.flat() if self.flagging else {}
         after = ("p_value_holm", "factors", "isolates", "verdict", "verdict_text", "remark")
         return flat | {name: getattr(self, name) for name in after}
 

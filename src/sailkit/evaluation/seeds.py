@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 from sailkit import runs
 from sailkit.distributed import process_group
 from sailkit.errors import UserError
-from sailkit.evaluation.compare_groups import group_figures
+from sailkit.evaluation.group_figures import group_figures
 from sailkit.evaluation.group_results import EvaluationGroup
 from sailkit.evaluation.groups import RunGroup, run_folders
 from sailkit.evaluation.predictions import load_run

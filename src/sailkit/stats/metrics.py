@@ -85,9 +85,16 @@ def weighted_f1(counts: Confusion) -> Floats:
 
 def balanced_accuracy(counts: Confusion) -> Floats:
     """Mean recall over the classes that occur among the gold labels."""
-    support = counts.sum(-1)
-    recall = _ratio(np.diagonal(counts, axis1=-2, axis2=-1), support)
-    return _ratio(recall.sum(-1), np.count_nonzero(support, axis=-1))
+    return _ratio(_recalls(counts).sum(-1), np.count_nonzero(counts.sum(-1), axis=-1))
+
+
+def recall(counts: Confusion, label: int) -> Floats:
+    """Share of the items of a class, given by its index, that are predicted to be of it."""
+    return np.asarray(_recalls(counts)[..., label])
+
+
+def _recalls(counts: Confusion) -> Floats:
+    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1))
 
 
 def mcc(counts: Confusion) -> Floats:

@@ -11,16 +11,19 @@ A bootstrap of runs would not do: draws from three runs cannot leave the range o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sailkit.stats import metrics
 from sailkit.stats.intervals import ALPHA, LEVEL, Counts, Estimate, Floats, proportion
 
 POWER = 0.8
 MOST_SEEDS = 1000
 _ROUNDING = 1e-12
+_UNITS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,56 @@ def seed_figures(tables: Sequence[Counts], statistic: Callable[[Floats], Floats]
         tables: For each run, the counts of each unit; shape (units, *shape), the same units in each.
         statistic: A function of counts, shape (..., *shape) to (...).
     """
-    figures, deviations = [], []
+    figures, without = [], []
     for units in tables:
         total = units.sum(0).astype(float)
         # The figure without a unit depends on its counts alone, and few units have different ones.
         kinds, kind = np.unique(units.reshape(len(units), -1), axis=0, return_inverse=True)
-        without = np.asarray(statistic(total - kinds.reshape(-1, *total.shape)))[kind.reshape(-1)]
-        deviations.append((without - without.mean()) * math.sqrt((len(units) - 1) / len(units)))
+        without.append(np.asarray(statistic(total - kinds.reshape(-1, *total.shape)))[kind.reshape(-1)])
         figures.append(float(statistic(total)))
+    return _jackknife(figures, without)
+
+
+def seed_auroc(
+    gold: Sequence[Sequence[bool]], scores: Sequence[Sequence[Sequence[float]]], units: Sequence[int]
+) -> SeedFigures | None:
+    """The area under the ROC curve of each run, the mean over one or several classes, with jackknife deviations.
+
+    Args:
+        gold: Whether each item is of a class; shape (classes, items).
+        scores: The scores of the items for a class; shape (runs, classes, items).
+        units: The unit of each item, numbered from 0.
+
+    Returns:
+        The areas; None if a class, or its opposite, is in a single unit, without which there is no area.
+    """
+    unit = np.asarray(units)
+    figures, without = [], []
+    for of_run in scores:
+        areas = [
+            np.concatenate([
+                metrics.weighted_auroc(np.asarray(positive), np.asarray(values), weights)
+                for weights in (np.ones((1, len(unit))), *_each_left_out(unit))
+            ])
+            for positive, values in zip(gold, of_run, strict=True)
+        ]  # fmt: skip
+        whole, *others = np.mean(areas, axis=0)
+        figures.append(float(whole))
+        without.append(np.asarray(others))
+    return _jackknife(figures, without) if np.isfinite(without).all() else None
+
+
+def _each_left_out(unit: NDArray[np.int_]) -> Iterator[Floats]:
+    """Weights of the items, shape (rows, items): in each row another unit has the weight 0. In parts, for memory."""
+    for start in range(0, unit.max() + 1, _UNITS_AT_ONCE):
+        rows = np.arange(start, min(start + _UNITS_AT_ONCE, unit.max() + 1))
+        yield (rows[:, None] != unit).astype(float)
+
+
+def _jackknife(figures: Sequence[float], without: Sequence[Floats]) -> SeedFigures:
+    """Figures of runs, and their deviations from the figures without each unit."""
+    units = len(without[0])
+    deviations = [(values - values.mean()) * math.sqrt((units - 1) / units) for values in without]
     return SeedFigures(np.array(figures), np.stack(deviations, -1))
 
 

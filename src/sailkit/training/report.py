@@ -73,6 +73,8 @@ def report_on(folder: Path, title: str | None = None) -> Report:
     verdict = headline(figures)
     how = machine(figures)
     about = [str(figures.get("about") or ""), f"Trained in {how}." if how else ""]
+    if start := manifest["settings"]["recipe"].get("adapters"):
+        about.append(f"Training of the adapters {start} went on: 'before' means with them, not the base alone.")
     try:
         sections = _sections(folder, manifest, figures, verdict)
     except (KeyError, TypeError, ValueError) as error:
