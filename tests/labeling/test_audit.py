@@ -23,6 +23,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit import audit
 from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures
+from sailkit.labeling.audit_file import differing_facts, score_folder
 from sailkit.labeling.audit_results import Audit
 from sailkit.labeling.fit import fit
 from sailkit.labeling.fit_trainer import LengthBatches
@@ -353,6 +354,33 @@ def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_pa
         audit(data=votes, labeler=["overlap"], out=tmp_path / "d", scores=tmp_path / "nowhere")
 
 
+def test_the_mean_of_two_labelers_is_taken_from_their_scores(votes, tmp_path):
+    """Whatever the order in which they are named; alone, it scores the pairs itself."""
+    mean = "overlap+similarity"
+    both = audit(data=votes, labeler=[mean, "overlap", "similarity"], out=tmp_path / "both")
+    alone = audit(data=votes, labeler=[mean], out=tmp_path / "alone")
+
+    def of(result: Audit, name: str) -> list[float]:
+        path = result.folder / score_folder(name) / "scores.jsonl"
+        rows = {int(row["id"]): row["score"] for _, row in jsonl.read_rows(path)}
+        return [score for _, score in sorted(rows.items())]
+
+    halves = [(a + b) / 2 for a, b in zip(of(both, "overlap"), of(both, "similarity"), strict=True)]
+    assert of(both, mean) == pytest.approx(halves)
+    assert of(alone, mean) == pytest.approx(halves, abs=1e-5)
+    assert list(both.labelers) == [mean, "overlap", "similarity"]
+    assert Audit.load(both.folder) == both
+
+
+def test_a_labeler_is_the_same_on_another_machine():
+    def described(**facts: object) -> dict[str, object]:
+        member = {"labeler": "entailment:m", "weights_sha256": "a", "dtype": "float32", **facts}
+        return {"labeler": "overlap+entailment:m", "members": [{"labeler": "overlap"}, member]}
+
+    assert differing_facts(described(), described(dtype="bfloat16", batch_tokens=4096)) == []
+    assert differing_facts(described(), described(weights_sha256="b")) == ["members"]
+
+
 def test_long_names_are_shortened_to_what_tells_them_apart():
     long = "entailment:/srv/models/labelers/climate/epoch-1"
     names = {
@@ -402,5 +430,6 @@ def test_a_fitted_labeler_is_a_model_that_entailment_loads(shared, tmp_path):
     assert not list(tmp_path.glob(".fitted*"))
     with pytest.raises(UserError, match="choose another `out`"):
         fit(data=path, out=tmp_path / "fitted", limit=48)
-    with pytest.raises(UserError, match="fitted with `seed` 0: other halves"):
-        audit(data=path, labeler=[f"entailment:{tmp_path / 'fitted'}"], out=tmp_path / "a", seed=1, limit=20)
+    for name in (figures.name, f"overlap+{figures.name}"):
+        with pytest.raises(UserError, match="fitted with `seed` 0: other halves"):
+            audit(data=path, labeler=[name], out=tmp_path / "a", seed=1, limit=20)

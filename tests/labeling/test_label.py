@@ -22,7 +22,7 @@ from sailkit.files import jsonl
 from sailkit.labeling.base import Labeler, ResultPair, Score, score_batch, statement, verdict_for
 from sailkit.labeling.label import label
 from sailkit.labeling.labels_file import pairs_fingerprint, read_labels
-from sailkit.labeling.load import load_labeler
+from sailkit.labeling.load import load_labeler, member_names
 from sailkit.labeling.options import LabelerOptions
 from sailkit.labeling.results import Labeling
 from sailkit.labeling.similarity import Overlap
@@ -444,6 +444,27 @@ def test_a_labeler_that_lies_is_stopped():
 
     with pytest.raises(UserError, match="gave the score nan for a result of x"):
         score_batch(Liar(), [pair("Text.")])
+
+
+def test_labelers_joined_by_a_plus_score_with_their_mean(similarity, nli):
+    """Each member keeps its own batches, whatever those of the others are."""
+    pairs = [pair(f"Bears wait on the ice for {'seals ' * (n % 7)}{n}.") for n in range(300)]
+    pairs[7] = pair("Text.", response=" ")
+    joined = load_labeler(f"similarity+{nli.name}", FP32)
+    for one, first, second in zip(*(scores(each, pairs) for each in (joined, similarity, nli)), strict=True):
+        assert (one.outcome, one.stance) == (first.outcome, second.stance)
+        assert one.score == (None if first.score is None else pytest.approx((first.score + second.score) / 2, abs=1e-5))
+    assert (joined.name, joined.threshold) == (f"similarity+{nli.name}", 0.5)
+    assert [member["labeler"] for member in joined.describe()["members"]] == ["similarity", nli.name]
+    assert joined.runs_on == {"device": "cpu", "dtype": "float32"}
+    assert member_names("judge:a+b") == ["judge:a+b"]
+    assert member_names("overlap+judge:a+b+similarity:c") == ["overlap", "judge:a+b", "similarity:c"]
+    with pytest.raises(UserError, match="write judge:MODEL"):
+        load_labeler("similarity+judge")
+
+
+def test_a_joined_labeler_goes_on_after_two_kills(nli, tmp_path):
+    stop_at_random_moments(tmp_path, f"overlap+{nli.name}", 2)
 
 
 def test_shards_give_the_bytes_of_the_whole(nli, make_nli, tmp_path):

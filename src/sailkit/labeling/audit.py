@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,10 @@ from sailkit.labeling.audit_figures import claim_weights, labeler_differences, s
 from sailkit.labeling.audit_file import AUDIT, BM25, JUDGEMENTS, score_folder
 from sailkit.labeling.audit_results import Audit
 from sailkit.labeling.base import Labeler, ResultPair, Score, machine_of, score_batch, statement
+from sailkit.labeling.ensemble import mean_score
 from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements
 from sailkit.labeling.label import SCORES
-from sailkit.labeling.load import load_labeler
+from sailkit.labeling.load import load_labeler, member_names
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import AuditedLabelerOptions, JudgementColumns
 from sailkit.labeling.results import FITTED
@@ -57,7 +58,8 @@ def audit(
         data: Climate-FEVER's JSONL, Factcheck-GPT's claim-evidence-stance JSONL, claims in the form of the task fever,
             or any table (see judgement-column). Without labelers: the task's data, or a run folder of build or
             build-task; repeated for several folders, which are audited as one mixture.
-        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute; repeated for several.
+        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute; repeated for several, or
+            joined by + for the mean of their scores.
         out: The run folder; a stopped run is continued.
         task: Without labelers: a built-in task or a YAML file, unless data is a run folder.
         model_runs: Run folders of evaluate on the task, to compare with the baselines.
@@ -80,7 +82,7 @@ def audit(
         raise UserError("with `labeler`, give human judgements as `data`, and neither `task` nor `model_runs`")
     human = read_judgements(data[0], columns)
     names = list(dict.fromkeys(labeler))
-    share = max([0.5, *(_fitted_share(name, human, seed) for name in names)])
+    share = max([0.5, *(_fitted_share(each, human, seed) for name in names for each in member_names(name))])
     people = _unseen(_first_claims(human.pairs, limit), seed, share)
     if human.needs_negatives:
         halves = [[pair for pair in people if in_first_half(pair.claim, seed) == first] for first in (True, False)]
@@ -106,23 +108,12 @@ def audit(
     if columns.judgement:
         settings |= {"columns": asdict(columns)}
     pairs = [pair.pair for pair in people]
-    score_columns = {BM25: _bm25(pairs)}
-    stances: dict[str, Floats] = {}
-    thresholds: dict[str, float | None] = {BM25: None}
-    descriptions: dict[str, dict[str, Any]] = {}
-    machines: dict[str, dict[str, Any]] = {}
     with runs.open_run(out, "audit", settings) as run:
-        for name in names:
-            loaded = load_labeler(name, options)
-            thresholds[name], descriptions[name] = loaded.threshold, {"labeler": loaded.name, **loaded.describe()}
-            machines[name] = machine_of(loaded)
-            folder = score_folder(name)
-            scored = {"labeler": descriptions[name], "data_sha256": human.sha256, "n": len(people)}
-            scored |= _pairs_setting(run.path(folder), pairs)
-            with runs.open_run(run.path(folder), "labeler scores", scored) as scores_run:
-                if scores is not None:
-                    _take_over(scores_run, scores / folder)
-                score_columns[name], stances[name] = _scores(scores_run, loaded, pairs)
+        scored = _score_all(run, names, options, pairs, {"data_sha256": human.sha256, "n": len(people)}, scores)
+        score_columns = {BM25: _bm25(pairs)}
+        score_columns |= {name: _column(score.score for score in scored[name].scores) for name in names}
+        stances = {name: _column(score.stance for score in scored[name].scores) for name in names}
+        thresholds: dict[str, float | None] = {name: scored[name].threshold for name in names}
         weights = claim_weights(people, ~choosing, seed)
         strata = _strata(people)
         if not run.path(AUDIT).exists():  # nothing is added to a finished audit
@@ -136,14 +127,16 @@ def audit(
             claims_reported=len({pair.claim for pair, first in zip(people, choosing, strict=True) if not first}),
             left_out=human.left_out,
             rows=tuple(
-                stratum_figures(name, people, column, stratum, choosing, weights, thresholds[name], stances.get(name))
+                stratum_figures(
+                    name, people, column, stratum, choosing, weights, thresholds.get(name), stances.get(name)
+                )
                 for name, column in score_columns.items()
                 for stratum in strata
             ),
             differences=tuple(labeler_differences(people, score_columns, strata, choosing, weights)),
             human_kappa=human_kappa(people),
-            labelers=descriptions,
-            machines=machines,
+            labelers={name: scored[name].description for name in names},
+            machines={name: scored[name].machine for name in names},
             seed=seed,
             limit=limit,
         )
@@ -213,21 +206,79 @@ def _judgement_row(pair: HumanPair) -> jsonl.JsonObject:
     return {"claim": pair.claim, "share": pair.share, "stance": pair.stance, "origin": pair.origin}
 
 
-def _scores(run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair]) -> tuple[Floats, Floats]:
-    """Scores and stances of all pairs, NaN where there is none; written to the run folder."""
+@dataclass(frozen=True)
+class _Scored:
+    """A labeler and its score of each pair."""
+
+    threshold: float
+    description: dict[str, Any]
+    machine: dict[str, Any]
+    scores: list[Score]
+
+
+def _score_all(
+    run: runs.Run,
+    names: Sequence[str],
+    options: AuditedLabelerOptions,
+    pairs: Sequence[ResultPair],
+    data: Mapping[str, Any],
+    earlier: Path | None,
+) -> dict[str, _Scored]:
+    """Score all pairs with each labeler.
+
+    Args:
+        run: The run, with a folder for the scores of each labeler.
+        names: The labelers.
+        options: How to load and run them.
+        pairs: The pairs.
+        data: Settings that say which data the pairs are from.
+        earlier: See `audit`.
+    """
+    scored: dict[str, _Scored] = {}
+    for name in sorted(names, key=lambda name: len(member_names(name))):  # members before their mean
+        loaded = load_labeler(name, options)
+        description = {"labeler": loaded.name, **loaded.describe()}
+        folder = score_folder(name)
+        settings = {"labeler": description, **data, **_pairs_setting(run.path(folder), pairs)}
+        with runs.open_run(run.path(folder), "labeler scores", settings) as scores_run:
+            if earlier is not None:
+                _take_over(scores_run, earlier / folder)
+            known = {member: of_member.scores for member, of_member in scored.items()}
+            scores = _scores(scores_run, loaded, pairs, known)
+        scored[name] = _Scored(loaded.threshold, description, machine_of(loaded), scores)
+    return scored
+
+
+def _scores(
+    run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair], known: Mapping[str, Sequence[Score]]
+) -> list[Score]:
+    """Scores of all pairs; written to the run folder.
+
+    Args:
+        run: The run.
+        labeler: The labeler.
+        pairs: The pairs.
+        known: Scores of labelers, from which the means of these are computed.
+    """
     batches = labeler.plan(pairs)
+    members = member_names(labeler.name)
+
+    def score(batch: Sequence[int]) -> list[Score]:
+        if len(members) > 1 and known.keys() >= {*members}:
+            return [mean_score([known[member][i] for member in members]) for i in batch]
+        return score_batch(labeler, [pairs[i] for i in batch])
 
     def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
         for batch in remaining:
-            batch_scores = zip(batch, score_batch(labeler, [pairs[i] for i in batch]), strict=True)
-            yield [_score_row(i, score) for i, score in batch_scores]
+            yield [_score_row(i, score) for i, score in zip(batch, score(batch), strict=True)]
 
     write_batches(run.path(SCORES), batches, str, compute, f"auditing {labeler.name}")
-    scores, stances = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
-    for _, row in jsonl.read_rows(run.path(SCORES)):
-        scores[int(row["id"])] = np.nan if row["score"] is None else row["score"]
-        stances[int(row["id"])] = row.get("stance", np.nan)
-    return scores, stances
+    rows = {int(row["id"]): row for _, row in jsonl.read_rows(run.path(SCORES))}
+    return [Score(row["score"], row["outcome"], stance=row.get("stance")) for _, row in sorted(rows.items())]
+
+
+def _column(values: Iterable[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values])
 
 
 def _score_row(index: int, score: Score) -> jsonl.JsonObject:

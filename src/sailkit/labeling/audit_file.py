@@ -50,13 +50,19 @@ def names_in_audit(audit: Mapping[str, Any], labeler: Mapping[str, Any]) -> list
 
 def differing_facts(labeler: Mapping[str, Any], audited: Mapping[str, Any]) -> list[str]:
     """What two descriptions of a labeler both have, but with other values; number formats may differ."""
-    known = (labeler.keys() & audited.keys()) - _OF_THE_MACHINE
-    return sorted(fact for fact in known if labeler[fact] != audited[fact])
+    first, second = _portable(labeler), _portable(audited)
+    return sorted(fact for fact in first.keys() & second.keys() if first[fact] != second[fact])
 
 
 def unshared_facts(labeler: Mapping[str, Any], audited: Mapping[str, Any]) -> list[str]:
     """What only one of two descriptions of a labeler has."""
-    return sorted((labeler.keys() ^ audited.keys()) - _OF_THE_MACHINE)
+    return sorted(_portable(labeler).keys() ^ _portable(audited).keys())
+
+
+def _portable(labeler: Mapping[str, Any]) -> dict[str, Any]:
+    """A description without the facts of the machine."""
+    facts = {fact: value for fact, value in labeler.items() if fact not in _OF_THE_MACHINE}
+    return facts | ({"members": [*map(_portable, facts["members"])]} if "members" in facts else {})
 
 
 class _Record(BaseModel):
