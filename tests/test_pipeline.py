@@ -276,12 +276,15 @@ protocols: {direct: {wordings: {plain: "Is this correct? {answers}\\n\\nClaim: {
 
 
 def test_files_and_folders_within_an_argument_count(recipe):
-    """As in `judge:MODEL`, `NAME=FILE` and lists with commas."""
+    """As in `judge:MODEL`, `NAME=FILE`, lists with commas, and labelers joined by a plus."""
     Path("claims.jsonl").write_text("claims")
-    texts = ("x=claims.jsonl", "judge:corpus", "corpus,recipe.yaml")
+    texts = ("x=claims.jsonl", "judge:corpus", "corpus,recipe.yaml", "overlap+judge:corpus", "judge:corpus+overlap")
     before = {text: steps._content(text, Path("out")) for text in texts}
     Path("claims.jsonl").write_text("changed")
     Path("corpus", "more.txt").write_text("more")
+    Path("mine.py").write_text("class Labeler: ...")
+    before["similarity+mine:Labeler"] = steps._content("similarity+mine:Labeler", Path("out"))
+    Path("mine.py").write_text("class Labeler: version = 2")
     for text, fingerprint in before.items():
         assert fingerprint
         assert steps._content(text, Path("out")) != fingerprint

@@ -22,7 +22,9 @@ from typing import Any
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+LABELERS = ("similarity", "overlap", "entailment", "judge")  # kinds of built-in labelers
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_PLUS = re.compile(rf"\+(?=(?:{'|'.join(LABELERS)})(?:[:+]|$)|{_NAME.pattern}(?:\+|$))")  # before a labeler's name
 
 
 class _Checked:
@@ -83,6 +85,14 @@ def _fits(value: Any, hint: Any) -> bool:
 def is_plugin(name: str) -> bool:
     """Whether a name has the form `module:attribute`."""
     return _NAME.fullmatch(name) is not None
+
+
+def split_labelers(name: str) -> list[str]:
+    """The labelers that are joined by `+` in a name, such as `similarity+entailment:MODEL`; usually the name alone.
+
+    A plus within the name of a model joins nothing, unless the name of a labeler follows it.
+    """
+    return _PLUS.split(name)
 
 
 def source_file(name: str) -> Path | None:

@@ -20,7 +20,7 @@ from sailkit.files import jsonl
 from sailkit.files.hub import is_hub_name
 from sailkit.files.yaml_files import parse_yaml, read_yaml
 from sailkit.packaged import recipe_path, sample_path
-from sailkit.plugins import source_file
+from sailkit.plugins import source_file, split_labelers
 from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
 
@@ -285,7 +285,7 @@ def _content(text: str, out: Path) -> str | None:
     """
     if not text:
         return None
-    parts = text.split(",")
+    parts = [labeler for part in text.split(",") for labeler in split_labelers(part)]
     if sources := [source for name in parts if (source := source_file(name))]:
         return jsonl.file_fingerprint(sources)
     # Such as `run-a,run-b`, `judge:MODEL` and `climate-fever=FILE`.

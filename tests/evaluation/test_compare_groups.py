@@ -120,6 +120,8 @@ def test_runs_are_paired_by_their_weights_whatever_their_names(old):
     (pair,) = compare(*old).pairs
     assert pair.paired
     assert pair.by_run["accuracy"] == pytest.approx((0.166, -0.054, -0.038), abs=3e-3)
+    by_run = [compare(old[0] / f"seed-{n}", old[1] / name).pairs[0].flagging for n, name in enumerate("cab")]
+    assert pair.flagging.mcc.value == pytest.approx(np.mean([figures.mcc.value for figures in by_run]))
 
 
 def test_flags_and_areas_are_means_over_seeds(old, capsys):
@@ -140,6 +142,27 @@ def test_flags_and_areas_are_means_over_seeds(old, capsys):
     printed = capsys.readouterr().out
     assert f"MCC {pair.flagging.mcc.value:.3f}" in printed
     assert "AUROC" in printed
+
+
+def test_an_area_is_of_runs_whose_items_all_have_scores(tmp_path, old):
+    """Of the labels that occur; without scores a group has no area, and neither have its differences."""
+    labels = [*LABELS, "NEITHER"]
+    three = [run(tmp_path / f"three-{seed}", 0.6, f"t{seed}", "evidence", seed, labels=labels) for seed in range(2)]
+    for path in three:
+        rows = [row for _, row in jsonl.read_rows(path / PREDICTIONS)]
+        rows = [{**row, "scores": {**row["scores"], "NEITHER": 0.0}} for row in rows]
+        (path / PREDICTIONS).write_text("".join(jsonl.dumps(row) + "\n" for row in rows))
+    (figures,) = compare(",".join(map(str, three)), ",".join(map(str, three[::-1]))).groups[:1]
+    assert figures.by_run["auroc"] == pytest.approx(figures.by_run["balanced_accuracy"])
+
+    path = old[0] / "seed-1" / PREDICTIONS
+    first, *rows = [row for _, row in jsonl.read_rows(path)]
+    path.write_text("".join(jsonl.dumps(row) + "\n" for row in ({**first, "scores": {}}, *rows)))
+    result = compare(*old)
+    assert ["auroc" in group.figures for group in result.groups] == [False, True]
+    assert "auroc" not in result.pairs[0].differences
+    written = report(*old, out=tmp_path / "page.html").markdown.read_text()
+    assert "| AUROC | – |" in written
 
 
 def test_groups_of_other_models_are_independent(tmp_path):

@@ -86,6 +86,14 @@ def test_the_figures_over_seeds_are_the_means_of_those_of_the_models(items, rng)
             assert estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
 
 
+def test_three_results_that_are_all_right_are_not_certain_among_500_items():
+    items = [prediction(n, [("informative" if n < 3 else "distracting",) * 2]) for n in range(500)]
+    for runs in ([items], [items, items, items]):
+        figures = flagging_over_seeds(runs)
+        assert figures.informative.low < 0.5 < 0.95 < figures.distracting.low
+        assert figures.mcc.low < 0.5
+
+
 def test_the_interval_over_seeds_is_wider_than_that_of_a_model_if_seeds_differ():
     def model(share: float) -> list[Prediction]:
         verdicts = [VERDICTS[number >= 100 * share] for number in range(100)]

@@ -23,7 +23,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit import audit
 from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures
-from sailkit.labeling.audit_file import differing_facts, score_folder
+from sailkit.labeling.audit_file import differing_facts, score_folder, unshared_facts
 from sailkit.labeling.audit_results import Audit
 from sailkit.labeling.fit import fit
 from sailkit.labeling.fit_trainer import LengthBatches
@@ -33,6 +33,7 @@ from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
 from sailkit.labeling.results import FittedLabeler
 from sailkit.rendering import terminal
 from sailkit.rendering.numbers import short_names
+from sailkit.reporting import report
 from sailkit.stats.intervals import bounded, proportion
 from sailkit.stats.metrics import kappa, weighted_auroc
 from sailkit.tasks.task import in_first_half
@@ -355,7 +356,7 @@ def test_scores_are_taken_over_where_labeler_and_data_are_the_same(votes, tmp_pa
 
 
 def test_the_mean_of_two_labelers_is_taken_from_their_scores(votes, tmp_path):
-    """Whatever the order in which they are named; alone, it scores the pairs itself."""
+    """Whatever the order in which they are named."""
     mean = "overlap+similarity"
     both = audit(data=votes, labeler=[mean, "overlap", "similarity"], out=tmp_path / "both")
     alone = audit(data=votes, labeler=[mean], out=tmp_path / "alone")
@@ -367,9 +368,15 @@ def test_the_mean_of_two_labelers_is_taken_from_their_scores(votes, tmp_path):
 
     halves = [(a + b) / 2 for a, b in zip(of(both, "overlap"), of(both, "similarity"), strict=True)]
     assert of(both, mean) == pytest.approx(halves)
-    assert of(alone, mean) == pytest.approx(halves, abs=1e-5)
+    assert of(alone, mean) == of(both, mean), "alone, its members are scored for it"
     assert list(both.labelers) == [mean, "overlap", "similarity"]
+    assert list(alone.labelers) == [mean]
     assert Audit.load(both.folder) == both
+    (alone.folder / score_folder("overlap") / "scores.jsonl").unlink()  # stopped there
+    (alone.folder / score_folder(mean) / "scores.jsonl").unlink()
+    assert audit(data=votes, labeler=[mean], out=alone.folder) == alone
+    page = report(both.folder, out=tmp_path / "page.html").markdown.read_text()
+    assert "Similarity: version" in page
 
 
 def test_a_labeler_is_the_same_on_another_machine():
@@ -378,7 +385,8 @@ def test_a_labeler_is_the_same_on_another_machine():
         return {"labeler": "overlap+entailment:m", "members": [{"labeler": "overlap"}, member]}
 
     assert differing_facts(described(), described(dtype="bfloat16", batch_tokens=4096)) == []
-    assert differing_facts(described(), described(weights_sha256="b")) == ["members"]
+    assert differing_facts(described(), described(weights_sha256="b")) == ["entailment:m: weights_sha256"]
+    assert unshared_facts(described(), described(form="esp")) == ["entailment:m: form"]
 
 
 def test_long_names_are_shortened_to_what_tells_them_apart():
@@ -391,13 +399,17 @@ def test_long_names_are_shortened_to_what_tells_them_apart():
         "entailment:/srv/models/labelers/facts/epoch-2": "entailment:epoch-2",
         "judge:endpoint:meta/llama-8b@http://localhost:8000/v1": "judge:llama-8b",
         "judge:endpoint:small@http://localhost:8000/v1": "judge:endpoint:small",
+        f"similarity+{long}": "similarity+entailment:climate/epoch-1",
+        "judge:endpoint:meta/llama-8b@http://localhost:8000/v1+similarity": "judge:llama-8b+similarity",
     }
     assert short_names(names) == names
     same = ["judge:endpoint:m/n@http://localhost:8000/v1", "judge:endpoint:m/n@http://localhost:8001/v1"]
     assert short_names(same) == {name: name for name in same}
 
 
-@given(st.lists(st.text("ab/:@.", max_size=60), unique=True, max_size=6))
+@given(
+    st.lists(st.text("ab/:@.", max_size=60) | st.text("ab/+").map("overlap+judge:{}".format), unique=True, max_size=6)
+)
 def test_short_names_stay_distinct(names):
     assert len(set(short_names(names).values())) == len(names)
 

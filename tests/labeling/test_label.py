@@ -20,6 +20,7 @@ import forked
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.base import Labeler, ResultPair, Score, score_batch, statement, verdict_for
+from sailkit.labeling.ensemble import common_machine, describe_ensemble, mean_score
 from sailkit.labeling.label import label
 from sailkit.labeling.labels_file import pairs_fingerprint, read_labels
 from sailkit.labeling.load import load_labeler, member_names
@@ -451,16 +452,39 @@ def test_labelers_joined_by_a_plus_score_with_their_mean(similarity, nli):
     pairs = [pair(f"Bears wait on the ice for {'seals ' * (n % 7)}{n}.") for n in range(300)]
     pairs[7] = pair("Text.", response=" ")
     joined = load_labeler(f"similarity+{nli.name}", FP32)
-    for one, first, second in zip(*(scores(each, pairs) for each in (joined, similarity, nli)), strict=True):
-        assert (one.outcome, one.stance) == (first.outcome, second.stance)
-        assert one.score == (None if first.score is None else pytest.approx((first.score + second.score) / 2, abs=1e-5))
+    for mean, first, second in zip(*(scores(each, pairs) for each in (joined, similarity, nli)), strict=True):
+        assert (mean.outcome, mean.stance) == (first.outcome, None)
+        expected = None if first.score is None else pytest.approx((first.score + second.score) / 2, abs=1e-5)
+        assert mean.score == expected
     assert (joined.name, joined.threshold) == (f"similarity+{nli.name}", 0.5)
     assert [member["labeler"] for member in joined.describe()["members"]] == ["similarity", nli.name]
     assert joined.runs_on == {"device": "cpu", "dtype": "float32"}
-    assert member_names("judge:a+b") == ["judge:a+b"]
-    assert member_names("overlap+judge:a+b+similarity:c") == ["overlap", "judge:a+b", "similarity:c"]
-    with pytest.raises(UserError, match="write judge:MODEL"):
-        load_labeler("similarity+judge")
+    for name, message in (("similarity+judge", "write judge:MODEL"), ("overlap+overlap", "name it once")):
+        with pytest.raises(UserError, match=message):
+            load_labeler(name)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [["judge:a+b"], ["overlap", "judge:a+b", "similarity:c"], ["similarity", "mine.labelers:Mine"],
+     ["mine:Mine", "judge:endpoint:m@http://localhost/v1", "overlap"], ["judge:org/model+x:7b"]],
+)  # fmt: skip
+def test_a_plus_joins_labelers_and_not_parts_of_a_name(members):
+    assert member_names("+".join(members)) == members
+
+
+def test_a_mean_tells_what_its_members_tell():
+    failed = Score(None, "failed", 3, "HTTP 500")
+    assert mean_score([Score(1.0, raw_output="yes"), failed]) == failed
+    assert mean_score([Score(1.0, raw_output="yes"), Score(0.5, cut_tokens=2)]) == Score(0.75, "judged", 2, "yes")
+    assert common_machine([{"dtype": None}, {"device": "cpu", "dtype": "float32"}]) == {
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    dated = [{"labeler": "judge:a", "date": "2026-01-01"}, {"labeler": "overlap"}]
+    assert describe_ensemble(dated)["date"] == "2026-01-01"
+    with pytest.raises(UserError, match=r"different dates \(2026-01-01, 2026-01-02\); give a `date`"):
+        describe_ensemble([*dated, {"labeler": "judge:b", "date": "2026-01-02"}])
 
 
 def test_a_joined_labeler_goes_on_after_two_kills(nli, tmp_path):

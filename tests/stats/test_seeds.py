@@ -143,11 +143,11 @@ def test_the_interval_of_a_mean_stays_within_the_range_of_its_figure():
 
 
 def test_the_area_of_each_run_is_that_of_scikit_learn():
-    """With more units than are left out at once, and units of several items."""
+    """Units have several items, which may be of both classes, and scores may be equal."""
     rng = np.random.default_rng(3)
     units = np.repeat(np.arange(300), 2)
     gold = rng.random((3, 600)) < 0.4
-    scores = gold + rng.normal(0, 1, (2, 3, 600))
+    scores = np.round(gold + rng.normal(0, 1, (2, 3, 600)), 1)
     figures = seed_auroc(gold.tolist(), scores.tolist(), units.tolist())
     expected = [np.mean([roc_auc_score(g, s) for g, s in zip(gold, of_run, strict=True)]) for of_run in scores]
     assert figures.figures == pytest.approx(expected)
@@ -159,4 +159,7 @@ def test_the_area_of_each_run_is_that_of_scikit_learn():
 
 def test_a_class_in_a_single_unit_has_no_area():
     assert seed_auroc([[True, False, False]], [[[0.1, 0.2, 0.3]]], [0, 1, 2]) is None
-    assert seed_auroc([[True, True, False, False]], [[[0.9, 0.8, 0.1, 0.2]]], [0, 1, 2, 3]).figures == [1]
+    assert seed_auroc([[True, True, True]], [[[0.1, 0.2, 0.3]]], [0, 1, 2]) is None
+    perfect = seed_auroc([[True, True, *[False] * 98]], [[[0.9, 0.8, *[0.1] * 98]]], list(range(100)))
+    assert (perfect.figures.tolist(), perfect.units) == ([1], 2)
+    assert over_seeds(perfect, least=0.0).estimate.low < 0.5, "two items of a class tell little"

@@ -160,7 +160,10 @@ def test_the_training_of_adapters_goes_on(trained, tmp_path):
     card = (run.model / "README.md").read_text()
     assert "Their training went on from model: 'before' means with these adapters" in card
     assert str(adapters.parent) not in card
-    assert f"Training of the adapters {adapters} went on: 'before' means with them" in report_on(run.folder).about
+    assert (
+        f"Training continued from the adapters {adapters}: 'before' is the base model with them."
+        in report_on(run.folder).about
+    )
 
 
 def test_each_seed_goes_on_with_its_own_adapters(trained, tmp_path):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from sailkit.records import Prediction
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Estimate, read_estimates, resample, share
@@ -81,25 +79,23 @@ def flagging_over_seeds(runs: Sequence[Sequence[Prediction]]) -> Flagging | None
         runs: The predictions of each model.
 
     Returns:
-        The figures; None if a model has no result with both a verdict and a label.
+        The figures; None if a model has no result with a label.
     """
     by_run = [_labelled(predictions) for predictions in runs]
     if not all(by_run):
         return None
     row = {unit: i for i, unit in enumerate(dict.fromkeys(unit for rows in by_run for *_, unit in rows))}
-    column = {name: i for i, name in enumerate((*_VERDICTS, *metrics.NOT_ANSWERED))}
-    tables = []
-    for rows in by_run:
-        table = np.zeros((len(row), len(_VERDICTS), len(column)), dtype=np.int64)
-        np.add.at(table, tuple(zip(*((row[u], column[label], column[v]) for label, v, u in rows), strict=True)), 1)
-        tables.append(table)
+    tables = [
+        metrics.confusion_by_unit(labels, verdicts, _VERDICTS, [row[unit] for unit in units])
+        for labels, verdicts, units in (zip(*rows, strict=True) for rows in by_run)
+    ]
+    units_with = [min(int(table[:, i].any(-1).sum()) for table in tables) for i in range(len(_VERDICTS))]
     informative, distracting = (
-        over_seeds(seed_figures(tables, partial(metrics.recall, label=i)), least=0.0).estimate
-        if all(table[:, i].any() for table in tables)
-        else None
-        for i in range(len(_VERDICTS))
+        over_seeds(seed_figures(tables, partial(metrics.recall, label=i), units), least=0.0).estimate if units else None
+        for i, units in enumerate(units_with)
     )
-    mcc = over_seeds(seed_figures(tables, metrics.mcc)).estimate if informative and distracting else None
+    both = min(units_with)
+    mcc = over_seeds(seed_figures(tables, metrics.mcc, both)).estimate if both else None
     return Flagging(len(by_run[0]), informative, distracting, mcc)
 
 

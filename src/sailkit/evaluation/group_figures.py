@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sailkit.errors import UserError
 from sailkit.evaluation.figures import Truth
 from sailkit.evaluation.flagging import flagging_over_seeds
@@ -14,10 +12,9 @@ from sailkit.evaluation.group_results import GroupFigures
 from sailkit.evaluation.groups import RunGroup
 from sailkit.records import Prediction
 from sailkit.stats import metrics
-from sailkit.stats.intervals import Counts
 from sailkit.stats.seeds import SeedFigures, over_seeds, seed_auroc, seed_figures
 
-_OF_COUNTS = {
+_COUNT_STATISTICS = {
     "accuracy": metrics.accuracy,
     "macro_f1": metrics.macro_f1,
     "balanced_accuracy": metrics.balanced_accuracy,
@@ -76,31 +73,26 @@ def figures_of_runs(group: RunGroup, truth: TrueLabels, labels: Sequence[str]) -
         labels: The labels of the task.
     """
     row = {unit: i for i, unit in enumerate(dict.fromkeys(truth.units.values()))}
-    column = {name: i for i, name in enumerate((*labels, *metrics.NOT_ANSWERED))}
     units = [row[truth.units[item]] for item in truth.labels]
-    golds = [column[label] for label in truth.labels.values()]
-    runs = [{p.id: p for p in run.predictions} for run in group.runs.values()]
-    tables: list[Counts] = []
-    for predictions in runs:
-        table = np.zeros((len(row), len(labels), len(column)), dtype=np.int64)
-        np.add.at(table, (units, golds, [column[predictions[item].predicted] for item in truth.labels]), 1)
-        tables.append(table)
-    figures = {name: seed_figures(tables, statistic) for name, statistic in _OF_COUNTS.items()}
-    auroc = _auroc(runs, truth, labels, units)
+    golds = list(truth.labels.values())
+    runs = [[predictions[item] for item in truth.labels]
+            for run in group.runs.values() for predictions in [{p.id: p for p in run.predictions}]]  # fmt: skip
+    tables = [metrics.confusion_by_unit(golds, [p.predicted for p in run], labels, units) for run in runs]
+    figures = {name: seed_figures(tables, statistic) for name, statistic in _COUNT_STATISTICS.items()}
+    auroc = _auroc(runs, golds, labels, units)
     return figures | ({"auroc": auroc} if auroc else {})
 
 
 def _auroc(
-    runs: Sequence[Mapping[str, Prediction]], truth: TrueLabels, labels: Sequence[str], units: Sequence[int]
+    runs: Sequence[Sequence[Prediction]], golds: Sequence[str], labels: Sequence[str], units: Sequence[int]
 ) -> SeedFigures | None:
     """The area that `metrics.auroc` defines; None unless every item has scores, and each class is in two units."""
-    of_classes = labels[1:] if len(labels) == 2 else [label for label in labels if label in truth.labels.values()]
-    scores = [[predictions[item].scores for item in truth.labels] for predictions in runs]
-    if not all(all(of_run) for of_run in scores):
+    if not all(prediction.scores for run in runs for prediction in run):
         return None
+    classes = labels[1:] if len(labels) == 2 else [label for label in labels if label in golds]
     return seed_auroc(
-        [[true == label for true in truth.labels.values()] for label in of_classes],
-        [[[of_item[label] for of_item in of_run] for label in of_classes] for of_run in scores],
+        [[gold == label for gold in golds] for label in classes],
+        [[[prediction.scores[label] for prediction in run] for label in classes] for run in runs],
         units,
     )
 

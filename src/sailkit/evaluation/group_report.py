@@ -40,7 +40,11 @@ def group_comparison_report(comparison: GroupComparison) -> Report:
         f"{_counted(comparison)}, {comparison.against} labels",
         figures_table(comparison),
         Text(f"{always}, macro-F1 {base.majority_macro_f1:.4f}"),
-        *(block for pair in (*comparison.pairs, *comparison.interactions) for block in _difference(pair)),
+        *(
+            block
+            for pair in (*comparison.pairs, *comparison.interactions)
+            for block in (*_difference(pair), Headline(pair.verdict_text, pair.remark))
+        ),
         flags_block("", comparison.flags),
     )
 
@@ -56,7 +60,7 @@ def evaluation_group_report(group: EvaluationGroup) -> Report:
             for name, estimate in group.means.figures.items()
         ]
         blocks.append(Table(["mean", *names], [Group("95 % intervals over seeds and items", rows)]))
-        blocks += _flagging(group.means.flagging)
+        blocks += _flagging(group.means.flagging, len(names))
     flags = [flags_block(name, e.flags) for name, e in zip(names, group.evaluations, strict=True) if e.flags]
     shown = f", search {first.search}" if first.search != "none" else ""
     title = f"{group.model} on {first.task} ({first.protocol}{shown})"
@@ -79,7 +83,7 @@ def group_page(groups: Sequence[RunGroup], against: Truth, title: str | None) ->
                           else difference.verdict_text, capitalised(difference.remark))
                  for difference in differences]  # fmt: skip
     seeds = Text("Tests and intervals are over seeds and items: a verdict is about training, not about single models.")
-    tables: list[Block] = [table for difference in differences for table in _difference(difference)[:-1]]
+    tables: list[Block] = [table for difference in differences for table in _difference(difference)]
     tasks = sorted({str(group.first.provenance.get("task")) for group in groups})
     first = differences[0].verdict_text if differences else f"{listed(comparison.names)}, {_counted(comparison)}"
     return Report(
@@ -131,9 +135,10 @@ def _provenance(names: Sequence[str], groups: Sequence[RunGroup]) -> Facts:
 
 def figures_table(comparison: GroupComparison) -> Table:
     """The figures of each group with their intervals, and of each run."""
+    known = dict.fromkeys(name for group in comparison.groups for name in group.figures)
     groups = [Group("mean over seeds, 95 % intervals over seeds and items",
                     [Row(_TITLES[name], [Cell(group.figures.get(name)) for group in comparison.groups])
-                     for name in comparison.groups[0].figures])]  # fmt: skip
+                     for name in known])]  # fmt: skip
     most = max(len(group.runs) for group in comparison.groups)
     rows = [
         Row(
@@ -148,11 +153,11 @@ def figures_table(comparison: GroupComparison) -> Table:
     return Table(comparison.names, [*groups, Group(f"{_TITLES[comparison.measure]} of each run", rows)])
 
 
-def _flagging(figures: Flagging | None) -> list[Text]:
-    return [Text(f"{flagging_line(figures)}, mean over seeds")] if figures else []
+def _flagging(figures: Flagging | None, models: int) -> list[Text]:
+    return [Text(flagging_line(figures, models))] if figures else []
 
 
-def _difference(pair: GroupDifference) -> list[Table | Text | Headline]:
+def _difference(pair: GroupDifference) -> list[Table | Text]:
     rows = [
         Row(_TITLES[name], [Cell(each.estimate, signed=True), Cell(f"{each.p_value:.3g}"), Cell(each.detectable),
                             Cell(each.seeds_needed)])
@@ -161,6 +166,5 @@ def _difference(pair: GroupDifference) -> list[Table | Text | Headline]:
     columns = ("difference (95 % interval)", "p", "detectable", "seeds needed")
     return [
         Table(columns, [Group(f"{pair.a} minus {pair.b}", rows)]),
-        *_flagging(pair.flagging),
-        Headline(pair.verdict_text, pair.remark),
+        *_flagging(pair.flagging, pair.seeds[0]),
     ]

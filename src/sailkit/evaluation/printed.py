@@ -81,8 +81,8 @@ def _pair(pair: PairComparison, comparison: Comparison) -> list[Table | Text | H
     ]
 
 
-def flagging_line(figures: Flagging) -> str:
-    """One line on the model's verdicts on search results."""
+def flagging_line(figures: Flagging, models: int = 1) -> str:
+    """One line on the verdicts of a model, or of several on average, on search results."""
     called = [
         f"{share.value:.1%} of the {label}"
         for label, share in (("informative", figures.informative), ("distracting", figures.distracting))
@@ -91,7 +91,8 @@ def flagging_line(figures: Flagging) -> str:
     mcc = figures.mcc
     correlation = f", MCC {mcc.value:.3f} [{mcc.low:.3f}, {mcc.high:.3f}]" if mcc else ""
     shares = f"{' and '.join(called)}{correlation}"
-    return f"of {figures.results} search results with labels, the model judges correctly {shares}"
+    judges = "the model judges correctly" if models == 1 else f"{models} models judge correctly, on average,"
+    return f"of {figures.results} search results with labels, {judges} {shares}"
 
 
 def _counted(items: int, groups: int | None, what: str = "items") -> str:

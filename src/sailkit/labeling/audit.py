@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +14,13 @@ from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.files import jsonl
-from sailkit.files.batch_log import write_batches
 from sailkit.labeling.audit_figures import claim_weights, labeler_differences, stratum_figures
 from sailkit.labeling.audit_file import AUDIT, BM25, JUDGEMENTS, score_folder
 from sailkit.labeling.audit_results import Audit
-from sailkit.labeling.base import Labeler, ResultPair, Score, machine_of, score_batch, statement
-from sailkit.labeling.ensemble import mean_score
+from sailkit.labeling.audit_scores import score_all
+from sailkit.labeling.base import ResultPair, statement
+from sailkit.labeling.ensemble import describe_ensemble
 from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read_judgements
-from sailkit.labeling.label import SCORES
 from sailkit.labeling.load import load_labeler, member_names
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import AuditedLabelerOptions, JudgementColumns
@@ -82,7 +81,8 @@ def audit(
         raise UserError("with `labeler`, give human judgements as `data`, and neither `task` nor `model_runs`")
     human = read_judgements(data[0], columns)
     names = list(dict.fromkeys(labeler))
-    share = max([0.5, *(_fitted_share(each, human, seed) for name in names for each in member_names(name))])
+    members = list(dict.fromkeys(member for name in names for member in member_names(name)))
+    share = max([0.5, *(_fitted_share(member, human, seed) for member in members)])
     people = _unseen(_first_claims(human.pairs, limit), seed, share)
     if human.needs_negatives:
         halves = [[pair for pair in people if in_first_half(pair.claim, seed) == first] for first in (True, False)]
@@ -90,10 +90,12 @@ def audit(
     choosing = np.array([in_first_half(pair.claim, seed) for pair in people])
     if choosing.all() or not choosing.any():
         raise UserError(f"{data[0]}: too few claims to choose a threshold on one half and report on the other")
-    dates = (runs.setting_of(out / score_folder(name), "labeler", "date") for name in names)
+    dates = (runs.setting_of(out / score_folder(name), "labeler", "date") for name in members)
     options = replace(options, date=options.date or next(filter(None, dates), None))
+    # Fail early: an error in the last name shows before any scoring.
+    descriptions = {member: load_labeler(member, options).describe() for member in members}
     for name in names:
-        load_labeler(name, options)  # fail early: an error in the last name shows before any scoring
+        describe_ensemble([descriptions[member] for member in member_names(name)])
     if scores is not None:
         runs.read_manifest(scores)
     settings: dict[str, Any] = {
@@ -109,7 +111,7 @@ def audit(
         settings |= {"columns": asdict(columns)}
     pairs = [pair.pair for pair in people]
     with runs.open_run(out, "audit", settings) as run:
-        scored = _score_all(run, names, options, pairs, {"data_sha256": human.sha256, "n": len(people)}, scores)
+        scored = score_all(run, names, options, pairs, human.sha256, scores)
         score_columns = {BM25: _bm25(pairs)}
         score_columns |= {name: _column(score.score for score in scored[name].scores) for name in names}
         stances = {name: _column(score.stance for score in scored[name].scores) for name in names}
@@ -146,33 +148,6 @@ def audit(
     return result
 
 
-def _take_over(run: runs.Run, earlier: Path) -> None:
-    """Copy the scores of an earlier audit if labeler and pairs are the same."""
-    if not (earlier / SCORES).exists() or run.path(SCORES).exists():
-        return
-    settings = dict(run.manifest["settings"])
-    if not_recorded := _is_of_earlier_version(earlier):
-        settings.pop("pairs_sha256", None)
-    if runs.read_manifest(earlier)["settings"] != settings:
-        runs.notice(f"{earlier} has scores of another labeler or of other pairs: they are computed again")
-        return
-    if not_recorded:
-        runs.notice(f"{earlier} does not record its pairs: they may differ from these if its seed did")
-    jsonl.write_atomic(run.path(SCORES), (earlier / SCORES).read_bytes())
-
-
-def _pairs_setting(scores: Path, pairs: Sequence[ResultPair]) -> dict[str, str]:
-    """The fingerprint of the pairs, except where scores of an earlier version are continued."""
-    if _is_of_earlier_version(scores):
-        return {}
-    return {"pairs_sha256": jsonl.fingerprint([[statement(pair.instruction), pair.result.text] for pair in pairs])}
-
-
-def _is_of_earlier_version(scores: Path) -> bool:
-    """Whether these scores are of a version that did not record the fingerprint of the pairs."""
-    return (scores / runs.MANIFEST).exists() and runs.setting_of(scores, "pairs_sha256") is None
-
-
 def _first_claims(pairs: Sequence[HumanPair], limit: int | None) -> list[HumanPair]:
     claims = set(list(dict.fromkeys(pair.claim for pair in pairs))[:limit])
     return [pair for pair in pairs if pair.claim in claims]
@@ -206,84 +181,8 @@ def _judgement_row(pair: HumanPair) -> jsonl.JsonObject:
     return {"claim": pair.claim, "share": pair.share, "stance": pair.stance, "origin": pair.origin}
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A labeler and its score of each pair."""
-
-    threshold: float
-    description: dict[str, Any]
-    machine: dict[str, Any]
-    scores: list[Score]
-
-
-def _score_all(
-    run: runs.Run,
-    names: Sequence[str],
-    options: AuditedLabelerOptions,
-    pairs: Sequence[ResultPair],
-    data: Mapping[str, Any],
-    earlier: Path | None,
-) -> dict[str, _Scored]:
-    """Score all pairs with each labeler.
-
-    Args:
-        run: The run, with a folder for the scores of each labeler.
-        names: The labelers.
-        options: How to load and run them.
-        pairs: The pairs.
-        data: Settings that say which data the pairs are from.
-        earlier: See `audit`.
-    """
-    scored: dict[str, _Scored] = {}
-    for name in sorted(names, key=lambda name: len(member_names(name))):  # members before their mean
-        loaded = load_labeler(name, options)
-        description = {"labeler": loaded.name, **loaded.describe()}
-        folder = score_folder(name)
-        settings = {"labeler": description, **data, **_pairs_setting(run.path(folder), pairs)}
-        with runs.open_run(run.path(folder), "labeler scores", settings) as scores_run:
-            if earlier is not None:
-                _take_over(scores_run, earlier / folder)
-            known = {member: of_member.scores for member, of_member in scored.items()}
-            scores = _scores(scores_run, loaded, pairs, known)
-        scored[name] = _Scored(loaded.threshold, description, machine_of(loaded), scores)
-    return scored
-
-
-def _scores(
-    run: runs.Run, labeler: Labeler, pairs: Sequence[ResultPair], known: Mapping[str, Sequence[Score]]
-) -> list[Score]:
-    """Scores of all pairs; written to the run folder.
-
-    Args:
-        run: The run.
-        labeler: The labeler.
-        pairs: The pairs.
-        known: Scores of labelers, from which the means of these are computed.
-    """
-    batches = labeler.plan(pairs)
-    members = member_names(labeler.name)
-
-    def score(batch: Sequence[int]) -> list[Score]:
-        if len(members) > 1 and known.keys() >= {*members}:
-            return [mean_score([known[member][i] for member in members]) for i in batch]
-        return score_batch(labeler, [pairs[i] for i in batch])
-
-    def compute(remaining: Sequence[Sequence[int]]) -> Generator[list[jsonl.JsonObject], None, None]:
-        for batch in remaining:
-            yield [_score_row(i, score) for i, score in zip(batch, score(batch), strict=True)]
-
-    write_batches(run.path(SCORES), batches, str, compute, f"auditing {labeler.name}")
-    rows = {int(row["id"]): row for _, row in jsonl.read_rows(run.path(SCORES))}
-    return [Score(row["score"], row["outcome"], stance=row.get("stance")) for _, row in sorted(rows.items())]
-
-
 def _column(values: Iterable[float | None]) -> Floats:
     return np.array([np.nan if value is None else value for value in values])
-
-
-def _score_row(index: int, score: Score) -> jsonl.JsonObject:
-    row: jsonl.JsonObject = {"id": str(index), "score": score.score, "outcome": score.outcome}
-    return row if score.stance is None else {**row, "stance": score.stance}
 
 
 def _bm25(pairs: Sequence[ResultPair]) -> Floats:

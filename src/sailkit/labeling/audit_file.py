@@ -60,9 +60,21 @@ def unshared_facts(labeler: Mapping[str, Any], audited: Mapping[str, Any]) -> li
 
 
 def _portable(labeler: Mapping[str, Any]) -> dict[str, Any]:
-    """A description without the facts of the machine."""
-    facts = {fact: value for fact, value in labeler.items() if fact not in _OF_THE_MACHINE}
-    return facts | ({"members": [*map(_portable, facts["members"])]} if "members" in facts else {})
+    """A flat description without the facts of the machine."""
+    facts = flat_description(labeler)
+    return {fact: value for fact, value in facts.items() if fact.rpartition(": ")[2] not in _OF_THE_MACHINE}
+
+
+def flat_description(labeler: Mapping[str, Any]) -> dict[str, Any]:
+    """A description in which the facts of an ensemble's members are facts of their own, `MEMBER: FACT`.
+
+    Args:
+        labeler: The description; `members` of an ensemble holds theirs.
+    """
+    facts = {fact: value for fact, value in labeler.items() if fact != "members"}
+    for member in labeler.get("members", ()):
+        facts |= {f"{member['labeler']}: {fact}": value for fact, value in member.items() if fact != "labeler"}
+    return facts
 
 
 class _Record(BaseModel):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from sailkit.errors import UserError
 from sailkit.labeling.base import Labeler, ResultPair, Score, batches_of, machine_of, score_batch
 
 _BATCH = 256
@@ -28,41 +29,60 @@ class Ensemble:
     @property
     def runs_on(self) -> dict[str, str]:
         """Devices and number formats of the members' models."""
-        machines = [machine_of(member) for member in self._members]
-        return {fact: ", ".join(sorted({machine[fact] for machine in machines if fact in machine}))
-                for fact in ("device", "dtype") if any(fact in machine for machine in machines)}  # fmt: skip
+        return common_machine([machine_of(member) for member in self._members])
 
     def describe(self) -> dict[str, Any]:
         """The descriptions of the members."""
-        members = [{"labeler": member.name, **member.describe()} for member in self._members]
-        date = next((member["date"] for member in members if "date" in member), None)  # the same in all
-        return {"labeler": self.name, "version": 1, "members": members, **({"date": date} if date else {})}
+        return describe_ensemble([{"labeler": member.name, **member.describe()} for member in self._members])
 
     def plan(self, pairs: Sequence[ResultPair]) -> list[list[int]]:
         """Batches in order, which each member divides into its own."""
         return batches_of(len(pairs), _BATCH)
 
     def score(self, pairs: Sequence[ResultPair]) -> list[Score]:
-        """The mean score of each pair, with the stance of the first member that tells it."""
+        """The mean score of each pair."""
         by_member = [_scores(member, pairs) for member in self._members]
         return [mean_score(scores) for scores in zip(*by_member, strict=True)]
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of the members' scores of one pair; none if one of them has none.
+    """The mean of the members' scores of a pair; none if one of them has none. A mean has no stance.
 
     Args:
         scores: The score of each member.
     """
-    values = [score.score for score in scores if score.score is not None]
-    complete = len(values) == len(scores)
-    return Score(
-        fmean(values) if complete else None,
-        outcome=next((score.outcome for score in scores if score.score is None), "judged"),
-        cut_tokens=max(score.cut_tokens for score in scores),
-        raw_output=next((score.raw_output for score in scores if score.raw_output is not None), None),
-        stance=next((score.stance for score in scores if score.stance is not None), None),
-    )
+    cut_tokens = max(score.cut_tokens for score in scores)
+    if failed := next((score for score in scores if score.score is None), None):
+        return Score(None, failed.outcome, cut_tokens, failed.raw_output)
+    reply = next((score.raw_output for score in scores if score.raw_output is not None), None)
+    return Score(fmean(score.score for score in scores if score.score is not None), "judged", cut_tokens, reply)
+
+
+def describe_ensemble(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The description of an ensemble.
+
+    Args:
+        members: The descriptions of its members.
+
+    Raises:
+        UserError: The prompts of its members have different dates.
+    """
+    dates = {member["date"] for member in members if member.get("date")}
+    if len(dates) > 1:
+        raise UserError(f"the labelers would read different dates ({', '.join(sorted(dates))}); give a `date`")
+    return {"version": 1, "members": list(members)} | ({"date": dates.pop()} if dates else {})
+
+
+def common_machine(machines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """`device` and `dtype` of several models; a server's are not known.
+
+    Args:
+        machines: Those of each model.
+    """
+    values = {
+        fact: sorted({machine[fact] for machine in machines if machine.get(fact)}) for fact in ("device", "dtype")
+    }
+    return {fact: ", ".join(of_fact) for fact, of_fact in values.items() if of_fact}
 
 
 def _scores(member: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:

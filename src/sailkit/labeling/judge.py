@@ -38,7 +38,8 @@ class Judge:
     @property
     def runs_on(self) -> dict[str, Any]:
         """Device and dtype of the model; empty for a server."""
-        return {name: value for name, value in self._model.describe().items() if name in ("device", "dtype")}
+        described = self._model.describe()
+        return {name: described[name] for name in ("device", "dtype") if described.get(name)}
 
     def describe(self) -> dict[str, Any]:
         """Everything that affects the scores."""

@@ -52,7 +52,7 @@ def label(
     Args:
         results: A run folder of search, or its results.jsonl.
         out: The run folder.
-        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute, or several joined by + for the
+        labeler: similarity, overlap, entailment:MODEL, judge:MODEL, or module:attribute; several joined by + for the
             mean of their scores; in Python also an object.
         threshold: Least score of an informative result; the labeler's own by default.
         shard: Score part I of N of the batches, as I/N from 1/N to N/N; the last to finish writes labels.jsonl.

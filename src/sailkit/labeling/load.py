@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import cast
 
 from sailkit.errors import UserError, nearest
 from sailkit.labeling.base import Labeler
 from sailkit.labeling.options import LabelerOptions
 from sailkit.models.sources import ENCODER
-from sailkit.plugins import checked_plugin, is_plugin, load_plugin
-
-KINDS = ("similarity", "overlap", "entailment", "judge")
-_PLUS = re.compile(rf"\+(?=(?:{'|'.join(KINDS)})(?:[:+]|$))")  # not a plus in the name of a model
+from sailkit.plugins import LABELERS, checked_plugin, is_plugin, load_plugin, split_labelers
 
 
 def member_names(name: str) -> list[str]:
-    """The labelers whose mean a name such as `similarity+entailment:MODEL` asks for; usually the name alone."""
-    return _PLUS.split(name)
+    """The labelers that are joined by `+` in a name; usually the name alone.
+
+    Raises:
+        UserError: A labeler is named twice.
+    """
+    members = split_labelers(name)
+    if len({*members}) < len(members):
+        raise UserError(f"`labeler` {name}: the mean of a labeler with itself is that labeler; name it once")
+    return members
 
 
 def load_labeler(name: str | Labeler, options: LabelerOptions | None = None) -> Labeler:
@@ -43,10 +46,10 @@ def load_labeler(name: str | Labeler, options: LabelerOptions | None = None) -> 
 
 def _load_single(name: str, options: LabelerOptions) -> Labeler:
     kind, _, model = name.partition(":")
-    if kind not in KINDS and is_plugin(name):
+    if kind not in LABELERS and is_plugin(name):
         return cast(Labeler, load_plugin(name, Labeler))
-    if kind not in KINDS:
-        raise UserError(f"no labeler {name!r}: {nearest(kind, KINDS)}")
+    if kind not in LABELERS:
+        raise UserError(f"no labeler {name!r}: {nearest(kind, LABELERS)}")
     if kind in ("entailment", "judge") and not model:
         raise UserError(f"`labeler` {kind} needs a model: write {kind}:MODEL")
     if kind == "overlap":

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from sailkit import runs
-from sailkit.labeling.audit_file import BM25
+from sailkit.labeling.audit_file import BM25, flat_description
 from sailkit.labeling.audit_results import Audit, LabelerDifference
 from sailkit.labeling.results import NO_SCORE, FittedLabeler, Labeling
 from sailkit.labeling.verdict import baselines, best_labeler, cell_of, names_of
@@ -199,7 +199,7 @@ def _provenance(audit: Audit, folder: Path) -> list[Facts]:
         "platform": environment.get("platform"),
         "started": environment.get("started_at"),
     }
-    known = [audit.labelers[name] for name in audit.ranked]
+    known = [flat_description(audit.labelers[name]) for name in audit.ranked]
     names = dict.fromkeys(name for settings in known for name in settings)
     rows = [
         (capitalised(name.replace("_", " ")), [fact(name, settings) or "–" for settings in known]) for name in names

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sailkit.plugins import split_labelers
 from sailkit.rendering.model import Cell
 from sailkit.stats.intervals import Estimate
 
@@ -58,9 +59,11 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     Returns:
         Name -> its shortest unambiguous form, or the name itself if there is none.
     """
-    forms = {name: [*_ends(name), name] for name in names}
+    members = {name: split_labelers(name) for name in names}
+    forms = {member: [*_ends(member), member] for joined in members.values() for member in joined}
     taken = [form for own in forms.values() for form in own]
-    return {name: next((form for form in own if taken.count(form) == 1), name) for name, own in forms.items()}
+    short = {member: next((form for form in own if taken.count(form) == 1), member) for member, own in forms.items()}
+    return {name: "+".join(short[member] for member in joined) for name, joined in members.items()}
 
 
 def _ends(name: str) -> list[str]:

@@ -54,6 +54,23 @@ def confusion_units(
     return Units.of_cells(cells, (len(labels), len(index)), groups)
 
 
+def confusion_by_unit(
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], units: Sequence[int]
+) -> Counts:
+    """The counts of each unit, shape (units, K, K + 2); see `confusion`.
+
+    Args:
+        gold: The true label of each item.
+        predicted: A label, `unreadable` or `refused` for each item.
+        labels: The task's labels, K.
+        units: The unit of each item, numbered from 0.
+    """
+    index = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
+    table = np.zeros((max(units) + 1, len(labels), len(index)), dtype=np.int64)
+    np.add.at(table, (units, [index[label] for label in gold], [index[label] for label in predicted]), 1)
+    return table
+
+
 def accuracy(counts: Confusion) -> Floats:
     """Share of items with the right label; an item without a label is wrong. Counts (..., K, K + 2) to (...)."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))

@@ -11,19 +11,17 @@ A bootstrap of runs would not do: draws from three runs cannot leave the range o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sailkit.stats import metrics
 from sailkit.stats.intervals import ALPHA, LEVEL, Counts, Estimate, Floats, proportion
 
 POWER = 0.8
 MOST_SEEDS = 1000
 _ROUNDING = 1e-12
-_UNITS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -34,26 +32,35 @@ class SeedFigures:
         figures: The figure of each run; shape (runs,).
         deviations: Jackknife deviations; shape (units, runs). The product of two columns, summed over the units (items,
             or groups of items), is the covariance of the figures of two runs.
+        fewest: The number of units with a class that the figure is about, if that is less than all units: three items
+            of a class tell no more than three items.
     """
 
     figures: Floats
     deviations: Floats
+    fewest: int | None = None
 
     def __neg__(self) -> SeedFigures:
-        return SeedFigures(-self.figures, -self.deviations)
+        return replace(self, figures=-self.figures, deviations=-self.deviations)
 
     def __sub__(self, other: SeedFigures) -> SeedFigures:
         """Difference between paired runs: the first minus the first, and so on; a single run pairs with every run."""
-        return SeedFigures(self.figures - other.figures, self.deviations - other.deviations)
+        fewest = min(self.units, other.units)
+        return SeedFigures(self.figures - other.figures, self.deviations - other.deviations, fewest)
 
     def in_order(self, order: Sequence[int]) -> SeedFigures:
         """The same runs in another order, for pairing."""
-        return SeedFigures(self.figures[list(order)], self.deviations[:, list(order)])
+        return replace(self, figures=self.figures[list(order)], deviations=self.deviations[:, list(order)])
 
     @property
     def runs(self) -> int:
         """How many runs there are."""
         return len(self.figures)
+
+    @property
+    def units(self) -> int:
+        """The number of units that the figure rests on."""
+        return len(self.deviations) if self.fewest is None else self.fewest
 
     @property
     def unshared_variance(self) -> float:
@@ -84,12 +91,15 @@ class SeedEstimate:
     seeds_needed: int | None
 
 
-def seed_figures(tables: Sequence[Counts], statistic: Callable[[Floats], Floats]) -> SeedFigures:
+def seed_figures(
+    tables: Sequence[Counts], statistic: Callable[[Floats], Floats], fewest: int | None = None
+) -> SeedFigures:
     """A figure of each run, with jackknife deviations over the items.
 
     Args:
         tables: For each run, the counts of each unit; shape (units, *shape), the same units in each.
         statistic: A function of counts, shape (..., *shape) to (...).
+        fewest: See `SeedFigures`.
     """
     figures, without = [], []
     for units in tables:
@@ -98,7 +108,7 @@ def seed_figures(tables: Sequence[Counts], statistic: Callable[[Floats], Floats]
         kinds, kind = np.unique(units.reshape(len(units), -1), axis=0, return_inverse=True)
         without.append(np.asarray(statistic(total - kinds.reshape(-1, *total.shape)))[kind.reshape(-1)])
         figures.append(float(statistic(total)))
-    return _jackknife(figures, without)
+    return _jackknife(figures, without, fewest)
 
 
 def seed_auroc(
@@ -112,36 +122,43 @@ def seed_auroc(
         units: The unit of each item, numbered from 0.
 
     Returns:
-        The areas; None if a class, or its opposite, is in a single unit, without which there is no area.
+        The areas; None if a class, or the rest, is absent or in a single unit, because there is no area without it.
     """
-    unit = np.asarray(units)
-    figures, without = [], []
-    for of_run in scores:
-        areas = [
-            np.concatenate([
-                metrics.weighted_auroc(np.asarray(positive), np.asarray(values), weights)
-                for weights in (np.ones((1, len(unit))), *_each_left_out(unit))
-            ])
-            for positive, values in zip(gold, of_run, strict=True)
-        ]  # fmt: skip
-        whole, *others = np.mean(areas, axis=0)
-        figures.append(float(whole))
-        without.append(np.asarray(others))
-    return _jackknife(figures, without) if np.isfinite(without).all() else None
+    unit, classes = np.asarray(units), np.asarray(gold)
+    fewest = min(len(np.unique(unit[kind])) for positive in classes for kind in (positive, ~positive))
+    if fewest < 2:
+        return None
+    areas = np.array([
+        np.mean([_areas(positive, values, unit) for positive, values in zip(classes, of_run, strict=True)], axis=0)
+        for of_run in np.asarray(scores)
+    ])  # fmt: skip
+    return _jackknife(areas[:, 0], areas[:, 1:], fewest)
 
 
-def _each_left_out(unit: NDArray[np.int_]) -> Iterator[Floats]:
-    """Weights of the items, shape (rows, items): in each row another unit has the weight 0. In parts, for memory."""
-    for start in range(0, unit.max() + 1, _UNITS_AT_ONCE):
-        rows = np.arange(start, min(start + _UNITS_AT_ONCE, unit.max() + 1))
-        yield (rows[:, None] != unit).astype(float)
+def _areas(positive: NDArray[np.bool_], scores: Floats, unit: NDArray[np.int_]) -> Floats:
+    """The area of all items, then that without each unit, by Mann-Whitney counts; a tie counts half."""
+
+    def rank_among(values: Floats) -> Floats:
+        ordered = np.sort(values)
+        return np.asarray(np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2
+
+    wins = np.where(positive, rank_among(scores[~positive]), positive.sum() - rank_among(scores[positive]))
+    positives, negatives = (np.bincount(unit[kind], minlength=unit.max() + 1) for kind in (positive, ~positive))
+    lost = np.bincount(unit, wins)
+    for each in np.flatnonzero(positives * negatives):  # a pair within a unit was lost twice
+        above, below = (scores[(unit == each) & kind] for kind in (positive, ~positive))
+        lost[each] -= (np.sign(above[:, None] - below) + 1).sum() / 2
+    total, pairs = wins[positive].sum(), (positive.sum() - positives) * ((~positive).sum() - negatives)
+    return np.concatenate([[total / (positive.sum() * (~positive).sum())], (total - lost) / pairs])
 
 
-def _jackknife(figures: Sequence[float], without: Sequence[Floats]) -> SeedFigures:
+def _jackknife(
+    figures: Sequence[float] | Floats, without: Sequence[Floats] | Floats, fewest: int | None
+) -> SeedFigures:
     """Figures of runs, and their deviations from the figures without each unit."""
     units = len(without[0])
     deviations = [(values - values.mean()) * math.sqrt((units - 1) / units) for values in without]
-    return SeedFigures(np.array(figures), np.stack(deviations, -1))
+    return SeedFigures(np.array(figures), np.stack(deviations, -1), fewest)
 
 
 def mean_over_seeds(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Estimate:
@@ -177,7 +194,7 @@ def over_seeds(*groups: SeedFigures, level: float = ALPHA, least: float = -1.0, 
     if abs(value) < _ROUNDING:  # means of three equal figures and of two differ in their last bit
         value = 0.0
     several = [group for group in groups if group.runs > 1]
-    units = len(groups[0].deviations)
+    units = min(group.units for group in groups)
     item_effects = np.sum([group.deviations.mean(1) for group in groups], axis=0)
     # With the runs as they are, the items alone give at least this variance; so S^2 is not taken to be smaller.
     shared = max(float(item_effects @ item_effects) - sum(g.unshared_variance / g.runs for g in several), 0.0)

@@ -73,9 +73,9 @@ def report_on(folder: Path, title: str | None = None) -> Report:
     verdict = headline(figures)
     how = machine(figures)
     about = [str(figures.get("about") or ""), f"Trained in {how}." if how else ""]
-    if start := manifest["settings"]["recipe"].get("adapters"):
-        about.append(f"Training of the adapters {start} went on: 'before' means with them, not the base alone.")
     try:
+        if start := manifest["settings"]["recipe"].get("adapters"):
+            about.append(f"Training continued from the adapters {start}: 'before' is the base model with them.")
         sections = _sections(folder, manifest, figures, verdict)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} does not hold what finetune writes ({type(error).__name__}: {error})") from None
