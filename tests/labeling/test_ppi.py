@@ -10,6 +10,7 @@ import pytest
 from sailkit.errors import UserError
 from sailkit.labeling.audit import audit
 from sailkit.labeling.labels_file import Labels
+from sailkit.labeling.load import load_labeler
 from sailkit.labeling.ppi import corrected_share, ppi_mean
 from sailkit.records import Judgement
 
@@ -80,3 +81,24 @@ def test_an_audit_of_the_same_name_with_another_measure_is_refused(audited, caps
         corrected_share(audited, other, 0.5)
     assert corrected_share(audited, Labels({"labeler": "overlap"}, 0.5, ((judgement,),)), 0.5) is not None
     assert "cannot check that overlap was audited with the same version" in capsys.readouterr().err
+
+
+def test_an_audit_of_a_mean_corrects_its_labels(audited, capsys):
+    """It is recognised on a machine with another number format, and not if a member changed."""
+    folder = audited.parent.parent / "mean"
+    name = "overlap+similarity"
+    audit(data=audited.parent.parent / "pairs.jsonl", labeler=[name], out=folder)
+    described = {"labeler": name, **load_labeler(name).describe()}
+    overlap, similarity = described["members"]
+    judgement = Judgement(0.9, "informative", "judged", 0, None)
+
+    def corrected(**changes: object) -> object:
+        members = [overlap, {**similarity, **changes}]
+        return corrected_share(
+            folder / "audit.json", Labels({**described, "members": members}, 0.5, ((judgement,),)), 0.5
+        )
+
+    assert corrected().value == corrected(dtype="bfloat16").value == pytest.approx(0.5)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="was audited with another similarity: weights_sha256 than it labelled with"):
+        corrected(weights_sha256="b")
