@@ -79,7 +79,8 @@ def score_all(
         description = {"labeler": name, **describe_ensemble([member.description for member in members])}
         scores = [mean_score(of_pair) for of_pair in zip(*(member.scores for member in members), strict=True)]
         with open_scores(name, description) as scores_run:
-            jsonl.write_rows(scores_run.path(SCORES), map(_score_row, range(len(pairs)), scores))
+            if not scores_run.path(SCORES).exists():  # nothing is added to a finished audit
+                jsonl.write_rows(scores_run.path(SCORES), map(_score_row, range(len(pairs)), scores))
         machine = common_machine([member.machine for member in members])
         scored[name] = ScoredLabeler(fmean(member.threshold for member in members), description, machine, scores)
     return scored
