@@ -142,15 +142,21 @@ def figures_table(comparison: GroupComparison) -> Table:
     most = max(len(group.runs) for group in comparison.groups)
     rows = [
         Row(
-            f"run {number + 1}",
+            _run_name(comparison, number),
             [
-                Cell(values[number] if number < len(values := group.by_run[comparison.measure]) else None)
-                for group in comparison.groups
+                Cell(values[number] if most == 1 or 1 < len(values) > number else None)
+                for values in (group.by_run[comparison.measure] for group in comparison.groups)
             ],
         )
         for number in range(most)
     ]
     return Table(comparison.names, [*groups, Group(f"{_TITLES[comparison.measure]} of each run", rows)])
+
+
+def _run_name(comparison: GroupComparison, number: int) -> str:
+    """The name of the run with this number in each group, if all groups of several runs call it the same."""
+    names = {group.runs[number] for group in comparison.groups if 1 < len(group.runs) > number}
+    return names.pop() if len(names) == 1 else f"run {number + 1}"
 
 
 def _flagging(figures: Flagging | None, models: int) -> list[Text]:
