@@ -75,8 +75,8 @@ def figures_of_runs(group: RunGroup, truth: TrueLabels, labels: Sequence[str]) -
     row = {unit: i for i, unit in enumerate(dict.fromkeys(truth.units.values()))}
     units = [row[truth.units[item]] for item in truth.labels]
     golds = list(truth.labels.values())
-    runs = [[predictions[item] for item in truth.labels]
-            for run in group.runs.values() for predictions in [{p.id: p for p in run.predictions}]]  # fmt: skip
+    by_id = [{p.id: p for p in run.predictions} for run in group.runs.values()]
+    runs = [[predictions[item] for item in truth.labels] for predictions in by_id]
     tables = [metrics.confusion_by_unit(golds, [p.predicted for p in run], labels, units) for run in runs]
     figures = {name: seed_figures(tables, statistic) for name, statistic in _COUNT_STATISTICS.items()}
     auroc = _auroc(runs, golds, labels, units)

@@ -47,11 +47,7 @@ def confusion_units(
         labels: The task's labels.
         groups: The group of each item, if groups are resampled; None if items are.
     """
-    index = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
-    cells = np.array([[index[g], index[p]] for g, p in zip(gold, predicted, strict=True)], dtype=np.int64).reshape(
-        -1, 2
-    )
-    return Units.of_cells(cells, (len(labels), len(index)), groups)
+    return Units.of_cells(_cells(gold, predicted, labels), (len(labels), len(labels) + len(NOT_ANSWERED)), groups)
 
 
 def confusion_by_unit(
@@ -65,10 +61,16 @@ def confusion_by_unit(
         labels: The task's labels, K.
         units: The unit of each item, numbered from 0.
     """
-    index = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
-    table = np.zeros((max(units) + 1, len(labels), len(index)), dtype=np.int64)
-    np.add.at(table, (units, [index[label] for label in gold], [index[label] for label in predicted]), 1)
+    table = np.zeros((max(units) + 1, len(labels), len(labels) + len(NOT_ANSWERED)), dtype=np.int64)
+    np.add.at(table, (units, *_cells(gold, predicted, labels).T), 1)
     return table
+
+
+def _cells(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Counts:
+    """Row and column of each item in a confusion matrix, shape (items, 2)."""
+    index = {name: i for i, name in enumerate((*labels, *NOT_ANSWERED))}
+    pairs = [[index[g], index[p]] for g, p in zip(gold, predicted, strict=True)]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def accuracy(counts: Confusion) -> Floats:
