@@ -43,6 +43,11 @@ class Reader:
     def run(self, script: str, *arguments):
         return self.driver.execute_script(script, *arguments)
 
+    def eventually(self, script: str, holds):
+        """What the script returns once it holds: a new width reaches scroll timelines with a later frame."""
+        waiting = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait(self.driver, 10)
+        return waiting.until(lambda _: holds(shown := self.run(script)) and shown, message=script)
+
     def find(self, selector: str):
         return self.driver.find_element("css selector", selector)
 
@@ -178,8 +183,7 @@ def test_a_table_that_scrolls_says_so_and_others_do_not(chromium, tmp_path):
     for width in (390, 1200):
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        tables = reader.run(shown)
-        assert all(scrolls == says for scrolls, says in tables)
+        tables = reader.eventually(shown, lambda found: all(scrolls == says for scrolls, says in found))
         assert {says for _, says in tables} == {width == 390}
     reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
