@@ -306,6 +306,13 @@ def test_variables_may_hold_the_folder_of_the_recipe_and_each_other(recipe):
     assert states(run("moved/recipe.yaml", out="out", dry_run=True)) == {"first": "finished"}
 
 
+def test_a_setting_of_no_variable_is_refused_without_its_value(recipe):
+    with pytest.raises(UserError, match="NAME a variable of the recipe") as error:
+        run(recipe, out="out", set=["url=https://user:password@127.0.0.1"])
+    assert "'url'" in str(error.value)
+    assert "password" not in str(error.value)
+
+
 def test_null_is_the_default(recipe):
     recipe.write_text(f"steps: {{first: {{search: {SEARCH[:-1]}, limit: null, snapshot: null}}}}}}")
     (step,) = run(recipe, out=Path("out")).steps

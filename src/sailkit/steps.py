@@ -194,7 +194,7 @@ def _settings(settings: Iterable[str], variables: Mapping[str, Any]) -> dict[str
         name, separator, value = text.partition("=")
         if not separator or name not in variables:
             raise UserError(
-                f"`set` {text!r}: write NAME=VALUE, NAME a variable of the recipe; {nearest(name, variables)}"
+                f"`set` {name!r}: write NAME=VALUE, NAME a variable of the recipe; {nearest(name, variables)}"
             )
         chosen[name] = parse_yaml(value, f"`set` {text}")
     return chosen

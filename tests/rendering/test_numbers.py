@@ -14,7 +14,7 @@ from sailkit.evaluation.results import SETTINGS, Evaluation
 from sailkit.evaluation.summary import summarise_predictions
 from sailkit.records import Prediction
 from sailkit.rendering import terminal
-from sailkit.rendering.numbers import change, decimals, machine
+from sailkit.rendering.numbers import change, decimals, machine, signed
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,8 @@ def test_a_comparison_says_its_test_and_what_each_was_computed_in(capsys):
     assert "on 60 items in 30 groups, human labels" in printed
     assert "correct in one run only: x 24, y 0; exact sign-flip test over groups p = 0.000488\n" in printed
     assert "x is better than y" in printed
+
+
+def test_a_difference_of_nothing_has_no_minus_sign():
+    assert {signed(value) for value in (0.0, -0.0, 1e-17, -1e-17)} == {"+0.000"}
+    assert (signed(-0.0004), signed(0.12)) == ("−0.0004", "+0.120")

@@ -81,6 +81,7 @@ def figure(value: float) -> str:
 
 def signed(value: float) -> str:
     """A difference to three decimals, or to as many as show that it is not 0."""
+    value = round(value, 9) + 0.0  # 0 after subtraction may be negative, or differ from 0 by rounding
     return f"{value:+.{decimals(value)}f}".replace("-", "−")
 
 
