@@ -11,8 +11,10 @@ from sailkit.data.build_task import build_task
 from sailkit.errors import UserError
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.evaluate import evaluate
+from sailkit.evaluation.results import Evaluation
 from sailkit.models.base import ModelOptions
 from sailkit.prompts.sail import verification
+from sailkit.reporting import report
 from sailkit.tasks.task import in_half, load_task
 from sailkit.training.finetune import finetune
 
@@ -133,11 +135,16 @@ def test_random_results_are_of_other_items_and_none_are_none(place):
     assert all("### Search Result: \nNone" in one["prompt"] for one in none)
 
 
-def test_what_search_gives_is_told_apart_from_what_training_taught(place):
+def test_what_search_gives_is_told_apart_from_what_training_taught(place, tmp_path):
     measure(place, "evidence", search="evidence", results=2)
     measure(place, "random", search="random", results=2)
     evaluation = measure(place, "evidence", search="evidence", results=2)
     assert -1 <= evaluation["flag_mcc_low"] <= evaluation["flag_mcc"] <= evaluation["flag_mcc_high"] <= 1
+    assert f"{evaluation['coverage']:.1%} of the items have a result that the model calls informative" in str(
+        Evaluation.load(place / "evidence")
+    )
+    page = report(place / "evidence", place / "random", out=tmp_path).markdown.read_text()
+    assert "Share of the items that have one (coverage)" in page
     comparison = compare(place / "evidence", place / "random")
     assert "search results with labels, the model judges correctly" in str(comparison)
     found = comparison.to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -101,3 +102,21 @@ def test_a_model_is_named_by_whole_words_that_its_sets_share(tmp_path):
 def test_two_measurements_of_one_kind_are_pairs_and_no_more(tmp_path):
     again = folder(tmp_path, "tuned_again", answers(60), "evidence")
     assert report_on([*six(tmp_path, 70), again]).sections[0].heading == "Verdict"
+
+
+def test_a_model_that_verifies_has_a_row_of_coverage(tmp_path):
+    """The share of items where it calls a result informative; the base, which verifies nothing, has no such row."""
+    sets = []
+    for name, informative in (("own", 60), ("others", 8)):
+        verdicts = ["informative" if i < informative else "distracting" for i in range(N)]
+        turns = [
+            {"prompt": "", "raw_output": "", "completion_tokens": 1, "verdicts": [verdict]} for verdict in verdicts
+        ]
+        rows = [replace(row, turns=(turn,)) for row, turn in zip(answers(60), turns, strict=True)]
+        sets.append(folder(tmp_path, f"tuned_{name}", rows, SEARCHES[name]))
+    for name in ("own", "others"):
+        sets.append(folder(tmp_path, f"base_{name}", supports_everything(), SEARCHES[name], "base"))
+    table = report_on(sets).sections[0].blocks[1]
+    (row,) = table.groups[1].rows
+    assert row.name == "tuned"
+    assert [cell.point for cell in row.cells] == [60 / N, 8 / N, None]

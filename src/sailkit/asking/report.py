@@ -72,6 +72,8 @@ def tail(answer: Answer) -> Iterator[Block]:
         name = f"{short_name(each.model)}: " if answer.compared_with else ""
         if each.judgements and not each.verification:
             notes.append(f"{name}the flags are scores alone; the model answered without judging the results first")
+        if each.is_unsupported:
+            notes.append(f"{name}no result was judged informative, so the answer does not rest on any")
         if each.results and not each.judgements:
             notes.append(f"{name}no flags, because the model gives no log-probabilities")
         if each.cut_tokens:

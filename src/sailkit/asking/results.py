@@ -55,6 +55,11 @@ class Answer(Result):
         """This answer, and that of the other model if there is one."""
         return (self, *(self.compared_with.both if self.compared_with else ()))
 
+    @property
+    def is_unsupported(self) -> bool:
+        """Whether the model judged its search results and called none of them informative."""
+        return bool(self.judgements) and all(judgement.verdict != "informative" for judgement in self.judgements)
+
     def to_json(self) -> dict[str, Any]:
         """The answer as `--json` writes it."""
         return {
@@ -62,6 +67,7 @@ class Answer(Result):
             "model": self.model,
             "results": judged_results(self),
             "verification": self.verification,
+            "is_unsupported": self.is_unsupported,
             "answer": self.answer,
             "label": self.label,
             "labels": dict(self.labels),

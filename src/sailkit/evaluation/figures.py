@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from sailkit.evaluation.flagging import Flagging
+from sailkit.evaluation.selective import Selective
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Estimate, read_estimates
 
@@ -149,6 +150,8 @@ class Summary:
         unreadable: Answers without a label.
         refused: Items without an answer.
         flagging: Agreement of the model's verdicts on search results with their labels; None without both.
+        selective: The figures where the model calls a search result informative, and elsewhere; None if it verifies
+            nothing.
         near_ties: Answers whose margin is within the numerical noise.
         noise: That noise in nats, if it was measured.
         flags: Reasons to doubt the figures.
@@ -170,6 +173,7 @@ class Summary:
     near_ties: int = 0
     noise: float | None = None
     flagging: Flagging | None = None
+    selective: Selective | None = None
     flags: tuple[Flag, ...] = ()
 
     @property
@@ -183,6 +187,7 @@ class Summary:
             **{f"human_{name}": estimate for name, estimate in human.items()},
             **({"reference_agreement": agreement} if agreement else {}),
             **({"flag_mcc": self.flagging.mcc} if self.flagging and self.flagging.mcc else {}),
+            **(self.selective.figures if self.selective else {}),
         }
 
     def flat(self) -> dict[str, Any]:
@@ -202,6 +207,8 @@ class Summary:
                 flat |= self.reference.agreement.flat("reference_agreement")
         if self.flagging:
             flat |= self.flagging.flat()
+        if self.selective:
+            flat |= self.selective.flat()
         flat |= {"unreadable": self.unreadable, "refused": self.refused, "near_ties": self.near_ties}
         return flat if self.noise is None else {**flat, "noise": self.noise}
 
@@ -230,5 +237,6 @@ class Summary:
             **{name: flat.get(name) for name in ("auroc", "ece", "noise")},
             **{name: flat[name] for name in ("unreadable", "refused", "near_ties")},
             "flagging": Flagging.from_flat(flat),
+            "selective": Selective.from_flat(flat),
             "flags": flags_from_json(flat),
         }

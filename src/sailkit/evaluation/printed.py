@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from sailkit.evaluation.figures import Baselines, Flag, LabelFigures, Summary, flags_to_json
 from sailkit.evaluation.flagging import Flagging
 from sailkit.evaluation.results import Comparison, Evaluation, PairComparison, Rescored
+from sailkit.evaluation.selective import Selective
 from sailkit.rendering import model
 from sailkit.rendering.model import Cell, Flags, Group, Headline, Interval, Intervals, Matrix, Report, Row, Table, Text
 from sailkit.rendering.numbers import listed, machine
@@ -95,6 +96,19 @@ def flagging_line(figures: Flagging, models: int = 1) -> str:
     return f"of {figures.results} search results with labels, {judges} {shares}"
 
 
+def selective_line(figures: Selective) -> str:
+    """One line on the answers with and without a search result that the model calls informative."""
+    parts = [
+        f"{where} accuracy {part.accuracy.value:.3f} [{part.accuracy.low:.3f}, {part.accuracy.high:.3f}], macro-F1 "
+        f"{part.macro_f1.value:.3f} (a constant answer: accuracy {part.majority_accuracy:.3f})"
+        for where, part in (("with it", figures.selected), ("without", figures.rejected))
+        if part is not None
+    ]
+    return (
+        f"{figures.coverage.value:.1%} of the items have a result that the model calls informative: {'; '.join(parts)}"
+    )
+
+
 def _counted(items: int, groups: int | None, what: str = "items") -> str:
     return f"{items} {what}" + (f" in {groups} groups" if groups else "")
 
@@ -143,6 +157,8 @@ def _against(summary: Summary, columns: Mapping[str, LabelFigures | None]) -> li
         lines.append(f"AUROC {summary.auroc:.4f}, expected calibration error {summary.ece:.4f}")
     if summary.flagging is not None:
         lines.append(flagging_line(summary.flagging))
+    if summary.selective is not None:
+        lines.append(selective_line(summary.selective))
     table = summary.confusion
     own, others = summary.baselines, summary.reference.baselines if summary.reference else summary.baselines
     return [

@@ -226,6 +226,7 @@ def _groups(views: Sequence[View], against: str) -> list[Group]:
             constant("Always the most frequent label: macro-F1", "macro_f1"),
             row("Each label as often as it occurs: accuracy", lambda view: metrics.prior_accuracy(view.counts)),
         ],
+        "With and without a result that the model calls informative": _selective(views, against),
         "Scores": [
             row(f"AUROC{which}", lambda view: view.summary.auroc),
             row(f"Expected calibration error{which}", lambda view: view.summary.ece),
@@ -242,6 +243,21 @@ def _groups(views: Sequence[View], against: str) -> list[Group]:
     }  # fmt: skip
     known = [Group(heading, [row for row in rows if row.known]) for heading, rows in groups.items()]
     return [group for group in known if group.rows]
+
+
+def _selective(views: Sequence[View], against: str) -> list[Row]:
+    chosen = [view.summary.selective if view.summary.against == against else None for view in views]
+    rows = [Row("Share of the items that have one (coverage)", [Cell(own.coverage if own else None) for own in chosen])]
+    titles = {
+        "accuracy": "Accuracy {}",
+        "macro_f1": "Macro-F1 {}",
+        "majority_accuracy": "Always the most frequent label {}: accuracy",
+    }
+    for where, which in (("with", "selected"), ("without", "rejected")):
+        parts = [getattr(own, which, None) for own in chosen]
+        rows += [Row(title.format(where), [Cell(getattr(part, name, None)) for part in parts])
+                 for name, title in titles.items()]  # fmt: skip
+    return rows
 
 
 def _confusion(views: Sequence[View], against: str) -> list[Text | Matrix]:

@@ -33,6 +33,7 @@ _SEARCHES = {
     "none": "no results",
 }
 _MODEL = ("model", "weights_sha256", "answer", "protocol", "wording")  # facts that tell one model from another
+_COVERAGE = "Share of the items with a result that the model calls informative"
 _REMARK = "Macro-F1 with an item's own search results minus that with as many results of other items"
 
 
@@ -124,7 +125,11 @@ def _table(effects: Sequence[SearchEffect]) -> Table:
     constant = [*(Cell(view.baseline(_MEASURE)) for _ in searches), Cell(0.0, signed=True)]
     rows.append(Row(f"always {view.majority}", constant))
     columns = [*searches.values(), "own minus other items'"]
-    return Table(columns, [Group("Macro-F1", rows)])
+    coverage = [
+        Row(effect.name, [*(Cell(_coverage(effect, search)) for search in searches), Cell(None)]) for effect in effects
+    ]
+    groups = [Group("Macro-F1", rows), Group(_COVERAGE, [row for row in coverage if row.known])]
+    return Table(columns, [group for group in groups if group.rows])
 
 
 def _plot(effects: Sequence[SearchEffect]) -> Intervals:
@@ -141,6 +146,11 @@ def _plot(effects: Sequence[SearchEffect]) -> Intervals:
 def _macro_f1(effect: SearchEffect, search: str) -> Estimate | None:
     view = effect.views.get(search)
     return view.main.figures[_MEASURE] if view is not None and view.main is not None else None
+
+
+def _coverage(effect: SearchEffect, search: str) -> Estimate | None:
+    view = effect.views.get(search)
+    return view.summary.selective.coverage if view is not None and view.summary.selective is not None else None
 
 
 def one_list(flags: Sequence[Flags]) -> Flags:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from sailkit.evaluation.figures import Baselines, ConfusionTable, Flag, LabelFigures, ReferenceLabels, Summary, Truth
 from sailkit.evaluation.flagging import flagging
+from sailkit.evaluation.selective import Selective, selective
 from sailkit.prompts.thoughts import thought_is_open
 from sailkit.records import Prediction
 from sailkit.stats import metrics
@@ -50,13 +51,16 @@ def summarise_predictions(
     reference = [(str(p.reference), p.predicted) for p in with_reference]
     groups = units_of(predictions)
     main = human = base = reference_labels = confusion = auroc = ece = None
+    chosen: Selective | None = None
     truth: Truth | None = "reference" if reference else "human" if gold else None
     if truth:
-        pairs, units = (reference, units_of(with_reference)) if reference else (gold, units_of(with_gold))
+        pairs, judged = (reference, with_reference) if reference else (gold, with_gold)
+        units = units_of(judged)
         main = label_figures(pairs, labels, seed, units)
         base = baseline_figures(gold or reference, labels)
         confusion = _confusion(pairs, labels)
         auroc, ece = _score_figures(predictions, labels, truth)
+        chosen = selective(judged, [label for label, _ in pairs], labels, seed)
         flags += few_items(len(pairs), len({*units}) if units else None)
     if gold and base:
         human = main if main and truth == "human" else label_figures(gold, labels, seed, units_of(with_gold))
@@ -88,6 +92,7 @@ def summarise_predictions(
         near_ties=ties,
         noise=noise,
         flagging=flagging(predictions, seed),
+        selective=chosen,
         flags=tuple(flags),
     )
 

@@ -1,0 +1,127 @@
+"""How good the answers are where the model calls a search result informative, and where it calls none so.
+
+Not to answer the other items is selective prediction (El-Yaniv and Wiener 2010): the model's own verdicts select the
+items, and coverage is the share that stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sailkit.records import Prediction
+from sailkit.stats import metrics
+from sailkit.stats.intervals import Estimate, read_estimates, share
+
+
+@dataclass(frozen=True, slots=True)
+class PartFigures:
+    """Figures of a part of the items.
+
+    Attributes:
+        n: Number of items.
+        accuracy: Accuracy; an answer without a label counts as wrong.
+        macro_f1: Macro-F1 of all labels of the task.
+        majority_accuracy: Accuracy of always giving the answer that is most frequent in this part.
+    """
+
+    n: int
+    accuracy: Estimate
+    macro_f1: Estimate
+    majority_accuracy: float
+
+    def flat(self, prefix: str) -> dict[str, Any]:
+        """The figures by their JSON keys."""
+        return {
+            f"{prefix}n": self.n,
+            **self.accuracy.flat(f"{prefix}accuracy"),
+            **self.macro_f1.flat(f"{prefix}macro_f1"),
+            f"{prefix}majority_accuracy": self.majority_accuracy,
+        }
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any], prefix: str) -> PartFigures | None:
+        """The inverse of `flat`; None if there are no such figures."""
+        if f"{prefix}n" not in flat:
+            return None
+        estimates = read_estimates(flat)
+        return cls(
+            n=flat[f"{prefix}n"],
+            accuracy=estimates[f"{prefix}accuracy"],
+            macro_f1=estimates[f"{prefix}macro_f1"],
+            majority_accuracy=flat[f"{prefix}majority_accuracy"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Selective:
+    """Answers with and without a search result that the model calls informative.
+
+    Attributes:
+        coverage: Share of the items with such a result.
+        selected: The figures of these items; None if there are none.
+        rejected: The figures of the other items; None if there are none.
+    """
+
+    coverage: Estimate
+    selected: PartFigures | None
+    rejected: PartFigures | None
+
+    @property
+    def figures(self) -> dict[str, Estimate]:
+        """All figures with their intervals: `coverage`, `selected_accuracy` ..."""
+        return read_estimates(self.flat())
+
+    def flat(self) -> dict[str, Any]:
+        """The figures by their JSON keys, such as `coverage`, `selected_accuracy` and `rejected_macro_f1`."""
+        parts = (part.flat(f"{name}_") for name in ("selected", "rejected") if (part := getattr(self, name)))
+        return self.coverage.flat("coverage") | {key: value for part in parts for key, value in part.items()}
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Selective | None:
+        """The inverse of `flat`; None if there are no such figures."""
+        if "coverage" not in flat:
+            return None
+        parts = (PartFigures.from_flat(flat, f"{name}_") for name in ("selected", "rejected"))
+        return cls(read_estimates(flat)["coverage"], *parts)
+
+
+def selective(
+    predictions: Sequence[Prediction], truths: Sequence[str], labels: Sequence[str], seed: int = 0
+) -> Selective | None:
+    """The figures of answers with and without a search result that the model calls informative.
+
+    Args:
+        predictions: Predictions of a model that verifies; those without search results are skipped.
+        truths: The true label of each.
+        labels: The task's labels.
+        seed: Seed of the bootstrap, over items, or over groups of items.
+
+    Returns:
+        The figures; None if the model verified nothing.
+    """
+    rows = [
+        (prediction, truth, any("informative" in (turn["verdicts"] or ()) for turn in verified))
+        for prediction, truth in zip(predictions, truths, strict=True)
+        if (verified := [turn for turn in prediction.turns if "verdicts" in turn])
+    ]
+    if not rows:
+        return None
+    grouped = any(prediction.group for prediction, *_ in rows)
+
+    def part(chosen: bool) -> PartFigures | None:
+        of_part = [(prediction, truth) for prediction, truth, selected in rows if selected == chosen]
+        if not of_part:
+            return None
+        golds, answers = [truth for _, truth in of_part], [prediction.predicted for prediction, _ in of_part]
+        units = metrics.confusion_units(
+            golds, answers, labels, [prediction.unit for prediction, _ in of_part] if grouped else None
+        )
+        figures = metrics.confusion_estimates(units, labels, seed)
+        constant = metrics.majority_accuracy(units.table)
+        return PartFigures(len(of_part), figures["accuracy"], figures["macro_f1"], constant)
+
+    hits = [selected for *_, selected in rows]
+    units = [prediction.unit for prediction, *_ in rows] if grouped else None
+    return Selective(share(hits, units, seed), part(True), part(False))
