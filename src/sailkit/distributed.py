@@ -7,6 +7,7 @@ call, for example by raising an error alone, the others wait until they time out
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import time
@@ -131,17 +132,15 @@ class Processes:
             work: Computes the result of an item, without collective calls; a UserError ends all processes.
             items: All items, the same in all processes.
             workers: Number of processes that work, the main process first; by default all.
-            threads: Number of items that a process without others computes at a time; see `map_in_threads`.
+            threads: Number of items that a process computes at a time; see `map_in_threads`.
         """
-        if self.count == 1 and threads > 1:
-            yield from map_in_threads(work, items, threads)
-            return
         workers = workers or self.count
-        for begin in range(0, len(items), workers):
-            mine = items[begin : begin + workers][self.rank : self.rank + 1]
+        mine = items[self.rank :: workers] if self.rank < workers else ()
+        computed = map_in_threads(work, mine, threads) if threads > 1 else map(work, mine)
+        for _ in range(0, len(items), workers):
             results: list[T] = []
             with self.raise_together():
-                results += (work(item) for item in mine)
+                results += itertools.islice(computed, 1)  # none where the items do not divide evenly
             yield from self.gather(results)
 
     def raise_if_different(self, settings: Mapping[str, Any]) -> None:

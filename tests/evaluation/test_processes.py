@@ -150,6 +150,28 @@ def test_each_process_computes_its_share(tiny, tmp_path):
     assert abs(len(counts[0]) - len(counts[1])) <= 1
 
 
+def test_processes_that_score_in_threads_write_what_one_writes(tiny, tmp_path):
+    """As on GPUs, where a process prepares batches while another of its batches is computed."""
+    program = tmp_path / "threads.py"
+    program.write_text(
+        "import os, sys, threading\nfrom sailkit.cli import main\nfrom sailkit.evaluation import evaluate as stage\n"
+        f"real, names = stage.answer_batch, open({str(tmp_path)!r} + '/threads-' + os.environ['RANK'], 'w')\n"
+        "def noted(*words):\n"
+        "    print(threading.current_thread().name, file=names, flush=True)\n"
+        "    return real(*words)\n"
+        "stage.answer_batch, stage.scoring_threads = noted, lambda model: 3\n"
+        "main(sys.argv[1:])\n"
+    )
+    task = write_task(tmp_path, 60)
+    forked.run(*command(tiny, task, tmp_path / "run-of-1"), check=True)
+    run(program, *command(tiny, task, tmp_path / "run-of-2"))
+    assert content(tmp_path / "run-of-2") == content(tmp_path / "run-of-1")
+    for rank in range(2):
+        names = {*(tmp_path / f"threads-{rank}").read_text().splitlines()}
+        assert len(names) == 3
+        assert "MainThread" not in names
+
+
 @pytest.mark.long
 def test_killed_processes_end_with_the_same_bytes_in_any_number(tiny, tmp_path):
     rng = random.Random(3)

@@ -76,7 +76,7 @@ def write_batches(
         item_id: Returns the id of an item, which is `id` in its row.
         work: Computes the rows of a batch.
         activity: Label of the progress bar.
-        threads: Number of batches that a process without others computes at a time.
+        threads: Number of batches that a process computes at a time.
 
     Raises:
         UserError: See `batch_log.write_batches`, or `work` raised one.
