@@ -15,7 +15,7 @@ from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
 from sailkit.files.yaml_files import read_yaml
 from sailkit.packaged import project_folder, sample_files
-from sailkit.rendering.model import Block, Bullets, Heading, Report, Text, short
+from sailkit.rendering.model import Block, Cell, Group, Heading, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result
 
 # Other files of the same folder that a recipe or a script uses.
@@ -72,8 +72,8 @@ class Catalog(Result):
             return short("", "", *(Text(f"copied: {path}") for path in self.copies))
         blocks: list[Block] = []
         for kind, heading in _KINDS.items():
-            entries = [(f.name, _described(f)) for f in self.files if f.kind == kind]
-            blocks += [Heading(heading), Bullets(entries)] if entries else []
+            rows = [Row(f.name, [Cell(_described(f))]) for f in self.files if f.kind == kind]
+            blocks += [Heading(heading), Table([""], [Group("", rows)])] if rows else []
         return short("", "", *blocks)
 
 

@@ -115,6 +115,13 @@ def cell(content: model.Cell) -> str:
     return f"{words} ({content.note})" if content.note else words
 
 
+def _in_lines(content: str) -> str:
+    """A figure with its interval and note below it; other text unchanged."""
+    if not content.lstrip("+-")[:1].isdigit():
+        return content
+    return content.replace(" [", "\n[").replace(" (", "\n(")
+
+
 def _tables(
     heading: str,
     columns: Sequence[str],
@@ -134,7 +141,7 @@ def _tables(
     widths = [max([len(name), *(len(cells[i]) for _, cells in rows)]) + _GAP for i, name in enumerate(columns)]
     if first + sum(widths) > width:
         first = min(first, width // 3)
-        rows = [(name, [text.replace(" [", "\n[").replace(" (", "\n(") for text in cells]) for name, cells in rows]
+        rows = [(name, list(map(_in_lines, cells))) for name, cells in rows]
         longest = [max(len(line) for _, cells in rows for line in cells[i].split("\n")) for i in range(len(columns))]
         widths = [max(length, min(len(name), _INTERVAL)) + _GAP for name, length in zip(columns, longest, strict=True)]
     begin = 0
@@ -144,7 +151,8 @@ def _tables(
             end += 1
         if begin:
             yield ""
-        table = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        has_header = bool(heading or any(columns))
+        table = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), show_header=has_header)
         table.add_column(escape(heading), width=first, overflow="fold")
         for name, space in zip(columns[begin:end], widths[begin:end], strict=True):
             table.add_column(escape(name), width=min(space - _GAP, width - first - 2 * _GAP), overflow="fold",
