@@ -70,6 +70,19 @@ def old(tmp_path):
     )
 
 
+def test_models_that_verify_have_coverage_over_seeds(old):
+    """Here a model calls a result informative where its answer is right, and no result of other claims."""
+    result = compare(*old)
+    own, others = (each.figures for each in result.groups)
+    assert own["coverage"].value == pytest.approx(np.mean([0.646, 0.405, 0.448]), abs=0.002)
+    assert (own["selected_accuracy"].value, own["rejected_accuracy"].value) == (1, 0)
+    assert others["coverage"].value == 0
+    assert "selected_accuracy" not in others
+    difference = result.pairs[0].differences["coverage"].estimate
+    assert difference.value == pytest.approx(own["coverage"].value)
+    assert "Coverage" in str(result)
+
+
 def test_a_lucky_seed_among_three_tells_nothing(old):
     result = compare(*old)
     assert isinstance(result, GroupComparison)

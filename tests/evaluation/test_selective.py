@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from sailkit.evaluation.selective import Selective, selective
+from sailkit.evaluation.selective import Selective, selective, selective_over_seeds
 from sailkit.evaluation.summary import summarise_predictions
 from sailkit.records import Prediction
 
@@ -79,3 +79,32 @@ def test_a_summary_has_them_and_reads_them_again():
     flat = json.loads(json.dumps(summary.to_json()))
     assert flat["selected_n"] == flat["rejected_n"] == 20
     assert summary.fields_of(flat)["selective"] == summary.selective
+
+
+@settings(max_examples=20, deadline=None)
+@given(ITEMS, st.randoms(use_true_random=False))
+def test_over_seeds_each_run_has_the_figures_that_it_has_alone(items, rng):
+    """Each model answers and judges the same items in its own way."""
+    golds = [gold for gold, *_ in items]
+    models = []
+    for _ in range(3):
+        answers, verdicts = ([each[i] for each in items] for i in (1, 2))
+        rng.shuffle(answers)
+        rng.shuffle(verdicts)
+        models.append([prediction(i, *row) for i, row in enumerate(zip(golds, answers, verdicts, strict=True))])
+    over = selective_over_seeds(models, golds, LABELS, range(len(items)))
+    alone = [selective(model, golds, LABELS) for model in models]
+    assert list(over["coverage"].figures) == pytest.approx([figures.coverage.value for figures in alone])
+    for name in ("selected", "rejected"):
+        parts = [getattr(figures, name) for figures in alone]
+        assert (f"{name}_accuracy" in over) == all(parts)
+        if all(parts):
+            of_part = over[f"{name}_accuracy"]
+            assert list(of_part.figures) == pytest.approx([part.accuracy.value for part in parts])
+            assert of_part.units == min(part.n for part in parts)
+
+
+def test_over_seeds_there_are_none_if_a_model_judged_no_results():
+    judged, silent = prediction(0, "yes", "yes", ["informative"]), prediction(0, "yes", "yes", ())
+    assert selective_over_seeds([[judged], [judged]], ["yes"], LABELS, [0])
+    assert selective_over_seeds([[judged], [silent]], ["yes"], LABELS, [0]) == {}

@@ -10,6 +10,7 @@ from sailkit.evaluation.figures import Truth
 from sailkit.evaluation.flagging import flagging_over_seeds
 from sailkit.evaluation.group_results import GroupFigures
 from sailkit.evaluation.groups import RunGroup
+from sailkit.evaluation.selective import selective_over_seeds
 from sailkit.records import Prediction
 from sailkit.stats import metrics
 from sailkit.stats.seeds import SeedFigures, over_seeds, seed_auroc, seed_figures
@@ -67,6 +68,8 @@ def true_labels(groups: Sequence[RunGroup], against: Truth) -> TrueLabels:
 def figures_of_runs(group: RunGroup, truth: TrueLabels, labels: Sequence[str]) -> dict[str, SeedFigures]:
     """Each figure of every run: `accuracy`, `macro_f1`, `balanced_accuracy`, and `auroc` if all items have scores.
 
+    If the models verify their search results, also the figures of `selective_over_seeds`.
+
     Args:
         group: The runs.
         truth: The items and their labels.
@@ -80,7 +83,7 @@ def figures_of_runs(group: RunGroup, truth: TrueLabels, labels: Sequence[str]) -
     tables = [metrics.confusion_by_unit(golds, [p.predicted for p in run], labels, units) for run in runs]
     figures = {name: seed_figures(tables, statistic) for name, statistic in _COUNT_STATISTICS.items()}
     auroc = _auroc(runs, golds, labels, units)
-    return figures | ({"auroc": auroc} if auroc else {})
+    return figures | ({"auroc": auroc} if auroc else {}) | selective_over_seeds(runs, golds, labels, units)
 
 
 def _auroc(

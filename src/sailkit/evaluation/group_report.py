@@ -28,7 +28,13 @@ from sailkit.rendering.model import (
 )
 from sailkit.rendering.numbers import capitalised, fact, listed
 
-_TITLES = {**FIGURES, "auroc": "AUROC"}
+_TITLES = {
+    **FIGURES,
+    "auroc": "AUROC",
+    "coverage": "Coverage (items with a result called informative)",
+    "selected_accuracy": "Accuracy of these items",
+    "rejected_accuracy": "Accuracy of the others",
+}
 
 
 def group_comparison_report(comparison: GroupComparison) -> Report:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from sailkit.records import Prediction
 from sailkit.stats import metrics
-from sailkit.stats.intervals import Estimate, read_estimates, share
+from sailkit.stats.intervals import Counts, Estimate, Floats, read_estimates, share
+from sailkit.stats.seeds import SeedFigures, seed_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +106,9 @@ def selective(
         The figures; None if the model verified nothing.
     """
     rows = [
-        (prediction, truth, any("informative" in (turn["verdicts"] or ()) for turn in verified))
+        (prediction, truth, selected)
         for prediction, truth in zip(predictions, truths, strict=True)
-        if (verified := [turn for turn in prediction.turns if "verdicts" in turn])
+        if (selected := _is_selected(prediction)) is not None
     ]
     if not rows:
         return None
@@ -125,3 +129,55 @@ def selective(
     hits = [selected for *_, selected in rows]
     units = [prediction.unit for prediction, *_ in rows] if grouped else None
     return Selective(share(hits, units, seed), part(True), part(False))
+
+
+def selective_over_seeds(
+    runs: Sequence[Sequence[Prediction]], truths: Sequence[str], labels: Sequence[str], units: Sequence[int]
+) -> dict[str, SeedFigures]:
+    """Coverage, and the accuracy of the items of each part, of several models on the same items.
+
+    Args:
+        runs: The predictions of each model, in the same order.
+        truths: The true label of each item.
+        labels: The task's labels.
+        units: The unit of resampling of each item, numbered from 0.
+
+    Returns:
+        `coverage`, `selected_accuracy` and `rejected_accuracy`; an accuracy only if each model has such items, nothing
+        if a model did not verify the results of an item.
+    """
+    chosen = [[_is_selected(prediction) for prediction in run] for run in runs]
+    if any(selected is None for of_run in chosen for selected in of_run):
+        return {}
+    tables = [_counts_by_unit(*run, truths, labels, units) for run in zip(runs, chosen, strict=True)]
+    figures = {"coverage": seed_figures(tables, _coverage)}
+    for i, part in enumerate(("selected", "rejected")):
+        if fewest := min(int(table[:, i].any((-2, -1)).sum()) for table in tables):
+            figures[f"{part}_accuracy"] = seed_figures(tables, partial(_accuracy, part=i), fewest)
+    return figures
+
+
+def _is_selected(prediction: Prediction) -> bool | None:
+    """Whether the model calls a search result of the item informative; None if it judged none."""
+    verified = [turn for turn in prediction.turns if "verdicts" in turn]
+    return any("informative" in (turn["verdicts"] or ()) for turn in verified) if verified else None
+
+
+def _counts_by_unit(
+    run: Sequence[Prediction], chosen: Sequence[bool | None], truths: Sequence[str], labels: Sequence[str],
+    units: Sequence[int],
+) -> Counts:  # fmt: skip
+    """Confusion counts of the selected and the rejected items, shape (units, 2, K, K + 2)."""
+    number = max(units) + 1
+    answers = [prediction.predicted for prediction in run]
+    rows = [unit if selected else number + unit for unit, selected in zip(units, chosen, strict=True)]
+    table = metrics.confusion_by_unit(truths, answers, labels, rows, 2 * number)
+    return np.stack([table[:number], table[number:]], axis=1)
+
+
+def _coverage(counts: Floats) -> Floats:
+    return metrics.ratio(counts[..., 0, :, :].sum((-2, -1)), counts.sum((-3, -2, -1)))
+
+
+def _accuracy(counts: Floats, part: int) -> Floats:
+    return metrics.accuracy(counts[..., part, :, :])

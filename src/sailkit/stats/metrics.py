@@ -51,7 +51,7 @@ def confusion_units(
 
 
 def confusion_by_unit(
-    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], units: Sequence[int]
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], units: Sequence[int], number: int = 0
 ) -> Counts:
     """The counts of each unit, shape (units, K, K + 2); see `confusion`.
 
@@ -60,8 +60,9 @@ def confusion_by_unit(
         predicted: A label, `unreadable` or `refused` for each item.
         labels: The task's labels, K.
         units: The unit of each item, numbered from 0.
+        number: Number of units; by default those up to the last one that occurs.
     """
-    table = np.zeros((max(units) + 1, len(labels), len(labels) + len(NOT_ANSWERED)), dtype=np.int64)
+    table = np.zeros((number or max(units) + 1, len(labels), len(labels) + len(NOT_ANSWERED)), dtype=np.int64)
     np.add.at(table, (units, *_cells(gold, predicted, labels).T), 1)
     return table
 
@@ -75,7 +76,7 @@ def _cells(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str])
 
 def accuracy(counts: Confusion) -> Floats:
     """Share of items with the right label; an item without a label is wrong. Counts (..., K, K + 2) to (...)."""
-    return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
+    return ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
 
 def class_f1(counts: Confusion) -> Floats:
@@ -89,7 +90,7 @@ def class_f1(counts: Confusion) -> Floats:
     """
     labels = counts.shape[-2]
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
-    return _ratio(2 * hit, counts.sum(-1) + counts[..., :labels].sum(-2))
+    return ratio(2 * hit, counts.sum(-1) + counts[..., :labels].sum(-2))
 
 
 def macro_f1(counts: Confusion) -> Floats:
@@ -99,12 +100,12 @@ def macro_f1(counts: Confusion) -> Floats:
 
 def weighted_f1(counts: Confusion) -> Floats:
     """Mean of the class F1s weighted by how often each class is the gold label."""
-    return _ratio((class_f1(counts) * counts.sum(-1)).sum(-1), counts.sum((-2, -1)))
+    return ratio((class_f1(counts) * counts.sum(-1)).sum(-1), counts.sum((-2, -1)))
 
 
 def balanced_accuracy(counts: Confusion) -> Floats:
     """Mean recall over the classes that occur among the gold labels."""
-    return _ratio(_recalls(counts).sum(-1), np.count_nonzero(counts.sum(-1), axis=-1))
+    return ratio(_recalls(counts).sum(-1), np.count_nonzero(counts.sum(-1), axis=-1))
 
 
 def recall(counts: Confusion, label: int) -> Floats:
@@ -113,7 +114,7 @@ def recall(counts: Confusion, label: int) -> Floats:
 
 
 def _recalls(counts: Confusion) -> Floats:
-    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1))
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1))
 
 
 def mcc(counts: Confusion) -> Floats:
@@ -127,10 +128,11 @@ def mcc(counts: Confusion) -> Floats:
     variances = (total**2 - (margin**2).sum(-1) for margin in (predicted, truth))
     # Where all items are of one class the variance is 0, but of weighted counts it comes out as a rounding error.
     product = math.prod(np.where(variance > 1e-12 * total**2, variance, 0.0) for variance in variances)
-    return _ratio(covariance, np.sqrt(product))
+    return ratio(covariance, np.sqrt(product))
 
 
-def _ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
+def ratio(top: ArrayLike, bottom: ArrayLike) -> Floats:
+    """`top / bottom`, and 0 where `bottom` is 0."""
     over, under = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
     out: Floats = np.zeros(np.broadcast_shapes(over.shape, under.shape))
     np.divide(over, under, out=out, where=under > 0)
