@@ -29,8 +29,8 @@ from sailkit.prompts.sail import (
     every_judgement,
     prompt_parts,
     verification,
-    wording,
 )
+from sailkit.prompts.styles import wording
 from sailkit.records import SearchResult, TrainingExample
 from sailkit.retrieval.instructions import read_instructions
 from sailkit.retrieval.local import query

@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_to_the_same_end(name, old, their_rules, capsys):
 def test_a_run_whose_answers_were_read_by_other_rules_does_not_go_on(old, capsys):
     with pytest.raises(SystemExit):
         main(FINISHED["evaluate-generate"])
-    assert "(rules_version: 4 there, 5 now)" in capsys.readouterr().err
+    assert "(rules_version: 4 there, 6 now)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sanitise untrusted text for display: replace characters that control a terminal or the layout of a page."""
+"""Clean untrusted text: replace characters that control a terminal or the layout of a page, and remove mark-up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from typing import Any
 # Persian, Hindi and emoji need them.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 _LAYOUT = "\n\t"
+# Mark-up of scraped texts and of Wikipedia. Other names in angle brackets, as in List<String>, are text.
+_MARKUP = (
+    "br|hr|h[1-6]|em|strong|small|big|sup|sub|span|div|font|center|blockquote|"
+    "ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tr|td|th|ref|nowiki"
+)
+_ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+_PAGE = "s|u|q|del|ins|mark|code|pre|img|script|style|noscript|iframe|svg"  # further tags of web pages
+
+
+def _tag(names: str) -> re.Pattern[str]:
+    # A single capital letter is a type parameter, as in Box<P>, rather than a tag.
+    return re.compile(rf"</?(?:[abip]|{names}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
+
+
+_TAG, _TAG_OF_PAGE = _tag(_MARKUP), _tag(f"{_MARKUP}|{_PAGE}")
 
 
 def clean(text: str, layout: bool = False) -> str:
@@ -52,3 +67,13 @@ def escape_json(text: str) -> str:
         text: The output of `json.dumps`; line breaks between values are kept.
     """
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
+
+
+def without_markup(text: str, of_page: bool = False) -> str:
+    """Replace tags of HTML and of Wikipedia's mark-up by spaces; `List<String>` and `a<b` stay.
+
+    Args:
+        text: Any text.
+        of_page: The text is from a web page, so that also `<code>`, `<script>` and the like are tags.
+    """
+    return (_TAG_OF_PAGE if of_page else _TAG).sub(" ", text)

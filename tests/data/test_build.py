@@ -365,6 +365,20 @@ def test_real_claims_do_not_reach_the_training_set(data, shared):
     assert card["exclude_task"][0]["examples"] == 1535
 
 
+def test_a_build_without_any_training_row_is_an_error_that_counts_what_was_lost(data, tmp_path):
+    (tmp_path / "own.jsonl").write_text(
+        json.dumps({"claim": "They wrote: Ice melts.", "label": "SUPPORTS", "passages": []}) + "\n"
+    )
+    data.rows = [searched(1, instruction="They wrote: Ice melts.")]
+    with pytest.raises(
+        UserError, match=r"no row is left to train on: of 1, 0 were dropped, 1 hold an item of an excluded"
+    ):
+        data.build(exclude_task=[f"sample-claims={tmp_path / 'own.jsonl'}"])
+    more = {"exclude_task": ["sample-facts=sample:facts-train.jsonl"], "out": tmp_path / "other"}
+    data.rows = [searched(1)]
+    assert data.build(**more)["n_train"] == 1
+
+
 def test_a_set_without_search_results_is_told_and_not_a_fault(data, capsys):
     data.build(shares="1")
     terminal.write(TrainingData.load(data.folder / "built").report())

@@ -219,6 +219,25 @@ def test_claims_that_nothing_decides_are_shown_with_their_own_results(task, tmp_
     assert {reasons[str(number)] for number in range(90, 150) if str(number) in reasons} == {"not drawn"}
 
 
+def test_claims_that_nothing_decides_are_shown_with_near_misses_and_with_the_label_of_the_moment(task, tmp_path):
+    yaml = TASK.replace("no_: {answer: Wrong}", "no_: {answer: Wrong}, open: {answer: Unclear}")
+    (tmp_path / "own.yaml").write_text(yaml + "default_labels: [yes_, no_]\nundecided_label: open\n")
+    with task["data"].open("a") as file:
+        for number in range(90, 120):
+            one = row(number, "open")
+            file.write(json.dumps({**one, "found": one["found"][2:]}) + "\n")
+    how = {**task, "out": tmp_path / "out", "unsupported": "undecided", "undecided_claims": True}
+    for distractors in (["near"], ["own", "near"], None):
+        out = tmp_path / f"out-{distractors}"
+        built = build_task(**{**how, "out": out}, distractors=distractors)
+        assert {"Unclear"} < {one.response for one in rows_of(built.folder)}
+    (tmp_path / "own.yaml").write_text(
+        yaml.replace("Unclear", "Open") + "default_labels: [yes_, no_]\nundecided_label: no_\n"
+    )
+    with pytest.raises(UserError, match='undecided_label: "open" there, "no_" now'):
+        build_task(**{**how, "out": out})
+
+
 def test_data_without_claims_that_nothing_decides_are_refused(task, tmp_path):
     yaml = TASK.replace("no_: {answer: Wrong}", "no_: {answer: Wrong}, open: {answer: Unclear}")
     how = {**task, "unsupported": "random", "undecided_claims": True}

@@ -87,7 +87,7 @@ def test_one_table_in_every_form(tmp_path, name, data):
         ("t.csv", separated(",").encode("utf-16")[:-1], "t.csv: not readable as UTF-16 CSV"),
         ("t.csv.gz", gzip.compress(b"id,text\n" * 9999)[:40], "cannot read "),
         ("t.csv.gz", b"id,text\n", "cannot read "),
-        ("t.json", b'{"id": 1}', "t.json: expected a JSON list of rows, found dict"),
+        ("t.json", b'{"rows":\n[]}', "t.json: expected a JSON list of rows, found dict"),
         ("t.json", LIST.encode("utf-16")[:-1], "t.json: not valid JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -326,6 +326,17 @@ def test_a_million_characters_are_read():
     assert time.process_time() - start < 10
 
 
+@pytest.mark.parametrize("text", ["Correct. Here is my response: the sea is salty.", "Correct.\n\nassistantfinal"])
+def test_plain_words_that_close_a_thought_close_only_one_that_is_open(text):
+    assert read_answer(text, WORDS) == RIGHT
+    assert read_answer(f"Here is my thought process: it is wrong.\n{text}", WORDS)[0] is None
+
+
+def test_answer_words_that_only_signs_tell_apart_are_not_read():
+    words = {"1": "positive", "0": "neutral", "-1": "negative"}
+    assert [read_answer(text, words)[0] for text in ("1", "-1", "0")] == [None, None, "neutral"]
+
+
 @pytest.mark.parametrize(("answer", "label"), [(" Wrong.", "REFUTES"), ("", None)])
 def test_a_prompt_repeated_before_the_answer_is_not_read(tmp_path, answer, label):
     prompt = "Is the claim right? Say Correct.\nClaim: Ice floats.\n"

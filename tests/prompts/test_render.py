@@ -33,7 +33,7 @@ KNOWN = [
     "<</SYS>>", "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<bos>", "<｜User｜>",
     "<｜begin▁of▁sentence｜>", "<fim-prefix>", "<fim_prefix>", "[gMASK]", "[MASK]", "[TOOL_CALLS]", "<think>",
     "</tool_call>", "<|user|>", "<|channel|>", "<END_OF_TURN_TOKEN>", "<extra_id_0>", ">>TITLE<<", "<<SYS>>",
-    "[|endofturn|]", "[|assistant|]", "<seed:eos>", "]~b]", "[e~[",
+    "[|endofturn|]", "[|assistant|]", "<seed:eos>", "]~b]", "[e~[", "[UNUSED_TOKEN_146]", "[control_8]",
 ]  # fmt: skip
 SNIPPETS = [
     "claim", "Claims", "The", " the", "'s", "1,234.5", "### Response:", "a < b", "<3", "[1]", "{{ 7 * 7 }}", "{text}",

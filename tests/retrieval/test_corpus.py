@@ -80,6 +80,17 @@ def test_the_companions_that_macos_adds_to_files_are_no_texts(tmp_path):
     assert read_passages([tmp_path]) == [Passage("a", "Bees make honey.")]
 
 
+def test_a_folder_is_read_with_its_tables_and_with_endings_in_capitals(tmp_path):
+    (tmp_path / "A.TXT").write_text("one")
+    (tmp_path / "b.csv").write_text("title,text\nB,two\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"title": "C", "text": "three"}\n'))
+    (tmp_path / "d.JSON").write_text('{"D": "four"}')
+    (tmp_path / "e.png").write_bytes(b"\x89PNG")
+    expected = [Passage("A", "one"), Passage("B", "two"), Passage("C", "three"), Passage("d > D", "four")]
+    assert read_passages([tmp_path]) == expected
+    assert read_passages([tmp_path / "A.TXT"]) == expected[:1]
+
+
 def test_an_archive_with_a_broken_middle_is_an_error(tmp_path):
     path = tmp_path / "a.tar.gz"
     data = bytearray(gzip.compress(os.urandom(20_000)))
@@ -136,8 +147,16 @@ def test_claims_with_their_evidence_are_a_corpus(tmp_path):
         {"claim": "a", "evidence": [{"title": "T", "text": "one"}, {"text": "two"}]},
         {"claim": "b", "evidence": [{"title": "T", "text": "one"}]},
         {"claim": "c", "text": "a document that has evidence", "evidence": [{"text": "three"}]},
+        {"text": "a claim in sailkit's form", "label": "REFUTES", "evidence": [{"title": "F", "text": "four"}]},
+        {"text": "another", "label": "REFUTES", "evidence": "five"},
+        {"text": "a document with a label", "label": "geography"},
+        {"claim": "d", "evidence": ["six", "seven"]},
+        {"text": "a document without passages", "ctxs": []},
+        {"question": "e", "ctxs": ["eight"]},
+        {"question": "f", "ctxs": []},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [(p.title, p.body) for p in read_passages([file])] == [
-        ("T", "one"), ("", "two"), ("", "a document that has evidence"),
+        ("T", "one"), ("", "two"), ("", "a document that has evidence"), ("F", "four"), ("", "five"),
+        ("", "a document with a label"), ("", "six"), ("", "seven"), ("", "a document without passages"), ("", "eight"),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import signal
@@ -26,7 +27,7 @@ QUICK = {"interval": 0.01, "timeout": 0.5, "tries": 3}
 
 
 class Engine:
-    """Speaks SearXNG's JSON, or does what its script says with a request: a status, or a word (see `behave`)."""
+    """Speaks SearXNG's JSON, or does what its script says with a request, by number or query; see `behave`."""
 
     def __init__(self, script=(), headers=(), rows=None):
         self.script, self.headers, self.rows = dict(script), dict(headers), rows
@@ -38,7 +39,8 @@ class Engine:
             def do_GET(self):
                 engine.at.append(time.monotonic())
                 engine.asked.append(parse_qs(urlsplit(self.path).query).get("q", [self.path])[0])
-                engine.behave(self, engine.script.get(len(engine.asked), engine.script.get("always", "ok")))
+                keys = (len(engine.asked), engine.asked[-1], "always")
+                engine.behave(self, next((engine.script[key] for key in keys if key in engine.script), "ok"))
 
             def log_message(self, *_):
                 pass
@@ -209,6 +211,7 @@ def test_hostile_results_are_text_and_nothing_else(tmp_path):
         {"content": "\x00\x01 \x02"},
         {"title": "x", "content": "half \ud800 </s> ../../etc", "url": "file:///etc/passwd"},
         {"title": "x", "content": "y" * 1_000_000, "url": "javascript:alert(1)"},
+        {"title": "List<String>", "content": "<mark>when</mark> a<b and c>d", "url": ""},
     ]
     with Engine(rows=rows) as engine:
         (row,) = run(tmp_path, engine, "a", k=9)
@@ -216,6 +219,7 @@ def test_hostile_results_are_text_and_nothing_else(tmp_path):
         ("T & U", 1, "1 < 2 a < b", "HTTPS://a.test/?q=1"),
         ("x", 5, "half ? ../../etc", ""),
         ("x", 6, "y" * 30, ""),
+        ("List<String>", 7, "when a<b and c>d", ""),
     ]
     assert row.dropped_results == 3
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.suffix != ".lock") == [
@@ -256,14 +260,15 @@ def test_the_same_command_asks_again_for_what_was_unavailable_only(tmp_path):
         asked = len(engine.asked)
         engine.script = {asked + 2: 404}  # one of them is down once more
         second = run(tmp_path, engine, *texts)
-        assert engine.asked[asked:] == ["q2", "q11", "q19"]
+        assert sorted(engine.asked[asked:]) == ["q11", "q19", "q2"]
+        (silent_still,) = engine.asked[asked + 1 : asked + 2]
         third = run(tmp_path, engine, *texts)
-        assert engine.asked[asked + 3 :] == ["q11"]
+        assert engine.asked[asked + 3 :] == [silent_still]
         lines = (tmp_path / "run" / "results.jsonl").read_bytes()
         assert run(tmp_path, engine, *texts) == third
         assert len(engine.asked) == asked + 4  # nothing is left to ask
     silent = [[i for i, row in enumerate(rows) if "unavailable" in row.searches.values()] for rows in (first, second)]
-    assert silent == [[2, 11, 19], [11]]
+    assert silent == [[2, 11, 19], [int(silent_still[1:])]]
     assert [row.searches["searxng"] for row in third] == ["found"] * 20
     snapshot = tmp_path / "run" / "snapshot.jsonl"
     run(tmp_path, engine, *texts, out="again", snapshot=snapshot, offline=True)
@@ -280,12 +285,26 @@ def test_a_server_that_stays_down_takes_nothing_away(tmp_path):
             run(tmp_path, engine, *texts)
     after = (tmp_path / "run" / "results.jsonl").read_bytes()
     changed = [a != b for a, b in zip(before.splitlines(), after.splitlines(), strict=True)]
-    assert changed == [True] + [False] * 23
+    assert sum(changed) == 1
     with Engine({"always": 404}) as down:
         (tmp_path / "run" / "snapshot.jsonl").unlink()
         with pytest.raises(UserError):
             run(tmp_path, down, *texts, searxng_url=engine.url)
     assert (tmp_path / "run" / "results.jsonl").read_bytes() == after
+
+
+def test_queries_that_always_fail_do_not_keep_the_others_from_being_asked(tmp_path):
+    """Ten failures in a row stop a run, and here ten queries fail whenever they are asked."""
+    texts = [f"q{i}" for i in range(14)]
+    with Engine({"always": 404}) as engine:
+        for _ in range(2):  # the batches that come before the tenth failure are written
+            with pytest.raises(UserError, match="not answered 10 queries in a row"):
+                run(tmp_path, engine, *texts)
+        engine.script, asked = dict.fromkeys(texts[:10], 404), len(engine.asked)
+        for _ in range(4):
+            with contextlib.suppress(UserError):
+                run(tmp_path, engine, *texts)
+    assert {*texts[10:]} <= {*engine.asked[asked:]}
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ import yaml
 from sailkit.errors import UserError
 from sailkit.files.tables import read_table
 from sailkit.files.yaml_files import parse_yaml
+from sailkit.prompts.render import as_text, step_prompt
 from sailkit.records import Example
 from sailkit.stats.overlap import passage_parts
 from sailkit.tasks.spec import DataSpec
@@ -155,6 +156,7 @@ def test_a_task_extends_another(tmp_path):
         ("extends: fewer\n", "no task 'fewer': did you mean 'fever'?"),
         ("extends: 1\n", f"{path}: extends: should be the name of a task or the path of a .yaml file, not 1"),
         ("extends: kiwi.yaml\n", "extends: the tasks extend each other in a circle"),
+        ("extends: ../sub/kiwi.yaml\n", "extends: the tasks extend each other in a circle"),
         ("extends: none.yaml\n", f"cannot read {tmp_path / 'sub' / 'none.yaml'}: No such file"),
         ("extends: ../fruit.yaml\nlables: {}\n", f"{path}: lables: unknown key; did you mean 'labels'?"),
     ):
@@ -287,6 +289,30 @@ def test_the_example_in_the_docs_is_a_task(tmp_path):
                 task.question(protocol, wording)
 
 
+def test_yaml_has_the_numbers_of_yaml_1_2():
+    text = "a: [010, 0o17, 0x1F, -3, 1:30, 1_000, 089, 1., .5, -1.5e3, .inf, 1.2.3, +7]"
+    expected = [10, 15, 31, -3, "1:30", "1_000", 89, 1.0, 0.5, -1500.0, float("inf"), "1.2.3", 7]
+    values = parse_yaml(text, "x")["a"]
+    assert values == expected
+    assert [type(value) for value in values] == [type(value) for value in expected]
+    for damaged in ("!!int x", "!!float x", "!!bool x", "!!timestamp x"):
+        with pytest.raises(UserError, match=r"^x: not valid YAML: "):
+            parse_yaml(f"a: {damaged}", "x")
+
+
+def test_labels_that_are_booleans_in_json_are_those_of_yaml(tmp_path):
+    path = own(tmp_path, data=OWN["data"] | {"label_values": {"true": "sweet", "false": "sour"}})
+    rows = [{"no": i, "what": f"fruit {i}", "kind": kind} for i, kind in enumerate((True, False))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [example.label for example in load_task(path).load(tmp_path / "rows.jsonl").examples] == ["sweet", "sour"]
+
+
+def test_braces_around_a_number_are_text(tmp_path):
+    question = load_task(own(tmp_path, **wording("Is x^{2} or {0} in {text}? {answers}"))).question("p")
+    (message,) = step_prompt(question.steps[0], "five", [*question.answers.values()])
+    assert as_text(message.parts).startswith("Is x^{2} or {0} in five?")
+
+
 def test_yaml_has_the_booleans_of_yaml_1_2(tmp_path):
     text = "a: [yes, No, on, off, y, true, False, 1e-5, 2020-01-01, 7]"
     assert parse_yaml(text, "x") == {"a": ["yes", "No", "on", "off", "y", True, False, 1e-5, "2020-01-01", 7]}
@@ -415,6 +441,8 @@ def test_bad_csv_is_named(tmp_path, content, expected):
         ),
         ({"labels": {"a": {"answer": "Yes"}, "b": {"answer": "yes"}}}, "labels: 'yes' stands for both a and b"),
         ({"labels": {"a": {"answer": "A"}, "b": {"answer": "B", "also": ["a"]}}}, "'a' stands for both a and b"),
+        ({"labels": {"a": {"answer": 1}, "b": {"answer": -1}}}, "labels: '1' of a and '-1' of b differ in signs alone"),
+        ({"labels": {"a": {"answer": "C"}, "b": {"answer": "C++"}}}, "use words of letters and digits"),
         ({"labels": {"refused": {"answer": "A"}, "b": {"answer": "B"}}}, "'refused' is what an answer without a label"),
         ({"undecided_label": "sower"}, "undecided_label: 'sower' is no label; did you mean 'sour'?"),
         ({"default_labels": ["sweat"]}, "default_labels: 'sweat' is no label; did you mean 'sweet'?"),
@@ -492,6 +520,11 @@ def test_an_id_in_a_label_file_never_becomes_a_path(posts):
     (posts / "annotations_metadata.csv").write_text(f"file_id,label\na,noHate\n{lines}")
     (found,) = load_task("hsd").load(posts).examples
     assert (found.id, found.text, found.label) == ("a", "A post.", "noHate")
+
+
+def test_the_companions_that_macos_adds_to_texts_are_no_posts(posts):
+    (posts / "sampled_test" / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    assert [example.id for example in load_task("hsd").load(posts).examples] == ["a"]
 
 
 def test_a_folder_of_texts_that_cannot_be_used(posts):

@@ -20,7 +20,8 @@ from sailkit.errors import UserError, at_least_one, between_zero_and_one
 from sailkit.files import jsonl
 from sailkit.labeling.labels_file import LABELS, read_labels
 from sailkit.labeling.ppi import corrected_share
-from sailkit.prompts.sail import wording
+from sailkit.packaged import sample_path
+from sailkit.prompts.styles import wording
 from sailkit.retrieval.instructions import RESULTS, read_searched
 from sailkit.stats.shortcut_items import by_question, training_baselines
 from sailkit.tasks.task import load_task
@@ -158,14 +159,21 @@ def _leak_check(names: Sequence[str]) -> tuple[LeakCheck | None, list[dict[str, 
     for text in names:
         name, _, path = text.partition("=")
         task = load_task(name, ["all"])
-        data = task.load(path or None)
+        data = task.load(sample_path(path) if path else None)
         texts += [(task.name, example.id, example.text) for example in data.examples]
         tasks.append({"task": task.name, "examples": len(data.examples), "data_sha256": data.fingerprint})
     return (LeakCheck(texts) if tasks else None), tasks
 
 
 def _write(run: runs.Run, built: RowBuilder, forms: Sequence[str]) -> dict[str, Any]:
-    """Write all files of the run, the data card last, and return the card."""
+    """Write all files of the run, the data card last, and return the card.
+
+    Raises:
+        UserError: No training row is left.
+    """
+    if not built.train:
+        lost = f"{len(built.dropped)} were dropped, {len(built.removed)} hold an item of an excluded task"
+        raise UserError(f"no row is left to train on: of {built.rows}, {lost}, {len(built.held_out)} are held out")
     exported = []
     for name, examples in ((TRAIN, built.train), (HELD_OUT, built.held_out)):
         jsonl.write_rows(run.path(name), map(example_row, examples))

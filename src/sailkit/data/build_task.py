@@ -25,7 +25,7 @@ from sailkit.data.results import BuiltTask
 from sailkit.data.rows import SPLIT_SEED
 from sailkit.errors import UserError, at_least_one, between_zero_and_one
 from sailkit.files import jsonl
-from sailkit.prompts.sail import wording
+from sailkit.prompts.styles import wording
 from sailkit.records import Example, Instruction, TrainingExample, original_id
 from sailkit.stats.shortcut_items import GROUPS, training_baselines
 from sailkit.tasks.groups import grouped_with_same_text
@@ -126,6 +126,8 @@ def build_task(
         **({} if max_words is None else {"max_words": max_words}),
         **({} if unsupported == "label" else {"unsupported": unsupported}),
         **({"undecided_claims": True} if undecided_claims else {}),
+        # Not in the task's fingerprint, because most data do not depend on it.
+        **({"undecided_label": chosen.spec.undecided_label} if undecided_claims or unsupported == "undecided" else {}),
         **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
     }
     with runs.open_run(out, "build-task", settings) as run:

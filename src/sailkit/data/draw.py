@@ -140,7 +140,7 @@ class ExampleDrawer:
                 return rng.choice(candidates)
         if kind == "near":
             weights = {
-                result: self._weights[result.body]
+                result: self._weights.get(result.body, 0.0)  # a claim that nothing decides has others
                 for result in self._near[original_id(example.id)]
                 if result.body not in shown
             }

@@ -18,17 +18,17 @@ from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.files.rows import parse_row
 from sailkit.files.tables import read_table
+from sailkit.prompts.headings import escape_headings, escape_result
 from sailkit.prompts.render import as_text
 from sailkit.prompts.sail import (
     STYLES,
     completion,
-    escape_headings,
     prompt_parts,
     read_verification,
     user_turn,
     verification,
-    wording,
 )
+from sailkit.prompts.styles import wording
 from sailkit.records import SearchResult, TrainingExample
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
@@ -69,7 +69,10 @@ def _unjudged(example: TrainingExample) -> jsonl.JsonObject:
 def in_text(example: TrainingExample) -> TrainingExample:
     """The example reduced to what its text format keeps: title and body of results, with headings escaped."""
     safe = (lambda text: text) if example.style == "sail" else escape_headings
-    results = tuple(SearchResult(safe(result.body), title=safe(result.title)) for result in example.results)
+    results = tuple(
+        SearchResult(escape_result(result.body, example.style), title=escape_result(result.title, example.style))
+        for result in example.results
+    )
     response = example.response if example.style == "sail" else example.response.strip()
     return replace(
         example,

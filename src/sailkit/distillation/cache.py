@@ -17,7 +17,7 @@ from sailkit.distillation.records import TeacherRow, completion_key
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.sources import Source
-from sailkit.prompts.sail import wording
+from sailkit.prompts.styles import wording
 
 TEACHER_CACHE_STAGE = "teacher-cache"
 INDEX = "index.jsonl"  # a row for each shard; written last, so a cache with an index is complete

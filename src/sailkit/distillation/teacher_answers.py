@@ -25,8 +25,8 @@ from sailkit.prompts.sail import (
     read_verification,
     trained_style,
     verification,
-    wording,
 )
+from sailkit.prompts.styles import wording
 from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import TrainingExample
 from sailkit.training.tokenise import held_out_of, read_data, unique_ids

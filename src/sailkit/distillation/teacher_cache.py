@@ -31,7 +31,8 @@ from sailkit.errors import UserError, at_least_one
 from sailkit.files import jsonl
 from sailkit.labeling.label import SHARD_WAIT, read_shard
 from sailkit.models.base import is_endpoint, is_vllm
-from sailkit.prompts.sail import trained_style, wording
+from sailkit.prompts.sail import trained_style
+from sailkit.prompts.styles import wording
 from sailkit.records import TrainingExample
 from sailkit.rendering.result import Result
 from sailkit.training.tokenise import Prepared, held_out_of, prepare, read_data

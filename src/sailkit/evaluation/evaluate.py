@@ -49,7 +49,7 @@ from sailkit.models.base import (
 from sailkit.models.load import check_unloaded, load_model
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
 from sailkit.prompts.render import Prompt, frames
-from sailkit.prompts.sail import wording as styles
+from sailkit.prompts.styles import wording as styles
 from sailkit.records import Example
 from sailkit.tasks.rows import Examples
 from sailkit.tasks.task import Dataset, Half, Question, Task, in_half, load_task

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _LONGEST_FIELD = 2**31 - 1  # characters; the csv module's default is 131,072
 _BATCH = 1024  # rows read at a time from a parquet file
 _ABSENT = object()
+APPLE_COMPANION = "._"  # begins the names of the binary companions that macOS adds to files
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the one that gives the most fields, the first on ties
 _QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
 _NOT_TABLES = {
@@ -164,6 +165,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from jsonl.read_rows(path)
             return
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    if isinstance(rows, dict) and len(data.splitlines()) == 1:  # JSON Lines with a single row
+        yield 1, rows
+        return
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):

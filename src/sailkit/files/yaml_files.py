@@ -14,11 +14,14 @@ from yaml.error import MarkedYAMLError
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 
-_BOOL, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp"))
+_BOOL, _INT, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp"))
 
 
 class _Loader(yaml.SafeLoader):
-    """As in YAML 1.2: booleans are only true and false, `no` and dates are text, 1e-5 is a number, keys are unique."""
+    """As in YAML 1.2: only true and false are booleans, `no`, dates and 1:30 are text, 1e-5 is a number.
+
+    Keys are unique.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -32,11 +35,27 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in (_BOOL, _TIME)]
+    first: [pair for pair in pairs if pair[0] not in (_BOOL, _INT, _FLOAT, _TIME)]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
-_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789"))
+_DIGITS = list("-+.0123456789")
+_Loader.add_implicit_resolver(_INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"), _DIGITS)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+    _DIGITS,
+)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0 if text[:2] in ("0o", "0x") else 10)  # 010 is ten, and octal in YAML 1.1
+
+
+_Loader.add_constructor(_INT, _construct_int)
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
@@ -51,7 +70,12 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     """
     try:
         return _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:  # the last three of values such as `!!int x`
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: YAML nested too deeply") from None

@@ -63,7 +63,7 @@ def frames() -> dict[str, Any]:
     return packaged_yaml("prompts/prompts.yaml")
 
 
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bool = True) -> tuple[Part, ...]:

@@ -11,7 +11,7 @@ from sailkit.prompts.thoughts import split_thoughts
 from sailkit.records import Outcome
 
 # Recorded by every run that parses replies: raise it whenever a rule below changes.
-ANSWER_RULES_VERSION = 5
+ANSWER_RULES_VERSION = 6
 
 _CLOSERS = "\"'”»)]*_`"  # characters that may follow a sentence's final punctuation
 _SENTENCE_END = re.compile(rf"(?<=[.!?？])\s+|(?<=[?？])[{re.escape(_CLOSERS)}]*\s+|\n+")
@@ -151,10 +151,15 @@ def _labels_in(sentence: str, phrases: Mapping[tuple[str, ...], str]) -> tuple[s
     return labels, mentioned
 
 
+def tokens_of(phrase: str) -> tuple[str, ...]:
+    """The words of an answer phrase as they are looked for in a text: without case, signs and punctuation."""
+    return tuple(_WORD.findall(phrase.translate(_APOSTROPHES).casefold()))
+
+
 @lru_cache(maxsize=64)
 def _phrases(words: tuple[tuple[str, str], ...]) -> dict[tuple[str, ...], str]:
-    table: dict[tuple[str, ...], str] = {}
+    """Words of a phrase -> label; without phrases that a text cannot tell apart, such as 1 and -1."""
+    table: dict[tuple[str, ...], set[str]] = {}
     for phrase, label in words:
-        table[tuple(_WORD.findall(phrase.translate(_APOSTROPHES).casefold()))] = label
-    table.pop((), None)
-    return table
+        table.setdefault(tokens_of(phrase), set()).add(label)
+    return {tokens: labels.pop() for tokens, labels in table.items() if tokens and len(labels) == 1}

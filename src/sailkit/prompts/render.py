@@ -232,7 +232,9 @@ def _plain(prompt: Prompt) -> tuple[Part, ...]:
         reply = prompt[i + 1] if i + 1 < len(prompt) else None
         frame = frames()["plain_turn" if reply else "plain"]
         cue = frames()["plain"].removeprefix("{prompt}")
-        if message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):  # the wording has this cue
+        if (
+            message.parts and message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip())
+        ):  # the wording has this cue
             frame = frame.replace(cue, "", 1)
         parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
     return _merge(parts)
@@ -249,13 +251,16 @@ def _merge(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(merged)
 
 
-_SPELLED = re.compile(r"<(?=[|/]?[\w｜][\w｜▁|: -]*>|[|<])|\[(?=/?[a-z]?[A-Z_]{2,}\]|\||e~\[)|\](?=~)")
+_SPELLED = re.compile(
+    r"<(?=[|/]?[\w｜][\w｜▁|: -]*>|[|<])|\[(?=/?[a-z]?[A-Z_][A-Z_\d]+\]|[a-z]+_\d+\]|\||e~\[)|\](?=~)"
+)
 
 
 def escape_special(text: str) -> str:
     """Insert a space after the bracket of anything that a server's tokenizer might read as a special token.
 
     A server tokenises the text, and its special tokens are unknown here. So everything that looks like a special token
-    (`<|im_end|>`, `</s>`, `[INST]`, `<<SYS>>`, `<start_of_turn>`, `<seed:eos>`, `[|endofturn|]`, `]~b]`) is escaped.
+    (`<|im_end|>`, `</s>`, `[INST]`, `[UNUSED_TOKEN_1]`,
+    `<<SYS>>`, `<start_of_turn>`, `<seed:eos>`, `[|endofturn|]`, `]~b]`) is escaped.
     """
     return _SPELLED.sub(lambda match: f"{match.group()} ", text)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import product
 from typing import Any, Literal, get_args
 
 from sailkit.errors import UserError, nearest
-from sailkit.files.yaml_files import packaged_yaml
+from sailkit.prompts.headings import count_headings, escape_headings, escape_result
 from sailkit.prompts.render import Message, Part, Prompt, Renderer, as_text, fill
+from sailkit.prompts.styles import wording
 from sailkit.records import TrainingExample, Verdict
 
 
@@ -33,11 +34,6 @@ MOST_VERIFIED = 6  # most search results that a verification sentence judges, in
 _UNLIMITED = 10**12  # tokens; nothing is shortened without a `max_length`
 _NO_TEMPLATE = "choose style 'sail' or 'sail-fixed'"
 _BEGINNING = 32  # leading characters of a completion that could share a token with the end of the prompt
-
-
-def wording() -> dict[str, Any]:
-    """All literals."""
-    return packaged_yaml("prompts/styles.yaml")
 
 
 def check_style(style: str) -> None:
@@ -128,27 +124,11 @@ def _read_flags(text: str, n: int, words: Mapping[str, Any]) -> tuple[Verdict, .
 _Values = dict[str, str | Sequence[Part]]
 
 
-@cache
-def _heading() -> re.Pattern[str]:
-    names = "|".join(re.escape(name).replace(r"\ ", "[ \t]++") for name in wording()["headings"])
-    # Possessive quantifiers: with backtracking, a million hashes would take hours.
-    return re.compile(rf"(?<!#)#{{2,}}+(?=[ \t]*+(?:{names})[ \t]*+:)", re.IGNORECASE)
-
-
-def escape_headings(text: str) -> str:
-    """Break up text that looks like a heading of the prompt: `### Response:` becomes `# # # Response:`."""
-    return _heading().sub(lambda match: " ".join(match.group()), text)
-
-
-def count_headings(text: str) -> int:
-    """Count what looks like a heading of the prompt in a text."""
-    return len(_heading().findall(text))
-
-
 def user_turn(example: TrainingExample) -> tuple[Part, ...]:
     """Search results, instruction and input: the user turn in `chat`, and the field `human` of SAIL's files.
 
-    Headings inside untrusted text are escaped unless the style is the byte-exact `sail`.
+    Headings inside untrusted text are escaped, and lines of search results that begin as the prompt's own do are
+    quoted, unless the style is the byte-exact `sail`.
     """
     check_style(example.style)
     words = wording()
@@ -157,8 +137,8 @@ def user_turn(example: TrainingExample) -> tuple[Part, ...]:
     for number, result in enumerate(example.results, start=1):
         values: _Values = {
             "number": [Part(str(number))],
-            "title": [Part(safe(result.title), trusted=False, shortenable=True)],
-            "body": [Part(safe(result.body), trusted=False, shortenable=True)],
+            "title": [Part(escape_result(result.title, example.style), trusted=False, shortenable=True)],
+            "body": [Part(escape_result(result.body, example.style), trusted=False, shortenable=True)],
         }
         results += [Part(words["results_join"])] if results else []
         results += fill(words["result"], values, constant=False)

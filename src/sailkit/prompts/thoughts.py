@@ -23,6 +23,8 @@ _MARKS = (
     ),
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
+# Closing marks in plain words, which an answer may contain: they close only a thought that the reply opened.
+_PLAIN = re.compile(r"Here(?: is|'s) my response:|assistantfinal")
 # Special tokens that are only part of a mark.
 _PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|channel>", "<unused94>")
 _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
@@ -31,7 +33,8 @@ _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
 def split_thoughts(text: str) -> tuple[str, bool]:
     """Remove thoughts from a model's reply.
 
-    A closing mark without an opening one closes a thought that the prompt opened, so everything before it is removed.
+    A closing mark without an opening one closes a thought that the prompt opened, so everything before it is removed;
+    not so one in plain words, such as Granite's "Here is my response:".
 
     Args:
         text: The reply.
@@ -43,6 +46,8 @@ def split_thoughts(text: str) -> tuple[str, bool]:
     start, thinking = 0, False
     for mark in _MARK.finditer(text):
         if mark["close"]:
+            if not thinking and _PLAIN.fullmatch(mark.group()):
+                continue
             if not thinking:
                 pieces.clear()
             start, thinking = mark.end(), False

@@ -8,26 +8,19 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.files.tables import read_table
+from sailkit.files.tables import APPLE_COMPANION, read_table, table_kind
 from sailkit.files.unpacking import ERRORS, Limit, open_archive
-from sailkit.text import without_surrogates
+from sailkit.text import without_markup, without_surrogates
 
 _TEXTS = (".txt", ".md")
-_TABLE = re.compile(r".*\.jsonl|wiki_\d+")  # the latter as WikiExtractor names its files
+_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+_WIKI = re.compile(r"wiki_\d+")  # as WikiExtractor names its files
 _BODIES = ("text", "body", "contents", "passage", "evidence")
-# Mark-up of scraped texts and of Wikipedia. Other names in angle brackets, as in List<String>, are text.
-_MARKUP = (
-    "br|hr|h[1-6]|em|strong|small|big|sup|sub|span|div|font|center|blockquote|"
-    "ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tr|td|th|ref|nowiki"
-)
-_ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
-# A single capital letter is a type parameter, as in Box<P>, rather than a tag.
-_TAG = re.compile(rf"</?(?:[abip]|{_MARKUP}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +43,8 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
 
     Args:
         paths: Tables (.jsonl, .json, .csv, .parquet) of documents `{title, text}`, of questions with `ctxs`, or of
-            claims with `evidence`; folders of .txt, .md, .json or .jsonl files, or WikiExtractor's; .tar.gz archives of
-            .txt, .md or .json files.
+            claims with `evidence`; .txt and .md files; folders of texts, tables and .json files, or WikiExtractor's;
+            .tar.gz archives of .txt, .md or .json files.
         words: Maximum words in a passage.
         overlap: Words shared by consecutive passages.
 
@@ -67,7 +60,7 @@ def read_passages(paths: Sequence[Path], words: int = 120, overlap: int = 20) ->
     for path in paths:
         for document in _documents(path):
             title, text, url = map(without_surrogates, (document.title, document.body, document.url))
-            for part in split_words(_TAG.sub(" ", text), words, overlap):
+            for part in split_words(without_markup(text), words, overlap):
                 passages.setdefault((title, part), Passage(title, part, url))
     if not passages:
         raise UserError(f"no text in {', '.join(map(str, paths))}")
@@ -96,13 +89,13 @@ def _documents(path: Path) -> Iterator[Passage]:
     try:
         if path.is_dir():
             for file in _files(path):
-                if _TABLE.fullmatch(file.name):
+                if _is_table(file):
                     yield from _documents(file)
                 else:
                     yield from _file_documents(str(file.relative_to(path)), file.read_bytes(), str(file))
         elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
             yield from _archive_documents(path)
-        elif path.suffix in _TEXTS:
+        elif path.suffix.lower() in _TEXTS:
             yield from _file_documents(path.name, path.read_bytes(), str(path))
         else:
             for line, row in read_table(path):
@@ -113,16 +106,13 @@ def _documents(path: Path) -> Iterator[Passage]:
         raise jsonl.reading_failed(path, error) from None
 
 
-_APPLE = "._"  # begins the names of macOS's binary companions of files
-
-
 def _archive_documents(path: Path) -> Iterator[Passage]:
     """Read the texts in an archive without extracting it: names in it never become paths on this machine."""
     limit, size = Limit(path), 0
     with open_archive(path, limit) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for member in archive:
             name = PurePosixPath(member.name)
-            if not member.isfile() or name.suffix not in (*_TEXTS, ".json") or name.name.startswith(_APPLE):
+            if not member.isfile() or not _is_text(name):
                 continue
             size += member.size  # includes the holes of a sparse file, which are read as zeros
             limit.check(size)
@@ -131,11 +121,16 @@ def _archive_documents(path: Path) -> Iterator[Passage]:
 
 
 def _files(folder: Path) -> list[Path]:
-    def is_document(file: Path) -> bool:
-        named = file.suffix in (*_TEXTS, ".json") or _TABLE.fullmatch(file.name) is not None
-        return named and not file.name.startswith(_APPLE)
+    return sorted(file for file in folder.rglob("*") if (_is_text(file) or _is_table(file)) and file.is_file())
 
-    return sorted(file for file in folder.rglob("*") if file.is_file() and is_document(file))
+
+def _is_text(path: PurePath) -> bool:
+    return path.suffix.lower() in (*_TEXTS, ".json") and not path.name.startswith(APPLE_COMPANION)
+
+
+def _is_table(path: Path) -> bool:
+    named = table_kind(path) in _TABLES or _WIKI.fullmatch(path.name) is not None
+    return named and not path.name.startswith(APPLE_COMPANION)
 
 
 def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
@@ -145,7 +140,7 @@ def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text ({error.reason})") from None
     title = str(PurePosixPath(name).with_suffix(""))
-    if not name.endswith(".json"):
+    if not name.lower().endswith(".json"):
         yield Passage(title, text)
         return
     try:
@@ -169,11 +164,11 @@ def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:
 
 def _row_documents(row: dict[str, Any], where: str) -> Iterator[Passage]:
     body = next((row[name] for name in _BODIES if isinstance(row.get(name), str)), None)
-    passages = row.get("ctxs", row.get("evidence") if body is None else None)
-    if isinstance(passages, list):  # of a question, or of a claim
-        for entry in passages:
-            if isinstance(entry, dict):
-                yield from _row_documents(entry, where)
+    passages = row.get("ctxs") or (row.get("evidence") if body is None or "label" in row else None) or ()
+    passages = [passages] if isinstance(passages, str) else passages
+    if passages or (body is None and "ctxs" in row):  # of a question, or of a claim
+        for entry in passages if isinstance(passages, list) else ():
+            yield from _row_documents(entry if isinstance(entry, dict) else {"text": str(entry)}, where)
         return
     if body is None:
         raise UserError(f"{where}: no text field (one of {', '.join(_BODIES)}; found: {', '.join(sorted(row))})")

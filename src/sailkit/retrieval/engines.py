@@ -6,7 +6,6 @@ import functools
 import html
 import json
 import math
-import re
 import ssl
 import time
 import urllib.parse
@@ -17,10 +16,10 @@ from sailkit import __version__, retry
 from sailkit.errors import UserError
 from sailkit.records import SearchResult
 from sailkit.retrieval.instructions import make_result
+from sailkit.text import without_markup
 from sailkit.urls import server_url
 
 _MAX_BYTES = 4_000_000  # of one answer
-_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 class SearchFailedError(Exception):
@@ -146,4 +145,4 @@ def _results(engine: str, rows: Sequence[Any], body: str, url: str) -> list[Sear
 
 
 def _plain(text: object) -> str:
-    return " ".join(html.unescape(_TAG.sub(" ", text)).split()) if isinstance(text, str) else ""
+    return " ".join(html.unescape(without_markup(text, of_page=True)).split()) if isinstance(text, str) else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from sailkit import runs
 from sailkit.files.tables import to_frame
+from sailkit.plugins import is_plugin
 from sailkit.records import Searched, SearchOutcome
 from sailkit.rendering.model import Report, Text, short
 from sailkit.rendering.result import Result
@@ -69,7 +70,10 @@ class SearchRun(Result):
         """
         settings = runs.read_manifest(folder, "search")["settings"]
         engines: Mapping[str, Mapping[str, Any]] = settings.get("engines") or {settings["engine"]: settings}
-        live = any(name in _ON_THE_WEB and "snapshot_sha256" not in each for name, each in engines.items())
+        # Whether a plug-in is live is not recorded; usually one without an answer asks a server.
+        live = any(
+            (name in _ON_THE_WEB and "snapshot_sha256" not in each) or is_plugin(name) for name, each in engines.items()
+        )
         return cls.from_folder(folder, live=live)
 
     @classmethod

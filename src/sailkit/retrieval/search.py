@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -228,6 +229,9 @@ def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction]
     lines = path.read_bytes().splitlines(keepends=True)
     unavailable = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
     missing = [i for i, engines in enumerate(unavailable) if engines]
+    random.shuffle(
+        missing
+    )  # queries that always fail, and in the end stop the run, do not keep others from being asked
     replaced = False
     try:
         with runs.progress(f"asking {searcher.name} again", len(missing)) as tick:

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sailkit.errors import nearest
+from sailkit.prompts.parse import tokens_of
 from sailkit.stats.metrics import NOT_ANSWERED
 
 
@@ -249,11 +250,17 @@ def _check_fields(step: StepSpec, number: int, where: str) -> None:
 
 
 def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None:
-    """Refuse a word that stands for two labels, because only the last one would be scored and read."""
-    seen: dict[str, str] = {}
+    """Refuse a word that stands for two labels, or that a text cannot tell from the word of another label."""
+    seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for label, word in ((label, word) for label, its_words in words for word in its_words):
-        if (other := seen.setdefault(word.casefold(), label)) != label:
+        first, other = seen.setdefault(tokens_of(word) or (word,), (word, label))
+        if other != label and first.casefold() == word.casefold():
             raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
+        if other != label:
+            raise ValueError(
+                f"{where}: {first!r} of {other} and {word!r} of {label} differ in signs alone, which are not read; "
+                "use words of letters and digits"
+            )
 
 
 def explain(error: ValidationError) -> str:

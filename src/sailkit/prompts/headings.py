@@ -1,0 +1,47 @@
+"""Breaks up what looks like a part of the prompt in the text of search results and of questions."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from sailkit.prompts.styles import wording
+
+
+@cache
+def _heading() -> re.Pattern[str]:
+    names = "|".join(re.escape(name).replace(r"\ ", "[ \t]++") for name in wording()["headings"])
+    # Possessive quantifiers: with backtracking, a million hashes would take hours.
+    return re.compile(rf"(?<!#)#{{2,}}+(?=[ \t]*+(?:{names})[ \t]*+:)", re.IGNORECASE)
+
+
+def escape_headings(text: str) -> str:
+    """Break up text that looks like a heading of the prompt: `### Response:` becomes `# # # Response:`."""
+    return _heading().sub(lambda match: " ".join(match.group()), text)
+
+
+@cache
+def _line_start(style: str) -> re.Pattern[str]:
+    """How lines of the prompt itself begin: a numbered search result, and in `chat` a heading."""
+    frames = wording()["chat"].values() if style == "chat" else ()
+    names = [name for frame in frames for name in re.findall(r"^(\w[\w ]*:)", frame, re.MULTILINE)]
+    starts = "|".join([r"\(\d+\)", *map(re.escape, names)])
+    return re.compile(rf"^(?=[ \t]*(?:{starts}))", re.MULTILINE | re.IGNORECASE)
+
+
+def escape_result(text: str, style: str) -> str:
+    """Break up what looks like a heading or another search result in the text of a search result.
+
+    Headings are escaped; a line that begins as a line of the prompt does is quoted: `(2) Title` becomes `> (2) Title`.
+    In the byte-exact style `sail` nothing is changed.
+
+    Args:
+        text: Title or text of a search result.
+        style: The style of the prompt.
+    """
+    return text if style == "sail" else _line_start(style).sub("> ", escape_headings(text))
+
+
+def count_headings(text: str) -> int:
+    """Count what looks like a heading of the prompt in a text."""
+    return len(_heading().findall(text))
