@@ -291,6 +291,27 @@ def test_files_and_folders_within_an_argument_count(recipe):
     assert steps._content("climate-fever=none.jsonl", Path("out")) is None
 
 
+@pytest.mark.parametrize("place", ["out/rows.jsonl", "rows.jsonl"])
+def test_a_file_that_a_step_writes_decides_those_that_read_it(recipe, place):
+    """Wherever it is written, and although it is there with other content when the steps are read."""
+    searching = f"{SEARCH[:-1]}, k: $k, snapshot: {place}}}"
+    Path("recipe.yaml").write_text(
+        f"variables: {{k: 2}}\nsteps: {{first: {{search: {searching}}}, second: {{rescore: {{files: [{place}]}}}}}}"
+    )
+    before, after = (
+        steps.read_recipe("recipe.yaml", Path("out"), settings, pipeline.STAGES) for settings in ((), ["k=3"])
+    )
+    assert before[0].files == [place]
+    assert before[1] in steps.dependents(before, before[:1])
+    assert [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)] == [False, False]
+    again = steps.read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).write_text("written by the first step")
+    assert [step.fingerprint for step in steps.read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)] == [
+        step.fingerprint for step in again
+    ]
+
+
 def test_variables_may_hold_the_folder_of_the_recipe_and_each_other(recipe):
     Path("deep").mkdir()
     Path("questions.jsonl").rename("deep/my questions.jsonl")
@@ -404,7 +425,7 @@ def test_all_after_from_run_again_also_if_it_was_stopped(recipe, monkeypatch):
     stage = pipeline.STAGES["label"]
     stop.__signature__, stop.__annotations__ = inspect.signature(stage), stage.__annotations__
     monkeypatch.setitem(pipeline.STAGES, "label", functools.wraps(stage)(stop))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^the same command without --from continues"):
         run(recipe, out="out", from_="labels")
     monkeypatch.setitem(pipeline.STAGES, "label", stage)
     plan = run(recipe, out="out", dry_run=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -222,3 +223,14 @@ class Journal:
         self.steps[step.name] = {"command": step.command, **entry}
         self.folder.mkdir(parents=True, exist_ok=True)
         jsonl.write_json(self.path, {"steps": self.steps})
+
+
+@contextlib.contextmanager
+def continued_without(from_: str | None) -> Iterator[None]:
+    """A step that is stopped under `--from` is continued without it; with it, it would begin again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if from_ is None:
+            raise
+        raise KeyboardInterrupt("the same command without --from continues; with it the steps begin again") from None

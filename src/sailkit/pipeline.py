@@ -19,7 +19,7 @@ from sailkit.errors import UserError
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.evaluate import evaluate
 from sailkit.evaluation.rescore import rescore
-from sailkit.journal import Journal, PipelineRun, StepRun
+from sailkit.journal import Journal, PipelineRun, StepRun, continued_without
 from sailkit.labeling.audit import audit
 from sailkit.labeling.fit import fit
 from sailkit.labeling.label import label
@@ -89,7 +89,7 @@ def run(
                 runs.notice(f"sailkit: {position}, {step.name} ({step_run.state}): {step.command}")
                 journal.begin(step, step_run.state)
                 start = time.monotonic()
-                with command_line([step.verb, *step.words]):
+                with command_line([step.verb, *step.words]), continued_without(from_):
                     result = step.stage(*step.bound.args, **step.bound.kwargs)
                 step_run = journal.finish(step, time.monotonic() - start, result)
             steps_run.append(step_run)

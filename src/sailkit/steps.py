@@ -73,6 +73,16 @@ class Step:
                 words += (word for text in texts for word in ([f"{flag}={text}"] if text[:1] == "-" else [flag, text]))
         return [*positional, *words]
 
+    @property
+    def files(self) -> list[str]:
+        """The files that it writes outside its folder, as they are named in the recipe."""
+        return [str(self.arguments[name]) for name in sorted(self.arguments.keys() - _inputs(self.arguments).keys())]
+
+    @property
+    def written(self) -> list[str]:
+        """Its folder and the files that it writes elsewhere."""
+        return [str(self.folder), *self.files] if self.folder else self.files
+
     def check(self) -> None:
         """Check the arguments, before any step runs for hours.
 
@@ -155,14 +165,14 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
 
 
 def dependents(steps: Sequence[Step], changed: Iterable[Step]) -> list[Step]:
-    """The steps that read the folder of any of some steps, directly or through others."""
-    folders = [str(step.folder) for step in changed if step.folder]
+    """The steps that read what any of some steps write, directly or through others."""
+    written = [path for step in changed for path in step.written]
     reading: list[Step] = []
     for step in steps:
-        texts = [text for value in step.arguments.values() for text in _texts(value)]
-        if any(re.search(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", text) for folder in folders for text in texts):
+        texts = [text for value in _inputs(step.arguments).values() for text in _texts(value)]
+        if any(re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", text) for path in written for text in texts):
             reading.append(step)
-            folders += [str(step.folder)] if step.folder else []
+            written += step.written
     return reading
 
 
@@ -177,8 +187,10 @@ def _step(
     fingerprints = {step.name: step.fingerprint for step in earlier}
     arguments = _arguments(written, {**values, **folders}, where)
     decides = _arguments(written, {**decisive, **fingerprints}, where)
-    inputs = {key: value for key, value in arguments.items() if key not in _OUTPUTS or arguments.get("offline")}
-    contents = [_content(text, out) for _, value in sorted(inputs.items()) for text in _texts(value)]
+    # A file that an earlier step writes is known by that step: its content is that of another run.
+    written_by = {os.path.abspath(path): step.fingerprint for step in earlier for path in step.files}
+    texts = [text for _, value in sorted(_inputs(arguments).items()) for text in _texts(value)]
+    contents = [written_by.get(os.path.abspath(text)) or _content(text, out) for text in texts]
     folder = None
     if "out" in inspect.signature(stage).parameters:
         if "out" in arguments:
@@ -223,7 +235,7 @@ def estimate(step: Step) -> dict[str, Any] | None:
 
 def check_inputs(steps: Sequence[Step]) -> None:
     """Raise a UserError if an input of any step is missing, so that no step runs for hours before it shows."""
-    written = {str(step.arguments[name]) for step in steps for name in _OUTPUTS if name in step.arguments}
+    written = {path for step in steps for path in step.files}
     missing = {step.name: [path for path in _missing_inputs(step) if path not in written] for step in steps}
     if named := [f"step {name}: {', '.join(paths)}" for name, paths in missing.items() if paths]:
         raise UserError(f"missing inputs: {'; '.join(named)}; paths are relative to the working directory")
@@ -232,13 +244,17 @@ def check_inputs(steps: Sequence[Step]) -> None:
 def _missing_inputs(step: Step) -> list[str]:
     """Input files and folders of a step that do not exist, apart from those in the pipeline's folder."""
     arguments = step.bound.arguments
-    names = [name for name in arguments if name not in _OUTPUTS or arguments.get("offline")]
-    given = [(name, value) for name in names for value in _listed(arguments[name])]
+    given = [(name, value) for name, values in _inputs(arguments).items() for value in _listed(values)]
     inputs = [
         path for name, path in given if isinstance(path, Path) and not (name in _ON_THE_HUB and is_hub_name(path))
     ]
     inputs += [Path(text) for name, text in given if isinstance(text, str) and name in _TRAINING_DATA]
     return [str(path) for path in inputs if not sample_path(path).exists() and not _is_within(path, step.out)]
+
+
+def _inputs(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a stage without the names of files that it writes; offline, a snapshot is read."""
+    return {name: value for name, value in arguments.items() if name not in _OUTPUTS or arguments.get("offline")}
 
 
 def _listed(value: Any) -> Sequence[Any]:

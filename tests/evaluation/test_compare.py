@@ -348,3 +348,15 @@ def test_runs_that_are_not_finished_are_refused(tmp_path):
         assert "holds a run of 'reference', not of 'evaluate'" in complaint(a, tmp_path / "other")
     (half / PREDICTIONS).write_text('{"id": "0"}\n')
     assert "line 1: not a prediction" in complaint(a, half)
+
+
+def test_the_number_of_search_results_counts_by_itself_where_both_sets_have_some(tmp_path):
+    """Three own results against one of other items is not what the results give, apart from their mere presence."""
+    rows = answers([True] * 40)
+    own = run(tmp_path / "own", rows, search="evidence", results=3)
+    others = run(tmp_path / "others", rows, search="random", results=1)
+    without = run(tmp_path / "without", rows, search="none", results=None)
+    found = compare(own, others).to_json()
+    assert found["remark"].endswith("they differ in search, results")
+    assert "several-factors" in found["flags"]
+    assert "several-factors" not in compare(own, without).to_json()["flags"]

@@ -268,3 +268,39 @@ def test_an_ordinary_table_is_no_log(tmp_path):
     for name in ("own.jsonl", "own.json"):
         assert read_sample_log(tmp_path / name) is None
         assert load_recording(tmp_path / name).predictions[0].label == "SUPPORTS"
+
+
+def altered(tmp_path: Path, **changes: object) -> list[Prediction]:
+    """Predictions of a log with two choices whose first sample is changed."""
+    log = json.loads((LOGS / "inspect.json").read_text())
+    sample = log["samples"][0] | {"choices": ["Correct", "Wrong"], "target": "B"} | changes
+    (tmp_path / "log.json").write_text(json.dumps(log | {"samples": [sample]}))
+    return list(load_recording(tmp_path / "log.json", "sample-claims").predictions)
+
+
+def test_reasoning_that_names_another_choice_does_not_decide_before_the_stated_one(tmp_path):
+    text = "At first sight the claim looks correct. However, the passage gives another year.\n\nANSWER: B"
+    (read,) = altered(tmp_path, output={"choices": [{"message": {"content": text}}]})
+    assert (read.label, read.gold) == ("REFUTES", "REFUTES")
+
+
+def test_samples_with_a_system_prompt_alone_and_odd_digits_are_read(tmp_path):
+    (read,) = altered(tmp_path, input=[{"role": "system", "content": "Judge: ice floats."}], metadata={})
+    assert read.text == "Judge: ice floats."
+    log = json.loads((LOGS / "inspect.json").read_text())
+    log["eval"]["dataset"] = None
+    (tmp_path / "no-set.json").write_text(json.dumps(log))
+    assert len(load_recording(tmp_path / "no-set.json", "sample-claims").predictions) == 8
+    (read,) = altered(tmp_path, scores={"pattern": {"answer": "²"}})  # no digit that counts a choice
+    assert read.recorded is None
+
+
+def test_the_task_is_the_one_without_labels_that_do_not_occur(tmp_path):
+    """Climate-FEVER has a fourth label, whose F1 of 0 would lower a macro-F1 over the three of FEVER."""
+    labels = ["SUPPORTS", "REFUTES", "NOT_ENOUGH_INFO"]
+    rows = [{"id": i, "label": labels[i % 3], "prediction_recorded": labels[i % 3], "output": "?"} for i in range(30)]
+    (tmp_path / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (figures,) = rescored(tmp_path / "three.jsonl", published=["accuracy=1,macro_f1=1"])
+    assert {*figures["labels"]} == {*labels}
+    assert figures["recorded_macro_f1"] == 1.0
+    assert "published-differs" not in figures["flags"]

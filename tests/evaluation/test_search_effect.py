@@ -120,3 +120,25 @@ def test_a_model_that_verifies_has_a_row_of_coverage(tmp_path):
     (row,) = table.groups[1].rows
     assert row.name == "tuned"
     assert [cell.point for cell in row.cells] == [60 / N, 8 / N, None]
+
+
+@pytest.mark.parametrize("changes", [{"calibrate": True}, {"results": 1}, {"style": "chat"}])
+def test_sets_that_differ_in_more_than_search_show_no_effect_of_search(tmp_path, changes):
+    common = {"calibrate": False, "results": 3, "style": "sail-fixed"}
+    own = folder(tmp_path, "tuned_own", answers(70), "evidence", **common)
+    same = folder(tmp_path, "tuned_others", answers(40), "random", **common)
+    other = folder(tmp_path, "tuned_other", answers(40), "random", **{**common, **changes})
+    assert report_on([own, same]).sections[0].heading == "What search gives"
+    assert report_on([own, other]).sections[0].heading == "Verdict"
+
+
+def test_models_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    sets = [
+        folder(tmp_path / model, name, answers(right), SEARCHES[name], f"runs/{model}/model")
+        for model in ("first", "second")
+        for name, right in (("own", 70), ("others", 40))
+    ]
+    page = report_on(sets)
+    assert " give first/model +" in page.verdict
+    assert ", second/model +" in page.verdict
+    assert [row.name for row in page.sections[0].blocks[1].groups[0].rows][:2] == ["first/model", "second/model"]

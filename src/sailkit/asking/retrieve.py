@@ -70,6 +70,8 @@ def open_retrieval(
         rows = read_searched(search_run)
         yield lambda question: _recorded(rows, question, search_run, k)
     elif engine == "none":
+        if corpus:
+            raise UserError("`engine` none searches nothing; leave out `corpus`, or `engine`")
         yield lambda question: Searched(Instruction("question", question))
     else:
         if not corpus and engine == "bm25":

@@ -19,7 +19,6 @@ _IMPLIED = {
     "chat_template": {"model"},
     "max_new_tokens": {"answer", "protocol", "wording"},
     "prompts_sha256": {"protocol", "wording", "task", "style"},
-    "results": {"search"},
     "style": {"model"},
     "verify": {"model"},
 }
@@ -72,8 +71,8 @@ def differing_factors(a: PredictionSet, b: PredictionSet) -> dict[str, list[Any]
 def independent_factors(factors: Mapping[str, Any]) -> list[str]:
     """Factors that do not follow from another factor."""
     implied = _IMPLIED
-    if "none" in factors.get("search", ()):  # without results there is nothing to verify
-        implied = {**_IMPLIED, "verify": {"model", "search"}}
+    if "none" in factors.get("search", ()):  # without results there is nothing to count or verify
+        implied = {**_IMPLIED, "verify": {"model", "search"}, "results": {"search"}}
     return [name for name in factors if not implied.get(name, set()) & factors.keys()]
 
 

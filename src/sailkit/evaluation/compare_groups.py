@@ -196,7 +196,9 @@ def _seeds(pair: GroupDifference) -> str:
 def _needed(pair: GroupDifference, measure: Measure) -> str:
     """How large a difference these seeds detect, and how many seeds would detect the one observed."""
     difference = pair.differences[measure]
-    detectable = f"a difference of {difference.detectable:.3f} would have been detected with power 0.8"
+    detectable = "no possible difference would have been detected with power 0.8"
+    if difference.detectable < 1:
+        detectable = f"a difference of {difference.detectable:.3f} would have been detected with power 0.8"
     if max(pair.seeds) == 1:
         return detectable
     if difference.seeds_needed is None:

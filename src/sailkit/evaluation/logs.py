@@ -7,6 +7,7 @@ package. Nothing in a log is executed or unpickled.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -91,6 +92,15 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     lines = [line for line in text.splitlines() if line.strip()]
     index = _index_of_letter(lines[-1].rpartition(":")[2].strip(" \t().*[]")) if lines else -1
     return choices[index] if 0 <= index < len(choices) else None
+
+
+_STATED = re.compile(r"^\s*ANSWER\s*:\s*([^\n]*)\Z", re.MULTILINE)
+
+
+def stated_letter(text: str, choices: Sequence[str]) -> str | None:
+    """The choice that the last line of an answer names by its letter after `ANSWER:`, as inspect_ai asks for."""
+    match = _STATED.search(text.strip())
+    return chosen_letter(match[1], choices) if match else None
 
 
 def _index_of_letter(text: str) -> int:
@@ -216,17 +226,18 @@ def _inspect(path: Path, log: Mapping[str, Any], samples: Sequence[Mapping[str, 
     notes = []
     if (status := log.get("status", "unfinished")) != "success":
         notes.append(f"the run ended with status {status!r}: {len(samples)} samples are recorded")
-    model = log.get("eval", {}).get("model")
+    eval_ = log.get("eval") or {}
+    model = eval_.get("model")
     epochs = {sample.get("epoch", 1) for sample in samples}
     rows = []
     for number, sample in enumerate(samples, start=1):
         try:
             rows.append(_inspect_row(sample, len(epochs) > 1) | ({"model": model} if model else {}))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _not_a_sample(f"{path}, sample {number}", "inspect_ai", error) from None
     if not rows:
         raise UserError(f"{path}: the log holds no samples (status {status!r})")
-    order = {str(name): i for i, name in enumerate(log.get("eval", {}).get("dataset", {}).get("sample_ids") or ())}
+    order = {str(name): i for i, name in enumerate((eval_.get("dataset") or {}).get("sample_ids") or ())}
     rows.sort(key=lambda row: (order.get(row["sample"], len(order)), row["id"]))
     return SampleLog("inspect_ai", tuple(rows), tuple(notes))
 
@@ -240,7 +251,8 @@ def _inspect_row(sample: Mapping[str, Any], several_epochs: bool) -> dict[str, A
     extracted = next((score["answer"] for score in scores if score.get("answer") is not None), None)
     prompt = sample["input"]
     if not isinstance(prompt, str):
-        prompt = next(_message_text(m) for m in reversed(prompt) if m["role"] == "user")
+        of_user = [message for message in prompt if message["role"] == "user"]
+        prompt = _message_text((of_user or prompt)[-1])  # some logs have a system prompt alone
     row = {
         "id": f"{name}, epoch {sample['epoch']}" if several_epochs else name,
         "sample": name,
@@ -280,7 +292,7 @@ def _target(sample: Mapping[str, Any], choices: Sequence[str], best: str) -> str
     Where the choices are numbers, `acc` tells which: whether the likeliest choice, `best`, is right.
     """
     name = _first(sample["target"])
-    readings = [choices[int(name)]] if name.isdigit() and int(name) < len(choices) else []
+    readings = [choices[int(name)]] if name.isdecimal() and int(name) < len(choices) else []
     readings.append(_choice(name, choices))
     acc = sample.get("acc")
     fitting = [label for label in readings if acc is None or (label == best) == bool(acc)]
@@ -292,7 +304,7 @@ def _choice(value: Any, choices: Sequence[Any]) -> str:
     name = _first(value)
     if name in choices or not choices:
         return name
-    index = int(name) if name.isdigit() else _index_of_letter(name)
+    index = int(name) if name.isdecimal() else _index_of_letter(name)
     return str(choices[index]) if 0 <= index < len(choices) else name
 
 

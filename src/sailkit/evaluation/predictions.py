@@ -257,13 +257,16 @@ def shared_value(extra: Sequence[Mapping[str, Any]], name: str) -> Any:
 
 
 def task_of(path: Path, labels: Sequence[object], words: bool = False) -> Task:
-    """The built-in task that has all of these labels; with `words`, also by the answer words of its labels."""
+    """The built-in task with all of these labels, or with `words` their answer words, and with the fewest others."""
     used = {str(label) for label in labels if label not in (None, "")}
+    fitting = []
     for name in builtin_tasks():
         task = load_task(name, ["all"])
         answers = {word.casefold() for word in task.words()} if words else set()
         if used and all(label in task.labels or label.strip().casefold() in answers for label in used):
-            return task
+            fitting.append(task)
+    if fitting:  # the first with the fewest labels in use: a macro-F1 counts also labels that do not occur
+        return min(fitting, key=lambda task: len(labels_in_use(task, labels)))
     shown = ", ".join(sorted(used)[:5]) or "none"
     raise UserError(
         f"{path}: no built-in task has its labels ({shown}); name the task, or your task's YAML, with `task`"

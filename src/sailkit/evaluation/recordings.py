@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from sailkit.errors import UserError
 from sailkit.evaluation import predictions
-from sailkit.evaluation.logs import SampleLog, chosen_letter, field_of_doc, read_sample_log
+from sailkit.evaluation.logs import SampleLog, chosen_letter, field_of_doc, read_sample_log, stated_letter
 from sailkit.evaluation.predictions import PredictionSet
 from sailkit.evaluation.recording_layouts import words_of_answers
 from sailkit.evaluation.results import Evaluation
@@ -111,7 +111,9 @@ def _answer_of_sample(
     output = row["output"] or ""
     label, outcome = read_answer(output, words)
     answer, in_thought = split_thoughts(output)
-    if outcome == "unreadable" and not in_thought and (choice := chosen_letter(answer, row.get("choices", ()))):
+    choices = row.get("choices", ())
+    choice = stated_letter(answer, choices) or (chosen_letter(answer, choices) if outcome == "unreadable" else None)
+    if choice and not in_thought:  # reasoning before `ANSWER: B` may name other choices
         label, outcome = predictions.word_label(task, choice), "answered"
         label = label if label in in_use else None
     return {

@@ -58,6 +58,7 @@ _FACTS = {
     "recording_sha256": "recording (sha256)", "tokenizer_sha256": "tokenizer (sha256)", "dtype": "number format",
     "device": "device", "chat_template": "chat template", "task": "task", "data_sha256": "data (sha256)",
     "protocol": "protocol", "wording": "wording", "answer": "answer mode", "search": "search results",
+    "results": "most search results",
     "left_out": "rows of the data left out",
     "shots": "worked examples", "calibrate": "calibrated", "max_new_tokens": "longest answer (tokens)",
     "rules_version": "reading rules (version)", "seed": "seed", "git_revision": "git revision",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os.path
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from sailkit.evaluation.comparable import differing_factors, independent_factors
 from sailkit.evaluation.compare import compare_sets
 from sailkit.evaluation.figures import Truth
 from sailkit.evaluation.views import View
@@ -63,8 +65,8 @@ def search_effects(views: Sequence[View], against: Truth, seed: int) -> list[Sea
         seed: Seed of the bootstrap.
 
     Returns:
-        One entry for each model that was measured both with own search results and with those of other items; empty if
-        the first model was not, or a model was measured twice in the same way.
+        One entry for each model that was measured both with own search results and with those of other items, in the
+        same way otherwise; empty if the first model was not, or a model was measured twice in the same way.
     """
     by_model: dict[tuple[str, ...], dict[str, View]] = {}
     for view in views:
@@ -74,8 +76,16 @@ def search_effects(views: Sequence[View], against: Truth, seed: int) -> list[Sea
             return []
         by_model[model][search] = view
     measured = list(by_model.values())
-    complete = [sets for sets in measured if {"evidence", "random"} <= sets.keys()]
-    return [_effect(sets, against, seed) for sets in complete] if complete[:1] == measured[:1] else []
+    complete = [sets for sets in measured if {"evidence", "random"} <= sets.keys() and _differ_in_search_alone(sets)]
+    if complete[:1] != measured[:1]:
+        return []
+    return _distinctly_named([_effect(sets, against, seed) for sets in complete])
+
+
+def _differ_in_search_alone(sets: Mapping[str, View]) -> bool:
+    """Whether the two sets with search results differ in nothing else, such as calibration or the number of results."""
+    factors = differing_factors(sets["evidence"].data, sets["random"].data)
+    return independent_factors(factors) == ["search"]
 
 
 def _effect(sets: Mapping[str, View], against: Truth, seed: int) -> SearchEffect:
@@ -85,6 +95,17 @@ def _effect(sets: Mapping[str, View], against: Truth, seed: int) -> SearchEffect
     shared = "".join(os.path.commonprefix(words)).rstrip("_-. ")  # noqa: RUF071 - of whole words
     name = shared or os.path.basename(str(sets["evidence"].facts["model"]))
     return SearchEffect(name, sets, pair.differences[_MEASURE], units)
+
+
+def _distinctly_named(effects: Sequence[SearchEffect]) -> list[SearchEffect]:
+    """The effects with as much of the models' paths as tells them apart: each model of `finetune` is called `model`."""
+    paths = [Path(str(effect.views["evidence"].facts["model"])).parts for effect in effects]
+    longest = max(map(len, paths), default=0)
+    names = [[effect.name for effect in effects]]
+    names += [["/".join(path[-length:]) for path in paths] for length in range(2, longest + 1)]
+    names += [[f"{effect.name} ({number})" for number, effect in enumerate(effects, start=1)]]
+    chosen = next(each for each in names if len({*each}) == len(each))
+    return [replace(effect, name=name) for effect, name in zip(effects, chosen, strict=True)]
 
 
 def verdict(effects: Sequence[SearchEffect]) -> str:

@@ -29,11 +29,10 @@ def trained_items_flag(
     trained = [e for e in examples if any(in_half(e, part["half"], part["first_share"]) for part in parts)]
     if not trained:
         return []
-    widest = max(parts, key=lambda part: (part["half"] is None, part["first_share"]))
+    halves, shares = {part["half"] for part in parts}, [part["first_share"] for part in parts]
     mend = "no part of these data is unseen"
-    if widest["half"] is not None:
-        other = "second" if widest["half"] == "first" else "first"
-        share = f" --first-share {widest['first_share']}" if widest["first_share"] != 0.5 else ""
-        mend = f"evaluate with --half {other}{share}"
+    if len(halves) == 1 and None not in halves:
+        other, seen = ("second", max(shares)) if halves == {"first"} else ("first", min(shares))
+        mend = f"evaluate with --half {other}" + (f" --first-share {seen}" if seen != 0.5 else "")
     text = f"{len(trained)} of {len(examples)} items are among those that training data were drawn from: {mend}"
     return [Flag("trained-items", text)]

@@ -142,5 +142,5 @@ def fact(name: str, facts: Mapping[str, Any]) -> str | None:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {version}" for key, version in value.items())
     if name == "answer":
-        return _ANSWER_MODES.get(value, str(value))
+        return _ANSWER_MODES.get(str(value), str(value))
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", str(value))
