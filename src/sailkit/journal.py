@@ -75,11 +75,13 @@ class PipelineRun(Result):
         folder: The pipeline's folder, with a subfolder for each step.
         steps: Every step with its state, command, time and result.
         dry_run: Whether this is a plan.
+        again: Whether steps were run again that had not changed (`--from`).
     """
 
     folder: Path
     steps: tuple[StepRun, ...]
     dry_run: bool = False
+    again: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -92,7 +94,8 @@ class PipelineRun(Result):
         """The step that did not finish, in words; None if all did."""
         last = self.steps[-1] if self.steps and not self.dry_run else None
         stopped = last is not None and last.state == "interrupted"
-        return f"step {last.name}; the same command continues it" if last and stopped else None
+        without = " without --from" if self.again else ""
+        return f"step {last.name}; the same command{without} continues it" if last and stopped else None
 
     def report(self) -> Report:
         """A table with a row for each step; in a dry run with its command and estimate."""
@@ -227,10 +230,16 @@ class Journal:
 
 @contextlib.contextmanager
 def continued_without(from_: str | None) -> Iterator[None]:
-    """A step that is stopped under `--from` is continued without it; with it, it would begin again."""
+    """A step that is stopped or fails under `--from` is continued without it; with it, it would begin again."""
     try:
         yield
     except KeyboardInterrupt:
         if from_ is None:
             raise
         raise KeyboardInterrupt("the same command without --from continues; with it the steps begin again") from None
+    except UserError as error:
+        if from_ is None:
+            raise
+        raise UserError(
+            f"{error} (without `from` the command continues the step, with it the step begins again)"
+        ) from None

@@ -95,4 +95,4 @@ def run(
             steps_run.append(step_run)
             if step_run.state == "interrupted" and not dry_run:
                 break  # some queries had no answer; the same command repeats them
-    return PipelineRun(out, tuple(steps_run), dry_run)
+    return PipelineRun(out, tuple(steps_run), dry_run, again=from_ is not None)

@@ -15,16 +15,19 @@ _MARKUP = (
     "br|hr|h[1-6]|em|strong|small|big|sup|sub|span|div|font|center|blockquote|"
     "ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tr|td|th|ref|nowiki"
 )
+_PAGE = (  # further tags of web pages
+    "s|u|q|del|ins|mark|code|pre|kbd|samp|var|cite|dfn|abbr|time|img|picture|figure|figcaption|section|article|aside|"
+    "header|footer|nav|main|label|button|form|input|select|option|script|style|noscript|iframe|svg|link|meta"
+)
 _ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
-_PAGE = "s|u|q|del|ins|mark|code|pre|img|script|style|noscript|iframe|svg"  # further tags of web pages
-
-
-def _tag(names: str) -> re.Pattern[str]:
-    # A single capital letter is a type parameter, as in Box<P>, rather than a tag.
-    return re.compile(rf"</?(?:[abip]|{names}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
-
-
-_TAG, _TAG_OF_PAGE = _tag(_MARKUP), _tag(f"{_MARKUP}|{_PAGE}")
+# A single capital letter is a type parameter, as in Box<P>, rather than a tag.
+_TAG = re.compile(rf"</?(?:[abip]|{_MARKUP}|{_MARKUP.upper()})(?:{_ATTRIBUTE})*\s*/?>")
+_SWITCH = r"\s+(?:async|defer|nowrap|hidden|title|checked|disabled|selected|required|open|controls|itemscope)"
+# On a page, any name with an attribute is a tag, and so is a closing tag of a single capital letter.
+_TAG_OF_PAGE = re.compile(
+    rf"</?(?:[abip]|(?i:{_MARKUP}|{_PAGE}))(?:{_ATTRIBUTE}|{_SWITCH})*\s*/?>"
+    rf"|<[A-Za-z][\w-]*(?:{_ATTRIBUTE})+\s*/?>|</[ABIPSUQ]>"
+)
 
 
 def clean(text: str, layout: bool = False) -> str:

@@ -185,11 +185,13 @@ def test_results_without_judgements_have_no_flags():
 
 def test_an_answer_without_an_informative_result_says_so():
     good, bad = Judgement(0.75, "informative"), Judgement(0.1, "distracting")
-    answer = sailkit.Answer("q", "m", results=(SearchResult("body"), SearchResult("more")), judgements=(bad, bad))
-    note = "no result was judged informative"
+    results, sentence = (SearchResult("body"), SearchResult("more")), "All search results are distracting."
+    answer = sailkit.Answer("q", "m", results=results, judgements=(bad, bad), verification=sentence)
+    note = "the model called no result informative"
     assert note in str(answer)
     assert answer.to_json()["is_unsupported"] is True
-    for other in (replace(answer, judgements=(bad, good)), replace(answer, judgements=()), sailkit.Answer("q", "m")):
+    scores_alone = replace(answer, verification="")
+    for other in (replace(answer, judgements=(bad, good)), scores_alone, sailkit.Answer("q", "m")):
         assert note not in str(other)
         assert other.to_json()["is_unsupported"] is False
 

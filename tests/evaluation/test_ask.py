@@ -144,7 +144,7 @@ def test_what_search_gives_is_told_apart_from_what_training_taught(place, tmp_pa
         Evaluation.load(place / "evidence")
     )
     page = report(place / "evidence", place / "random", out=tmp_path).markdown.read_text()
-    assert "Share of the items that have one (coverage)" in page
+    assert "Share of the items with one (coverage)" in page
     comparison = compare(place / "evidence", place / "random")
     assert "search results with labels, the model judges correctly" in str(comparison)
     found = comparison.to_json()

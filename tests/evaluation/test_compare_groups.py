@@ -80,6 +80,7 @@ def test_models_that_verify_have_coverage_over_seeds(old):
     assert "selected_accuracy" not in others
     difference = result.pairs[0].differences["coverage"].estimate
     assert difference.value == pytest.approx(own["coverage"].value)
+    assert not [name for name in result.pairs[0].differences if name.startswith(("selected", "rejected"))]
     assert "Coverage" in str(result)
 
 

@@ -278,8 +278,19 @@ def altered(tmp_path: Path, **changes: object) -> list[Prediction]:
     return list(load_recording(tmp_path / "log.json", "sample-claims").predictions)
 
 
-def test_reasoning_that_names_another_choice_does_not_decide_before_the_stated_one(tmp_path):
-    text = "At first sight the claim looks correct. However, the passage gives another year.\n\nANSWER: B"
+@pytest.mark.parametrize(
+    "end",
+    [
+        "\n\nANSWER: B",
+        "\nAnswer: B",
+        "\n**ANSWER: B**",
+        " So ANSWER: B",
+        "\nANSWER: A\nANSWER: (b).",
+        "\nANSWER: B\n\nYes.",
+    ],
+)
+def test_reasoning_that_names_another_choice_does_not_decide_before_the_stated_one(tmp_path, end):
+    text = f"At first sight the claim looks correct. However, the passage gives another year.{end}"
     (read,) = altered(tmp_path, output={"choices": [{"message": {"content": text}}]})
     assert (read.label, read.gold) == ("REFUTES", "REFUTES")
 

@@ -329,7 +329,9 @@ def test_a_million_characters_are_read():
 @pytest.mark.parametrize("text", ["Correct. Here is my response: the sea is salty.", "Correct.\n\nassistantfinal"])
 def test_plain_words_that_close_a_thought_close_only_one_that_is_open(text):
     assert read_answer(text, WORDS) == RIGHT
-    assert read_answer(f"Here is my thought process: it is wrong.\n{text}", WORDS)[0] is None
+    opened = "Here is my thought process: it is wrong.\n"
+    assert read_answer(f"{opened}Here is my response:\nCorrect.", WORDS) == RIGHT
+    assert read_answer("analysisWe think it is wrong.assistantfinalCorrect.", WORDS) == RIGHT
 
 
 def test_answer_words_that_only_signs_tell_apart_are_not_read():

@@ -91,6 +91,19 @@ def test_a_folder_is_read_with_its_tables_and_with_endings_in_capitals(tmp_path)
     assert read_passages([tmp_path / "A.TXT"]) == expected[:1]
 
 
+def test_entries_of_evidence_that_are_no_texts_are_an_error(tmp_path):
+    (tmp_path / "raw.jsonl").write_text(json.dumps({"claim": "a", "evidence": [[[1, 2, "Title", 7]]]}) + "\n")
+    with pytest.raises(UserError, match="line 1: evidence should be a list of texts or of search results"):
+        read_passages([tmp_path / "raw.jsonl"])
+
+
+def test_a_table_about_the_texts_of_a_folder_is_left_out(tmp_path, capsys):
+    (tmp_path / "bees.txt").write_text("Bees make honey.")
+    (tmp_path / "authors.csv").write_text("file,author\nbees.txt,Ada\n")
+    assert read_passages([tmp_path]) == [Passage("bees", "Bees make honey.")]
+    assert "authors.csv: no column of texts" in capsys.readouterr().err
+
+
 def test_an_archive_with_a_broken_middle_is_an_error(tmp_path):
     path = tmp_path / "a.tar.gz"
     data = bytearray(gzip.compress(os.urandom(20_000)))
@@ -148,15 +161,18 @@ def test_claims_with_their_evidence_are_a_corpus(tmp_path):
         {"claim": "b", "evidence": [{"title": "T", "text": "one"}]},
         {"claim": "c", "text": "a document that has evidence", "evidence": [{"text": "three"}]},
         {"text": "a claim in sailkit's form", "label": "REFUTES", "evidence": [{"title": "F", "text": "four"}]},
-        {"text": "another", "label": "REFUTES", "evidence": "five"},
         {"text": "a document with a label", "label": "geography"},
         {"claim": "d", "evidence": ["six", "seven"]},
         {"text": "a document without passages", "ctxs": []},
         {"question": "e", "ctxs": ["eight"]},
         {"question": "f", "ctxs": []},
+        {"text": "a claim without evidence", "label": "NEI", "evidence": []},
+        {"title": "T", "text": "a document with a note", "label": 1, "evidence": "see page 3"},
+        {"title": "D", "url": "https://a.test", "evidence": "nine", "label": "SUPPORTS"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [(p.title, p.body) for p in read_passages([file])] == [
-        ("T", "one"), ("", "two"), ("", "a document that has evidence"), ("F", "four"), ("", "five"),
+        ("T", "one"), ("", "two"), ("", "a document that has evidence"), ("F", "four"),
         ("", "a document with a label"), ("", "six"), ("", "seven"), ("", "a document without passages"), ("", "eight"),
+        ("T", "a document with a note"), ("D", "nine"),
     ]  # fmt: skip

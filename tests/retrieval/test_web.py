@@ -22,6 +22,7 @@ from sailkit.retrieval.instructions import read_searched
 from sailkit.retrieval.results import SearchRun
 from sailkit.retrieval.search import search
 from sailkit.retrieval.web import QUERY_CHARACTERS, WebSearcher, web_query
+from sailkit.text import without_markup
 
 QUICK = {"interval": 0.01, "timeout": 0.5, "tries": 3}
 
@@ -556,3 +557,15 @@ def test_two_kills_change_nothing(tmp_path):
 @pytest.mark.long
 def test_ten_kills_change_nothing(tmp_path):
     stop_at_random_moments(tmp_path, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ('<A HREF="x">a</A> <cite>c</cite> <time datetime="2020">t</time>', "a c t"),
+        ("<script async src=x>s</script> <td nowrap>n</td> <a href=x title>t</a> <CODE>k</CODE> x<Br>y", "s n t k x y"),
+        ('List<String> Box<P> a<b and c>d <foo bar="1">z', "List<String> Box<P> a<b and c>d z"),
+    ],
+)
+def test_tags_of_pages_are_removed_and_code_is_kept(text, plain):
+    assert " ".join(without_markup(text, of_page=True).split()) == plain

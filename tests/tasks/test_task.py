@@ -295,16 +295,18 @@ def test_yaml_has_the_numbers_of_yaml_1_2():
     values = parse_yaml(text, "x")["a"]
     assert values == expected
     assert [type(value) for value in values] == [type(value) for value in expected]
-    for damaged in ("!!int x", "!!float x", "!!bool x", "!!timestamp x"):
+    for damaged in ("!!int x", "!!float x", "!!float ''", "!!bool x", "!!timestamp x"):
         with pytest.raises(UserError, match=r"^x: not valid YAML: "):
             parse_yaml(f"a: {damaged}", "x")
 
 
 def test_labels_that_are_booleans_in_json_are_those_of_yaml(tmp_path):
-    path = own(tmp_path, data=OWN["data"] | {"label_values": {"true": "sweet", "false": "sour"}})
     rows = [{"no": i, "what": f"fruit {i}", "kind": kind} for i, kind in enumerate((True, False))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [example.label for example in load_task(path).load(tmp_path / "rows.jsonl").examples] == ["sweet", "sour"]
+    for right, wrong in (("true", "false"), ("True", "False")):
+        path = own(tmp_path, data=OWN["data"] | {"label_values": {right: "sweet", wrong: "sour"}})
+        examples = load_task(path).load(tmp_path / "rows.jsonl").examples
+        assert [example.label for example in examples] == ["sweet", "sour"]
 
 
 def test_braces_around_a_number_are_text(tmp_path):

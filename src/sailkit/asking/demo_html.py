@@ -118,7 +118,7 @@ def _notes(answer: Answer) -> list[str]:
     if not answer.is_claim and judges_claims_alone(answer.model):
         notes.append("This model was trained to judge claims; to other questions it has no answer.")
     if answer.is_unsupported:
-        notes.append("No result was judged informative: the answer rests on none of them.")
+        notes.append("The model called no result informative.")
     if answer.judgements and not answer.verification:
         notes.append("The flags are scores alone: this model answers without judging the results first.")
     if answer.results and not answer.judgements:

@@ -73,7 +73,7 @@ def tail(answer: Answer) -> Iterator[Block]:
         if each.judgements and not each.verification:
             notes.append(f"{name}the flags are scores alone; the model answered without judging the results first")
         if each.is_unsupported:
-            notes.append(f"{name}no result was judged informative: the answer rests on none of them")
+            notes.append(f"{name}the model called no result informative")
         if each.results and not each.judgements:
             notes.append(f"{name}no flags, because the model gives no log-probabilities")
         if each.cut_tokens:

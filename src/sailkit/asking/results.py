@@ -57,8 +57,9 @@ class Answer(Result):
 
     @property
     def is_unsupported(self) -> bool:
-        """Whether the model judged its search results and called none of them informative."""
-        return bool(self.judgements) and all(judgement.verdict != "informative" for judgement in self.judgements)
+        """Whether the model judged its search results before it answered, and called none of them informative."""
+        verdicts = {judgement.verdict for judgement in self.judgements}
+        return bool(self.verification and verdicts) and "informative" not in verdicts
 
     def to_json(self) -> dict[str, Any]:
         """The answer as `--json` writes it."""

@@ -126,8 +126,7 @@ def build_task(
         **({} if max_words is None else {"max_words": max_words}),
         **({} if unsupported == "label" else {"unsupported": unsupported}),
         **({"undecided_claims": True} if undecided_claims else {}),
-        # Not in the task's fingerprint, because most data do not depend on it.
-        **({"undecided_label": chosen.spec.undecided_label} if undecided_claims or unsupported == "undecided" else {}),
+        **(_undecided_setting(chosen, out) if undecided_claims or unsupported == "undecided" else {}),
         **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
     }
     with runs.open_run(out, "build-task", settings) as run:
@@ -207,6 +206,12 @@ def _version(out: Path) -> int:
     """The version of the rules; a finished run of earlier rules keeps its own."""
     version = runs.setting_of(out, "version") if (out / CARD).exists() else None
     return int(version or _VERSION)
+
+
+def _undecided_setting(task: Task, out: Path) -> dict[str, str | None]:
+    """The label that the task's fingerprint leaves out; a finished run of earlier versions does not record it."""
+    recorded = not (out / CARD).exists() or runs.setting_of(out, "undecided_label") is not None
+    return {"undecided_label": task.spec.undecided_label} if recorded else {}
 
 
 def _check_undecided(task: Task, unsupported: Unsupported, counterfactuals: str) -> None:

@@ -70,7 +70,10 @@ def in_text(example: TrainingExample) -> TrainingExample:
     """The example reduced to what its text format keeps: title and body of results, with headings escaped."""
     safe = (lambda text: text) if example.style == "sail" else escape_headings
     results = tuple(
-        SearchResult(escape_result(result.body, example.style), title=escape_result(result.title, example.style))
+        SearchResult(
+            escape_result(result.body, example.style),
+            title=escape_result(result.title, example.style, begins_line=False),
+        )
         for result in example.results
     )
     response = example.response if example.style == "sail" else example.response.strip()

@@ -99,7 +99,11 @@ def compare_groups(
 def _pair(a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mapping[str, SeedFigures]) -> _Difference:
     paired = {*a.models} == {*b.models}
     order = [b.models.index(model) for model in a.models] if paired else range(len(b.runs))
-    both = {name: (figures, of_b[name].in_order(order)) for name, figures in of_a.items() if name in of_b}
+    both = {
+        name: (figures, of_b[name].in_order(order))
+        for name, figures in of_a.items()
+        if name in of_b and not name.startswith(("selected_", "rejected_"))  # which are of other items in each group
+    }
     terms: dict[str, tuple[SeedFigures, ...]]
     if paired or 1 in (len(a.runs), len(b.runs)):  # a single run is compared with each run of the other group
         terms = {name: (first - second,) for name, (first, second) in both.items()}
@@ -172,7 +176,7 @@ def _with_verdict(pair: GroupDifference, measure: Measure, size: str, few: bool,
     if few:
         remarks.append(f"{size} are too few")
     elif pair.p_value_holm >= ALPHA:
-        remarks.append(_needed(pair, measure))
+        remarks.append(_needed(pair, measure, most=2.0 if interaction else 1.0))
     else:
         verdict = "better" if estimate.value > 0 else "worse"
     remarks += [f"they differ in {', '.join(independent_factors(pair.factors))}"] if pair.factors else []
@@ -193,12 +197,12 @@ def _seeds(pair: GroupDifference) -> str:
     return " against ".join("a single run" if runs == 1 else f"{runs} seeds" for runs in pair.seeds)
 
 
-def _needed(pair: GroupDifference, measure: Measure) -> str:
+def _needed(pair: GroupDifference, measure: Measure, most: float) -> str:
     """How large a difference these seeds detect, and how many seeds would detect the one observed."""
     difference = pair.differences[measure]
-    detectable = "no possible difference would have been detected with power 0.8"
-    if difference.detectable < 1:
-        detectable = f"a difference of {difference.detectable:.3f} would have been detected with power 0.8"
+    detectable = f"a difference of {difference.detectable:.3f} would have been detected with power 0.8"
+    if difference.detectable > most:
+        return "no possible difference would have been detected with power 0.8"
     if max(pair.seeds) == 1:
         return detectable
     if difference.seeds_needed is None:

@@ -94,13 +94,13 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     return choices[index] if 0 <= index < len(choices) else None
 
 
-_STATED = re.compile(r"^\s*ANSWER\s*:\s*([^\n]*)\Z", re.MULTILINE)
+_STATED = re.compile(r"\bANSWER\s*:[\s*_(]*([A-Z])[\s*_).]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def stated_letter(text: str, choices: Sequence[str]) -> str | None:
-    """The choice that the last line of an answer names by its letter after `ANSWER:`, as inspect_ai asks for."""
-    match = _STATED.search(text.strip())
-    return chosen_letter(match[1], choices) if match else None
+    """The choice that an answer last names by its letter at the end of a line, after `ANSWER:` as inspect_ai asks."""
+    letters = _STATED.findall(text)
+    return chosen_letter(letters[-1].upper(), choices) if letters else None
 
 
 def _index_of_letter(text: str) -> int:

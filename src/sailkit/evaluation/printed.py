@@ -99,14 +99,13 @@ def flagging_line(figures: Flagging, models: int = 1) -> str:
 def selective_line(figures: Selective) -> str:
     """One line on the answers with and without a search result that the model calls informative."""
     parts = [
-        f"{where} accuracy {part.accuracy.value:.3f} [{part.accuracy.low:.3f}, {part.accuracy.high:.3f}], macro-F1 "
-        f"{part.macro_f1.value:.3f} (a constant answer: accuracy {part.majority_accuracy:.3f})"
-        for where, part in (("with it", figures.selected), ("without", figures.rejected))
+        f"on {which} {part.n} accuracy {part.accuracy.value:.3f} [{part.accuracy.low:.3f}, {part.accuracy.high:.3f}], "
+        f"macro-F1 {part.macro_f1.value:.3f} (a constant answer: accuracy {part.majority_accuracy:.3f})"
+        for which, part in (("these", figures.selected), ("the other", figures.rejected))
         if part is not None
     ]
-    return (
-        f"{figures.coverage.value:.1%} of the items have a result that the model calls informative: {'; '.join(parts)}"
-    )
+    coverage = f"{figures.coverage.value:.1%} of the items have a result that the model calls informative"
+    return f"{coverage}: {'; '.join(parts)}"
 
 
 def _counted(items: int, groups: int | None, what: str = "items") -> str:

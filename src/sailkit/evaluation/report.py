@@ -248,15 +248,16 @@ def _groups(views: Sequence[View], against: str) -> list[Group]:
 
 def _selective(views: Sequence[View], against: str) -> list[Row]:
     chosen = [view.summary.selective if view.summary.against == against else None for view in views]
-    rows = [Row("Share of the items that have one (coverage)", [Cell(own.coverage if own else None) for own in chosen])]
+    rows = [Row("Share of the items with one (coverage)", [Cell(own.coverage if own else None) for own in chosen])]
     titles = {
-        "accuracy": "Accuracy {}",
-        "macro_f1": "Macro-F1 {}",
-        "majority_accuracy": "Always the most frequent label {}: accuracy",
+        "n": "Number of {}",
+        "accuracy": "Accuracy on {}",
+        "macro_f1": "Macro-F1 on {}",
+        "majority_accuracy": "Accuracy of a constant answer on {}",
     }
-    for where, which in (("with", "selected"), ("without", "rejected")):
+    for items, which in (("items with one", "selected"), ("the other items", "rejected")):
         parts = [getattr(own, which, None) for own in chosen]
-        rows += [Row(title.format(where), [Cell(getattr(part, name, None)) for part in parts])
+        rows += [Row(title.format(items), [Cell(getattr(part, name, None)) for part in parts])
                  for name, title in titles.items()]  # fmt: skip
     return rows
 

@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sailkit import runs
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _LONGEST_FIELD = 2**31 - 1  # characters; the csv module's default is 131,072
 _BATCH = 1024  # rows read at a time from a parquet file
 _ABSENT = object()
-APPLE_COMPANION = "._"  # begins the names of the binary companions that macOS adds to files
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the one that gives the most fields, the first on ties
 _QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
 _NOT_TABLES = {
@@ -58,6 +57,11 @@ def table_kind(path: Path) -> str:
     """The kind of file by its name: the ending in lower case, without `.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+
+
+def is_companion(path: PurePath) -> bool:
+    """Whether a file is one of the binary companions that macOS adds to files on other disks and in archives."""
+    return path.name.startswith("._")
 
 
 def has_cells(path: Path) -> bool:

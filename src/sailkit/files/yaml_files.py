@@ -70,12 +70,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     """
     try:
         return _Loader(text).get_single_data()
-    except (
-        yaml.YAMLError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:  # the last three of values such as `!!int x`
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # the last three as of `!!int x`
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: YAML nested too deeply") from None

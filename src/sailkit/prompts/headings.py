@@ -20,16 +20,20 @@ def escape_headings(text: str) -> str:
     return _heading().sub(lambda match: " ".join(match.group()), text)
 
 
+# What a model may take for the end of a line.
+_LINE_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+
+
 @cache
 def _line_start(style: str) -> re.Pattern[str]:
     """How lines of the prompt itself begin: a numbered search result, and in `chat` a heading."""
     frames = wording()["chat"].values() if style == "chat" else ()
     names = [name for frame in frames for name in re.findall(r"^(\w[\w ]*:)", frame, re.MULTILINE)]
     starts = "|".join([r"\(\d+\)", *map(re.escape, names)])
-    return re.compile(rf"^(?=[ \t]*(?:{starts}))", re.MULTILINE | re.IGNORECASE)
+    return re.compile(rf"(?:^|(?<=[{_LINE_ENDS}]))(?=[^\S\n\r]*(?:{starts}))", re.IGNORECASE)
 
 
-def escape_result(text: str, style: str) -> str:
+def escape_result(text: str, style: str, *, begins_line: bool = True) -> str:
     """Break up what looks like a heading or another search result in the text of a search result.
 
     Headings are escaped; a line that begins as a line of the prompt does is quoted: `(2) Title` becomes `> (2) Title`.
@@ -38,8 +42,11 @@ def escape_result(text: str, style: str) -> str:
     Args:
         text: Title or text of a search result.
         style: The style of the prompt.
+        begins_line: Whether the text begins a line of the prompt; a title follows its number.
     """
-    return text if style == "sail" else _line_start(style).sub("> ", escape_headings(text))
+    if style == "sail":
+        return text
+    return _line_start(style).sub(lambda match: "> " if begins_line or match.start() else "", escape_headings(text))
 
 
 def count_headings(text: str) -> int:

@@ -260,7 +260,7 @@ def escape_special(text: str) -> str:
     """Insert a space after the bracket of anything that a server's tokenizer might read as a special token.
 
     A server tokenises the text, and its special tokens are unknown here. So everything that looks like a special token
-    (`<|im_end|>`, `</s>`, `[INST]`, `[UNUSED_TOKEN_1]`,
-    `<<SYS>>`, `<start_of_turn>`, `<seed:eos>`, `[|endofturn|]`, `]~b]`) is escaped.
+    is escaped: `<|im_end|>`, `</s>`, `[INST]`, `[UNUSED_TOKEN_1]`, `<<SYS>>`, `<start_of_turn>`, `<seed:eos>`,
+    `[|endofturn|]`, `]~b]`.
     """
     return _SPELLED.sub(lambda match: f"{match.group()} ", text)

@@ -135,10 +135,12 @@ def user_turn(example: TrainingExample) -> tuple[Part, ...]:
     safe = (lambda text: text) if example.style == "sail" else escape_headings
     results: list[Part] = []
     for number, result in enumerate(example.results, start=1):
+        title = escape_result(result.title, example.style, begins_line=False)
+        body = escape_result(result.body, example.style)
         values: _Values = {
             "number": [Part(str(number))],
-            "title": [Part(escape_result(result.title, example.style), trusted=False, shortenable=True)],
-            "body": [Part(escape_result(result.body, example.style), trusted=False, shortenable=True)],
+            "title": [Part(title, trusted=False, shortenable=True)],
+            "body": [Part(body, trusted=False, shortenable=True)],
         }
         results += [Part(words["results_join"])] if results else []
         results += fill(words["result"], values, constant=False)

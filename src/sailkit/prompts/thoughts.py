@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 _TAGS = r"(?i:(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad))"
+# Closing marks in plain words (Granite 3.2; gpt-oss without special tokens), which an answer may contain: they close
+# only a thought that the reply opened.
+_PLAIN = r"\bHere(?: is|'s) my response:|assistantfinal"
 # The tags with which model families open and close a thought.
 _MARKS = (
     (rf"<{_TAGS}>", rf"</{_TAGS}>"),  # DeepSeek-R1, Qwen3, Phi-4, Nemotron, Granite 3.3, EXAONE, Seed-OSS ...
@@ -15,16 +18,14 @@ _MARKS = (
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
     (r"<unused94>thought\b", r"<unused95>"),  # MedGemma
-    (r"\A\s*Here(?: is|'s) my thought process:", r"\bHere(?: is|'s) my response:"),  # Granite 3.2
+    (r"\A\s*Here(?: is|'s) my thought process:", _PLAIN),  # Granite 3.2
     # gpt-oss: only the channel `final` is an answer. Without special tokens, the channel names run into the text.
     (
         r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*(?:analysis|commentary)\b|\A\s*(?:analysis|commentary)(?=[A-Z])",
-        r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*final\b[^<\n]*(?:<\|constrain\|>\w*)?<\|message\|>|assistantfinal",
+        r"(?:<\|start\|>\s*assistant)?<\|channel\|>\s*final\b[^<\n]*(?:<\|constrain\|>\w*)?<\|message\|>",
     ),
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
-# Closing marks in plain words, which an answer may contain: they close only a thought that the reply opened.
-_PLAIN = re.compile(r"Here(?: is|'s) my response:|assistantfinal")
 # Special tokens that are only part of a mark.
 _PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|channel>", "<unused94>")
 _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
@@ -46,7 +47,7 @@ def split_thoughts(text: str) -> tuple[str, bool]:
     start, thinking = 0, False
     for mark in _MARK.finditer(text):
         if mark["close"]:
-            if not thinking and _PLAIN.fullmatch(mark.group()):
+            if not thinking and re.fullmatch(_PLAIN, mark.group()):
                 continue
             if not thinking:
                 pieces.clear()

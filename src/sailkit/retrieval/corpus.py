@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
-from sailkit.files.tables import APPLE_COMPANION, read_table, table_kind
+from sailkit.files.tables import is_companion, read_table, table_kind
 from sailkit.files.unpacking import ERRORS, Limit, open_archive
 from sailkit.text import without_markup, without_surrogates
 
 _TEXTS = (".txt", ".md")
-_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+_CELLS = (".csv", ".tsv", ".parquet")
 _WIKI = re.compile(r"wiki_\d+")  # as WikiExtractor names its files
 _BODIES = ("text", "body", "contents", "passage", "evidence")
 
@@ -90,7 +91,7 @@ def _documents(path: Path) -> Iterator[Passage]:
         if path.is_dir():
             for file in _files(path):
                 if _is_table(file):
-                    yield from _documents(file)
+                    yield from _documents(file) if _has_texts(file) else ()
                 else:
                     yield from _file_documents(str(file.relative_to(path)), file.read_bytes(), str(file))
         elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
@@ -124,13 +125,24 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if (_is_text(file) or _is_table(file)) and file.is_file())
 
 
+def _has_texts(table: Path) -> bool:
+    """Whether a table in a folder has texts; one with cells may be about the other files, such as their authors."""
+    if table_kind(table) not in _CELLS:
+        return True
+    _, row = next(read_table(table), (0, {}))
+    known = any(name in row for name in (*_BODIES, "ctxs"))
+    if not known:
+        runs.notice(f"{table}: no column of texts ({', '.join(_BODIES)}); left out")
+    return known
+
+
 def _is_text(path: PurePath) -> bool:
-    return path.suffix.lower() in (*_TEXTS, ".json") and not path.name.startswith(APPLE_COMPANION)
+    return path.suffix.lower() in (*_TEXTS, ".json") and not is_companion(path)
 
 
 def _is_table(path: Path) -> bool:
-    named = table_kind(path) in _TABLES or _WIKI.fullmatch(path.name) is not None
-    return named and not path.name.startswith(APPLE_COMPANION)
+    named = table_kind(path) in (".jsonl", *_CELLS) or _WIKI.fullmatch(path.name) is not None
+    return named and not is_companion(path)
 
 
 def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
@@ -164,11 +176,17 @@ def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:
 
 def _row_documents(row: dict[str, Any], where: str) -> Iterator[Passage]:
     body = next((row[name] for name in _BODIES if isinstance(row.get(name), str)), None)
-    passages = row.get("ctxs") or (row.get("evidence") if body is None or "label" in row else None) or ()
-    passages = [passages] if isinstance(passages, str) else passages
-    if passages or (body is None and "ctxs" in row):  # of a question, or of a claim
-        for entry in passages if isinstance(passages, list) else ():
-            yield from _row_documents(entry if isinstance(entry, dict) else {"text": str(entry)}, where)
+    name = "ctxs" if row.get("ctxs") or (body is None and "ctxs" in row) else "evidence"
+    passages = row.get(name)
+    # Of a question, or of a claim, whose text is no document; a document may have `evidence` of another kind.
+    if isinstance(passages, list) and (name == "ctxs" or body is None or "label" in row):
+        for entry in passages:
+            if isinstance(entry, dict):
+                yield from _row_documents(entry, where)
+            elif isinstance(entry, str):
+                yield Passage("", entry)
+            else:
+                raise UserError(f"{where}: {name} should be a list of texts or of search results, not of {entry!r:.40}")
         return
     if body is None:
         raise UserError(f"{where}: no text field (one of {', '.join(_BODIES)}; found: {', '.join(sorted(row))})")

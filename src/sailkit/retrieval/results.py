@@ -70,7 +70,7 @@ class SearchRun(Result):
         """
         settings = runs.read_manifest(folder, "search")["settings"]
         engines: Mapping[str, Mapping[str, Any]] = settings.get("engines") or {settings["engine"]: settings}
-        # Whether a plug-in is live is not recorded; usually one without an answer asks a server.
+        # Whether a plug-in is live is not recorded; a plug-in that gives no answer usually asks a server.
         live = any(
             (name in _ON_THE_WEB and "snapshot_sha256" not in each) or is_plugin(name) for name, each in engines.items()
         )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.hub import hub_rows, is_hub_name
-from sailkit.files.tables import APPLE_COMPANION, has_cells, read_table, with_ids, with_nested
+from sailkit.files.tables import has_cells, is_companion, read_table, with_ids, with_nested
 from sailkit.records import Example, SearchResult
 from sailkit.tasks.groups import grouped_by_evidence
 from sailkit.tasks.spec import DataSpec, EvidenceFields, Fields
@@ -125,12 +125,17 @@ def _examples(
         example = Example(
             id=name,
             text=text_of(row, fields.text, path, line),
-            label=spec.label_values.get(_spelled(label), None if label is None else _spelled(label)),
+            label=_mapped(label, spec.label_values, None if label is None else _spelled(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
             stances=_stances(row, fields.evidence) if fields.evidence else (),
             group=group if group.strip() else name,
         )
         yield example, f"{path}, line {line}"
+
+
+def _mapped(value: Any, values: Mapping[str, str], default: str | None = None) -> str | None:
+    """The label of a value of the data; booleans may be spelled as in JSON or as in Python."""
+    return values.get(_spelled(value), values.get(str(value), default))
 
 
 def _spelled(value: Any) -> str:
@@ -174,7 +179,7 @@ def _stances(row: Mapping[str, Any], fields: EvidenceFields) -> tuple[str | None
     """The label that each search result supports; empty unless every result has a stance."""
     entries = [entry for entry in row[str(fields.list)] if entry[fields.body].strip()] if fields.stance else []
     values = [entry.get(fields.stance) for entry in entries]
-    return () if None in values else tuple(fields.stances.get(_spelled(value)) for value in values)
+    return () if None in values else tuple(_mapped(value, fields.stances) for value in values)
 
 
 def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
@@ -193,7 +198,7 @@ def folder_rows(path: Path, spec: DataSpec) -> Iterator[tuple[Example, str]]:
         ids.add(item, f"{where}, line {line}")
         labels[item] = jsonl.text_field(row, label_file.label, where, line)
     # List the folder and look up the labels, so that no id from a file ever becomes a path.
-    for file in sorted(set(texts.glob("*.txt")) - set(texts.glob(f"{APPLE_COMPANION}*"))):
+    for file in sorted(path for path in texts.glob("*.txt") if not is_companion(path)):
         if file.stem not in labels:
             raise UserError(f"{file}: no row with {label_file.id} {file.stem!r} in {path / label_file.path}")
         try:
