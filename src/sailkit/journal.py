@@ -231,15 +231,13 @@ class Journal:
 @contextlib.contextmanager
 def continued_without(from_: str | None) -> Iterator[None]:
     """A step that is stopped or fails under `--from` is continued without it; with it, it would begin again."""
+    if from_ is None:
+        yield
+        return
     try:
         yield
     except KeyboardInterrupt:
-        if from_ is None:
-            raise
         raise KeyboardInterrupt("the same command without --from continues; with it the steps begin again") from None
     except UserError as error:
-        if from_ is None:
-            raise
-        raise UserError(
-            f"{error} (without `from` the command continues the step, with it the step begins again)"
-        ) from None
+        advice = "without `from` the command continues the step, with it the step begins again"
+        raise UserError(f"{error} ({advice})") from None

@@ -169,7 +169,7 @@ def dependents(steps: Sequence[Step], changed: Iterable[Step]) -> list[Step]:
     written = [path for step in changed for path in step.written]
     reading: list[Step] = []
     for step in steps:
-        texts = [text for value in _inputs(step.arguments).values() for text in _texts(value)]
+        texts = [*_texts(_inputs(step.arguments))]
         if any(re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", text) for path in written for text in texts):
             reading.append(step)
             written += step.written
@@ -189,8 +189,8 @@ def _step(
     decides = _arguments(written, {**decisive, **fingerprints}, where)
     # A file that an earlier step writes is known by that step: its content is that of another run.
     written_by = {os.path.abspath(path): step.fingerprint for step in earlier for path in step.files}
-    texts = [text for _, value in sorted(_inputs(arguments).items()) for text in _texts(value)]
-    contents = [written_by.get(os.path.abspath(text)) or _content(text, out) for text in texts]
+    inputs = dict(sorted(_inputs(arguments).items()))
+    contents = [written_by.get(os.path.abspath(text)) or _content(text, out) for text in _texts(inputs)]
     folder = None
     if "out" in inspect.signature(stage).parameters:
         if "out" in arguments:

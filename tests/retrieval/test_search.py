@@ -301,3 +301,33 @@ def test_a_damaged_index_is_named_and_not_a_fault(corpus, tmp_path):
 def test_a_limit_below_one_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="`limit` should be at least 1, not -1"):
         search(instructions=str(corpus), corpus=[corpus], out=tmp_path / "a", limit=-1)
+
+
+class Silent:
+    """A plug-in that never has an answer."""
+
+    name, batch, live = "silent", 8, False
+
+    def describe(self):
+        return {"engine": self.name}
+
+    def search(self, instructions, k):
+        return [[EngineResults(self.name, "unavailable")] for _ in instructions]
+
+    def close(self):
+        pass
+
+
+class SilentServer(Silent):
+    """One that may answer later."""
+
+    live = True
+
+
+@pytest.mark.parametrize("searcher", [Silent, SilentServer])
+def test_a_run_that_is_read_again_is_unfinished_only_if_its_searcher_may_answer_later(tmp_path, searcher):
+    (tmp_path / "q.jsonl").write_text('{"instruction": "Where?"}\n')
+    engine = f"{__name__}:{searcher.__name__}"
+    run = search(instructions=tmp_path / "q.jsonl", engine=engine, out=tmp_path / "run")
+    assert (run.unfinished is not None) == searcher.live
+    assert SearchRun.load(tmp_path / "run") == run

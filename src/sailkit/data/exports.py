@@ -18,7 +18,7 @@ from sailkit.errors import UserError, required_extra
 from sailkit.files import jsonl
 from sailkit.files.rows import parse_row
 from sailkit.files.tables import read_table
-from sailkit.prompts.headings import escape_headings, escape_result
+from sailkit.prompts.headings import escaped
 from sailkit.prompts.render import as_text
 from sailkit.prompts.sail import (
     STYLES,
@@ -68,22 +68,10 @@ def _unjudged(example: TrainingExample) -> jsonl.JsonObject:
 
 def in_text(example: TrainingExample) -> TrainingExample:
     """The example reduced to what its text format keeps: title and body of results, with headings escaped."""
-    safe = (lambda text: text) if example.style == "sail" else escape_headings
-    results = tuple(
-        SearchResult(
-            escape_result(result.body, example.style),
-            title=escape_result(result.title, example.style, begins_line=False),
-        )
-        for result in example.results
-    )
+    example = escaped(example)
+    results = tuple(SearchResult(result.body, title=result.title) for result in example.results)
     response = example.response if example.style == "sail" else example.response.strip()
-    return replace(
-        example,
-        instruction=safe(example.instruction),
-        input=safe(example.input),
-        results=results,
-        response=response,
-    )
+    return replace(example, results=results, response=response)
 
 
 def export(examples: Sequence[TrainingExample], form: str, stem: Path) -> dict[str, Any]:

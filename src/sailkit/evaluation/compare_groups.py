@@ -18,6 +18,7 @@ from sailkit.evaluation.flagging import Flagging, flagging_over_seeds
 from sailkit.evaluation.group_figures import figures_of_runs, mean_figures, true_labels
 from sailkit.evaluation.group_results import GroupComparison, GroupDifference, Measure, Verdict
 from sailkit.evaluation.groups import RunGroup
+from sailkit.evaluation.selective import OF_PARTS
 from sailkit.evaluation.summary import baseline_figures, constant_flags, counted, few_items
 from sailkit.rendering.numbers import signed
 from sailkit.stats import metrics
@@ -102,7 +103,7 @@ def _pair(a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mappi
     both = {
         name: (figures, of_b[name].in_order(order))
         for name, figures in of_a.items()
-        if name in of_b and not name.startswith(("selected_", "rejected_"))  # which are of other items in each group
+        if name in of_b and name not in OF_PARTS  # which are of other items in each group
     }
     terms: dict[str, tuple[SeedFigures, ...]]
     if paired or 1 in (len(a.runs), len(b.runs)):  # a single run is compared with each run of the other group
@@ -200,9 +201,9 @@ def _seeds(pair: GroupDifference) -> str:
 def _needed(pair: GroupDifference, measure: Measure, most: float) -> str:
     """How large a difference these seeds detect, and how many seeds would detect the one observed."""
     difference = pair.differences[measure]
-    detectable = f"a difference of {difference.detectable:.3f} would have been detected with power 0.8"
     if difference.detectable > most:
         return "no possible difference would have been detected with power 0.8"
+    detectable = f"a difference of {difference.detectable:.3f} would have been detected with power 0.8"
     if max(pair.seeds) == 1:
         return detectable
     if difference.seeds_needed is None:

@@ -226,8 +226,8 @@ def _inspect(path: Path, log: Mapping[str, Any], samples: Sequence[Mapping[str, 
     notes = []
     if (status := log.get("status", "unfinished")) != "success":
         notes.append(f"the run ended with status {status!r}: {len(samples)} samples are recorded")
-    eval_ = log.get("eval") or {}
-    model = eval_.get("model")
+    about = log.get("eval") or {}
+    model = about.get("model")
     epochs = {sample.get("epoch", 1) for sample in samples}
     rows = []
     for number, sample in enumerate(samples, start=1):
@@ -237,7 +237,7 @@ def _inspect(path: Path, log: Mapping[str, Any], samples: Sequence[Mapping[str, 
             raise _not_a_sample(f"{path}, sample {number}", "inspect_ai", error) from None
     if not rows:
         raise UserError(f"{path}: the log holds no samples (status {status!r})")
-    order = {str(name): i for i, name in enumerate((eval_.get("dataset") or {}).get("sample_ids") or ())}
+    order = {str(name): i for i, name in enumerate((about.get("dataset") or {}).get("sample_ids") or ())}
     rows.sort(key=lambda row: (order.get(row["sample"], len(order)), row["id"]))
     return SampleLog("inspect_ai", tuple(rows), tuple(notes))
 

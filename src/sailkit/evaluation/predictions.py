@@ -299,3 +299,8 @@ def word_label(task: Task, value: object) -> str | None:
         return None
     words = task.label_words
     return str(value) if str(value) in task.labels else words.get(str(value).strip().casefold(), words.get(bare(value)))
+
+
+def units_of(predictions: Sequence[Prediction]) -> list[str] | None:
+    """The group of each prediction, as the unit of resampling and testing; None if no groups are declared."""
+    return [p.unit for p in predictions] if any(p.group for p in predictions) else None

@@ -11,10 +11,10 @@ from typing import Annotated
 from sailkit.arguments import checked, renamed
 from sailkit.errors import UserError, nearest
 from sailkit.evaluation.figures import Flag, LabelFigures
-from sailkit.evaluation.predictions import PredictionSet
+from sailkit.evaluation.predictions import PredictionSet, units_of
 from sailkit.evaluation.recordings import load_recording
 from sailkit.evaluation.results import Rescored
-from sailkit.evaluation.summary import constant_flags, label_figures, summarise_predictions, units_of
+from sailkit.evaluation.summary import constant_flags, label_figures, summarise_predictions
 from sailkit.records import Prediction
 from sailkit.tasks.task import Task
 

@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from sailkit.evaluation.predictions import units_of
 from sailkit.records import Prediction
 from sailkit.stats import metrics
 from sailkit.stats.intervals import Counts, Estimate, Floats, read_estimates, share
 from sailkit.stats.seeds import SeedFigures, seed_figures
+
+# Figures over seeds of the items that a model selects and rejects: other items for each model and search.
+OF_PARTS = ("selected_accuracy", "rejected_accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +116,19 @@ def selective(
     ]
     if not rows:
         return None
-    grouped = any(prediction.group for prediction, *_ in rows)
 
     def part(chosen: bool) -> PartFigures | None:
         of_part = [(prediction, truth) for prediction, truth, selected in rows if selected == chosen]
         if not of_part:
             return None
-        golds, answers = [truth for _, truth in of_part], [prediction.predicted for prediction, _ in of_part]
-        units = metrics.confusion_units(
-            golds, answers, labels, [prediction.unit for prediction, _ in of_part] if grouped else None
-        )
-        figures = metrics.confusion_estimates(units, labels, seed)
+        answered, golds = [prediction for prediction, _ in of_part], [truth for _, truth in of_part]
+        units = metrics.confusion_units(golds, [p.predicted for p in answered], labels, units_of(answered))
+        figures = metrics.confusion_estimates(units, labels, seed, ("accuracy", "macro_f1"))
         constant = metrics.majority_accuracy(units.table)
         return PartFigures(len(of_part), figures["accuracy"], figures["macro_f1"], constant)
 
-    hits = [selected for *_, selected in rows]
-    units = [prediction.unit for prediction, *_ in rows] if grouped else None
-    return Selective(share(hits, units, seed), part(True), part(False))
+    coverage = share([selected for *_, selected in rows], units_of([prediction for prediction, *_ in rows]), seed)
+    return Selective(coverage, part(True), part(False))
 
 
 def selective_over_seeds(
@@ -151,9 +151,9 @@ def selective_over_seeds(
         return {}
     tables = [_counts_by_unit(*run, truths, labels, units) for run in zip(runs, chosen, strict=True)]
     figures = {"coverage": seed_figures(tables, _coverage)}
-    for i, part in enumerate(("selected", "rejected")):
+    for i, name in enumerate(OF_PARTS):
         if fewest := min(int(table[:, i].any((-2, -1)).sum()) for table in tables):
-            figures[f"{part}_accuracy"] = seed_figures(tables, partial(_accuracy, part=i), fewest)
+            figures[name] = seed_figures(tables, partial(_accuracy, part=i), fewest)
     return figures
 
 

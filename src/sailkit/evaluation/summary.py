@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from sailkit.evaluation.figures import Baselines, ConfusionTable, Flag, LabelFigures, ReferenceLabels, Summary, Truth
 from sailkit.evaluation.flagging import flagging
+from sailkit.evaluation.predictions import units_of
 from sailkit.evaluation.selective import Selective, selective
 from sailkit.prompts.thoughts import thought_is_open
 from sailkit.records import Prediction
@@ -147,11 +148,6 @@ def _counts(pairs: Pairs, labels: Sequence[str]) -> Counts:
 def _confusion(pairs: Pairs, labels: Sequence[str]) -> ConfusionTable:
     counts = _counts(pairs, labels).tolist()
     return ConfusionTable(tuple(labels), (*labels, *metrics.NOT_ANSWERED), tuple(map(tuple, counts)))
-
-
-def units_of(predictions: Sequence[Prediction]) -> list[str] | None:
-    """The group of each prediction, as the unit of resampling and testing; None if no groups are declared."""
-    return [p.unit for p in predictions] if any(p.group for p in predictions) else None
 
 
 def counted(items: int, groups: int | None) -> str:

@@ -142,7 +142,7 @@ def worth_of(view: View) -> tuple[str, str]:
     answer, times = Counter(p.predicted for p in rows).most_common(1)[0]
     silent = sum(p.label is None for p in rows)
     judged = [p for p, label in zip(rows, view.truth, strict=True) if label is not None]
-    units = summary.units_of(judged)
+    units = predictions.units_of(judged)
     groups = len({*units}) if units else None
     if (len(judged) if groups is None else groups) < LEAST_UNITS:
         headline = f"{summary.counted(len(judged), groups)} are too few to tell what {view.name} is worth"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 from sailkit.prompts.styles import wording
+from sailkit.records import TrainingExample
 
 
 @cache
@@ -37,16 +39,33 @@ def escape_result(text: str, style: str, *, begins_line: bool = True) -> str:
     """Break up what looks like a heading or another search result in the text of a search result.
 
     Headings are escaped; a line that begins as a line of the prompt does is quoted: `(2) Title` becomes `> (2) Title`.
-    In the byte-exact style `sail` nothing is changed.
 
     Args:
         text: Title or text of a search result.
         style: The style of the prompt.
         begins_line: Whether the text begins a line of the prompt; a title follows its number.
     """
-    if style == "sail":
-        return text
     return _line_start(style).sub(lambda match: "> " if begins_line or match.start() else "", escape_headings(text))
+
+
+def escaped(example: TrainingExample) -> TrainingExample:
+    """The example with nothing in its question and search results that looks like a part of the prompt.
+
+    In the byte-exact style `sail` nothing is changed.
+    """
+    style = example.style
+    if style == "sail":
+        return example
+    results = tuple(
+        replace(
+            result,
+            title=escape_result(result.title, style, begins_line=False),
+            body=escape_result(result.body, style),
+        )
+        for result in example.results
+    )
+    question, more = escape_headings(example.instruction), escape_headings(example.input)
+    return replace(example, instruction=question, input=more, results=results)
 
 
 def count_headings(text: str) -> int:

@@ -232,9 +232,8 @@ def _plain(prompt: Prompt) -> tuple[Part, ...]:
         reply = prompt[i + 1] if i + 1 < len(prompt) else None
         frame = frames()["plain_turn" if reply else "plain"]
         cue = frames()["plain"].removeprefix("{prompt}")
-        if (
-            message.parts and message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip())
-        ):  # the wording has this cue
+        # Where the wording has this cue itself; a message may be empty.
+        if message.parts and message.parts[-1].constant and message.parts[-1].text.endswith(cue.strip()):
             frame = frame.replace(cue, "", 1)
         parts += fill(frame, {"prompt": message.parts, "answer": reply.parts if reply else ""})
     return _merge(parts)

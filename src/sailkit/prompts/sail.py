@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from sailkit.errors import UserError, nearest
-from sailkit.prompts.headings import count_headings, escape_headings, escape_result
+from sailkit.prompts.headings import count_headings, escaped
 from sailkit.prompts.render import Message, Part, Prompt, Renderer, as_text, fill
 from sailkit.prompts.styles import wording
 from sailkit.records import TrainingExample, Verdict
@@ -131,24 +131,21 @@ def user_turn(example: TrainingExample) -> tuple[Part, ...]:
     quoted, unless the style is the byte-exact `sail`.
     """
     check_style(example.style)
-    words = wording()
-    safe = (lambda text: text) if example.style == "sail" else escape_headings
+    words, example = wording(), escaped(example)
     results: list[Part] = []
     for number, result in enumerate(example.results, start=1):
-        title = escape_result(result.title, example.style, begins_line=False)
-        body = escape_result(result.body, example.style)
         values: _Values = {
             "number": [Part(str(number))],
-            "title": [Part(title, trusted=False, shortenable=True)],
-            "body": [Part(body, trusted=False, shortenable=True)],
+            "title": [Part(result.title, trusted=False, shortenable=True)],
+            "body": [Part(result.body, trusted=False, shortenable=True)],
         }
         results += [Part(words["results_join"])] if results else []
         results += fill(words["result"], values, constant=False)
     frame = words["chat" if example.style == "chat" else "text"]
-    input_parts = fill(frame["input"], {"input": safe(example.input)}, constant=False) if example.input else ()
+    input_parts = fill(frame["input"], {"input": example.input}, constant=False) if example.input else ()
     values = {
         "results": results or [Part(words["no_results"])],
-        "instruction": safe(example.instruction),
+        "instruction": example.instruction,
         "input": input_parts,
     }
     return fill(frame["human"], values)

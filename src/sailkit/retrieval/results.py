@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from sailkit import runs
 from sailkit.files.tables import to_frame
-from sailkit.plugins import is_plugin
 from sailkit.records import Searched, SearchOutcome
 from sailkit.rendering.model import Report, Text, short
 from sailkit.rendering.result import Result
@@ -68,12 +67,13 @@ class SearchRun(Result):
         Raises:
             UserError: The folder is not a run of `search`, or its results cannot be read.
         """
-        settings = runs.read_manifest(folder, "search")["settings"]
+        manifest = runs.read_manifest(folder, "search")
+        if "searcher" in manifest:
+            return cls.from_folder(folder, live=manifest["searcher"]["live"])
+        settings = manifest["settings"]
         engines: Mapping[str, Mapping[str, Any]] = settings.get("engines") or {settings["engine"]: settings}
-        # Whether a plug-in is live is not recorded; a plug-in that gives no answer usually asks a server.
-        live = any(
-            (name in _ON_THE_WEB and "snapshot_sha256" not in each) or is_plugin(name) for name, each in engines.items()
-        )
+        # Earlier versions did not record it.
+        live = any(name in _ON_THE_WEB and "snapshot_sha256" not in each for name, each in engines.items())
         return cls.from_folder(folder, live=live)
 
     @classmethod

@@ -112,6 +112,7 @@ def search(
             f"searching with {searcher.name}",
         )
         if searcher.live:
+            run.describe("searcher", {"live": True})
             _search_again(run.path(RESULTS), searcher, searched_for[:rows_before], k)
         return SearchRun.from_folder(run.folder, live=searcher.live)
 
@@ -229,9 +230,8 @@ def _search_again(path: Path, searcher: Searcher, earlier: Sequence[Instruction]
     lines = path.read_bytes().splitlines(keepends=True)
     unavailable = [_unavailable(json.loads(line)) for line in lines[: len(earlier)]]
     missing = [i for i, engines in enumerate(unavailable) if engines]
-    random.shuffle(
-        missing
-    )  # queries that always fail, and in the end stop the run, do not keep others from being asked
+    # In any order: queries that always fail, and in the end stop the run, do not keep others from being asked.
+    random.shuffle(missing)
     replaced = False
     try:
         with runs.progress(f"asking {searcher.name} again", len(missing)) as tick:

@@ -6,7 +6,7 @@ Everything that has an interval is a function of counts, so none needs a loop ov
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -148,23 +148,29 @@ STATISTICS: Mapping[str, Callable[[Confusion], Floats]] = {
 }
 
 
-def confusion_estimates(counts: Counts | Units, labels: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
-    """All statistics of a confusion table with their intervals.
+def confusion_estimates(
+    counts: Counts | Units, labels: Sequence[str], seed: int = 0, names: Collection[str] | None = None
+) -> dict[str, Estimate]:
+    """Statistics of a confusion table with their intervals.
 
     Args:
         counts: Shape (K, K + 2); or resampling units, if items are in groups.
         labels: Names of the K classes.
         seed: The run's seed.
+        names: The statistics to estimate; by default all.
 
     Returns:
         Estimates by name; a class's F1 is named `f1_<label>`.
     """
     units = counts if isinstance(counts, Units) else Units.of_counts(counts)
     resampled = resample(units, seed)
-    estimates = {name: resampled.estimate(statistic) for name, statistic in STATISTICS.items()}
-    if units.single:  # the exact interval, without the noise of resampling
+    statistics = {**STATISTICS, **{f"f1_{label}": _f1_of(i) for i, label in enumerate(labels)}}
+    estimates = {
+        name: resampled.estimate(statistic) for name, statistic in statistics.items() if names is None or name in names
+    }
+    if units.single and "accuracy" in estimates:  # the exact interval, without the noise of resampling
         estimates["accuracy"] = proportion(int(np.trace(units.table)), int(units.table.sum()))
-    return estimates | {f"f1_{label}": resampled.estimate(_f1_of(i)) for i, label in enumerate(labels)}
+    return estimates
 
 
 def _f1_of(index: int) -> Callable[[Floats], Floats]:

@@ -268,9 +268,10 @@ def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[Any, Path]:
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}: extends: should be the name of a task or the path of a .yaml file, not {base!r}")
     base = str(path.parent / base) if base.endswith(_SUFFIXES) else base
-    if str(path.resolve()) in extending:
+    resolved = str(path.resolve())
+    if resolved in extending:
         raise UserError(f"{path}: extends: the tasks extend each other in a circle")
-    inherited, folder = _read(base, (*extending, str(path.resolve())))
+    inherited, folder = _read(base, (*extending, resolved))
     if not isinstance(inherited, Mapping):
         raise UserError(f"{_path_of(base)}: the file: expected the keys of a task")
     changed = {key: value for key, value in content.items() if key != "extends"}
