@@ -73,7 +73,7 @@ BEFORE = {
 SHORT = {
     "ask": ["--max-new-tokens", "8"],
     "evaluate": ["--limit", "4"],
-    "build-task": ["--limit", "16"],
+    "build-task": ["--limit", "24"],  # more rows than a step takes, or all seeds give the same model
     "audit": ["--limit", "12"],
     "fit": ["--limit", "24", "--epochs", "1"],
     "finetune": ["--set", "training.max_steps=1"],

@@ -28,7 +28,7 @@ TRAINED = {"finetune", "distill-logits", "distill-sequence"}
 _TIMES = re.compile(r'"(seconds|started_at|\w*per_second\w*|\w*runtime)": ?[^,}\]]+')
 _NEW_FIGURE = re.compile(
     r"(?:(?:base|eval|tuned)_)?answer_\w+|flag_(?:results|informative|distracting|mcc)\w*|judgements"
-    r"|coverage\w*|(?:selected|rejected)_\w+"
+    r"|coverage\w*|(?:selected|rejected)_\w+|n_claims"
 )
 _SHARD_HASH = re.compile(r'"sha256": ?"[0-9a-f]{64}"')
 _FLOAT = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e-\d+")
@@ -126,7 +126,7 @@ def assert_same_file(now: bytes, before: bytes, where: str) -> None:
             np.testing.assert_allclose(tensors[name], value, rtol=1e-2, atol=1e-4, err_msg=f"{where}: {name}")
     elif where.endswith(("history.jsonl", "adapter_config.json")):
         assert_same_text(*(json.dumps(of_before(plain(data)), sort_keys=True) for data in (now, before)), where)
-    elif where.endswith(("metrics.json", "base.json")):
+    elif where.endswith(("metrics.json", "base.json", "audit.json")):
         assert_same_text(*(json.dumps(of_before(json.loads(data))) for data in (now, before)), where)
     elif where.endswith("predictions.jsonl"):
         assert_same_text(rows_of_before(now), rows_of_before(before), where)

@@ -49,7 +49,9 @@ def test_a_claim_gets_the_label_and_probabilities_of_an_evaluation(model):
     assert answer.label == measured.label
     assert answer.answer in ("Correct", "Wrong")
     assert answer.prompt == measured.prompt
-    assert answer.verification == measured.turns[0]["raw_output"].strip() != ""
+    written = measured.turns[0]["raw_output"].strip()
+    assert written in answer.prompt
+    assert answer.verification == "", "this model writes something, but no verification sentence"
     other = sailkit.ask("Bees make honey.", **how, results=["The tower was finished in 1889."])
     assert other.labels != answer.labels
 
@@ -89,6 +91,15 @@ def test_the_verdicts_are_those_of_the_sentence_that_the_answer_follows(model, m
     assert answer.verification == sentence
     assert sentence in answer.prompt
     assert sentence not in answer.answer
+
+
+def test_what_is_no_verification_sentence_is_no_verification(model):
+    """A model that was not trained to verify writes something else: its answer is then that of a model without."""
+    how = {"model": model, "results": RESULTS, "max_new_tokens": 8}
+    alone, verified = sailkit.ask("Who makes honey?", **how), sailkit.ask("Who makes honey?", **how, verify="on")
+    assert (verified.verification, verified.answer) == ("", alone.answer)
+    assert not verified.is_unsupported
+    assert "the flags are scores alone" in str(verified)
 
 
 def test_the_answer_grows_from_the_judged_results_on_and_can_be_stopped(model):
@@ -132,7 +143,9 @@ def test_a_corpus_a_recorded_run_or_no_search_at_all(model, tmp_path):
     [
         ({}, "no search results: give `corpus` FILES, `search_run` RUN or `engine='web'`"),
         ({"k": 7, "engine": "none"}, "`k` should be at most 6"),
-        ({"results": ["x"] * 7}, "7 search results: a model judges at most 6"),
+        ({"results": ["x"] * 7}, "7 search results: a model judges at most 6; give at most 6"),
+        ({"results": "honey"}, "`results` should be a list of search results, even of one"),
+        ({"results": {"body": "honey"}}, "`results` should be a list of search results, even of one"),
         ({"results": [{"title": "x"}]}, "entry 1: give a text, or a mapping with `body`"),
         ({"results": [{"body": "x", "link": "y"}]}, "entry 1: unknown field 'link'"),
         ({"results": ["x"], "corpus": "notes"}, "either `results`, or `corpus`"),
@@ -140,12 +153,13 @@ def test_a_corpus_a_recorded_run_or_no_search_at_all(model, tmp_path):
         ({"engine": "none", "wording": "bare"}, "give `task` as well"),
         ({"engine": "none", "task": "sample-claims", "wording": "bear"}, "did you mean 'bare'"),
         ({"engine": "none", "options": ModelOptions(dtype="float32")}, "this one is loaded"),
-        ({"results": ["x"], "max_new_tokens": 5000}, "the question: the prompt has"),
+        ({"results": ["x"], "max_new_tokens": 5000}, "for the answer; ask for a shorter answer"),
+        ({"results": ["x"], "question": "Who? " * 300}, "for the answer; shorten it"),
     ],
 )
 def test_mistakes_are_one_line_with_the_mend(model, arguments, message):
     with pytest.raises(sailkit.UserError) as error:
-        sailkit.ask("Who makes honey?", model=model, **arguments)
+        sailkit.ask(**{"question": "Who makes honey?", "model": model, **arguments})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

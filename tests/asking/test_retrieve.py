@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sailkit.asking.retrieve import NotRecordedError, open_retrieval
+from sailkit.asking.retrieve import NotRecordedError, SearchUnavailableError, open_retrieval
 from sailkit.files import jsonl
 from sailkit.records import Instruction, Searched, SearchResult
 from sailkit.retrieval.instructions import searched_row
@@ -40,3 +40,13 @@ def test_sources_of_recorded_results_may_be_something_else_than_engines(tmp_path
     path = recorded(tmp_path, Searched(Instruction("1", "Who sings?"), results))
     with open_retrieval("bm25", 3, search_run=path) as retrieve:
         assert retrieve("Who sings?").results == results[:3]
+
+
+def test_a_recorded_search_without_an_answer_is_no_question_without_results(tmp_path):
+    path = recorded(
+        tmp_path, *(Searched(Instruction(name, name), (), {"web": name}) for name in ("unavailable", "empty"))
+    )
+    with open_retrieval("bm25", 3, search_run=path) as retrieve:
+        assert retrieve("empty").results == ()
+        with pytest.raises(SearchUnavailableError, match="got no answer to this question; run the search again"):
+            retrieve("unavailable")

@@ -462,6 +462,16 @@ def test_evidence_that_nobody_judged_is_an_error(task, tmp_path):
         build_task(**task, out=tmp_path / "out")
 
 
+def test_evidence_that_is_all_too_long_is_an_error(task, tmp_path):
+    with pytest.raises(UserError, match="no evidence that people judged; use another `half` or a higher `max_words`"):
+        build_task(**task, out=tmp_path / "out", max_words=2)
+
+
+def test_claims_without_words_have_no_wording_to_match():
+    sums = [Example(str(i), f"{i % 10} + 1 = 3 ?", None, group=str(i)) for i in range(120)]
+    assert wording_auroc(sums, [str(i % 2) for i in range(120)]) is None
+
+
 def test_wording_that_tells_nothing_is_at_chance():
     told = [Example(str(i), "yes word" if i % 2 else "no word", None, group=str(i)) for i in range(60)]
     assert wording_auroc(told, [str(i % 2) for i in range(60)]) == 1.0

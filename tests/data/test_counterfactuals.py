@@ -127,6 +127,28 @@ def test_counterfactuals_alone_need_no_balancing(shared: Path, tmp_path: Path):
     assert len(set(built.card["labels"].values())) == 1
 
 
+def test_the_order_of_the_labels_does_not_matter(tmp_path: Path):
+    rows = [
+        {"id": f"{town}{year}", "claim": f"The bridge of {town} opened in {year}.", "label": stance.upper(),
+         "evidence": [{"text": f"{town} opened its bridge in {year}.", "stance": stance}]}
+        for town in TOWNS for year, stance in ((1940, "supports"), (1951, "refutes"))
+    ]  # fmt: skip
+    data, task = tmp_path / "fever.jsonl", tmp_path / "own.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    own = "extends: fever\nlabels: {REFUTES: {answer: Wrong}, SUPPORTS: {answer: Correct}}\ndefault_labels: []\n"
+    own += "undecided_label: null\nprotocols: {direct: {wordings: {plain: '{text} {answers}?'}}}\n"
+    task.write_text(own)
+    options = {"counterfactuals": "only", "match_wording": False, "shares": "0,1", "supported": 1.0, "held_out": 0.0}
+    build_task(str(task), data=data, out=tmp_path / "rows", **options)
+    originals = [row for row in read_examples(tmp_path / "rows" / "train.jsonl") if "counterfactual" not in row.id]
+    assert {row.response for row in originals} == {"Correct"}
+    assert {row.id.split("/")[0][-4:] for row in originals} == {"1940"}
+    fields = "id: id, text: claim, label: label, evidence: {list: evidence, body: text, stance: stance, stances: "
+    task.write_text(own + f"data: {{fields: {{{fields}{{yes: SUPPORTS, unsupported: REFUTES}}}}}}}}\n")
+    with pytest.raises(UserError, match="let the `stances` of its YAML map `supports` to REFUTES or SUPPORTS"):
+        build_task(str(task), data=data, out=tmp_path / "unnamed", **options)
+
+
 def test_a_rewritten_claim_is_on_the_side_of_the_claim_that_it_equals(tmp_path: Path):
     rows = []
     for town in ("Lunden", "Marow", "Tessin", "Orby", "Calm", "Varn", "Ebb", "Nost"):

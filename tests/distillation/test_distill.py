@@ -539,11 +539,12 @@ def _progress(out: Path) -> dict[str, int]:
     }
 
 
-def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
-    """Kill a distillation while it makes its cache, its targets and its steps, so many times each."""
+@pytest.mark.long
+def test_ten_kills_change_nothing(teacher, data, tmp_path, monkeypatch):
+    """The kills come while it makes its cache, its targets and its steps."""
     forked.start_server()  # it imports while the run below goes on
     often = [f"training.{name}" for name in ("save_strategy=steps", "save_steps=2", "eval_strategy=steps",
-                                             "eval_steps=2", f"num_train_epochs={epochs}")]  # fmt: skip
+                                             "eval_steps=2", "num_train_epochs=10")]  # fmt: skip
     told = {"teacher": str(teacher), "student_layers": 3, "data": [str(data)], "set": [*SET, *often]}
     names: dict = {}
     exec(SMALL, names)
@@ -552,7 +553,7 @@ def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
     distill(**told, out=whole)
     count = _progress(whole)
     inside = {"threads": torch.get_num_threads(), "told": {**told, "out": out}}
-    for part, times in kills.items():
+    for part, times in {"cache": 4, "targets": 1, "training": 5}.items():
         last = out / ("teacher/index.jsonl" if part == "cache" else "student/metrics.json")
         for number in range(times):
             # Up to some point of this share of the part, and further than it came before; then a moment longer.
@@ -571,13 +572,3 @@ def kill_and_go_on(teacher, data, tmp_path, monkeypatch, epochs, **kills):
     assert len(names) == count["cache"] == _progress(out)["cache"] > 5
     for name in (*names, "fidelity.jsonl", "student/model/model.safetensors", "targets-train.safetensors"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-
-
-@pytest.mark.long
-def test_kills_of_cache_and_training_change_nothing(teacher, data, tmp_path, monkeypatch):
-    kill_and_go_on(teacher, data, tmp_path, monkeypatch, 2, cache=1, training=2)
-
-
-@pytest.mark.long
-def test_ten_kills_change_nothing(teacher, data, tmp_path, monkeypatch):
-    kill_and_go_on(teacher, data, tmp_path, monkeypatch, 10, cache=4, targets=1, training=5)

@@ -263,36 +263,27 @@ def test_two_shards_are_one(folder, data, whole, tmp_path):
     assert files(tmp_path / "run") == files(whole)
 
 
-def stop_at_random_moments(teacher: Path, folder: Path, moments: int) -> None:
-    data = write(folder / "data", map(example, range(80)))
-    told = {"teacher": str(teacher), "data": [str(data)], "options": FLOAT32, "shard_tokens": 500}
-    teacher_cache(**told, out=folder / "whole")
-    count = len(list((folder / "whole").glob("*.safetensors")))
+@pytest.mark.long
+def test_ten_kills_change_nothing(folder, tmp_path):
+    data = write(tmp_path / "data", map(example, range(80)))
+    told = {"teacher": str(folder), "data": [str(data)], "options": FLOAT32, "shard_tokens": 500}
+    teacher_cache(**told, out=tmp_path / "whole")
+    count = len(list((tmp_path / "whole").glob("*.safetensors")))
     chance = random.Random(5)
     killed = 0
-    for share in sorted(chance.uniform(0.05, 0.9) for _ in range(moments)):
-        child = forked.start(partial(teacher_cache, **told, out=folder / "killed"))
-        while child.is_alive() and len(list((folder / "killed").glob("*.safetensors"))) < share * count:
+    for share in sorted(chance.uniform(0.05, 0.9) for _ in range(10)):
+        child = forked.start(partial(teacher_cache, **told, out=tmp_path / "killed"))
+        while child.is_alive() and len(list((tmp_path / "killed").glob("*.safetensors"))) < share * count:
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.02))
         child.kill()
         child.join()
         killed += child.exitcode == -signal.SIGKILL
     assert killed
-    (folder / "killed" / ".teacher-00001.safetensors.torn").write_bytes(b"left behind by a kill")
-    teacher_cache(**told, out=folder / "killed")
-    assert files(folder / "killed") == files(folder / "whole")
-    assert not list((folder / "killed").glob(".teacher*"))
-
-
-@pytest.mark.long
-def test_two_kills_change_nothing(folder, tmp_path):
-    stop_at_random_moments(folder, tmp_path, 2)
-
-
-@pytest.mark.long
-def test_ten_kills_change_nothing(folder, tmp_path):
-    stop_at_random_moments(folder, tmp_path, 10)
+    (tmp_path / "killed" / ".teacher-00001.safetensors.torn").write_bytes(b"left behind by a kill")
+    teacher_cache(**told, out=tmp_path / "killed")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert not list((tmp_path / "killed").glob(".teacher*"))
 
 
 # What can be wrong with a cache

@@ -25,12 +25,14 @@ from sailkit.labeling.audit import audit
 from sailkit.labeling.audit_figures import best_threshold, calibration, threshold_figures
 from sailkit.labeling.audit_file import differing_facts, score_folder, unshared_facts
 from sailkit.labeling.audit_results import Audit
+from sailkit.labeling.base import Score
 from sailkit.labeling.fit import fit
 from sailkit.labeling.fit_trainer import LengthBatches
 from sailkit.labeling.human import gold_labels, read_judgements, votes_against_majorities
 from sailkit.labeling.load import load_labeler
 from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
 from sailkit.labeling.results import FittedLabeler
+from sailkit.labeling.similarity import Overlap
 from sailkit.rendering import terminal
 from sailkit.rendering.numbers import short_names
 from sailkit.reporting import report
@@ -138,6 +140,8 @@ def test_fit_refuses_what_its_base_cannot_take(votes, tmp_path):
     empty.write_text(re.sub(r'"evidence": "[^"]*"', '"evidence": ""', votes.read_text()))
     with pytest.raises(UserError, match="no evidence with text to learn from"):
         fit(data=empty, out=tmp_path / "f")
+    with pytest.raises(UserError, match="to learn from; use more data"):
+        fit(data=votes, out=tmp_path / "f", limit=1)
     assert not (tmp_path / "f").exists()
 
 
@@ -324,6 +328,12 @@ def test_both_halves_need_both_kinds_of_judgement(votes, tmp_path, first, does):
             del row["evidences"][1]
     votes.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=f"only one kind of judgement in the half that {does}"):
+        audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
+
+
+def test_a_labeler_without_any_score_is_named(votes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Overlap, "score", lambda self, pairs: [Score(None, "unreadable") for _ in pairs])
+    with pytest.raises(UserError, match=r"overlap scored none of the \d+ pairs; leave it out"):
         audit(data=votes, labeler=["overlap"], out=tmp_path / "a")
 
 

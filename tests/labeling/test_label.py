@@ -12,6 +12,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -438,13 +439,31 @@ def test_a_score_that_is_none_is_refused(tmp_path, score):
         read_labels(tmp_path / "run", read_searched(results))
 
 
-def test_a_labeler_that_lies_is_stopped():
-    class Liar(Overlap):
-        def score(self, pairs):
-            return [Score(float("nan")) for _ in pairs]
+class Plain(Overlap):
+    """Gives the same score to all results."""
 
-    with pytest.raises(UserError, match="gave the score nan for a result of x"):
-        score_batch(Liar(), [pair("Text.")])
+    def __init__(self, given: Score) -> None:
+        super().__init__()
+        self.given = given
+
+    def score(self, pairs):
+        return [self.given for _ in pairs]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Score(float("nan")), Score(1.5), Score("high"), Score(None), Score(None, "no_answer"), Score(0.5, "failed")],
+)
+def test_a_labeler_that_lies_is_stopped(given):
+    with pytest.raises(UserError, match=f"gave the score {given.score} .*for a result of x"):
+        score_batch(Plain(given), [pair("Text.")])
+
+
+def test_numbers_of_numpy_are_written_as_those_of_python():
+    (score,) = score_batch(
+        Plain(Score(np.float32(0.25), cut_tokens=np.int64(3), stance=np.float32(0.5))), [pair("Text.")]
+    )
+    assert jsonl.dumps([score.score, score.cut_tokens, score.stance]) == "[0.25,3,0.5]"
 
 
 def test_labelers_joined_by_a_plus_score_with_their_mean(similarity, nli):

@@ -110,6 +110,9 @@ def test_few_claims_get_no_verdict_and_the_machine_is_named(tmp_path):
             tmp_path / str(claims), {**content, "claims_reported": claims, "machines": machines}
         )
         assert told.verdict == words
+        of_stratum = [{**row, "n_claims": claims} for row in content["audits"]]
+        _, _, told = made(tmp_path / f"stratum-{claims}", {**content, "claims_reported": 500, "audits": of_stratum})
+        assert told.verdict == words
         assert "good in float32 on cpu" in page.text
         assert "good in float32 on cpu" in markdown
 

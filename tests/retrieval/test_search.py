@@ -260,13 +260,14 @@ def test_bad_options(tmp_path, corpus):
     assert EngineResults("bm25", "empty").results == ()
 
 
-def stop_at_random_moments(tmp_path, corpus, moments):
+@pytest.mark.long
+def test_ten_kills_change_nothing(tmp_path, corpus):
     asked = ask(tmp_path, *({"instruction": f"seals {i} market plants {i % 7}"} for i in range(2400)))
     command = ["search", "--instructions", asked, "--corpus", str(corpus), "--out"]
     forked.run(*command, tmp_path / "whole", check=True)
     expected = (tmp_path / "whole" / "results.jsonl").read_bytes()
     killed = 0
-    for number in range(moments):
+    for number in range(10):
         child = forked.Command(*command, tmp_path / "killed")
         log = tmp_path / "killed" / "results.jsonl"
         while child.poll() is None and (not log.exists() or log.stat().st_size < len(expected) * (number + 1) / 12):
@@ -276,16 +277,6 @@ def stop_at_random_moments(tmp_path, corpus, moments):
     assert killed
     forked.run(*command, tmp_path / "killed", check=True)
     assert (tmp_path / "killed" / "results.jsonl").read_bytes() == expected
-
-
-@pytest.mark.long
-def test_two_kills_change_nothing(tmp_path, corpus):
-    stop_at_random_moments(tmp_path, corpus, 2)
-
-
-@pytest.mark.long
-def test_ten_kills_change_nothing(tmp_path, corpus):
-    stop_at_random_moments(tmp_path, corpus, 10)
 
 
 def test_a_damaged_index_is_named_and_not_a_fault(corpus, tmp_path):

@@ -203,39 +203,6 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(row["step"], row[name]) for row in rows for name in names if name in row]
 
 
-def kill_and_go_on(folder, data, tmp_path, moments):
-    whole = tune(folder, data, tmp_path / "whole", *KILLED)
-    out = tmp_path / "killed"
-    steps = whole["steps"]
-    for number in range(moments):
-        # Up to some step of this part of the run, then a moment longer.
-        wanted = steps * (number + 0.2 + 0.6 * random.random()) / moments
-        words = [
-            "--out",
-            out,
-            "--model",
-            folder,
-            "--data",
-            data,
-            *(word for one in (*SET, *KILLED) for word in ("--set", one)),
-        ]
-        child = forked.Command("finetune", *words)
-        while child.poll() is None:
-            history = out / "history.jsonl"
-            if history.exists() and max((step for step, _ in losses(out)), default=0) >= wanted:
-                break
-            time.sleep(0.002)
-        time.sleep(random.random() * 0.05)
-        child.send_signal(signal.SIGKILL)
-        done = child.wait()
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    again = tune(folder, data, out, *KILLED)
-    assert losses(out) == losses(tmp_path / "whole")
-    assert abs(again["tuned_loss"] - whole["tuned_loss"]) < 1e-6
-    weights = [(path / "model" / "adapter_model.safetensors").read_bytes() for path in (out, tmp_path / "whole")]
-    assert weights[0] == weights[1]
-
-
 @pytest.mark.long
 def test_a_run_that_was_stopped_behind_its_last_step_makes_no_step_more(folder, data, tmp_path):
     steps = ("training.max_steps=3", "training.save_steps=1", 'training.eval_strategy="steps"',
@@ -277,13 +244,37 @@ def test_training_stops_where_the_loss_falls_no_longer_killed_or_not(folder, dat
 
 
 @pytest.mark.long
-def test_a_kill_changes_nothing(folder, data, tmp_path):
-    kill_and_go_on(folder, data, tmp_path, 1)
-
-
-@pytest.mark.long
 def test_five_kills_change_nothing(folder, data, tmp_path):
-    kill_and_go_on(folder, data, tmp_path, 5)
+    whole = tune(folder, data, tmp_path / "whole", *KILLED)
+    out = tmp_path / "killed"
+    steps = whole["steps"]
+    for number in range(5):
+        # Up to some step of this part of the run, then a moment longer.
+        wanted = steps * (number + 0.2 + 0.6 * random.random()) / 5
+        words = [
+            "--out",
+            out,
+            "--model",
+            folder,
+            "--data",
+            data,
+            *(word for one in (*SET, *KILLED) for word in ("--set", one)),
+        ]
+        child = forked.Command("finetune", *words)
+        while child.poll() is None:
+            history = out / "history.jsonl"
+            if history.exists() and max((step for step, _ in losses(out)), default=0) >= wanted:
+                break
+            time.sleep(0.002)
+        time.sleep(random.random() * 0.05)
+        child.send_signal(signal.SIGKILL)
+        done = child.wait()
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    again = tune(folder, data, out, *KILLED)
+    assert losses(out) == losses(tmp_path / "whole")
+    assert abs(again["tuned_loss"] - whole["tuned_loss"]) < 1e-6
+    weights = [(path / "model" / "adapter_model.safetensors").read_bytes() for path in (out, tmp_path / "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.long

@@ -152,7 +152,8 @@ class SearchAugmentedModel:
                 prompt, self.style.bound, lambda text: stop() or self.style.verified(text), self.style.sentences_of(n)
             )
             sentence, verdicts = self.style.sentence(split_thoughts(reply.text or "")[0], n)
-            prompt = self.style.behind(prompt, sentence)
+            if verdicts:
+                prompt = self.style.behind(prompt, sentence)
             so_far = _with_verification(so_far, sentence, verdicts)
         if stream:
             stream(so_far)
@@ -192,8 +193,13 @@ def _answer_in(text: str) -> str:
 
 
 def _with_verification(answer: Answer, sentence: str, verdicts: tuple[Verdict, ...] | None) -> Answer:
-    """The answer with the model's verification sentence, whose verdicts replace those of the likeliest sentence."""
+    """The answer with the model's verification sentence, whose verdicts replace those of the likeliest sentence.
+
+    Any other text, which a model writes that was not trained to verify, is none.
+    """
+    if not verdicts:
+        return answer
     judgements = answer.judgements
-    if verdicts and judgements:
+    if judgements:
         judgements = tuple(replace(j, verdict=verdict) for j, verdict in zip(judgements, verdicts, strict=True))
     return replace(answer, verification=sentence.strip(), judgements=judgements)

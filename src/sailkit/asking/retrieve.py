@@ -98,6 +98,7 @@ def _recorded(rows: Sequence[Searched], question: str, search_run: str | Path, k
         if matching is same and len(same) > 1:
             ids = " or ".join(repr(row.instruction.id) for row in same[:2])
             raise NotRecordedError(f"{search_run} has this question with {len(same)} inputs; give an id, such as {ids}")
+        _check_available(matching[0], f"{search_run} got no answer to this question; run the search again")
         results = _first_of_each_engine(matching[0], k)
         check_number(results)
         return replace(matching[0], results=tuple(results))
@@ -123,20 +124,24 @@ def _first_of_each_engine(row: Searched, k: int) -> list[SearchResult]:
 
 def _search(searcher: Searcher, k: int, question: str) -> Searched:
     searched = search_batch(searcher, [Instruction("question", question)], k)[0]
-    if not searched.results and "unavailable" in searched.searches.values():
-        raise SearchUnavailableError(
-            f"{searcher.name} gave no answer; try again later, or search a `corpus` of your own"
-        )
+    _check_available(searched, f"{searcher.name} gave no answer; try again later, or search a `corpus` of your own")
     check_number(searched.results)
     return searched
+
+
+def _check_available(searched: Searched, message: str) -> None:
+    if not searched.results and "unavailable" in searched.searches.values():
+        raise SearchUnavailableError(message)
 
 
 def given_results(results: GivenResults) -> tuple[SearchResult, ...]:
     """Search results that the caller has: records, mappings with their fields (`body` is required), or texts.
 
     Raises:
-        UserError: An entry is none of these, or has an unknown field.
+        UserError: An entry is none of these or has an unknown field, or there are too many.
     """
+    if isinstance(results, str | Mapping | SearchResult):
+        raise UserError("`results` should be a list of search results, even of one")
     known = [field.name for field in fields(SearchResult)]
     converted = []
     for rank, entry in enumerate(results, start=1):
@@ -150,11 +155,11 @@ def given_results(results: GivenResults) -> tuple[SearchResult, ...]:
             raise UserError(f"`results`, entry {rank}: unknown field {unknown[0]!r}; {nearest(unknown[0], known)}")
         title, body, url = (values.get(name) for name in ("title", "body", "url"))
         converted.append(make_result(str(values.get("source") or "given"), rank, title, body, url))
-    check_number(converted)
+    check_number(converted, f"give at most {MOST_VERIFIED}")
     return with_text(converted)
 
 
-def check_number(results: Sequence[SearchResult]) -> None:
+def check_number(results: Sequence[SearchResult], mend: str = "lower `k`") -> None:
     """Raise a UserError if there are more search results than a verification sentence judges."""
     if len(results) > MOST_VERIFIED:
-        raise UserError(f"{len(results)} search results: a model judges at most {MOST_VERIFIED}; lower `k`")
+        raise UserError(f"{len(results)} search results: a model judges at most {MOST_VERIFIED}; {mend}")

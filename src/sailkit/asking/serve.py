@@ -18,7 +18,8 @@ from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import Answer
 from sailkit.asking.retrieve import check_k, open_retrieval
 from sailkit.errors import UserError, at_least_one, required_extra
-from sailkit.models.base import Model, ModelOptions
+from sailkit.models.base import Model, ModelOptions, is_endpoint
+from sailkit.models.endpoint import read_name
 from sailkit.models.sources import default_model
 from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import Instruction, Searched, SearchResult
@@ -139,7 +140,8 @@ def serve(
                 augmented.forget_prompts()
 
         worker = Worker(answer, limits, lambda: server.should_exit)
-        model_id = Path(augmented.model.name).name
+        name = augmented.model.name
+        model_id = Path(read_name(name)[0] if is_endpoint(name) else name).name
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(model_id, worker, limits, key), log_config=None, access_log=False, lifespan="off", ws="none",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sailkit import runs
 from sailkit.records import Example
-from sailkit.stats.folds import grouped_folds
+from sailkit.stats.folds import grouped_folds, words_vary
 from sailkit.stats.intervals import Floats
 
 _BINS = 8  # quantile bins of claims, by the label score of their wording
@@ -118,13 +118,13 @@ def _wording_scores(examples: Sequence[Example], positive: npt.NDArray[np.bool_]
 
     if min(positive.sum(), (~positive).sum()) < _FEWEST:
         return None
+    texts = [example.text for example in examples]
     folds = grouped_folds(positive.tolist(), [example.group for example in examples], seed)
-    if not folds:
+    if not folds or not words_vary(texts, folds):
         return None
     words = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
-    texts = [example.text for example in examples]
     scores: Floats = cross_val_predict(words, texts, positive, cv=folds, method="decision_function")
     return scores
 

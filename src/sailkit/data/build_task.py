@@ -6,6 +6,7 @@ Labels are balanced among claims of similar wording; the data card reports how w
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from sailkit.tasks.groups import grouped_with_same_text
 from sailkit.tasks.task import Half, Task, in_half, load_task
 
 _VERSION = 5  # of the rules by which rows are drawn
+_SUPPORT = re.compile(r"(?<!not )\bsupport", re.IGNORECASE)
 
 
 @checked
@@ -273,12 +275,25 @@ def _counterfactuals(task: Task, examples: Sequence[Example], seed: int) -> list
     """The counterfactual examples of a task with two labels."""
     if len(task.labels) != 2:
         raise UserError(f"`counterfactuals` needs a task with two labels, and {task.name} has {len(task.labels)}")
-    rewritten = counterfactual_examples(examples, *task.labels, seed=seed)
+    supported = _supporting_label(task)
+    (refuted,) = set(task.labels) - {supported}
+    rewritten = counterfactual_examples(examples, supported, refuted, seed=seed)
     if not rewritten:
         raise UserError(
             f"task {task.name}: no claim shares a name, number or year with its passage; omit `counterfactuals`"
         )
     return rewritten
+
+
+def _supporting_label(task: Task) -> str:
+    """The label of claims that their evidence supports: that of the stances that speak of support."""
+    labels = {label for stance, label in task.stances.items() if _SUPPORT.search(str(stance))} & {*task.labels}
+    if len(labels) != 1:
+        raise UserError(
+            f"task {task.name}: `counterfactuals` needs the label of supported claims; let the `stances` of its YAML "
+            f"map `supports` to {' or '.join(task.labels)}"
+        )
+    return labels.pop()
 
 
 def _supported_labels(task: Task, examples: Sequence[Example]) -> list[SupportedLabel]:
@@ -287,7 +302,8 @@ def _supported_labels(task: Task, examples: Sequence[Example]) -> list[Supported
         SupportedLabel(example, label) for example in examples for label in task.labels if label in example.stances
     ]
     if not items:
-        raise UserError(f"task {task.name} has no evidence that people judged; give its YAML a `stance`")
+        mend = "use another `half` or a higher `max_words`" if task.stances else "give its YAML a `stance`"
+        raise UserError(f"task {task.name}: no evidence that people judged; {mend}")
     if len({item.label for item in items}) < 2:
         raise UserError(f"task {task.name}: all judged evidence speaks for {items[0].label}; nothing to balance")
     return items

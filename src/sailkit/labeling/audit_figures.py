@@ -64,10 +64,12 @@ def stratum_figures(
         stances: The labeler's P(supports) against P(refutes) for each pair, NaN where unknown.
 
     Raises:
-        UserError: One half has only one kind of judgement.
+        UserError: The labeler scored nothing, or one half has only one kind of judgement.
     """
     labels = gold_labels(pairs, stratum)
     known = np.array([label is not None for label in labels]) & ~np.isnan(scores)
+    if not known.any():
+        raise UserError(f"{labeler} scored none of the {len(pairs)} pairs; leave it out, or see why in scores.jsonl")
     gold = np.array([bool(label) for label in labels])
     for part, role in ((known & choosing, "chooses the threshold"), (known & ~choosing, "is reported on")):
         if gold[part].all() or not gold[part].any():
@@ -87,6 +89,7 @@ def stratum_figures(
         labeler=labeler,
         stratum=stratum,
         n=int(test.sum()),
+        n_claims=claims,
         without_score=int(((~choosing) & np.isnan(scores)).sum()),
         informative_share=float(y.mean()),
         threshold=threshold,

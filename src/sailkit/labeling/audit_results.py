@@ -25,6 +25,7 @@ class StratumFigures:
         labeler: The labeler's name, or that of the BM25 baseline.
         stratum: How gold labels are derived from votes; see `gold_labels`.
         n: Number of pairs.
+        n_claims: Number of their claims; None in audits of earlier versions.
         without_score: Pairs of that half, in all strata, to which the labeler gave no score.
         informative_share: Share of the pairs that are informative.
         threshold: The threshold that was chosen on the other half of the claims.
@@ -38,6 +39,7 @@ class StratumFigures:
     labeler: str
     stratum: str
     n: int
+    n_claims: int | None
     without_score: int
     informative_share: float
     threshold: float

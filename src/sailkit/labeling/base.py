@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, get_args
 
 from sailkit.errors import UserError
 from sailkit.records import Instruction, JudgementOutcome, SearchResult, Verdict
@@ -102,15 +102,30 @@ def score_batch(labeler: Labeler, pairs: Sequence[ResultPair]) -> list[Score]:
     """Score one batch, whether in this process, in a shard or on a cluster.
 
     Raises:
-        UserError: The labeler returned a score outside [0, 1], or not one score for each pair.
+        UserError: The labeler returned a score outside [0, 1], none without a reason, or not one score for each pair.
     """
     scores = labeler.score(pairs)
     if len(scores) != len(pairs):
         raise UserError(f"{labeler.name} gave {len(scores)} scores for {len(pairs)} search results")
-    for score, pair in zip(scores, pairs, strict=True):
-        if score.score is not None and not (math.isfinite(score.score) and 0 <= score.score <= 1):
-            raise UserError(f"{labeler.name} gave the score {score.score} for a result of {pair.instruction.id}")
-    return scores
+    return [_checked(score, labeler.name, pair.instruction.id) for score, pair in zip(scores, pairs, strict=True)]
+
+
+def _checked(score: Score, labeler: str, instruction: str) -> Score:
+    """The score in Python's numbers, where a plug-in may give NumPy's."""
+    if score.outcome not in get_args(JudgementOutcome) or (score.score is None) == (score.outcome == "judged"):
+        raise UserError(
+            f"{labeler} gave the score {score.score} with the outcome {score.outcome!r} for a result of {instruction}"
+        )
+    if score.score is None:
+        return score
+    try:
+        value = float(score.score)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"{labeler} gave the score {score.score} for a result of {instruction}")
+    stance = None if score.stance is None else float(score.stance)
+    return replace(score, score=value, cut_tokens=int(score.cut_tokens), stance=stance)
 
 
 def statement(instruction: Instruction) -> str:

@@ -97,7 +97,7 @@ def fit(
             mined = each.needs_negatives and of_claims
             pairs.extend(with_negatives(of_claims, seed, "half") if mined else of_claims)
     used, held_out = [*parts[0], *parts[1]], parts[1]
-    if len({pair.official for pair in used}) < 2:
+    if len({pair.official for pair in parts[0]}) < 2:
         what = "only one kind of judgement" if used else "no evidence with text"
         raise UserError(f"{', '.join(map(str, data))}: {what} to learn from; use more data")
     rows = _rows(parts[0])

@@ -150,8 +150,8 @@ def _flag_messages(pairs: int, read_from_text: int, open_thoughts: int) -> dict[
     messages: dict[str, list[str]] = {}
     if read_from_text:
         messages["read-from-text"] = [
-            f"{read_from_text} of {pairs} judgements were read from the text, and are 1 or 0: the probabilities of the "
-            "first token did not decide between the answer words, or were not given"
+            f"{read_from_text} of {pairs} judgements were read from a judge's text, as 1 or 0: the probabilities of "
+            "the first token did not decide between the answer words, or were not given"
         ]
     if open_thoughts:
         messages["open-thoughts"] = [f"{open_thoughts} of {pairs} replies end within a thought, before any answer"]

@@ -22,8 +22,9 @@ def best_labeler(audit: Audit) -> tuple[Headline, Figures]:
     names = {**short, BM25: "a BM25 score"}
     row, gap = audit.row(best, stratum), audit.difference(best, rival, stratum)
     auroc = row.figures["auroc"]
-    if audit.claims_reported is not None and audit.claims_reported < LEAST_UNITS:
-        headline = f"{audit.claims_reported} claims are too few to tell how well {names[best]} judges"
+    claims = row.n_claims or audit.claims_reported
+    if claims is not None and claims < LEAST_UNITS:
+        headline = f"{claims} claims are too few to tell how well {names[best]} judges"
     elif auroc is None or auroc.low <= 0.5 <= auroc.high:
         headline = f"Cannot tell whether {names[best]} judges better than chance"
     elif auroc.high < 0.5:

@@ -111,7 +111,7 @@ class Renderer:
             raise PromptTooLongError(
                 f"the prompt has {len(ids)} tokens without its search results, "
                 f"the model takes {self.context} with {reserve} for the answer; "
-                "shorten it, or choose a model with a longer context"
+                f"{'shorten it' if budget > 0 else 'ask for a shorter answer'}, or choose a model with a longer context"
             )
         begun = prompt[-1].begun
         thought = self.border.thought if not begun else ""

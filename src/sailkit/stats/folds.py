@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 FOLDS = 5
+_WORD = re.compile(r"\b\w\w+\b")  # as TfidfVectorizer reads words
 
 Folds = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
@@ -34,3 +36,13 @@ def grouped_folds(labels: Sequence[object], groups: Sequence[str], seed: int) ->
         if all(len(test) and len({*gold[train].tolist()}) == len(spread) for train, test in folds):
             return folds
     return []
+
+
+def vary(column: Sequence[object], folds: Folds) -> bool:
+    """Whether the values of a feature differ in the training part of every fold."""
+    return all(len({str(column[i]) for i in train}) > 1 for train, _ in folds)
+
+
+def words_vary(texts: Sequence[str], folds: Folds) -> bool:
+    """Whether scikit-learn's TfidfVectorizer finds different words in the training part of every fold."""
+    return vary([" ".join(_WORD.findall(text)) for text in texts], folds)

@@ -7,7 +7,6 @@ results alone, their lengths, or where they come from. A model that scores no hi
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -21,14 +20,13 @@ import numpy.typing as npt
 from sailkit.records import SearchResult
 from sailkit.runs import notice, seed_for
 from sailkit.stats import metrics
-from sailkit.stats.folds import Folds, grouped_folds
+from sailkit.stats.folds import Folds, grouped_folds, vary, words_vary
 from sailkit.stats.intervals import Estimate, Floats, Units, bounded, resample
 
 MOST_ITEMS = 4000  # a sample of whole groups is enough for an interval of a few hundredths
 TELLING = 0.6  # AUROC above which a view tells the label
 NEAR = 0.05  # lead in macro-F1 within which a baseline comes near a model
 _FEWEST = 10  # items of a label, without which it is left out
-_WORD = re.compile(r"\b\w\w+\b")  # as TfidfVectorizer reads words
 _RESAMPLES = 1000
 
 Encode = Callable[[Sequence[str]], npt.NDArray[np.floating[Any]]]
@@ -146,17 +144,17 @@ def shortcut_baselines(
     }
     baselines = []
     for view, column in texts.items():
-        if not _varies([" ".join(_WORD.findall(text)) for text in column], folds):
+        if not words_vary(column, folds):
             continue
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         baselines.append(_baseline(view, "tf-idf", items, column, words, folds, seed))
         if encode is not None:
             baselines.append(_baseline(view, "minilm", items, encode(column), StandardScaler(), folds, seed))
     lengths = [_lengths(item) for item in items]
-    if _varies(lengths, folds):
+    if vary(lengths, folds):
         baselines.append(_baseline("length", "words", items, np.array(lengths), StandardScaler(), folds, seed))
     names = [_names(item.results) for item in items]
-    if _varies([tuple(sorted(row.items())) for row in names], folds):
+    if vary([tuple(sorted(row.items())) for row in names], folds):
         origins = make_pipeline(DictVectorizer(), MaxAbsScaler())
         baselines.append(_baseline("source", "names", items, names, origins, folds, seed))
     return baselines
@@ -197,11 +195,6 @@ def telling_views(baselines: Mapping[str, Sequence[ShortcutBaseline]]) -> dict[s
         if row.auroc.low > TELLING
     ]
     return {"shortcut": sentences} if sentences else {}
-
-
-def _varies(column: Sequence[object], folds: Folds) -> bool:
-    """Whether there is something to learn from in the training part of every fold."""
-    return all(len({str(column[i]) for i in train}) > 1 for train, _ in folds)
 
 
 def _baseline(

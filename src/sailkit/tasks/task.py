@@ -85,6 +85,12 @@ class Task:
         fields = self.spec.data.fields
         return fields is not None and fields.groups_by_evidence
 
+    @property
+    def stances(self) -> Mapping[Any, str]:
+        """Human judgements of search results -> the label that such a result supports; empty without judgements."""
+        fields = self.spec.data.fields
+        return fields.evidence.stances if fields and fields.evidence else {}
+
     def question(self, protocol: str, wording: str | None = None) -> Question:
         """Pick a protocol and a wording (the first by default).
 
