@@ -28,7 +28,7 @@ TRAINED = {"finetune", "distill-logits", "distill-sequence"}
 _TIMES = re.compile(r'"(seconds|started_at|\w*per_second\w*|\w*runtime)": ?[^,}\]]+')
 _NEW_FIGURE = re.compile(
     r"(?:(?:base|eval|tuned)_)?answer_\w+|flag_(?:results|informative|distracting|mcc)\w*|judgements"
-    r"|coverage\w*|(?:selected|rejected)_\w+|n_claims"
+    r"|coverage\w*|(?:selected|rejected)_\w+|n_claims|cache_settings"
 )
 _SHARD_HASH = re.compile(r'"sha256": ?"[0-9a-f]{64}"')
 _FLOAT = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e-\d+")

@@ -60,7 +60,7 @@ class Run:
             value: A JSON value.
         """
         before = self.manifest.setdefault(key, value)
-        if changes := list(_differences(before, value)):
+        if changes := list(differences(before, value)):
             self.manifest[f"{key}_when_resumed"] = changes
         jsonl.write_json(self.path(MANIFEST), self.manifest)
 
@@ -132,7 +132,7 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
         manifest = read_manifest(folder)
         if manifest["stage"] != stage:
             raise UserError(f"{folder} holds a run of {manifest['stage']!r}, not {stage!r}; choose another `out`")
-        if what := "; ".join(_differences(manifest["settings"], settings)):
+        if what := "; ".join(differences(manifest["settings"], settings)):
             raise UserError(f"{folder} holds another run ({what}); choose another `out` or the same settings")
         return manifest
     manifest = {
@@ -145,11 +145,11 @@ def _continue_or_begin(folder: Path, stage: str, settings: dict[str, Any]) -> di
     return manifest
 
 
-def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
     """The values that differ between two nested dictionaries, as `a.b: 1 there, 2 now`."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in {**there, **now}:
-            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif there != now:
         yield f"{name}: {_short(there)} there, {_short(now)} now"
 

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 import forked
+from sailkit.data.build_task import build_task
 from sailkit.data.exports import example_row
 from sailkit.distillation import teacher_cache as maker
 from sailkit.distillation.distill import _open_run, distill
@@ -43,6 +44,7 @@ from sailkit.errors import UserError
 from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.models.sources import resolve
+from sailkit.packaged import sample_files
 from sailkit.prompts.render import as_text
 from sailkit.prompts.sail import prompt_parts
 from sailkit.testing import MisbehavingServer
@@ -224,6 +226,17 @@ def test_a_cache_is_shared_and_one_of_other_data_is_refused(teacher, data, tmp_p
         ({"student_layers": 2}, ("training.max_length=4",), "no example is left to train on"),
         ({"student_layers": 2}, ("training.label_smoothing_factor=0.1",), "not for distillation"),
         ({"student_layers": 2}, ("loss_weights={answer: 2}",), "not for the distillation of logits"),
+        ({"student_layers": 2}, ("training.seed=-1",), "training.seed should be at least 0"),
+        (
+            {"student_layers": 2},
+            ("training.optim=schedule_free_adamw",),
+            "training: You need to install `schedulefree`",
+        ),
+        (
+            {"student_layers": 2},
+            ("training.dataloader_drop_last=true", "training.per_device_train_batch_size=32"),
+            "24 rows are no whole batch",
+        ),
         ({"student_layers": 2}, ("lora={target_modules: [nothing]}",), "does not fit the model"),
         ({"student_layers": 2, "method": "both"}, ("training.max_length=4",), "no example is left to train on"),
         ({"model": "m", "teacher_outputs": Path("said.json")}, (), "methods sequence and both"),
@@ -248,8 +261,10 @@ def test_a_student_whose_context_is_too_short_is_told(teacher, data, tmp_path):
     (tmp_path / "said.json").write_text(
         json.dumps([{"prompt": as_text(prompt_parts(long)), "response": long.response}])
     )
-    with pytest.raises(UserError, match="takes 512"):
-        distill(data=[str(tmp_path / "long.jsonl")], out=tmp_path / "run", set=["training.max_length=4096"], **said)
+    told = {"data": [str(tmp_path / "long.jsonl")], "set": ["training.max_length=4096"], **said}
+    for how in ({"out": tmp_path / "run"}, {"dry_run": True}):
+        with pytest.raises(UserError, match="takes 512"):
+            distill(**told, **how)
 
 
 def test_layers_that_there_are_not_are_told_by_a_dry_run(teacher, data):
@@ -262,6 +277,33 @@ def test_a_dry_run_reads_rows_in_the_style_of_the_student(teacher, tmp_path):
     data = write(tmp_path / "data", chats[:4], chats[4:])
     plan = teach(teacher, data, None, student_layers=2, style="sail-fixed", dry_run=True).to_json()
     assert (plan["rows"], plan["rows_without_teacher"], plan["held_out_rows_without_teacher"]) == (4, 0, 0)
+
+
+def test_a_dry_run_reads_the_rows_that_the_run_does(teacher, tmp_path):
+    """The teacher's answers need no responses, and held-out rows without one are not measured."""
+    silent = [replace(example(i), response="") for i in range(8)]
+    rows = str(write(tmp_path / "rows", silent, [*silent[:2], *map(example, range(8, 10))]))
+    told = {"teacher": str(teacher), "student_layers": 3, "data": [rows], "set": SET, "dry_run": True}
+    plan = distill(method="sequence", **told)
+    assert (plan.training.rows, plan.teacher_answers, plan.training.held_out_rows) == (8, 8, 2)
+    answers = {"teacher": None, "student_layers": None, "model": str(teacher), "teacher_outputs": "answers.json"}
+    plan = distill(method="sequence", **{**told, **answers})
+    assert (plan.teacher_tokens, plan.cache_bytes) == (0, 0)
+    assert "teacher: 8 recorded answers" in str(plan)
+    with pytest.raises(UserError, match="no response"):
+        distill(method="logits", **told)
+
+
+def test_students_keep_the_record_of_all_data_and_of_their_teacher(teacher, data, tmp_path):
+    claims = build_task("sample-facts", data=sample_files()["facts-train.jsonl"], out=tmp_path / "claims", limit=30)
+    few = ["training.max_steps=1", "training.max_length=1000"]
+    tuned = finetune(model=str(teacher), data=[str(claims.folder)], style="sail-fixed", out=tmp_path / "tuned",
+                     set=["training.bf16=false", *few])  # fmt: skip
+    both = {"student_layers": 2, "style": "sail-fixed", "set": [*SET, *few]}
+    one = distill(teacher=str(teacher), data=[str(claims.folder), str(data)], out=tmp_path / "one", **both)
+    other = distill(teacher=str(tuned.model), data=[str(data)], out=tmp_path / "other", **both)
+    for run in (one, other):
+        assert [task["task"] for task in resolve(str(run.model)).trained()["trained_tasks"]] == ["sample-facts"]
 
 
 @pytest.mark.parametrize(

@@ -552,7 +552,7 @@ def test_an_adapter_that_cannot_be_used_is_an_error_in_one_line(make_adapter, tm
         "of kind IA3": {"peft_type": "IA3"},
         "no base_model_name_or_path": {"base_model_name_or_path": None},
         "no model '/no/such": {"base_model_name_or_path": "/no/such/base"},
-        "is an adapter itself": {"base_model_name_or_path": str(folder)},
+        "is trained on these adapters themselves": {"base_model_name_or_path": str(tmp_path / "spoilt-3")},
     }
     for number, (message, edits) in enumerate(wrong.items()):
         spoilt = Path(shutil.copytree(folder, tmp_path / f"spoilt-{number}"))

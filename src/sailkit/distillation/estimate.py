@@ -15,7 +15,7 @@ from sailkit.distillation.layers import evenly_spaced_layers
 from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.distillation.results import DistillationPlan
 from sailkit.errors import UserError
-from sailkit.models.base import is_endpoint
+from sailkit.models.base import answers_first, is_endpoint
 from sailkit.models.sources import Source, outline
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
@@ -52,9 +52,10 @@ def plan_distillation(
     uncut = copy.deepcopy(student)
     if student is not None:
         _cut(student, recipe.student_layers)
+    rows, held_out = _rows(recipe)
     training = finetune_plan.plan_training(
         recipe.student, tokens_per_second, layers=recipe.student_layers, for_gpu=for_gpu,
-        loss=None if recipe.method == "sequence" else loss_memory,
+        loss=None if recipe.method == "sequence" else loss_memory, examples=(rows, held_out),
     )  # fmt: skip
     missing: list[str] = []
     source = recipe.teacher if recipe.teacher_tokenizer is None else str(recipe.teacher_tokenizer)
@@ -65,13 +66,10 @@ def plan_distillation(
         config, teacher_tokenizer = finetune_plan.config_and_tokenizer(source, missing)
     training = replace(training, missing=[*training.missing, *(f"teacher: {text}" for text in missing)])
     style = recipe.teacher_style or (_trained_style(source) if teacher_tokenizer is not None else None)
-    paths = held_out_paths(recipe.student)
-    shown = recipe.student.style
-    rows, held_out = read_data(recipe.student.data, style=shown), read_data(paths, HELD_OUT, shown) if paths else []
     without = _without_teacher(
         recipe, student_tokenizer, teacher_tokenizer, config, style, {TRAIN: rows, HELD_OUT: held_out}
     )
-    read = [*([] if recipe.method == "sequence" else rows), *held_out]
+    read = [*([] if recipe.method == "sequence" else rows), *held_out] if recipe.teacher else []
     read = [replace(row, style=style or row.style) for row in read]
     max_length = recipe.settings.max_length
     lengths = finetune_plan.lengths(read, teacher_tokenizer, max_length, may_be_empty=True) if read else None
@@ -92,6 +90,17 @@ def plan_distillation(
         teacher_seconds=_teacher_seconds(recipe, config, training, lengths, tokens_per_second),
         compile_seconds=_SECONDS_A_TOKEN * supervised,
     )
+
+
+def _rows(recipe: DistillationRecipe) -> tuple[list[TrainingExample], list[TrainingExample]]:
+    """The training rows, with a short response where the teacher's answer is not known, and the held-out rows."""
+    student = recipe.student
+    paths = held_out_paths(student)
+    rows = read_data(student.data, style=student.style)
+    held_out = read_data(paths, HELD_OUT, student.style) if paths else []
+    if recipe.method != "logits":
+        rows = [row if row.response.strip() else replace(row, response="Yes.") for row in rows]
+    return rows, [row for row in held_out if row.response.strip()]
 
 
 def _is_local(recipe: DistillationRecipe) -> bool:
@@ -185,7 +194,23 @@ def _cut(config: Any, layers: int | None) -> None:
 def _trained_style(teacher: str) -> str | None:
     """The prompt style in which sailkit trained a teacher; None for other models."""
     folder = outline(teacher)["tokenizer"]["pretrained_model_name_or_path"]
-    return trained_style(Source(Path(folder)).trained())
+    trained = Source(Path(folder)).trained()
+    check_order(teacher, trained)
+    return trained_style(trained)
+
+
+def check_order(teacher: str, trained: Mapping[str, Any]) -> None:
+    """Refuse a teacher that was trained to answer first.
+
+    Args:
+        teacher: The teacher's name, for the error.
+        trained: See `Source.trained`.
+
+    Raises:
+        UserError: It answers first.
+    """
+    if answers_first(trained):
+        raise UserError(f"{teacher} answers first, and students learn to verify first; take another teacher")
 
 
 def _without_teacher(

@@ -7,7 +7,7 @@ from pathlib import Path
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.folders import atomic_folder
-from sailkit.models.sources import Source
+from sailkit.models.sources import TRAINED, Source
 
 ORIGIN = "made_of.json"  # the teacher and layers from which a folder's model was created
 
@@ -64,5 +64,7 @@ def with_fewer_layers(source: Source, keep: int, out: Path) -> list[int]:
     with atomic_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        if tasks := source.trained().get("trained_tasks"):  # what the teacher was trained on, the student was too
+            jsonl.write_json(unfinished / TRAINED, {"tasks": tasks})
         jsonl.write_json(unfinished / ORIGIN, {**origin, "kept": kept})
     return kept

@@ -130,7 +130,7 @@ def read_distillation_recipe(
     return DistillationRecipe(
         method=method,
         teacher=own["teacher"],
-        student=_student(values, where),
+        student=_student(values, method, where),
         teacher_style=own["teacher_style"],
         teacher_tokenizer=Path(tokenizer) if tokenizer else None,
         teacher_outputs=Path(given) if given else None,
@@ -139,12 +139,17 @@ def read_distillation_recipe(
     )
 
 
-def _student(values: Mapping[str, Any], where: str) -> Recipe:
+def _student(values: Mapping[str, Any], method: Method, where: str) -> Recipe:
     student = check_recipe(values, where)
     if student.order != "verify-first":
         raise UserError(f"{where}: order: {student.order} is for finetune; leave it out")
     if student.curriculum:
         raise UserError(f"{where}: curriculum is for finetune; leave it out, or list its folders in data")
+    if method != "sequence":
+        if student.loss_weights is not None:
+            raise UserError(f"{where}: loss_weights are not for the distillation of logits; leave them out")
+        if student.training.get("loss_type", "nll") != "nll" or student.training.get("label_smoothing_factor"):
+            raise UserError(f"{where}: loss_type and label_smoothing_factor are not for distillation; leave them out")
     return student
 
 

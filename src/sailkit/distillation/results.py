@@ -332,7 +332,10 @@ def _other_targets(first: Distillation, other: Distillation) -> str:
 def _other_settings(first: Distillation, other: Distillation) -> str:
     """The settings of the targets that differ, with both values."""
     recipes = [run.manifest["settings"]["recipe"] for run in (first, other)]
-    settings = [{**recipe["settings"], "teacher_style": recipe["teacher_style"]} for recipe in recipes]
+    settings = [
+        {**recipe["settings"], "teacher_style": recipe["teacher_style"], **run.metrics.get("cache_settings", {})}
+        for recipe, run in zip(recipes, (first, other), strict=True)
+    ]
     differ = [name for name in settings[0] if name in _OF_TARGETS and settings[0][name] != settings[1].get(name)]
     return ", ".join(f"{name} ({settings[0][name]} and {settings[1].get(name)})" for name in differ)
 

@@ -11,12 +11,12 @@ from typing import Any
 from sailkit.data.exports import HELD_OUT, TRAIN
 from sailkit.distillation import completions
 from sailkit.distillation.completions import TokenizerPair, WithoutTeacher
-from sailkit.distillation.estimate import check_student
+from sailkit.distillation.estimate import check_order, check_student
 from sailkit.distillation.load import check_tokenizer
 from sailkit.distillation.recipe import DistillationRecipe
 from sailkit.distillation.results import CACHE, STUDENT
 from sailkit.errors import UserError
-from sailkit.models.base import answers_first, is_endpoint
+from sailkit.models.base import is_endpoint
 from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.sail import trained_style
@@ -111,7 +111,6 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
         UserError: The recipe cannot be run here, or the data or the teacher cannot be read.
     """
     from sailkit.training.arguments import sft_config
-    from sailkit.training.segments import check_loss
 
     student = recipe.student
     require_gpu(student)
@@ -119,13 +118,11 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     paths = held_out_paths(student)
     held_out = read_data(paths, HELD_OUT, student.style) if paths else []
     args = sft_config(student, out / STUDENT, held_out=any(example.response.strip() for example in held_out))
-    if recipe.method != "sequence":
-        check_loss(args, "distillation")
-        if student.loss_weights is not None:
-            raise UserError("loss_weights are not for the distillation of logits; leave them out")
+    if args.dataloader_drop_last and len(train) < args.train_batch_size:
+        raise UserError(f"training.dataloader_drop_last: {len(train)} rows are no whole batch")
     files = _teacher_files(recipe)
-    if files and answers_first(files.trained()):
-        raise UserError(f"{recipe.teacher} answers first, and students learn to verify first; take another teacher")
+    if files:
+        check_order(recipe.teacher, files.trained())
     style = recipe.teacher_style or (trained_style(files.trained()) if files else None)
     return Setup(recipe, out, cache, tuple(train), tuple(held_out), files, style)
 

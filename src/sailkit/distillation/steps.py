@@ -21,7 +21,7 @@ from sailkit.files import jsonl
 from sailkit.models.base import ModelOptions, is_endpoint
 from sailkit.models.sources import resolve
 from sailkit.records import TrainingExample
-from sailkit.training.data_cards import data_cards
+from sailkit.training.data_cards import copy_cards, data_cards
 from sailkit.training.finetune import Objective
 from sailkit.training.recipe import Recipe
 from sailkit.training.results import MODEL
@@ -125,7 +125,9 @@ def write_data(setup: Setup) -> None:
     for name, part in ((TRAIN, rows), (HELD_OUT, setup.measured)):
         jsonl.write_rows(folder / name, map(example_row, setup.in_student_style(part)))
     cards = data_cards(setup.recipe.student.data)
-    if len(cards) == 1 and cards[0]["card"]:
+    if len(cards) > 1:
+        copy_cards(setup.recipe.student.data, folder)
+    elif cards[0]["card"]:
         jsonl.write_json(folder / CARD, cards[0]["card"])
 
 

@@ -42,7 +42,7 @@ class Source:
 
     Attributes:
         folder: The folder with weights, config and tokenizer, or with an adapter.
-        base: What the adapter was trained on, if `folder` is an adapter: a model, or an adapter of the package.
+        base: What the adapter was trained on, if `folder` is an adapter: a model, or other adapters.
         revision: The commit, if it came from the hub.
     """
 
@@ -206,8 +206,8 @@ def _local(folder: Path) -> Source:
         base = config.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise UserError(f"{adapter}: no base_model_name_or_path; write there which model the adapter belongs to")
-        if (Path(base) / ADAPTER).exists():
-            raise UserError(f"{adapter}: its base {base} is an adapter itself; merge that one first")
+        if _is_circular(folder):
+            raise UserError(f"{adapter}: its base {base} is trained on these adapters themselves")
         return Source(folder, base=resolve(base))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
@@ -218,6 +218,15 @@ def _local(folder: Path) -> Source:
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); copy it from the original model"
         )
     return Source(folder)
+
+
+def _is_circular(adapters: Path) -> bool:
+    """Whether some adapters lead back to themselves, from base to base."""
+    seen: set[Path] = set()
+    while (adapters / ADAPTER).is_file() and adapters.resolve() not in seen:
+        seen.add(adapters.resolve())
+        adapters = Path(str(jsonl.read_json(adapters / ADAPTER).get("base_model_name_or_path")))
+    return adapters.resolve() in seen
 
 
 def outline(name: str) -> dict[str, dict[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import get_scheduler
+from transformers import Trainer, get_scheduler
 from trl import SFTConfig
 
 from sailkit.distributed import warn_of_idle_gpus
@@ -77,6 +78,8 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
         # The trainer derives these after loading the weights; deriving them here refuses wrong values earlier.
         optimizer = torch.optim.AdamW([torch.zeros(1)], config.learning_rate, weight_decay=config.weight_decay)
         get_scheduler(config.lr_scheduler_type, optimizer, 0, 1, config.lr_scheduler_kwargs)
+        with contextlib.suppress(ValueError):  # some need the model
+            Trainer.get_optimizer_cls_and_kwargs(config)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
     check_trackers(config.report_to)

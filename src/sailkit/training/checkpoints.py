@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
+from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 
@@ -34,13 +36,20 @@ def is_complete(checkpoint: Path) -> bool:
 def find_best_again(checkpoint: Path) -> None:
     """Correct the path of the best checkpoint, if the run has another path than when it was written, or is a copy.
 
-    Transformers would otherwise not find it, and keep the last weights instead of the best, or take another run's.
+    Transformers would otherwise not find it, and keep the last weights instead of the best, or take another run's. If
+    the checkpoint was removed, the best one is found among the evaluations that are still to come.
     """
     state = jsonl.read_json(checkpoint / _STATE)
     best = state.get("best_model_checkpoint")
     here = checkpoint.parent / Path(best or "").name
-    if best and Path(best) != here and here.exists():
-        jsonl.write_json(checkpoint / _STATE, {**state, "best_model_checkpoint": str(here)})
+    if not best or (Path(best) == here and here.exists()):
+        return
+    if here.exists():
+        changes: dict[str, Any] = {"best_model_checkpoint": str(here)}
+    else:
+        runs.notice(f"{here}, the best so far, is gone; the best of the evaluations from here on is kept")
+        changes = dict.fromkeys(("best_model_checkpoint", "best_global_step", "best_metric"))
+    jsonl.write_json(checkpoint / _STATE, {**state, **changes})
 
 
 def writing_failed(folder: Path, step: int, error: Exception) -> UserError | None:

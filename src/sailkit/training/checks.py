@@ -9,7 +9,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.rope import rope_lengths
 from sailkit.models.sources import Source, resolve
-from sailkit.training.estimate import config_and_tokenizer
+from sailkit.training.estimate import check_context, config_and_tokenizer
 from sailkit.training.memory import LargestBatch, count_parameters, numerics, step_memory
 from sailkit.training.recipe import Recipe
 from sailkit.training.tokenise import Prepared
@@ -119,13 +119,7 @@ def check_rows(recipe: Recipe, source: Source, splits: Sequence[Prepared | None]
             f"example {unknown!r} has a token that {recipe.model} has no row for ({config.vocab_size}); resize its "
             "embeddings to its tokenizer, or use the tokenizer that it was trained with"
         )
-    most = getattr(config, "max_position_embeddings", None)
-    longest = max(len(ids) for _, ids in rows)
-    if most is not None and longest > most:
-        raise UserError(
-            f"a row has {longest} tokens, and {recipe.model} takes {most}; set training.max_length to {most} or less, "
-            "and search results will be shortened to fit"
-        )
+    check_context(config, max(len(ids) for _, ids in rows), recipe.model)
     # RoPE variants that switch frequencies above a length do so for the whole batch, including its short rows.
     rope = rope_lengths(config)
     batched = recipe.step["per_device_train_batch_size"] > 1 or recipe.training.get("packing")

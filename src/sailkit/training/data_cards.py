@@ -18,16 +18,22 @@ DATA_CARDS = "data.json"  # copies of the data cards of the training data
 
 
 def data_cards(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the data cards that build wrote; `card` is None for data without one."""
-    files = ((path, Path(path) / CARD) for path in paths)
-    return [{"data": path, "card": jsonl.read_json(file) if file.is_file() else None} for path, file in files]
+    """Read the data cards that build wrote, and of a mixture those that it was given; `card` is None without one."""
+    cards: list[dict[str, Any]] = []
+    for path in paths:
+        if of_mixture := read_cards(Path(path)):
+            cards += of_mixture
+        else:
+            file = Path(path) / CARD
+            cards.append({"data": path, "card": jsonl.read_json(file) if file.is_file() else None})
+    return cards
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
-    """Read the data cards that a training run kept.
+    """Read the data cards that a training run, or the data of a distillation, kept.
 
     Args:
-        folder: The folder of the training run.
+        folder: The folder with the copies.
     """
     path = folder / DATA_CARDS
     cards: list[dict[str, Any]] = jsonl.read_json(path)["data"] if path.exists() else []
@@ -41,14 +47,23 @@ def write_cards(run: runs.Run, data: Sequence[str]) -> None:
         run: The run.
         data: The training data.
     """
-    if run.path(DATA_CARDS).exists():
-        return
+    if not run.path(DATA_CARDS).exists():
+        copy_cards(data, run.folder)
+
+
+def copy_cards(data: Sequence[str], folder: Path) -> None:
+    """Copy the data cards into a folder; flags of the mixture are added and printed.
+
+    Args:
+        data: The training data.
+        folder: The folder.
+    """
     cards = data_cards(data)
     if flags := mixture_flags(data):
         cards.append({"data": "all of these together", "card": {"flag_messages": flags}})
         for message in flags["shortcut"]:
             runs.notice(f"shortcut in the mixture of the training data: {message}")
-    jsonl.write_json(run.path(DATA_CARDS), {"data": cards})
+    jsonl.write_json(folder / DATA_CARDS, {"data": cards})
 
 
 def mixture_flags(data: Sequence[str]) -> dict[str, list[str]]:

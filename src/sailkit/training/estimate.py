@@ -43,7 +43,7 @@ class Lengths:
 
 def plan_training(
     recipe: Recipe, tokens_per_second: float | None = None, layers: int | None = None, *, for_gpu: bool = False,
-    loss: LossMemory | None = None,
+    loss: LossMemory | None = None, examples: Sequence[Sequence[TrainingExample]] | None = None,
 ) -> TrainingPlan:  # fmt: skip
     """Check a recipe, and estimate steps, tokens, memory and time of its run.
 
@@ -53,20 +53,26 @@ def plan_training(
         layers: Number of layers of the model; by default that of its config.
         for_gpu: See `plans_for_gpu`.
         loss: The memory of another loss than cross-entropy.
+        examples: Training and held-out rows, if they are not those of the recipe's data.
 
     Raises:
         UserError: The recipe or its data are wrong so that the run would fail.
     """
+    if tokens_per_second is not None and tokens_per_second <= 0:
+        raise UserError(f"`tokens_per_second` should be above 0, not {tokens_per_second}")
     missing: list[str] = []
     config, tokenizer = config_and_tokenizer(recipe.model, missing)
-    train = lengths(training_rows(recipe), tokenizer, recipe.max_length)
-    paths = held_out_paths(recipe)
+    if examples is None:
+        paths = held_out_paths(recipe)
+        examples = training_rows(recipe), read_data(paths, HELD_OUT, recipe.style) if paths else ()
+    train = lengths(examples[0], tokenizer, recipe.max_length)
     held_out = None
-    if paths:
-        examples = read_data(paths, HELD_OUT, recipe.style)
-        held_out = lengths(examples, tokenizer, recipe.max_length, held_out=True)
+    if examples[1]:
+        held_out = lengths(examples[1], tokenizer, recipe.max_length, held_out=True)
     else:
         missing.append(no_held_out_warning(recipe))
+    if config is not None and tokenizer is not None:
+        check_context(config, max(*train.tokens, *(held_out.tokens if held_out else ())), recipe.model)
     args = _arguments(recipe, held_out=held_out is not None)
     rows = _packed_rows(train.tokens, recipe.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(rows, args)
@@ -96,6 +102,25 @@ def plan_training(
     if layers is not None:
         config.get_text_config().num_hidden_layers = layers
     return replace(plan, **_sizes(recipe, config, train, args, gpu, loss))
+
+
+def check_context(config: Any, longest: int, model: str) -> None:
+    """Refuse rows that are longer than a model's context.
+
+    Args:
+        config: The model's config.
+        longest: Tokens of the longest row.
+        model: The model's name, for the error.
+
+    Raises:
+        UserError: The longest row does not fit.
+    """
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and longest > most:
+        raise UserError(
+            f"a row has {longest} tokens, and {model} takes {most}; set training.max_length to {most} or less, and "
+            "search results will be shortened to fit"
+        )
 
 
 def plans_for_gpu(recipe: Recipe, for_gpu: bool) -> bool:

@@ -26,7 +26,7 @@ from sailkit.training.held_out import loss_change
 from sailkit.training.recipe import Recipe, read_recipe
 from sailkit.training.results import HISTORY, MODEL, TrainingPlan, TrainingRun
 from sailkit.training.saving import save_model
-from sailkit.training.seeds import TrainingGroup, seed_folders
+from sailkit.training.seeds import TrainingGroup, check_group, seed_folders
 from sailkit.training.tokenise import Prepared, held_out_paths, no_held_out_warning, prepare_data
 from sailkit.training.tracking import tracking
 
@@ -118,6 +118,7 @@ def _train_seeds(recipe: Recipe, out: Path, seeds: int) -> TrainingGroup:
     with process_group() as processes:  # one for all seeds: accelerate does not connect twice
         dates = (runs.setting_of(folder, "recipe", "date") for folder in seed_folders(out))
         date = processes.broadcast(recipe.date or next(filter(None, dates), None) or today())
+        check_group(replace(recipe, date=date), out)
         for seed in range(first, first + seeds):
             of_seed = replace(recipe, date=date, training={**recipe.training, "seed": seed})
             trained.append(train(of_seed, out / f"seed-{seed}"))

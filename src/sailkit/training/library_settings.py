@@ -50,6 +50,8 @@ _LEAST = {
     "gradient_accumulation_steps": 1,
     "num_train_epochs": 1e-6,
     "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
 }
 _ORDERS = ("random", "sequential", "group_by_length")
 
@@ -72,7 +74,7 @@ def check_training(training: Mapping[str, Any], where: str) -> None:
         types = _types_of(SFTConfig) | {"max_length": int, "bf16": bool | Literal["auto"]}
     _check_values(training, types, where, _FIXED_IN_TRL)
     for key, least in _LEAST.items():
-        if training.get(key, least) < least:
+        if (value := training.get(key)) is not None and value < least:
             raise UserError(f"{where}.{key} should be {'above 0' if 0 < least < 1 else f'at least {least}'}")
     if (order := training.get("train_sampling_strategy", _ORDERS[0])) not in _ORDERS:
         raise UserError(f"{where}.train_sampling_strategy: no such order {order!r}; {nearest(order, _ORDERS)}")

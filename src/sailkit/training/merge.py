@@ -66,4 +66,5 @@ def _copy_card(card: Path, to: Path) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # edited by hand
         raise UserError(f"{card}: its front matter cannot be read ({type(error).__name__})") from None
     copied.data.library_name, copied.data.base_model_relation = "transformers", "finetune"
+    copied.text = copied.text.replace("\nAdapters on ", "\nAdapters merged into ", 1)
     copied.save(to)

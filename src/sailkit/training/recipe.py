@@ -257,7 +257,7 @@ def _check_curriculum(training: Mapping[str, Any], where: str) -> None:
 def _mapping(value: Any, where: str) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{where} should be a mapping")
-    return value
+    return None if value is None else {name: each for name, each in value.items() if each is not None}
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:

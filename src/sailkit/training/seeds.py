@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 from sailkit import runs
 from sailkit.errors import UserError
+from sailkit.files import jsonl
 from sailkit.rendering import model
 from sailkit.rendering.model import Cell, Group, Report, Row, Table, Text
 from sailkit.rendering.result import Result
 from sailkit.stats.intervals import Estimate
 from sailkit.stats.seeds import mean_over_seeds
 from sailkit.training.facts import FIGURE_TITLES
+from sailkit.training.recipe import Recipe
 from sailkit.training.results import TrainingRun
 
 
@@ -115,3 +118,25 @@ def _range(figure: str) -> tuple[float, float]:
         return -1.0, 1.0
     shares = ("_accuracy", "_macro_f1", "_auroc", "_precision", "_recall", "_informative", "_distracting")
     return (0.0, 1.0) if figure.endswith(shares) else (-math.inf, math.inf)
+
+
+def check_group(recipe: Recipe, folder: Path) -> None:
+    """Check that the runs in a folder differ from a recipe in their seed alone.
+
+    Args:
+        recipe: The recipe of further runs.
+        folder: The folder of the run folders.
+
+    Raises:
+        UserError: A run there is of another recipe.
+    """
+
+    def apart_from_seed(settings: dict[str, Any]) -> dict[str, Any]:
+        training = {name: value for name, value in settings["training"].items() if name != "seed"}
+        return {**settings, "training": training, "date": None}  # the date counts where a template reads it
+
+    new = apart_from_seed(json.loads(jsonl.dumps(recipe.settings())))
+    for run in seed_folders(folder):
+        earlier = apart_from_seed(runs.read_manifest(run, "finetune")["settings"]["recipe"])
+        if what := "; ".join(runs.differences(earlier, new)):
+            raise UserError(f"{run} is of another recipe ({what}); choose another `out` or the same settings")
