@@ -296,7 +296,7 @@ def test_a_dry_run_reads_the_rows_that_the_run_does(teacher, tmp_path):
 
 def test_students_keep_the_record_of_all_data_and_of_their_teacher(teacher, data, tmp_path):
     claims = build_task("sample-facts", data=sample_files()["facts-train.jsonl"], out=tmp_path / "claims", limit=30)
-    few = ["training.max_steps=1", "training.max_length=1000"]
+    few = ["training.max_steps=1", "training.max_length=512"]
     tuned = finetune(model=str(teacher), data=[str(claims.folder)], style="sail-fixed", out=tmp_path / "tuned",
                      set=["training.bf16=false", *few])  # fmt: skip
     both = {"student_layers": 2, "style": "sail-fixed", "set": [*SET, *few]}

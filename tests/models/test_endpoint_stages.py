@@ -224,7 +224,7 @@ def test_three_times_no_is_three_times_distracting(tmp_path):
     counts = {"informative": 1, "distracting": 3, "unreadable": 2, "refused": 1, "failed": 0, "no_response": 0}
     assert figures.counts == counts
     assert Labeling.load(tmp_path / "run") == replace(figures, machine={})
-    assert figures.flag_messages["read-from-text"][0].startswith("2 of 7 judgements were read from the text")
+    assert figures.flag_messages["read-from-text"][0].startswith("2 of 7 judgements were read from a judge's text")
     assert figures.flag_messages["open-thoughts"][0].startswith("2 of 7 replies end within a thought")
 
 

@@ -134,7 +134,7 @@ def test_merged_adapters_answer_as_they_did(folder, data, tmp_path):
     assert (tmp_path / "merged" / "sailkit.json").exists()
     adapter, whole = (ModelCard.load(path / "README.md") for path in (tmp_path / "run" / "model", tmp_path / "merged"))
     assert (adapter.data.library_name, whole.data.library_name) == ("peft", "transformers")
-    assert adapter.text == whole.text
+    assert adapter.text.replace("Adapters on", "Adapters merged into") == whole.text
     with pytest.raises(UserError, match="choose another `out`"):
         merge(tmp_path / "run" / "model", out=tmp_path / "merged")
     with pytest.raises(UserError, match="it is a model already"):
@@ -146,7 +146,6 @@ def test_adapters_on_adapters_are_loaded_and_merged_in_their_order(folder, data,
     second = finetune(out=tmp_path / "second", model=str(first), data=[str(data)], set=[*SET, *STEPS]).model
     merged = merge(second, out=tmp_path / "merged")
     assert merged.base == str(first)
-    assert "\nAdapters merged into " in (tmp_path / "merged" / "README.md").read_text()
     ids = torch.tensor([[1, 300, 301, 302]])
     with torch.no_grad():
         logits = [

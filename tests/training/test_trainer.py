@@ -244,7 +244,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     ("recorded", "found"),
     [
         ("run/checkpoint-10", "{}/checkpoint-10"),  # as seen from another working directory
-        ("run/checkpoint-30", "run/checkpoint-30"),  # nowhere
+        ("run/checkpoint-30", None),  # nowhere
         ("{}/checkpoint-20", "{}/checkpoint-20"),  # where it was
         (None, None),
     ],
@@ -256,7 +256,7 @@ def test_the_best_checkpoint_is_found_beside_the_others(tmp_path, recorded, foun
     state = tmp_path / "checkpoint-20" / "trainer_state.json"
     state.write_text(json.dumps({"global_step": 20, "best_model_checkpoint": recorded}))
     checkpoints.find_best_again(tmp_path / "checkpoint-20")
-    assert json.loads(state.read_text()) == {"global_step": 20, "best_model_checkpoint": found}
+    assert json.loads(state.read_text())["best_model_checkpoint"] == found
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def plan_training(
     else:
         missing.append(no_held_out_warning(recipe))
     if config is not None and tokenizer is not None:
-        check_context(config, max(*train.tokens, *(held_out.tokens if held_out else ())), recipe.model)
+        check_context(config, max((*train.tokens, *(held_out.tokens if held_out else ()))), recipe.model)
     args = _arguments(recipe, held_out=held_out is not None)
     rows = _packed_rows(train.tokens, recipe.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(rows, args)

@@ -165,7 +165,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge settings: `above` overrides `below`, mappings are merged, null removes a setting."""
+    """Merge settings: `above` overrides `below`, mappings are merged, null removes a setting of the top level."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -257,7 +257,7 @@ def _check_curriculum(training: Mapping[str, Any], where: str) -> None:
 def _mapping(value: Any, where: str) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{where} should be a mapping")
-    return None if value is None else {name: each for name, each in value.items() if each is not None}
+    return value
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
