@@ -245,7 +245,6 @@ def test_a_run_that_goes_on_from_another_working_directory_keeps_its_best_weight
     assert (again["best_step"], again["tuned_loss"]) == (1, first["tuned_loss"])
 
 
-@pytest.mark.long
 def test_a_best_checkpoint_that_was_removed_is_not_named_as_the_best(tmp_path, capsys):
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
@@ -257,6 +256,7 @@ def test_a_best_checkpoint_that_was_removed_is_not_named_as_the_best(tmp_path, c
     assert "checkpoint-1, the best so far, is gone" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_training_stops_where_the_loss_falls_no_longer_killed_or_not(folder, data, tmp_path):
     steps = ("patience=2", "training.learning_rate=0", "training.num_train_epochs=8", "training.save_total_limit=9")
     whole = tune(folder, data, tmp_path / "run", *steps)

@@ -256,7 +256,8 @@ def test_the_best_checkpoint_is_found_beside_the_others(tmp_path, recorded, foun
     state = tmp_path / "checkpoint-20" / "trainer_state.json"
     state.write_text(json.dumps({"global_step": 20, "best_model_checkpoint": recorded}))
     checkpoints.find_best_again(tmp_path / "checkpoint-20")
-    assert json.loads(state.read_text())["best_model_checkpoint"] == found
+    cleared = {"best_global_step": None, "best_metric": None} if recorded and not found else {}
+    assert json.loads(state.read_text()) == {"global_step": 20, "best_model_checkpoint": found, **cleared}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sailkit.distillation import steps
 from sailkit.distillation.estimate import plan_distillation
 from sailkit.distillation.recipe import DistillationRecipe, read_distillation_recipe
 from sailkit.distillation.results import STUDENT, Distillation, DistillationPlan
-from sailkit.distillation.setup import Setup, check_run, open_cache, set_up
+from sailkit.distillation.setup import Setup, check_run, set_up
 from sailkit.distributed import Processes, process_group
 from sailkit.files import jsonl
 from sailkit.models.base import is_endpoint
@@ -160,8 +160,9 @@ def _figures(setup: Setup, targets: steps.StudentTargets, in_order: bool, traine
     if recipe.teacher_outputs:
         figures["answers_in_order"] = in_order
     if targets.train is not None or targets.held_out is not None:
-        cached = open_cache(setup).settings  # of a given cache, which may differ from the recipe
-        figures["cache_settings"] = {"max_length": cached["max_length"], "teacher_style": cached["style"]}
+        # Of a given cache these may differ from the recipe.
+        of_cache = {"max_length": "max_length", "teacher_style": "style"}
+        figures["cache_settings"] = {name: runs.setting_of(setup.cache, key) for name, key in of_cache.items()}
     if targets.train is not None:
         figures["training_targets"] = targets.train.figures
     if targets.held_out is not None:

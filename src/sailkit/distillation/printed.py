@@ -62,10 +62,10 @@ def agreement(run: Distillation) -> list[Intervals]:
 
 def plan_report(plan: DistillationPlan) -> Report:
     """The estimated cost of a distillation."""
-    tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
-    lines = [f"teacher: {plan.teacher}, {tokenizer[plan.same_tokenizer]}; {plan.teacher_tokens:,} tokens to read"]
     if not plan.teacher:
         return training_report.plan_report(plan.training, Text(f"teacher: {plan.teacher_answers:,} recorded answers"))
+    tokenizer = {True: "the same tokenizer", False: "another tokenizer", None: "a tokenizer that cannot be had here"}
+    lines = [f"teacher: {plan.teacher}, {tokenizer[plan.same_tokenizer]}; {plan.teacher_tokens:,} tokens to read"]
     if plan.teacher_seconds:
         lines[0] += f" in {duration(plan.teacher_seconds)}, at the student's operations a second"
     if plan.teacher_answers:

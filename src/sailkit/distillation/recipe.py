@@ -14,6 +14,7 @@ from sailkit.models.base import VLLM, is_endpoint, is_vllm
 from sailkit.prompts.sail import check_style
 from sailkit.records import Method, Precision
 from sailkit.training.library_settings import check_keys
+from sailkit.training.loss_weights import check_loss
 from sailkit.training.recipe import Recipe, check_recipe, read_settings, recipe_name
 
 _OWN = ("method", "teacher", "teacher_style", "teacher_tokenizer", "teacher_outputs", "student_layers", "distillation")
@@ -148,8 +149,7 @@ def _student(values: Mapping[str, Any], method: Method, where: str) -> Recipe:
     if method != "sequence":
         if student.loss_weights is not None:
             raise UserError(f"{where}: loss_weights are not for the distillation of logits; leave them out")
-        if student.training.get("loss_type", "nll") != "nll" or student.training.get("label_smoothing_factor"):
-            raise UserError(f"{where}: loss_type and label_smoothing_factor are not for distillation; leave them out")
+        check_loss(student.training, "distillation")
     return student
 
 

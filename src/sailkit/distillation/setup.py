@@ -121,9 +121,9 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     if args.dataloader_drop_last and len(train) < args.train_batch_size:
         raise UserError(f"training.dataloader_drop_last: {len(train)} rows are no whole batch")
     files = _teacher_files(recipe)
-    if files:
-        check_order(recipe.teacher, files.trained())
-    style = recipe.teacher_style or (trained_style(files.trained()) if files else None)
+    trained = files.trained() if files else {}
+    check_order(recipe.teacher, trained)
+    style = recipe.teacher_style or trained_style(trained)
     return Setup(recipe, out, cache, tuple(train), tuple(held_out), files, style)
 
 

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from sailkit.distillation.loss import LossParts, TargetBatch, TargetTable, causal_lm, distillation_loss, plain_head
 from sailkit.distillation.records import IntArray, Targets
 from sailkit.errors import UserError
-from sailkit.training.segments import check_loss
+from sailkit.training.loss_weights import check_loss
 from sailkit.training.tokenise import IGNORED, Prepared
 from sailkit.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ class DistillTrainer(Trainer):
             UserError: The model's logits are not those of a plain output layer, or the recipe sets another loss.
             ValueError: Targets do not fit their rows.
         """
-        check_loss(more["args"], "distillation")
+        check_loss(vars(more["args"]), "distillation")
         plain_head(model)
         parts = [(targets, *_numbered(train, targets, 0))]
         if held_out is not None:

@@ -89,7 +89,7 @@ class _Row(_Record):
     labeler: str
     stratum: str
     n: int
-    n_claims: int | None = None  # of audits of earlier versions
+    n_claims: int | None = None  # absent in audits of earlier versions
     without_score: int
     informative_share: FiniteFloat
     majority_accuracy: FiniteFloat

@@ -42,14 +42,14 @@ def find_best_again(checkpoint: Path) -> None:
     state = jsonl.read_json(checkpoint / _STATE)
     best = state.get("best_model_checkpoint")
     here = checkpoint.parent / Path(best or "").name
-    if not best or (Path(best) == here and here.exists()):
-        return
-    if here.exists():
-        changes: dict[str, Any] = {"best_model_checkpoint": str(here)}
-    else:
+    changes: dict[str, Any] = {}
+    if best and not here.exists():
         runs.notice(f"{here}, the best so far, is gone; the best of the evaluations from here on is kept")
         changes = dict.fromkeys(("best_model_checkpoint", "best_global_step", "best_metric"))
-    jsonl.write_json(checkpoint / _STATE, {**state, **changes})
+    elif best and Path(best) != here:
+        changes = {"best_model_checkpoint": str(here)}
+    if changes:
+        jsonl.write_json(checkpoint / _STATE, {**state, **changes})
 
 
 def writing_failed(folder: Path, step: int, error: Exception) -> UserError | None:

@@ -118,7 +118,7 @@ def _train_seeds(recipe: Recipe, out: Path, seeds: int) -> TrainingGroup:
     with process_group() as processes:  # one for all seeds: accelerate does not connect twice
         dates = (runs.setting_of(folder, "recipe", "date") for folder in seed_folders(out))
         date = processes.broadcast(recipe.date or next(filter(None, dates), None) or today())
-        check_group(replace(recipe, date=date), out)
+        check_group(recipe, out)
         for seed in range(first, first + seeds):
             of_seed = replace(recipe, date=date, training={**recipe.training, "seed": seed})
             trained.append(train(of_seed, out / f"seed-{seed}"))

@@ -47,3 +47,17 @@ def read_loss_weights(values: Mapping[str, Any] | None, where: str) -> LossWeigh
             raise UserError(f"{where}.{name} should be a number above 0, not {value!r}")
     weights = LossWeights(**{name: float(value) for name, value in given.items()})
     return None if weights.verification == weights.answer else weights
+
+
+def check_loss(training: Mapping[str, Any], purpose: str) -> None:
+    """Refuse settings of TRL's loss where another one is computed.
+
+    Args:
+        training: Settings of TRL's SFTConfig.
+        purpose: What computes another loss, for the error.
+
+    Raises:
+        UserError: There are such settings.
+    """
+    if training.get("loss_type", "nll") != "nll" or training.get("label_smoothing_factor"):
+        raise UserError(f"training: loss_type and label_smoothing_factor are not for {purpose}; leave them out")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from sailkit.errors import UserError
 from sailkit.training.loss_weights import LossWeights
 from sailkit.training.tokenise import IGNORED, Prepared
 
@@ -40,17 +37,3 @@ def unmark(labels: torch.Tensor, weights: LossWeights) -> tuple[torch.Tensor, to
     marked = labels >= _MARK
     scaled = torch.where(marked, weights.verification / least, weights.answer / least)
     return torch.where(marked, labels - _MARK, labels), scaled * (labels != IGNORED)
-
-
-def check_loss(args: Any, purpose: str) -> None:
-    """Refuse settings of TRL's loss where another one is computed.
-
-    Args:
-        args: See `sailkit.training.arguments.sft_config`.
-        purpose: What computes another loss, for the error.
-
-    Raises:
-        UserError: The arguments have such settings.
-    """
-    if args.loss_type != "nll" or args.label_smoothing_factor:
-        raise UserError(f"training: loss_type and label_smoothing_factor are not for {purpose}; leave them out")

@@ -24,9 +24,9 @@ from sailkit.training.callbacks import EarlyStopping, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.inference import inference
 from sailkit.training.loading import number_format, prepare_for_autocast
-from sailkit.training.loss_weights import LossWeights
+from sailkit.training.loss_weights import LossWeights, check_loss
 from sailkit.training.packing import prepare_packing
-from sailkit.training.segments import check_loss, mark_verification, unmark
+from sailkit.training.segments import mark_verification, unmark
 from sailkit.training.token_loss import token_losses
 from sailkit.training.tokenise import IGNORED, Prepared
 
@@ -92,7 +92,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._throughput = 0.0
         self._weights = loss_weights
         if loss_weights is not None:
-            check_loss(args, "loss_weights")
+            check_loss(vars(args), "loss_weights")
             train = replace(train, labels=mark_verification(train))
             held_out = replace(held_out, labels=mark_verification(held_out)) if held_out else None
         self.held_out = held_out
