@@ -154,10 +154,14 @@ def test_processes_that_score_in_threads_write_what_one_writes(tiny, tmp_path):
     """As on GPUs, where a process prepares batches while another of its batches is computed."""
     program = tmp_path / "threads.py"
     program.write_text(
-        "import os, sys, threading\nfrom sailkit.cli import main\nfrom sailkit.evaluation import evaluate as stage\n"
+        "import itertools, os, sys, threading\n"
+        "from sailkit.cli import main\nfrom sailkit.evaluation import evaluate as stage\n"
         f"real, names = stage.answer_batch, open({str(tmp_path)!r} + '/threads-' + os.environ['RANK'], 'w')\n"
+        "calls, at_once = itertools.count(), threading.Barrier(3)\n"
         "def noted(*words):\n"
         "    print(threading.current_thread().name, file=names, flush=True)\n"
+        "    if next(calls) < 3:\n"  # a pool starts no thread while another one is idle
+        "        at_once.wait(60)\n"
         "    return real(*words)\n"
         "stage.answer_batch, stage.scoring_threads = noted, lambda model: 3\n"
         "main(sys.argv[1:])\n"
