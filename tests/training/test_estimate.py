@@ -116,6 +116,19 @@ def test_steps_are_those_that_the_trainer_plans(shared, data, tmp_path, more):
     assert plan_training(told).steps == planned
 
 
+def test_a_decay_of_the_learning_rate_longer_than_the_run_is_refused(shared, data):
+    """Four steps: 60 rows, 16 a step."""
+    schedule = ["training.num_train_epochs=1", "training.lr_scheduler_type=warmup_stable_decay"]
+    settings = {"model": str(shared / "models" / "stories260k"), "data": [str(data)]}
+    fits, too_long = (
+        read_recipe(None, settings, [*schedule, f"training.lr_scheduler_kwargs={{num_decay_steps: {steps}}}"])
+        for steps in (4, 5)
+    )
+    assert plan_training(fits).steps == 4
+    with pytest.raises(UserError, match="num_decay_steps 5 does not fit into 4 steps"):
+        plan_training(too_long)
+
+
 def test_without_a_tokenizer_tokens_are_estimated_and_said_to_be(llama, data, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()

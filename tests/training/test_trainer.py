@@ -39,6 +39,28 @@ def trainer(folder, tokenizer, rows, out, held_out=None, model=None, **training)
     return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=held_out)
 
 
+def rates(one):
+    """The learning rate of each step as a share of its peak."""
+    schedule = one.create_scheduler(steps := one.planned_steps(), one.create_optimizer())
+    return [schedule.lr_lambdas[0](step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("decay", [0.25, 4])
+def test_the_decay_of_the_learning_rate_is_a_number_or_a_share_of_all_steps(folder, tokenizer, rows, tmp_path, decay):
+    kwargs = {"num_decay_steps": decay, "decay_type": "linear"}
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": kwargs, "warmup_steps": 0.125}
+    one = trainer(folder, tokenizer, rows, tmp_path, max_steps=16, **schedule)
+    assert rates(one) == [0, 0.5, *[1] * 10, 1, 0.75, 0.5, 0.25]
+    assert one.args.lr_scheduler_kwargs["num_decay_steps"] == 4
+
+
+@pytest.mark.parametrize("decay", [17, -1])
+def test_a_decay_that_does_not_fit_into_the_run_is_refused(folder, tokenizer, rows, tmp_path, decay):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": decay}}
+    with pytest.raises(UserError, match=f"num_decay_steps {decay} does not fit into 16 steps"):
+        trainer(folder, tokenizer, rows, tmp_path, max_steps=16, **schedule)
+
+
 def batches(one):
     return list(one.get_train_dataloader())
 

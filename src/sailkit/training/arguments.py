@@ -86,6 +86,32 @@ def sft_config(recipe: Recipe, folder: Path, *, held_out: bool) -> Any:
     return _on_one_gpu(config)
 
 
+def scheduler_kwargs(config: Any, steps: int) -> dict[str, Any] | None:
+    """The `lr_scheduler_kwargs` of a run, in which a share of steps has become a number of steps.
+
+    Like `warmup_steps`, `num_decay_steps` is a share of all steps if it is below 1. Transformers takes a number only,
+    and where it is larger than the run, its schedule silently starts in the middle of the decay.
+
+    Args:
+        config: The SFTConfig.
+        steps: The steps of the run.
+
+    Raises:
+        UserError: The number is negative or larger than that of all steps.
+    """
+    kwargs = config.lr_scheduler_kwargs
+    if not kwargs or "num_decay_steps" not in kwargs:
+        return kwargs
+    decay, warmup = kwargs["num_decay_steps"], config.get_warmup_steps(steps)
+    decay = round(decay * steps) if 0 < decay < 1 else decay
+    if not 0 <= decay <= steps:
+        raise UserError(
+            f"training.lr_scheduler_kwargs: num_decay_steps {decay} does not fit into {steps} steps; a number below 1 "
+            "is a share of all steps"
+        )
+    return {**kwargs, "num_decay_steps": min(decay, steps - warmup)}
+
+
 def needs_loss_scaling(recipe: Recipe, device: torch.device) -> bool:
     """Whether adapters are trained on a float16 base, as on GPUs without bfloat16 (V100, T4).
 

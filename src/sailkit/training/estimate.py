@@ -76,6 +76,7 @@ def plan_training(
     args = _arguments(recipe, held_out=held_out is not None)
     rows = _packed_rows(train.tokens, recipe.max_length, args) if args.packing else len(train.tokens)
     steps = _steps(rows, args)
+    _check_schedule(recipe, args, steps["steps"])
     epochs = steps["steps"] / steps["steps_per_epoch"]
     tokens_in_all = round(epochs * sum(train.tokens))
     plan = TrainingPlan(
@@ -140,6 +141,13 @@ def _arguments(recipe: Recipe, *, held_out: bool) -> Any:
     from sailkit.training.arguments import sft_config
 
     return sft_config(recipe, Path(), held_out=held_out)
+
+
+def _check_schedule(recipe: Recipe, args: Any, steps: int) -> None:
+    if "lr_scheduler_kwargs" in recipe.training:  # else `args` may be a part of the SFTConfig
+        from sailkit.training.arguments import scheduler_kwargs
+
+        scheduler_kwargs(args, steps)
 
 
 def _sizes(

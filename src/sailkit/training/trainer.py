@@ -18,6 +18,7 @@ from sailkit.distributed import Processes
 from sailkit.errors import UserError, nearest
 from sailkit.models.checks import memory_for
 from sailkit.models.rope import rope_lengths
+from sailkit.training.arguments import scheduler_kwargs
 from sailkit.training.batch_log import BatchLog
 from sailkit.training.batches import CurriculumFirst, SeededByEpoch, regroup_by_length
 from sailkit.training.callbacks import EarlyStopping, Speed
@@ -122,6 +123,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 prepare_packing(self.model, self.data_collator, train.ids, dtype, check=not self.is_sharded)
         if not len(self.get_train_dataloader()):
             raise UserError(f"training.dataloader_drop_last: {len(self.train_dataset)} rows are no whole batch")
+        args.lr_scheduler_kwargs = scheduler_kwargs(args, self.planned_steps())
         # Undo TRL's default of EOS as the padding token: saved with the tokenizer, it would make other programs mask
         # EOS in training, and the model would never learn to stop.
         tokenizer.pad_token, self.model.config.get_text_config().pad_token_id = padding
@@ -141,8 +143,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             UserError: The loss is not finite, memory is exhausted, or a checkpoint cannot be written; earlier
                 checkpoints are kept.
         """
-        # Weights, optimizer, schedule, data order and random states are restored from the checkpoint, so a killed and
-        # resumed run ends with the same bytes.
+        # The checkpoint restores all state, that of random numbers too: a resumed run ends with the same bytes.
         if checkpoint and (steps := stopped_at(checkpoint)) is not None:
             self.args.max_steps = steps
         try:
@@ -340,8 +341,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _held_out_means(self, sums: list[float]) -> dict[str, float]:
         """The held-out figures, from sums over all batches."""
         total, count, *weighted = sums
-        figures = {"loss": total / max(count, 1)}
-        return figures | ({"weighted_loss": weighted[0] / max(weighted[1], 1)} if weighted else {})
+        return {"loss": total / max(count, 1)} | ({"weighted_loss": weighted[0] / max(weighted[1], 1)} if weighted else {})
 
 
 def _dataset(prepared: Prepared | None) -> Any:
