@@ -91,6 +91,23 @@ def test_a_reader_is_told_figures_data_and_limits():
     assert 'sailkit.ask("' in blind[blind.index("\n## Use\n") :]
 
 
+def test_several_data_sets_have_their_names_and_those_of_their_flags():
+    flags = {"flag_messages": {"shortcut": ["the question tells"], "x": ["few rows"]}}
+    cards = [
+        {"data": "runs/mine/a", "card": {**CARD, "flag_messages": {"x": ["few rows"]}}},
+        {"data": "runs/mine/b", "card": {**CARD, "flag_messages": {}}},
+        {"data": "all of these together", "card": flags},
+    ]
+    settings = {"settings": {"recipe": {}}, "environment": {"versions": {"sailkit": "1"}}}
+    text = model_card(Recipe("owner/base", ("a", "b")), Source(Path("nowhere")), FIGURES, cards, settings)
+    assert "| | a |" in text
+    assert "| | b |" in text
+    assert "- a, all of these together: few rows" in text
+    assert "- all of these together: the question tells" in text
+    assert "no data card" not in text
+    assert "mine" not in text
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_stay_texts(text):
     read, made = card(text=text)

@@ -175,7 +175,7 @@ def _sections(
     return [
         *known,
         Section("Training data", [facts.side_by_side(names, trained, capitalised),
-                                  *(facts.card_facts(name, card) for name, card in data.items())]),
+                                  *facts.card_facts(data.items())]),
         Section("Recipe", [facts.side_by_side(names, recipes)]),
         *([Section("Settings in effect", [Text(ALL_SETTINGS), facts.side_by_side(names, effective)])]
           if any(effective) else []),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sailkit.files import jsonl
@@ -113,10 +114,14 @@ def effective_rows(manifest: Mapping[str, Any]) -> list[Fact]:
 
 
 def doubts(cards: Iterable[Mapping[str, Any]]) -> list[Flags]:
-    """The distinct flags of data cards."""
-    messages = (card["card"].get("flag_messages", {}) for card in cards if card["card"])
-    texts = dict.fromkeys(str(text) for own in messages for texts in own.values() for text in texts)
-    return [Flags("", {"": list(texts)})] if texts else []
+    """The distinct flags of data cards, with the names of the data sets if there are several."""
+    known = {str(card["data"]): card["card"] or {} for card in cards}
+    names: dict[str, list[str]] = {}
+    for name, card in known.items():
+        for text in chain.from_iterable(card.get("flag_messages", {}).values()):
+            names.setdefault(str(text), []).append(name)
+    texts = [f"{', '.join(of)}: {text}" if len(known) > 1 else text for text, of in names.items()]
+    return [Flags("", {"": texts})] if texts else []
 
 
 def sentences(texts: Iterable[str]) -> Bullets:
@@ -124,10 +129,14 @@ def sentences(texts: Iterable[str]) -> Bullets:
     return Bullets([("", text) for text in texts])
 
 
-def card_facts(name: str, card: Mapping[str, Any] | None) -> Facts | Text:
-    """The figures of a data card."""
-    rows = quoted(card)
-    return column(name, rows) if rows else Text(f"{name} has no data card.")
+def card_facts(cards: Iterable[tuple[str, Mapping[str, Any] | None]]) -> list[Facts | Text]:
+    """The figures of data cards; the flags of a mixture have none."""
+    facts = [(name, card, quoted(card)) for name, card in cards]
+    return [
+        column(name, rows) if rows else Text(f"{name} has no data card.")
+        for name, card, rows in facts
+        if rows or card is None
+    ]
 
 
 def column(name: str, rows: Sequence[Fact], *, literal: bool = False) -> Facts:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sailkit.console import notice
 from sailkit.files import jsonl
 from sailkit.stats.intervals import LEAST_ROWS, Estimate, interval, resampled_sums
 from sailkit.training.inference import inference
@@ -51,6 +52,8 @@ def measure_held_out(trainer: Any, folder: Path, prefix: str) -> dict[str, float
         folder: The run folder.
         prefix: Prefix of the figures' names and of the file name: `base` or `tuned`.
     """
+    when = {"base": "before", "tuned": "after"}[prefix]
+    notice(f"measuring {len(trainer.held_out.ids)} held-out rows, {when} training")  # it may take minutes
     figures: dict[str, float] = trainer.evaluate(metric_key_prefix=prefix)
     rows = row_losses(trainer)
     if trainer.processes.is_main:

@@ -94,6 +94,7 @@ def _card_sections(
     settings = {k: v for k, v in manifest["settings"]["recipe"].items() if k not in elsewhere}
     effective = facts.effective_rows(manifest)
     rows, results = facts.before_and_after(figures), figures.get("tuned_flagging_results")
+    cards = [{**card, "data": Path(str(card["data"])).name} for card in cards]
     held_out = f"{figures.get('held_out_rows', 0)} held-out rows" + (f", {results} search results" if results else "")
     sections: dict[str, list[Block]] = {
         "Intended use": [Text(_INTENDED_USE)],
@@ -101,7 +102,7 @@ def _card_sections(
         "Limits of these figures": [facts.sentences(facts.limits(figures))],
         "Training data": [
             facts.column("the run", facts.trained_on(figures)),
-            *(facts.card_facts(_public(card["data"]), card["card"]) for card in cards),
+            *facts.card_facts((card["data"], card["card"]) for card in cards),
             *facts.doubts(cards),
         ],
         "Recipe": [facts.column("value", facts.recipe_rows(settings), literal=True)],

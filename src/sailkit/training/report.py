@@ -100,7 +100,7 @@ def _sections(folder: Path, manifest: Mapping[str, Any], figures: Mapping[str, A
         "Hardest held-out rows": [*_hardest(folder)],
         "Training data": [
             facts.column("the run", facts.trained_on(figures)),
-            *(facts.card_facts(str(card["data"]), card["card"]) for card in cards),
+            *facts.card_facts((str(card["data"]), card["card"]) for card in cards),
         ],
         "Rows left out": [*_dropped(folder)],
         "Recipe": [facts.column("value", facts.recipe_rows(settings["recipe"]), literal=True)],

@@ -99,7 +99,7 @@ def _sections(trained: Sequence[_Run], verdicts: Sequence[str], headlines: Seque
         "Figures": _figures(trained),
         "Settings that differ": [differing] if differing.rows else [Text("None.")],
         "Settings in common": [Text(ALL_SETTINGS), same] if same.rows else [],
-        "Training data": [counts, *(facts.card_facts(name, card) for name, card in data.items())],
+        "Training data": [counts, *facts.card_facts(data.items())],
         "Command": [*command_blocks({run.name: run.manifest for run in trained})],
         "Provenance": [Facts(names, provenance, [name for key, name in PROVENANCE.items() if key != "started_at"])],
     }  # fmt: skip
