@@ -99,7 +99,7 @@ def scheduler_kwargs(config: Any, steps: int) -> dict[str, Any] | None:
     Raises:
         UserError: The number is negative or larger than that of all steps.
     """
-    kwargs = config.lr_scheduler_kwargs
+    kwargs: dict[str, Any] | None = config.lr_scheduler_kwargs
     if not kwargs or "num_decay_steps" not in kwargs:
         return kwargs
     decay, warmup = kwargs["num_decay_steps"], config.get_warmup_steps(steps)

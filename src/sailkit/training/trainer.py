@@ -340,11 +340,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _held_out_means(self, sums: list[float]) -> dict[str, float]:
         """The held-out figures, from sums over all batches."""
-        total, count, *weighted = sums
-        return {"loss": total / max(count, 1)} | ({"weighted_loss": weighted[0] / max(weighted[1], 1)} if weighted else {})
+        total, count, *rest = sums
+        weighted = {"weighted_loss": rest[0] / max(rest[1], 1)} if rest else {}
+        return {"loss": total / max(count, 1), **weighted}
 
 
-def _dataset(prepared: Prepared | None) -> Any:
-    assert prepared is not None
-    rows = zip(prepared.ids, prepared.labels, strict=True)
-    return datasets.Dataset.from_list([{"input_ids": list(ids), "labels": list(labels)} for ids, labels in rows])
+def _dataset(rows: Prepared | None) -> Any:
+    assert rows is not None
+    return datasets.Dataset.from_dict({"input_ids": [*map(list, rows.ids)], "labels": [*map(list, rows.labels)]})
