@@ -34,6 +34,13 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("value", ["2.7", "abc"])
+def test_a_number_that_must_be_whole_is_not_rounded(value, tmp_path):
+    done = sailkit("evaluate", "--model", "x", "--task", "sample-facts", "--limit", value, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert f"--limit: should be a whole number, not '{value}'" in " ".join(done.stderr.split())
+
+
 @pytest.fixture(scope="module")
 def overview() -> str:
     return sailkit("--help").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -65,6 +66,19 @@ def test_the_examples_of_the_page_work_as_they_stand(folder):
     manifest = json.loads(Path("runs/yes/manifest.json").read_text())
     assert "my_model:Yes" in json.dumps(manifest)
     assert "plugin_source_sha256" in json.dumps(manifest)
+
+
+def test_a_plug_in_whose_class_is_elsewhere_is_another_one_if_its_module_changes(folder, monkeypatch):
+    Path("base_labeler.py").write_text(FILES["my_labeler.py"])
+    name = next(iter(re.findall(r"^class (\w+)", FILES["my_labeler.py"], re.MULTILINE)))
+    digests = set()
+    for number in range(2):
+        Path("derived.py").write_text(f"from base_labeler import {name}\nthreshold = {number}\nmine = {name}()\n")
+        for module in ("derived", "base_labeler"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        importlib.invalidate_caches()
+        digests.add(load_plugin("derived:mine", Labeler).describe()["plugin_source_sha256"])
+    assert len(digests) == 2
 
 
 def test_a_task_of_the_page_is_measured(folder):

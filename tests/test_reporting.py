@@ -13,6 +13,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -151,6 +152,18 @@ def test_one_set_leads_with_what_it_is_worth(tmp_path):
 )
 def test_the_sentence_follows_the_figures(tmp_path, rows, words):
     assert words in made(tmp_path, run_folder(tmp_path / "a", rows))[2].verdict
+
+
+def test_no_code_is_imported_that_a_run_folder_names(tmp_path, monkeypatch):
+    """Someone else's run folder may name a task that is code beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("evil.py").write_text("open('ran', 'w')\ntask = {}\n")
+    Path("evil.yaml").write_text("extends: evil:task\n")
+    silent = replace(prediction(1, label=None, outcome="unreadable", raw_output="Hm."), id="x")
+    for number, task in enumerate(("evil:task", "evil.yaml")):
+        made(tmp_path, run_folder(tmp_path / f"run{number}", [*good(), silent], task=task))
+    assert not Path("ran").exists()
 
 
 def test_two_sets_are_compared(tmp_path):
@@ -429,7 +442,7 @@ def test_hostile_names_stay_names(tmp_path):
     page, markdown, _ = made(tmp_path, *sets, title="</title><script>1</script>")
     plain, _, _ = made(tmp_path, run_folder(tmp_path / "w" / "x", good()), sets[1])
     assert page.tags == plain.tags
-    assert "x<img src=y onerror=alert(1)>|`b`\ufffd*_[l](u)\ufffd\ufffd" in page.text
+    assert "x<img src=y onerror=alert(1)>|`b` *_[l](u)\ufffd\ufffd" in page.text
     assert "<img" not in markdown
     assert "</title" not in markdown
     for table in re.findall(r"(?:^\|.*\n)+", markdown, re.M):

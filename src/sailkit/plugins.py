@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import operator
@@ -135,7 +136,7 @@ def load_plugin(name: str, protocol: type) -> Any:
         protocol: The protocol, such as `Labeler`.
 
     Returns:
-        The object; its `describe` also holds the sha256 of the file that defines it.
+        The object; its `describe` also holds the sha256 of its module, and of its class where that is in another file.
 
     Raises:
         UserError: The plug-in cannot be loaded, or lacks a member of the protocol.
@@ -147,12 +148,19 @@ def load_plugin(name: str, protocol: type) -> Any:
         except TypeError as error:
             raise UserError(f"{name}: a class is called without arguments: {error}") from None
         plugin = plugin()
-    try:
-        source = jsonl.file_fingerprint([inspect.getfile(type(plugin))])
-    except (OSError, TypeError):
-        source = None
+    source = _source_fingerprint(sys.modules[name.partition(":")[0]], type(plugin))
     # The description holds the source, so that changed code cannot continue a run.
     return checked_plugin(plugin, protocol, name, {"plugin": name, "plugin_source_sha256": source})
+
+
+def _source_fingerprint(*sources: Any) -> str | None:
+    """sha256 of the files that define a module and the class of an object in it; None if neither has a file."""
+    files: dict[str, None] = {}  # in order, and each once
+    for source in sources:
+        with contextlib.suppress(OSError, TypeError):  # built into Python
+            files[inspect.getfile(source)] = None
+    existing = [file for file in files if Path(file).is_file()]
+    return jsonl.file_fingerprint(existing) if existing else None
 
 
 def checked_plugin(plugin: Any, protocol: type, name: str, source: Mapping[str, Any] | None = None) -> Any:

@@ -6,9 +6,11 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
+
+from cyclopts import Parameter, Token
 
 _WORDS = (str, int, float, bool, Path, types.NoneType)  # types that a command-line argument can have
 
@@ -30,7 +32,8 @@ def for_command_line(stage: Callable[..., Any], *more: inspect.Parameter) -> Cal
 
     hints = typing.get_type_hints(stage, include_extras=True)
     signature = inspect.signature(stage)
-    parameters = [*(p.replace(annotation=_writable(hints[p.name])) for p in signature.parameters.values()), *more]
+    written = {name: _whole_numbers(_writable(hint)) for name, hint in hints.items() if name != "return"}
+    parameters = [*(p.replace(annotation=written[p.name]) for p in signature.parameters.values()), *more]
     call.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     call.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": None}
     return call
@@ -48,6 +51,20 @@ def _writable(hint: Any) -> Any:
     if origin is list:
         return list[_writable(members[0])]  # type: ignore[misc]
     return hint
+
+
+def _whole_numbers(hint: Any) -> Any:
+    """A hint for whole numbers with a converter that refuses 2.7, which cyclopts would round."""
+    bare = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    members = typing.get_args(bare) if typing.get_origin(bare) in (Union, types.UnionType) else (bare,)
+    return Annotated[hint, Parameter(converter=_whole_number)] if {*members} - {types.NoneType} == {int} else hint
+
+
+def _whole_number(_: Any, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"should be a whole number, not {tokens[0].value!r}") from None
 
 
 def _is_writable(hint: Any) -> bool:

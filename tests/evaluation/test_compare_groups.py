@@ -13,7 +13,7 @@ from sailkit.cli import main
 from sailkit.errors import UserError
 from sailkit.evaluation.compare import compare
 from sailkit.evaluation.group_results import GroupComparison
-from sailkit.evaluation.groups import is_group
+from sailkit.evaluation.groups import is_group, load_group
 from sailkit.evaluation.predictions import PREDICTIONS, to_row
 from sailkit.files import jsonl
 from sailkit.prompts.parse import ANSWER_RULES_VERSION
@@ -230,6 +230,11 @@ def test_two_draws_of_random_results_have_no_interaction(tmp_path, old):
 
 def test_a_list_that_is_too_long_for_a_path_is_a_list():
     assert is_group(",".join(f"run-{number}" for number in range(100)))
+
+
+def test_a_list_of_no_runs_is_one_line():
+    with pytest.raises(UserError, match="',' names no run folder"):
+        load_group(",")
 
 
 def test_groups_may_be_listed(tmp_path):

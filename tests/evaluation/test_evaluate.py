@@ -249,6 +249,8 @@ def test_limit_csv_and_a_reference_model(tiny, task, tmp_path):
     # This model says nothing readable, so every figure must still be against the data set's labels, and say so.
     assert figures["against"] == "human"
     assert "reference-silent" in figures["flags"]
+    again = evaluate(model=tiny, task=str(task), out=tmp_path / "run", limit=9)  # the labels of the reference remain
+    assert again.to_json()["flags"] == figures["flags"]
     with pytest.raises(UserError, match="`repeats` asks an endpoint again"):
         evaluate(model=tiny, task=str(task), out=tmp_path / "run", limit=9, reference=tiny, repeats=2)
 

@@ -125,6 +125,24 @@ def test_results_of_another_item_are_refused(tmp_path):
         with_results_of(file, ITEMS[:3])
 
 
+def test_results_of_rows_with_shifted_numbers_are_refused(tmp_path):
+    """The task leaves a row out that the search counted, and no query is the text of an item in use."""
+    file = tmp_path / "results.jsonl"
+    texts = ["a row without a label", *(item.text for item in ITEMS)]
+    rows = [{"id": str(n), "instruction": text, "results": [{"body": "hit"}]} for n, text in enumerate(texts)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="the results of '0' are those of another text, and its own are those of '1'"):
+        with_results_of(file, ITEMS[:1])
+
+
+def test_other_results_are_drawn_where_nearly_all_are_of_the_own_group():
+    rows = [item(number, 1, "large") for number in range(99)] + [item(99, 1, "small"), item(100, 1, "small")]
+    drawn = with_search_results(rows, "random", 1, 0, rows)
+    assert {one.evidence[0].body for one in drawn[:99]} <= {"passage 99.0", "passage 100.0"}
+    rows = [item(number, 2, "large") for number in range(99)] + [item(99, 1, "small"), item(100, 1, "small")]
+    assert {len({r.body for r in one.evidence}) for one in with_search_results(rows, "random", 2, 0, rows)[:99]} == {2}
+
+
 def test_none_is_none():
     assert all(one.evidence == () for one in with_search_results(ITEMS, "none", 3, 0, ITEMS))
 

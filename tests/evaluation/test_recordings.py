@@ -17,6 +17,7 @@ from sailkit.evaluation.logs import chosen_letter, read_sample_log
 from sailkit.evaluation.recordings import load_recording
 from sailkit.evaluation.rescore import rescore
 from sailkit.records import Prediction
+from sailkit.reporting import report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the answers of filter 'first-word':RuntimeWarning")
 
@@ -48,6 +49,39 @@ def score_of(name: str) -> float:
         return mean([row["metric"][metric] for row in rows])
     log = json.loads((LOGS / "inspect.json").read_text())
     return mean([float(next(iter(s["scores"].values()))["value"] == "C") for s in log["samples"]])
+
+
+def test_a_choice_without_any_probability_is_read_and_nan_is_refused(tmp_path):
+    rows = [json.loads(line) for line in (LOGS / "lm-eval-choice.jsonl").read_text().splitlines()]
+    path = tmp_path / "samples_choice.jsonl"
+
+    def write(*values: str) -> Path:
+        rows[0]["resps"] = [[[value, "False"]] for value in values]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    report(write("-inf", "-1.0"), task="sample-claims", out=tmp_path / "page.html")
+    assert "Infinity" not in (tmp_path / "page.html").read_text()
+    for values in (("nan", "-1.0"), ("-inf", "-inf")):
+        with pytest.raises(UserError, match="line 1: not a sample as lm-evaluation-harness writes it"):
+            rescore(write(*values), task="sample-claims")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval": "x"},
+        {"samples": ["x"]},
+        {"samples": {"a": 1}},
+        {"eval": {"dataset": [1]}},
+        {"eval": {"dataset": {"sample_ids": 3}}},
+    ],
+)
+def test_a_log_of_another_structure_is_one_line(tmp_path, change):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(json.loads((LOGS / "inspect.json").read_text()) | change))
+    with pytest.raises(UserError, match="not a sample as inspect_ai writes it"):
+        rescore(path, task="sample-claims")
 
 
 @pytest.mark.parametrize("name", GENERATED)

@@ -12,8 +12,10 @@ from sklearn import metrics as sk
 
 from sailkit.cli import main
 from sailkit.errors import UserError
+from sailkit.evaluation.compare import compare
 from sailkit.evaluation.predictions import field_names
 from sailkit.evaluation.rescore import rescore
+from sailkit.reporting import report
 
 FIELDS = {
     "id": "number",
@@ -23,6 +25,7 @@ FIELDS = {
     "prediction": "parsed",
     "reference": "gpt",
 }
+LABELS = ("SUPPORTS", "REFUTES")
 COMMON = ["published-differs", "sampled-reference", "default-class-parser", "constant-predictor", "mixed-f1-kinds"]
 
 
@@ -42,6 +45,24 @@ def figures_of(truth: list[str], said: list[str], labels: tuple[str, str], prefi
         f"{prefix}mcc": sk.matthews_corrcoef(truth, said),
         **{f"{prefix}f1_{label}": value for label, value in zip(labels, each, strict=True)},
     }
+
+
+def test_an_item_is_no_member_of_the_group_that_has_its_name(tmp_path):
+    rows = [row(n, LABELS[n % 2]) | ({"group": str(n - 20)} if n > 20 else {}) for n in range(1, 41)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (figures,) = rescored(path)
+    assert (figures["n"], figures["groups"]) == (40, 40)
+
+
+def test_columns_that_are_called_like_settings_may_hold_anything(tmp_path):
+    paths = []
+    for name in ("bm25", "dense"):
+        rows = [row(n, LABELS[n % 2], search={"engine": name}, protocol=["x"]) for n in range(30)]
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert "search" in str(compare(*paths))
+    report(paths[0], out=tmp_path / "page.html")
 
 
 def row(number: int, label: str = "SUPPORTS", output: str = "Correct", **more: object) -> dict[str, object]:

@@ -137,6 +137,15 @@ def test_a_file_is_replaced_whole_or_left_alone(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["result.json"]
 
 
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    jsonl.write_json(tmp_path / "pipe", {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_failed_write_leaves_no_litter(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match=r"^cannot write .*taken: Is a directory$"):

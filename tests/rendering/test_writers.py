@@ -181,3 +181,10 @@ def test_a_notebook_shows_the_plots_of_a_result_that_its_text_leaves_out():
     described = model.short("", "", model.Plots([curve]))
     assert "Loss: training from 2 at step 0 to 1 at step 9" in terminal.text(described)
     assert "Loss: training from 2 at step 0 to 1 at step 9" in markdown.body(described)
+
+
+def test_a_line_break_is_no_unsafe_character():
+    report = every_block("first\nsecond\t")
+    pages, text = html.page(report) + html.fragment(report), markdown.body(report)
+    assert "\ufffd" not in pages + text
+    assert "first second t" in " ".join(text.split())

@@ -27,6 +27,14 @@ def test_a_fingerprint_holds_names_that_become_titles(tmp_path):
     assert read_passages([folder]) == [Passage("b", "Seals.")]
 
 
+def test_a_table_of_documents_is_the_same_in_a_folder(tmp_path):
+    rows = [{"title": "Paris", "text": "On the Seine.", "url": "https://example.org/p"}, {"text": "Bees."}]
+    (tmp_path / "docs.json").write_text(json.dumps(rows))
+    passages = read_passages([tmp_path / "docs.json"])
+    assert passages == [Passage("Paris", "On the Seine.", "https://example.org/p"), Passage("", "Bees.")]
+    assert read_passages([tmp_path]) == passages
+
+
 def test_a_fingerprint_is_of_the_content_and_not_of_the_place_or_the_time(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -27,12 +27,12 @@ def read(tmp_path, *rows, **options):
         {"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}]},
         {"prompt": f"{ALPACA}Add.\n\n### Input:\n1 1\n\n### Response:", "completion": "2"},
         {"prompt": "### Instruction: Add.\n### Input: 1 1\n### Response:\n", "completion": "2"},
-        {"instruction": "Add.", "input": "1 1", "output": 2, "id": 0},
+        {"instruction": "Add.", "input": "1 1", "output": 2, "id": 1},
         {"prompt": f"{ALPACA}Add.\n\n### Input:\n1 1\n\n### Response:", "output": "2"},
     ],
 )
 def test_each_form_says_the_same(tmp_path, row):
-    assert read(tmp_path, row) == [Instruction("0", "Add.", "1 1", "2")]
+    assert read(tmp_path, row) == [Instruction("1", "Add.", "1 1", "2")]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_several_answers_are_listed_and_fields_may_have_other_names(tmp_path):
             [{"instruction": "a", "id": "x"}, {"instruction": "b", "id": "x"}],
             r"line 2: id 'x' was used before, .*line 1",
         ),
-        ([{"instruction": "a", "id": 1}, {"instruction": "b"}], r"line 2: id '1' was used before"),
+        ([{"instruction": "a", "id": 2}, {"instruction": "b"}], r"line 2: id '2' was used before"),
         ([{"text": "a"}], r"line 1: no field 'instruction' \(found: text\)"),
         ([{"instruction": {"a": 1}}], r"line 1: field 'instruction' should be text, found dict"),
         ([{"instruction": "\ud800"}], "half a surrogate pair"),
@@ -87,6 +87,6 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path, rows, message):
 
 def test_only_the_first_are_read_where_a_limit_is_given(tmp_path):
     assert [one.id for one in read(tmp_path, {"instruction": "a"}, {"instruction": "b"}, {"broken": 1}, limit=2)] == [
-        "0",
         "1",
+        "2",
     ]

@@ -48,6 +48,23 @@ def complaint(call, *arguments: object) -> str:
     return message
 
 
+def test_a_label_that_is_in_use_twice_and_a_word_of_signs_are_refused(tmp_path):
+    twice = complaint(load_task, own(tmp_path, default_labels=["sour", "sour"]))
+    assert "default_labels: a label is there twice" in twice
+    signs = {"sweet": {"answer": "+"}, "sour": {"answer": "Sour"}}
+    assert "'+' of sweet has no letter or digit" in complaint(load_task, own(tmp_path, labels=signs))
+
+
+def test_a_row_without_a_group_is_none_of_the_group_of_its_name(tmp_path):
+    fields = {"id": "id", "text": "text", "label": "label", "group": "group"}
+    rows = [{"id": str(n), "text": f"t{n}", "label": "sour", "group": g} for n, g in enumerate(["", "", "1", "1"])]
+    (tmp_path / "fruit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(own(tmp_path, data={"file": "fruit.jsonl", "fields": fields}))
+    groups = [example.group for example in task.load().examples]
+    assert len({*groups}) == 3
+    assert groups[2:] == ["1", "1"]
+
+
 @pytest.mark.parametrize("name", builtin_tasks())
 def test_built_in_tasks_have_three_protocols_in_three_wordings(name):
     task = load_task(name)
@@ -240,6 +257,15 @@ def test_more_words_of_a_wording_leave_the_answers_of_its_protocol(tmp_path):
     question = load_task(own(tmp_path, protocols={"p": protocol})).question("p", "w")
     assert question.answers == {"sweet": "Yes", "sour": "No"}
     assert question.words == {"Yes": "sweet", "sure": "sweet", "No": "sour"}
+
+
+def test_a_second_table_is_joined_by_a_nested_field(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", "doc": {"text": "Limes."}, "kind": "sour"}) + "\n")
+    (tmp_path / "more.csv").write_text("key,passage\nLimes.,They are green.\n")
+    evidence = {"list": "passages", "body": "passage", "table": {"path": "more.csv", "key": "key"}}
+    fields = {"id": "id", "text": "doc.text", "label": "kind", "evidence": evidence}
+    task = load_task(own(tmp_path, data={"table": "rows.jsonl", "fields": fields}))
+    assert [result.body for result in task.load(tmp_path).examples[0].evidence] == ["They are green."]
 
 
 def test_evidence_without_text_is_none_and_joins_no_claims(tmp_path):

@@ -32,7 +32,7 @@ from sailkit.evaluation.figures import Flag
 from sailkit.evaluation.noise import measure_noise_once
 from sailkit.evaluation.predictions import PREDICTIONS
 from sailkit.evaluation.processes import check_shared, warn_of_unused, write_batches
-from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference
+from sailkit.evaluation.reference import announce_cost, collect_reference, load_reference, reference_flags
 from sailkit.evaluation.results import SETTINGS, Evaluation
 from sailkit.evaluation.seeds import for_each_seed
 from sailkit.evaluation.summary import summarise_predictions
@@ -188,6 +188,7 @@ def evaluate(
         calls = [[prompt_for(plan, item, step) for item in items] for step in range(len(question.steps))]
         generates = answer == "generate" or len(question.steps) > 1
         settings = {
+            "model": loaded.name,
             **loaded.describe(),
             "task": chosen.name,
             "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
@@ -212,7 +213,6 @@ def evaluate(
             "prompts_sha256": jsonl.fingerprint([*question.literals, frames(), styles() if evidence_style else None]),
             "seed": seed,
         }
-        settings.setdefault("model", loaded.name)
         batches = loaded.plan(*_longest_call(plan, calls, generates), [f"item {item.id}" for item in items])
     with ExitStack() as temporary:
         folder = out or Path(temporary.enter_context(TemporaryDirectory(prefix="sailkit-")), _short_name(loaded))
@@ -221,10 +221,9 @@ def evaluate(
             if calibrate:
                 plan = replace(plan, bias=processes.from_main(lambda: _stored_bias(run, loaded, plan)))
             _answer_all(processes, run, loaded, plan, items, batches)
-            flags = [
-                *trained_items_flag(settings, chosen.name, dataset.fingerprint, selected),
-                *(collect_reference(processes, run, judge, chosen, selected, repeats, price) if judge else []),
-            ]
+            if judge:
+                collect_reference(processes, run, judge, chosen, selected, repeats, price)
+            flags = trained_items_flag(settings, chosen.name, dataset.fingerprint, selected)
             evaluation = processes.from_main(lambda: _finish(run, seed, flags, csv_out))
         if out is None:
             weakref.finalize(evaluation, temporary.pop_all().close)
@@ -337,7 +336,7 @@ def _finish(run: runs.Run, seed: int, flags: Sequence[Flag], csv_out: str | Path
         scored=answered.provenance.get("answer") == "logprob", noise=answered.noise,
     )  # fmt: skip
     settings = {name: run.manifest["settings"].get(name) for name in SETTINGS}
-    fields = vars(summary) | {"flags": (*summary.flags, *flags)}
+    fields = vars(summary) | {"flags": (*summary.flags, *flags, *reference_flags(run.folder))}
     evaluation = Evaluation(folder=run.folder, **settings, **fields)
     jsonl.write_json(run.path(runs.METRICS), evaluation.to_json())
     if csv_out is not None:

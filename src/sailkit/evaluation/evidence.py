@@ -169,15 +169,21 @@ def with_results_of(search_run: str | Path, examples: Sequence[Example]) -> tupl
             f"`search_run` {search_run}: no results for {len(missing)} of {len(examples)} items, such as "
             f"{missing[0]!r}; search for the task's own data, with their ids (`fields` id=COLUMN)"
         )
-    # A query may be worded differently from its item, but it is not the text of another item.
+    # A query may be worded differently from its item, but it is not the text of another item, and no other query is.
+    queries = {
+        name: (row.instruction.instruction.strip(), row.instruction.input.strip()) for name, row in searched.items()
+    }
     items = {example.text.strip(): example.id for example in examples}
+    query_of = {text: name for name, texts in queries.items() for text in texts}
     for example in examples:
-        query = searched[example.id].instruction
-        texts = [query.instruction.strip(), query.input.strip()]
-        other = next((items[text] for text in texts if text in items), None)
-        if other is not None and example.text.strip() not in texts:
+        text, texts = example.text.strip(), queries[example.id]
+        other = next((items[query] for query in texts if query in items), None)
+        if text not in texts and (other is not None or text in query_of):
+            what = (
+                f"item {other!r}" if other is not None else f"another text, and its own are those of {query_of[text]!r}"
+            )
             raise UserError(
-                f"`search_run` {search_run}: the results of {example.id!r} are those of item {other!r}; search "
+                f"`search_run` {search_run}: the results of {example.id!r} are those of {what}; search "
                 "with the ids of the task's items (`fields` id=COLUMN)"
             )
     return tuple(replace(example, evidence=searched[example.id].results, stances=()) for example in examples)
@@ -253,6 +259,10 @@ def _random_results(
         if group != example.group and result.body not in seen:
             seen.add(result.body)
             drawn.append(result)
-    if len(drawn) < number:
-        raise UserError(f"`search='random'`: item {example.id}: the other items have too few search results")
+    if len(drawn) < number:  # most results are of the example's own group
+        others = {result.body: result for group, result in candidates if group != example.group}
+        eligible = [result for body, result in others.items() if body not in seen]
+        if len(eligible) < number - len(drawn):
+            raise UserError(f"`search`: item {example.id}: the other items have too few search results")
+        drawn += rng.sample(eligible, number - len(drawn))
     return tuple(drawn)

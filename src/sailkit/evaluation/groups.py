@@ -74,6 +74,8 @@ def load_group(source: str | Path) -> RunGroup:
     path = Path(source)
     listed = not _exists(path)
     folders = [Path(part.strip()) for part in str(source).split(",") if part.strip()] if listed else run_folders(path)
+    if not folders:
+        raise UserError(f"{source!r} names no run folder")
     names = _names(folders)
     common = {folder.name for folder in folders}
     name = path.resolve().name if not listed else common.pop() if len(common) == 1 else " + ".join(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,7 +70,8 @@ def _columns(
         return values if any(values) else None
 
     def logprobs(p: Prediction) -> list[float | None]:
-        return [round(p.answers[word].logprob, 6) if word in p.answers else None for word in words] if p.answers else []
+        known = {word: answer.logprob for word, answer in p.answers.items() if math.isfinite(answer.logprob)}
+        return [round(known[word], 6) if word in known else None for word in words] if p.answers else []
 
     return {
         "answers": [numbers[p.predicted] for p in rows],

@@ -7,6 +7,7 @@ package. Nothing in a log is executed or unpickled.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import zipfile
@@ -131,7 +132,7 @@ def _lm_eval(path: Path, table: Sequence[tuple[int, dict[str, Any]]]) -> SampleL
                 half = len(choices) // 2
                 if choices[:half] == choices[half:]:  # scored once more without the question, for `acc_mutual_info`
                     choices, replies = choices[:half], replies[:half]
-                logprobs = [float(reply[0]) for reply in replies]
+                logprobs = _logprobs(reply[0] for reply in replies)
                 label = _target(sample, choices, choices[logprobs.index(max(logprobs))])
                 row |= {"output": None, "choices": choices, "label": label, "choice_logprobs": logprobs}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -158,13 +159,21 @@ def _lighteval(path: Path, table: Iterable[tuple[int, dict[str, Any]]]) -> Sampl
             if response["text"]:
                 row["output"] = response["text"][0]
             elif len(response["logprobs"] or ()) == len(choices):
-                row |= {"output": None, "choices": choices, "choice_logprobs": list(map(float, response["logprobs"]))}
+                row |= {"output": None, "choices": choices, "choice_logprobs": _logprobs(response["logprobs"])}
             else:
                 raise ValueError("neither a text nor a log-probability for each choice")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _not_a_sample(where, "lighteval", error) from None
         rows.append(row)
     return SampleLog("lighteval", tuple(rows))
+
+
+def _logprobs(values: Iterable[Any]) -> list[float]:
+    """Log-probabilities of the choices, of which some may be -inf, but not all."""
+    logprobs = [float(value) for value in values]
+    if any(math.isnan(value) or value == math.inf for value in logprobs) or max(logprobs) == -math.inf:
+        raise ValueError(f"log-probabilities {logprobs}")
+    return logprobs
 
 
 def _inspect_json(path: Path) -> SampleLog | None:
@@ -194,7 +203,7 @@ def _inspect_archive(path: Path) -> SampleLog:
             ]
     except OSError as error:
         raise jsonl.reading_failed(path, error) from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, RecursionError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, struct.error) as error:  # or encrypted
         raise UserError(f"{path}: not a readable log of inspect_ai ({' '.join(str(error).split())})") from None
     return _inspect(path, log, samples)
 
@@ -222,7 +231,14 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> byte
     return data
 
 
-def _inspect(path: Path, log: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> SampleLog:
+def _inspect(path: Path, log: Any, samples: Any) -> SampleLog:
+    try:
+        return _inspect_log(path, log, samples)
+    except (TypeError, AttributeError) as error:  # of a log, or of samples, that have another structure
+        raise _not_a_sample(str(path), "inspect_ai", error) from None
+
+
+def _inspect_log(path: Path, log: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> SampleLog:
     notes = []
     if (status := log.get("status", "unfinished")) != "success":
         notes.append(f"the run ended with status {status!r}: {len(samples)} samples are recorded")

@@ -239,7 +239,9 @@ def load_table(
             )
         )  # fmt: skip
         extra.append({k: v for k, v in row.items() if k not in names.values()})
-    provenance = {k: v for k in FACTORS if (v := shared_value(extra, k)) is not None} | {"task": known.name}
+    shared = {k: v for k in FACTORS if (v := shared_value(extra, k)) is not None}
+    texts = {k: v if isinstance(v, (str, int, float)) else jsonl.dumps(v) for k, v in shared.items()}
+    provenance = texts | {"task": known.name}
     return PredictionSet(
         path.name.removesuffix(path.suffix), labels, tuple(predictions), provenance, extra=tuple(extra)
     )

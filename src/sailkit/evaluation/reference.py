@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sailkit import runs
@@ -134,7 +135,7 @@ def collect_reference(
     examples: Sequence[Example],
     repeats: int = 1,
     price: str | None = None,
-) -> list[Flag]:
+) -> None:
     """Collect reference labels from a model, and write them to the run's `reference` folder, itself a run folder.
 
     Args:
@@ -145,9 +146,6 @@ def collect_reference(
         examples: The examples to label.
         repeats: Number of answers for each example; the first is its label.
         price: See `announce_cost`.
-
-    Returns:
-        Flags for items to which the reference gave different labels, or none.
     """
     question = task.question("direct")
     answers, limit = list(question.answers.values()), question.new_tokens[0]
@@ -182,8 +180,6 @@ def collect_reference(
         announce_cost(model, [prompts], [limit], repeats, price)
         path, activity = nested.path(PREDICTIONS), f"asking {model.name} for the reference"
         write_batches(processes, path, batches, lambda i: examples[i].id, answer, activity)
-        rows = processes.from_main(lambda: [row for _, row in jsonl.read_rows(path)])
-        return _flags(model.name, rows, repeats)
 
 
 def _read(reply: Reply, words: Mapping[str, str]) -> dict[str, Any]:
@@ -200,8 +196,17 @@ def flip_rate(rows: Sequence[dict[str, Any]]) -> float:
     return flips / max(len(rows), 1)
 
 
-def _flags(name: str, rows: Sequence[dict[str, Any]], repeats: int) -> list[Flag]:
-    flags = []
+def reference_flags(folder: Path) -> list[Flag]:
+    """Flags for items to which the reference gave different labels, or none; empty without reference labels.
+
+    Args:
+        folder: The run folder of the evaluation.
+    """
+    path = folder / REFERENCE_FOLDER / PREDICTIONS
+    if not path.exists():
+        return []
+    settings, rows = runs.read_manifest(path.parent)["settings"], [row for _, row in jsonl.read_rows(path)]
+    name, repeats, flags = settings.get("model", "the reference"), settings["repeats"], []
     if rate := flip_rate(rows):
         flags.append(
             Flag(

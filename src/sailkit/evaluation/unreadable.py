@@ -10,7 +10,7 @@ from sailkit.evaluation.predictions import PredictionSet
 from sailkit.prompts.parse import read_with_reason
 from sailkit.records import Prediction
 from sailkit.rendering.model import Cell, Group, Row, Table
-from sailkit.tasks.task import Task, load_task
+from sailkit.tasks.task import Task, builtin_tasks, load_task
 
 _NO_TEXT = "was not recorded"
 
@@ -42,6 +42,8 @@ def _words(data: PredictionSet, task: str | None) -> Mapping[str, str]:
     """The words with which the answers were read, as far as they are known."""
     name, protocol = task or data.provenance.get("task"), data.provenance.get("protocol")
     try:
+        if task is None and name not in builtin_tasks():  # a manifest may be someone else's, and a task can be code
+            raise UserError(f"{name} does not come with the package")
         known = load_task(str(name), ["all"])
         if not {*data.labels} <= {*known.labels}:  # another task of that name
             raise UserError(f"{name} has other labels")

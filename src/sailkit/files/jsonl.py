@@ -141,10 +141,13 @@ class UniqueIds:
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
-    """Write a file atomically: a temporary file beside it, fsync, rename."""
+    """Write a file atomically: a temporary file beside it, fsync, rename. A pipe or a device is written to as it is."""
     path = Path(path)
     payload = encode(data) if isinstance(data, str) else data
     try:
+        if path.exists() and not path.is_dir() and (not path.is_file() or Path("/dev") in path.parents):
+            path.write_bytes(payload)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, unfinished = _begin(path)
         try:

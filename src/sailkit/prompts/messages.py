@@ -9,6 +9,7 @@ from typing import Any
 
 from sailkit.errors import UserError, nearest
 from sailkit.files.yaml_files import packaged_yaml
+from sailkit.prompts.headings import escape_result
 from sailkit.records import SearchResult
 
 
@@ -90,13 +91,17 @@ def fill(template: str, values: Mapping[str, str | Sequence[Part]], constant: bo
 
 
 def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
-    """Search results as a numbered list of which only the texts may be shortened."""
+    """Search results as a numbered list, out of which no further result comes; only the texts may be shortened."""
     if not results:
         return (Part(frames()["no_results"]),)
     parts: list[Part] = []
     for number, result in enumerate(results, start=1):
         frame = frames()["result" if result.title else "result_untitled"]
-        title, body = (Part(text, trusted=False, shortenable=True) for text in (result.title, result.body))
+        texts = (
+            escape_result(result.title, "chat", begins_line=False),
+            escape_result(result.body, "chat", begins_line=bool(result.title)),
+        )
+        title, body = (Part(text, trusted=False, shortenable=True) for text in texts)
         parts += [Part("\n")] if parts else []
         parts += fill(frame, {"number": [Part(str(number))], "title": [title], "body": [body]}, constant=False)
     return tuple(parts)

@@ -89,7 +89,7 @@ def _json(value: object) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = templates(_TEMPLATES)
+    environment = templates(_TEMPLATES, layout=True)
     environment.filters |= {"kind": _kind, "value": value_of, "note": note_of, "draw": curves.draw,
                             "describe": curves.describe, "bins": reliability.draw,
                             "describe_bins": reliability.describe, "scale": curves.Scale,

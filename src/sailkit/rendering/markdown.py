@@ -11,6 +11,7 @@ from sailkit.rendering.numbers import figure, note_of, sentence, value_of
 from sailkit.text import clean
 
 MARK = "<!-- sailkit report"  # identifies files that sailkit wrote and may overwrite
+_LAYOUT = re.compile(r"\r\n|[\n\t]")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|~$#])")
 
 
@@ -45,8 +46,8 @@ def body(report: model.Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape text for a Markdown paragraph, heading or table cell."""
-    plain = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Escape text for a Markdown paragraph, heading or table cell, in which line breaks and tabs become spaces."""
+    plain = clean(_LAYOUT.sub(" ", text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", plain)
 
 

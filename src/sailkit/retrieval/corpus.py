@@ -159,7 +159,15 @@ def _file_documents(name: str, data: bytes, where: str) -> Iterator[Passage]:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
-    yield from _leaves(tree, [title])
+    if isinstance(tree, list) and tree and all(_is_document(entry) for entry in tree):
+        for number, row in enumerate(tree, start=1):
+            yield from _row_documents(row, f"{where}, row {number}")
+    else:
+        yield from _leaves(tree, [title])
+
+
+def _is_document(entry: Any) -> bool:
+    return isinstance(entry, dict) and ("ctxs" in entry or any(isinstance(entry.get(name), str) for name in _BODIES))
 
 
 def _leaves(tree: Any, path: list[str]) -> Iterator[Passage]:

@@ -29,7 +29,7 @@ def read_instructions(
     """Read instructions from a file or the hub.
 
     Known without `fields`: Alpaca's `{instruction, input, output}`, self-instruct's `instances`, and
-    `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its index.
+    `{prompt, completion}` with or without Alpaca's headings. A row without an id gets its number, from 1.
 
     Args:
         source: A table (see `sailkit.files.tables.read_table`), or a name on the hub (`OWNER/NAME[:SPLIT]`).
@@ -47,7 +47,7 @@ def read_instructions(
     ids = jsonl.UniqueIds()
     for line, row in islice(rows, limit):
         where = f"{source}, line {line}"
-        instructions.append(_instruction(row, names, len(instructions), where))
+        instructions.append(_instruction(row, names, len(instructions) + 1, where))
         ids.add(instructions[-1].id, where)
     if not instructions:
         raise UserError(f"{source}: no instructions")
@@ -64,7 +64,7 @@ def _field_names(fields: Sequence[str] | None) -> dict[str, str]:
     return names
 
 
-def _instruction(row: Mapping[str, Any], names: Mapping[str, str], index: int, where: str) -> Instruction:
+def _instruction(row: Mapping[str, Any], names: Mapping[str, str], number: int, where: str) -> Instruction:
     values = dict(row)
     if "instruction" not in names and "instruction" not in row and isinstance(row.get("prompt"), str):
         values |= _alpaca_fields(row["prompt"]) or {"instruction": row["prompt"]}
@@ -81,7 +81,7 @@ def _instruction(row: Mapping[str, Any], names: Mapping[str, str], index: int, w
             f"{where}: no field 'instruction' (found: {', '.join(sorted(row)) or 'nothing'}); "
             "say which with `fields` instruction=NAME,output=NAME"
         )
-    identity = str(index) if values.get("id") is None else _text(values["id"], "id", where)
+    identity = str(number) if values.get("id") is None else _text(values["id"], "id", where)
     if not identity.strip():
         raise UserError(f"{where}: field 'id' is empty; fill it, or remove the column")
     texts = [_text(values.get(name), name, where) for name in _FIELDS[1:]]
@@ -147,7 +147,7 @@ def read_searched(source: str | Path) -> list[Searched]:
     ids = jsonl.UniqueIds()
     for line, row in read_table(path):
         where = f"{path}, line {line}"
-        instruction = _instruction(row, {}, len(rows), where)
+        instruction = _instruction(row, {}, len(rows) + 1, where)
         ids.add(instruction.id, where)
         if "results" not in row:
             raise UserError(f"{where}: no field 'results'; run  sailkit search  first")

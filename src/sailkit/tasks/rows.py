@@ -59,7 +59,8 @@ def _joined_rows(folder: Path, spec: DataSpec) -> Iterator[tuple[int, dict[str, 
     for line, entry in read_table(path):
         entries.setdefault(jsonl.text_field(entry, key, path, line), []).append(entry)
     for line, row in read_table(folder / spec.table):
-        yield line, {**row, str(evidence.list): entries.get(str(row.get(spec.fields.text)), [])}
+        text = with_nested(row, [spec.fields.text]).get(spec.fields.text)
+        yield line, {**row, str(evidence.list): entries.get(str(text), [])}
 
 
 def memory_rows(rows: Examples, spec: DataSpec) -> Iterator[tuple[Example, str]]:
@@ -116,6 +117,7 @@ def _examples(
     text_of: Callable[[dict[str, Any], str, Path, int], str],
 ) -> Iterator[tuple[Example, str]]:
     named = with_ids([(line, with_nested(row, fields.names())) for line, row in rows], fields.id, path)
+    groups = {str(row[fields.group]) for _, row in named if fields.group and fields.group in row}
     for line, row in named:
         label = row.get(fields.label)
         if fields.label not in row:
@@ -128,7 +130,7 @@ def _examples(
             label=_mapped(label, spec.label_values, None if label is None else _spelled(label)),
             evidence=_evidence(row, fields.evidence, path, line) if fields.evidence else (),
             stances=_stances(row, fields.evidence) if fields.evidence else (),
-            group=group if group.strip() else name,
+            group=group if group.strip() else f"item {name}" if name in groups else name,
         )
         yield example, f"{path}, line {line}"
 

@@ -204,6 +204,8 @@ class TaskSpec(_Spec):
         }
         if self.data.fields and self.data.fields.evidence:
             uses["data.fields.evidence.stances"] = self.data.fields.evidence.stances.values()
+        if len({*self.default_labels}) < len(self.default_labels):
+            raise ValueError("default_labels: a label is there twice")
         for where, names in uses.items():
             for name in names:
                 if name not in self.labels:
@@ -253,7 +255,9 @@ def _check_words(words: Iterable[tuple[str, Sequence[str]]], where: str) -> None
     """Refuse a word that stands for two labels, or that a text cannot tell from the word of another label."""
     seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for label, word in ((label, word) for label, its_words in words for word in its_words):
-        first, other = seen.setdefault(tokens_of(word) or (word,), (word, label))
+        if not tokens_of(word):
+            raise ValueError(f"{where}: {word!r} of {label} has no letter or digit, and signs are not read")
+        first, other = seen.setdefault(tokens_of(word), (word, label))
         if other != label and first.casefold() == word.casefold():
             raise ValueError(f"{where}: {word!r} stands for both {other} and {label}")
         if other != label:
