@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import re
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -18,9 +20,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import forked
-from sailkit import pipeline, steps
+from sailkit import pipeline
 from sailkit.errors import UserError
+from sailkit.overview import resume_point
 from sailkit.pipeline import run
+from sailkit.steps.inputs import content_of
+from sailkit.steps.recipe import dependents, read_recipe
 from small_rows import example, write
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -134,6 +139,76 @@ def test_a_run_names_all_missing_inputs_before_its_first_step(recipe):
     assert run(recipe, out=Path("out"), until="results").steps[0].state == "finished"
 
 
+def test_a_training_recipe_may_be_one_of_the_package(recipe):
+    """By its name, as on the command line."""
+    recipe.write_text("steps: {tuned: {finetune: {recipe: smollm2-flags, data: gone}}}")
+    with pytest.raises(UserError, match=r"^missing inputs: step tuned: gone; paths are"):
+        run(recipe, out="out")
+    recipe.write_text("steps: {tuned: {distill: {recipe: distill-hal}}}")
+    with pytest.raises(UserError, match=r"step tuned: no file distill-hal, .* did you mean 'distill-half'"):
+        run(recipe, out="out", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "missing"),
+    [
+        ("search: {instructions: gone.jsonl, corpus: corpus}", "gone.jsonl"),
+        ("finetune: {model: any, data: corpus, set: {curriculum: nope.jsonl}}", "nope.jsonl"),
+        ("finetune: {model: any, data: corpus, set: ['held_out=[a, corpus]']}", "a"),
+        ("finetune: {recipe: train.yaml, model: any}", "data/first, data/second"),
+        ("finetune: {recipe: gone.yaml}", "gone.yaml"),
+        ("distill: {recipe: train.yaml, data: corpus, set: {teacher_outputs: answers.json}}", "answers.json"),
+        ("evaluate: {model: any, task: task.yaml}", "data/claims.jsonl"),
+    ],
+)
+def test_missing_inputs_that_a_task_or_a_training_recipe_names(recipe, step, missing):
+    Path("train.yaml").write_text("data: [data/first, data/second, corpus]")
+    Path("task.yaml").write_text(TASK.replace("claims.jsonl", "data/claims.jsonl"))
+    recipe.write_text(f"steps: {{first: {{{step}}}}}")
+    with pytest.raises(UserError, match=f"^missing inputs: step first: {missing}; paths are"):
+        run(recipe, out="out")
+    (planned,) = run(recipe, out="out", dry_run=True).steps
+    assert ", ".join(planned.estimate["missing"]) == missing
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("evaluate: {model: any, task: climate-fevr}", "no task 'climate-fevr': did you mean 'climate-fever'"),
+        ("evaluate: {model: any, task: gone.yaml}", "cannot read gone.yaml"),
+        ("evaluate: {model: any, task: 'no_module:TASK'}", "no_module:TASK: No module named 'no_module'"),
+        ("rescore: {files: log.jsonl, task: fevr}", "no task 'fevr'"),
+        ("build: {results: $results, labels: $results, exclude_task: {hsd: corpus, fevr: corpus}}", "no task 'fevr'"),
+        ("finetune: {data: corpus, set: no-value}", "`set` 'no-value': write KEY=VALUE"),
+    ],
+)
+def test_a_task_that_does_not_exist_is_refused_before_the_first_step(recipe, step, message, dry_run):
+    recipe.write_text(RECIPE + f"  last: {{{step}}}\n")
+    with pytest.raises(UserError, match=f"step last: {message}"):
+        run(recipe, out="out", dry_run=dry_run)
+    assert not Path("out").exists()
+
+
+def test_texts_that_are_too_long_for_paths(recipe):
+    long = "x" * 300
+    recipe.write_text(f"steps: {{first: {{search: {{instructions: questions.jsonl, corpus: {long}}}}}}}")
+    assert run(recipe, out="out", dry_run=True).steps[0].estimate == {"missing": [long]}
+    with pytest.raises(UserError, match=r"^missing inputs: step first: xxx"):
+        run(recipe, out="out")
+    for step in (
+        f"finetune: {{recipe: {long}}}",
+        f"search: {{instructions: '{long}:Plugin', engine: '{long}:Engine'}}",
+    ):
+        recipe.write_text(f"steps: {{first: {{{step}}}}}")
+        with pytest.raises(UserError, match="first: "):
+            run(recipe, out="out")
+    recipe.write_text(RECIPE)
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match="File name too long"):
+            run(recipe, out=long, dry_run=dry_run)
+
+
 def test_from_runs_a_step_and_all_after_it_again(recipe):
     with pytest.raises(UserError, match="step results has not finished"):
         run(recipe, out=Path("out"), from_="labels")
@@ -143,6 +218,29 @@ def test_from_runs_a_step_and_all_after_it_again(recipe):
     again = run(recipe, out=Path("out"), from_="examples", until="examples")
     assert states(again) == {"results": "finished", "labels": "finished", "examples": "finished"}
     assert len(list(Path("out", "earlier").iterdir())) == 1
+
+
+def test_two_versions_of_a_step_in_one_second_are_both_kept(recipe, monkeypatch):
+    monkeypatch.setattr("sailkit.journal.time", SimpleNamespace(strftime=lambda _: "20260101-000000"))
+    for _ in range(4):
+        run(recipe, out="out", until="results", from_="results" if Path("out").exists() else None)
+    assert len(list(Path("out", "earlier").iterdir())) == 3
+
+
+def test_a_changed_step_that_is_refused_keeps_its_output(recipe):
+    """Until it writes: once the mistake is undone, hours of work are there again."""
+    recipe.write_text(
+        f"variables: {{limit: 2, k: 2}}\nsteps: {{first: {{search: {SEARCH[:-1]}, k: $k, limit: $limit}}}},"
+        " second: {rescore: {files: $first/results.jsonl, task: sample-claims}}}"
+    )
+    run(recipe, out="out", until="first")
+    before = contents(Path("out", "first"))
+    with pytest.raises(UserError, match="limit"):
+        run(recipe, out="out", set=["limit=0"])
+    assert contents(Path("out", "first")) == before
+    assert states(run(recipe, out="out", until="first", dry_run=True)) == {"first": "finished"}
+    assert states(run(recipe, out="out", until="first", set=["limit=3"])) == {"first": "finished"}
+    assert [contents(folder) for folder in Path("out", "earlier").iterdir()] == [before]
 
 
 @pytest.mark.long
@@ -221,6 +319,13 @@ def test_a_folder_of_something_else_is_left_alone(recipe):
         run(recipe, out=Path("out"))
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_file_is_no_pipeline_folder(recipe, dry_run):
+    Path("out").write_text("mine")
+    with pytest.raises(UserError, match="out exists and is not a pipeline folder"):
+        run(recipe, out="out", dry_run=dry_run)
+
+
 def test_a_folder_whose_pipeline_was_killed_as_it_began_is_continued(recipe):
     Path("out").mkdir()
     Path("out", ".pipeline.json.k2f3.sailkit-unfinished").write_text("{")
@@ -279,16 +384,16 @@ def test_files_and_folders_within_an_argument_count(recipe):
     """As in `judge:MODEL`, `NAME=FILE`, lists with commas, and labelers joined by a plus."""
     Path("claims.jsonl").write_text("claims")
     texts = ("x=claims.jsonl", "judge:corpus", "corpus,recipe.yaml", "overlap+judge:corpus", "judge:corpus+overlap")
-    before = {text: steps._content(text, Path("out")) for text in texts}
+    before = {text: content_of(text, Path("out")) for text in texts}
     Path("claims.jsonl").write_text("changed")
     Path("corpus", "more.txt").write_text("more")
     Path("mine.py").write_text("class Labeler: ...")
-    before["similarity+mine:Labeler"] = steps._content("similarity+mine:Labeler", Path("out"))
+    before["similarity+mine:Labeler"] = content_of("similarity+mine:Labeler", Path("out"))
     Path("mine.py").write_text("class Labeler: version = 2")
     for text, fingerprint in before.items():
         assert fingerprint
-        assert steps._content(text, Path("out")) != fingerprint
-    assert steps._content("climate-fever=none.jsonl", Path("out")) is None
+        assert content_of(text, Path("out")) != fingerprint
+    assert content_of("climate-fever=none.jsonl", Path("out")) is None
 
 
 @pytest.mark.parametrize("place", ["out/rows.jsonl", "rows.jsonl"])
@@ -298,16 +403,14 @@ def test_a_file_that_a_step_writes_decides_those_that_read_it(recipe, place):
     Path("recipe.yaml").write_text(
         f"variables: {{k: 2}}\nsteps: {{first: {{search: {searching}}}, second: {{rescore: {{files: [{place}]}}}}}}"
     )
-    before, after = (
-        steps.read_recipe("recipe.yaml", Path("out"), settings, pipeline.STAGES) for settings in ((), ["k=3"])
-    )
+    before, after = (read_recipe("recipe.yaml", Path("out"), settings, pipeline.STAGES) for settings in ((), ["k=3"]))
     assert before[0].files == [place]
-    assert before[1] in steps.dependents(before, before[:1])
+    assert before[1] in dependents(before, before[:1])
     assert [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)] == [False, False]
-    again = steps.read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)
+    again = read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)
     Path(place).parent.mkdir(exist_ok=True)
     Path(place).write_text("written by the first step")
-    assert [step.fingerprint for step in steps.read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)] == [
+    assert [step.fingerprint for step in read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)] == [
         step.fingerprint for step in again
     ]
 
@@ -338,6 +441,21 @@ def test_null_is_the_default(recipe):
     recipe.write_text(f"steps: {{first: {{search: {SEARCH[:-1]}, limit: null, snapshot: null}}}}}}")
     (step,) = run(recipe, out=Path("out")).steps
     assert "None" not in step.command
+
+
+def test_values_in_a_mapping_are_those_of_the_command_line(recipe):
+    """As YAML reads them: a null removes a setting of a training recipe."""
+    settings = {
+        "lora": None,
+        "training.bf16": False,
+        "training.max_steps": 3,
+        "held_out": ["a b", "c"],
+        "style": "sail",
+    }
+    recipe.write_text(f"steps: {{first: {{finetune: {{model: any, data: corpus, set: {json.dumps(settings)}}}}}}}")
+    (step,) = read_recipe(recipe, Path("out"), (), pipeline.STAGES)
+    words = step.bound.arguments["set"]
+    assert {key: yaml.safe_load(value) for key, value in (word.split("=") for word in words)} == settings
 
 
 @pytest.mark.parametrize(
@@ -373,6 +491,91 @@ def test_the_data_of_a_task_count(recipe):
     assert states(run(recipe, out="out", dry_run=True)) == {"first": "finished"}
     Path("yes.py").write_text(PAGE_MODEL + "# another version\n")
     assert states(run(recipe, out="out", dry_run=True)) == {"first": "changed"}
+
+
+FOLDER_TASK = TASK.replace("file: claims.jsonl", "file: claims, table: claims.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "files"),
+    [
+        ("task.yaml", "claims/claims.jsonl", {"task.yaml": FOLDER_TASK}),
+        ("claims_plugin:TASK", "claims.jsonl", {"claims_plugin.py": f"TASK = {yaml.safe_load(TASK)}"}),
+        ("folder_plugin:TASK", "claims/claims.jsonl", {"folder_plugin.py": f"TASK = {yaml.safe_load(FOLDER_TASK)}"}),
+    ],
+)
+def test_the_data_of_a_task_count_in_a_folder_and_of_a_plugin(recipe, task, data, files):
+    claims = [{"text": f"Claim {i}.", "label": ("TRUE", "FALSE")[i % 2]} for i in range(4)]
+    Path(data).parent.mkdir(exist_ok=True)
+    for name, text in {
+        data: "".join(json.dumps(claim) + "\n" for claim in claims),
+        "yes.py": PAGE_MODEL,
+        **files,
+    }.items():
+        Path(name).write_text(text)
+    recipe.write_text(f"steps: {{first: {{evaluate: {{model: 'yes:Yes', task: '{task}', answer: generate}}}}}}")
+    assert after_change(data) == "changed"
+
+
+def fingerprint(step: str) -> str:
+    """The fingerprint of a single step."""
+    Path("recipe.yaml").write_text(f"steps: {{first: {{{step}}}}}")
+    return read_recipe("recipe.yaml", Path("out"), (), pipeline.STAGES)[0].fingerprint
+
+
+TRAINING = {
+    "rows.jsonl": "data: rows.jsonl",
+    "more.jsonl": "data: [rows.jsonl, more.jsonl]",
+    "held.jsonl": "held_out: held.jsonl",
+    "pairs.jsonl": "curriculum: [pairs.jsonl]",
+    "base/config.json": "model: base",
+    "adapters/adapter_config.json": "adapters: adapters",
+    "answers.json": "teacher_outputs: answers.json",
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), TRAINING.items())
+def test_what_a_training_recipe_names_counts(recipe, name, settings):
+    """Relative to the working directory; also in a recipe that the recipe extends."""
+    Path("recipes").mkdir()
+    Path("recipes/below.yaml").write_text(settings)
+    Path("recipes/train.yaml").write_text("extends: below.yaml")
+    Path(name).parent.mkdir(exist_ok=True)
+    step = "finetune: {recipe: recipes/train.yaml}"
+    prints = [fingerprint(step)]
+    for text in ("before", "after it"):
+        Path(name).write_text(text)
+        prints.append(fingerprint(step))
+    assert len({*prints}) == 3
+    argument = settings.split(":")[0]
+    step = f"distill: {{recipe: recipes/train.yaml, set: {{{argument}: other}}}}"
+    before = fingerprint(step)
+    Path(name).write_text("once more")
+    assert fingerprint(step) == before, "the recipe's own is not read"
+
+
+def test_a_choice_names_no_folder(recipe):
+    step = "evaluate: {model: any, task: sample-claims, search: evidence}"
+    before = fingerprint(step)
+    Path("evidence").mkdir()
+    Path("evidence/notes.txt").write_text("no input")
+    assert fingerprint(step) == before
+
+
+def test_a_run_that_is_read_again_stays_the_same(recipe):
+    claims = [{"text": f"Claim {i}.", "label": ("TRUE", "FALSE")[i % 2]} for i in range(4)]
+    Path("claims.jsonl").write_text("".join(json.dumps(claim) + "\n" for claim in claims))
+    Path("task.yaml").write_text(TASK)
+    Path("yes.py").write_text(PAGE_MODEL)
+    arguments = {"model": "yes:Yes", "task": "task.yaml", "answer": "generate", "out": "base"}
+    pipeline.STAGES["evaluate"](**arguments)
+    before = fingerprint("report: {sets: base}")
+    for file in Path("base").iterdir():
+        os.utime(file, (0, 0))
+    pipeline.STAGES["evaluate"](**arguments)
+    assert fingerprint("report: {sets: base}") == before
+    Path("base/metrics.json").write_text(Path("base/metrics.json").read_text() + " ")
+    assert fingerprint("report: {sets: base}") != before
 
 
 def test_a_file_that_a_step_writes_is_no_input(recipe):
@@ -429,9 +632,30 @@ def test_all_after_from_run_again_also_if_it_was_stopped(recipe, monkeypatch):
         run(recipe, out="out", from_="labels")
     monkeypatch.setitem(pipeline.STAGES, "label", stage)
     plan = run(recipe, out="out", dry_run=True)
-    assert states(plan) == {"results": "finished", "labels": "new", "examples": "again", "other": "again"}
+    assert states(plan) == {"results": "finished", "labels": "again", "examples": "again", "other": "again"}
     assert set(states(run(recipe, out="out")).values()) == {"finished"}
     assert set(states(run(recipe, out="out", dry_run=True)).values()) == {"finished"}
+
+
+def test_the_step_that_was_stopped_is_named(recipe, monkeypatch):
+    run(recipe, out="out")
+    run(recipe, out="out", from_="labels")
+    stage = pipeline.STAGES["label"]
+
+    def stop(out: Path, **_: object) -> None:
+        Path(out).mkdir()
+        Path(out, "scores.jsonl").write_text('{"id": "q0"}\n')
+        os.utime(Path(out, "scores.jsonl"), (0, 0))
+        raise KeyboardInterrupt
+
+    stop.__signature__, stop.__annotations__ = inspect.signature(stage), stage.__annotations__
+    monkeypatch.setitem(pipeline.STAGES, "label", functools.wraps(stage)(stop))
+    assert resume_point("out") is None
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out="out", set=["k=3"])
+    assert resume_point("out") == "step labels, row 2 of out/labels/scores.jsonl"
+    Path("out/labels/scores.jsonl").unlink()
+    assert resume_point("out") == "step labels"
 
 
 def test_a_pipeline_is_run_by_one_process_at_a_time(recipe):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +17,9 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.rendering.model import Block, Bullets, Cell, Group, Headline, Report, Row, Table, Text, short
 from sailkit.rendering.result import Result, to_json
-from sailkit.steps import Step, dependents
+from sailkit.steps.recipe import Step, dependents
 
+JOURNAL = "pipeline.json"
 State = Literal["new", "finished", "interrupted", "changed", "again"]
 _NOT_CONTINUED = ("merge",)  # verbs that write a whole folder at once, and refuse one that exists
 
@@ -137,18 +139,19 @@ class Journal:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
-        self.path = folder / "pipeline.json"
+        self.path = folder / JOURNAL
         self.steps: dict[str, dict[str, Any]] = {}
         self._lock = None if read_only else filelock.FileLock(folder / runs.LOCK)
 
     def __enter__(self) -> Journal:
-        self._read()  # fails before anything is locked or written
-        foreign = self.folder.is_dir() and not self.path.is_file()
-        unfinished = f".{self.path.name}."  # the name of a file whose writing was killed begins with it
-        entries = self.folder.iterdir() if foreign else ()
-        if any(entry.name != runs.LOCK and not entry.name.startswith(unfinished) for entry in entries):
-            raise UserError(f"{self.folder} exists and is not a pipeline folder; choose another `out`")
         try:
+            self._read()  # fails before anything is locked or written
+            foreign = self.folder.is_dir() and not self.path.is_file()
+            unfinished = f".{self.path.name}."  # the name of a file whose writing was killed begins with it
+            entries = self.folder.iterdir() if foreign else ()
+            others = any(entry.name != runs.LOCK and not entry.name.startswith(unfinished) for entry in entries)
+            if others or self.folder.is_file():
+                raise UserError(f"{self.folder} exists and is not a pipeline folder; choose another `out`")
             if self._lock:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)
@@ -201,17 +204,31 @@ class Journal:
         lost = [step for step in steps if step.name in self.steps and step.folder and not step.folder.exists()]
         self.run_again([step for step in dependents(steps, lost) if step not in lost])
 
-    def begin(self, step: Step, state: State) -> None:
-        """Record the start of a step; output that it does not continue is moved to `earlier`, never deleted."""
-        entry = self.steps.get(step.name)
-        killed_at_its_end = state == "interrupted" and step.verb in _NOT_CONTINUED
-        replaced = state in ("changed", "again") or killed_at_its_end
+    @contextlib.contextmanager
+    def begin(self, step: Step, step_run: StepRun) -> Iterator[None]:
+        """Record the start of a step; output that it does not continue is moved to `earlier`, never deleted.
+
+        A step that is refused before it writes anything leaves all as it was: its arguments may have a typo.
+        """
+        entry, kept = self.steps.get(step.name), None
+        killed_at_its_end = step_run.state == "interrupted" and step.verb in _NOT_CONTINUED
+        replaced = step_run.state in ("changed", "again") or killed_at_its_end
         if entry and step.folder and step.folder.exists() and replaced:
             version = f"{step.name}-{entry['fingerprint'][:8]}-{time.strftime('%Y%m%d-%H%M%S')}"
-            (self.folder / "earlier").mkdir(exist_ok=True)
-            step.folder.rename(self.folder / "earlier" / version)
+            earlier = self.folder / "earlier"
+            earlier.mkdir(exist_ok=True)
+            names = itertools.chain([version], (f"{version}-{number}" for number in itertools.count(2)))
+            kept = step.folder.rename(next(earlier / name for name in names if not (earlier / name).exists()))
         seconds = entry and entry.get("seconds")
         self._write(step, {"fingerprint": step.fingerprint, "finished": False, "seconds": seconds})
+        try:
+            yield
+        except BaseException:
+            if entry and not (step.folder and step.folder.exists()):
+                if kept and step.folder:
+                    kept.rename(step.folder)
+                self._write(step, entry)
+            raise
 
     def finish(self, step: Step, seconds: float, result: Any) -> StepRun:
         """Record the end of a step, with the result of its stage."""
@@ -223,6 +240,7 @@ class Journal:
         return self.look_up(step, again=False)
 
     def _write(self, step: Step, entry: dict[str, Any]) -> None:
+        self.steps.pop(step.name, None)  # the step that started last is the last in the file
         self.steps[step.name] = {"command": step.command, **entry}
         self.folder.mkdir(parents=True, exist_ok=True)
         jsonl.write_json(self.path, {"steps": self.steps})

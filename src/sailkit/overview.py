@@ -14,6 +14,7 @@ import filelock
 from sailkit import runs
 from sailkit.errors import UserError
 from sailkit.files import jsonl
+from sailkit.journal import JOURNAL
 from sailkit.rendering.model import (
     Block,
     Cell,
@@ -220,9 +221,16 @@ def _short(model: Any, longest: int = _LONGEST_MODEL) -> str | None:
 
 
 def resume_point(out: str | Path | None) -> str | None:
-    """The newest checkpoint, or the row, from which a stopped stage continues; None if it begins anew."""
+    """The newest checkpoint, or the row, from which a stopped stage continues; None if it begins anew.
+
+    Of a pipeline, also the step that started last, unless it has finished.
+    """
     if out is None or not Path(out).is_dir():
         return None
+    if (journal := Path(out) / JOURNAL).is_file():
+        name, entry = next(reversed(jsonl.read_json(journal)["steps"].items()), ("", {"finished": True}))
+        point = None if entry["finished"] else resume_point(Path(out) / name)
+        return None if entry["finished"] else ", ".join(filter(None, (f"step {name}", point)))
     checkpoints = [newest(folder) for folder in Path(out).rglob(CHECKPOINTS)]
     logs = [path for name in _ROWS for path in Path(out).rglob(name) if path.stat().st_size]
     candidates = [path for path in (*checkpoints, *logs) if path is not None]

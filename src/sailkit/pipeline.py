@@ -26,7 +26,7 @@ from sailkit.labeling.label import label
 from sailkit.provenance import command_line
 from sailkit.reporting import report
 from sailkit.retrieval.search import search
-from sailkit.steps import check_inputs, estimate, position_of, read_recipe
+from sailkit.steps.recipe import check_inputs, estimate, position_of, read_recipe
 from sailkit.training.finetune import finetune
 from sailkit.training.merge import merge
 
@@ -87,9 +87,8 @@ def run(
             elif step_run.state != "finished":
                 position = f"step {number + 1} of {len(steps)}"
                 runs.notice(f"sailkit: {position}, {step.name} ({step_run.state}): {step.command}")
-                journal.begin(step, step_run.state)
                 start = time.monotonic()
-                with command_line([step.verb, *step.words]), continued_without(from_):
+                with command_line([step.verb, *step.words]), continued_without(from_), journal.begin(step, step_run):
                     result = step.stage(*step.bound.args, **step.bound.kwargs)
                 step_run = journal.finish(step, time.monotonic() - start, result)
             steps_run.append(step_run)

@@ -75,8 +75,10 @@ def test_a_log_cut_anywhere_ends_with_the_same_bytes(tmp_path_factory, data):
 def test_a_log_that_is_whole_stays_so(tmp_path):
     write_all(tmp_path / "rows.jsonl")
     before = (tmp_path / "rows.jsonl").read_bytes()
+    os.utime(tmp_path / "rows.jsonl", (0, 0))
     assert write_all(tmp_path / "rows.jsonl").done == len(PLAN)
     assert (tmp_path / "rows.jsonl").read_bytes() == before
+    assert (tmp_path / "rows.jsonl").stat().st_mtime == 0, "who reads the run would take it for another"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ class BatchLog:
             self._size += sum(map(len, part))
         try:
             self._stream = path.open("ab")
-            self._stream.truncate(self._size)
+            if self._stream.seek(0, os.SEEK_END) > self._size:  # truncating changes the time also of a complete file
+                self._stream.truncate(self._size)
         except OSError as error:
             raise jsonl.writing_failed(path, error) from None
 

@@ -17,20 +17,16 @@ from cyclopts import App, CycloptsError
 
 from sailkit.errors import UserError, nearest
 from sailkit.files import jsonl
-from sailkit.files.hub import is_hub_name
 from sailkit.files.yaml_files import parse_yaml, read_yaml
-from sailkit.packaged import recipe_path, sample_path
-from sailkit.plugins import source_file, split_labelers
+from sailkit.packaged import recipe_path
 from sailkit.rendering.result import to_json
 from sailkit.signatures import for_command_line
+from sailkit.steps.inputs import contents_of, inputs_of, missing_inputs, texts_of, words_of
 
 Stage = Callable[..., Any]
 _PASSWORD = re.compile(r"://[^/@\s]*@")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("about", "needs", "variables", "steps")
-_OUTPUTS = ("csv_out", "snapshot")  # arguments that name files the stage writes
-_ON_THE_HUB = ("data", "instructions")  # arguments that may name a data set of the hub, if they are paths
-_TRAINING_DATA = ("data", "held_out")  # arguments that list paths as texts
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,7 @@ class Step:
         words: list[str] = []
         for name, value in self.arguments.items():
             flag = f"--{name.replace('_', '-')}"
-            values = [f"{key}={entry}" for key, entry in value.items()] if isinstance(value, Mapping) else value
-            texts = [str(entry) for entry in (values if isinstance(values, list) else [values])]
+            texts = words_of(value)
             if isinstance(value, bool):
                 words.append(flag if value else flag.replace("--", "--no-", 1))
             elif name in parameters and parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -76,22 +71,17 @@ class Step:
     @property
     def files(self) -> list[str]:
         """The files that it writes outside its folder, as they are named in the recipe."""
-        return [str(self.arguments[name]) for name in sorted(self.arguments.keys() - _inputs(self.arguments).keys())]
+        return [str(self.arguments[name]) for name in sorted(self.arguments.keys() - inputs_of(self.arguments).keys())]
 
     @property
     def written(self) -> list[str]:
         """Its folder and the files that it writes elsewhere."""
         return [str(self.folder), *self.files] if self.folder else self.files
 
-    def check(self) -> None:
-        """Check the arguments, before any step runs for hours.
-
-        Raises:
-            UserError: See `bound`; or an address has a password.
-        """
-        if any(_PASSWORD.search(word) for word in self.words):
-            raise UserError(f"step {self.name}: an address takes no user:password@, for it is written to files")
-        self.bound  # noqa: B018 - raises
+    @property
+    def missing(self) -> list[str]:
+        """Its input files and folders that do not exist, except those in the pipeline's folder."""
+        return missing_inputs(self.arguments, self.bound.arguments, self.stage, self.out)
 
     @property
     def command(self) -> str:
@@ -124,7 +114,8 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
         stages: Verb -> stage.
 
     Raises:
-        UserError: A key, stage, argument or variable is unknown, or a value has the wrong type.
+        UserError: A key, stage, argument, variable or task is unknown, a value has the wrong type, or an address has a
+            password.
     """
     recipe = recipe_path(recipe)
     tree = read_yaml(recipe)
@@ -160,7 +151,7 @@ def read_recipe(recipe: str | Path, out: Path, settings: Iterable[str], stages: 
             raise UserError(f"{where}: write the arguments of {verb} as  {{NAME: VALUE}}")
         steps.append(_step(name, verb, stages[verb], written or {}, values, decisive, out, steps, where))
     for step in steps:
-        step.check()
+        step.bound  # noqa: B018 - raises
     return steps
 
 
@@ -169,7 +160,7 @@ def dependents(steps: Sequence[Step], changed: Iterable[Step]) -> list[Step]:
     written = [path for step in changed for path in step.written]
     reading: list[Step] = []
     for step in steps:
-        texts = [*_texts(_inputs(step.arguments))]
+        texts = [*texts_of(inputs_of(step.arguments))]
         if any(re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", text) for path in written for text in texts):
             reading.append(step)
             written += step.written
@@ -189,8 +180,12 @@ def _step(
     decides = _arguments(written, {**decisive, **fingerprints}, where)
     # A file that an earlier step writes is known by that step: its content is that of another run.
     written_by = {os.path.abspath(path): step.fingerprint for step in earlier for path in step.files}
-    inputs = dict(sorted(_inputs(arguments).items()))
-    contents = [written_by.get(os.path.abspath(text)) or _content(text, out) for text in _texts(inputs)]
+    if any(_PASSWORD.search(word) for value in arguments.values() for word in words_of(value)):
+        raise UserError(f"step {name}: an address takes no user:password@, for it is written to files")
+    try:
+        contents = contents_of(arguments, stage, out, written_by)
+    except (UserError, OSError) as error:  # the latter for a name that is too long
+        raise UserError(f"{where}: {error}") from None
     folder = None
     if "out" in inspect.signature(stage).parameters:
         if "out" in arguments:
@@ -222,7 +217,7 @@ def position_of(steps: Sequence[Step], name: str | None) -> int | None:
 
 def estimate(step: Step) -> dict[str, Any] | None:
     """Estimate a step: its missing input files, or the result of the stage's own dry run."""
-    if missing := _missing_inputs(step):
+    if missing := step.missing:
         return {"missing": missing}
     if "dry_run" not in step.bound.signature.parameters:
         return None
@@ -236,29 +231,9 @@ def estimate(step: Step) -> dict[str, Any] | None:
 def check_inputs(steps: Sequence[Step]) -> None:
     """Raise a UserError if an input of any step is missing, so that no step runs for hours before it shows."""
     written = {path for step in steps for path in step.files}
-    missing = {step.name: [path for path in _missing_inputs(step) if path not in written] for step in steps}
+    missing = {step.name: [path for path in step.missing if path not in written] for step in steps}
     if named := [f"step {name}: {', '.join(paths)}" for name, paths in missing.items() if paths]:
         raise UserError(f"missing inputs: {'; '.join(named)}; paths are relative to the working directory")
-
-
-def _missing_inputs(step: Step) -> list[str]:
-    """Input files and folders of a step that do not exist, apart from those in the pipeline's folder."""
-    arguments = step.bound.arguments
-    given = [(name, value) for name, values in _inputs(arguments).items() for value in _listed(values)]
-    inputs = [
-        path for name, path in given if isinstance(path, Path) and not (name in _ON_THE_HUB and is_hub_name(path))
-    ]
-    inputs += [Path(text) for name, text in given if isinstance(text, str) and name in _TRAINING_DATA]
-    return [str(path) for path in inputs if not sample_path(path).exists() and not _is_within(path, step.out)]
-
-
-def _inputs(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a stage without the names of files that it writes; offline, a snapshot is read."""
-    return {name: value for name, value in arguments.items() if name not in _OUTPUTS or arguments.get("offline")}
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _arguments(written: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -284,62 +259,3 @@ def _fill(value: Any, values: Mapping[str, Any], where: str) -> Any:
     except KeyError as error:
         name = str(error.args[0])
         raise UserError(f"{where}: {value!r}: no such variable or earlier step; {nearest(name, values)}") from None
-
-
-def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, Mapping)):
-        for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(entry)
-
-
-def _content(text: str, out: Path) -> str | None:
-    """Fingerprint of an input outside the pipeline's folder; None if the text does not name one.
-
-    It covers the bytes of a file or of a plug-in's source, and the names, sizes and times of the files in a folder.
-    """
-    if not text:
-        return None
-    parts = [labeler for part in text.split(",") for labeler in split_labelers(part)]
-    if sources := [source for name in parts if (source := source_file(name))]:
-        return jsonl.file_fingerprint(sources)
-    # Such as `run-a,run-b`, `judge:MODEL` and `climate-fever=FILE`.
-    names = [text] if len(parts) == 1 else parts
-    names += [name for part in parts for mark in ":=" if (name := part.partition(mark)[2])]
-    contents = {name: content for name in names if (content := _content_of(sample_path(name), out))}
-    return contents.get(text) or (jsonl.fingerprint(contents) if contents else None)
-
-
-def _content_of(path: Path, out: Path) -> str | None:
-    """Fingerprint of a file or folder outside the pipeline's folder; None if there is none."""
-    try:
-        if _is_within(path, out):
-            return None
-        if path.is_file():
-            return jsonl.file_fingerprint(_with_named_files(path))
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_within(file, out))
-            return jsonl.fingerprint(
-                [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-            )
-    except OSError:  # not a path (too long), or an unreadable folder
-        pass
-    return None
-
-
-def _with_named_files(path: Path) -> list[Path]:
-    """A file; if it is YAML, also the recipe that it extends and the data of its task."""
-    files = [path]
-    for file in files:  # grows while it is read
-        tree = read_yaml(file) if file.suffix in (".yaml", ".yml") else None
-        if isinstance(tree, dict):
-            data = tree.get("data")
-            names = (tree.get("extends"), data.get("file") if isinstance(data, dict) else None)
-            named = [file.parent / name for name in names if isinstance(name, str)]
-            files += [other for other in named if other.is_file() and other not in files]
-    return files
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

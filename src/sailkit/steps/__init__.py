@@ -1,0 +1,1 @@
+"""The steps of a pipeline: read from its recipe, checked, and fingerprinted with everything they depend on."""
