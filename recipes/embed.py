@@ -40,8 +40,8 @@ LICENCES = """## Licences
 MEASURED = """## Measured
 
 What its search results give this model, on claims that it was not trained on, with intervals: docs/finetune.md,
-Results, also of two other seeds. It reads short passages that decide a claim, and to a lesser degree several
-sentences of which only some do. Without a passage that decides a claim, its answer is a guess.
+Results. It is one run with one seed. It reads short passages that decide a claim, and to a lesser degree several
+sentences of which only some do. Without a passage that decides it, a claim tends to be called wrong.
 
 """
 
