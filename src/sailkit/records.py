@@ -227,8 +227,8 @@ class Prediction:
 
     @property
     def unit(self) -> str:
-        """The unit of resampling and of paired tests: the group, or else the item, which may have a group's name."""
-        return f"group {self.group}" if self.group else f"item {self.id}"
+        """The unit of resampling and of paired tests: the group, or else the item; a group may be called after its first."""
+        return self.group or self.id
 
     @property
     def predicted(self) -> str:

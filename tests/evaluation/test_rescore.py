@@ -47,14 +47,6 @@ def figures_of(truth: list[str], said: list[str], labels: tuple[str, str], prefi
     }
 
 
-def test_an_item_is_no_member_of_the_group_that_has_its_name(tmp_path):
-    rows = [row(n, LABELS[n % 2]) | ({"group": str(n - 20)} if n > 20 else {}) for n in range(1, 41)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    (figures,) = rescored(path)
-    assert (figures["n"], figures["groups"]) == (40, 40)
-
-
 def test_columns_that_are_called_like_settings_may_hold_anything(tmp_path):
     paths = []
     for name in ("bm25", "dense"):

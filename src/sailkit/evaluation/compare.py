@@ -171,7 +171,7 @@ def _join(a: PredictionSet, b: PredictionSet, truth: Truth) -> JoinedItems:
         label = (p.gold or q.gold) if truth == "human" else _shared_reference(p, q)
         if label is not None:
             rows.append((label, p.predicted, q.predicted))
-            groups.append((p if p.group else q).unit)
+            groups.append(p.group or q.unit)
     if not rows:
         raise UserError(f"{a.name} and {b.name} share no {truth} labels; see `against`")
     grouped = any(p.group for s in (a, b) for p in s.predictions)

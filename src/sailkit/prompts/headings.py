@@ -45,7 +45,21 @@ def escape_result(text: str, style: str, *, begins_line: bool = True) -> str:
         style: The style of the prompt.
         begins_line: Whether the text begins a line of the prompt; a title follows its number.
     """
-    return _line_start(style).sub(lambda match: "> " if begins_line or match.start() else "", escape_headings(text))
+    return _quoted(escape_headings(text), style, begins_line)
+
+
+def quote_numbers(text: str, *, begins_line: bool = True) -> str:
+    """Quote lines that begin as a numbered search result in the text of a search result; see `escape_result`.
+
+    Args:
+        text: Title or text of a search result.
+        begins_line: See `escape_result`.
+    """
+    return _quoted(text, "", begins_line)
+
+
+def _quoted(text: str, style: str, begins_line: bool) -> str:
+    return _line_start(style).sub(lambda match: "> " if begins_line or match.start() else "", text)
 
 
 def escaped(example: TrainingExample) -> TrainingExample:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sailkit.errors import UserError, nearest
 from sailkit.files.yaml_files import packaged_yaml
-from sailkit.prompts.headings import escape_result
+from sailkit.prompts.headings import quote_numbers
 from sailkit.records import SearchResult
 
 
@@ -98,8 +98,8 @@ def evidence_parts(results: Sequence[SearchResult]) -> tuple[Part, ...]:
     for number, result in enumerate(results, start=1):
         frame = frames()["result" if result.title else "result_untitled"]
         texts = (
-            escape_result(result.title, "chat", begins_line=False),
-            escape_result(result.body, "chat", begins_line=bool(result.title)),
+            quote_numbers(result.title, begins_line=False),
+            quote_numbers(result.body, begins_line=bool(result.title)),
         )
         title, body = (Part(text, trusted=False, shortenable=True) for text in texts)
         parts += [Part("\n")] if parts else []
