@@ -227,7 +227,7 @@ class Prediction:
 
     @property
     def unit(self) -> str:
-        """The unit of resampling and of paired tests: the group, or else the item; a group may be called after its first."""
+        """The unit of resampling and of paired tests: the group (often called after its first item), or the item."""
         return self.group or self.id
 
     @property
