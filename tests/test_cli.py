@@ -34,16 +34,16 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def overview() -> str:
+    return sailkit("--help").stdout
+
+
 @pytest.mark.parametrize("value", ["2.7", "abc"])
 def test_a_number_that_must_be_whole_is_not_rounded(value, tmp_path):
     done = sailkit("evaluate", "--model", "x", "--task", "sample-facts", "--limit", value, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert f"--limit: should be a whole number, not '{value}'" in " ".join(done.stderr.split())
-
-
-@pytest.fixture(scope="module")
-def overview() -> str:
-    return sailkit("--help").stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)

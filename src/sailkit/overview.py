@@ -229,8 +229,9 @@ def resume_point(out: str | Path | None) -> str | None:
         return None
     if (journal := Path(out) / JOURNAL).is_file():
         name, entry = next(reversed(jsonl.read_json(journal)["steps"].items()), ("", {"finished": True}))
-        point = None if entry["finished"] else resume_point(Path(out) / name)
-        return None if entry["finished"] else ", ".join(filter(None, (f"step {name}", point)))
+        if entry["finished"]:
+            return None
+        return ", ".join(filter(None, (f"step {name}", resume_point(Path(out) / name))))
     checkpoints = [newest(folder) for folder in Path(out).rglob(CHECKPOINTS)]
     logs = [path for name in _ROWS for path in Path(out).rglob(name) if path.stat().st_size]
     candidates = [path for path in (*checkpoints, *logs) if path is not None]

@@ -47,16 +47,6 @@ def figures_of(truth: list[str], said: list[str], labels: tuple[str, str], prefi
     }
 
 
-def test_columns_that_are_called_like_settings_may_hold_anything(tmp_path):
-    paths = []
-    for name in ("bm25", "dense"):
-        rows = [row(n, LABELS[n % 2], search={"engine": name}, protocol=["x"]) for n in range(30)]
-        paths.append(tmp_path / f"{name}.jsonl")
-        paths[-1].write_text("".join(json.dumps(one) + "\n" for one in rows))
-    assert "search" in str(compare(*paths))
-    report(paths[0], out=tmp_path / "page.html")
-
-
 def row(number: int, label: str = "SUPPORTS", output: str = "Correct", **more: object) -> dict[str, object]:
     return {"id": number, "text": f"Claim {number}", "label": label, "output": output, **more}
 
@@ -82,6 +72,15 @@ def complaint(*files: Path, **settings: object) -> str:
         rescore(*files, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_columns_that_are_called_like_settings_may_hold_anything(tmp_path):
+    paths = []
+    for name in ("bm25", "dense"):
+        rows = [row(n, LABELS[n % 2], search={"engine": name}, protocol=["x"]) for n in range(30)]
+        paths.append(write(tmp_path / f"{name}.jsonl", rows))
+    assert "search" in str(compare(*paths))
+    report(paths[0], out=tmp_path / "page.html")
 
 
 def test_the_terminal_says_against_which_labels(recordings, capsys):

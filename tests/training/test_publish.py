@@ -95,7 +95,8 @@ def test_several_data_sets_have_their_names_and_those_of_their_flags():
     flags = {"flag_messages": {"shortcut": ["the question tells"], "x": ["few rows"]}}
     cards = [
         {"data": "runs/mine/a", "card": {**CARD, "flag_messages": {"x": ["few rows"]}}},
-        {"data": "runs/mine/b", "card": {**CARD, "flag_messages": {}}},
+        {"data": "runs/mine/b", "card": {**CARD, "flag_messages": {"x": ["no titles"]}}},
+        {"data": "runs/other/b", "card": {**CARD, "flag_messages": {}}},
         {"data": "all of these together", "card": flags},
     ]
     settings = {"settings": {"recipe": {}}, "environment": {"versions": {"sailkit": "1"}}}
@@ -103,6 +104,7 @@ def test_several_data_sets_have_their_names_and_those_of_their_flags():
     assert "| | a |" in text
     assert "| | b |" in text
     assert "- a, all of these together: few rows" in text
+    assert "- b: no titles" in text
     assert "- all of these together: the question tells" in text
     assert "no data card" not in text
     assert "mine" not in text

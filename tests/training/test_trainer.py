@@ -45,6 +45,16 @@ def rates(one):
     return [schedule.lr_lambdas[0](step) for step in range(steps)]
 
 
+def batches(one):
+    return list(one.get_train_dataloader())
+
+
+def alone(model, ids, labels):
+    """Summed loss of one row by itself, from the whole vocabulary at every place."""
+    logits = model(torch.tensor([ids])).logits[0, :-1]
+    return functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=IGNORED, reduction="sum")
+
+
 @pytest.mark.parametrize("decay", [0.25, 4])
 def test_the_decay_of_the_learning_rate_is_a_number_or_a_share_of_all_steps(folder, tokenizer, rows, tmp_path, decay):
     kwargs = {"num_decay_steps": decay, "decay_type": "linear"}
@@ -59,16 +69,6 @@ def test_a_decay_that_does_not_fit_into_the_run_is_refused(folder, tokenizer, ro
     schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": decay}}
     with pytest.raises(UserError, match=f"num_decay_steps {decay} does not fit into 16 steps"):
         trainer(folder, tokenizer, rows, tmp_path, max_steps=16, **schedule)
-
-
-def batches(one):
-    return list(one.get_train_dataloader())
-
-
-def alone(model, ids, labels):
-    """Summed loss of one row by itself, from the whole vocabulary at every place."""
-    logits = model(torch.tensor([ids])).logits[0, :-1]
-    return functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=IGNORED, reduction="sum")
 
 
 def test_the_loss_is_that_of_the_completion_and_the_end(folder, tokenizer, rows, tmp_path):

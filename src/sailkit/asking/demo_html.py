@@ -136,6 +136,6 @@ def _macro(name: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = templates(_TEMPLATES, layout=True)
+    environment = templates(_TEMPLATES)
     environment.filters["short_name"] = short_name
     return environment

@@ -89,7 +89,7 @@ def _json(value: object) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = templates(_TEMPLATES, layout=True)
+    environment = templates(_TEMPLATES)
     environment.filters |= {"kind": _kind, "value": value_of, "note": note_of, "draw": curves.draw,
                             "describe": curves.describe, "bins": reliability.draw,
                             "describe_bins": reliability.describe, "scale": curves.Scale,
@@ -99,12 +99,11 @@ def _environment() -> Environment:
     return environment
 
 
-def templates(folder: Path, *, layout: bool = False) -> Environment:
+def templates(folder: Path) -> Environment:
     """The HTML templates of a folder, which escape all text and replace its unsafe characters; markup is unchanged.
 
     Args:
         folder: The folder.
-        layout: Keep line breaks and tabs of the text.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -112,7 +111,7 @@ def templates(folder: Path, *, layout: bool = False) -> Environment:
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: clean(value, layout) if type(value) is str else value,
+        finalize=lambda value: clean(value, layout=True) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

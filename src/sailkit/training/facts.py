@@ -115,12 +115,13 @@ def effective_rows(manifest: Mapping[str, Any]) -> list[Fact]:
 
 def doubts(cards: Iterable[Mapping[str, Any]]) -> list[Flags]:
     """The distinct flags of data cards, with the names of the data sets if there are several."""
-    known = {str(card["data"]): card["card"] or {} for card in cards}
-    names: dict[str, list[str]] = {}
-    for name, card in known.items():
-        for text in chain.from_iterable(card.get("flag_messages", {}).values()):
-            names.setdefault(str(text), []).append(name)
-    texts = [f"{', '.join(of)}: {text}" if len(known) > 1 else text for text, of in names.items()]
+    cards = list(cards)
+    several = len({card["data"] for card in cards}) > 1
+    names: dict[str, dict[str, None]] = {}  # text -> names of data sets, in order and each once
+    for card in cards:
+        for text in chain.from_iterable((card["card"] or {}).get("flag_messages", {}).values()):
+            names.setdefault(str(text), {})[str(card["data"])] = None
+    texts = [f"{', '.join(of)}: {text}" if several else text for text, of in names.items()]
     return [Flags("", {"": texts})] if texts else []
 
 
