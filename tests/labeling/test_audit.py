@@ -30,7 +30,7 @@ from sailkit.labeling.fit import fit
 from sailkit.labeling.fit_trainer import LengthBatches
 from sailkit.labeling.human import gold_labels, read_judgements, votes_against_majorities
 from sailkit.labeling.load import load_labeler
-from sailkit.labeling.options import AuditedLabelerOptions, LabelerOptions
+from sailkit.labeling.options import AuditedLabelerOptions, JudgementColumns, LabelerOptions
 from sailkit.labeling.results import FittedLabeler
 from sailkit.labeling.similarity import Overlap
 from sailkit.rendering import terminal
@@ -72,6 +72,14 @@ def test_factcheck_pairs_that_contradict_themselves_are_left_out(shared):
     assert len(found.pairs) + sum(found.left_out.values()) == 3305
     assert found.left_out["contradicting"] > 0
     assert len({(one.claim, one.pair.result.body) for one in found.pairs}) == len(found.pairs)
+
+
+def test_a_pair_that_both_supports_and_refutes_is_left_out(tmp_path):
+    table = "claim,evidence,verdict\nBees fly.,They do.,supports\nBees fly.,They do.,refutes\nBees sing.,No.,refutes\n"
+    (tmp_path / "x.csv").write_text(table)
+    found = read_judgements(tmp_path / "x.csv", JudgementColumns(judgement="verdict"))
+    assert [pair.claim for pair in found.pairs] == ["Bees sing."]
+    assert found.left_out == {"doubled": 0, "contradicting": 2}
 
 
 def test_other_files_are_refused(tmp_path):

@@ -182,6 +182,18 @@ def test_without_stances_a_checkpoint_is_chosen_by_what_is_informative(refutes):
     assert fit_trainer.HeldOutF1(rows)(Separates()) == {"held_out_f1_macro": 1.0}
 
 
+@pytest.mark.parametrize("refutes", [0.51, 0.49], ids=["as refutes", "as supports"])
+def test_beside_stances_a_row_without_one_chooses_no_checkpoint_by_it(refutes):
+    targets = [(0.5, 0.5, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
+    rows = [{"result": str(i), "statement": "", "label": targets[i % 4]} for i in range(16)]
+
+    class Reads:
+        def predict(self, pairs, **_):
+            return np.array([(1 - refutes, refutes, 0) if int(i) % 4 == 0 else targets[int(i) % 4] for i, _ in pairs])
+
+    assert fit_trainer.HeldOutF1(rows)(Reads()) == {"held_out_f1_macro": 1.0}
+
+
 def test_audit_reports_on_no_claim_of_the_share_that_was_fitted_on(stances, small_base, tmp_path):
     with pytest.raises(UserError, match=r"`share` should be from 0\.5 to below 1, not 1"):
         fit(data=stances, out=tmp_path / "f", share=1.0)

@@ -143,6 +143,15 @@ def test_a_sample_is_of_whole_groups_and_of_frequent_labels():
     assert shortcut_baselines(sampled(rows[:12], seed=0)) == []
 
 
+def test_a_group_too_large_for_a_sample_takes_no_room_from_others():
+    large = [ShortcutItem(f"l{i}", "yes", "large", "x", ()) for i in range(90)]
+    for seed in range(5):
+        chosen = {row.group for row in sampled([*large, *items(count=200)], seed=seed, most=80)}
+        assert "large" not in chosen
+        assert len(chosen) == 20
+    assert not sampled(large, seed=0, most=80)  # a single group leaves nothing to validate on
+
+
 def test_the_lead_of_a_model_is_paired():
     gold = ["yes", "no"] * 50
     groups = [str(i // 2) for i in range(100)]

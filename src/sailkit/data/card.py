@@ -64,7 +64,7 @@ def card_of(
         messages["no-judgements"] = ["no training row has a search result; a model cannot learn to verify from these"]
     if constructed:
         messages |= telling_views(baselines)
-    answers = {f"{row.view}_auroc": row.auroc for row in baselines.get("answer", ()) if row.features == "tf-idf"}
+    answers = {f"{row.view}_auroc": row.auroc for row in baselines.get("answer", ())}
     return {
         **counts,
         **{key: round(value, 4) for name, auroc in answers.items() for key, value in auroc.flat(name).items()},

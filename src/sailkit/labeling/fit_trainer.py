@@ -93,18 +93,23 @@ def _mean_loss(log: Sequence[Mapping[str, Any]]) -> float:
 class HeldOutF1(CrossEncoderClassificationEvaluator):  # type: ignore[misc]
     """Macro-F1 on held-out rows, by which the best checkpoint is chosen.
 
-    Judgements of whether a passage is informative give supports and refutes equal shares; these two then are one class.
+    Judgements of whether a passage is informative give supports and refutes equal shares. If all rows are such, these
+    two are one class; among rows with a stance, whichever of the two the model prefers for such a row is right.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         shares = np.array([row["label"] for row in rows])
         self._without_stance = bool((shares[:, 0] == shares[:, 1]).all())
+        self._either = (shares[:, 0] == shares[:, 1]) & (shares[:, 0] >= shares[:, 2])
         super().__init__([[row["result"], row["statement"]] for row in rows], self._classes(shares).tolist())
 
     def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
         """Evaluate the model."""
         shares = model.predict(self.sentence_pairs, show_progress_bar=False, activation_fn=torch.nn.Softmax(-1))
-        return {"held_out_f1_macro": float(f1_score(self.labels, self._classes(shares), average="macro"))}
+        labels = np.array(self.labels)
+        if not self._without_stance:
+            labels[self._either] = shares[self._either, :2].argmax(1)
+        return {"held_out_f1_macro": float(f1_score(labels, self._classes(shares), average="macro"))}
 
     def _classes(self, shares: Any) -> Any:
         supports, refutes, neither = shares.T

@@ -109,10 +109,14 @@ def read_judgements(path: str | Path, columns: JudgementColumns = JudgementColum
         groups.setdefault((pair.claim, pair.pair.instruction.output, result.title, result.body), []).append(pair)
     if not groups:
         raise UserError(f"{path}: no judgements")
-    consistent = [group for group in groups.values() if len({pair.official for pair in group}) == 1]
+    consistent = [group for group in groups.values() if not _contradict({pair.stance for pair in group})]
     all_pairs, consistent_pairs = (sum(map(len, kind)) for kind in (groups.values(), consistent))
     left_out = {"doubled": consistent_pairs - len(consistent), "contradicting": all_pairs - consistent_pairs}
     return HumanJudgements(name, tuple(group[0] for group in consistent), left_out, jsonl.file_fingerprint([path]))
+
+
+def _contradict(stances: set[Stance]) -> bool:
+    return len({stance == "neither" for stance in stances}) > 1 or {"supports", "refutes"} <= stances
 
 
 def _known_data(rows: Sequence[tuple[int, Mapping[str, Any]]], path: Path) -> tuple[str, list[HumanPair]]:

@@ -90,6 +90,8 @@ def sampled(
 ) -> list[ShortcutItem]:
     """Sample whole groups, and leave out labels that are too rare to be predicted.
 
+    A group that no longer fits is skipped; one with more items than `most` is drawn only where there is no other.
+
     Args:
         items: The items.
         seed: Seed of the order in which groups are drawn.
@@ -100,11 +102,12 @@ def sampled(
     needed = {item.group for item in items if item.id in first}
     kept: set[str] = set()
     total = 0
-    for group in sorted(sizes, key=lambda name: (name not in needed, seed_for(seed, "shortcut audit", name))):
-        if kept and total + sizes[group] > most:
-            break
-        kept.add(group)
-        total += sizes[group]
+    order = sorted(sizes, key=lambda name: (name not in needed, seed_for(seed, "shortcut audit", name)))
+    for group in order:
+        if total + sizes[group] <= most:
+            kept.add(group)
+            total += sizes[group]
+    kept = kept or set(order[:1])
     chosen = [item for item in items if item.group in kept]
     counts = Counter(item.label for item in chosen)
     spread = Counter(label for label, _ in {(item.label, item.group) for item in chosen})
