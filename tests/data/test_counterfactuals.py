@@ -122,6 +122,8 @@ def test_counterfactuals_alone_need_no_balancing(shared: Path, tmp_path: Path):
     options = {"shares": "0,1", "supported": 1.0, "match_wording": False, "held_out": 0.0}
     built = build_task("fever", data=data, out=tmp_path / "rows", counterfactuals="only", **options)
     kinds = Counter(row.id.split("/")[1] for row in read_examples(tmp_path / "rows" / "train.jsonl"))
+    dropped = (tmp_path / "rows" / "dropped.jsonl").read_text("utf-8").splitlines()
+    assert {json.loads(line)["reason"] for line in dropped} == {"not drawn"}  # people judged the evidence of all
     assert kinds["SUPPORTS"] > 50
     assert len(set(kinds.values())) == 1, kinds  # each original with its three counterfactuals
     assert len(set(built.card["labels"].values())) == 1

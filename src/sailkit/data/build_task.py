@@ -139,6 +139,7 @@ def build_task(
         check = LeakCheck((chosen.name, example.id, example.text) for example in outside)
         examples, added, removed = _kept_examples(chosen, inside, check, counterfactuals != "none", seed)
         items = _supported_labels(chosen, examples)
+        judged = {item.example.id for item in items}
         if added:
             originals = {original_id(example.id) for example in added}
             items = [item for item in items if counterfactuals == "added" or item.example.id in originals]
@@ -174,12 +175,7 @@ def build_task(
             side.append((item, row))
         if not train:
             raise UserError(f"no row is left to train on; use a smaller `held_out_share` than {held_out_share}")
-        judged, used = {item.example.id for item in items} | undecided.keys(), {item.example.id for item, _ in rows}
-        dropped = [
-            {"id": example.id, "reason": "not drawn" if example.id in judged else "no judged evidence"}
-            for example in examples
-            if example.id not in used
-        ]
+        dropped = _dropped(examples, judged | undecided.keys(), {item.example.id for item, _ in rows})
         for name, part in ((TRAIN, train), (HELD_OUT, held)):
             jsonl.write_rows(run.path(name), (example_row(row) for _, row in part))
         jsonl.write_json(run.path(GROUPS), {row.id: item.group for item, row in train})
@@ -247,6 +243,15 @@ def _families(drawn: Sequence[tuple[SupportedLabel, int]]) -> list[tuple[Support
     for item, copy in drawn:
         families.setdefault(original_id(item.example.id), []).append((item, copy))
     return [pair for family in families.values() for pair in family]
+
+
+def _dropped(examples: Sequence[Example], judged: set[str], used: set[str]) -> list[jsonl.JsonObject]:
+    """The examples without a row, each with the reason."""
+    return [
+        {"id": example.id, "reason": "not drawn" if example.id in judged else "no judged evidence"}
+        for example in examples
+        if example.id not in used
+    ]
 
 
 def _kept_examples(
