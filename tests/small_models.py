@@ -85,8 +85,8 @@ def student(folder: Path, padding: int = 24, tokenizer: Any = None) -> Path:
     return folder
 
 
-def gguf_file(path: Path) -> Path:
-    """A random model of one layer as a GGUF file."""
+def gguf_file(path: Path, without: str = "") -> Path:
+    """A random model of one layer as a GGUF file, or one without some weights."""
     tokenizer = trained("byte-level")
     vocabulary = tokenizer.get_vocab()
     pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
@@ -109,6 +109,8 @@ def gguf_file(path: Path) -> Path:
     shapes |= {f"blk.0.{name}.weight": (32,) for name in ("attn_norm", "ffn_norm")}
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():
+        if name == without:
+            continue
         writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

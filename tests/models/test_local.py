@@ -29,7 +29,7 @@ from sailkit.models.base import ModelOptions
 from sailkit.models.load import load_model
 from sailkit.models.local import LocalModel
 from sailkit.models.shared_prefix import SharedPrefix
-from sailkit.models.sources import EMBEDDED, resolve
+from sailkit.models.sources import EMBEDDED, outline, resolve
 from sailkit.prompts.render import Prompt, step_prompt
 from sailkit.records import SearchResult
 from small_models import gguf_file
@@ -559,6 +559,9 @@ def test_an_adapter_that_cannot_be_used_is_an_error_in_one_line(make_adapter, tm
         edit(spoilt / "adapter_config.json", **edits)
         with pytest.raises(UserError, match=message):
             load_model(str(spoilt), FP32)
+        if number:  # a dry run needs neither weights nor the kind
+            with pytest.raises(UserError, match=message):
+                outline(str(spoilt))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="pickled weights are not loaded"):
         load_model(str(folder), FP32)
@@ -633,6 +636,14 @@ def test_a_damaged_gguf_file_is_an_error_and_leaves_nothing(tmp_path, monkeypatc
         load_model(str(tmp_path / "cut.gguf"))
     assert "\n" not in str(caught.value)
     assert not [p for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()]
+
+
+def test_a_gguf_file_that_lacks_weights_gets_no_random_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAILKIT_CACHE", str(tmp_path / "cache"))
+    path = gguf_file(tmp_path / "part.gguf", without="blk.0.ffn_down.weight")
+    with pytest.raises(UserError, match=r"part.gguf: 1 weights .* not in its files \(model.layers.0.mlp.down_proj"):
+        load_model(str(path))
+    assert not [entry for entry in (tmp_path / "cache" / "models").iterdir() if entry.is_dir()]
 
 
 @pytest.mark.long

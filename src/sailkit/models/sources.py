@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sailkit import runs
 from sailkit.errors import UserError, did_you_mean
 from sailkit.files import jsonl
-from sailkit.files.folders import cache_once
+from sailkit.models import gguf
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -114,17 +112,16 @@ def resolve(name: str) -> Source:
         UserError: There is no such model, or it is not in a form that is safe to load.
     """
     if name == EMBEDDED:
-        files = _embedded_files()
-        return (
-            dequantised(files[0]) if files else _from_hub(EMBEDDED_HUB, hint=f"  {INSTALL[EMBEDDED]}  gives {EMBEDDED}")
-        )
+        if files := _embedded_files():
+            return Source(gguf.dequantised(files[0]))
+        return _from_hub(EMBEDDED_HUB, hint=f"  {INSTALL[EMBEDDED]}  gives {EMBEDDED}")
     if name in shipped():
         return _local(_SHIPPED / name)
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"no file {path}")
-        return dequantised(path)
+        return Source(gguf.dequantised(path))
     if path.is_dir():
         return _local(path)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
@@ -203,12 +200,7 @@ def _local(folder: Path) -> Source:
         config = jsonl.read_json(adapter)
         if (kind := config.get("peft_type")) != "LORA":
             raise UserError(f"{folder} is an adapter of kind {kind}; only LORA can be merged into its base")
-        base = config.get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise UserError(f"{adapter}: no base_model_name_or_path; write there which model the adapter belongs to")
-        if _is_circular(folder):
-            raise UserError(f"{adapter}: its base {base} is trained on these adapters themselves")
-        return Source(folder, base=resolve(base))
+        return Source(folder, base=resolve(_base_of(folder)))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     if not list(folder.glob("*.safetensors")):
@@ -218,6 +210,17 @@ def _local(folder: Path) -> Source:
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); copy it from the original model"
         )
     return Source(folder)
+
+
+def _base_of(folder: Path) -> str:
+    """The name of the model that adapters belong to."""
+    adapter = folder / ADAPTER
+    base = jsonl.read_json(adapter).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{adapter}: no base_model_name_or_path; write there which model the adapter belongs to")
+    if _is_circular(folder):
+        raise UserError(f"{adapter}: its base {base} is trained on these adapters themselves")
+    return base
 
 
 def _is_circular(adapters: Path) -> bool:
@@ -246,7 +249,7 @@ def outline(name: str) -> dict[str, dict[str, str]]:
         files = _embedded_files()
         path = files[0] if files else _download(EMBEDDED_HUB, _WITHOUT_WEIGHTS)
     if path.suffix == ".gguf" and path.is_file():
-        path = _gguf_outline(path)
+        path = gguf.outline(path)
     if not path.is_dir() and _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         path = _download(name, _WITHOUT_WEIGHTS)
     if not path.is_dir():
@@ -254,7 +257,7 @@ def outline(name: str) -> dict[str, dict[str, str]]:
     from_folder = {"pretrained_model_name_or_path": str(path)}
     if not (path / ADAPTER).exists():
         return {"config": from_folder, "tokenizer": from_folder}
-    base = outline(str(jsonl.read_json(path / ADAPTER).get("base_model_name_or_path")))
+    base = outline(_base_of(path))
     return base | ({"tokenizer": from_folder} if any(path.glob("tokenizer*")) else {})
 
 
@@ -287,53 +290,3 @@ def _download(repo: str, patterns: list[str], hint: str = "") -> Path:
             f"cannot reach the model hub for {repo!r}, and the hub cache does not have it; "
             f"check the network, or name a local folder{hint}"
         ) from None
-
-
-def dequantised(gguf: Path) -> Source:
-    """A dense safetensors copy of a GGUF file in the user's cache, written once and atomically."""
-    target = _cache_of(gguf)
-    cache_once(target, lambda folder: _dequantise(gguf, folder))
-    return Source(target)
-
-
-def _gguf_outline(gguf: Path) -> Path:
-    """A folder with config and tokenizer of a GGUF file, written once: to parse the file takes seconds."""
-    folder = _cache_of(gguf)
-    if not folder.exists():
-        folder = folder.with_name(f"{folder.name}-outline")
-        cache_once(folder, lambda target: _write_outline(gguf, target))
-    return folder
-
-
-def _write_outline(gguf: Path, folder: Path) -> None:
-    from transformers import AutoConfig, AutoTokenizer
-
-    for loader in (AutoConfig, AutoTokenizer):
-        try:
-            loader.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-        except Exception as error:  # a damaged file raises errors without a common base class
-            raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
-
-
-def _cache_of(gguf: Path) -> Path:
-    digest = jsonl.file_fingerprint([gguf])[:16]
-    return runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # sailkit shows its own
-    with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:
-        source: Any = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            tick()
-            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that transformers cannot turn off
-                model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-        except Exception as error:  # a damaged file raises errors without a common base class
-            raise UserError(f"{gguf} cannot be read as a model: {' '.join(str(error).split())[:200]}") from None
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        tick()

@@ -15,6 +15,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.attention import check_attention
 from sailkit.models.checks import out_of_memory
+from sailkit.models.gguf import check_complete
 from sailkit.models.rope import forget_lengths
 from sailkit.models.sources import ADAPTER_WEIGHTS, TRAINED, Source
 
@@ -154,11 +155,7 @@ def load_pretrained(
             mend = "use a smaller model, or fewer bits: a `dtype` of 16, or a recipe with quantization"
             raise UserError(f"out of memory while loading {weights.folder}; {mend}") from None
         raise _not_loaded(source.folder, error) from None
-    # transformers initialises missing weights at random.
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"{weights.folder}: {len(missing)} weights of its config are not in its files ({missing[0]}...)"
-        )
+    check_complete(weights.folder, report)
     if unmatched:
         raise UserError(f"{source.folder}: the adapter does not fit its base {weights.folder} ({min(unmatched)}...)")
     if tokenizer.vocab_size > (rows := model.get_input_embeddings().num_embeddings):
