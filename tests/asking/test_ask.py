@@ -21,7 +21,7 @@ from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import judged_results
 from sailkit.distributed import Processes
 from sailkit.evaluation.evidence import evidence_style_for
-from sailkit.models.base import ModelOptions
+from sailkit.models.base import ModelOptions, Reply
 from sailkit.models.local import LocalModel
 from sailkit.records import Instruction, Judgement, Searched, SearchResult, TrainingExample
 from sailkit.text import clean
@@ -223,6 +223,57 @@ def test_a_text_that_grows_is_printed_clean_and_whole_however_it_was_cut(pieces)
     printed += growing.piece(text, last=True)
     assert printed == clean(text, layout=True)
     assert not set(printed) & set("\x1b\x07\x9b\u202e\r")
+
+
+class Thinker:
+    """A model of a plug-in that thinks, and whose marks have several tokens."""
+
+    name = "thinker"
+
+    def __init__(self, reply):
+        self.reply = reply
+
+    def describe(self):
+        return {"model": "thinker"}
+
+    def count_tokens(self, text):
+        return len(text)
+
+    def plan(self, prompts, reserve, names=()):
+        return [[0]]
+
+    def score(self, prompts, answers):
+        raise NotImplementedError
+
+    def generate(self, prompts, max_new_tokens, finished, likely=()):
+        for end in range(1, len(self.reply) + 1):
+            finished(self.reply[:end])
+        return [Reply("", "", 1, text=self.reply)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<think>Six sevens.</think>It is 42 < 43.",
+        "\n<seed:think>a</seed:think>\nIt is 42 < 43.",
+        "[THINK]Six [x] seven.[/THINK]It is 42 < 43.",
+        "◁think▷a◁/think▷It is 42 < 43.",
+        "<unused94>thought\nSix.<unused95>It is 42 < 43.",
+        "Here is my thought process: six. Here is my response: It is 42 < 43.",
+        "analysisWe count.assistantfinalIt is 42 < 43.",
+        "It is 42 < 43.",
+    ],
+)
+def test_no_piece_of_a_thought_is_streamed(reply):
+    growing, pieces = GrowingText(cleaned=False), []
+
+    def stream(so_far):
+        pieces.append(growing.piece(so_far.answer))
+
+    answer = sailkit.ask("6 x 7?", model=Thinker(reply), engine="none", stream=stream)
+    assert len(list(filter(None, pieces))) > 5
+    pieces.append(growing.piece(answer.answer, last=True))
+    assert "".join(pieces) == answer.answer == "It is 42 < 43."
 
 
 def in_terminal(words, cwd, env, stop_at=None):

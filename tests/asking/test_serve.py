@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from sailkit.asking.results import Answer
 from sailkit.asking.retrieve import NotRecordedError, SearchUnavailableError
 from sailkit.asking.server import create_app
 from sailkit.asking.worker import Worker
+from sailkit.errors import UserError
+from sailkit.models.base import ModelOptions
 from sailkit.records import Judgement, SearchResult
 
 KEY = "key-of-the-clients"
@@ -38,28 +41,39 @@ def notes(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def server(shared, notes, tmp_path_factory):
+@contextlib.contextmanager
+def serving(model_id, *arguments, cwd=None, **variables):
     """The base URL and the process of a server, which ends itself after five minutes."""
-    cache = tmp_path_factory.mktemp("cache")
-    command = ["timeout", 300, sys.executable, "-m", "sailkit", "serve", "--port", 0, "--key-env", "THE_KEY",
-               "--model", shared / "models" / "stories260k", "--corpus", notes, "--k", 1, "--max-new-tokens", 200,
-               "--max-request-kb", 8]  # fmt: skip
+    command = ["timeout", 300, sys.executable, "-m", "sailkit", "serve", "--port", 0, *arguments]
     process = subprocess.Popen(
-        [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "THE_KEY": KEY, "SAILKIT_CACHE": str(cache), "NUMBA_DISABLE_JIT": "1"},
+        [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1", **{name: str(value) for name, value in variables.items()}},
     )  # fmt: skip
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if match := re.search(r"serving stories260k at (http://127\.0\.0\.1:\d+/v1); ctrl-C stops it", line):
+        if match := re.search(rf"serving {model_id} at (http://127\.0\.0\.1:\d+/v1); ctrl-C stops it", line):
             break
     else:
+        process.communicate()
         pytest.fail("".join(lines))
-    yield match[1], process
-    process.terminate()
-    process.communicate(timeout=60)
+    try:
+        yield match[1], process
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(shared, notes, tmp_path_factory):
+    """A server with a key, and a corpus to search, in the folder of its model."""
+    with serving(
+        "stories260k", "--key-env", "THE_KEY", "--model", ".", "--corpus", notes, "--k", 1, "--max-new-tokens", 200,
+        "--max-request-kb", 8, cwd=shared / "models" / "stories260k", THE_KEY=KEY,
+        SAILKIT_CACHE=tmp_path_factory.mktemp("cache"),
+    ) as running:  # fmt: skip
+        yield running
 
 
 @pytest.fixture
@@ -99,6 +113,47 @@ def test_a_streamed_answer_begins_with_the_flags_and_is_the_same(client):
     assert chunks[-1].usage.completion_tokens == 12
 
 
+def test_an_answer_ends_before_the_texts_at_which_the_client_stops_it(client):
+    how = {"model": "stories260k", "messages": messages(), "max_completion_tokens": 30}
+    whole = client.chat.completions.create(**how).choices[0].message.content
+    stop = [whole[20:23], "no such text"]
+    (choice,) = client.chat.completions.create(**how, stop=stop).choices
+    assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(stop[0])], "stop")
+    chunks = list(client.chat.completions.create(**how, stop=stop[0], stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_a_client_may_send_null_and_messages_that_are_not_read(client):
+    earlier = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]},
+               {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]  # fmt: skip
+    how = {"model": "stories260k", "max_tokens": 4, "stream": None, "stop": None}
+    body = {**how, "messages": [*earlier, *messages()], "stream_options": {"include_usage": None}}
+    reply = httpx.post(f"{client.base_url}chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert reply.json()["usage"]["completion_tokens"] == 4
+
+
+def test_a_model_that_fails_is_not_the_clients_fault_and_its_reason_stays_here(tmp_path):
+    (tmp_path / "plug.py").write_text(
+        "from sailkit.errors import UserError\n"
+        "class Failing:\n"
+        "    name = 'failing'\n"
+        "    def describe(self): return {'model': 'failing'}\n"
+        "    def plan(self, prompts, reserve, names=()): return [[0]]\n"
+        "    def count_tokens(self, text): return 1\n"
+        "    def score(self, prompts, answers): raise NotImplementedError\n"
+        "    def generate(self, *_): raise UserError('http://internal:8000 refused; put the key into KEY')\n"
+        "model = Failing()\n"
+    )
+    with serving("failing", "--model", "plug:model", "--engine", "none", cwd=tmp_path) as (url, run):
+        body = {"model": "failing", "messages": messages()}
+        replies = [httpx.post(f"{url}/chat/completions", json={**body, "stream": on}, timeout=30) for on in (0, 1)]
+        assert all("http://internal:8000 refused; put the key" in run.stderr.readline() for _ in replies)
+    assert replies[0].status_code == 502
+    assert all("the model failed; the messages of the server say why" in reply.text for reply in replies)
+    assert all("internal" not in reply.text for reply in replies)
+
+
 def test_a_client_may_pass_results_of_its_own(client):
     given = [{"title": "A", "body": "First."}, {"body": "Second."}]
     reply = client.chat.completions.create(
@@ -119,6 +174,8 @@ def test_a_client_may_pass_results_of_its_own(client):
         ({"extra_body": {"search_results": [{"title": "x"}]}}, 400, "search_results.0.body: Field required"),
         ({"extra_body": {"search_results": [{"body": "x"}] * 7}}, 400, "at most 6 items"),
         ({"n": 2}, 400, "n: Input should be 1"),
+        ({"stop": ["."] * 5}, 400, "at most 4 items"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "the last message of role user"),
         ({"extra_headers": {"Authorization": f"Bearer {KEY}x"}}, 401, "the key is missing or wrong"),
     ],
 )
@@ -172,7 +229,7 @@ def post(app, content=None, headers=None, base="http://127.0.0.1:8000", times=1)
 
 
 def application(answer=None, limits=LIMITS, key=None):
-    def at_once(question, results, new_tokens, stream, stop):
+    def at_once(question, results, new_tokens, until, stream, stop):
         done = Answer(question, "m", (SearchResult("b"),), (Judgement(0.25, "distracting"),), answer=f"{new_tokens}")
         stream(done)
         return done
@@ -191,7 +248,7 @@ def test_limits_hold_for_what_a_client_asks():
 def test_half_a_surrogate_pair_is_no_error_of_the_server():
     given = {"search_results": [{"title": "\ud800", "body": "Bees\ud800 make honey."}, {"body": " "}]}
 
-    def echo(question, results, new_tokens, stream, stop):
+    def echo(question, results, new_tokens, until, stream, stop):
         done = Answer(question, "m", results, (Judgement(0.25, "distracting"),), answer=question)
         stream(done)
         return done
@@ -228,7 +285,7 @@ def test_a_body_that_never_ends_is_given_up():
 
 
 def test_a_full_queue_is_refused_and_a_wait_without_an_answer_ends():
-    def slow(question, results, new_tokens, stream, stop):
+    def slow(question, results, new_tokens, until, stream, stop):
         stream(so_far := Answer(question, "m"))
         while not stop():
             time.sleep(0.01)
@@ -246,7 +303,7 @@ def test_a_full_queue_is_refused_and_a_wait_without_an_answer_ends():
 def test_an_answer_stops_when_its_client_goes_and_the_queue_is_free_again():
     stopped = threading.Event()
 
-    def slow(question, results, new_tokens, stream, stop):
+    def slow(question, results, new_tokens, until, stream, stop):
         stream(Answer(question, "m"))
         while not stop():
             time.sleep(0.01)
@@ -257,7 +314,7 @@ def test_an_answer_stops_when_its_client_goes_and_the_queue_is_free_again():
 
     async def leave():
         for _ in range(2):
-            updates = worker.updates(QUESTION, None, 9)
+            updates = worker.updates(QUESTION, None, 9, [])
             await anext(updates)
             await updates.aclose()
             assert await asyncio.to_thread(stopped.wait, 5)
@@ -310,6 +367,12 @@ def test_mistakes_are_one_line_with_the_mend(arguments, message):
         sailkit.serve(**arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_options_of_a_loaded_model_are_refused(shared):
+    model = sailkit.load_model(shared / "models" / "stories260k")
+    with pytest.raises(UserError, match="this one is loaded"):
+        sailkit.serve(model=model, engine="none", options=ModelOptions(dtype="bfloat16"))
 
 
 def test_a_port_that_is_taken_is_named():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -16,12 +16,24 @@ from sailkit.models.base import SCORE_RESERVE, Model, ModelOptions, Reply, answe
 from sailkit.models.load import load_model
 from sailkit.prompts.render import Prompt
 from sailkit.prompts.sail import conversation
-from sailkit.prompts.thoughts import split_thoughts
+from sailkit.prompts.thoughts import settled, split_thoughts
 from sailkit.records import Example, Searched, TrainingExample, Verdict
 from sailkit.tasks.task import Question
 
 Stream = Callable[[Answer], None]  # takes the answer so far
 Stop = Callable[[], bool]
+
+
+class NoAnswerError(UserError):
+    """A model refused to answer a question.
+
+    Attributes:
+        reason: What it said instead.
+    """
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} gave no answer: {reason}")
+        self.reason = reason
 
 
 class SearchAugmentedModel:
@@ -68,7 +80,12 @@ class SearchAugmentedModel:
         return cls(with_matching_template(loaded, evidence_style, name, options), evidence_style, question)
 
     def answer(
-        self, searched: Searched, max_new_tokens: int, stream: Stream | None = None, stop: Stop = lambda: False
+        self,
+        searched: Searched,
+        max_new_tokens: int,
+        stream: Stream | None = None,
+        stop: Stop = lambda: False,
+        until: Sequence[str] = (),
     ) -> Answer:
         """Judge the search results, then answer.
 
@@ -78,9 +95,12 @@ class SearchAugmentedModel:
             stream: Called with the answer so far: first with the judged search results, then as it grows. Not
                 called for a claim, whose labels are scored at once.
             stop: Called after each token; once it returns true, the answer stops.
+            until: Texts before the first of which a generated answer ends.
 
         Raises:
-            UserError: The question does not fit into the model's context.
+            PromptTooLongError: The question does not fit into the model's context.
+            NoAnswerError: The model refused to answer.
+            UserError: The model failed.
         """
         instruction = searched.instruction
         text = "\n".join(filter(None, (instruction.instruction, instruction.input)))
@@ -97,7 +117,7 @@ class SearchAugmentedModel:
         )  # fmt: skip
         if self.question:
             return self._classify(so_far, example)
-        return self._generate(so_far, prompt, max_new_tokens, stream, stop)
+        return self._generate(so_far, prompt, max_new_tokens, stream, stop, until)
 
     def forget_prompts(self) -> None:
         """Drop cached prompts, which a server would collect without end."""
@@ -129,7 +149,7 @@ class SearchAugmentedModel:
         plan = self._plan()
         prediction = answer_batch(self.model, plan, [(0, example)])[0]
         if prediction.outcome == "refused" and prediction.reason:
-            raise UserError(f"{self.model.name} gave no answer: {prediction.reason}")
+            raise NoAnswerError(self.model.name, prediction.reason)
         turn = next(iter(prediction.turns), {})
         return replace(
             _with_verification(so_far, str(turn.get("raw_output") or ""), turn.get("verdicts")),
@@ -143,7 +163,13 @@ class SearchAugmentedModel:
         )
 
     def _generate(
-        self, so_far: Answer, prompt: Prompt, max_new_tokens: int, stream: Stream | None, stop: Stop
+        self,
+        so_far: Answer,
+        prompt: Prompt,
+        max_new_tokens: int,
+        stream: Stream | None,
+        stop: Stop,
+        until: Sequence[str],
     ) -> Answer:
         """Generate an answer, after the verification sentence if the model writes one."""
         n = len(so_far.results)
@@ -161,20 +187,22 @@ class SearchAugmentedModel:
 
         def finished(text: str) -> bool:
             nonlocal stopped
+            answer, ended = _before_first(_answer_in(text), until)
             if stream:
-                stream(replace(so_far, answer=_answer_in(text)))
+                stream(replace(so_far, answer=answer if ended else _before_begun(settled(answer), until)))
             stopped = stop()
-            return stopped
+            return stopped or ended
 
         reply = self._reply(prompt, max_new_tokens, finished)
+        answer, ended = _before_first(_answer_in(reply.text or ""), until)
         return replace(
             so_far,
-            answer=_answer_in(reply.text or ""),
+            answer=answer,
             prompt=reply.prompt,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
             cut_tokens=reply.cut_tokens,
-            cut_off=reply.cut_off or stopped,
+            cut_off=stopped or (reply.cut_off and not ended),
         )
 
     def _reply(
@@ -182,7 +210,7 @@ class SearchAugmentedModel:
     ) -> Reply:
         reply = self.model.generate([prompt], max_new_tokens, finished, likely)[0]
         if reply.refusal is not None:
-            raise UserError(f"{self.model.name} gave no answer: {reply.refusal}")
+            raise NoAnswerError(self.model.name, reply.refusal)
         return reply
 
 
@@ -190,6 +218,18 @@ def _answer_in(text: str) -> str:
     """The answer in a reply: nothing while a thought is open."""
     answer, thinking = split_thoughts(text)
     return "" if thinking else answer.strip()
+
+
+def _before_first(text: str, until: Sequence[str]) -> tuple[str, bool]:
+    """A text up to the first of some others, and whether there was one."""
+    ends = [text.index(end) for end in until if end in text]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def _before_begun(text: str, until: Sequence[str]) -> str:
+    """A growing text without an end that may still become one of some others."""
+    begun = (size for end in until for size in range(1, len(end)) if text.endswith(end[:size]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 def _with_verification(answer: Answer, sentence: str, verdicts: tuple[Verdict, ...] | None) -> Answer:

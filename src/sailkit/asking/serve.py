@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +14,15 @@ from cyclopts import Parameter
 from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.asking.listening import client_key, listen, quiet_signals, url_of
-from sailkit.asking.model import SearchAugmentedModel
+from sailkit.asking.model import NoAnswerError, SearchAugmentedModel
 from sailkit.asking.results import Answer
 from sailkit.asking.retrieve import check_k, open_retrieval
 from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.models.base import Model, ModelOptions, is_endpoint
 from sailkit.models.endpoint import read_name
+from sailkit.models.load import check_unloaded
 from sailkit.models.sources import default_model
+from sailkit.prompts.render import PromptTooLongError
 from sailkit.prompts.sail import MOST_VERIFIED
 from sailkit.records import Instruction, Searched, SearchResult
 from sailkit.rendering.model import Report, Text, short
@@ -116,7 +118,7 @@ def serve(
         import uvicorn
 
         from sailkit.asking.gate import Limits
-        from sailkit.asking.server import create_app
+        from sailkit.asking.server import ModelFailedError, create_app
         from sailkit.asking.worker import Worker
     limits = Limits(max_request_kb * 1000, queue, time_limit, max_new_tokens)
     with (
@@ -124,24 +126,34 @@ def serve(
         open_retrieval(engine, k, corpus, search_run, searxng_url) as retrieve,
     ):
         name = default_model(claims=False) if model is None else model
+        check_unloaded(name, options)
+        if isinstance(name, str) and is_endpoint(name):
+            options = replace(options, timeout=min(options.timeout, time_limit))
         augmented = SearchAugmentedModel.load(name, options, MOST_VERIFIED, style=style, verify=verify)
 
         def answer(
             question: str,
             results: Sequence[SearchResult] | None,
             new_tokens: int,
+            until: Sequence[str],
             stream: Callable[[Answer], None],
             stop: Callable[[], bool],
         ) -> Answer:
             given = None if results is None else Searched(Instruction("question", question), tuple(results))
+            searched = given or retrieve(question)
             try:
-                return augmented.answer(given or retrieve(question), new_tokens, stream, stop)
+                return augmented.answer(searched, new_tokens, stream, stop, until)
+            except (PromptTooLongError, NoAnswerError):
+                raise
+            except UserError as error:
+                runs.notice(f"sailkit: a question was not answered: {error}")
+                raise ModelFailedError("the model failed; the messages of the server say why") from None
             finally:
                 augmented.forget_prompts()
 
         worker = Worker(answer, limits, lambda: server.should_exit)
         name = augmented.model.name
-        model_id = Path(read_name(name)[0] if is_endpoint(name) else name).name
+        model_id = Path(read_name(name)[0] if is_endpoint(name) else Path(name).resolve()).name
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(model_id, worker, limits, key), log_config=None, access_log=False, lifespan="off", ws="none",

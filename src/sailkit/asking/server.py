@@ -7,17 +7,18 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sailkit.asking.gate import LOOPBACK, Gate, Limits, error_response
 from sailkit.asking.live import GrowingText
+from sailkit.asking.model import NoAnswerError
 from sailkit.asking.results import Answer, judged_results
 from sailkit.asking.retrieve import NotRecordedError, SearchUnavailableError
 from sailkit.asking.worker import Worker
@@ -43,10 +44,9 @@ class TextPart(BaseModel):
     text: str
 
 
-class ChatMessage(BaseModel):
-    """A turn of the conversation."""
+class QuestionText(BaseModel):
+    """The content of the message that is the question."""
 
-    role: str
     content: str | list[TextPart] | None = None
 
     @property
@@ -56,30 +56,49 @@ class ChatMessage(BaseModel):
         return parts if isinstance(parts, str) else "".join(part.text for part in parts)
 
 
+class ChatMessage(BaseModel):
+    """A turn of the conversation; the content is only read if it is the question."""
+
+    role: str
+    content: Any = None
+
+
 class StreamOptions(BaseModel):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class ChatRequest(BaseModel):
-    """A chat completion request; parameters of sampling are ignored, because answers are greedy."""
+    """A chat completion request; parameters of sampling are ignored, because answers are greedy.
+
+    A parameter may be null where OpenAI's may be.
+    """
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: Literal[1] | None = None
+    stop: Annotated[Annotated[list[str], Field(max_length=4)] | None, BeforeValidator(_as_list)] = None
     search_results: list[GivenResult] | None = Field(default=None, max_length=MOST_VERIFIED)
 
     def question(self) -> str:
         """The last message of the user."""
-        texts = [message.text for message in self.messages if message.role == "user"]
-        if not texts or not texts[-1].strip():
+        contents = [message.content for message in self.messages if message.role == "user"]
+        try:
+            text = QuestionText(content=contents[-1] if contents else None).text
+        except ValidationError as error:
+            raise HTTPException(400, f"the last message of role user: {error.errors()[0]['msg']}") from None
+        if not text.strip():
             raise HTTPException(400, "the request has no message of role user with text")
-        return without_surrogates(texts[-1])
+        return without_surrogates(text)
 
     def results(self) -> tuple[SearchResult, ...] | None:
         """The results that the client passed; None to search."""
@@ -95,6 +114,14 @@ class ChatRequest(BaseModel):
     def new_tokens(self, most: int) -> int:
         """The longest answer, within the server's limit."""
         return min(most, self.max_completion_tokens or self.max_tokens or most)
+
+    def until(self) -> list[str]:
+        """The texts before which the answer ends."""
+        return [text for text in self.stop or () if text]
+
+
+class ModelFailedError(UserError):
+    """The model gave no answer, for a reason that is not the question's."""
 
 
 def create_app(model_id: str, worker: Worker[Answer], limits: Limits, key: str | None) -> FastAPI:
@@ -125,7 +152,9 @@ def create_app(model_id: str, worker: Worker[Answer], limits: Limits, key: str |
     async def complete(request: ChatRequest, connection: Request) -> Any:
         if request.model != model_id:
             raise HTTPException(404, f"no model {request.model!r}; this server has {model_id!r}")
-        updates = worker.updates(request.question(), request.results(), request.new_tokens(limits.max_new_tokens))
+        updates = worker.updates(
+            request.question(), request.results(), request.new_tokens(limits.max_new_tokens), request.until()
+        )
         first, complete = await anext(updates)  # errors up to here have a status of their own
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_id}
         if request.stream:
@@ -162,7 +191,7 @@ async def _events(
                 if piece := text.piece(answer.answer, last=complete):
                     yield event({"content": piece})
     except (UserError, HTTPException) as error:
-        why = error.detail if isinstance(error, HTTPException) else str(error)
+        why = error.detail if isinstance(error, HTTPException) else _for_client(error)
         yield f"data: {json.dumps({'error': {'message': why}})}\n\n"
         return
     yield event({}, _reason(answer), **_search(answer))
@@ -196,6 +225,12 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _user_error(_: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, NotRecordedError):  # its message has a path, and other questions' ids
-        return error_response(400, "there are no recorded search results for this question")
-    return error_response(502 if isinstance(error, SearchUnavailableError) else 400, str(error))
+    failed = isinstance(error, (SearchUnavailableError, ModelFailedError))
+    return error_response(502 if failed else 400, _for_client(cast(UserError, error)))
+
+
+def _for_client(error: UserError) -> str:
+    """The message for a client: without the path of a run, other questions' ids, and the URL of a model."""
+    if isinstance(error, NotRecordedError):
+        return "there are no recorded search results for this question"
+    return f"the model gave no answer: {error.reason}" if isinstance(error, NoAnswerError) else str(error)

@@ -26,6 +26,9 @@ _MARKS = (
     ),
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
+# The end of a text that may still become a mark: brackets that are open, or closed before the word of a channel.
+_BEGUN = re.compile(r"(?:<[^<>\n]{0,30}(?:>\s*[a-z]{0,10})?|\[[A-Z/]{0,8}|◁[^▷\n]{0,8})\Z")
+_OPENINGS = ("Here is my thought process:", "Here's my thought process:", "analysis", "commentary")
 # Special tokens that are only part of a mark.
 _PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|channel>", "<unused94>")
 _END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
@@ -60,6 +63,17 @@ def split_thoughts(text: str) -> tuple[str, bool]:
             return text, False
         pieces.append(_END.sub("", text[start:]))
     return "\n".join(piece for piece in pieces if piece.strip()).lstrip(), thinking
+
+
+def settled(text: str) -> str:
+    """The part of a growing text that no further token turns into a thought or its mark.
+
+    Args:
+        text: The reply so far, without the thoughts in it; see `split_thoughts`.
+    """
+    if any(opening.startswith(text.strip()) for opening in _OPENINGS):
+        return ""
+    return _BEGUN.sub("", text)
 
 
 def open_thought(text: str) -> str:
