@@ -251,6 +251,11 @@ def test_the_card_quotes_the_figures_of_its_labelers_only(data, tmp_path):
     assert "differences" not in card["audit"]
     page = (tmp_path / "built" / "card.md").read_text()
     assert "| a | official | 9 | 0.700 [0.600, 0.800] | - [-, -] | - [-, -] |" in page
+    told = {"data": "<script>x</script>", "audits": [{**rows[0], "stratum": "a |\n\n# Best\n\n[get it](http://x)"}]}
+    (tmp_path / "strange.json").write_text(json.dumps(told))
+    data.build("strange", audit=tmp_path / "strange.json", threshold=0.7)
+    page = (tmp_path / "strange" / "card.md").read_text()
+    assert not any(mark in page for mark in ("<script", "\n# Best", "[get it](")), "text from outside became markup"
     other = data.build("other", audit=tmp_path / "audit.json", labels=[data.label("c")], threshold=0.7)
     assert other["flag_messages"]["unaudited-labeler"] == ["the audit that is quoted does not measure c"]
 
@@ -282,8 +287,12 @@ def test_the_card_quotes_the_audit_of_a_plug_in_under_the_name_of_its_labels(dat
     card = data.build(labels=[tmp_path / "labels"], audit=tmp_path / "audit" / "audit.json")
     assert [row["labeler"] for row in card["audit"]["audits"]] == ["contains-response"]
     assert card["audit"]["audits"][0]["auroc"] == 1
-    assert card["audit"]["informative share by contains-response, corrected (PPI)"][0] == pytest.approx(0.5)
+    share = "informative share by contains-response, corrected (PPI)"
+    assert card["audit"][share][0] == pytest.approx(0.5)
     assert card["flags"] == []
+    few = data.build("few", labels=[tmp_path / "labels"], audit=tmp_path / "audit" / "audit.json", limit=9)
+    widths = [card["audit"][share][2] - card["audit"][share][1] for card in (card, few)]
+    assert widths[0] < widths[1], "the share of the rows that are used"
 
 
 def test_the_card_corrects_the_informative_share_by_the_audit(data, tmp_path):

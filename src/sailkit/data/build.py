@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -81,7 +82,8 @@ def build(
     quoted = audit_figures(audit, [item.labeler for item in loaded]) if audit else None
     if audit and quoted:
         shares_of = [
-            (item, corrected_share(audit, item, item.threshold if threshold is None else threshold)) for item in loaded
+            (item, corrected_share(audit, item, item.threshold if threshold is None else threshold))
+            for item in (replace(item, judgements=item.judgements[:limit]) for item in loaded)
         ]
         quoted |= {
             f"informative share by {item.labeler['labeler']}, corrected (PPI)": [share.value, share.low, share.high]

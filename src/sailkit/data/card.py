@@ -12,6 +12,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.labeling.audit_file import names_in_audit
 from sailkit.records import TrainingExample, Verdict
+from sailkit.rendering.markdown import escape
 from sailkit.stats.shortcut_items import as_table
 from sailkit.stats.shortcuts import ShortcutBaseline, telling_views
 
@@ -134,7 +135,7 @@ def page_of(card: Mapping[str, Any]) -> str:
     """The card as Markdown: a table of all entries, and the figures of the audit."""
     lines = ["# Data card", ""]
     for sentences in card["flag_messages"].values():
-        lines += [f"> {sentence}" for sentence in sentences] + [""]
+        lines += [f"> {escape(sentence)}" for sentence in sentences] + [""]
     lines += ["| | |", "|---|---|"]
     audit = card.get("audit") or {}
     rows = audit.get("audits", ())
@@ -142,7 +143,7 @@ def page_of(card: Mapping[str, Any]) -> str:
         if name in ("flags", "flag_messages", "shortcuts"):
             continue
         if isinstance(value, dict):
-            lines += [f"| {name.replace('_', ' ')}: {key} | {_cell(entry)} |" for key, entry in value.items()]
+            lines += [f"| {name.replace('_', ' ')}: {_cell(key)} | {_cell(entry)} |" for key, entry in value.items()]
         else:
             lines.append(f"| {name.replace('_', ' ')} | {_cell(value)} |")
     if shortcuts := card.get("shortcuts"):
@@ -157,7 +158,8 @@ def page_of(card: Mapping[str, Any]) -> str:
         lines.append("|---" * (len(_AUDITED) + 3) + "|")
     for row in rows:
         figures = [_estimate(row, name) for name in _AUDITED.values()]
-        lines.append(f"| {_cell(row['labeler'])} | {row.get('stratum')} | {row.get('n')} | {' | '.join(figures)} |")
+        cells = [*(_cell(row.get(name)) for name in ("labeler", "stratum", "n")), *figures]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -168,5 +170,4 @@ def _estimate(row: Mapping[str, Any], name: str) -> str:
 
 
 def _cell(value: object) -> str:
-    text = value if isinstance(value, str) else jsonl.dumps(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return escape(value if isinstance(value, str) else jsonl.dumps(value))
