@@ -119,6 +119,22 @@ def test_a_tokenizer_of_another_kind_is_refused_before_the_teacher_reads(teacher
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs={num_decay_steps: 99}"],
+         "num_decay_steps 99 does not fit"),
+        (["lora.r=2", "adapters=nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_settings_of_training_are_refused_before_the_teacher_reads(teacher, tmp_path, settings, message):
+    data = write(tmp_path / "data", [example(0)], [example(24)])
+    options = {"teacher": str(teacher), "student_layers": 1, "data": [str(data)], "out": tmp_path / "run"}
+    with pytest.raises(UserError, match=message):
+        distill(**options, set=[*SET, *settings])
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_held_out_is_told_before_the_teacher_is_loaded(teacher, tmp_path, capsys):
     data = write(tmp_path / "data", [example(0)])
     run = tmp_path / "run"

@@ -1,9 +1,13 @@
-"""How fast it goes: tokens of training over the time of training, and nothing else's."""
+"""Callbacks of training: how fast it goes, its history, and the memory that it returns."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,3 +70,21 @@ def test_a_norm_that_is_infinite_does_not_end_the_history(tmp_path):
 
     callbacks.History(tmp_path / "history.jsonl").on_log(None, State, None)
     assert json.loads((tmp_path / "history.jsonl").read_text()) == {"grad_norm": None, "loss": 1.5, "step": 1}
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc has malloc_trim")
+def test_freed_memory_goes_back_to_the_system_every_few_steps():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    begin = resident()
+    blocks = [b"x" * (100_000 + i) for i in range(2000)]
+    kept = blocks[1::500]  # so that most of what is freed is not at the end of the heap
+    del blocks
+    held = resident() - begin
+    callback = callbacks.FreedMemory()
+    callback.on_step_end(None, SimpleNamespace(global_step=9), None)
+    assert resident() - begin == pytest.approx(held, rel=0.05)
+    callback.on_step_end(None, SimpleNamespace(global_step=10), None)
+    assert resident() - begin < held / 2
+    assert kept

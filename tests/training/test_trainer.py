@@ -32,11 +32,11 @@ def rows(tokenizer):
     return prepare([example(i) for i in range(16)], tokenizer, 512)
 
 
-def trainer(folder, tokenizer, rows, out, held_out=None, model=None, **training):
+def trainer(folder, tokenizer, rows, out, held_out=None, model=None, measure=None, **training):
     recipe = Recipe("stories260k", ("d",), training={**QUICK, **training})
     model = model or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     args = sft_config(recipe, out, held_out=held_out is not None)
-    return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=held_out)
+    return trl.Trainer(model=model, tokenizer=tokenizer, args=args, train=rows, held_out=held_out, measure=measure)
 
 
 def rates(one):
@@ -340,6 +340,20 @@ def test_a_figure_that_there_is_not_cannot_choose_the_best(folder, tokenizer, ro
 def test_the_best_is_the_lowest_loss_divergence_or_entropy_and_the_highest_of_all_else(tmp_path, figure, greater):
     told = Recipe("m", ("d",), training={"bf16": False, "metric_for_best_model": figure})
     assert sft_config(told, tmp_path, held_out=True).greater_is_better is greater
+
+
+def test_an_evaluation_without_the_figure_that_chooses_is_not_the_best(folder, tokenizer, rows, tmp_path):
+    values = iter([None, 0.5, None])  # precision, say, where nothing was flagged
+
+    one = trainer(
+        folder, tokenizer, rows, tmp_path, rows, measure=lambda _: {"flagging_precision": next(values)},
+        metric_for_best_model="flagging_precision", max_steps=3, eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+    )  # fmt: skip
+    one.train_from(None)
+    assert one.state.best_global_step == 2
+    evaluations = [row for row in one.state.log_history if "eval_loss" in row]
+    assert [row.get("eval_flagging_precision") for row in evaluations] == [None, 0.5, None]
 
 
 def too_much(*_):

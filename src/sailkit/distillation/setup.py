@@ -21,7 +21,8 @@ from sailkit.models.endpoint import read_name
 from sailkit.models.sources import Source, resolve
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
-from sailkit.training.checks import check_rows, require_gpu
+from sailkit.training.checks import check_rows, require_gpu, resolve_adapters
+from sailkit.training.estimate import count_steps
 from sailkit.training.tokenise import Prepared, held_out_paths, prepare, read_data
 
 
@@ -110,7 +111,7 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     Raises:
         UserError: The recipe cannot be run here, or the data or the teacher cannot be read.
     """
-    from sailkit.training.arguments import sft_config
+    from sailkit.training.arguments import scheduler_kwargs, sft_config
 
     student = recipe.student
     require_gpu(student)
@@ -120,6 +121,10 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     args = sft_config(student, out / STUDENT, held_out=any(example.response.strip() for example in held_out))
     if args.dataloader_drop_last and len(train) < args.train_batch_size:
         raise UserError(f"training.dataloader_drop_last: {len(train)} rows are no whole batch")
+    if not args.packing:
+        scheduler_kwargs(args, count_steps(len(train), args)["steps"])
+    if student.adapters is not None:
+        resolve_adapters(student, resolve(student.model), args.seed)
     files = _teacher_files(recipe)
     trained = files.trained() if files else {}
     check_order(recipe.teacher, trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +100,24 @@ class History(TrainerCallback):  # type: ignore[misc]
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """Replace values that JSON cannot hold: a gradient norm may be infinite without stopping training."""
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
+
+
+class FreedMemory(TrainerCallback):  # type: ignore[misc]
+    """Returns freed memory to the system every few steps, where the C library is glibc.
+
+    Batches differ in length, so that a block that one of them frees seldom fits the next: glibc keeps it, and a process
+    grew to three times of what a step needs. Returning it after every step would take a quarter of the step's time.
+    """
+
+    _STEPS = 10
+
+    def __init__(self) -> None:
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Return what is free now: gradients and activations of the step are gone."""
+        if self._trim and state.global_step % self._STEPS == 0:
+            self._trim(0)
 
 
 class BeforeAndAfter(TrainerCallback):  # type: ignore[misc]

@@ -75,7 +75,7 @@ def plan_training(
         check_context(config, max((*train.tokens, *(held_out.tokens if held_out else ()))), recipe.model)
     args = _arguments(recipe, held_out=held_out is not None)
     rows = _packed_rows(train.tokens, recipe.max_length, args) if args.packing else len(train.tokens)
-    steps = _steps(rows, args)
+    steps = count_steps(rows, args)
     _check_schedule(recipe, args, steps["steps"])
     epochs = steps["steps"] / steps["steps_per_epoch"]
     tokens_in_all = round(epochs * sum(train.tokens))
@@ -242,8 +242,16 @@ def _packed_rows(tokens: Sequence[int], max_length: int, args: Any) -> int:
     return len(pack_dataset(rows, max_length, args.packing_strategy))
 
 
-def _steps(rows: int, args: Any) -> dict[str, Any]:
-    """Optimizer steps, counted as in transformers' Trainer."""
+def count_steps(rows: int, args: Any) -> dict[str, Any]:
+    """Optimizer steps, counted as in transformers' Trainer.
+
+    Args:
+        rows: Number of rows; with packing, of packed ones.
+        args: The SFTConfig.
+
+    Returns:
+        `rows_per_step`, `steps_per_epoch`, and `steps` of the whole run.
+    """
     size = args.train_batch_size * args.world_size
     batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
     per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)

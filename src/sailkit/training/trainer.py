@@ -21,7 +21,7 @@ from sailkit.models.rope import rope_lengths
 from sailkit.training.arguments import scheduler_kwargs
 from sailkit.training.batch_log import BatchLog
 from sailkit.training.batches import CurriculumFirst, SeededByEpoch, regroup_by_length
-from sailkit.training.callbacks import EarlyStopping, Speed
+from sailkit.training.callbacks import EarlyStopping, FreedMemory, Speed
 from sailkit.training.checkpoints import stopped_at, writing_failed
 from sailkit.training.inference import inference
 from sailkit.training.loading import number_format, prepare_for_autocast
@@ -109,7 +109,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                     eval_dataset=_dataset(held_out) if held_out else None,
                     processing_class=tokenizer,
                     peft_config=lora,
-                    callbacks=[*callbacks, *early],
+                    callbacks=[*callbacks, *early, FreedMemory()],
                 )
         except (ValueError, ImportError) as error:  # for example target modules without a match
             raise UserError(f"the recipe does not fit the model: {' '.join(str(error).split())[:300]}") from None
@@ -301,22 +301,22 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Mean loss per supervised held-out token, and further figures of the model.
 
-        The mean is over tokens; Transformers averages over batches, which overweights short completions.
-        With loss weights, the weighted mean is another figure.
+        Transformers averages over batches, which overweights short completions. With loss weights, the weighted mean
+        is another figure.
         """
         assert self.held_out is not None
         with inference(self) as model:
             losses = self._held_out_figures(model)
             further = self._measure(model) if self._measure else {}
-        figures = {f"{metric_key_prefix}_{k}": v for k, v in {**losses, **further}.items() if v is not None}
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
-        if f"{metric_key_prefix}_{best}" not in figures:
-            names = [name.removeprefix(f"{metric_key_prefix}_") for name in figures]
-            self.processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, names)}")
+        if best not in (known := {**losses, **further}):
+            self.processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, known)}")
+        figures = {f"{metric_key_prefix}_{name}": value for name, value in known.items() if value is not None}
         self._metrics["eval"].clear()
         with inference(self):  # or the log would take the figures of the training steps since its last line
             self.log(dict(figures))
         if metric_key_prefix == "eval":  # hide the evaluations before and after training from early stopping
+            figures.setdefault(f"eval_{best}", -math.inf if self.args.greater_is_better else math.inf)  # undefined
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
