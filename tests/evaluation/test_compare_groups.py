@@ -187,6 +187,13 @@ def test_groups_of_other_models_are_independent(tmp_path):
     assert pair.differences["accuracy"].degrees_of_freedom > 2
 
 
+def test_groups_that_share_some_models_are_refused(tmp_path):
+    own = group(tmp_path / "own", [0.7, 0.71, 0.69], "tuned", "evidence")
+    other = group(tmp_path / "other", [0.5, 0.52], "tuned", "random")
+    with pytest.raises(UserError, match=r"own and other share only some .* or leave out own/seed-2$"):
+        compare(own, other)
+
+
 def test_means_of_equal_runs_are_no_difference(tmp_path):
     three, two = ([run(tmp_path / f"{n}-{i}", 0.7, f"{n}-{i}", "evidence", seed=0) for i in range(n)] for n in (3, 2))
     (pair,) = compare(*(",".join(map(str, paths)) for paths in (three, two))).pairs
@@ -210,6 +217,7 @@ def test_what_search_gives_one_group_beyond_another(tmp_path):
     assert interaction.verdict == "better"
     assert "larger" in interaction.verdict_text
     assert interaction.seeds == (3, 1)
+    assert f"p = {interaction.p_value_holm:.3g} after Holm's adjustment for 7 differences" in interaction.remark
     for difference in (*result.pairs, interaction):  # at the strictest level of Holm's seven tests
         estimate = difference.differences["accuracy"]
         if 1 < estimate.degrees_of_freedom < np.inf:

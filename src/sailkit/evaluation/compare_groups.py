@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from sailkit.errors import UserError
 from sailkit.evaluation.comparable import (
     check_comparable,
     differing_factors,
@@ -80,7 +81,9 @@ def compare_groups(
     units = truth.number if truth.grouped else None
     size = counted(len(truth.labels), units)
     results = [
-        _with_verdict(replace(difference, p_value_holm=p), measure, size, truth.number < LEAST_UNITS, n >= len(pairs))
+        _with_verdict(
+            replace(difference, p_value_holm=p), measure, size, truth.number < LEAST_UNITS, n >= len(pairs), len(family)
+        )
         for n, (difference, p) in enumerate(zip(differences, adjusted, strict=True))
     ]
     comparison = GroupComparison(
@@ -99,6 +102,18 @@ def compare_groups(
 
 def _pair(a: RunGroup, b: RunGroup, of_a: Mapping[str, SeedFigures], of_b: Mapping[str, SeedFigures]) -> _Difference:
     paired = {*a.models} == {*b.models}
+    shared = {*a.models} & {*b.models}
+    if shared and not paired:
+        models = [
+            (f"{group.name}/{run}", model)
+            for group in (a, b)
+            for run, model in zip(group.runs, group.models, strict=True)
+        ]
+        alone = [name for name, model in models if model not in shared]
+        raise UserError(
+            f"{a.name} and {b.name} share only some of their models: measure the others too, or leave out "
+            f"{', '.join(alone)}"
+        )
     order = [b.models.index(model) for model in a.models] if paired else range(len(b.runs))
     both = {
         name: (figures, of_b[name].in_order(order))
@@ -167,12 +182,16 @@ def _minus(first: _Difference, second: _Difference) -> _Difference:
     return _Difference(result, first.models, terms, most=2.0)
 
 
-def _with_verdict(pair: GroupDifference, measure: Measure, size: str, few: bool, interaction: bool) -> GroupDifference:
+def _with_verdict(
+    pair: GroupDifference, measure: Measure, size: str, few: bool, interaction: bool, tests: int
+) -> GroupDifference:
     """Add the verdict on a against b, by the deciding figure after Holm's adjustment."""
     difference = pair.differences[measure]
     estimate = difference.estimate
     ends = ", ".join(map(signed, (estimate.low, estimate.high)))
     remarks = [f"{_NAMES[measure]} {signed(estimate.value)} [{ends}], {_seeds(pair)}"]
+    if tests > 1:
+        remarks.append(f"p = {pair.p_value_holm:.3g} after Holm's adjustment for {tests} differences")
     verdict: Verdict = "cannot tell"
     if few:
         remarks.append(f"{size} are too few")
