@@ -330,6 +330,8 @@ def test_sets_that_cannot_be_compared_are_refused(tmp_path):
     assert f"were read by other rules ({versions})" in complaint(a, old)
     assert "have other labels" in complaint(a, a, other)
     assert complaint(a) == "compare needs two or more run folders or files"
+    for more in ({"task": "hsd"}, {"fields": ["text=claim"]}):
+        assert complaint(a, a, **more) == "`task` and `fields` are for recorded outputs, and all of these are runs"
     assert "share no reference labels; see `against`" in complaint(a, run(tmp_path / "g", rows), against="reference")
 
 

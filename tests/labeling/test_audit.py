@@ -301,6 +301,11 @@ def test_a_folder_holds_one_audit_and_names_what_another_would_change(votes, tmp
         audit(data=votes, labeler=["overlap"], out=out, limit=30, options=options)
     with pytest.raises(UserError, match="no labeler 'lap'"):
         audit(data=votes, labeler=["overlap", "lap"], out=tmp_path / "b")
+    with pytest.raises(UserError, match="`labeler` overlap:x: overlap has no model"):
+        audit(data=votes, labeler=["overlap:x"], out=tmp_path / "b")
+    for more in ({"scores": out}, {"options": options}, {"columns": JudgementColumns(judgement="verdict")}):
+        with pytest.raises(UserError, match="have no effect without `labeler`"):
+            audit(task="sample-facts", out=tmp_path / "b", **more)
     assert not (tmp_path / "b").exists(), "a typo leaves nothing that the next command would trip over"
 
 

@@ -88,6 +88,8 @@ def compare(
     """
     if len(sets) < 2:
         raise UserError("compare needs two or more run folders or files")
+    if (task is not None or fields) and not any(map(_is_recording, sets)):
+        raise UserError("`task` and `fields` are for recorded outputs, and all of these are runs")
     loaded = [_load(source, task, fields) for source in sets]
     if any(isinstance(each, RunGroup) for each in loaded):
         groups = [each if isinstance(each, RunGroup) else single_run(each) for each in loaded]
@@ -103,6 +105,10 @@ def _load(
     if isinstance(source, EvaluationGroup):
         return evaluated_group(source)
     return load_group(source) if is_group(source) else load_predictions(source, task, fields)
+
+
+def _is_recording(source: Path | str | Evaluation | EvaluationGroup) -> bool:
+    return isinstance(source, (str, Path)) and not is_group(source) and not Path(source).is_dir()
 
 
 def compare_sets(sets: Sequence[PredictionSet], against: Truth = "human", seed: int = 0) -> Comparison:

@@ -76,6 +76,8 @@ def audit(
     """
     at_least_one(limit=limit)
     if not labeler:
+        if scores is not None or (options, columns) != (AuditedLabelerOptions(), JudgementColumns()):
+            raise UserError("`scores`, options of labelers and columns of judgements have no effect without `labeler`")
         return audit_shortcuts(data=data or (), task=task, models=model_runs or (), out=out, seed=seed, limit=limit)
     if data is None or len(data) > 1 or task or model_runs:
         raise UserError("with `labeler`, give human judgements as `data`, and neither `task` nor `model_runs`")

@@ -52,6 +52,8 @@ def _load_single(name: str, options: LabelerOptions) -> Labeler:
         raise UserError(f"no labeler {name!r}: {nearest(kind, LABELERS)}")
     if kind in ("entailment", "judge") and not model:
         raise UserError(f"`labeler` {kind} needs a model: write {kind}:MODEL")
+    if kind == "overlap" and model:
+        raise UserError(f"`labeler` {name}: overlap has no model; write overlap alone")
     if kind == "overlap":
         from sailkit.labeling.similarity import Overlap
 
