@@ -209,6 +209,13 @@ def test_audit_reports_on_no_claim_of_the_share_that_was_fitted_on(stances, smal
     assert "stance_auroc" not in measured.row("overlap", "near").figures
     rows = [json.loads(line) for line in (tmp_path / "a" / "judgements.jsonl").read_text().splitlines()]
     assert [row["origin"] for row in rows[:3]] == ["judged", "near", "random"]
+    (tmp_path / "votes.csv").write_text("claim,evidence,verdict\n" + "".join(f"C{i},E{i},{i % 2}\n" for i in range(20)))
+    columns = JudgementColumns(judgement="verdict")
+    options = {"base": str(fitted.folder), "epochs": 1, "max_length": 64, "columns": columns}
+    again = fit(data=tmp_path / "votes.csv", out=tmp_path / "g", **options)
+    assert audit(data=stances, labeler=[again.name], out=tmp_path / "b").claims_reported == len(unseen)
+    with pytest.raises(UserError, match="was fitted with `seed` 0"):
+        audit(data=stances, labeler=[again.name], out=tmp_path / "c", seed=1)
 
 
 def test_judgements_in_json_may_be_numbers_and_truth_values(tmp_path):

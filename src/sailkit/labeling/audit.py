@@ -24,7 +24,7 @@ from sailkit.labeling.human import HumanJudgements, HumanPair, human_kappa, read
 from sailkit.labeling.load import load_labeler, member_names
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import AuditedLabelerOptions, JudgementColumns
-from sailkit.labeling.results import FITTED
+from sailkit.labeling.results import fitted_on
 from sailkit.labeling.shortcuts import ShortcutAudit, audit_shortcuts
 from sailkit.stats.intervals import Floats
 from sailkit.tasks.task import in_first_half, in_first_part
@@ -157,15 +157,14 @@ def _first_claims(pairs: Sequence[HumanPair], limit: int | None) -> list[HumanPa
 
 def _fitted_share(name: str, human: HumanJudgements, seed: int) -> float:
     """The share of these claims that a labeler was fitted on, 0 for none; the same seed is needed to know which."""
-    path = Path(name.partition(":")[2]) / FITTED
-    if not name.startswith("entailment:") or not path.exists():
-        return 0.0
-    record = jsonl.read_json(path)
-    if human.sha256 not in record["data_sha256"]:
-        return 0.0
-    if record["seed"] != seed:
-        raise UserError(f"{name} was fitted with `seed` {record['seed']}: other halves; give the same `seed`")
-    return float(record.get("share", 0.5))
+    share = 0.0
+    for fit in fitted_on(Path(name.partition(":")[2])) if name.startswith("entailment:") else ():
+        if human.sha256 not in fit["data_sha256"]:
+            continue
+        if fit["seed"] != seed:
+            raise UserError(f"{name} was fitted with `seed` {fit['seed']}: other halves; give the same `seed`")
+        share = max(share, float(fit["share"]))
+    return share
 
 
 def _unseen(pairs: Sequence[HumanPair], seed: int, share: float) -> list[HumanPair]:

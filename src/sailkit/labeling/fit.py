@@ -20,7 +20,7 @@ from sailkit.labeling.chunks import max_positions
 from sailkit.labeling.human import STANCES, HumanPair, read_judgements
 from sailkit.labeling.negatives import with_negatives
 from sailkit.labeling.options import JudgementColumns
-from sailkit.labeling.results import FITTED, FittedLabeler
+from sailkit.labeling.results import FITTED, FittedLabeler, fitted_on
 from sailkit.models.encoder import guard_texts
 from sailkit.models.sources import ENCODER, resolve_encoder
 from sailkit.tasks.task import in_first_part
@@ -118,6 +118,7 @@ def fit(
         "device": "cuda" if cuda else "cpu",
         "dtype": str(precision).removeprefix("torch."),
         **({"columns": asdict(columns)} if columns.judgement else {}),
+        **({"base_fitted_on": earlier} if (earlier := fitted_on(source.folder)) else {}),
     }
     logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -158,6 +158,19 @@ def _flag_messages(pairs: int, read_from_text: int, open_thoughts: int) -> dict[
     return messages
 
 
+def fitted_on(folder: Path) -> list[dict[str, Any]]:
+    """The data, seed and share of claims that a model was fitted on, and of those that its base was fitted on.
+
+    Args:
+        folder: The model's folder; empty for one that `fit` did not write.
+    """
+    if not (folder / FITTED).exists():
+        return []
+    record = jsonl.read_json(folder / FITTED)
+    latest = {"data_sha256": record["data_sha256"], "seed": record["seed"], "share": record.get("share", 0.5)}
+    return [latest, *record.get("base_fitted_on", [])]
+
+
 @dataclass(frozen=True)
 class FittedLabeler(Result):
     """A labeler that was trained on human judgements.
