@@ -184,3 +184,22 @@ def test_a_task_without_such_claims_is_refused(tmp_path: Path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with pytest.raises(UserError, match="no claim shares a name, number or year"):
         build_task("fever", data=data, out=tmp_path / "rows", counterfactuals="added")
+
+
+def test_collected_claims_stay_on_their_side_of_the_split(tmp_path: Path):
+    """A claim that is rewritten into another one, as is frequent where the years are dense, joins no groups."""
+    words = ["in", "by"]
+    rows = [
+        {"id": f"{year}", "claim": f"The mill was built in {year}.", "label": label, "evidence": [
+            {"text": f"Masons built it {words[year % 2]} {year}.", "stance": label.lower()}]}
+        for year in range(1700, 1780) for label in ["SUPPORTS" if year % 3 else "REFUTES"]
+    ]  # fmt: skip
+    (tmp_path / "mills.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data": tmp_path / "mills.jsonl", "shares": "0,1", "match_wording": False, "held_out": 0.2}
+    groups = {}
+    for kind in ("none", "added"):
+        build_task("fever", counterfactuals=kind, out=tmp_path / kind, **options)
+        groups[kind] = json.loads((tmp_path / kind / "groups.json").read_text())
+    for row, group in groups["added"].items():
+        assert group == original_id(row.split("/")[0])
+    assert any("counterfactual" in row for row in groups["added"])

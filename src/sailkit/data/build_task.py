@@ -76,9 +76,9 @@ def build_task(
         distractors: Where distracting results come from: random (other examples), near (results of other examples on
             the same subject, by BM25, that do not decide this one), own (this example's evidence that supports no
             label); random results fill up near and own; random and near by default.
-        unsupported: The answer of rows without an informative result: the label of the claim (label); the task's label
-            for claims that nothing decides (undecided), which all rows then offer as an answer; or either label at
-            random (random), so that no wording of a claim predicts it.
+        unsupported: The answer of rows without an informative result: the label that the claim's own evidence supports
+            (label); the task's label for claims that nothing decides (undecided), which all rows then offer as an
+            answer; or either label at random (random), so that no wording of a claim predicts it.
         undecided_claims: Also draw a row of each claim that nothing decides (of the task's label for them), with
             distracting results alone, of its own among them if `distractors` has own. Needs another `unsupported` than
             label.
@@ -259,9 +259,24 @@ def _kept_examples(
 ) -> tuple[list[Example], list[Example], list[jsonl.JsonObject]]:
     """The examples, their counterfactual ones and rows of `removed.jsonl`; examples of the same words are one group."""
     examples, removed = _without_leaks(inside, check)
+    examples = grouped_with_same_text(examples, words_of)
     added, leaked = _without_leaks(_counterfactuals(task, examples, seed) if counterfactuals else [], check)
-    grouped = grouped_with_same_text([*examples, *added], words_of)  # a rewritten claim may be worded as another one is
-    return grouped[: len(examples)], grouped[len(examples) :], removed + leaked
+    return examples, _without_copies(examples, added), removed + leaked
+
+
+def _without_copies(examples: Sequence[Example], added: Sequence[Example]) -> list[Example]:
+    """Leave out families of which a claim was rewritten into that of another group.
+
+    It would join the two groups, and so move claims to the other side of the split that data without counterfactual
+    pairs have.
+    """
+    group_of: dict[tuple[str, ...], str] = {}
+    copies: set[str] = set()
+    for example in [*examples, *added]:
+        words = tuple(words_of(example.text)) or (example.text,)
+        if group_of.setdefault(words, example.group) != example.group:
+            copies.add(original_id(example.id))
+    return [example for example in added if original_id(example.id) not in copies]
 
 
 def _without_leaks(inside: Sequence[Example], check: LeakCheck) -> tuple[list[Example], list[jsonl.JsonObject]]:

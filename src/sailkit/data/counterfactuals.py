@@ -17,7 +17,7 @@ from dataclasses import replace
 from sailkit import runs
 from sailkit.records import COUNTERFACTUAL, Example
 
-COUNTERFACTUALS_VERSION = 2  # of the rules by which spans are found and replaced, and pairs ordered
+COUNTERFACTUALS_VERSION = 3  # of the rules by which spans are found and replaced, and pairs chosen and ordered
 _NAME = re.compile(r"\b[A-Z][a-zA-Z'’-]+(?: (?:(?:of|the|and|de|von) )?[A-Z][a-zA-Z'’-]+)*")
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?![\w,.-]*\w)")
 _YEAR = re.compile(r"1[0-9]{3}|20[0-9]{2}")

@@ -52,8 +52,8 @@ class ExampleDrawer:
             shares: Shares of rows with no, one, two ... search results.
             supported: Of the rows with search results, the share with at least one informative result.
             distractors: Where distracting results come from.
-            unsupported: The answer of a row without an informative result: the example's label, the task's label for
-                claims that nothing decides, or any of the labels at random.
+            unsupported: The answer of a row without an informative result: the label that the example's own evidence
+                supports, the task's label for claims that nothing decides, or any of the labels at random.
             style: Style of the training examples.
             seed: The run's seed.
 
@@ -61,7 +61,7 @@ class ExampleDrawer:
             UserError: No wording of the protocol is usable for a training example, or the task has no label for claims
                 that nothing decides.
         """
-        # The labels of rows without an informative result; empty for the example's own.
+        # The labels of rows without an informative result; empty for that of the item.
         self._unsupported = list(labels) if unsupported == "random" else []
         if unsupported == "undecided":
             undecided = undecided_label(task, "`unsupported='undecided'`")
