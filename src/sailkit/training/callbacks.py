@@ -105,8 +105,8 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 class FreedMemory(TrainerCallback):  # type: ignore[misc]
     """Returns freed memory to the system every few steps, where the C library is glibc.
 
-    Batches differ in length, so that a block that one of them frees seldom fits the next: glibc keeps it, and a process
-    grew to three times of what a step needs. Returning it after every step would take a quarter of the step's time.
+    Batches differ in length, and a block that one of them frees seldom fits the next, so that the process grows. Not
+    after every step, because the system clears what it gives out again.
     """
 
     _STEPS = 10
