@@ -261,6 +261,9 @@ class Thinker:
         "<unused94>thought\nSix.<unused95>It is 42 < 43.",
         "Here is my thought process: six. Here is my response: It is 42 < 43.",
         "analysisWe count.assistantfinalIt is 42 < 43.",
+        "<|channel|>final<|message|>It is 42 < 43.",
+        "<|channel|>final <|constrain|>json<|message|>It is 42 < 43.",
+        "<|channel|>analysis<|message|>Six.<|end|><|start|>assistant<|channel|>final<|message|>It is 42 < 43.",
         "It is 42 < 43.",
     ],
 )

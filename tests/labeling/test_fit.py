@@ -214,6 +214,12 @@ def test_audit_reports_on_no_claim_of_the_share_that_was_fitted_on(stances, smal
     options = {"base": str(fitted.folder), "epochs": 1, "max_length": 64, "columns": columns}
     again = fit(data=tmp_path / "votes.csv", out=tmp_path / "g", **options)
     assert audit(data=stances, labeler=[again.name], out=tmp_path / "b").claims_reported == len(unseen)
+    options["base"] = str(again.folder)
+    both = fit(data=stances, out=tmp_path / "h", seed=1, **{**options, "columns": JudgementColumns()})
+    with pytest.raises(
+        UserError, match=r"was fitted on halves of these claims with `seed` \[0, 1\]; no claims are left"
+    ):
+        audit(data=stances, labeler=[both.name], out=tmp_path / "c")
     with pytest.raises(UserError, match="was fitted with `seed` 0"):
         audit(data=stances, labeler=[again.name], out=tmp_path / "c", seed=1)
 

@@ -83,8 +83,9 @@ def test_freed_memory_goes_back_to_the_system_every_few_steps():
     del blocks
     held = resident() - begin
     callback = callbacks.FreedMemory()
-    callback.on_step_end(None, SimpleNamespace(global_step=9), None)
+    arguments = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    callback.on_step_end(arguments, SimpleNamespace(global_step=9), None)
     assert resident() - begin == pytest.approx(held, rel=0.05)
-    callback.on_step_end(None, SimpleNamespace(global_step=10), None)
+    callback.on_step_end(arguments, SimpleNamespace(global_step=10), None)
     assert resident() - begin < held / 2
     assert kept

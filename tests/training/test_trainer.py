@@ -342,18 +342,21 @@ def test_the_best_is_the_lowest_loss_divergence_or_entropy_and_the_highest_of_al
     assert sft_config(told, tmp_path, held_out=True).greater_is_better is greater
 
 
-def test_an_evaluation_without_the_figure_that_chooses_is_not_the_best(folder, tokenizer, rows, tmp_path):
-    values = iter([None, 0.5, None])  # precision, say, where nothing was flagged
-
+@pytest.mark.parametrize(("values", "best"), [([None, 0.5, None], 2), ([None, None, None], None)])
+def test_an_evaluation_without_the_figure_that_chooses_is_not_the_best(folder, tokenizer, rows, tmp_path, values, best):
+    left = iter(values)  # precision, say, where nothing was flagged
+    steps = {
+        f"{kind}_{name}": value for kind in ("eval", "save") for name, value in (("strategy", "steps"), ("steps", 1))
+    }
     one = trainer(
-        folder, tokenizer, rows, tmp_path, rows, measure=lambda _: {"flagging_precision": next(values)},
-        metric_for_best_model="flagging_precision", max_steps=3, eval_strategy="steps", eval_steps=1,
-        save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        folder, tokenizer, rows, tmp_path, rows, measure=lambda _: {"flagging_precision": next(left)},
+        metric_for_best_model="flagging_precision", max_steps=3, load_best_model_at_end=True, **steps,
     )  # fmt: skip
     one.train_from(None)
-    assert one.state.best_global_step == 2
+    assert one.state.best_global_step == best
     evaluations = [row for row in one.state.log_history if "eval_loss" in row]
-    assert [row.get("eval_flagging_precision") for row in evaluations] == [None, 0.5, None]
+    assert [row.get("eval_flagging_precision") for row in evaluations] == values
+    assert newest(tmp_path / checkpoints.CHECKPOINTS).name == "checkpoint-3"  # whole, with or without a best one
 
 
 def too_much(*_):

@@ -24,18 +24,6 @@ Stream = Callable[[Answer], None]  # takes the answer so far
 Stop = Callable[[], bool]
 
 
-class NoAnswerError(UserError):
-    """A model refused to answer a question.
-
-    Attributes:
-        reason: What it said instead.
-    """
-
-    def __init__(self, model: str, reason: str) -> None:
-        super().__init__(f"{model} gave no answer: {reason}")
-        self.reason = reason
-
-
 class SearchAugmentedModel:
     """A model with the style in which it is shown search results.
 
@@ -99,8 +87,7 @@ class SearchAugmentedModel:
 
         Raises:
             PromptTooLongError: The question does not fit into the model's context.
-            NoAnswerError: The model refused to answer.
-            UserError: The model failed.
+            UserError: The model failed or refused.
         """
         instruction = searched.instruction
         text = "\n".join(filter(None, (instruction.instruction, instruction.input)))
@@ -149,7 +136,7 @@ class SearchAugmentedModel:
         plan = self._plan()
         prediction = answer_batch(self.model, plan, [(0, example)])[0]
         if prediction.outcome == "refused" and prediction.reason:
-            raise NoAnswerError(self.model.name, prediction.reason)
+            raise UserError(f"{self.model.name} gave no answer: {prediction.reason}")
         turn = next(iter(prediction.turns), {})
         return replace(
             _with_verification(so_far, str(turn.get("raw_output") or ""), turn.get("verdicts")),
@@ -187,9 +174,9 @@ class SearchAugmentedModel:
 
         def finished(text: str) -> bool:
             nonlocal stopped
-            answer, ended = _before_first(_answer_in(text), until)
+            answer, ended = _before_first(settled(_answer_in(text)), until)
             if stream:
-                stream(replace(so_far, answer=answer if ended else _before_begun(settled(answer), until)))
+                stream(replace(so_far, answer=answer if ended else _before_begun(answer, until)))
             stopped = stop()
             return stopped or ended
 
@@ -210,7 +197,7 @@ class SearchAugmentedModel:
     ) -> Reply:
         reply = self.model.generate([prompt], max_new_tokens, finished, likely)[0]
         if reply.refusal is not None:
-            raise NoAnswerError(self.model.name, reply.refusal)
+            raise UserError(f"{self.model.name} gave no answer: {reply.refusal}")
         return reply
 
 
@@ -228,7 +215,7 @@ def _before_first(text: str, until: Sequence[str]) -> tuple[str, bool]:
 
 def _before_begun(text: str, until: Sequence[str]) -> str:
     """A growing text without an end that may still become one of some others."""
-    begun = (size for end in until for size in range(1, len(end)) if text.endswith(end[:size]))
+    begun = (size for end in until for size in range(1, min(len(end), len(text) + 1)) if text.endswith(end[:size]))
     return text[: len(text) - max(begun, default=0)]
 
 

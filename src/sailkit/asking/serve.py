@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from cyclopts import Parameter
 from sailkit import runs
 from sailkit.arguments import checked
 from sailkit.asking.listening import client_key, listen, quiet_signals, url_of
-from sailkit.asking.model import NoAnswerError, SearchAugmentedModel
+from sailkit.asking.model import SearchAugmentedModel
 from sailkit.asking.results import Answer
-from sailkit.asking.retrieve import check_k, open_retrieval
+from sailkit.asking.retrieve import SearchUnavailableError, check_k, open_retrieval
 from sailkit.errors import UserError, at_least_one, required_extra
 from sailkit.models.base import Model, ModelOptions, is_endpoint
 from sailkit.models.endpoint import read_name
@@ -140,20 +141,24 @@ def serve(
             stop: Callable[[], bool],
         ) -> Answer:
             given = None if results is None else Searched(Instruction("question", question), tuple(results))
-            searched = given or retrieve(question)
+            try:
+                searched = given or retrieve(question)
+            except SearchUnavailableError as error:
+                runs.notice(f"sailkit: a question was not searched for: {error}")
+                raise SearchUnavailableError("the search failed; the messages of the server say why") from None
             try:
                 return augmented.answer(searched, new_tokens, stream, stop, until)
-            except (PromptTooLongError, NoAnswerError):
+            except PromptTooLongError:
                 raise
             except UserError as error:
                 runs.notice(f"sailkit: a question was not answered: {error}")
-                raise ModelFailedError("the model failed; the messages of the server say why") from None
+                raise ModelFailedError("the model gave no answer; the messages of the server say why") from None
             finally:
                 augmented.forget_prompts()
 
         worker = Worker(answer, limits, lambda: server.should_exit)
         name = augmented.model.name
-        model_id = Path(read_name(name)[0] if is_endpoint(name) else Path(name).resolve()).name
+        model_id = Path(read_name(name)[0] if is_endpoint(name) else os.path.abspath(name)).name  # a name, also for "."
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(model_id, worker, limits, key), log_config=None, access_log=False, lifespan="off", ws="none",

@@ -12,13 +12,12 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sailkit.asking.gate import LOOPBACK, Gate, Limits, error_response
 from sailkit.asking.live import GrowingText
-from sailkit.asking.model import NoAnswerError
 from sailkit.asking.results import Answer, judged_results
 from sailkit.asking.retrieve import NotRecordedError, SearchUnavailableError
 from sailkit.asking.worker import Worker
@@ -35,25 +34,6 @@ class GivenResult(BaseModel):
     body: str
     title: str = ""
     url: str = ""
-
-
-class TextPart(BaseModel):
-    """A part of a message; only text is understood."""
-
-    type: Literal["text"]
-    text: str
-
-
-class QuestionText(BaseModel):
-    """The content of the message that is the question."""
-
-    content: str | list[TextPart] | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as text."""
-        parts = self.content or ""
-        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
 
 
 class ChatMessage(BaseModel):
@@ -91,11 +71,13 @@ class ChatRequest(BaseModel):
 
     def question(self) -> str:
         """The last message of the user."""
-        contents = [message.content for message in self.messages if message.role == "user"]
-        try:
-            text = QuestionText(content=contents[-1] if contents else None).text
-        except ValidationError as error:
-            raise HTTPException(400, f"the last message of role user: {error.errors()[0]['msg']}") from None
+        contents = [message.content for message in self.messages if message.role == "user"] or [None]
+        parts = contents[-1] if isinstance(contents[-1], list) else [{"text": contents[-1] or ""}]
+        text = ""
+        for part in parts:
+            if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+                raise HTTPException(400, "the last message of role user: only text is understood")
+            text += part["text"]
         if not text.strip():
             raise HTTPException(400, "the request has no message of role user with text")
         return without_surrogates(text)
@@ -230,7 +212,7 @@ async def _user_error(_: Request, error: Exception) -> JSONResponse:
 
 
 def _for_client(error: UserError) -> str:
-    """The message for a client: without the path of a run, other questions' ids, and the URL of a model."""
+    """The message for a client: without the path of a run, and other questions' ids."""
     if isinstance(error, NotRecordedError):
         return "there are no recorded search results for this question"
-    return f"the model gave no answer: {error.reason}" if isinstance(error, NoAnswerError) else str(error)
+    return str(error)

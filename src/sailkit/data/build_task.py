@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from sailkit import runs
 from sailkit.arguments import checked, renamed
 from sailkit.data.balance import SupportedLabel, balance_labels, wording_auroc
 from sailkit.data.build import read_shares
 from sailkit.data.card import CARD, card_of, write_card
-from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples
+from sailkit.data.counterfactuals import COUNTERFACTUALS_VERSION, counterfactual_examples, without_copies
 from sailkit.data.draw import Distractor, ExampleDrawer, Unsupported, undecided_label
 from sailkit.data.exports import DROPPED, HELD_OUT, TRAIN, example_row
 from sailkit.data.leaks import REMOVED, LeakCheck, removed_row, words_of
@@ -109,7 +109,7 @@ def build_task(
         _check_undecided(chosen, unsupported, counterfactuals)
     dataset = load_task(task, ["all"]).load(data)
     settings = {
-        "version": _version(out),
+        "version": _recorded(out, "version") or _VERSION,
         "task": chosen.name,
         "task_sha256": jsonl.fingerprint(chosen.spec.model_dump()),
         "data_sha256": dataset.fingerprint,
@@ -129,7 +129,7 @@ def build_task(
         **({} if unsupported == "label" else {"unsupported": unsupported}),
         **({"undecided_claims": True} if undecided_claims else {}),
         **(_undecided_setting(chosen, out) if undecided_claims or unsupported == "undecided" else {}),
-        **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, COUNTERFACTUALS_VERSION]}),
+        **({} if counterfactuals == "none" else {"counterfactuals": [counterfactuals, _rules(out)]}),
     }
     with runs.open_run(out, "build-task", settings) as run:
         if run.path(CARD).exists():  # the card is written last, so the run is finished
@@ -200,15 +200,18 @@ def build_task(
         return BuiltTask.from_card(out, card)
 
 
-def _version(out: Path) -> int:
-    """The version of the rules; a finished run of earlier rules keeps its own."""
-    version = runs.setting_of(out, "version") if (out / CARD).exists() else None
-    return int(version or _VERSION)
+def _recorded(out: Path, name: str) -> Any:
+    """A setting of a finished run, which keeps the versions of its rules; None for any other run."""
+    return runs.setting_of(out, name) if (out / CARD).exists() else None
+
+
+def _rules(out: Path) -> int:
+    return int((_recorded(out, "counterfactuals") or [None, COUNTERFACTUALS_VERSION])[1])
 
 
 def _undecided_setting(task: Task, out: Path) -> dict[str, str | None]:
     """The label that the task's fingerprint leaves out; a finished run of earlier versions does not record it."""
-    recorded = not (out / CARD).exists() or runs.setting_of(out, "undecided_label") is not None
+    recorded = not (out / CARD).exists() or _recorded(out, "undecided_label") is not None
     return {"undecided_label": task.spec.undecided_label} if recorded else {}
 
 
@@ -261,22 +264,7 @@ def _kept_examples(
     examples, removed = _without_leaks(inside, check)
     examples = grouped_with_same_text(examples, words_of)
     added, leaked = _without_leaks(_counterfactuals(task, examples, seed) if counterfactuals else [], check)
-    return examples, _without_copies(examples, added), removed + leaked
-
-
-def _without_copies(examples: Sequence[Example], added: Sequence[Example]) -> list[Example]:
-    """Leave out families of which a claim was rewritten into that of another group.
-
-    It would join the two groups, and so move claims to the other side of the split that data without counterfactual
-    pairs have.
-    """
-    group_of: dict[tuple[str, ...], str] = {}
-    copies: set[str] = set()
-    for example in [*examples, *added]:
-        words = tuple(words_of(example.text)) or (example.text,)
-        if group_of.setdefault(words, example.group) != example.group:
-            copies.add(original_id(example.id))
-    return [example for example in added if original_id(example.id) not in copies]
+    return examples, without_copies(examples, added), removed + leaked
 
 
 def _without_leaks(inside: Sequence[Example], check: LeakCheck) -> tuple[list[Example], list[jsonl.JsonObject]]:

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sailkit import runs
-from sailkit.records import COUNTERFACTUAL, Example
+from sailkit.data.leaks import words_of
+from sailkit.records import COUNTERFACTUAL, Example, original_id
 
 COUNTERFACTUALS_VERSION = 3  # of the rules by which spans are found and replaced, and pairs chosen and ordered
 _NAME = re.compile(r"\b[A-Z][a-zA-Z'’-]+(?: (?:(?:of|the|and|de|von) )?[A-Z][a-zA-Z'’-]+)*")
@@ -79,6 +80,25 @@ def counterfactual_examples(examples: Sequence[Example], supports: str, refutes:
                 )
             )
     return rewritten
+
+
+def without_copies(examples: Sequence[Example], added: Sequence[Example]) -> list[Example]:
+    """Leave out families of which a claim was rewritten into that of another group.
+
+    It would join the two groups, and so move claims to the other side of the split that data without counterfactual
+    pairs have.
+
+    Args:
+        examples: The examples, of which those of the same words are one group.
+        added: The counterfactual examples made of them.
+    """
+    group_of: dict[tuple[str, ...], str] = {}
+    copies: set[str] = set()
+    for example in [*examples, *added]:
+        words = tuple(words_of(example.text)) or (example.text,)
+        if group_of.setdefault(words, example.group) != example.group:
+            copies.add(original_id(example.id))
+    return [example for example in added if original_id(example.id) not in copies]
 
 
 def _spans(claim: str) -> Iterator[tuple[str, str, str]]:

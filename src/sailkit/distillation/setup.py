@@ -122,7 +122,8 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     if args.dataloader_drop_last and len(train) < args.train_batch_size:
         raise UserError(f"training.dataloader_drop_last: {len(train)} rows are no whole batch")
     if not args.packing:
-        scheduler_kwargs(args, count_steps(len(train), args)["steps"])
+        rows = sum(recipe.method != "logits" or bool(example.response.strip()) for example in train)
+        scheduler_kwargs(args, count_steps(rows, args)["steps"])
     if student.adapters is not None:
         resolve_adapters(student, resolve(student.model), args.seed)
     files = _teacher_files(recipe)

@@ -157,14 +157,14 @@ def _first_claims(pairs: Sequence[HumanPair], limit: int | None) -> list[HumanPa
 
 def _fitted_share(name: str, human: HumanJudgements, seed: int) -> float:
     """The share of these claims that a labeler was fitted on, 0 for none; the same seed is needed to know which."""
-    share = 0.0
-    for fit in fitted_on(Path(name.partition(":")[2])) if name.startswith("entailment:") else ():
-        if human.sha256 not in fit["data_sha256"]:
-            continue
-        if fit["seed"] != seed:
-            raise UserError(f"{name} was fitted with `seed` {fit['seed']}: other halves; give the same `seed`")
-        share = max(share, float(fit["share"]))
-    return share
+    fits = fitted_on(Path(name.partition(":")[2])) if name.startswith("entailment:") else []
+    fits = [fit for fit in fits if human.sha256 in fit["data_sha256"]]
+    seeds = {fit["seed"] for fit in fits}
+    if len(seeds) > 1:
+        raise UserError(f"{name} was fitted on halves of these claims with `seed` {sorted(seeds)}; no claims are left")
+    if seeds - {seed}:
+        raise UserError(f"{name} was fitted with `seed` {seeds.pop()}: other halves; give the same `seed`")
+    return max((float(fit["share"]) for fit in fits), default=0.0)
 
 
 def _unseen(pairs: Sequence[HumanPair], seed: int, share: float) -> list[HumanPair]:

@@ -118,7 +118,6 @@ def fit(
         "device": "cuda" if cuda else "cpu",
         "dtype": str(precision).removeprefix("torch."),
         **({"columns": asdict(columns)} if columns.judgement else {}),
-        **({"base_fitted_on": earlier} if (earlier := fitted_on(source.folder)) else {}),
     }
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -144,6 +143,7 @@ def fit(
                 "pairs": len(used),
                 "claims": len({pair.claim for pair in used}),
                 "held_out_pairs": len(held_out),
+                "base_fitted_on": fitted_on(source.folder),
                 **figures,
                 "environment": runs.environment(),
             }

@@ -197,9 +197,10 @@ def audit_shortcuts(
             baselines = {"label": shortcut_baselines(items, seed, encode)}
             groups = {item.id: item.group for item in items}
             leads = [
-                _lead(name, rows_of, baseline, groups, seed)
+                lead
                 for name, rows_of in predictions.items()
                 for baseline in baselines["label"]
+                if (lead := _lead(name, rows_of, baseline, groups, seed))
             ]
             labels = dict(sorted(Counter(item.label for item in items).items()))
             result = ShortcutAudit(out, chosen.name, len(items), labels, baselines, leads, _flags(baselines, leads))
@@ -278,6 +279,10 @@ def _predictions(folder: Path, task: str) -> list[Prediction]:
 def _check_same_items(model: str, predictions: Sequence[Prediction], examples: Sequence[Example]) -> None:
     """Refuse a run on other data with the same ids, such as numbers of rows."""
     by_id = {example.id: example for example in examples}
+    if not any(row.id in by_id for row in predictions):
+        raise UserError(
+            f"`model_runs` {model}: none of its items is in the data; give the data that it was measured on"
+        )
     for row in predictions:
         example = by_id.get(row.id)
         if example and (row.text != example.text or row.gold not in (None, example.label)):
@@ -289,12 +294,11 @@ def _check_same_items(model: str, predictions: Sequence[Prediction], examples: S
 
 def _lead(
     model: str, predictions: Sequence[Prediction], baseline: ShortcutBaseline, groups: Mapping[str, str], seed: int
-) -> ModelLead:
+) -> ModelLead | None:
     rows = [row for row in predictions if row.id in baseline.predicted and row.gold is not None]
     if not rows:
-        raise UserError(
-            f"`model_runs` {model}: none of its items is in the data; give the data that it was measured on"
-        )
+        runs.notice(f"{model} is not compared: none of its items is in the sample that the baselines predict")
+        return None
     gold = [str(row.gold) for row in rows]
     guesses = [baseline.predicted[row.id] for row in rows]
     of_rows = [groups[row.id] for row in rows]

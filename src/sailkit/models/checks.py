@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,20 @@ def check_finite(values: torch.Tensor) -> None:
         raise UserError(
             "the model's output is not a number (NaN or infinite logits); try `dtype='float32'`, or check the weights"
         )
+
+
+def check_complete(file: Path, report: Mapping[str, Collection[str]]) -> None:
+    """Refuse a model of which some weights are missing: transformers initialises them at random.
+
+    Args:
+        file: The model's folder or file.
+        report: The loading info of transformers.
+
+    Raises:
+        UserError: Some weights are missing.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{file}: {len(missing)} weights of its config are not in its files ({missing[0]}...)")
 
 
 def out_of_memory(error: BaseException) -> bool:

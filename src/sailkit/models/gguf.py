@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,7 @@ from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.files.folders import cache_once
 
-
-def check_complete(file: Path, report: Mapping[str, Collection[str]]) -> None:
-    """Refuse a model of which some weights are missing: transformers initialises them at random.
-
-    Args:
-        file: The model's folder or file.
-        report: The loading info of transformers.
-
-    Raises:
-        UserError: Some weights are missing.
-    """
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{file}: {len(missing)} weights of its config are not in its files ({missing[0]}...)")
+_VERSION = 2  # of what a copy may hold: earlier ones had random numbers in place of missing weights
 
 
 def dequantised(gguf: Path) -> Path:
@@ -56,12 +43,14 @@ def _write_outline(gguf: Path, folder: Path) -> None:
 
 def _cache_of(gguf: Path) -> Path:
     digest = jsonl.file_fingerprint([gguf])[:16]
-    return runs.cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    return runs.cache_folder() / "models" / f"{gguf.stem}-{digest}-{_VERSION}"
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
+
+    from sailkit.models.checks import check_complete
 
     logging.disable_progress_bar()  # sailkit shows its own
     with runs.progress(f"dequantising {gguf.name}, once", total=2) as tick:

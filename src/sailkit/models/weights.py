@@ -14,8 +14,7 @@ import torch
 from sailkit.errors import UserError
 from sailkit.files import jsonl
 from sailkit.models.attention import check_attention
-from sailkit.models.checks import out_of_memory
-from sailkit.models.gguf import check_complete
+from sailkit.models.checks import check_complete, out_of_memory
 from sailkit.models.rope import forget_lengths
 from sailkit.models.sources import ADAPTER_WEIGHTS, TRAINED, Source
 

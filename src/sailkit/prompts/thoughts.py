@@ -26,8 +26,11 @@ _MARKS = (
     ),
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(o for o, _ in _MARKS)})|(?P<close>{'|'.join(c for _, c in _MARKS)})")
-# The end of a text that may still become a mark: brackets that are open, or closed before the word of a channel.
-_BEGUN = re.compile(r"(?:<[^<>\n]{0,30}(?:>\s*[a-z]{0,10})?|\[[A-Z/]{0,8}|◁[^▷\n]{0,8})\Z")
+# The end of a text that may still become a mark: brackets that are open, or closed before the word of a channel, after
+# special tokens of gpt-oss, of which a mark has several.
+_BEGUN = re.compile(
+    r"(?:(?:<\|[a-z]{1,20}\|>\s*[a-z]{0,10}\s*){0,5}<[^<>\n]{0,30}(?:>\s*[a-z]{0,10})?|\[[A-Z/]{0,8}|◁[^▷\n]{0,8})\Z"
+)
 _OPENINGS = ("Here is my thought process:", "Here's my thought process:", "analysis", "commentary")
 # Special tokens that are only part of a mark.
 _PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|channel>", "<unused94>")

@@ -116,7 +116,7 @@ class FreedMemory(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Return what is free now: gradients and activations of the step are gone."""
-        if self._trim and state.global_step % self._STEPS == 0:
+        if self._trim and args.device.type == "cpu" and state.global_step % self._STEPS == 0:
             self._trim(0)
 
 

@@ -58,6 +58,12 @@ class Prepared:
         """Supervised tokens of one epoch."""
         return sum(label != IGNORED for row in self.labels for label in row)
 
+    def dataset(self) -> Any:
+        """The ids and labels as a dataset of the library datasets."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({"input_ids": [*map(list, self.ids)], "labels": [*map(list, self.labels)]})
+
     def figures(self) -> dict[str, Any]:
         """Counts for metrics.json."""
         return {

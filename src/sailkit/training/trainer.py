@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -97,7 +96,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             train = replace(train, labels=mark_verification(train))
             held_out = replace(held_out, labels=mark_verification(held_out)) if held_out else None
         self.held_out = held_out
-        self._measure = measure
+        self._measure, self._deciding = measure, (args.metric_for_best_model or "loss").removeprefix("eval_")
         padding = tokenizer.pad_token, model.config.get_text_config().pad_token_id
         early = [EarlyStopping(patience)] if patience and held_out else []
         try:
@@ -105,8 +104,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 super().__init__(
                     model=model,
                     args=args,
-                    train_dataset=_dataset(train),
-                    eval_dataset=_dataset(held_out) if held_out else None,
+                    train_dataset=train.dataset(),
+                    eval_dataset=held_out.dataset() if held_out else None,
                     processing_class=tokenizer,
                     peft_config=lora,
                     callbacks=[*callbacks, *early, FreedMemory()],
@@ -304,25 +303,28 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         Transformers averages over batches, which overweights short completions. With loss weights, the weighted mean
         is another figure.
         """
-        assert self.held_out is not None
         with inference(self) as model:
             losses = self._held_out_figures(model)
             further = self._measure(model) if self._measure else {}
-        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
-        if best not in (known := {**losses, **further}):
+        known, best = {**losses, **further}, self._deciding
+        if best not in known:
             self.processes.raise_if_any(f"training.metric_for_best_model: no figure {best!r}; {nearest(best, known)}")
         figures = {f"{metric_key_prefix}_{name}": value for name, value in known.items() if value is not None}
         self._metrics["eval"].clear()
         with inference(self):  # or the log would take the figures of the training steps since its last line
             self.log(dict(figures))
         if metric_key_prefix == "eval":  # hide the evaluations before and after training from early stopping
-            figures.setdefault(f"eval_{best}", -math.inf if self.args.greater_is_better else math.inf)  # undefined
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
+    def _determine_best_metric(self, metrics: Mapping[str, float], trial: Any) -> bool:
+        """Whether an evaluation is the best so far; one at which the deciding figure is undefined is not."""
+        return f"eval_{self._deciding}" in metrics and bool(super()._determine_best_metric(metrics, trial))
+
     def _held_out_figures(self, model: Any) -> dict[str, float]:
         """Mean loss per supervised held-out token, over all processes."""
-        rows = _dataset(self.held_out)
+        assert self.held_out is not None
+        rows = self.held_out.dataset()
         sums: Any = 0
         size = self.args.per_device_eval_batch_size
         batches = rope_lengths(model.config).batches([len(row["input_ids"]) for row in rows], size)
@@ -343,8 +345,3 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         total, count, *rest = sums
         weighted = {"weighted_loss": rest[0] / max(rest[1], 1)} if rest else {}
         return {"loss": total / max(count, 1), **weighted}
-
-
-def _dataset(rows: Prepared | None) -> Any:
-    assert rows is not None
-    return datasets.Dataset.from_dict({"input_ids": [*map(list, rows.ids)], "labels": [*map(list, rows.labels)]})
