@@ -42,7 +42,7 @@ def run(model_folder: Path, data: Path, out: Path, processes: Processes) -> None
             fully_shard(layer)
         fully_shard(model)
     figures = trainer.evaluate()
-    rows = trl._dataset(train)
+    rows = train.dataset()
     mine = range(processes.rank, len(rows), processes.count)
     batch = trainer.data_collator([rows[i] for i in mine])
     items = torch.tensor(sum(label != -100 for row in train.labels for label in row[1:]))

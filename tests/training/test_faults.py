@@ -9,6 +9,7 @@ import pytest
 
 from sailkit.prompts.sail import ExampleRenderer
 from sailkit.training import callbacks, checkpoints
+from sailkit.training.tokenise import Prepared
 from training import test_finetune, test_tokenise, test_trainer
 from training.test_finetune import data, folder  # noqa: F401
 from training.test_trainer import rows  # noqa: F401
@@ -16,7 +17,7 @@ from training.test_trainer import rows  # noqa: F401
 trl = pytest.importorskip("sailkit.training.trainer")
 render = ExampleRenderer.render
 loss = trl.Trainer.compute_loss
-dataset = trl._dataset
+dataset = Prepared.dataset
 
 
 def masked(change):
@@ -47,7 +48,7 @@ FAULTS = {
         test_tokenise.test_the_end_is_supervised_where_it_is_the_padding_too,
     ),
     "the trainer supervises the prompt": (
-        (trl, "_dataset", lambda found: dataset(replace(found, labels=found.ids))),
+        (Prepared, "dataset", lambda found: dataset(replace(found, labels=found.ids))),
         test_trainer.test_the_loss_is_that_of_the_completion_and_the_end,
     ),
     "packed rows see each other": (
