@@ -211,7 +211,7 @@ def _rules(out: Path) -> int:
 
 def _undecided_setting(task: Task, out: Path) -> dict[str, str | None]:
     """The label that the task's fingerprint leaves out; a finished run of earlier versions does not record it."""
-    recorded = not (out / CARD).exists() or _recorded(out, "undecided_label") is not None
+    recorded = not (out / CARD).exists() or runs.setting_of(out, "undecided_label") is not None
     return {"undecided_label": task.spec.undecided_label} if recorded else {}
 
 

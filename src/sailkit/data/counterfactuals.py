@@ -17,6 +17,7 @@ from dataclasses import replace
 from sailkit import runs
 from sailkit.data.leaks import words_of
 from sailkit.records import COUNTERFACTUAL, Example, original_id
+from sailkit.tasks.groups import same_text_key
 
 COUNTERFACTUALS_VERSION = 3  # of the rules by which spans are found and replaced, and pairs chosen and ordered
 _NAME = re.compile(r"\b[A-Z][a-zA-Z'’-]+(?: (?:(?:of|the|and|de|von) )?[A-Z][a-zA-Z'’-]+)*")
@@ -95,8 +96,7 @@ def without_copies(examples: Sequence[Example], added: Sequence[Example]) -> lis
     group_of: dict[tuple[str, ...], str] = {}
     copies: set[str] = set()
     for example in [*examples, *added]:
-        words = tuple(words_of(example.text)) or (example.text,)
-        if group_of.setdefault(words, example.group) != example.group:
+        if group_of.setdefault(same_text_key(example.text, words_of), example.group) != example.group:
             copies.add(original_id(example.id))
     return [example for example in added if original_id(example.id) not in copies]
 

@@ -22,7 +22,7 @@ from sailkit.models.sources import Source, resolve
 from sailkit.prompts.sail import trained_style
 from sailkit.records import TrainingExample
 from sailkit.training.checks import check_rows, require_gpu, resolve_adapters
-from sailkit.training.estimate import count_steps
+from sailkit.training.estimate import check_schedule
 from sailkit.training.tokenise import Prepared, held_out_paths, prepare, read_data
 
 
@@ -111,7 +111,7 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     Raises:
         UserError: The recipe cannot be run here, or the data or the teacher cannot be read.
     """
-    from sailkit.training.arguments import scheduler_kwargs, sft_config
+    from sailkit.training.arguments import sft_config
 
     student = recipe.student
     require_gpu(student)
@@ -121,9 +121,7 @@ def set_up(recipe: DistillationRecipe, out: Path, cache: Path | None) -> Setup:
     args = sft_config(student, out / STUDENT, held_out=any(example.response.strip() for example in held_out))
     if args.dataloader_drop_last and len(train) < args.train_batch_size:
         raise UserError(f"training.dataloader_drop_last: {len(train)} rows are no whole batch")
-    if not args.packing:
-        rows = sum(recipe.method != "logits" or bool(example.response.strip()) for example in train)
-        scheduler_kwargs(args, count_steps(rows, args)["steps"])
+    check_schedule(args, sum(recipe.method != "logits" or bool(example.response.strip()) for example in train))
     if student.adapters is not None:
         resolve_adapters(student, resolve(student.model), args.seed)
     files = _teacher_files(recipe)

@@ -277,7 +277,7 @@ def _predictions(folder: Path, task: str) -> list[Prediction]:
 
 
 def _check_same_items(model: str, predictions: Sequence[Prediction], examples: Sequence[Example]) -> None:
-    """Refuse a run on other data with the same ids, such as numbers of rows."""
+    """Refuse a run on other data, also where they have the same ids, such as numbers of rows."""
     by_id = {example.id: example for example in examples}
     if not any(row.id in by_id for row in predictions):
         raise UserError(

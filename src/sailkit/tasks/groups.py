@@ -18,6 +18,16 @@ def grouped_by_evidence(examples: Sequence[Example]) -> list[Example]:
     return [replace(example, group=names[number]) for number, example in zip(numbers, examples, strict=True)]
 
 
+def same_text_key(text: str, words_of: Callable[[str], Sequence[str]]) -> tuple[str, ...]:
+    """What texts of the same words have in common; a text without words is like itself alone.
+
+    Args:
+        text: The text.
+        words_of: The words of a text.
+    """
+    return tuple(words_of(text)) or (text,)
+
+
 def grouped_with_same_text(examples: Sequence[Example], words_of: Callable[[str], Sequence[str]]) -> list[Example]:
     """Join the groups of examples whose texts have the same words; a joined group has the smallest name of them.
 
@@ -34,7 +44,7 @@ def grouped_with_same_text(examples: Sequence[Example], words_of: Callable[[str]
 
     by_words: dict[Sequence[str], str] = {}
     for example in examples:
-        words = tuple(words_of(example.text)) or (example.text,)
+        words = same_text_key(example.text, words_of)
         smaller, larger = sorted((name_of(example.group), name_of(by_words.setdefault(words, example.group))))
         if smaller != larger:
             joined[larger] = smaller

@@ -75,8 +75,9 @@ def plan_training(
         check_context(config, max((*train.tokens, *(held_out.tokens if held_out else ()))), recipe.model)
     args = _arguments(recipe, held_out=held_out is not None)
     rows = _packed_rows(train.tokens, recipe.max_length, args) if args.packing else len(train.tokens)
-    steps = count_steps(rows, args)
-    _check_schedule(recipe, args, steps["steps"])
+    steps = _steps(rows, args)
+    if "lr_scheduler_kwargs" in recipe.training:  # else `args` may be a part of the SFTConfig
+        _check_schedule(args, steps["steps"])
     epochs = steps["steps"] / steps["steps_per_epoch"]
     tokens_in_all = round(epochs * sum(train.tokens))
     plan = TrainingPlan(
@@ -143,11 +144,24 @@ def _arguments(recipe: Recipe, *, held_out: bool) -> Any:
     return sft_config(recipe, Path(), held_out=held_out)
 
 
-def _check_schedule(recipe: Recipe, args: Any, steps: int) -> None:
-    if "lr_scheduler_kwargs" in recipe.training:  # else `args` may be a part of the SFTConfig
-        from sailkit.training.arguments import scheduler_kwargs
+def check_schedule(args: Any, rows: int) -> None:
+    """Check the schedule of the learning rate before any weights; with packing, only the trainer knows the steps.
 
-        scheduler_kwargs(args, steps)
+    Args:
+        args: The SFTConfig.
+        rows: Number of training rows.
+
+    Raises:
+        UserError: The schedule does not fit into the run.
+    """
+    if not args.packing:
+        _check_schedule(args, _steps(rows, args)["steps"])
+
+
+def _check_schedule(args: Any, steps: int) -> None:
+    from sailkit.training.arguments import scheduler_kwargs
+
+    scheduler_kwargs(args, steps)
 
 
 def _sizes(
@@ -242,16 +256,8 @@ def _packed_rows(tokens: Sequence[int], max_length: int, args: Any) -> int:
     return len(pack_dataset(rows, max_length, args.packing_strategy))
 
 
-def count_steps(rows: int, args: Any) -> dict[str, Any]:
-    """Optimizer steps, counted as in transformers' Trainer.
-
-    Args:
-        rows: Number of rows; with packing, of packed ones.
-        args: The SFTConfig.
-
-    Returns:
-        `rows_per_step`, `steps_per_epoch`, and `steps` of the whole run.
-    """
+def _steps(rows: int, args: Any) -> dict[str, Any]:
+    """Optimizer steps, counted as in transformers' Trainer."""
     size = args.train_batch_size * args.world_size
     batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
     per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)

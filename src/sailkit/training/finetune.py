@@ -21,7 +21,7 @@ from sailkit.rendering import html
 from sailkit.training import data_cards, plots, publish
 from sailkit.training.checks import check_rows, require_gpu, resolve_adapters
 from sailkit.training.effective import EFFECTIVE, effective_settings, with_format_as_begun
-from sailkit.training.estimate import count_steps, plan_training
+from sailkit.training.estimate import check_schedule, plan_training
 from sailkit.training.held_out import loss_change
 from sailkit.training.recipe import Recipe, read_recipe
 from sailkit.training.results import HISTORY, MODEL, TrainingPlan, TrainingRun
@@ -176,7 +176,7 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
     from transformers import AutoTokenizer
 
     from sailkit.models.weights import pretrained
-    from sailkit.training.arguments import scheduler_kwargs, sft_config
+    from sailkit.training.arguments import sft_config
 
     tokenizer = pretrained(AutoTokenizer, source.tokenizer_folder)
     recipe = replace(recipe, date=date if reads_clock(tokenizer) else None)
@@ -184,8 +184,7 @@ def _set_up(recipe: Recipe, date: str, out: Path, objective: Objective, processe
     adapters = resolve_adapters(recipe, source, args.seed)  # before minutes of tokenising
     train, held_out = prepare_data(recipe, tokenizer)
     check_rows(recipe, source, (train, held_out))
-    if not args.packing:
-        scheduler_kwargs(args, count_steps(len(train.ids), args)["steps"])
+    check_schedule(args, len(train.ids))
     return _Setup(recipe, objective, processes, source, adapters, tokenizer, train, held_out, args)
 
 
